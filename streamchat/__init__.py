@@ -1,0 +1,29 @@
+"""streamchat: a terminal chat that never ends, on one persistent KV cache (StreamingLLM eviction).
+
+Importing the package loads neither torch nor Textual; the public names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from streamchat.cache.hook import StreamingHook as StreamingHook
+    from streamchat.cache.streaming import StreamingCache as StreamingCache
+
+_PUBLIC = {
+    "StreamingCache": "streamchat.cache.streaming",
+    "StreamingHook": "streamchat.cache.hook",
+}
+
+__all__ = ["StreamingCache", "StreamingHook", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

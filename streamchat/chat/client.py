@@ -1,0 +1,58 @@
+"""What a face may ask of the engine. The app and the prompt are written against this, and tested with a scripted one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from streamchat.chat.events import Event
+from streamchat.settings import Settings
+
+
+class ChatEngine(Protocol):
+    """Requests are queued and carried out in order by one owner thread; all methods return at once.
+
+    What happens is told to the subscribers, on the engine's thread: a screen must hand events over to its own loop.
+    """
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, including changes by `set_option`."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """A turn is running or queued."""
+        ...
+
+    def subscribe(self, sink: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `sink` with every event from now on; returns a function that ends it."""
+        ...
+
+    def start(self) -> None:
+        """Start loading the model. Ends in `ModelReady` or `EngineFailed`."""
+        ...
+
+    def submit(self, text: str) -> None:
+        """Queue a user message; `TurnStarted` ... `TurnFinished` follow. Allowed before `ModelReady`."""
+        ...
+
+    def stop_reply(self) -> None:
+        """Stop the running turn soon. Text that was shown stays and the turn is closed; without any it is rolled back."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the conversation, keep model, system prompt and settings; `ConversationCleared` follows."""
+        ...
+
+    def set_system_prompt(self, text: str) -> None:
+        """Start over with another system prompt (it is pinned at the start of the cache); `ConversationCleared` follows."""
+        ...
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change a live setting (checked by the caller) from the next turn on; `SettingChanged` follows."""
+        ...
+
+    def close(self, timeout_s: float = 2.0) -> bool:
+        """Stop everything and end the thread; returns whether it ended in time. May be called twice."""
+        ...

@@ -1,0 +1,261 @@
+"""Finding the settings: flag > environment (`STREAMCHAT_*`) > configuration file > default.
+
+The configuration file is `--config FILE`, else `./config.toml` where that is a streamchat file (it has a
+`[streamchat]` table), else `config.toml` in the user's configuration folder. Wrong input raises `ConfigError`
+with one sentence that names the place, the key and the legal values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamchat import paths
+from streamchat.errors import ConfigError
+from streamchat.settings import Settings, default_of, setting_fields, spec_of
+
+CONFIG_VERSION = 1
+ENV_PREFIX = "STREAMCHAT_"
+# Environment variables with our prefix that are not settings.
+ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The settings of a run and where each value that is not a default came from."""
+
+    settings: Settings = field(default_factory=Settings)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting name -> the place, in words for a message: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
+    file: Path | None = None
+    """The configuration file that was read."""
+
+    def is_explicit(self, name: str) -> bool:
+        """Whether the user gave the setting `name` anywhere."""
+        return name in self.origins
+
+    def place(self, name: str) -> str:
+        """Where the setting `name` came from, for a message."""
+        return self.origins.get(name, "the default")
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Configuration:
+    """Collect and check all settings.
+
+    Args:
+        flags: Setting name -> value from the command line; None values were not given.
+        config_file: `--config`; must exist.
+        environ: Defaults to `os.environ`.
+
+    Raises:
+        ConfigError: A file, key or value is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    if config_file is None and environ.get("STREAMCHAT_CONFIG"):
+        config_file = Path(environ["STREAMCHAT_CONFIG"]).expanduser()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    file = _find_file(config_file)
+    if file is not None:
+        for name, value in _read_file(file).items():
+            values[name], origins[name] = check_value(name, value, str(file)), str(file)
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHER:
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in setting_fields():
+            raise ConfigError(f"{variable}: unknown setting{_did_you_mean(name)}")
+        values[name], origins[name] = check_value(name, parse_text(name, text, variable), variable), variable
+    for name, value in (flags or {}).items():
+        if value is not None:
+            flag = flag_of(name)
+            values[name], origins[name] = check_value(name, value, flag), flag
+
+    settings = Settings(**values)
+    _check_together(settings, origins)
+    return Configuration(settings, origins, file)
+
+
+def flag_of(name: str) -> str:
+    """The command line flag of a setting: `cache_size` -> `--cache-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_text(name: str, text: str, place: str) -> Any:
+    """Turn text (environment, `/set`) into the type of the setting `name`; raises ConfigError."""
+    default = default_of(name)
+    try:
+        if isinstance(default, bool):
+            return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False,
+                    "off": False}[text.strip().lower()]  # fmt: skip
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float):
+            return float(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {text!r}") from None
+    return text
+
+
+def check_value(name: str, value: Any, place: str) -> Any:
+    """Check one value against its declaration and return it in the declared type; raises ConfigError."""
+    default, spec = default_of(name), spec_of(name)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {value!r}")
+    if spec.choices and value not in spec.choices:
+        raise ConfigError(f"{place}: {name} = {value!r} is not legal; it must be {spec.legal()}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = spec.minimum, spec.maximum
+        # written so that NaN is refused too
+        above = low is None or value > low or (value == low and not spec.above_minimum)
+        below = high is None or value < high or (value == high and not spec.below_maximum)
+        if not (above and below):
+            raise ConfigError(f"{place}: {name} = {value} is not legal; it must be {spec.legal()}")
+    return value
+
+
+def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
+    if "compression_ratio" in origins and settings.compression_ratio > 0 and "cache_size" in origins:
+        raise ConfigError(
+            f"cache_size ({origins['cache_size']}) and compression_ratio ({origins['compression_ratio']}) are two "
+            "ways to give the same budget; give one of them"
+        )
+    if not settings.compression_ratio and settings.num_sink_tokens >= settings.cache_size:
+        key = "num_sink_tokens" if "num_sink_tokens" in origins else "cache_size"
+        raise ConfigError(
+            f"{origins.get(key, 'the default')}: num_sink_tokens = {settings.num_sink_tokens} does not fit into "
+            f"cache_size = {settings.cache_size}; it must be from 0 to {settings.cache_size - 1}"
+        )
+
+
+def _find_file(explicit: Path | None) -> Path | None:
+    if explicit is not None:
+        return explicit
+    local = Path("config.toml")
+    if local.is_file() and _is_ours(local):
+        return local
+    user = paths.config_dir() / "config.toml"
+    return user if user.is_file() else None
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return "streamchat" in tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        # A broken file of ours must be reported, somebody else's ignored.
+        if "[streamchat]" in file.read_text(encoding="utf-8", errors="replace"):
+            raise ConfigError(f"{file}: not valid TOML: {error}") from None
+        return False
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot read the configuration file: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    head = tables.pop("streamchat", None)
+    if not isinstance(head, dict):
+        raise ConfigError(f"{file}: not a streamchat configuration; it has no [streamchat] table")
+    version = head.pop("config_version", CONFIG_VERSION)
+    if version != CONFIG_VERSION:
+        raise ConfigError(
+            f"{file}: config_version = {version!r} is not known here; it must be {CONFIG_VERSION}"
+        )
+    if head:
+        raise ConfigError(
+            f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there"
+        )
+
+    sections = {spec_of(name).section for name in setting_fields()}
+    values: dict[str, Any] = {}
+    for section, content in tables.items():
+        if section not in sections:
+            hint = _did_you_mean(section, sections) or f"; the tables are {', '.join(sorted(sections))}"
+            raise ConfigError(f"{file}: unknown table or key {section}{hint}")
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: {section} must be a table, [{section}]")
+        for name, value in content.items():
+            if name not in setting_fields():
+                raise ConfigError(f"{file}: unknown key {section}.{name}{_did_you_mean(name)}")
+            belongs = spec_of(name).section
+            if belongs != section:
+                raise ConfigError(f"{file}: {name} belongs in [{belongs}], not in [{section}]")
+            values[name] = value
+    return values
+
+
+def _did_you_mean(name: str, among: set[str] | None = None) -> str:
+    close = difflib.get_close_matches(name, among or set(setting_fields()), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _type_words(name: str) -> str:
+    default, spec = default_of(name), spec_of(name)
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, int):
+        return f"a whole number, {spec.legal()}"
+    if isinstance(default, float):
+        return f"a number, {spec.legal()}"
+    return spec.legal() if spec.choices else "text"
+
+
+def render_toml(configuration: Configuration | None = None) -> str:
+    """The configuration file as text: every setting with its value and a comment.
+
+    With the default argument this is the `config.toml` at the top of the repository; given a configuration, the
+    comments also say where each value came from.
+    """
+    given = configuration or Configuration()
+    lines = [
+        "# streamchat configuration. Every setting with its default.",
+        "# Read from --config FILE, else ./config.toml, else config.toml in the user configuration folder",
+        "# (`streamchat config --path` prints it). A flag (--cache-size) or an environment variable",
+        "# (STREAMCHAT_CACHE_SIZE) wins over this file.",
+        "",
+        "[streamchat]",
+        f"config_version = {CONFIG_VERSION}",
+    ]
+    section = ""
+    for name in setting_fields():
+        spec = spec_of(name)
+        if spec.section != section:
+            section = spec.section
+            lines += ["", f"[{section}]"]
+        legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
+        lines += _wrap_comment(f"{spec.help}{legal}.")
+        if given.is_explicit(name):
+            lines.append(f"# from {given.place(name)}")
+        lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
+    return "\n".join(lines) + "\n"
+
+
+def _wrap_comment(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="# ")
+
+
+def _toml_value(value: Any) -> str:
+    # JSON strings, numbers and booleans are valid TOML once non-ASCII is kept as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

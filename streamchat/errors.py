@@ -1,0 +1,79 @@
+"""Errors that a user may meet, each one sentence and one exit code.
+
+StreamchatError
+├── ConfigError            a setting is unknown, of the wrong type or impossible       exit 2
+├── ModelError             a model cannot be found, fetched, read or used              exit 3
+│   ├── ModelNotFoundError     nothing of that name here, or no way to get it
+│   └── UnsupportedModelError  found, but it cannot stream (the reason is in the text)
+├── CacheError             the cache was asked for something impossible                exit 1
+│   ├── ChunkTooLargeError     more new tokens than fit beside the pinned ones
+│   └── CacheNotSeenError      a forward ran under the hook without the streaming cache
+└── TurnError              one turn failed and was rolled back; the chat goes on       exit 1
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process returns to the shell."""
+
+    OK = 0
+    FAILURE = 1
+    """Something failed while running, for example a turn of a piped conversation."""
+    USAGE = 2
+    """A flag, an environment variable or a configuration file is wrong."""
+    MODEL = 3
+    """The model cannot be found, fetched, read or used."""
+    INTERRUPTED = 130
+    """Ctrl+C outside a reply, as shells report it (128 + SIGINT)."""
+
+
+class StreamchatError(Exception):
+    """Base of all errors whose text is written for the user: one sentence, with the values and the next step."""
+
+    exit_code = ExitCode.FAILURE
+    title = "streamchat failed"
+
+
+class ConfigError(StreamchatError):
+    """A setting is unknown, of the wrong type or impossible."""
+
+    exit_code = ExitCode.USAGE
+    title = "Wrong setting"
+
+
+class ModelError(StreamchatError):
+    """A model cannot be found, fetched, read or used."""
+
+    exit_code = ExitCode.MODEL
+    title = "Model not available"
+
+
+class ModelNotFoundError(ModelError):
+    """No model of that name is here, and it could not be fetched."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model was found, but an endless cache would be wrong with it."""
+
+
+class CacheError(StreamchatError):
+    """The cache was asked for something impossible."""
+
+    title = "Cache error"
+
+
+class ChunkTooLargeError(CacheError, ValueError):
+    """More new tokens in one forward than fit beside the sinks and pinned tokens."""
+
+
+class CacheNotSeenError(CacheError, RuntimeError):
+    """A forward ran under the streaming hook without the streaming cache."""
+
+
+class TurnError(StreamchatError):
+    """One turn failed and was rolled back."""
+
+    title = "The turn failed"

@@ -1,0 +1,194 @@
+"""Every setting, declared once: type, default, legal range, help. Flags, environment, file and docs follow from it.
+
+Nothing is read here; `streamchat.config` finds the values and says where each came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager"]
+Format = Literal["auto", "template", "plain"]
+Evict = Literal["turns", "tokens"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is legal for one setting, and how it is explained."""
+
+    section: str
+    """Table of the configuration file it belongs to."""
+    help: str
+    minimum: float | None = None
+    """Smallest legal number."""
+    maximum: float | None = None
+    """Largest legal number."""
+    above_minimum: bool = False
+    """The minimum itself is not legal."""
+    below_maximum: bool = False
+    """The maximum itself is not legal."""
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    live: bool = False
+    """`/set` may change it during a chat."""
+
+    def legal(self) -> str:
+        """The legal values in words, for messages and comments."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        parts = []
+        if self.minimum is not None:
+            parts.append(f"{'above' if self.above_minimum else 'at least'} {self.minimum:g}")
+        if self.maximum is not None:
+            parts.append(f"{'below' if self.below_maximum else 'at most'} {self.maximum:g}")
+        return " and ".join(parts) or "any value"
+
+
+def _setting(default: Any, section: str, help: str, **spec: Any) -> Any:  # noqa: A002 - the word of argparse
+    return field(default=default, metadata={"spec": Spec(section, help, **spec)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run, checked. Sizes are in tokens."""
+
+    model: str = _setting(
+        "default",
+        "model",
+        "Model to load: 'default' (bundled SmolLM2-135M-Instruct), an alias such as pythia-410m "
+        "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
+        metavar="NAME",
+    )
+    device: Device = _setting(
+        "auto",
+        "model",
+        "Where the model runs; auto takes cuda, then mps, then cpu",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
+    dtype: Dtype = _setting(
+        "auto",
+        "model",
+        "Number format of weights and cache; auto picks what is safe and fast on the device",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    attention: Attention = _setting(
+        "sdpa", "model", "Attention implementation of transformers", choices=("sdpa", "eager")
+    )
+
+    cache_size: int = _setting(
+        1024,
+        "cache",
+        "Budget of the KV cache in tokens: sinks + pinned + recent window; no layer ever holds more",
+        minimum=16,
+        metavar="TOKENS",
+    )
+    compression_ratio: float = _setting(
+        0.0,
+        "cache",
+        "Another way to give cache_size: max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = not used",
+        minimum=0.0,
+        maximum=1.0,
+        below_maximum=True,
+        metavar="RATIO",
+    )
+    num_sink_tokens: int = _setting(
+        4,
+        "cache",
+        "Attention sinks: the first tokens of the conversation, never evicted",
+        minimum=0,
+        metavar="TOKENS",
+    )
+    evict: Evict = _setting(
+        "turns",
+        "cache",
+        "What leaves when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
+        "window)",
+        choices=("turns", "tokens"),
+    )
+
+    temperature: float = _setting(
+        0.7,
+        "generation",
+        "Randomness of the reply; 0 always takes the likeliest token",
+        minimum=0.0,
+        maximum=10.0,
+        live=True,
+    )
+    top_p: float = _setting(
+        0.9,
+        "generation",
+        "Sample from the smallest set of tokens with this total probability; 1 = off",
+        minimum=0.0,
+        above_minimum=True,
+        maximum=1.0,
+        live=True,
+    )
+    top_k: int = _setting(
+        0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True
+    )
+    min_p: float = _setting(
+        0.0,
+        "generation",
+        "Drop tokens less likely than this share of the likeliest one; 0 = off",
+        minimum=0.0,
+        maximum=1.0,
+        live=True,
+    )
+    repetition_penalty: float = _setting(
+        1.1,
+        "generation",
+        "Above 1 makes tokens that are already in the cache less likely; 1 = off",
+        minimum=0.0,
+        above_minimum=True,
+        maximum=10.0,
+        live=True,
+    )
+    max_new_tokens: int = _setting(
+        512, "generation", "A reply is cut off after this many tokens", minimum=1, metavar="TOKENS", live=True
+    )
+    seed: int = _setting(
+        -1, "generation", "Makes sampling repeatable; -1 = a new seed each start", minimum=-1, live=True
+    )
+
+    system_prompt: str = _setting(
+        "",
+        "chat",
+        "Instructions that stay pinned in the cache; empty = what the model's own chat template says",
+        metavar="TEXT",
+    )
+    chat_format: Format = _setting(
+        "auto",
+        "chat",
+        "How turns are written for the model: its chat template, or plain 'User:' / 'Assistant:' lines; "
+        "auto takes the template where the model has one",
+        choices=("auto", "template", "plain"),
+    )
+
+    plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app")
+    theme: str = _setting("textual-dark", "interface", "Colour theme of the full-screen app", metavar="NAME")
+    history: bool = _setting(True, "interface", "Remember what you typed across restarts")
+    stats_json: str = _setting(
+        "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE"
+    )
+
+
+def setting_fields() -> dict[str, Field[Any]]:
+    """The dataclass fields of `Settings` by name, in declaration order."""
+    return {f.name: f for f in fields(Settings)}
+
+
+def spec_of(name: str) -> Spec:
+    """The `Spec` of the setting `name`. Raises KeyError for an unknown name."""
+    spec = setting_fields()[name].metadata["spec"]
+    assert isinstance(spec, Spec)
+    return spec
+
+
+def default_of(name: str) -> Any:
+    """The default of the setting `name`."""
+    default = setting_fields()[name].default
+    assert default is not MISSING
+    return default
