@@ -67,21 +67,37 @@ def load(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
+    def take(given: Mapping[str, Any], places: Mapping[str, str]) -> None:
+        checked = {name: check_value(name, value, places[name]) for name, value in given.items()}
+        _refuse_two_budgets(checked, places)
+        # The two ways to give the budget are one choice: a stronger source replaces the weaker one's.
+        for name, other in (("cache_size", "compression_ratio"), ("compression_ratio", "cache_size")):
+            if name in checked and checked[name] != default_of(name):
+                values.pop(other, None)
+                origins.pop(other, None)
+        for name, value in checked.items():
+            values[name], origins[name] = value, places[name]
+
     file = _find_file(config_file)
     if file is not None:
-        for name, value in _read_file(file).items():
-            values[name], origins[name] = check_value(name, value, str(file)), str(file)
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable in ENV_OTHER:
-            continue
-        name = variable.removeprefix(ENV_PREFIX).lower()
+        # A file that lists every setting gives only those that it changes.
+        given = {
+            name: value
+            for name, value in _read_file(file).items()
+            if check_value(name, value, str(file)) != default_of(name)
+        }
+        take(given, dict.fromkeys(given, str(file)))
+    variables = {
+        name.removeprefix(ENV_PREFIX).lower(): name
+        for name in environ
+        if name.startswith(ENV_PREFIX) and name not in ENV_OTHER
+    }
+    for name, variable in variables.items():
         if name not in setting_fields():
             raise ConfigError(f"{variable}: unknown setting{_did_you_mean(name)}")
-        values[name], origins[name] = check_value(name, parse_text(name, text, variable), variable), variable
-    for name, value in (flags or {}).items():
-        if value is not None:
-            flag = flag_of(name)
-            values[name], origins[name] = check_value(name, value, flag), flag
+    take({name: parse_text(name, environ[var], var) for name, var in variables.items()}, variables)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    take(given, {name: flag_of(name) for name in given})
 
     settings = Settings(**values)
     _check_together(settings, origins)
@@ -128,12 +144,15 @@ def check_value(name: str, value: Any, place: str) -> Any:
     return value
 
 
-def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
-    if "compression_ratio" in origins and settings.compression_ratio > 0 and "cache_size" in origins:
+def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    if values.get("compression_ratio") and "cache_size" in values:
         raise ConfigError(
-            f"cache_size ({origins['cache_size']}) and compression_ratio ({origins['compression_ratio']}) are two "
+            f"cache_size ({places['cache_size']}) and compression_ratio ({places['compression_ratio']}) are two "
             "ways to give the same budget; give one of them"
         )
+
+
+def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     if not settings.compression_ratio and settings.num_sink_tokens >= settings.cache_size:
         key = "num_sink_tokens" if "num_sink_tokens" in origins else "cache_size"
         raise ConfigError(
