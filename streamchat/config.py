@@ -197,13 +197,9 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not a streamchat configuration; it has no [streamchat] table")
     version = head.pop("config_version", CONFIG_VERSION)
     if version != CONFIG_VERSION:
-        raise ConfigError(
-            f"{file}: config_version = {version!r} is not known here; it must be {CONFIG_VERSION}"
-        )
+        raise ConfigError(f"{file}: config_version = {version!r} is not known here; it must be {CONFIG_VERSION}")
     if head:
-        raise ConfigError(
-            f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there"
-        )
+        raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
 
     sections = {spec_of(name).section for name in setting_fields()}
     values: dict[str, Any] = {}

@@ -126,9 +126,7 @@ class Settings:
         maximum=1.0,
         live=True,
     )
-    top_k: int = _setting(
-        0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True
-    )
+    top_k: int = _setting(0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True)
     min_p: float = _setting(
         0.0,
         "generation",

@@ -122,9 +122,7 @@ class SlashRegistry:
         command = self.find(name.lower())
         if command is None or command.complete is None:
             return []
-        return [
-            (f"/{command.name} {whole}", note) for whole, note in command.complete(context, argument.lstrip())
-        ]
+        return [(f"/{command.name} {whole}", note) for whole, note in command.complete(context, argument.lstrip())]
 
     def help_text(self) -> str:
         """All commands, a line each."""
@@ -150,18 +148,14 @@ def default_registry() -> SlashRegistry:
 
     for command in (
         SlashCommand("help", "[COMMAND]", "list the commands", show_help, ("h", "?"), complete_help),
-        SlashCommand(
-            "clear", "", "forget the conversation; keep model, system prompt and settings", _clear, ("new",)
-        ),
+        SlashCommand("clear", "", "forget the conversation; keep model, system prompt and settings", _clear, ("new",)),
         SlashCommand(
             "system",
             "[TEXT]",
             "show the system prompt, or start over with another one ('none' removes it)",
             _system,
         ),
-        SlashCommand(
-            "set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set
-        ),
+        SlashCommand("set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set),
         SlashCommand("stats", "", "cache, memory and speed so far", _stats, ("status",)),
         SlashCommand("quit", "", "leave", lambda context, argument: SlashResult(quit=True), ("exit", "q")),
     ):
@@ -178,9 +172,7 @@ def _system(context: SlashContext, argument: str) -> SlashResult:
     if not argument:
         prompt = context.engine.settings.system_prompt
         return SlashResult(
-            f"system prompt: {prompt}"
-            if prompt
-            else "system prompt: none set; the chat template's own is used"
+            f"system prompt: {prompt}" if prompt else "system prompt: none set; the chat template's own is used"
         )
     context.engine.set_system_prompt("" if argument.lower() == "none" else argument)
     return SlashResult()
@@ -200,9 +192,7 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
     if name not in setting_fields():
         return SlashResult(f"{name} is not a setting; /set lists those that can be changed here", error=True)
     if not value:
-        return SlashResult(
-            f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})"
-        )
+        return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
     if not spec_of(name).live:
         return SlashResult(
             f"{name} cannot change during a chat; start with {config.flag_of(name)} or put it into config.toml",

@@ -97,9 +97,7 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
     if partly:
         parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
     what = "; ".join(parts) if parts else "older text is no longer seen by the model"
-    return (
-        f"{what} ({tokens} left the cache, {event.cache_len_after} of {event.cache.cache_size or '?'} stay)"
-    )
+    return f"{what} ({tokens} left the cache, {event.cache_len_after} of {event.cache.cache_size or '?'} stay)"
 
 
 def turn_words(turns: tuple[int, ...] | list[int]) -> str:
