@@ -1,0 +1,131 @@
+"""Rotary positions (RoFormer, arXiv:2104.09864) of cached tensors, asked from the model's own rotary module.
+
+Nothing here rebuilds frequencies from a configuration: whatever scaling a model uses, its module is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Angles = tuple[Tensor, Tensor]
+"""(cos, sin), each (positions, pairs) float32, cos^2 + sin^2 = 1."""
+
+# Distinct, not multiples of each other: a layout that fits all of these is the layout.
+PROBE_POSITIONS = (0, 1, 2, 5, 11, 23)
+
+
+class RotarySource:
+    """One recorded call of a model's rotary module, repeatable at any positions.
+
+    Modules differ in what they return: (cos, sin), (sin, cos) or complex numbers; each pair's angle once or twice
+    (as halves or next to each other); scaled or not. That is found out once, here.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._module, self._args, self._kwargs = module, args, kwargs
+        self._memo: tuple[tuple[int, int, torch.device], Angles] | None = None
+        device = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), torch.device("cpu"))
+        first, second = self._call(torch.tensor(PROBE_POSITIONS, device=device))
+        # At position 0 the sine is 0 everywhere.
+        self._sin_first = bool(first[0].abs().max() < second[0].abs().max())
+        self._copies = _find_copies(first, second)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RotarySource:
+        return self  # a copied cache must not copy the model's modules
+
+    def _call(self, positions: Tensor) -> Angles:
+        row = positions[None]
+
+        def substitute(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.is_floating_point():  # hidden states: only their dtype and device are looked at
+                return torch.zeros(1, len(positions), 1, dtype=torch.float32, device=positions.device)
+            return row
+
+        with torch.inference_mode(False), torch.no_grad():
+            # `forward`, not `__call__`: no hook of anybody's shall run
+            out = self._module.forward(
+                *(substitute(a) for a in self._args), **{k: substitute(v) for k, v in self._kwargs.items()}
+            )
+        if isinstance(out, Tensor) and out.is_complex():
+            out = (out.real, out.imag)
+        first, second = out
+        return first.reshape(len(positions), -1).float(), second.reshape(len(positions), -1).float()
+
+    def angles(self, positions: Tensor) -> Angles:
+        """Unit (cos, sin) at absolute `positions` (n,), each (n, pairs) float32. Ask only within the rope's range."""
+        first, second = self._call(positions)
+        cos, sin = (second, first) if self._sin_first else (first, second)
+        cos, sin = self._copies.one_of(cos), self._copies.one_of(sin)
+        scale = (cos.square() + sin.square()).sqrt()  # yarn and longrope multiply both by an attention factor
+        return cos / scale, sin / scale
+
+    def angles_range(self, start: int, count: int, device: torch.device) -> Angles:
+        """`angles` at start .. start + count - 1; the last answer is remembered, as every layer asks the same."""
+        key = (start, count, device)
+        if self._memo is None or self._memo[0] != key:
+            self._memo = (key, self.angles(torch.arange(start, start + count, device=device)))
+        return self._memo[1]
+
+
+@dataclass(frozen=True)
+class _Copies:
+    stride: int  # 1: halves or single, 2: next to each other
+    pairs: int
+
+    def one_of(self, x: Tensor) -> Tensor:
+        return x[:, :: self.stride][:, : self.pairs]
+
+
+def _find_copies(first: Tensor, second: Tensor) -> _Copies:
+    width = first.shape[-1]
+    half = width // 2
+    if width % 2 == 0 and half:
+        if all(torch.equal(x[:, :half], x[:, half:]) for x in (first, second)):
+            return _Copies(1, half)
+        if all(torch.equal(x[:, ::2], x[:, 1::2]) for x in (first, second)):
+            return _Copies(2, half)
+    return _Copies(1, width)
+
+
+@dataclass(frozen=True)
+class TensorRotation:
+    """How one cached tensor carries its position."""
+
+    source: RotarySource
+    offset: int
+    """First rotated dimension of the head."""
+    interleaved: bool
+    """Pairs are (0, 1), (2, 3), ... instead of (0, h), (1, h + 1), ..."""
+    reverse: bool = False
+    """Turns by minus the angle."""
+
+    def apply(self, x: Tensor, angles: Angles, *, undo: bool = False) -> Tensor:
+        """Rotate `x` (..., n, head_dim) by angles (n, pairs); returns float32. `undo` rotates back."""
+        cos, sin = angles
+        if self.reverse != undo:
+            sin = -sin
+        pairs = cos.shape[-1]
+        stop = self.offset + 2 * pairs
+        x = x.float()
+        part = x[..., self.offset : stop]
+        out = x.clone()
+        target = out[..., self.offset : stop]
+        if self.interleaved:
+            a, b = part[..., ::2], part[..., 1::2]
+            target[..., ::2], target[..., 1::2] = a * cos - b * sin, b * cos + a * sin
+        else:
+            a, b = part[..., :pairs], part[..., pairs:]
+            target[..., :pairs], target[..., pairs:] = a * cos - b * sin, b * cos + a * sin
+        return out
+
+
+def difference(to: Angles, start: Angles) -> Angles:
+    """Angles that lead from positions `start` to positions `to`: R(to) R(start)^-1."""
+    (c1, s1), (c0, s0) = to, start
+    return c1 * c0 + s1 * s0, s1 * c0 - c1 * s0

@@ -1,0 +1,97 @@
+"""The numeric check at load: rotate a real cache with our rotation and see whether the model agrees.
+
+The fit explains one token's keys; this looks at logits through all layers, so that a forgotten layer or a wrong
+frequency shows. 80 tokens of forward.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.rotation import difference
+from streamchat.errors import UnsupportedModelError
+
+PROMPT_TOKENS = 24
+# one token instead of eight is too noisy in bfloat16
+CHUNK_TOKENS = 8
+SHIFT = 17
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Differences of the chunk's logits from an unmoved run; root mean square, in units of the logits' spread."""
+
+    floor: float
+    """Everything moved by 17 positions by the model itself: its own shift invariance in this dtype."""
+    rotated: float
+    """The cache moved by our rotation: must sit on the floor."""
+    control: float
+    """The cache left where it was: how large a mistake looks on this model."""
+    ok: bool
+
+
+@torch.inference_mode()
+def self_check(model: Any, fit: PositionFit) -> SelfCheck:
+    """Measure `fit` on `model` (a causal LM in eval mode; not changed)."""
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, PROMPT_TOKENS + CHUNK_TOKENS), generator=generator)
+    ids = ids.to(device)
+    name = cache_keyword(model)
+
+    def run(cache: Any, tokens: Tensor, first: int) -> Tensor:
+        positions = torch.arange(first, first + tokens.shape[1], device=device)[None]
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=True, **{name: cache}).logits
+        return torch.as_tensor(logits[0]).float()
+
+    prompt, chunk = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
+    plain, moved = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    run(plain, prompt, 0)
+    run(moved, prompt, SHIFT)
+    turned = copy.deepcopy(plain)
+    _turn(turned, fit, SHIFT)
+    unmoved = run(copy.deepcopy(plain), chunk, PROMPT_TOKENS)
+    spread = unmoved.std().clamp_min(1e-9)
+
+    def distance(cache: Any) -> float:
+        logits = run(cache, chunk, PROMPT_TOKENS + SHIFT)
+        return ((logits - unmoved).square().mean().sqrt() / spread).item()
+
+    floor, rotated, control = distance(moved), distance(turned), distance(plain)
+    # In float32 a higher floor means that the output depends on the absolute position.
+    premise = floor < 1e-4 or model.dtype != torch.float32
+    agrees = rotated <= 3 * floor + 1e-5
+    telling = max(floor, rotated) <= 0.3 * control if fit.rotates else floor < 1e-5
+    return SelfCheck(floor, rotated, control, premise and agrees and telling)
+
+
+def require_self_check(model: Any, fit: PositionFit) -> SelfCheck:
+    """`self_check`, or UnsupportedModelError with the figures."""
+    result = self_check(model, fit)
+    if not result.ok:
+        raise UnsupportedModelError(
+            "the numeric self-check of the rotary positions failed (moved by the model "
+            f"{result.floor:.1e}, by our rotation {result.rotated:.1e}, not moved {result.control:.1e}); an endless "
+            "cache would be wrong with this model"
+        )
+    return result
+
+
+def _turn(cache: Any, fit: PositionFit, shift: int) -> None:
+    for layer, rotations in zip(cache.layers, fit.layers, strict=True):
+        for name, rotation in (("keys", rotations.keys), ("values", rotations.values)):
+            if rotation is None:
+                continue
+            x = getattr(layer, name)
+            start = rotation.source.angles_range(0, x.shape[-2], x.device)
+            to = rotation.source.angles_range(shift, x.shape[-2], x.device)
+            setattr(layer, name, rotation.apply(x, difference(to, start)).to(x.dtype))

@@ -1,0 +1,290 @@
+"""The cache of an endless conversation: a `DynamicCache` that never holds more than its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.ledger import Ledger
+from streamchat.cache.policy import Occupancy, plan_eviction
+from streamchat.errors import CacheError, ConfigError, UnsupportedModelError
+
+# float32 phase error at this distance from 0 stays below 1e-3 of a logit's spread (shared measurements in docs)
+POSITION_LIMIT = 4096
+
+Trigger = Literal["between_turns", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """One compression: tokens that left every layer at once."""
+
+    dropped: tuple[tuple[int, int], ...]
+    """Runs `[first, stop)` of token log indices."""
+    length_before: int
+    length_after: int
+    trigger: Trigger
+
+    @property
+    def count(self) -> int:
+        """Tokens dropped."""
+        return sum(stop - first for first, stop in self.dropped)
+
+
+@dataclass
+class TurnPlan:
+    """What the cache is told about the turn that begins."""
+
+    incoming: int
+    reserve: int
+
+
+@dataclass
+class EvictionOptions:
+    """How room is made; the defaults are the paper's rolling window."""
+
+    by: Literal["turns", "tokens"] = "tokens"
+    """Whole turns first (where turn starts were announced), or always the oldest tokens."""
+    block: int = 1
+    """Token-level evictions drop at least this many."""
+    clean_cut: Callable[[int], int] | None = None
+    """Token log index -> the same or a later one at which the window may begin."""
+    on_evict: Callable[[Eviction], None] | None = field(default=None, repr=False)
+    """Called after every eviction."""
+
+
+class StreamingCache(DynamicCache):
+    """Attention sinks + pinned tokens + recent window (StreamingLLM, arXiv:2309.17453), for one token stream.
+
+    Differences from the paper: the window stays in place and the sinks move up to it, which gives the same position
+    differences at a cost that does not depend on the window; whole turns can leave at once.
+
+    Use it under a `StreamingHook`, which makes room before each forward and hands out positions. Without one,
+    `update` raises `CacheError` instead of growing past the budget.
+
+    Args:
+        config: The model's configuration.
+        fit: How this model's cached tensors carry positions (`fit_positions`).
+        cache_size: The budget in tokens: sinks + pinned + window. No layer ever holds more.
+        num_sink_tokens: The first tokens of the stream, never evicted.
+        options: How room is made.
+
+    Raises:
+        ConfigError: The sizes are impossible.
+        UnsupportedModelError: A layer of the model's cache cannot be served.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        fit: PositionFit,
+        *,
+        cache_size: int,
+        num_sink_tokens: int = 4,
+        options: EvictionOptions | None = None,
+    ) -> None:
+        if not 0 <= num_sink_tokens < cache_size:
+            raise ConfigError(
+                f"num_sink_tokens = {num_sink_tokens} does not fit into cache_size = {cache_size}; it must be from 0 "
+                f"to {cache_size - 1}"
+            )
+        super().__init__(config=config)
+        self.position_limit = min(fit.position_limit or 1 << 62, max(POSITION_LIMIT, 2 * cache_size))
+        if cache_size > self.position_limit:
+            raise ConfigError(
+                f"cache_size = {cache_size} is more than the {self.position_limit} positions that this model's rotary "
+                f"embedding represents; it must be at most {self.position_limit}"
+            )
+        self.cache_size = cache_size
+        self.num_sink_tokens = num_sink_tokens
+        self.pinned_until = 0
+        self.options = options or EvictionOptions()
+        self.ledger = Ledger()
+        self.turn_starts: list[int] = []
+        self.compression_count = 0
+        self.tokens_evicted = 0
+        self._plan: TurnPlan | None = None
+        for i, layer in enumerate(self.layers):
+            self.layers[i] = _streaming_layer(i, layer, fit, cache_size)
+
+    # --- what it holds ----------------------------------------------------------------------------------------
+
+    @property
+    def streaming_layers(self) -> list[StreamingLayer]:
+        """The layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, StreamingLayer)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The actual length of every layer, read from its key tensor."""
+        return [0 if layer.keys is None else layer.keys.shape[-2] for layer in self.streaming_layers]
+
+    @property
+    def length(self) -> int:
+        """Tokens held, by the ledger."""
+        return len(self.ledger)
+
+    @property
+    def prefix(self) -> int:
+        """Slots at the front that are never evicted: sinks and pinned tokens."""
+        return min(self.length, max(self.num_sink_tokens, self.pinned_until))
+
+    @property
+    def next_position(self) -> int:
+        """Absolute position of the next token."""
+        return self.streaming_layers[0].next_position
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all allocated buffers; constant once allocated."""
+        return sum(layer.storage_bytes for layer in self.streaming_layers)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes over all layers; 0 before the first forward."""
+        return sum(layer.token_bytes for layer in self.streaming_layers)
+
+    # --- what the owner says ----------------------------------------------------------------------------------
+
+    def pin(self, stop: int) -> None:
+        """Keep the first `stop` tokens of the stream (a system prompt) for good.
+
+        Raises:
+            ConfigError: Nothing would be left for a window.
+        """
+        if stop >= self.cache_size:
+            raise ConfigError(
+                f"{stop} pinned tokens do not leave room for a window in cache_size = {self.cache_size}; shorten the "
+                f"system prompt or set cache_size to at least {stop + 1}"
+            )
+        self.pinned_until = stop
+
+    def begin_turn(self, incoming: int, reserve: int = 0) -> None:
+        """A turn of `incoming` prompt tokens begins with the next token; room for `reserve` more is wanted.
+
+        The room is made at the turn's first forward, oldest whole turns first.
+        """
+        self.turn_starts.append(self.ledger.next_index)
+        self._plan = TurnPlan(incoming, reserve)
+
+    def make_room(self, incoming: int) -> None:
+        """Evict what is due so that `incoming` tokens fit, and rebase positions that run too far. Called by the hook.
+
+        Raises:
+            ChunkTooLargeError: They do not fit beside the prefix.
+        """
+        self.discard_partial_forward()
+        trigger: Trigger = "prefill" if incoming > 1 else "decode"
+        want, reserve = incoming, 0
+        if self._plan is not None:
+            # A prompt larger than the cache comes in chunks; as much as can be is announced.
+            room = self.cache_size - self.prefix
+            want = max(incoming, min(self._plan.incoming, room))
+            reserve = min(self._plan.reserve, max(0, room - want))
+            trigger, self._plan = "between_turns", None
+        count = plan_eviction(
+            Occupancy(self.length, self.prefix, self.cache_size),
+            want,
+            reserve=reserve,
+            boundaries=[self.ledger.slot_from(start) for start in self.turn_starts]
+            if self.options.by == "turns"
+            else (),
+            block=min(self.options.block, max(1, (self.cache_size - self.prefix) // 4)),
+            clean_cut=self._clean_slot if self.options.clean_cut else None,
+        )
+        if count:
+            self._evict(count, trigger)
+        if self.length and self.next_position + incoming > self.position_limit:
+            for layer in self.streaming_layers:
+                layer.rebase()
+
+    def discard_partial_forward(self) -> None:
+        """Make all layers as long as the ledger says: a forward that failed half-way leaves some ahead."""
+        for layer in self.streaming_layers:
+            if layer.length > self.length:
+                layer.truncate(self.length)
+
+    def forget_from(self, index: int) -> int:
+        """Cut all tokens from log index `index` on; returns how many. Evicted ones do not come back."""
+        count = self.length - self.ledger.slot_from(index)
+        self.crop_newest(count)
+        self.turn_starts = [start for start in self.turn_starts if start < index]
+        self._plan = None
+        return count
+
+    def crop_newest(self, count: int) -> None:
+        """Cut the newest `count` tokens in every layer."""
+        self.ledger.crop(count)
+        self.discard_partial_forward()
+
+    # --- DynamicCache -----------------------------------------------------------------------------------------
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append one layer's states; the ledger follows when the last layer has them."""
+        result: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == len(self.layers) - 1:
+            self.ledger.append(key_states.shape[-2])
+        return result
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Cut the newest tokens: minus their number, or the length that shall stay (as transformers < 5.17)."""
+        if tokens_to_remove < 0:
+            self.crop_newest(-tokens_to_remove)
+        elif tokens_to_remove > 0:
+            self.crop_newest(max(0, self.length - tokens_to_remove))
+
+    def reset(self) -> None:
+        """Empty everything; sizes, options and buffers are kept."""
+        for layer in self.streaming_layers:
+            layer.reset()
+        self.ledger.clear()
+        self.turn_starts.clear()
+        self.pinned_until = self.compression_count = self.tokens_evicted = 0
+        self._plan = None
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _clean_slot(self, slot: int) -> int:
+        assert self.options.clean_cut is not None
+        return self.ledger.slot_from(self.options.clean_cut(self.ledger.index_at(slot)))
+
+    def _evict(self, count: int, trigger: Trigger) -> None:
+        before, prefix = self.length, self.prefix
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self.streaming_layers:
+                layer.evict(prefix, count)
+        dropped = self.ledger.evict(prefix, count)
+        self.compression_count += 1
+        self.tokens_evicted += count
+        gone = self.ledger.index_at(prefix)
+        # starts of turns that lost their first token cannot be cut at any more
+        self.turn_starts = [start for start in self.turn_starts if start >= gone]
+        if self.options.on_evict is not None:
+            self.options.on_evict(Eviction(tuple(dropped), before, self.length, trigger))
+
+
+def _streaming_layer(index: int, layer: Any, fit: PositionFit, cache_size: int) -> StreamingLayer:
+    """The replacement of one layer that transformers chose for the model."""
+    if type(layer) is DynamicSlidingWindowLayer and layer.sliding_window < cache_size:
+        raise UnsupportedModelError(
+            f"layer {index} attends to {layer.sliding_window} tokens only, fewer than cache_size = {cache_size}; set "
+            f"cache_size to at most {layer.sliding_window}"
+        )
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise UnsupportedModelError(
+            f"layer {index} keeps a {type(layer).__name__}, which cannot be evicted from; models with plain attention "
+            "layers can stream"
+        )
+    if index >= len(fit.layers):
+        raise CacheError(f"layer {index} was not measured; fit_positions saw {len(fit.layers)} layers")
+    return StreamingLayer(cache_size, fit.layers[index])

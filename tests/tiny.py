@@ -1,0 +1,59 @@
+"""Tiny random-weight models of real families, seeded, in float32 and eval mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+VOCABULARY = 160
+
+
+def config_of(family: str, **changes: Any) -> Any:
+    """The configuration of a 3-layer model of `family`."""
+    base: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    match family:
+        case "llama":
+            base |= {"num_key_value_heads": 2}
+            return transformers.LlamaConfig(**(base | changes))
+        case "gpt_neox":
+            base |= {"use_parallel_residual": True}
+            base["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+            return transformers.GPTNeoXConfig(**(base | changes))
+        case "gpt2":
+            return transformers.GPT2Config(
+                vocab_size=VOCABULARY, n_embd=64, n_layer=3, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+            )
+        case _:
+            raise ValueError(family)
+
+
+def tiny_model(family: str, attention: str = "sdpa", seed: int = 0, **changes: Any) -> Any:
+    """A model whose attention is far from uniform, so that a wrong position shows in the logits."""
+    torch.manual_seed(seed)
+    config = config_of(family, **changes)
+    config._attn_implementation = attention
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0, 0.12 if isinstance(module, nn.Linear) else 1.0)
+        elif "Norm" in type(module).__name__:
+            module.weight.uniform_(0.5, 1.5)
+    return model
+
+
+def random_ids(count: int, seed: int = 0) -> torch.Tensor:
+    """(1, count) token ids."""
+    return torch.randint(3, VOCABULARY, (1, count), generator=torch.Generator().manual_seed(seed))
