@@ -1,8 +1,9 @@
 """Finding the settings: flag > environment (`STREAMCHAT_*`) > configuration file > default.
 
-The configuration file is `--config FILE`, else `./config.toml` where that is a streamchat file (it has a
-`[streamchat]` table), else `config.toml` in the user's configuration folder. Wrong input raises `ConfigError`
-with one sentence that names the place, the key and the legal values.
+The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`), else `./config.toml` where that is a streamchat
+file (it has a `[streamchat]` table), else `config.toml` in the user's configuration folder. An empty environment
+variable counts as not set. Wrong input raises `ConfigError` with one sentence that names the place, the key and the
+legal values.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from streamchat.settings import Settings, default_of, setting_fields, spec_of
 CONFIG_VERSION = 1
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with our prefix that are not settings.
-ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG"}
+ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,6 @@ def load(
         ConfigError: A file, key or value is wrong.
     """
     environ = os.environ if environ is None else environ
-    if config_file is None and environ.get("STREAMCHAT_CONFIG"):
-        config_file = Path(environ["STREAMCHAT_CONFIG"]).expanduser()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
@@ -72,13 +72,13 @@ def load(
         _refuse_two_budgets(checked, places)
         # The two ways to give the budget are one choice: a stronger source replaces the weaker one's.
         for name, other in (("cache_size", "compression_ratio"), ("compression_ratio", "cache_size")):
-            if name in checked and checked[name] != default_of(name):
+            if checked.get(name):
                 values.pop(other, None)
                 origins.pop(other, None)
         for name, value in checked.items():
             values[name], origins[name] = value, places[name]
 
-    file = _find_file(config_file)
+    file = find_file(config_file, environ)
     if file is not None:
         # A file that lists every setting gives only those that it changes.
         given = {
@@ -89,12 +89,16 @@ def load(
         take(given, dict.fromkeys(given, str(file)))
     variables = {
         name.removeprefix(ENV_PREFIX).lower(): name
-        for name in environ
-        if name.startswith(ENV_PREFIX) and name not in ENV_OTHER
+        for name, text in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in ENV_OTHER and text
     }
     for name, variable in variables.items():
         if name not in setting_fields():
-            raise ConfigError(f"{variable}: unknown setting{_did_you_mean(name)}")
+            close = difflib.get_close_matches(name, setting_fields(), n=1)
+            hint = (
+                f"; did you mean {ENV_PREFIX}{close[0].upper()}?" if close else "; `streamchat config` lists them all"
+            )
+            raise ConfigError(f"{variable}: unknown setting{hint}")
     take({name: parse_text(name, environ[var], var) for name, var in variables.items()}, variables)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     take(given, {name: flag_of(name) for name in given})
@@ -121,7 +125,7 @@ def parse_text(name: str, text: str, place: str) -> Any:
         if isinstance(default, float):
             return float(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {text!r}") from None
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {_short(text)}") from None
     return text
 
 
@@ -131,17 +135,34 @@ def check_value(name: str, value: Any, place: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {value!r}")
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {_short(value)}")
     if spec.choices and value not in spec.choices:
-        raise ConfigError(f"{place}: {name} = {value!r} is not legal; it must be {spec.legal()}")
+        raise ConfigError(f"{place}: {name} = {_short(value)} is not legal; it must be {spec.legal()}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise ConfigError(f"{place}: {name} = {_short(value)} is not valid UTF-8 text")
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = spec.minimum, spec.maximum
         # written so that NaN is refused too
         above = low is None or value > low or (value == low and not spec.above_minimum)
         below = high is None or value < high or (value == high and not spec.below_maximum)
         if not (above and below):
-            raise ConfigError(f"{place}: {name} = {value} is not legal; it must be {spec.legal()}")
+            raise ConfigError(f"{place}: {name} = {_short(value)} is not legal; it must be {spec.legal()}")
     return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message: one line, not long."""
+    text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
+
+
+def _is_unicode(text: str) -> bool:
+    """False for the surrogates that stand for undecodable bytes of a command line or environment."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) -> None:
@@ -153,62 +174,84 @@ def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) ->
 
 
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
-    if not settings.compression_ratio and settings.num_sink_tokens >= settings.cache_size:
-        key = "num_sink_tokens" if "num_sink_tokens" in origins else "cache_size"
+    sinks, budget = settings.num_sink_tokens, settings.cache_size
+    if not settings.compression_ratio and sinks >= budget:
         raise ConfigError(
-            f"{origins.get(key, 'the default')}: num_sink_tokens = {settings.num_sink_tokens} does not fit into "
-            f"cache_size = {settings.cache_size}; it must be from 0 to {settings.cache_size - 1}"
+            f"{origins.get('num_sink_tokens', 'the default')}: num_sink_tokens = {sinks} does not fit into "
+            f"cache_size = {budget} ({origins.get('cache_size', 'the default')}); it must be from 0 to {budget - 1}"
         )
 
 
-def _find_file(explicit: Path | None) -> Path | None:
+def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
+    """The configuration file that is read; None where there is none. An explicit one need not exist."""
+    environ = os.environ if environ is None else environ
+    if explicit is None and environ.get("STREAMCHAT_CONFIG"):
+        explicit = Path(environ["STREAMCHAT_CONFIG"])
     if explicit is not None:
-        return explicit
+        return explicit.expanduser()
     local = Path("config.toml")
     if local.is_file() and _is_ours(local):
         return local
-    user = paths.config_dir() / "config.toml"
-    return user if user.is_file() else None
+    return user_file() if user_file().is_file() else None
+
+
+def user_file() -> Path:
+    """The configuration file of the user, which need not exist."""
+    return paths.config_dir() / "config.toml"
 
 
 def _is_ours(file: Path) -> bool:
+    """Whether `file` has a `[streamchat]` table. Broken files of ours count (and are reported when read)."""
     try:
-        return "streamchat" in tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        # A broken file of ours must be reported, somebody else's ignored.
-        if "[streamchat]" in file.read_text(encoding="utf-8", errors="replace"):
-            raise ConfigError(f"{file}: not valid TOML: {error}") from None
+        return isinstance(tomllib.loads(file.read_text(encoding="utf-8-sig")).get("streamchat"), dict)
+    except OSError:
         return False
-    except (OSError, UnicodeDecodeError):
-        return False
+    except (ValueError, RecursionError):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return re.search(r"^\s*\[\s*streamchat\s*\]", text, re.MULTILINE) is not None
+
+
+def _read_tables(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{file}: cannot read the configuration file ({reason})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file}: the configuration file is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; numbers and nesting beyond Python's limits
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 
 def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot read the configuration file: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    """Setting name -> value as the file gives it, unchecked but for names and places."""
+    tables = _read_tables(file)
     head = tables.pop("streamchat", None)
     if not isinstance(head, dict):
-        raise ConfigError(f"{file}: not a streamchat configuration; it has no [streamchat] table")
+        raise ConfigError(
+            f"{file}: not a streamchat configuration; one begins with the table [streamchat] "
+            "(`streamchat config --default` prints a whole one)"
+        )
     version = head.pop("config_version", CONFIG_VERSION)
-    if version != CONFIG_VERSION:
-        raise ConfigError(f"{file}: config_version = {version!r} is not known here; it must be {CONFIG_VERSION}")
+    if type(version) is not int or version != CONFIG_VERSION:
+        raise ConfigError(f"{file}: config_version = {_short(version)} is not known here; it must be {CONFIG_VERSION}")
     if head:
         raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
 
     sections = {spec_of(name).section for name in setting_fields()}
     values: dict[str, Any] = {}
     for section, content in tables.items():
+        if section in setting_fields() and section not in sections:
+            raise ConfigError(f"{file}: {section} belongs in the table [{spec_of(section).section}]")
         if section not in sections:
             hint = _did_you_mean(section, sections) or f"; the tables are {', '.join(sorted(sections))}"
             raise ConfigError(f"{file}: unknown table or key {section}{hint}")
         if not isinstance(content, dict):
-            raise ConfigError(f"{file}: {section} must be a table, [{section}]")
+            raise ConfigError(f"{file}: {section} must be a table, [{section}], not {_short(content)}")
         for name, value in content.items():
             if name not in setting_fields():
                 raise ConfigError(f"{file}: unknown key {section}.{name}{_did_you_mean(name)}")
@@ -243,7 +286,9 @@ def render_toml(configuration: Configuration | None = None) -> str:
     """
     given = configuration or Configuration()
     lines = [
-        "# streamchat configuration. Every setting with its default.",
+        "# streamchat configuration. Every setting with its default."
+        if configuration is None
+        else "# streamchat configuration. Every setting in force; the values without a source are defaults.",
         "# Read from --config FILE, else ./config.toml, else config.toml in the user configuration folder",
         "# (`streamchat config --path` prints it). A flag (--cache-size) or an environment variable",
         "# (STREAMCHAT_CACHE_SIZE) wins over this file.",
@@ -260,7 +305,7 @@ def render_toml(configuration: Configuration | None = None) -> str:
         legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
         lines += _wrap_comment(f"{spec.help}{legal}.")
         if given.is_explicit(name):
-            lines.append(f"# from {given.place(name)}")
+            lines.append(f"# from {' '.join(given.place(name).split())}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
     return "\n".join(lines) + "\n"
 

@@ -41,10 +41,14 @@ class Spec:
             return "one of " + ", ".join(self.choices)
         parts = []
         if self.minimum is not None:
-            parts.append(f"{'above' if self.above_minimum else 'at least'} {self.minimum:g}")
+            parts.append(f"{'above' if self.above_minimum else 'at least'} {_number(self.minimum)}")
         if self.maximum is not None:
-            parts.append(f"{'below' if self.below_maximum else 'at most'} {self.maximum:g}")
+            parts.append(f"{'below' if self.below_maximum else 'at most'} {_number(self.maximum)}")
         return " and ".join(parts) or "any value"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _setting(default: Any, section: str, help: str, **spec: Any) -> Any:  # noqa: A002 - the word of argparse
@@ -138,7 +142,7 @@ class Settings:
     repetition_penalty: float = _setting(
         1.1,
         "generation",
-        "Above 1 makes tokens that are already in the cache less likely; 1 = off",
+        "Above 1 makes tokens of the latest 64 less likely to come again; 1 = off",
         minimum=0.0,
         above_minimum=True,
         maximum=10.0,
@@ -148,7 +152,12 @@ class Settings:
         512, "generation", "A reply is cut off after this many tokens", minimum=1, metavar="TOKENS", live=True
     )
     seed: int = _setting(
-        -1, "generation", "Makes sampling repeatable; -1 = a new seed each start", minimum=-1, live=True
+        -1,
+        "generation",
+        "Makes sampling repeatable; -1 = a new seed each start",
+        minimum=-1,
+        maximum=2**63 - 1,  # what torch takes
+        live=True,
     )
 
     system_prompt: str = _setting(
