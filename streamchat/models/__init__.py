@@ -1,0 +1,1 @@
+"""Models: from a name to weights on a device. Importing this package loads no torch."""

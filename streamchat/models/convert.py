@@ -1,0 +1,147 @@
+"""From a GGUF file to a folder that loads fast: float32 safetensors, config, tokenizer, chat template.
+
+transformers maps names and layouts; its own loader for these files needs accelerate, shows a bar, cannot be
+stopped, and its result cannot be saved (`save_pretrained` refuses), so the tensors are read here one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
+from streamchat.models.quiet import quiet
+from streamchat.models.staging import ensure, models_dir
+from streamchat.models.words import Progress, short, size_words
+
+CONVERTER = 1
+"""Counted up when the result of a conversion changes; older copies are then made again."""
+HEAD_AND_TAIL = 1 << 20
+
+
+def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[str, Any]:
+    """Write the model of the GGUF file `path` into the empty `folder`, weights in float32 (exact).
+
+    Returns:
+        What the manifest of the folder is to say.
+
+    Raises:
+        ModelNotFoundError: Not a readable file, or it needs more memory than there is.
+        UnsupportedModelError: transformers cannot read this architecture or tokenizer.
+    """
+    stage = f"Converting {name} (once)"
+    progress(stage, 0, 0, "")
+    with quiet():
+        from streamchat.models.gguf_tokenizer import build_tokenizer
+
+        reader, metadata = open_gguf(path)
+        weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+        _check_memory(path, weight_bytes)
+        config = read_config(path, reader, metadata)
+        build_tokenizer(path, metadata).save_pretrained(str(folder))
+        model = _fill(path, reader, metadata, config, stage, progress)
+        progress(f"Saving {name}", 0, 0, "")
+        model.save_pretrained(str(folder))
+    return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": path.stat().st_size}
+
+
+def converted_copy(path: Path, *, progress: Progress) -> Path:
+    """The converted copy of a user's GGUF file in our cache, made on first use; the file's folder is never written to.
+
+    The copy belongs to the contents (size, and a hash of beginning and end), so a moved file keeps it.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError: As `convert`.
+    """
+    target = copy_folder(path)
+    size = path.stat().st_size
+    return ensure(
+        target,
+        lambda folder: convert(path, folder, name=path.stem, progress=progress),
+        what=path.name,
+        need_bytes=_space_for(path, size),
+        progress=progress,
+    )
+
+
+def copy_folder(path: Path) -> Path:
+    """Where the converted copy of `path` is or would be.
+
+    Raises:
+        ModelNotFoundError: The file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(f"{CONVERTER} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HEAD_AND_TAIL))
+            file.seek(max(0, size - HEAD_AND_TAIL))
+            digest.update(file.read())
+    except OSError as error:
+        raise ModelNotFoundError(f"{path} cannot be read: {short(error.strerror or error)}") from error
+    return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
+
+
+def _space_for(path: Path, size: int) -> int:
+    # The number of weights is known only after reading the file: 4.5 bits a weight is the usual case.
+    free = shutil.disk_usage(path.parent).total
+    return min(size * 8, free)
+
+
+def _check_memory(path: Path, weight_bytes: int) -> None:
+    import psutil
+
+    available = psutil.virtual_memory().available
+    if weight_bytes * 1.1 > available:
+        raise ModelNotFoundError(
+            f"Converting {path} takes {size_words(weight_bytes * 1.1)} of memory and {size_words(available)} are "
+            "available; close other programs or choose a smaller model"
+        )
+
+
+def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage: str, progress: Progress) -> Any:
+    """The model of `config` with the weights of the file."""
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    architecture = str(metadata["general.architecture"])
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{path} is a {architecture!r} model, which does not write text token by token; choose a causal language model"
+        ) from error
+    processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
+    names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    weights: dict[str, Any] = {}
+    for done, tensor in enumerate(reader.tensors):
+        progress(stage, done, len(reader.tensors), "")
+        try:
+            # processors of mixture models write into `tensors` themselves and then return no name
+            read = processor.process(
+                weights=gguf.dequantize(tensor.data, tensor.tensor_type),
+                name=tensor.name,
+                tensor_key_mapping=names,
+                parsed_parameters={"tensors": weights},
+            )
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{path}: {tensor.name} cannot be read ({short(error)}); {OTHER_FORM}"
+            ) from error
+        if read.name in names:
+            weights[names[read.name]] = torch.from_numpy(read.weights.copy()).float()
+    result = model.load_state_dict(weights, assign=True, strict=False)
+    model.tie_weights()
+    missing = [key for key in result.missing_keys if model.get_parameter(key).is_meta]
+    if missing:
+        raise UnsupportedModelError(
+            f"{path} lacks {len(missing)} of the model's weights ({missing[0]} is the first), so it would answer nonsense; "
+            f"{OTHER_FORM}"
+        )
+    return model

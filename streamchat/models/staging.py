@@ -1,0 +1,141 @@
+"""Folders that appear complete or not at all: built beside their place under a lock, renamed when finished."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from streamchat import paths
+from streamchat.errors import ModelNotFoundError
+from streamchat.models.words import Progress, short, size_words
+
+MANIFEST = "streamchat.json"
+POLL_S = 0.1
+
+
+def models_dir() -> Path:
+    """Folder of fetched and converted models. Not created here."""
+    return paths.cache_dir() / "models"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What was written when `folder` was finished, or None where it is not complete.
+
+    Also None when a file has gone or has another size since: the folder is then built again.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, int] = manifest["files"]
+        whole = all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if whole else None
+
+
+def ensure(
+    target: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str, need_bytes: int, progress: Progress
+) -> Path:
+    """Return `target`, built first where it is not complete.
+
+    Args:
+        target: The finished folder.
+        build: Fills the folder that it is given and returns what the manifest is to say. It may raise; then
+            nothing stays behind. Files outside the folder `model` of its argument are temporary.
+        what: Name for messages.
+        need_bytes: Disk space that building takes at most.
+
+    Raises:
+        ModelNotFoundError: The disk is full or the folder cannot be written.
+    """
+    if read_manifest(target) is not None:
+        return target
+    try:
+        paths.private_dir(target.parent)
+        with _exclusive(target, what, progress):
+            if read_manifest(target) is not None:
+                return target
+            _remove_stale(target)
+            _check_space(target.parent, need_bytes, what)
+            _build(target, build)
+    except OSError as error:
+        raise _disk_error(error, target.parent, what) from error
+    return target
+
+
+def _build(target: Path, build: Callable[[Path], Mapping[str, Any]]) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+    try:
+        model = staging / "model"
+        model.mkdir()
+        info = build(model)
+        files = {str(path.relative_to(model)): path.stat().st_size for path in model.rglob("*") if path.is_file()}
+        (model / MANIFEST).write_text(json.dumps({**info, "files": files}, indent=1), encoding="utf-8")
+        for name in (*files, MANIFEST):
+            _flush(model / name)
+        if target.exists():
+            shutil.rmtree(target)
+        model.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    # A rename may reach the disk before the contents do: after a power cut the folder would look finished.
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _prefix(target: Path) -> str:
+    return f".building-{target.name}-"
+
+
+def _remove_stale(target: Path) -> None:
+    # Only called under the lock: whoever made these is dead.
+    for path in target.parent.glob(_prefix(target) + "*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
+    """Hold the lock of `target`; while another process has it, say so and let `progress` cancel."""
+    lock = filelock.FileLock(target.parent / f".{target.name}.lock")
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except filelock.Timeout:
+            progress(f"Waiting for another streamchat that prepares {what}", 0, 0, "")
+            time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_space(folder: Path, need_bytes: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise ModelNotFoundError(
+            f"{what} needs up to {size_words(need_bytes)} of disk space in {folder} and {size_words(free)} are free; "
+            "make room, or set STREAMCHAT_HOME to a folder on another disk"
+        )
+
+
+def _disk_error(error: OSError, folder: Path, what: str) -> ModelNotFoundError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason, remedy = "the disk is full", "make room"
+    else:
+        reason, remedy = short(error.strerror or error), "make it writable"
+    return ModelNotFoundError(
+        f"{what} could not be stored in {folder} ({reason}); {remedy}, or set STREAMCHAT_HOME to another folder"
+    )
