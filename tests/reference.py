@@ -1,4 +1,4 @@
-"""A slow, plain reference of StreamingLLM in float64, sharing no code with the product.
+"""A slow, plain reference of StreamingLLM, in float64 unless told otherwise, sharing no code with the product.
 
 Keys are kept UN-rotated; at every step the positions 0 .. n-1 are assigned to what is in the cache and all keys are
 rotated anew (arXiv:2309.17453, 3.2). Forward passes are written out from the weights.
@@ -18,7 +18,7 @@ def rotate_halves(x: Tensor, positions: Tensor, dims: int, theta: float) -> Tens
     """Rotate the first `dims` dimensions of (heads, n, head_dim)."""
     frequencies = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
     angle = positions.double()[:, None] * frequencies[None]
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b, rest = x[..., : dims // 2], x[..., dims // 2 : dims], x[..., dims:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
@@ -26,15 +26,14 @@ def rotate_halves(x: Tensor, positions: Tensor, dims: int, theta: float) -> Tens
 class Reference:
     """Streams ids through a Llama or GPT-NeoX model with the token indices kept by a plain rule."""
 
-    def __init__(self, model: Any, cache_size: int, num_sink_tokens: int, rotate: bool = True) -> None:
-        self.model, self.cache_size, self.sinks = model, cache_size, num_sink_tokens
-        self.weights = {name: w.double() for name, w in model.state_dict().items()}
+    def __init__(self, model: Any, cache_size: int, num_sink_tokens: int, dtype: torch.dtype = torch.float64) -> None:
+        self.cache_size, self.sinks = cache_size, num_sink_tokens
+        self.weights = {name: w.to(dtype) for name, w in model.state_dict().items()}
         self.config = model.config
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.kept: list[int] = []
         self.seen = 0
-        self.rotate = rotate
 
     def drop(self, first: int, count: int) -> None:
         """Drop `count` slots from slot `first` on."""

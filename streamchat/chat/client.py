@@ -1,4 +1,4 @@
-"""What a face may ask of the engine. The app and the prompt are written against this, and tested with a scripted one."""
+"""What a face may ask of the engine. App and prompt are written against this, and tested with a scripted one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ChatEngine(Protocol):
         ...
 
     def stop_reply(self) -> None:
-        """Stop the running turn soon. Text that was shown stays and the turn is closed; without any it is rolled back."""
+        """Stop the running turn soon. Text that was shown stays and the turn is closed; else it is rolled back."""
         ...
 
     def clear(self) -> None:
@@ -46,7 +46,7 @@ class ChatEngine(Protocol):
         ...
 
     def set_system_prompt(self, text: str) -> None:
-        """Start over with another system prompt (it is pinned at the start of the cache); `ConversationCleared` follows."""
+        """Start over with another system prompt, pinned at the start of the cache; `ConversationCleared` follows."""
         ...
 
     def set_option(self, name: str, value: Any) -> None:

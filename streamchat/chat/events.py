@@ -170,7 +170,7 @@ class TurnStats:
     tokens_evicted: int
     """Since the conversation began."""
     ttft_s: float | None
-    """From submit to the first token of the reply; None without one."""
+    """From the start of the turn to the first token of the reply; None without one."""
     decode_tps: float | None
     """Tokens a second after the first one; None with fewer than two."""
     kv_bytes: int

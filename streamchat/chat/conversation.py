@@ -1,0 +1,345 @@
+"""A conversation on one living cache: what is fed, what is evicted, what is rolled back. Owned by one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.streaming import Eviction, EvictionOptions, StreamingCache
+from streamchat.chat import events as ev
+from streamchat.chat.encoding import ChatEncoder, end_ids
+from streamchat.chat.log import TokenLog, TurnRecord
+from streamchat.chat.reply import ReplyText
+from streamchat.chat.sampling import Sampler, new_generator
+from streamchat.chat.template import ChatFormat
+from streamchat.errors import ConfigError, TurnError
+from streamchat.settings import Settings
+
+# Large enough to be fast, small enough that a stop is felt at once.
+PREFILL_CHUNK = 256
+# Token-level evictions inside a long reply go in blocks, which divides their cost.
+EVICTION_BLOCK = 16
+# Fewer tokens than this beside the pinned ones are no window to talk in.
+SMALLEST_WINDOW = 8
+
+
+class Cancelled(Exception):
+    """The user stopped the turn while its prompt was read."""
+
+
+@dataclass
+class TurnOutcome:
+    """How a turn ended."""
+
+    turn: int
+    reply: str
+    finish_reason: ev.FinishReason
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: float | None
+    decode_tps: float | None
+    rolled_back: bool = False
+    message: str = ""
+
+
+class Conversation:
+    """Model, cache, token log and transcript, always in agreement.
+
+    What is in the cache is exactly the ids of the rendered conversation, minus what was evicted. Each turn feeds only
+    its own new ids. Stopping keeps the text that was shown and closes the turn; a turn that has shown nothing, or that
+    failed, is rolled back as if it had not been asked.
+
+    Args:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer.
+        fit: `fit_positions(model)`.
+        chat_format: How turns are written.
+        settings: The settings in force.
+        cache_size: The budget in tokens.
+        emit: Called with every event, on the caller's thread.
+
+    Raises:
+        ConfigError: The system prompt leaves no room for a window.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        fit: PositionFit,
+        chat_format: ChatFormat,
+        settings: Settings,
+        cache_size: int,
+        emit: Callable[[ev.Event], None],
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self._emit = emit
+        self.log = TokenLog()
+        self.cache = StreamingCache(
+            model.config,
+            fit,
+            cache_size=cache_size,
+            num_sink_tokens=settings.num_sink_tokens,
+            options=EvictionOptions(settings.evict, EVICTION_BLOCK, self._clean_cut, self._evicted),
+        )
+        self._device: torch.device = model.get_input_embeddings().weight.device
+        self._cache_name = cache_keyword(model)
+        self._generator = new_generator(settings.seed, self._device)
+        self._exit = ExitStack()
+        self._exit.enter_context(StreamingHook(model, self.cache))
+        self.ttft_s: float | None = None
+        self.decode_tps: float | None = None
+        self.start_over(chat_format)
+
+    def close(self) -> None:
+        """Remove the hook from the model."""
+        self._exit.close()
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens of the system block beyond the sinks."""
+        return max(0, self.cache.pinned_until - self.cache.num_sink_tokens)
+
+    def state(self) -> ev.CacheState:
+        """What the layers hold now, read back from them."""
+        cache = self.cache
+        length = max(cache.lengths, default=0)
+        sinks = min(length, cache.num_sink_tokens)
+        pinned = min(length, cache.prefix) - sinks
+        first_kept = cache.ledger.index_at(cache.prefix)
+        return ev.CacheState(
+            length=length,
+            cache_size=cache.cache_size,
+            sinks=sinks,
+            pinned=pinned,
+            window=length - sinks - pinned,
+            compressions=cache.compression_count,
+            tokens_evicted=cache.tokens_evicted,
+            tokens_seen=cache.ledger.next_index,
+            kv_bytes=cache.kv_bytes,
+            full_kv_bytes=cache.token_bytes * cache.ledger.next_index,
+            first_visible_turn=self.log.first_turn_from(first_kept) if cache.tokens_evicted else 0,
+        )
+
+    # --- what it does -----------------------------------------------------------------------------------------
+
+    def start_over(self, chat_format: ChatFormat) -> None:
+        """Forget everything said, and read the system block of `chat_format` into the cache.
+
+        Raises:
+            ConfigError: It does not fit; nothing has changed then.
+        """
+        encoder = ChatEncoder(self.tokenizer, chat_format)
+        block = encoder.system_block()
+        most = self.cache.cache_size - max(len(block), self.cache.num_sink_tokens)
+        if most < SMALLEST_WINDOW:
+            raise ConfigError(
+                f"the system prompt takes {len(block)} tokens, which leaves {max(0, most)} of cache_size = "
+                f"{self.cache.cache_size} for the conversation; shorten it or set cache_size to at least "
+                f"{max(len(block), self.cache.num_sink_tokens) + SMALLEST_WINDOW}"
+            )
+        self.encoder = encoder
+        self._end_ids = end_ids(self.model, self.tokenizer, encoder)
+        self.cache.reset()
+        self.log.clear()
+        self.ttft_s = self.decode_tps = None
+        if block:
+            self._feed(block)
+        self.cache.pin(len(block))
+
+    def reseed(self) -> None:
+        """Take the seed of the settings from the next token on."""
+        self._generator = new_generator(self.settings.seed, self._device)
+
+    def run_turn(self, text: str, cancelled: Callable[[], bool]) -> TurnOutcome:
+        """Read `text`, write a reply, close the turn. Emits events up to, not including, `TurnFinished`.
+
+        Args:
+            text: The user's message.
+            cancelled: Asked before each forward.
+
+        Raises:
+            TurnError: It failed and was rolled back.
+        """
+        started = time.perf_counter()
+        number = self.log.turns[-1].number + 1 if self.log.turns else 1
+        first = not self.log.turns
+        prompt = self.encoder.turn(text, first)
+        at = len(self.log)
+        turn = TurnRecord(number, at, at + len(self.encoder.opening(first)), text=text)
+        self._emit(ev.TurnStarted(number, text, len(prompt)))
+        self.ttft_s = self.decode_tps = None
+        reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.prefix) // 4)
+        self.cache.begin_turn(len(prompt), reserve)
+        self.log.turns.append(turn)
+        try:
+            logits = self._prefill(turn, prompt, cancelled)
+            outcome = self._write_reply(turn, logits, started, len(prompt), cancelled)
+        except BaseException as error:
+            self._roll_back(turn)
+            if isinstance(error, Cancelled):
+                return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
+            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+                self._free_memory()
+                raise TurnError(
+                    f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
+                    "shorter message or a smaller --cache-size may fit"
+                ) from error
+            raise
+        if outcome.rolled_back:
+            self._roll_back(turn)
+        return outcome
+
+    # --- inside a turn ----------------------------------------------------------------------------------------
+
+    def _prefill(self, turn: TurnRecord, prompt: list[int], cancelled: Callable[[], bool]) -> Tensor:
+        logits = torch.empty(0)
+        done = 0
+        while done < len(prompt):
+            if cancelled():
+                raise Cancelled
+            piece = prompt[done : done + self._chunk_size()]
+            logits = self._forward(piece)
+            done += len(piece)
+            self._emit(ev.PrefillProgress(turn.number, done, len(prompt)))
+        return logits
+
+    def _write_reply(
+        self, turn: TurnRecord, logits: Tensor, started: float, prompt_tokens: int, cancelled: Callable[[], bool]
+    ) -> TurnOutcome:
+        settings = self.settings
+        sampler = Sampler(settings, self._device, self._generator)
+        text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
+        reply_start = len(self.log)
+        ids: list[int] = []
+        reason: ev.FinishReason = "length"
+        first_at = last_at = None
+        while len(ids) < settings.max_new_tokens:
+            if cancelled():
+                reason = "cancelled"
+                break
+            if ids:
+                logits = self._forward(ids[-1:])
+            token = sampler(self._checked(logits), self._recent(sampler.window))
+            last_at = time.perf_counter()
+            if first_at is None:
+                first_at = last_at
+                self.ttft_s = first_at - started
+            else:
+                self.decode_tps = len(ids) / (last_at - first_at)
+            if token in self._end_ids:
+                reason = "stop"
+                break
+            ids.append(token)
+            self._show(turn, text.push(token))
+            if text.stopped:
+                reason = "stop"
+                break
+        self._show(turn, text.finish())
+        kept = text.kept()
+        rolled_back = reason == "cancelled" and not text.shown
+        if not rolled_back:
+            fed = len(self.log) - reply_start
+            if kept.tokens < fed:
+                self._forget_from(reply_start + kept.tokens)
+            self._feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
+            turn.stop, turn.reply = len(self.log), text.shown
+        return TurnOutcome(
+            turn.number, text.shown, reason, prompt_tokens, len(ids), self.ttft_s, self.decode_tps, rolled_back
+        )
+
+    def _show(self, turn: TurnRecord, text: str) -> None:
+        if text:
+            self._emit(ev.TextDelta(turn.number, text))
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        if bool(torch.isnan(logits).any()):
+            raise TurnError(
+                "the model's output is not a number; the turn was taken back, and --dtype float32 usually helps"
+            )
+        return logits
+
+    def _recent(self, window: int) -> list[int]:
+        control = self.encoder.control_ids
+        return [token for token in self.log.ids[-window:] if token not in control] if window else []
+
+    # --- feeding and taking back ------------------------------------------------------------------------------
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        size = self._chunk_size()
+        for at in range(0, len(ids), size):
+            self._forward(ids[at : at + size])
+
+    def _chunk_size(self) -> int:
+        # A quarter of the room: when a prompt is larger than the cache, each chunk still sees what came before it.
+        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.prefix) // 4))
+
+    @torch.inference_mode()
+    def _forward(self, ids: Sequence[int]) -> Tensor:
+        """Feed `ids` as one chunk; logits (vocabulary,) after the last one."""
+        tokens = torch.tensor([list(ids)], dtype=torch.long, device=self._device)
+        out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{self._cache_name: self.cache})
+        self.log.append(ids)
+        logits: Tensor = out.logits[0, -1]
+        return logits
+
+    def _forget_from(self, index: int) -> None:
+        self.cache.forget_from(index)
+        self.log.cut(index)
+
+    def _roll_back(self, turn: TurnRecord) -> None:
+        """Leave no trace of a turn but for what it evicted."""
+        self.cache.discard_partial_forward()
+        self.log.turns = self.log.turns[: turn.number - 1]
+        self._forget_from(turn.first)
+
+    def _free_memory(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
+
+    # --- eviction ---------------------------------------------------------------------------------------------
+
+    def _clean_cut(self, index: int) -> int:
+        """The next place from log index `index` on that is not inside a character or a message's opening."""
+        for turn in self.log.turns_touching(index, index + 1):
+            if turn.first < index < turn.content:
+                index = turn.content
+        stop = min(len(self.log), index + 4)  # a UTF-8 character has at most 4 bytes
+        while index < stop and self._continues_character(self.log.ids[index]):
+            index += 1
+        return index
+
+    def _continues_character(self, token: int) -> bool:
+        text: str = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text.startswith("\N{REPLACEMENT CHARACTER}")
+
+    def _evicted(self, eviction: Eviction) -> None:
+        first, stop = eviction.dropped[0][0], eviction.dropped[-1][1]
+        prefix_stop = max(self.cache.pinned_until, self.cache.num_sink_tokens)
+        lost = self.log.turns_touching(first, stop)
+        gone = tuple(turn.number for turn in lost if turn.stop is not None and turn.stop <= max(stop, prefix_stop))
+        self._emit(
+            ev.TokensEvicted(
+                count=eviction.count,
+                token_range=(first, stop),
+                turns=tuple(turn.number for turn in lost),
+                turns_gone=gone,
+                cache_len_before=eviction.length_before,
+                cache_len_after=eviction.length_after,
+                trigger=eviction.trigger,
+                cache=self.state(),
+            )
+        )

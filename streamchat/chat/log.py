@@ -1,0 +1,67 @@
+"""The record of a conversation: every id ever fed, in order, and which turn it belongs to. Text is for display."""
+
+from __future__ import annotations
+
+import bisect
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TurnRecord:
+    """One turn's place in the token log."""
+
+    number: int
+    """Counts from 1."""
+    first: int
+    """Log index of its first token."""
+    content: int
+    """Log index of the first token of the message itself, behind the opening."""
+    stop: int | None = None
+    """One past its last token; None while it runs."""
+    text: str = ""
+    reply: str = ""
+
+
+@dataclass
+class TokenLog:
+    """Ids in the order they were fed, 4 bytes each. Evictions do not change it; taking back a turn cuts its end."""
+
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    turns: list[TurnRecord] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Record ids that were fed."""
+        self.ids.extend(ids)
+
+    def take(self, runs: Sequence[tuple[int, int]]) -> list[int]:
+        """The ids at these runs of log indices."""
+        return [token for first, stop in runs for token in self.ids[first:stop]]
+
+    def turns_touching(self, first: int, stop: int) -> list[TurnRecord]:
+        """Turns with tokens in `[first, stop)`, oldest first. Looks at few: turns are in order."""
+        start = max(0, bisect.bisect_right(self.turns, first, key=lambda turn: turn.first) - 1)
+        found = []
+        for turn in self.turns[start:]:
+            if turn.first >= stop:
+                break
+            if turn.stop is None or turn.stop > first:
+                found.append(turn)
+        return found
+
+    def first_turn_from(self, index: int) -> int:
+        """Number of the oldest turn that begins at log index `index` or later; one past the last turn without one."""
+        return bisect.bisect_left(self.turns, index, key=lambda turn: turn.first) + 1
+
+    def cut(self, index: int) -> None:
+        """Take back all ids from log index `index` on."""
+        del self.ids[index:]
+
+    def clear(self) -> None:
+        """Start over."""
+        self.ids = array("i")
+        self.turns = []

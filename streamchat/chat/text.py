@@ -1,0 +1,56 @@
+"""Text that is safe on a terminal: what a model or a file says must not move the cursor or retitle the window."""
+
+from __future__ import annotations
+
+import re
+
+# Whole escape sequences: CSI, then OSC / DCS / SOS / PM / APC strings, then the short ones. Strings are bounded, so
+# that a lone introducer cannot swallow a reply.
+_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]{0,256}(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]{1,8}[0-~]"
+    r"|\x1b[0-OQ-WYZ\\`-~]"
+)
+# The beginning of one of them at the end of a piece of text.
+_UNFINISHED = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}\Z"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]{0,256}\x1b?\Z"
+    r"|\x1b[ -/]{0,8}\Z"
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` without terminal control sequences and control characters; newline and tab stay.
+
+    Lone surrogates (undecodable bytes) become U+FFFD, so that the result can always be encoded as UTF-8.
+    """
+    return _SURROGATES.sub("�", _CONTROLS.sub("", _SEQUENCE.sub("", text)))
+
+
+def one_line(text: str) -> str:
+    """`text` printable and on one line, for messages."""
+    return " ".join(printable(text).split())
+
+
+class PrintableStream:
+    """`printable` for text that arrives in pieces, where a sequence may begin in one and end in another."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """More text; returns what can be shown. Only an unfinished sequence is held back."""
+        text = self._held + piece
+        # Whole sequences go first: the bytes inside one may look like the beginning of another.
+        text = _SEQUENCE.sub("", text)
+        match = _UNFINISHED.search(text)
+        self._held = text[match.start() :] if match else ""
+        return printable(text[: match.start()] if match else text)
+
+    def end(self) -> str:
+        """The text is over; returns what was held back, without its control characters."""
+        held, self._held = self._held, ""
+        return printable(held)

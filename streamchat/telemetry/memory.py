@@ -1,0 +1,45 @@
+"""Memory figures of the process and of the device, each with a name of its own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Device memory in bytes."""
+
+    allocated: int
+    """In live tensors of torch."""
+    reserved: int
+    """Held by torch's allocator for reuse; above `allocated` without being a leak."""
+    total: int
+    """Of the device."""
+
+
+def process_rss() -> int:
+    """Resident memory of this process in bytes."""
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def device_memory(device: str) -> DeviceMemory | None:
+    """Memory of a torch device such as 'cuda', 'cuda:1' or 'mps'; None on a CPU."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return DeviceMemory(
+            torch.cuda.memory_allocated(device),
+            torch.cuda.memory_reserved(device),
+            torch.cuda.get_device_properties(device).total_memory,
+        )
+    if kind == "mps":
+        return DeviceMemory(
+            torch.mps.current_allocated_memory(),
+            torch.mps.driver_allocated_memory(),
+            torch.mps.recommended_max_memory(),
+        )
+    return None
