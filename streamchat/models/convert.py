@@ -106,19 +106,21 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
     """The model of `config` with the weights of the file."""
     import gguf
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+    from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
     architecture = str(metadata["general.architecture"])
+    library: Any = modeling_gguf_pytorch_utils
+    causal_lm: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = causal_lm.from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise UnsupportedModelError(
-            f"{path} is a {architecture!r} model, which does not write text token by token; choose a causal language model"
+            f"{path} is a {architecture!r} model, which does not write text token by token; choose a "
+            "causal language model"
         ) from error
-    processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-    names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
+    names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
     weights: dict[str, Any] = {}
     for done, tensor in enumerate(reader.tensors):
         progress(stage, done, len(reader.tensors), "")
@@ -141,7 +143,7 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
     missing = [key for key in result.missing_keys if model.get_parameter(key).is_meta]
     if missing:
         raise UnsupportedModelError(
-            f"{path} lacks {len(missing)} of the model's weights ({missing[0]} is the first), so it would answer nonsense; "
-            f"{OTHER_FORM}"
+            f"{path} lacks {len(missing)} of the model's weights ({missing[0]} is the first), so it would answer "
+            f"nonsense; {OTHER_FORM}"
         )
     return model

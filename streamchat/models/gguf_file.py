@@ -41,17 +41,17 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
     Raises:
         UnsupportedModelError: Unknown architecture, or positions that transformers would not reproduce.
     """
-    from transformers import AutoConfig
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES, load_gguf_checkpoint
+    from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
     from streamchat.models.gguf_tokenizer import end_ids, special_ids
 
     architecture = str(metadata["general.architecture"])
+    library: Any = modeling_gguf_pytorch_utils
     try:
-        values = dict(load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+        values = dict(library.load_gguf_checkpoint(str(path), return_tensors=False)["config"])
         config: Any = AutoConfig.for_model(str(values.pop("model_type")), **values)
     except Exception as error:
-        known = architecture in GGUF_SUPPORTED_ARCHITECTURES
+        known = architecture in library.GGUF_SUPPORTED_ARCHITECTURES
         reason = short(error) if known else "transformers does not read GGUF files of that architecture"
         raise UnsupportedModelError(
             f"{path} is a {architecture!r} model and cannot be read: {reason}; {OTHER_FORM}"
@@ -81,8 +81,8 @@ def _restore_rope_scaling(path: Path, reader: Any, metadata: dict[str, Any], arc
         config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": factor}
     elif scaling != "none" or any(name.startswith("rope_factors") for name in tensors):
         raise UnsupportedModelError(
-            f"{path} stretches its positions ({scaling if scaling != 'none' else 'longrope'}) in a way that is not read "
-            f"from GGUF files here; {OTHER_FORM}"
+            f"{path} stretches its positions ({scaling if scaling != 'none' else 'longrope'}) in a way that is not "
+            f"read from GGUF files here; {OTHER_FORM}"
         )
 
 

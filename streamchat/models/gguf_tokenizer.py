@@ -107,7 +107,6 @@ def end_ids(metadata: dict[str, Any]) -> list[int]:
 
 def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     pre = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
@@ -146,10 +145,12 @@ def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase
         else:
             backend.add_tokens(added)
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in _BOS_BY_DEFAULT)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, add_bos_token=bool(add_bos), **_common(metadata))
+    return _wrap(backend, bool(add_bos), metadata)
 
 
-def _common(metadata: dict[str, Any]) -> dict[str, Any]:
+def _wrap(backend: Any, add_bos: bool, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+    import transformers
+
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     arguments: dict[str, Any] = {f"{name}_token": tokens[index] for name, index in special_ids(metadata).items()}
     # Cleaning up would remove spaces before punctuation from the shown text.
@@ -158,11 +159,15 @@ def _common(metadata: dict[str, Any]) -> dict[str, Any]:
         arguments["chat_template"] = template
     if length := metadata.get(f"{metadata['general.architecture']}.context_length"):
         arguments["model_max_length"] = int(length)
-    return arguments
+    library: Any = transformers
+    tokenizer: PreTrainedTokenizerBase = library.PreTrainedTokenizerFast(
+        tokenizer_object=backend, add_bos_token=add_bos, **arguments
+    )
+    return tokenizer
 
 
 def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     try:
         read: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
@@ -173,5 +178,4 @@ def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenize
         ) from error
     # llama.cpp adds the start token to SentencePiece vocabularies unless the file says otherwise
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
-    common = _common(metadata)
-    return PreTrainedTokenizerFast(tokenizer_object=read.backend_tokenizer, add_bos_token=bool(add_bos), **common)
+    return _wrap(read.backend_tokenizer, bool(add_bos), metadata)

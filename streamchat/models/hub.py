@@ -1,0 +1,268 @@
+"""Fetching a model from the Hub: one quick look whether it answers, then only the files that are needed.
+
+Nothing is printed and nothing is retried for long: offline, unknown and locked models are one sentence each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import http.client
+import json
+import shutil
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models import catalogue
+from streamchat.models.folder import CONFIG, INDEX, WEIGHTS, check_kind, shard_names
+from streamchat.models.hub_cache import cached_snapshot, endpoint, hub_cache_dir, offline_variable
+from streamchat.models.quiet import quiet
+from streamchat.models.words import Progress, short, size_words
+
+PROBE_S = 4.0
+ANSWER_S = 10.0
+"""How long one answer of a reachable Hub may take."""
+SMALL_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "*.jinja",
+)
+
+
+def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
+    """The local snapshot folder of `repo_id`, fetched into the Hub cache.
+
+    Args:
+        asked: What the user typed, for the message.
+
+    Raises:
+        ModelNotFoundError: Offline, unknown, locked or incomplete.
+        UnsupportedModelError: Not a causal language model, or no safetensors.
+    """
+    with quiet():
+        tried = f"{_tried(repo_id, asked)}, and is not in the local Hub cache"
+        if variable := offline_variable():
+            raise ModelNotFoundError(f"{tried}; {variable} forbids asking the Hub: unset it, or {_local_ways(asked)}")
+        progress(f"Looking for {repo_id}", 0, 0, "")
+        if (reason := _unreachable(endpoint())) is not None:
+            raise ModelNotFoundError(
+                f"{tried}, and {_host()} cannot be reached ({reason}); connect, or {_local_ways(asked)}"
+            )
+        files = _list_files(repo_id, asked)
+        config = _small_json(repo_id, CONFIG, files)
+        check_kind(config, repo_id)
+        wanted = _wanted(repo_id, files)
+        _check_space(repo_id, sum(wanted.values()))
+        _download(repo_id, wanted, progress)
+    snapshot = cached_snapshot(repo_id)
+    if snapshot is None:
+        raise ModelNotFoundError(f"{repo_id} was fetched but lacks files that a model needs; choose another model")
+    return snapshot
+
+
+def _host() -> str:
+    return urlsplit(endpoint()).netloc or endpoint()
+
+
+def _tried(repo_id: str, asked: str) -> str:
+    if asked == repo_id:
+        return f"{asked!r} is no folder or .gguf file here, no alias"
+    return f"{asked!r} means {repo_id}, which is not here as a folder"
+
+
+def _local_ways(asked: str) -> str:
+    hint = catalogue.did_you_mean(asked) if catalogue.lookup(asked) is None else ""
+    return f"use a local folder or .gguf file, or the bundled model (--model {catalogue.DEFAULT}){hint}"
+
+
+def _unreachable(url: str) -> str | None:
+    """Why the Hub does not answer, or None. Takes `PROBE_S` at most, also where the name service hangs."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        answer.append(_ask(url))
+
+    # A daemon: a hanging name lookup cannot be stopped, only left behind.
+    thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_S + 1)
+    return answer[0] if answer else f"no answer within {PROBE_S + 1:.0f} s"
+
+
+def _ask(url: str) -> str | None:
+    try:
+        # urllib honours the user's proxy variables
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):
+            return None
+    except urllib.error.HTTPError:
+        return None  # any answer is an answer
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return None  # reached; huggingface_hub has certificates of its own
+        return short(getattr(error.reason, "strerror", None) or error.reason, 80)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return short(error, 80)
+
+
+@contextlib.contextmanager
+def _hub_errors(repo_id: str, asked: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into one sentence each."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"{repo_id} is open only to people who accepted its terms: accept them on {endpoint()}/{repo_id}, then run "
+            "`hf auth login`, or choose another model"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        hint = catalogue.did_you_mean(asked) or "; check the spelling (`streamchat models` lists the aliases)"
+        raise ModelNotFoundError(
+            f"There is no model {repo_id} on {_host()}, or it is private and needs `hf auth login`{hint}"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise ModelNotFoundError(f"{_host()} answered {status} for {repo_id}; try again later") from error
+    except errors.HFValidationError as error:
+        raise ModelNotFoundError(f"{asked!r} is not the form of a Hub id (owner/name)") from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        raise ModelNotFoundError(f"{repo_id} could not be fetched from {_host()}: {short(error)}; try again") from error
+
+
+def _list_files(repo_id: str, asked: str) -> dict[str, int]:
+    """File name -> bytes, of the top folder of the repository."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repo_id, asked), _network_errors(repo_id):
+        info = HfApi(endpoint=endpoint()).model_info(repo_id, files_metadata=True, timeout=ANSWER_S)
+    files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+    if CONFIG not in files:
+        ggufs = [name for name in files if name.lower().endswith(".gguf")]
+        if ggufs:
+            raise UnsupportedModelError(
+                f"{repo_id} holds GGUF files only: fetch one of them ({ggufs[0]}) and give its path to --model"
+            )
+        raise UnsupportedModelError(f"{repo_id} has no config.json, so it is no transformers model; choose another")
+    return files
+
+
+@contextlib.contextmanager
+def _network_errors(repo_id: str) -> Iterator[None]:
+    """The HTTP library under huggingface_hub differs between its versions; its errors are known by their module."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
+            raise ModelNotFoundError(
+                f"The connection to {_host()} broke while asking for {repo_id} ({short(error, 80)}); try again"
+            ) from error
+        raise
+
+
+def _wanted(repo_id: str, files: dict[str, int]) -> dict[str, int]:
+    """The files to fetch, small ones first, with their sizes."""
+    small = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
+    if WEIGHTS in files:
+        weights = [WEIGHTS]
+    elif INDEX in files:
+        weights = [INDEX, *shard_names(_get(repo_id, INDEX))]
+        if missing := [name for name in weights if name not in files]:
+            raise ModelNotFoundError(f"{repo_id} is incomplete on {_host()}: it lacks {missing[0]}; choose another")
+    else:
+        raise UnsupportedModelError(
+            f"{repo_id} has no safetensors weights, only formats that can run code; choose a model that has "
+            f"{WEIGHTS}, or convert it once with transformers and give the folder to --model"
+        )
+    return {name: files[name] for name in (CONFIG, *small, *weights)}
+
+
+def _small_json(repo_id: str, name: str, files: dict[str, int]) -> dict[str, Any]:
+    if files[name] > 10_000_000:
+        raise UnsupportedModelError(f"{name} of {repo_id} has {size_words(files[name])}, so it is no configuration")
+    try:
+        content = json.loads(_get(repo_id, name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedModelError(f"{name} of {repo_id} is not JSON; choose another model") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _check_space(repo_id: str, need: int) -> None:
+    folder = hub_cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise ModelNotFoundError(
+            f"{repo_id} needs {size_words(need)} in {folder} and {size_words(free)} are free; make room, or set "
+            "HF_HOME to a folder on another disk"
+        )
+
+
+def _download(repo_id: str, wanted: dict[str, int], progress: Progress) -> None:
+    stage, total = f"Fetching {repo_id}", sum(wanted.values())
+    before = 0
+    for name, size in wanted.items():
+        progress(stage, before, total, "bytes")
+        _get(repo_id, name, _bar(stage, before, total, progress))
+        before += size
+    progress(stage, total, total, "bytes")
+
+
+def _get(repo_id: str, name: str, bar: Any = None) -> Path:
+    """One file of the repository in the local Hub cache."""
+    from huggingface_hub import constants, hf_hub_download
+
+    settings: Any = constants
+    xet_off = settings.HF_HUB_DISABLE_XET
+    # Plain HTTP: Xet reports from threads of its own, from which nothing can be cancelled.
+    settings.HF_HUB_DISABLE_XET = True
+    try:
+        with _hub_errors(repo_id, repo_id), _network_errors(repo_id):
+            return Path(
+                hf_hub_download(
+                    repo_id,
+                    name,
+                    cache_dir=hub_cache_dir(),
+                    endpoint=endpoint(),
+                    etag_timeout=ANSWER_S,
+                    tqdm_class=bar,
+                )
+            )
+    finally:
+        settings.HF_HUB_DISABLE_XET = xet_off
+
+
+def _bar(stage: str, before: int, total: int, progress: Progress) -> Any:
+    """A class with the interface of tqdm that reports to `progress` and shows nothing.
+
+    The download calls it between two blocks, in our own thread: what `progress` raises ends the download.
+    """
+    from huggingface_hub import utils
+
+    base: Any = utils.tqdm
+
+    class Bar(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.done = int(kwargs.get("initial") or 0)
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            progress(stage, min(before + self.done, total), total, "bytes")
+
+    return Bar

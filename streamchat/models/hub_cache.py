@@ -1,0 +1,73 @@
+"""The local Hub cache, and the environment variables that say where the Hub is. No network, no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamchat.errors import ModelError
+from streamchat.models.folder import inspect, is_whole
+
+PUBLIC_HUB = "https://huggingface.co"
+
+
+def hub_cache_dir() -> Path:
+    """Where huggingface_hub keeps models, read from the environment now (the library reads it once, at import)."""
+    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if value := os.environ.get(variable):
+            return Path(os.path.expandvars(value)).expanduser() / below
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def endpoint() -> str:
+    """The Hub's address, `HF_ENDPOINT` or the public one, without a final slash."""
+    return (os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
+
+
+def offline_variable() -> str | None:
+    """The environment variable that forbids asking the Hub, or None."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            return name
+    return None
+
+
+def cached_snapshot(repo_id: str) -> Path | None:
+    """The folder of `repo_id` in the local Hub cache, where a complete model is there; else None."""
+    repository = hub_cache_dir() / f"models--{repo_id.replace('/', '--')}"
+    return _snapshot(repository)
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """One usable model of the local Hub cache."""
+
+    repo_id: str
+    folder: Path
+    file_bytes: int
+
+
+def cached_models() -> list[CachedModel]:
+    """The complete causal language models of the local Hub cache, by name."""
+    found = []
+    for repository in sorted(hub_cache_dir().glob("models--*")):
+        if (snapshot := _snapshot(repository)) is None:
+            continue
+        try:
+            contents = inspect(snapshot)
+        except ModelError:
+            continue
+        repo_id = repository.name.removeprefix("models--").replace("--", "/", 1)
+        found.append(CachedModel(repo_id, snapshot, contents.file_bytes))
+    return found
+
+
+def _snapshot(repository: Path) -> Path | None:
+    try:
+        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    folder = repository / "snapshots" / commit
+    return folder if commit and is_whole(folder) else None

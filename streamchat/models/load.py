@@ -1,0 +1,201 @@
+"""From a name to a model that answers: resolve, fetch or convert where needed, load, check."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models import device as devices
+from streamchat.models.folder import Contents, inspect
+from streamchat.models.quiet import quiet
+from streamchat.models.resolve import Source, resolve
+from streamchat.models.words import Progress as Progress
+from streamchat.models.words import short, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready: in eval mode, on its device, in its number format, without gradients."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """For people: 'SmolLM2-135M-Instruct', 'pythia-410m', the name of a folder."""
+    source: str
+    """Folder, file or Hub id that it came from."""
+    device: str
+    dtype: str
+    notes: tuple[str, ...] = ()
+    """Sentences that the user should see once."""
+
+
+def load_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", attention: str = "sdpa", progress: Progress | None = None
+) -> LoadedModel:
+    """Load the model that `name` means; fetched or converted first where needed. Prints nothing.
+
+    Args:
+        name: `default`, an alias, a Hub id, a folder or a .gguf file.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
+        progress: Told what is going on; may raise to cancel.
+
+    Raises:
+        ModelNotFoundError: Not there, not to be had, damaged, or too big for this machine.
+        UnsupportedModelError: Found, but not a causal language model that can be loaded safely.
+        ConfigError: The asked device is not here.
+    """
+    progress = progress or silent
+    source = resolve(name)
+    # before anything is fetched
+    progress("Starting torch", 0, 0, "")
+    chosen_device = devices.choose_device(device)
+    chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
+    folder = _folder_of(source, name, progress)
+    contents = inspect(folder)
+    devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
+    progress(f"Loading {source.name}", 0, 0, "")
+    with quiet():
+        _check_config(folder, contents, source)
+        tokenizer = _load_tokenizer(folder, source)
+        model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
+        if chosen_dtype == "float16" and not _is_finite(model):
+            safe = "bfloat16" if chosen_device != "cpu" or devices.cpu_has_bfloat16() else "float32"
+            notes = (f"{source.name} overflows in float16, so it runs in {safe}",)
+            del model
+            gc.collect()
+            chosen_dtype = safe
+            devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
+            model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
+    progress(f"Loading {source.name}", 0, 0, "")
+    shown = source.repo_id or source.location
+    return LoadedModel(model, tokenizer, source.name, shown, chosen_device, chosen_dtype, (*notes, *attention_notes))
+
+
+def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
+    """The local folder in transformers' form, fetched or converted where needed."""
+    if source.kind == "bundled":
+        from streamchat.models.default import ensure_default_model
+
+        return ensure_default_model(progress)
+    if source.kind == "gguf":
+        from streamchat.models.convert import converted_copy
+
+        return converted_copy(Path(source.location), progress=progress)
+    if source.kind == "hub":
+        from streamchat.models.hub import fetch_from_hub
+
+        return fetch_from_hub(source.location, asked, progress=progress)
+    return Path(source.location)
+
+
+def _check_config(folder: Path, contents: Contents, source: Source) -> None:
+    """Refuse, with the reason, what transformers cannot load as a causal language model."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    kind = str(contents.config.get("model_type") or "")
+    library: Any = modeling_auto
+    configs: Any = transformers.CONFIG_MAPPING
+    if kind not in configs:
+        if contents.config.get("auto_map"):
+            raise UnsupportedModelError(
+                f"{source.name} ({kind or 'no model_type'}) needs program code from its own repository, which is never "
+                "run; choose a model that transformers itself knows"
+            )
+        raise UnsupportedModelError(
+            f"{source.name} is of type {kind!r}, which transformers {transformers.__version__} does not know; choose "
+            "another model"
+        )
+    if kind not in library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{source.name} is of type {kind!r}, which is no causal language model; choose one that is"
+        )
+
+
+def _load_tokenizer(folder: Path, source: Source) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    library: Any = AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = library.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"The tokenizer of {source.name} in {folder} cannot be read ({short(error)}); fetch the model again"
+        ) from error
+    return tokenizer
+
+
+def _load_weights(
+    folder: Path, source: Source, device: str, dtype: str, attention: str
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    library: Any = AutoModelForCausalLM
+    notes: tuple[str, ...] = ()
+
+    def read(how: str) -> tuple[Any, dict[str, Any]]:
+        result: tuple[Any, dict[str, Any]] = library.from_pretrained(
+            str(folder),
+            dtype=devices.torch_dtype(dtype),
+            attn_implementation=how,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        return result
+
+    try:
+        try:
+            model, info = read(attention)
+        except (ValueError, ImportError) as error:
+            if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+                raise
+            model, info = read("eager")
+            notes = (f"{source.name} has no {attention} attention, so it runs with eager attention",)
+        _check_complete(info, source)
+        model = model.to(device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelNotFoundError(
+            f"{source.name} does not fit into the memory of {device} in {dtype}; choose a smaller model"
+        ) from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{source.name} in {folder} cannot be loaded as a causal language model ({short(error)}); choose "
+            "another model"
+        ) from error
+    model.eval()
+    model.requires_grad_(False)
+    return model, notes
+
+
+def _check_complete(info: dict[str, Any], source: Source) -> None:
+    """A missing weight is filled with random numbers, silently: the model would answer nonsense."""
+    for kind, words in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+        if keys := sorted(str(key) for key in info.get(kind) or ()):
+            raise UnsupportedModelError(
+                f"{source.name} {words} {len(keys)} of the weights of a causal language model ({keys[0]} is the "
+                "first), so it would answer nonsense; choose a complete model"
+            )
+
+
+def _is_finite(model: Any) -> bool:
+    """Whether a few tokens pass through without overflowing; float16 ends at 65,504."""
+    import torch
+
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        return bool(torch.isfinite(model(ids, use_cache=False).logits).all())

@@ -1,0 +1,92 @@
+"""What a model name means: a path, the bundled default, an alias or a Hub id. No torch, no network."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from streamchat.errors import ModelNotFoundError
+from streamchat.models import catalogue
+from streamchat.models.default import NAME, default_model_dir, is_default_model_here
+from streamchat.models.hub_cache import cached_snapshot
+
+Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    kind: Kind
+    name: str
+    """For people: 'SmolLM2-135M-Instruct', 'pythia-410m'."""
+    location: str
+    """Folder, file, or for `hub` the Hub id."""
+    available: bool
+    """Whether it can be loaded without fetching anything."""
+    repo_id: str = ""
+    """The Hub id, for the two Hub kinds."""
+
+
+def resolve(name: str) -> Source:
+    """Say what `name` means. Order: local path, bundled default, alias, local Hub cache, Hub.
+
+    The Hub is not asked: whether an id exists there is found out when it is fetched.
+
+    Raises:
+        ModelNotFoundError: A path that is not there, or a text that is no name at all.
+    """
+    name = name.strip()
+    if name == catalogue.DEFAULT:
+        return _bundled()
+    path = Path(name).expanduser()
+    if source := _local(path, explicit=_looks_like_path(name)):
+        return source
+    if catalogue.is_bundled(name):
+        return _bundled()
+    repo_id = catalogue.lookup(name) or name
+    if not HUB_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
+        raise ModelNotFoundError(
+            f"{name!r} is no folder or .gguf file here, no alias and not the form of a Hub id (owner/name)"
+            f"{catalogue.did_you_mean(name) or '; `streamchat models` lists what there is'}"
+        )
+    display = repo_id.rpartition("/")[2]
+    if snapshot := cached_snapshot(repo_id):
+        return Source("hub-cache", display, str(snapshot), True, repo_id)
+    return Source("hub", display, repo_id, False, repo_id)
+
+
+def _bundled() -> Source:
+    return Source("bundled", NAME, str(default_model_dir()), is_default_model_here())
+
+
+def _looks_like_path(name: str) -> bool:
+    return (
+        name in ("", ".", "..", "~")
+        or name.startswith(("./", "../", "~/", "/", ".\\", "..\\"))
+        or (os.name == "nt" and bool(re.match(r"[A-Za-z]:|\\\\", name)))
+        or name.lower().endswith(".gguf")
+        or name.count("/") > 1
+    )
+
+
+def _local(path: Path, *, explicit: bool) -> Source | None:
+    """The folder or file at `path`; `explicit` paths must exist, other names may be an alias or a Hub id."""
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return Source("gguf", path.stem, str(path.resolve()), True)
+        if explicit:
+            raise ModelNotFoundError(f"{path} is not a model; give its folder, or a .gguf file")
+    elif path.is_dir() and (explicit or (path / "config.json").is_file()):
+        return Source("folder", path.resolve().name, str(path.resolve()), True)
+    elif explicit:
+        what = "file" if path.suffix.lower() == ".gguf" else "folder"
+        raise ModelNotFoundError(
+            f"There is no {what} {str(path)!r}; check the path, or give an alias or Hub id (`streamchat "
+            "models` lists them)"
+        )
+    return None
