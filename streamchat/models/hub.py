@@ -55,9 +55,11 @@ def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
         UnsupportedModelError: Not a causal language model, or no safetensors.
     """
     with quiet():
-        tried = f"{_tried(repo_id, asked)}, and is not in the local Hub cache"
+        tried = _tried(repo_id, asked)
         if variable := offline_variable():
-            raise ModelNotFoundError(f"{tried}; {variable} forbids asking the Hub: unset it, or {_local_ways(asked)}")
+            raise ModelNotFoundError(
+                f"{tried}, and {variable} forbids asking the Hub; unset it, or {_local_ways(asked)}"
+            )
         progress(f"Looking for {repo_id}", 0, 0, "")
         if (reason := _unreachable(endpoint())) is not None:
             raise ModelNotFoundError(
@@ -81,8 +83,8 @@ def _host() -> str:
 
 def _tried(repo_id: str, asked: str) -> str:
     if asked == repo_id:
-        return f"{asked!r} is no folder or .gguf file here, no alias"
-    return f"{asked!r} means {repo_id}, which is not here as a folder"
+        return f"{asked!r} is no folder, .gguf file or alias and not in the local Hub cache"
+    return f"{asked!r} means {repo_id}, which is not in the local Hub cache"
 
 
 def _local_ways(asked: str) -> str:
@@ -248,21 +250,26 @@ def _get(repo_id: str, name: str, bar: Any = None) -> Path:
 
 
 def _bar(stage: str, before: int, total: int, progress: Progress) -> Any:
-    """A class with the interface of tqdm that reports to `progress` and shows nothing.
+    """A class with as much of tqdm's interface as a download uses; it reports to `progress` and shows nothing.
 
     The download calls it between two blocks, in our own thread: what `progress` raises ends the download.
     """
-    from huggingface_hub import utils
 
-    base: Any = utils.tqdm
-
-    class Bar(base):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+    class Bar:
+        def __init__(self, *_args: Any, **kwargs: Any) -> None:
             self.done = int(kwargs.get("initial") or 0)
-            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            self.close()
 
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
             progress(stage, min(before + self.done, total), total, "bytes")
+
+        def close(self) -> None:
+            pass
 
     return Bar

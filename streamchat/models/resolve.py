@@ -41,6 +41,8 @@ def resolve(name: str) -> Source:
         ModelNotFoundError: A path that is not there, or a text that is no name at all.
     """
     name = name.strip()
+    if not name:
+        raise ModelNotFoundError(f"The model has no name; give one, or {catalogue.DEFAULT!r} for the bundled model")
     if name == catalogue.DEFAULT:
         return _bundled()
     path = Path(name).expanduser()
@@ -66,7 +68,7 @@ def _bundled() -> Source:
 
 def _looks_like_path(name: str) -> bool:
     return (
-        name in ("", ".", "..", "~")
+        name in (".", "..", "~")
         or name.startswith(("./", "../", "~/", "/", ".\\", "..\\"))
         or (os.name == "nt" and bool(re.match(r"[A-Za-z]:|\\\\", name)))
         or name.lower().endswith(".gguf")

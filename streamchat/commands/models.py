@@ -1,0 +1,166 @@
+"""`streamchat models [NAME]`: what can be loaded, what is here, and what a name means."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from streamchat.chat.status import human_bytes
+from streamchat.models import catalogue
+from streamchat.models.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
+from streamchat.models.folder import inspect
+from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
+from streamchat.models.resolve import Source, resolve
+from streamchat.models.staging import models_dir, read_manifest
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "models",
+        help="list the models that can be loaded, or say what a name means",
+        description="List the models that can be loaded and say which are here; with NAME, say what that name means. "
+        "Nothing is fetched.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer to stdout; returns the exit code.
+
+    Raises:
+        ModelError: NAME is nothing that can be loaded.
+    """
+    if args.name:
+        report = describe(args.name)
+        text = _describe_text(report)
+    else:
+        report = inventory()
+        text = _inventory_text(report)
+    sys.stdout.write((json.dumps(report, indent=1, ensure_ascii=False) if args.json else text) + "\n")
+    return 0
+
+
+def inventory() -> dict[str, Any]:
+    """Everything that `--model` can name: what is here, and the aliases."""
+    here = cached_models()
+    ready = {model.repo_id for model in here}
+    return {
+        "default": {
+            "name": NAME,
+            "here": is_default_model_here(),
+            "folder": str(default_model_dir()),
+            "bytes": _folder_bytes(default_model_dir()),
+            "download_bytes": WHEEL.size,
+        },
+        "converted": _converted(),
+        "hub_cache": [{"id": model.repo_id, "folder": str(model.folder), "bytes": model.file_bytes} for model in here],
+        "aliases": [
+            {"alias": alias, "id": repo_id, "here": repo_id in ready} for alias, repo_id in catalogue.ALIASES.items()
+        ],
+    }
+
+
+def _converted() -> list[dict[str, Any]]:
+    found = []
+    folder = models_dir()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        manifest = None if path.name.startswith(".") else read_manifest(path)
+        if manifest and not manifest.get("default"):
+            source = str(manifest.get("source", ""))
+            found.append(
+                {
+                    "name": str(manifest.get("name", path.name)),
+                    "source": source,
+                    "source_here": Path(source).is_file(),
+                    "folder": str(path),
+                    "bytes": _folder_bytes(path),
+                }
+            )
+    return found
+
+
+def _folder_bytes(folder: Path) -> int:
+    manifest = read_manifest(folder)
+    return sum(manifest["files"].values()) if manifest else 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What `name` means, where that is, and what loading it would fetch."""
+    source = resolve(name)
+    if source.kind == "folder":
+        inspect(Path(source.location))
+    return {
+        "name": name,
+        "kind": source.kind,
+        "model": source.name,
+        "location": source.location,
+        "id": source.repo_id or None,
+        "here": source.available,
+        "to_do": _to_do(source),
+    }
+
+
+def _to_do(source: Source) -> str | None:
+    if source.kind == "bundled" and not source.available:
+        return f"fetch {what_is_fetched()}, then convert it once (about 20 s)"
+    if source.kind == "gguf":
+        from streamchat.models.convert import copy_folder
+
+        if read_manifest(copy_folder(Path(source.location))) is None:
+            return "convert it once; the copy goes to " + str(models_dir())
+    if source.kind == "hub":
+        return f"fetch its config, tokenizer and safetensors from {endpoint()} into {hub_cache_dir()}"
+    return None
+
+
+_KINDS = {
+    "bundled": "the bundled default model",
+    "folder": "a local folder",
+    "gguf": "a local GGUF file",
+    "hub-cache": "a Hub model, in the local Hub cache",
+    "hub": "a Hub model",
+}
+
+
+def _describe_text(report: dict[str, Any]) -> str:
+    rows = [("model", report["model"]), ("what", _KINDS[report["kind"]])]
+    if report["id"]:
+        rows.append(("Hub id", report["id"]))
+    if report["location"] != report["id"]:
+        rows.append(("location", report["location"]))
+    rows.append(("here", "yes" if report["here"] else "no"))
+    if report["to_do"]:
+        rows.append(("first use", report["to_do"]))
+    return "\n".join(f"{label:<10}{value}" for label, value in rows)
+
+
+def _inventory_text(report: dict[str, Any]) -> str:
+    default = report["default"]
+    state = (
+        f"here, {human_bytes(default['bytes'])}"
+        if default["here"]
+        else f"to be fetched, {human_bytes(default['download_bytes'])}"
+    )
+    lines = ["Bundled model", f"  {'default':<22}{default['name']}  ({state})", ""]
+    if report["converted"]:
+        lines.append("Converted GGUF files")
+        for model in report["converted"]:
+            gone = "" if model["source_here"] else "  (file gone)"
+            lines.append(f"  {model['name']:<38}{human_bytes(model['bytes']):>9}{gone}")
+            lines.append(f"    {model['source']}")
+        lines.append("")
+    lines.append(f"Local Hub cache ({hub_cache_dir()})")
+    lines += [f"  {model['id']:<50}{human_bytes(model['bytes']):>9}" for model in report["hub_cache"]]
+    if not report["hub_cache"]:
+        lines.append("  no causal language model")
+    lines += ["", "Aliases (fetched from the Hub on first use)"]
+    for row in report["aliases"]:
+        lines.append(f"  {row['alias']:<22}{row['id']:<42}{'here' if row['here'] else ''}".rstrip())
+    lines += ["", "--model also takes any Hub id (owner/name), a model folder or a .gguf file."]
+    return "\n".join(lines)
