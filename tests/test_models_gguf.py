@@ -68,7 +68,8 @@ def test_copy_is_made_once_and_follows_the_contents(gguf_file: Path, tmp_path: P
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert sorted(tmp_path.iterdir()) == [moved.parent]
     assert before == [gguf_file]  # nothing was written beside the file
-    changed = write_gguf(tmp_path / "tiny.gguf", pre="gpt-2")
+    changed = write_gguf(tmp_path / "tiny.gguf", pre="refact")  # as many bytes, other contents
+    assert changed.stat().st_size == moved.stat().st_size
     assert copy_folder(changed) != folder
 
 
@@ -134,6 +135,42 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path: Path, changes: dic
         load_model(str(path), device="cpu")
     assert "\n" not in str(caught.value)
     assert not [path for path in models_dir().iterdir() if path.is_dir()]
+
+
+def test_disk_that_fills_up_while_saving(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", full)
+    with pytest.raises(ModelNotFoundError, match=r"could not be stored in .* \(the disk is full\); make room"):
+        load_model(str(gguf_file), device="cpu")
+    assert not [path for path in models_dir().iterdir() if path.is_dir()]
+
+
+def test_too_little_space_is_known_before(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("streamchat.models.staging.shutil.disk_usage", lambda _folder: Usage)
+    with pytest.raises(ModelNotFoundError, match=r"needs up to 1\d\d kB of disk space .* 1\.0 kB are free"):
+        load_model(str(gguf_file), device="cpu")
+
+
+def test_too_little_memory_to_convert(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 1000
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    with pytest.raises(ModelNotFoundError, match=r"takes \d+ kB of memory and 1\.0 kB are available"):
+        load_model(str(gguf_file), device="cpu")
+
+
+def test_callback_that_cannot_write_is_not_mistaken_for_a_full_disk(gguf_file: Path) -> None:
+    def broken(*_step: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        converted_copy(gguf_file, progress=broken)
 
 
 def test_cut_off_file(gguf_file: Path) -> None:

@@ -107,6 +107,8 @@ def test_hub_cache_comes_before_the_hub() -> None:
     assert (source.kind, source.location, source.available) == ("hub-cache", str(folder), True)
     assert source.repo_id == "EleutherAI/pythia-410m"
     assert [model.repo_id for model in cached_models()] == ["EleutherAI/pythia-410m"]
+    (folder.parents[1] / "refs" / "main").unlink()  # fetched by commit, not by branch
+    assert resolve("pythia-410m").location == str(folder)
     (folder / "model.safetensors").unlink()  # an interrupted download
     assert resolve("pythia-410m").kind == "hub"
     assert cached_models() == []

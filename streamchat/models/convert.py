@@ -6,15 +6,15 @@ stopped, and its result cannot be saved (`save_pretrained` refuses), so the tens
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.quiet import quiet
-from streamchat.models.staging import ensure, models_dir
+from streamchat.models.staging import check_space, ensure, models_dir
 from streamchat.models.words import Progress, short, size_words
 
 CONVERTER = 1
@@ -40,11 +40,12 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         reader, metadata = open_gguf(path)
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
         _check_memory(path, weight_bytes)
+        check_space(folder, weight_bytes, name)
         config = read_config(path, reader, metadata)
         build_tokenizer(path, metadata).save_pretrained(str(folder))
         model = _fill(path, reader, metadata, config, stage, progress)
         progress(f"Saving {name}", 0, 0, "")
-        model.save_pretrained(str(folder))
+        _save(model, folder)
     return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": path.stat().st_size}
 
 
@@ -57,12 +58,10 @@ def converted_copy(path: Path, *, progress: Progress) -> Path:
         ModelNotFoundError, UnsupportedModelError: As `convert`.
     """
     target = copy_folder(path)
-    size = path.stat().st_size
     return ensure(
         target,
         lambda folder: convert(path, folder, name=path.stem, progress=progress),
         what=path.name,
-        need_bytes=_space_for(path, size),
         progress=progress,
     )
 
@@ -85,10 +84,14 @@ def copy_folder(path: Path) -> Path:
     return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
 
 
-def _space_for(path: Path, size: int) -> int:
-    # The number of weights is known only after reading the file: 4.5 bits a weight is the usual case.
-    free = shutil.disk_usage(path.parent).total
-    return min(size * 8, free)
+def _save(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(str(folder))
+    except Exception as error:
+        # safetensors reports a full disk with an error of its own
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
 
 
 def _check_memory(path: Path, weight_bytes: int) -> None:

@@ -65,9 +65,11 @@ def cached_models() -> list[CachedModel]:
 
 
 def _snapshot(repository: Path) -> Path | None:
+    """The folder of the commit that `main` points to, else of any commit there, newest first."""
+    snapshots = repository / "snapshots"
     try:
-        commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+        commits = [snapshots / (repository / "refs" / "main").read_text(encoding="utf-8").strip()]
     except OSError:
-        return None
-    folder = repository / "snapshots" / commit
-    return folder if commit and is_whole(folder) else None
+        found = snapshots.iterdir() if snapshots.is_dir() else iter(())
+        commits = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((folder for folder in commits if is_whole(folder)), None)

@@ -21,6 +21,17 @@ from streamchat.models.words import Progress, short, size_words
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 def models_dir() -> Path:
@@ -43,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def ensure(
-    target: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str, need_bytes: int, progress: Progress
+    target: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str, progress: Progress, need_bytes: int = 0
 ) -> Path:
     """Return `target`, built first where it is not complete.
 
@@ -52,7 +63,7 @@ def ensure(
         build: Fills the folder that it is given and returns what the manifest is to say. It may raise; then
             nothing stays behind. Files outside the folder `model` of its argument are temporary.
         what: Name for messages.
-        need_bytes: Disk space that building takes at most.
+        need_bytes: Disk space that building takes at most; `build` may also call `check_space` itself.
 
     Raises:
         ModelNotFoundError: The disk is full or the folder cannot be written.
@@ -65,9 +76,12 @@ def ensure(
             if read_manifest(target) is not None:
                 return target
             _remove_stale(target)
-            _check_space(target.parent, need_bytes, what)
+            check_space(target.parent, need_bytes, what)
             _build(target, build)
     except OSError as error:
+        # anything else is not about our folder, for example what `progress` raised to cancel
+        if error.errno not in DISK_ERRORS:
+            raise
         raise _disk_error(error, target.parent, what) from error
     return target
 
@@ -122,7 +136,8 @@ def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _check_space(folder: Path, need_bytes: int, what: str) -> None:
+def check_space(folder: Path, need_bytes: int, what: str) -> None:
+    """Raise ModelNotFoundError where the disk of `folder` has less than `need_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ModelNotFoundError(
