@@ -28,6 +28,10 @@ class ExitCode(IntEnum):
     """The model cannot be found, fetched, read or used."""
     INTERRUPTED = 130
     """Ctrl+C outside a reply, as shells report it (128 + SIGINT)."""
+    BROKEN_PIPE = 141
+    """Nobody reads the output any more, as shells report it (128 + SIGPIPE)."""
+    TERMINATED = 143
+    """Ended from outside, as shells report it (128 + SIGTERM)."""
 
 
 class StreamchatError(Exception):

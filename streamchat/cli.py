@@ -1,0 +1,148 @@
+"""The command line: which face or command runs, and how every failure reaches the user. Light to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from streamchat.chat.text import one_line
+from streamchat.commands import flags, parser
+from streamchat.errors import ExitCode, StreamchatError
+
+if TYPE_CHECKING:
+    from streamchat.chat.client import ChatEngine
+    from streamchat.chat.events import Event
+    from streamchat.config import Configuration
+
+Face = Literal["pipe", "prompt", "app"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run streamchat; returns the exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except SystemExit as leaving:  # --help, --version, a signal
+        return leaving.code if isinstance(leaving.code, int) else ExitCode.OK
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads on (`| head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN_PIPE
+    except StreamchatError as error:
+        _show_traceback()
+        say(str(error))
+        return error.exit_code
+    except Exception as error:
+        import traceback
+
+        from streamchat.telemetry.log_file import log_crash
+
+        _show_traceback()
+        path = log_crash(traceback.format_exc())
+        where = f"the traceback is in {path}" if path else "run again with --debug to see the traceback"
+        say(f"unexpected {type(error).__name__}: {error}; {where}")
+        return ExitCode.FAILURE
+
+
+def say(sentence: str) -> None:
+    """One line on stderr."""
+    if sys.stderr is not None:
+        print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
+
+
+def _show_traceback() -> None:
+    if os.environ.get("STREAMCHAT_DEBUG", "0") not in ("", "0") and sys.stderr is not None:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _dispatch(argv: list[str]) -> int:
+    if "--debug" in argv:  # before anything can fail
+        os.environ["STREAMCHAT_DEBUG"] = "1"
+    args = parser.parse(argv)
+    if args.command is not None:
+        return parser.command(args.command).run(args)
+    return chat(flags.configuration_of(args))
+
+
+def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
+    """Which face talks to the user: the pipe where one end is no terminal, the prompt where asked for, else the app."""
+    if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):
+        return "pipe"
+    return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"
+
+
+def make_engine(configuration: Configuration) -> ChatEngine:
+    """The engine of a run, not started yet."""
+    from streamchat.chat.engine import Engine
+
+    return Engine(configuration)
+
+
+def chat(configuration: Configuration) -> int:
+    """Hold the conversation; returns the exit code.
+
+    Raises:
+        ConfigError: `stats_json` cannot be written.
+    """
+    from streamchat.chat.events import TurnFinished
+    from streamchat.telemetry.log_file import start_logging
+    from streamchat.telemetry.stats_log import StatsLog
+
+    start_logging()
+    # transformers would write its warnings to the terminal, past the log
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
+    stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
+    engine = make_engine(configuration)
+
+    def record(event: Event) -> None:
+        if stats is not None and isinstance(event, TurnFinished):
+            stats.write(event.stats.as_dict())
+
+    engine.subscribe(record)
+    ended = False
+    code: int = ExitCode.INTERRUPTED
+    try:
+        code = _run_face(face, engine, configuration)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        ended = engine.close()
+        if stats is not None:
+            stats.close()
+    if stats is not None and stats.failure:
+        say(stats.failure)
+        code = code or ExitCode.FAILURE
+    if not ended:
+        _leave_at_once(code)
+    return code
+
+
+def _run_face(face: Face, engine: ChatEngine, configuration: Configuration) -> int:
+    if face == "pipe":
+        from streamchat.repl.pipe import run_pipe
+
+        return run_pipe(engine)
+    if face == "prompt":
+        from streamchat.repl.prompt import run_prompt
+
+        return run_prompt(engine, configuration)
+    from streamchat.tui.app import run_app
+
+    return run_app(engine, configuration)
+
+
+def _leave_at_once(code: int) -> None:
+    """End the process although the engine's thread is still inside a long native call, which nothing can interrupt."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,67 @@
+"""Command line flags made from the settings table, for the chat and for every command that takes settings."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from streamchat import config
+from streamchat.settings import default_of, setting_fields, spec_of
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and one flag a setting. Flags that are not given leave nothing in the namespace.
+
+    Values stay text here: `configuration_of` checks them, so that a wrong value reads the same as in a file.
+    """
+    parser.add_argument(
+        "--config",
+        dest="config_file",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="configuration file (else ./config.toml, else the user's; see `streamchat config --path`)",
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name in setting_fields():
+        spec = spec_of(name)
+        if spec.section not in groups:
+            groups[spec.section] = parser.add_argument_group(spec.section)
+        add = groups[spec.section].add_argument
+        text, default = spec.help.replace("%", "%%"), default_of(name)
+        if isinstance(default, bool):
+            add(
+                config.flag_of(name),
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=f"{text} (default: {'yes' if default else 'no'})",
+            )
+            continue
+        shown = f" (default: {default})" if default != "" else ""
+        add(
+            config.flag_of(name),
+            dest=name,
+            metavar="{" + ",".join(spec.choices) + "}" if spec.choices else spec.metavar or _metavar(default),
+            default=argparse.SUPPRESS,
+            help=text + shown.replace("%", "%%"),
+        )
+
+
+def _metavar(default: Any) -> str:
+    return {int: "N", float: "X"}.get(type(default), "TEXT")
+
+
+def configuration_of(args: argparse.Namespace) -> config.Configuration:
+    """The settings of a run, from its flags, the environment and the configuration file; raises ConfigError."""
+    flags: dict[str, Any] = {}
+    for name in setting_fields():
+        given = getattr(args, name, None)
+        flags[name] = config.parse_text(name, given, config.flag_of(name)) if isinstance(given, str) else given
+    return config.load(flags, config_file=config_file_of(args))
+
+
+def config_file_of(args: argparse.Namespace) -> Path | None:
+    """The value of `--config`."""
+    given = getattr(args, "config_file", None)
+    return None if given is None else Path(given)

@@ -1,0 +1,131 @@
+"""The argument parser: the chat's flags, the subcommands, and wrong input answered with one sentence.
+
+Parsing imports neither torch nor Textual: command modules load such things when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, cast
+
+from streamchat.commands import flags
+from streamchat.errors import ConfigError
+
+COMMANDS = ("models", "config")
+"""Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
+
+Subparsers = argparse._SubParsersAction  # the type has no public name
+
+
+class Command(Protocol):
+    """What a module in `COMMANDS` offers."""
+
+    def add_parser(self, subparsers: Subparsers[Any]) -> Any:
+        """Register the command's parser."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Carry it out; returns the exit code."""
+        ...
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `ConfigError` instead of printing a usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with argparse's message in our words."""
+        if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose", message):
+            word = wrong[1].strip("'\"")
+            message = f"{word} is not a command{_did_you_mean(word, COMMANDS)}"
+        elif stray := re.match(r"unrecognized arguments: (.*)", message):
+            message = f"{stray[1]} does not belong here"
+        else:
+            message = message.removeprefix("argument ")
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class _VersionAction(argparse.Action):
+    """Prints the versions that a bug report needs, without importing the packages."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version_text())
+        parser.exit()
+
+
+def version_text() -> str:
+    """`streamchat 0.1.0 (Python 3.11.9, torch 2.13.0, transformers 5.24.0)`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from streamchat import __version__
+
+    def installed(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            return f"{package} not installed"
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"streamchat {__version__} (Python {python}, {installed('torch')}, {installed('transformers')})"
+
+
+def command(name: str) -> Command:
+    """The module of a subcommand."""
+    return cast(Command, import_module(f"streamchat.commands.{name}"))
+
+
+def build_parser() -> tuple[Parser, Subparsers[Parser]]:
+    """The whole parser and its subparsers."""
+    parser = Parser(
+        prog="streamchat",
+        usage="streamchat [SETTING ...] [COMMAND ...]",
+        description="A terminal chat that never ends. Without a command it opens the chat: the app on a terminal, "
+        "plain lines in and text out in a pipe.",
+        epilog="Every setting can also be given as STREAMCHAT_NAME in the environment or in a configuration file; "
+        "`streamchat config` shows what is in force and where it came from.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_VersionAction, help="print the versions that matter and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    flags.add_setting_flags(parser)
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser
+    )
+    for name in COMMANDS:
+        command(name).add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.allow_abbrev = False
+    return parser, subparsers
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        ConfigError: It is wrong; one sentence with a hint.
+        SystemExit: `--help` or `--version` was printed.
+    """
+    parser, subparsers = build_parser()
+    known: set[str] = set()
+    for each in (parser, *subparsers.choices.values()):
+        known.update(each._option_string_actions)
+    # Looked for first: argparse would take the value of a mistyped flag for the command.
+    for word in argv:
+        name = word.partition("=")[0]
+        if word == "--":
+            break
+        if re.match(r"--?[A-Za-z]", word) and " " not in name and name not in known:
+            raise ConfigError(f"{name} is not a flag{_did_you_mean(name, known)}; see streamchat --help")
+    return parser.parse_args(argv)
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

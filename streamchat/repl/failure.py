@@ -1,0 +1,25 @@
+"""How the prompt and the pipe tell that the engine cannot go on."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from streamchat.chat import events as ev
+from streamchat.chat.text import one_line
+from streamchat.errors import ExitCode
+from streamchat.telemetry import log_file
+
+
+def told_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
+    """Say it in one sentence, keep the traceback in the log, and return the exit code."""
+    sentence = event.message
+    if event.details:
+        path = log_file.log_crash(event.details)
+        # Foreseen failures explain themselves; for others the traceback is the next step.
+        if path is not None and event.exit_code == ExitCode.FAILURE:
+            sentence += f" (the traceback is in {path})"
+    if stream is not None:
+        if event.details and log_file.debug_wanted():
+            print(event.details, file=stream)
+        print(f"streamchat: {one_line(sentence)}", file=stream, flush=True)
+    return event.exit_code

@@ -1,0 +1,62 @@
+"""What the user typed, across restarts: a private file, or memory where that is not wanted or not possible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from streamchat import paths
+from streamchat.chat.text import printable
+
+MAX_ENTRIES = 5000
+"""Older entries are dropped when a session starts."""
+
+
+class PrivateHistory(FileHistory):
+    """A history file, readable by the user only. Failing to write an entry costs that entry, never the chat."""
+
+    def __init__(self) -> None:
+        """Create or open the file; raises OSError where that is not possible."""
+        path = paths.private_dir(paths.state_dir()) / "history"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+        super().__init__(str(path))
+        self._trim()
+
+    def store_string(self, string: str) -> None:
+        """Append an entry."""
+        try:
+            super().store_string(printable(string))
+        except OSError:
+            return
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The entries, newest first."""
+        return [text for text in super().load_history_strings() if text.strip()]
+
+    def _trim(self) -> None:
+        entries = list(self.load_history_strings())
+        if len(entries) <= MAX_ENTRIES:
+            return
+        fresh = f"{self.filename!s}.new"
+        os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+        rewritten = FileHistory(fresh)
+        for text in reversed(entries[: MAX_ENTRIES * 4 // 5]):
+            rewritten.store_string(text)
+        os.replace(fresh, str(self.filename))
+
+
+def make_history(wanted: bool) -> tuple[History, str]:
+    """The history of a session, and a sentence for the user where it cannot be kept."""
+    if not wanted:
+        return InMemoryHistory(), ""
+    try:
+        return PrivateHistory(), ""
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return InMemoryHistory(), f"what you type is not remembered: {paths.state_dir() / 'history'} ({reason})"

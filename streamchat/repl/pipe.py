@@ -1,0 +1,151 @@
+"""The pipe: each line of stdin is a user turn, the replies go to stdout as plain text, everything else to stderr.
+
+A line is read only when the reply to the one before is over, so an endless input needs no memory.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO, TextIO
+
+from streamchat.chat import events as ev
+from streamchat.chat.client import ChatEngine
+from streamchat.chat.slash import SlashContext, SlashResult, default_registry, message_text
+from streamchat.chat.status import StatusBoard
+from streamchat.chat.text import printable
+from streamchat.errors import ExitCode
+from streamchat.repl.failure import told_failure
+from streamchat.repl.progress import ProgressLine
+from streamchat.repl.render import Narrator, Piece
+
+QUIET = {"stats"}
+"""Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""
+
+
+def run_pipe(engine: ChatEngine) -> int:
+    """Answer every line of stdin; returns the exit code. Starts the engine and leaves closing it to the caller.
+
+    Raises:
+        KeyboardInterrupt: Ctrl+C.
+        BrokenPipeError: Nobody reads stdout any more.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A locale that cannot show a character must not end the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    source = sys.stdin.buffer if sys.stdin is not None else None
+    return Pipe(engine, sys.stdout, sys.stderr).run(source)
+
+
+class Pipe:
+    """One run through a pipe."""
+
+    def __init__(self, engine: ChatEngine, out: TextIO | None, err: TextIO | None) -> None:
+        self._engine, self._out, self._err = engine, out, err
+        self._events: queue.Queue[ev.Event] = queue.Queue()
+        self._narrator = Narrator()
+        self._board = StatusBoard()
+        self._progress = ProgressLine(err)
+        self._failed = False
+
+    def run(self, source: BinaryIO | None) -> int:
+        """Answer every line of `source`; returns the exit code."""
+        registry = default_registry()
+        context = SlashContext(self._engine, self._board)
+        self._engine.subscribe(self._take)
+        self._engine.start()
+        if (code := self._until(ev.ModelReady)) is not None:
+            return code
+        for line in self._lines(source):
+            result = registry.run(context, line)
+            if result is None:
+                self._engine.submit(message_text(line))
+                code = self._until(ev.TurnFinished)
+            else:
+                self._answer(result)
+                if result.quit:
+                    break
+                code = self._drain()
+            if code is not None:
+                return code
+        code = self._drain()
+        return code if code is not None else ExitCode.FAILURE if self._failed else ExitCode.OK
+
+    def _take(self, event: ev.Event) -> None:
+        if isinstance(event, ev.StatusSampled):
+            self._board.apply(event)  # not queued: they come all the time, also while stdin is silent
+        else:
+            self._events.put(event)
+
+    def _answer(self, result: SlashResult) -> None:
+        self._failed |= result.error
+        if result.text:
+            self._tell(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
+
+    def _until(self, kind: type[ev.Event]) -> int | None:
+        """Handle events up to the next one of `kind`; returns an exit code where the engine ended before."""
+        while True:
+            event = self._events.get()
+            code = self._handle(event)
+            if code is not None or isinstance(event, kind):
+                return code
+
+    def _drain(self) -> int | None:
+        """Handle what has come meanwhile; returns an exit code where the engine ended."""
+        code = None
+        while code is None and not self._events.empty():
+            code = self._handle(self._events.get())
+        return code
+
+    def _handle(self, event: ev.Event) -> int | None:
+        self._board.apply(event)
+        if isinstance(event, ev.ModelLoading):
+            self._progress.show(event)
+            return None
+        self._progress.clear()
+        for piece in self._narrator.take(event):
+            self._show(piece)
+        match event:
+            case ev.EngineFailed():
+                return told_failure(event, self._err)
+            case ev.EngineClosed():
+                return ExitCode.FAILURE
+            case ev.TurnFinished(finish_reason="error"):
+                self._failed = True
+            case _:
+                pass
+        return None
+
+    def _show(self, piece: Piece) -> None:
+        if piece.kind in ("reply", "end"):
+            if self._out is not None and piece.text:
+                self._out.write(piece.text)
+                self._out.flush()
+        elif piece.kind not in QUIET:
+            self._tell(f"streamchat: {piece.text}")
+
+    def _tell(self, text: str) -> None:
+        if self._err is not None:
+            print(text, file=self._err, flush=True)
+
+    def _lines(self, source: BinaryIO | None) -> Iterator[str]:
+        """The lines that say something, without line ends; undecodable bytes are replaced and noted once."""
+        noted = False
+        for number, raw in enumerate(source or (), start=1):
+            data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            line = data.decode("utf-8", errors="replace").rstrip("\r\n")
+            if not noted and not _is_utf8(data):
+                noted = True
+                self._tell(f"streamchat: line {number} of the input is not UTF-8 text; the bytes were replaced")
+            if line.strip():
+                yield line
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

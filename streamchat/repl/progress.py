@@ -1,0 +1,63 @@
+"""Loading progress on stderr: one line that redraws itself on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TextIO
+
+from streamchat.chat import events as ev
+from streamchat.chat.status import human_bytes
+from streamchat.chat.text import one_line
+
+QUARTERS = 4
+
+
+class ProgressLine:
+    """Shows `ModelLoading` events.
+
+    Elsewhere than on a terminal only stages that count bytes (a fetch, which may take minutes) are told, at their
+    start and at each quarter: a log or a pipe should stay short.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._live = stream is not None and stream.isatty()
+        self._shown = ""
+        self._last: tuple[str, int] | None = None
+
+    def show(self, event: ev.ModelLoading) -> None:
+        """Show where loading is."""
+        if self._stream is None:
+            return
+        text = progress_text(event)
+        if self._live:
+            columns = max(10, shutil.get_terminal_size().columns - 1)
+            self._write("\r" + text[:columns].ljust(min(len(self._shown), columns)))
+            self._shown = text[:columns]
+            return
+        quarter = event.done * QUARTERS // event.total if event.total else 0
+        if event.unit == "bytes" and self._last != (event.stage, quarter):
+            self._last = (event.stage, quarter)
+            self._write(f"streamchat: {text}\n")
+
+    def clear(self) -> None:
+        """Take the line off the screen."""
+        if self._shown:
+            self._write("\r" + " " * len(self._shown) + "\r")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        assert self._stream is not None
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def progress_text(event: ev.ModelLoading) -> str:
+    """`Fetching SmolLM2-135M-Instruct: 46.5 MB of 92.9 MB (50 %)`."""
+    stage = one_line(event.stage)
+    if not event.total:
+        return f"{stage}: {human_bytes(event.done)}" if event.unit == "bytes" and event.done else f"{stage} ..."
+    share = f"{100 * event.done // event.total} %"
+    if event.unit == "bytes":
+        return f"{stage}: {human_bytes(event.done)} of {human_bytes(event.total)} ({share})"
+    return f"{stage} ... {share}"

@@ -1,0 +1,212 @@
+"""The prompt (`--plain`): ask, stream the reply, tell what happened. One asyncio loop in the main thread.
+
+Events arrive on the engine's thread and are handed to the loop; everything below runs in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import cast
+
+from streamchat.chat import events as ev
+from streamchat.chat.client import ChatEngine
+from streamchat.chat.slash import SlashContext, default_registry, message_text
+from streamchat.chat.status import StatusBoard
+from streamchat.chat.text import printable
+from streamchat.config import Configuration
+from streamchat.errors import ExitCode
+from streamchat.repl.failure import told_failure
+from streamchat.repl.history import make_history
+from streamchat.repl.progress import ProgressLine
+from streamchat.repl.render import Narrator, ready_sentence
+from streamchat.repl.session import InputLine
+from streamchat.repl.terminal import ENDING_SIGNALS, Terminal, between_prompts, on_signals
+from streamchat.repl.toolbar import toolbar_text
+
+ANSWER_WAIT_S = 1.0
+"""How long a command that answers through an event may take before the prompt comes back anyway."""
+
+
+def run_prompt(engine: ChatEngine, configuration: Configuration) -> int:
+    """Hold the conversation on a terminal; returns the exit code. Starts the engine, leaves closing it to the caller.
+
+    Ctrl+C leaves (130) while the model loads, stops the reply while one is written (a third one leaves), and at the
+    prompt clears the line.
+    """
+    return asyncio.run(Prompt(engine, configuration).run())
+
+
+class _EngineGone(Exception):
+    """The engine cannot go on; `Prompt` holds the event."""
+
+
+class Prompt:
+    """One conversation at a prompt."""
+
+    def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
+        self._engine = engine
+        self._board = StatusBoard()
+        self._narrator = Narrator()
+        self._terminal = Terminal()
+        self._progress = ProgressLine(sys.stderr)
+        self._registry = default_registry()
+        self._context = SlashContext(engine, self._board)
+        self._history, self._history_note = make_history(configuration.settings.history)
+        self._changed = asyncio.Event()
+        self._input: InputLine | None = None
+
+        self._ready = False
+        self._finished: ev.TurnFinished | None = None
+        self._answered = False
+        self._failure: ev.EngineFailed | ev.EngineClosed | None = None
+        self._interrupts = 0
+        self._on_interrupt: Callable[[], None] | None = None
+        """What Ctrl+C does while no prompt reads the keyboard; None = nothing, between two phases."""
+        self._ended_by = 0
+        self._task: asyncio.Task[int] | None = None
+
+    async def run(self) -> int:
+        """Load, then ask and answer until the user leaves."""
+        loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()  # prompt-toolkit finds its terminal there
+        self._task = cast("asyncio.Task[int] | None", asyncio.current_task())
+
+        def hand_over(event: ev.Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._take, event, context=context)
+
+        def on_signal(number: int) -> None:
+            loop.call_soon_threadsafe(self._signalled, number)
+
+        unsubscribe = self._engine.subscribe(hand_over)
+        try:
+            with on_signals((signal.SIGINT, *ENDING_SIGNALS), on_signal):
+                await self._converse()
+        except _EngineGone:
+            self._progress.clear()
+            if isinstance(self._failure, ev.EngineFailed):
+                return told_failure(self._failure, sys.stderr)
+            return ExitCode.FAILURE
+        except asyncio.CancelledError:
+            if not self._ended_by:
+                raise
+            return 128 + self._ended_by
+        finally:
+            unsubscribe()
+        return ExitCode.OK
+
+    async def _converse(self) -> None:
+        with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts():
+            self._engine.start()
+            await self._until(lambda: self._ready)
+        self._input = InputLine(self._registry, self._context, self._history, self._toolbar)
+        if self._history_note:
+            self._terminal.line(self._history_note, "warning")
+        text = ""
+        while True:
+            given = await self._input.ask(text)
+            text = ""
+            if given is None:
+                return
+            given = printable(given.lstrip("\n").rstrip())
+            result = self._registry.run(self._context, given)
+            if result is None:
+                text = await self._turn(message_text(given))
+                continue
+            if result.quit:
+                return
+            if result.text:
+                self._terminal.line(printable(result.text), "error" if result.error else "answer")
+            else:  # it answers through an event
+                self._answered = False
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
+
+    async def _turn(self, message: str) -> str:
+        """One message and its reply; returns the text to offer again where the turn was taken back."""
+        self._begin_turn()
+        with self._interruptible(self._stop), between_prompts():
+            self._engine.submit(message)
+            await self._until(lambda: self._finished is not None)
+        assert self._finished is not None
+        return self._finished.text if self._finished.rolled_back else ""
+
+    def _begin_turn(self) -> None:
+        self._finished, self._interrupts = None, 0
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _take(self, event: ev.Event) -> None:
+        self._board.apply(event)
+        if isinstance(event, ev.ModelLoading):
+            self._progress.show(event)
+            return
+        if not isinstance(event, ev.StatusSampled):
+            self._progress.clear()
+        for piece in self._narrator.take(event):
+            self._terminal.show(piece)
+        match event:
+            case ev.ModelReady(info=info):
+                self._terminal.line(ready_sentence(info), "info")
+                self._ready = True
+            case ev.TurnStarted():
+                if self._interrupts:  # Ctrl+C came before there was anything to stop
+                    self._engine.stop_reply()
+            case ev.TurnFinished():
+                self._finished = event
+            case ev.ConversationCleared() | ev.Notice():
+                self._answered = True
+            case ev.EngineFailed() | ev.EngineClosed():
+                self._failure = self._failure or event
+                if self._input is not None:
+                    self._input.end(_EngineGone())
+            case _:
+                pass
+        if self._input is not None:
+            self._input.redraw()
+        self._changed.set()
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            if self._failure is not None:
+                raise _EngineGone
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _toolbar(self, columns: int) -> str:
+        return toolbar_text(self._board, columns)
+
+    # --- signals --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _interruptible(self, action: Callable[[], None]) -> Iterator[None]:
+        self._on_interrupt = action
+        try:
+            yield
+        finally:
+            self._on_interrupt = None
+
+    def _signalled(self, number: int) -> None:
+        if number != signal.SIGINT:
+            self._leave(number)
+        elif self._on_interrupt is not None:
+            self._on_interrupt()
+
+    def _leave(self, number: int) -> None:
+        self._ended_by = number
+        if self._task is not None:
+            self._task.cancel()
+
+    def _stop(self) -> None:
+        self._interrupts += 1
+        if self._interrupts == 1:
+            self._engine.stop_reply()
+        elif self._interrupts == 2:
+            self._terminal.line("\nstopping ...; press Ctrl+C again to leave at once", "info")
+        else:
+            self._leave(signal.SIGINT)

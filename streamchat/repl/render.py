@@ -1,0 +1,139 @@
+"""From events to what is written: reply text as it comes, and lines about it. Writes nothing itself.
+
+A line never lands inside a streamed reply: what happens there (evictions, notices) is held until the reply is over,
+evictions merged into one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from streamchat.chat import events as ev
+from streamchat.chat.status import eviction_sentence, human_seconds
+from streamchat.chat.text import PrintableStream, printable
+
+Kind = Literal["reply", "end", "eviction", "info", "warning", "error", "stats"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something to write."""
+
+    kind: Kind
+    """`reply`: text to append as it is; `end`: the reply is over, the text ends its line where that is open; all
+    others: a line of their own."""
+    text: str = ""
+
+
+class Narrator:
+    """Turns the events of one engine into pieces, in order."""
+
+    def __init__(self) -> None:
+        self._stream = PrintableStream()
+        self._evicted: ev.TokensEvicted | None = None
+        self._held: list[Piece] = []
+        self._speaking = False
+        self._said = ""  # the last character shown of this reply
+
+    def take(self, event: ev.Event) -> list[Piece]:
+        """What `event` adds."""
+        match event:
+            case ev.TurnStarted():
+                self._stream, self._speaking, self._said = PrintableStream(), False, ""
+            case ev.TokensEvicted(trigger="between_turns") if not self._speaking:
+                return [Piece("eviction", eviction_sentence(event))]
+            case ev.TokensEvicted():
+                self._evicted = merged(self._evicted, event)
+            case ev.TextDelta(text=text):
+                # what a long prompt pushed out is said before the reply begins
+                before = [] if self._speaking else self._eviction()
+                self._speaking = True
+                shown = self._stream.feed(text)
+                return [*before, *self._reply(shown)]
+            case ev.TurnFinished():
+                return self._finish(event)
+            case ev.Notice(text=text, level=level):
+                piece = Piece(level, printable(text))
+                if not self._speaking:
+                    return [piece]
+                self._held.append(piece)
+            case ev.ConversationCleared():
+                return [Piece("info", cleared_sentence(event))]
+            case _:
+                pass
+        return []
+
+    def _reply(self, shown: str) -> list[Piece]:
+        self._said = shown[-1:] or self._said
+        return [Piece("reply", shown)] if shown else []
+
+    def _finish(self, event: ev.TurnFinished) -> list[Piece]:
+        pieces = self._reply(self._stream.end()) if self._speaking else []
+        # an empty reply is an empty line, a turn that was taken back before it spoke is none
+        line_open = self._said != "\n" if self._said else not event.rolled_back
+        pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]
+        self._held, self._speaking = [], False
+        reason = reason_piece(event)
+        return [*pieces, *([reason] if reason else []), Piece("stats", stats_line(event.stats))]
+
+    def _eviction(self) -> list[Piece]:
+        event, self._evicted = self._evicted, None
+        return [Piece("eviction", eviction_sentence(event))] if event else []
+
+
+def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
+    """Two evictions in a row as one."""
+    if first is None:
+        return second
+    return replace(
+        second,
+        count=first.count + second.count,
+        token_range=(first.token_range[0], second.token_range[1]),
+        turns=tuple(sorted({*first.turns, *second.turns})),
+        turns_gone=tuple(sorted({*first.turns_gone, *second.turns_gone})),
+        cache_len_before=first.cache_len_before,
+    )
+
+
+def reason_piece(event: ev.TurnFinished) -> Piece | None:
+    """What to say of a turn that did not end by itself."""
+    match event.finish_reason:
+        case "length":
+            return Piece("warning", f"the reply was cut off after {event.stats.new_tokens} tokens (max_new_tokens)")
+        case "cancelled" if event.rolled_back:
+            return Piece("info", "stopped before the reply began; the message was taken back")
+        case "cancelled":
+            return Piece("info", "stopped; what was said stays in the conversation")
+        case "error":
+            return Piece("error", printable(event.message) or "the turn failed and was taken back")
+        case _:
+            return None
+
+
+def stats_line(stats: ev.TurnStats) -> str:
+    """`12 tokens · 35.1 tok/s · first token 45 ms · cache 300/512`."""
+    parts = [f"{stats.new_tokens} token{'' if stats.new_tokens == 1 else 's'}"]
+    if stats.decode_tps is not None:
+        parts.append(f"{stats.decode_tps:.1f} tok/s")
+    if stats.ttft_s is not None:
+        parts.append(f"first token {human_seconds(stats.ttft_s)}")
+    parts.append(f"cache {stats.cache_len}/{stats.cache_size}")
+    return " · ".join(parts)
+
+
+def cleared_sentence(event: ev.ConversationCleared) -> str:
+    """The confirmation of `/clear` and `/system`."""
+    if not event.pinned_tokens:
+        return "the conversation starts over"
+    return f"the conversation starts over; the system prompt is pinned ({event.pinned_tokens} tokens)"
+
+
+def ready_sentence(info: ev.ModelInfo) -> str:
+    """What is loaded and how, once at the start."""
+    pinned = f", {info.pinned_tokens} pinned" if info.pinned_tokens else ""
+    text = (
+        f"{info.name} on {info.device}, {info.dtype}; cache {info.cache_size} tokens "
+        f"({info.num_sink_tokens} sinks{pinned}); /help lists the commands"
+    )
+    return printable(text)

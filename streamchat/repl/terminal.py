@@ -1,0 +1,110 @@
+"""Writing to the terminal beside a prompt, and how the terminal behaves while no prompt reads from it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from prompt_toolkit import print_formatted_text
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import is_dumb_terminal
+
+from streamchat.repl.render import Piece
+
+REPLY_LABEL = "bot> "
+STYLE = Style.from_dict(
+    {
+        "you": "bold ansigreen",
+        "model": "bold ansicyan",
+        "eviction": "ansiyellow",
+        "warning": "ansiyellow",
+        "error": "ansired",
+        "info": "dim",
+        "stats": "dim",
+        "answer": "",
+    }
+)
+
+
+class Terminal:
+    """Writes pieces to stdout: coloured where allowed (not on a dumb terminal, not with NO_COLOR)."""
+
+    def __init__(self) -> None:
+        self._dumb = is_dumb_terminal()
+        self._labelled = False
+
+    def show(self, piece: Piece) -> None:
+        """Write one piece; lines are safe while a prompt is on the screen (it is drawn again below)."""
+        if piece.kind not in ("reply", "end"):
+            self.line(piece.text, piece.kind)
+        elif piece.text:
+            if not self._labelled:
+                self.line(REPLY_LABEL, "model", end="")
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+        self._labelled = piece.kind == "reply" or (self._labelled and piece.kind != "end")
+
+    def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
+        """Write a line of its own."""
+        if self._dumb:
+            print(text, end=end, flush=True)
+        else:
+            print_formatted_text(FormattedText([(f"class:{kind}", text)]), style=STYLE, end=end)
+
+
+@contextlib.contextmanager
+def between_prompts() -> Iterator[None]:
+    """For the time when no prompt reads: what the user types is not echoed into the reply, and waits for the next one.
+
+    A paste stays one paste, Ctrl+C stays a signal, and Enter stays Enter (not a newline).
+    """
+    try:
+        import termios
+
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (ImportError, OSError, ValueError):  # Windows; not a terminal
+        yield
+        return
+    quiet = list(before)
+    quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    _paste_marks(True)
+    try:
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        yield
+    finally:
+        _paste_marks(False)
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def _paste_marks(on: bool) -> None:
+    if not is_dumb_terminal():
+        with contextlib.suppress(OSError):
+            sys.stdout.write("\x1b[?2004h" if on else "\x1b[?2004l")
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def on_signals(numbers: tuple[int, ...], action: Callable[[int], None]) -> Iterator[None]:
+    """Call `action` with the number of each of these signals, in the main thread."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        action(number)
+
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has no SIGHUP

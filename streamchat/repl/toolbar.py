@@ -1,0 +1,47 @@
+"""The line under the prompt: how full the cache is, what was forgotten, memory and speed."""
+
+from __future__ import annotations
+
+from streamchat.chat.status import StatusBoard, human_bytes
+
+BAR_CELLS = 10
+
+
+def toolbar_text(board: StatusBoard, columns: int) -> str:
+    """The figures that fit into `columns`, the most important first."""
+    cache = board.cache
+    size = cache.cache_size or (board.info.cache_size if board.info else 0)
+    parts = [f"cache {cache.length}/{size} {bar(cache.length, size)}", counted(cache.compressions, "compression")]
+    parts.append(memory_text(board))
+    if board.decode_tps is not None:
+        parts.append(f"{board.decode_tps:.1f} tok/s")
+    if board.info is not None:
+        parts.append(f"{board.info.name} on {board.info.device}, {board.info.dtype}")
+    text = " " + parts[0]
+    for part in parts[1:]:
+        longer = f"{text} · {part}"
+        if len(longer) < columns:
+            text = longer
+    return text
+
+
+def bar(length: int, size: int) -> str:
+    """`[####......]`: the share of the budget in use, in plain characters."""
+    filled = min(BAR_CELLS, -(-length * BAR_CELLS // size)) if size else 0
+    return "[" + "#" * filled + "." * (BAR_CELLS - filled) + "]"
+
+
+def memory_text(board: StatusBoard) -> str:
+    """Device memory where there is a device, else the memory of the process; the words say which."""
+    memory = board.memory
+    if memory is None:
+        return "memory n/a"
+    if memory.allocated_bytes is not None:
+        total = f" of {human_bytes(memory.total_bytes)}" if memory.total_bytes else ""
+        return f"VRAM {human_bytes(memory.allocated_bytes)} allocated{total}"
+    return f"process memory {human_bytes(memory.rss_bytes)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 compression`, `2 compressions`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,67 @@
+"""Where tracebacks and the warnings of libraries go: a private log file, never the chat's screen."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+from io import TextIOWrapper
+from pathlib import Path
+
+from streamchat import paths
+
+MAX_BYTES = 1_000_000
+
+
+def debug_wanted() -> bool:
+    """Whether tracebacks shall be shown: `--debug`, or STREAMCHAT_DEBUG in the environment."""
+    return os.environ.get("STREAMCHAT_DEBUG", "0") not in ("", "0")
+
+
+def log_path() -> Path:
+    """The log file; it need not exist."""
+    return paths.state_dir() / "streamchat.log"
+
+
+class PrivateLogHandler(logging.handlers.RotatingFileHandler):
+    """Writes the log, readable by the user only; made when the first record comes. Failing to write is silent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            log_path(), maxBytes=MAX_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace", delay=True
+        )
+        self.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+        self.failed = False
+
+    def _open(self) -> TextIOWrapper:
+        paths.private_dir(Path(self.baseFilename).parent)
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk or a read-only home must not print over a chat."""
+        self.failed = True
+
+
+_handler: PrivateLogHandler | None = None
+
+
+def start_logging() -> PrivateLogHandler:
+    """Send all log records and Python warnings of this process to the file from now on. May be called again."""
+    global _handler
+    root = logging.getLogger()
+    if _handler is None or Path(_handler.baseFilename) != log_path().absolute():
+        if _handler is not None:
+            root.removeHandler(_handler)
+            _handler.close()
+        _handler = PrivateLogHandler()
+        root.addHandler(_handler)
+        logging.captureWarnings(True)
+    return _handler
+
+
+def log_crash(details: str) -> Path | None:
+    """Log a traceback; returns the file, None if it could not be written."""
+    handler = start_logging()
+    logging.getLogger("streamchat").error("%s", details.rstrip())
+    return None if handler.failed else log_path()

@@ -1,0 +1,52 @@
+"""`--stats-json FILE`: one JSON object a line, one line a turn."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import ConfigError
+
+
+class StatsLog:
+    """Appends to the file and flushes after each line, so that a run can be watched and a crash loses nothing.
+
+    Lines of an earlier run stay. `write` may be called from any thread and never raises: a full disk must not end a
+    chat; `failure` says afterwards what went wrong.
+
+    Raises:
+        ConfigError: The file cannot be opened for writing.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.failure = ""
+        """One sentence once a line could not be written; nothing is written after that."""
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = open(Path(path).expanduser(), "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError, RuntimeError) as error:  # null bytes; ~user that does not exist
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"stats_json = {path!r} cannot be written ({reason}); give another file") from None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        with self._lock:
+            if self.failure or self._file.closed:
+                return
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                self.failure = f"{self._path} is not complete: {error.strerror or error}"
+
+    def close(self) -> None:
+        """Close the file; later records are dropped."""
+        with self._lock:
+            try:
+                self._file.close()
+            except OSError as error:
+                self.failure = self.failure or f"{self._path} is not complete: {error.strerror or error}"

@@ -1,0 +1,65 @@
+"""The `streamchat` command with a scripted engine in place of the real one, for tests through pipes and terminals.
+
+    python tests/scripted_face.py SCENARIO [ARGUMENTS OF streamchat ...]
+
+SCENARIO is a JSON object: `replies` (texts or the fields of `Reply`), `notes` (sent when the model is ready), and the
+keyword arguments of `ScriptedEngine`. `loading` and `load_failure` are fields of their events.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from scripted_engine import Reply, ScriptedEngine
+
+from streamchat import cli
+from streamchat.chat import events as ev
+from streamchat.config import Configuration
+
+
+def build(scenario: dict[str, Any], configuration: Configuration) -> ScriptedEngine:
+    """The engine of a scenario."""
+    scenario = dict(scenario)
+    replies = [Reply(**reply) if isinstance(reply, dict) else reply for reply in scenario.pop("replies", [])]
+    notes = [ev.Notice(**note) for note in scenario.pop("notes", [])]
+    if "load_failure" in scenario:
+        scenario["load_failure"] = ev.EngineFailed(**scenario["load_failure"])
+    if "loading" in scenario:
+        scenario["loading"] = [ev.ModelLoading(**event) for event in scenario["loading"]]
+    crash = scenario.pop("crash", "")
+    engine = ScriptedEngine(replies, settings=configuration.settings, **scenario)
+
+    def after_ready(event: ev.Event) -> None:
+        if isinstance(event, ev.ModelReady):
+            for note in notes:
+                engine.emit(note)
+            if crash:
+                engine.fail(crash)
+
+    engine.subscribe(after_ready)
+    return engine
+
+
+def main() -> int:
+    """Run streamchat on the scenario of the command line."""
+    scenario: dict[str, Any] = json.loads(sys.argv[1])
+    if scenario.pop("raise", False):
+
+        def broken(configuration: Configuration) -> ScriptedEngine:
+            raise RuntimeError("a bug\nin the program")
+
+        cli.make_engine = broken
+    else:
+        cli.make_engine = lambda configuration: build(scenario, configuration)
+    code = cli.main(sys.argv[2:])
+    if report := os.environ.get("LOADED_MODULES"):
+        with open(report, "w", encoding="utf-8") as file:
+            file.write("\n".join(sys.modules))
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
