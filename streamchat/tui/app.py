@@ -1,0 +1,226 @@
+"""The full-screen app: owns the engine's life, theme, and the way out. Everything visible is in `screens`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import ClassVar
+
+from textual import events
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from streamchat.chat import events as ev
+from streamchat.chat.client import ChatEngine
+from streamchat.chat.status import StatusBoard
+from streamchat.chat.text import one_line
+from streamchat.config import Configuration
+from streamchat.errors import ExitCode
+from streamchat.telemetry import log_file
+from streamchat.tui.bridge import EventBridge
+from streamchat.tui.commands import app_registry, unknown_theme
+from streamchat.tui.history import PromptHistory
+from streamchat.tui.messages import EngineClosing, EventsArrived
+from streamchat.tui.outbox import Outbox
+from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.help import HelpScreen
+from streamchat.tui.terminal import guarded_terminal
+
+CLOSE_S = 1.0
+"""How long leaving waits for the engine's thread."""
+AGAIN_S = 3.0
+"""How long the first Ctrl+C counts."""
+
+
+class StreamchatApp(App[int]):
+    """The app. `run` returns the exit code.
+
+    Args:
+        engine: Not started yet; it is closed when the app ends.
+        configuration: For theme and history.
+    """
+
+    TITLE = "streamchat"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "open_help", "Help", id="app.help", tooltip="Keys and commands"),
+        Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Leave, at any moment"),
+        Binding("ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True),
+    ]
+
+    def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
+        super().__init__()
+        self.engine = engine
+        self.board = StatusBoard()
+        self.registry = app_registry(self)
+        self.failure: ev.EngineFailed | None = None
+        """Why the engine ended, where it did."""
+        self._configuration = configuration
+        self._bridge = EventBridge(lambda: self.post_message(EventsArrived()))
+        self._outbox = Outbox(engine)
+        self._chat = ChatScreen(self._bridge, self._outbox, PromptHistory.open(configuration.settings.history))
+        self._leaving = False
+        self._quit_armed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat is there from the first paint on."""
+        return self._chat
+
+    def on_mount(self) -> None:
+        """Theme first, then the engine: it must not hold up the first paint."""
+        name = self._configuration.settings.theme
+        if name in self.available_themes:
+            self.theme = name
+        else:
+            place = self._configuration.place("theme")
+            self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
+        self.begin_capture_print(self)
+        if not self.is_headless:
+            self._watch_signals()
+        self.engine.subscribe(self._bridge.put)
+        self.call_after_refresh(self.engine.start)
+
+    def on_events_arrived(self, message: EventsArrived) -> None:
+        """Let the chat handle them, so that keys are never held up here."""
+        self._chat.post_message(EventsArrived())
+
+    def on_print(self, event: events.Print) -> None:
+        """What other code prints goes to the log."""
+        if event.text.strip():
+            record = logging.LogRecord("stdout", logging.INFO, "", 0, event.text.rstrip(), None, None)
+            log_file.start_logging().handle(record)
+
+    def engine_failed(self, event: ev.EngineFailed) -> None:
+        """Remember the exit code; the chat shows the sentence."""
+        self.failure = event
+        if event.details:
+            log_file.log_crash(event.details)
+
+    # --- leaving --------------------------------------------------------------------------------------------
+
+    async def action_quit(self) -> None:
+        """Close the engine beside the loop, then end. A second time ends at once."""
+        self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
+
+    def leave(self, code: int) -> None:
+        """End with `code` once the engine has closed, or soon in any case."""
+        if self._leaving:
+            self.exit(code, return_code=code)
+            return
+        self._leaving = True
+        self._bridge.close()
+        # not a worker: Textual and asyncio would wait for a thread that hangs
+        threading.Thread(target=self._close_engine, args=(code,), name="streamchat-close", daemon=True).start()
+        self.set_timer(CLOSE_S + 0.2, lambda: self.exit(code, return_code=code))
+
+    def _close_engine(self, code: int) -> None:
+        in_time = self.engine.close(CLOSE_S)
+        with suppress(RuntimeError):  # the loop may have ended meanwhile
+            self.post_message(EngineClosing(code, in_time))
+
+    def on_engine_closing(self, message: EngineClosing) -> None:
+        """The engine's thread has ended, or will not."""
+        if not message.in_time:
+            logging.getLogger(__name__).warning("the engine did not end within %s s", CLOSE_S)
+        self.exit(message.exit_code, return_code=message.exit_code)
+
+    def action_interrupt(self) -> None:
+        """Ctrl+C with nothing to stop or copy: quit on the second press."""
+        if self._quit_armed:
+            self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
+            return
+        self._quit_armed = True
+        self.notify("press Ctrl+C again to quit", timeout=AGAIN_S)
+        self.set_timer(AGAIN_S, self._disarm)
+
+    def action_help_quit(self) -> None:
+        """Textual's own Ctrl+C."""
+        self.action_interrupt()
+
+    def _disarm(self) -> None:
+        self._quit_armed = False
+
+    def _watch_signals(self) -> None:
+        """A terminal that closes, or `kill`, ends the app in order, with the terminal restored."""
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None:
+                with suppress(NotImplementedError, RuntimeError, ValueError):
+                    loop.add_signal_handler(number, self.leave, 128 + number)
+
+    # --- actions, also for slash commands and palette --------------------------------------------------------
+
+    def themes(self) -> list[str]:
+        """Names of all themes."""
+        return sorted(self.available_themes)
+
+    def theme_name(self) -> str:
+        """Name of the theme in use."""
+        return self.theme
+
+    def use_theme(self, name: str) -> None:
+        """Switch."""
+        self.theme = name
+
+    def copy_reply(self, code_only: bool) -> str:
+        """Copy the last reply or its last code block."""
+        return self._chat.copy_reply(code_only)
+
+    def toggle_sidebar(self) -> None:
+        """Show or hide the sidebar."""
+        self._chat.action_toggle_sidebar()
+
+    def open_help(self) -> None:
+        """Show keys and commands."""
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self.registry))
+
+    def action_open_help(self) -> None:
+        """Show keys and commands."""
+        self.open_help()
+
+    def action_new_conversation(self) -> None:
+        """As /clear."""
+        self._chat.run_slash("/clear")
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The command palette."""
+        chat = self._chat
+        yield SystemCommand("New conversation", "Forget it all; keep model and settings", self.action_new_conversation)
+        yield SystemCommand("Stop the reply", "As Esc", chat.action_stop)
+        yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
+        yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
+        yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
+        yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
+        yield SystemCommand("Statistics", "As /stats", lambda: chat.run_slash("/stats"))
+        yield SystemCommand("Theme", "Choose the colours", self.action_change_theme)
+        yield SystemCommand("Help", "Keys and commands", self.action_open_help)
+        yield SystemCommand(
+            "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
+        )
+        yield SystemCommand("Quit", "Leave", self.action_quit)
+
+
+def run_app(engine: ChatEngine, configuration: Configuration) -> int:
+    """Run the app until the user leaves; returns the exit code.
+
+    After `EngineFailed` that is its exit code, and its sentence is printed to stderr once the terminal is back.
+    """
+    log_file.start_logging()
+    app = StreamchatApp(engine, configuration)
+    with guarded_terminal():
+        code = app.run()
+    if app.failure is not None:
+        print(f"streamchat: {one_line(app.failure.message)}", file=sys.stderr, flush=True)
+    if code is None:  # the app itself failed; Textual has shown why
+        return app.return_code or ExitCode.FAILURE
+    return code

@@ -1,0 +1,107 @@
+"""The events of the engine, told in the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from streamchat.chat import events as ev
+from streamchat.chat.text import one_line
+from streamchat.telemetry.log_file import log_path
+from streamchat.tui.widgets.conversation import Conversation
+from streamchat.tui.widgets.lines import FailurePanel, Welcome
+from streamchat.tui.widgets.loading import LoadingPanel
+from streamchat.tui.widgets.turn import Turn
+
+Toast = Callable[[str, str], None]
+"""(sentence, 'information' | 'warning' | 'error')"""
+
+
+class Narrator:
+    """Applies events in order to one `Conversation`.
+
+    Args:
+        toast: Shows what must not be missed.
+    """
+
+    def __init__(self, conversation: Conversation, toast: Toast) -> None:
+        self._conversation = conversation
+        self._toast = toast
+        self.current: Turn | None = None
+        """The turn that was sent and is not over."""
+        self._loading: LoadingPanel | None = None
+
+    async def send(self, text: str) -> None:
+        """The user sent a message; it is shown before the engine takes it."""
+        self.current = await self._conversation.add_turn(text)
+
+    async def tell(self, event: ev.Event) -> None:
+        """Show what `event` says, where it says something."""
+        match event:
+            case ev.ModelLoading():
+                await self._load(event)
+            case ev.ModelReady():
+                await self._ready(event)
+            case ev.TurnStarted():
+                if self.current is None:
+                    await self.send(event.text)
+                assert self.current is not None
+                self._conversation.number_turn(self.current, event.turn)
+            case ev.PrefillProgress():
+                if self.current is not None:
+                    self.current.read(event)
+            case ev.TokensEvicted():
+                await self._conversation.evicted(event, self.current)
+            case ev.TextDelta(text=text):
+                if self.current is not None:
+                    await self.current.add(text)
+            case ev.TurnFinished():
+                await self._finish(event)
+            case ev.Notice(text=text, level=level):
+                await self._conversation.say(one_line(text), level)
+                if level != "info":
+                    self._toast(text, level)
+            case ev.ConversationCleared():
+                self.current = None
+                await self._conversation.start_over(event.system_prompt)
+                await self._conversation.say("A new conversation. Model and settings are kept.")
+            case ev.EngineFailed():
+                await self._fail(event)
+            case _:
+                pass
+
+    async def _load(self, event: ev.ModelLoading) -> None:
+        if self._loading is None:
+            self._loading = LoadingPanel()
+            await self._conversation.add(self._loading)
+        self._loading.show(event)
+
+    async def _loaded(self) -> None:
+        if self._loading is not None:
+            await self._loading.remove()
+            self._loading = None
+
+    async def _ready(self, event: ev.ModelReady) -> None:
+        await self._loaded()
+        self._conversation.model = one_line(event.info.name)
+        await self._conversation.add(Welcome(event.info, event.load_s))
+
+    async def _finish(self, event: ev.TurnFinished) -> None:
+        turn, self.current = self.current, None
+        if event.rolled_back:
+            if turn is not None:
+                await self._conversation.remove_turn(turn)
+        elif turn is not None:
+            await turn.finish(event)
+            await self._conversation.prune()
+        if event.finish_reason == "error":
+            message = one_line(event.message) or "the turn failed and was taken back"
+            await self._conversation.say(message, "error")
+            self._toast(message, "error")
+
+    async def _fail(self, event: ev.EngineFailed) -> None:
+        await self._loaded()
+        turn, self.current = self.current, None
+        if turn is not None:
+            turn.ended("the engine failed")
+        await self._conversation.add(FailurePanel(event, str(log_path())))
+        self._conversation.follow()

@@ -1,0 +1,320 @@
+"""The screen where one chats: conversation, status panel, input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from streamchat.chat import events as ev
+from streamchat.chat import slash
+from streamchat.chat.text import one_line
+from streamchat.tui.bridge import EventBridge
+from streamchat.tui.clipboard import SENT, last_code
+from streamchat.tui.history import PromptHistory
+from streamchat.tui.messages import EventsArrived
+from streamchat.tui.narrator import Narrator
+from streamchat.tui.outbox import Outbox, Phase, Sent
+from streamchat.tui.screens.keys import CHAT_KEYS
+from streamchat.tui.widgets.completion import Completions
+from streamchat.tui.widgets.conversation import Conversation
+from streamchat.tui.widgets.lines import CommandOutput
+from streamchat.tui.widgets.prompt import Prompt
+from streamchat.tui.widgets.sidebar import Sidebar
+from streamchat.tui.widgets.status_line import StatusLine
+from streamchat.tui.widgets.waiting import WaitingMessage
+
+if TYPE_CHECKING:
+    from streamchat.tui.app import StreamchatApp
+
+WIDE = 100
+"""Columns from which on the sidebar is shown unless the user hides it."""
+FRAME_S = 1 / 25
+"""Least time between two batches of events on the screen."""
+
+
+class ChatScreen(Screen[None]):
+    """Takes events from the bridge, messages and commands from the input."""
+
+    CSS_PATH = "chat.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = CHAT_KEYS
+
+    def __init__(self, bridge: EventBridge, outbox: Outbox, history: PromptHistory) -> None:
+        super().__init__()
+        self._bridge, self._outbox, self._history = bridge, outbox, history
+        self._sidebar_wanted: bool | None = None
+        """What the user asked for; None follows the width."""
+        self._reading: ev.PrefillProgress | None = None
+        self._narrator: Narrator | None = None
+
+    @property
+    def chat_app(self) -> StreamchatApp:
+        """The app, with its type."""
+        from streamchat.tui.app import StreamchatApp
+
+        return cast(StreamchatApp, self.app)
+
+    def compose(self) -> ComposeResult:
+        """Conversation and input on the left, sidebar on the right, keys below."""
+        completions = Completions(id="completions")
+        with Horizontal(id="body"):
+            with Vertical(id="main"):
+                yield Conversation(id="conversation")
+                yield WaitingMessage(id="waiting")
+                yield completions
+                yield Prompt(self._history, self._complete, completions, id="prompt")
+            yield Sidebar(id="sidebar")
+        yield StatusLine(id="status-line")
+        yield Footer(show_command_palette=False)
+
+    async def on_mount(self) -> None:
+        """Be usable at once; events may wait already."""
+        prompt = self.query_one(Prompt)
+        prompt.border_subtitle = "enter sends · ^j new line"
+        prompt.focus()
+        self._narrator = Narrator(self.conversation, self._toast)
+        await self.conversation.show_system_prompt(self.chat_app.engine.settings.system_prompt)
+        self._show_figures()
+        if self._history.problem:
+            await self.conversation.say(self._history.problem, "warning")
+
+    @property
+    def conversation(self) -> Conversation:
+        """The left side."""
+        return self.query_one(Conversation)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The input."""
+        return self.query_one(Prompt)
+
+    # --- events of the engine -------------------------------------------------------------------------------
+
+    async def on_events_arrived(self, message: EventsArrived) -> None:
+        """Show what happened, then look again a frame later until nothing more comes."""
+        message.stop()
+        events_ = self._bridge.take()
+        if not events_ or self._narrator is None:
+            return
+        for event in events_:
+            self.chat_app.board.apply(event)
+            await self._narrator.tell(event)
+            await self._follow_up(event)
+        self._show_figures()
+        self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
+
+    async def _follow_up(self, event: ev.Event) -> None:
+        """What an event means for sending, input and app."""
+        match event:
+            case ev.PrefillProgress(done=done, total=total):
+                self._reading = event if done < total else None
+            case ev.ModelReady():
+                await self._engine_idle()
+            case ev.TurnFinished():
+                self._reading = None
+                if event.rolled_back:
+                    await self._give_back(event)
+                await self._engine_idle()
+            case ev.EngineFailed():
+                self._reading = None
+                self._take_back(self._outbox.failed())
+                self.chat_app.engine_failed(event)
+            case _:
+                pass
+
+    async def _engine_idle(self) -> None:
+        text = self._outbox.idle()
+        if text is not None:
+            await self._narrate(text)
+        self._show_waiting()
+
+    async def _give_back(self, event: ev.TurnFinished) -> None:
+        """The turn is not part of the conversation; its text is the user's again."""
+        if self.prompt.is_blank:
+            self.prompt.put(event.text)
+            where = "your message is in the input again"
+        else:
+            where = "your message is in the history (Up)"
+        if event.finish_reason == "cancelled":
+            await self.conversation.say(f"Stopped before the reply began and taken back; {where}.")
+        else:
+            await self.conversation.say(f"The turn was taken back; {where}.")
+
+    def _show_figures(self) -> None:
+        board = self.chat_app.board
+        self.query_one(Sidebar).show(board, self._reading)
+        self.query_one(StatusLine).show(board, self._reading)
+        self.refresh_bindings()
+
+    # --- messages and commands of the user ------------------------------------------------------------------
+
+    @on(Prompt.Submitted)
+    async def _submitted(self, message: Prompt.Submitted) -> None:
+        message.stop()
+        text = message.text.strip()
+        command = slash.parse(text)
+        if command is not None:
+            await self._run_command(command[0], text)
+            return
+        match self._outbox.offer(slash.message_text(text)):
+            case Sent.SENT:
+                self.prompt.take()
+                await self._narrate(slash.message_text(text))
+            case Sent.WAITS:
+                self.prompt.take()
+                self._show_waiting()
+            case Sent.REFUSED if self._outbox.phase is Phase.FAILED:
+                self._toast("the engine has ended; Ctrl+Q leaves", "error")
+            case Sent.REFUSED:
+                self._toast("one message waits already; this one stays in the input until it can be sent", "warning")
+
+    async def _narrate(self, text: str) -> None:
+        assert self._narrator is not None
+        await self._narrator.send(text)
+        self.refresh_bindings()
+
+    def run_slash(self, text: str) -> None:
+        """Carry out a command as if it had been typed."""
+        command = slash.parse(text)
+        assert command is not None
+        self.run_worker(self._run_command(command[0], text, typed=False))
+
+    async def _run_command(self, name: str, text: str, typed: bool = True) -> None:
+        app = self.chat_app
+        command = app.registry.find(name)
+        if command is not None and command.name in ("clear", "system") and self._outbox.phase is Phase.FAILED:
+            self._toast("the engine has ended; Ctrl+Q leaves", "error")
+            return
+        starts_over = command is not None and (
+            command.name == "clear" or (command.name == "system" and len(text.split(None, 1)) > 1)
+        )
+        if starts_over and self._outbox.phase is Phase.REPLYING:
+            app.engine.stop_reply()  # or it would run on to its end first
+        result = app.registry.run(slash.SlashContext(app.engine, app.board), text)
+        assert result is not None
+        if result.error:
+            # what was typed stays, to be put right
+            self._toast(result.text, "error")
+            return
+        if typed:
+            self.prompt.take()
+        if result.text:
+            await self.conversation.add(CommandOutput(text, result.text, error=False))
+            self.conversation.follow()
+        if result.quit:
+            await app.action_quit()
+
+    def _complete(self, text: str) -> list[tuple[str, str]]:
+        app = self.chat_app
+        return app.registry.completions(slash.SlashContext(app.engine, app.board), text)
+
+    def _show_waiting(self) -> None:
+        until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is over"
+        self.query_one(WaitingMessage).offer(self._outbox.waiting, until)
+        self.prompt.message_waits = self._outbox.waiting is not None
+        self.refresh_bindings()
+
+    def _take_back(self, text: str | None) -> None:
+        if text is not None:
+            self.prompt.give_back(text)
+        self._show_waiting()
+
+    @on(Prompt.TookBack)
+    def _took_back(self) -> None:
+        self._take_back(self._outbox.take_back())
+
+    @on(Prompt.Emptied)
+    async def _leave(self) -> None:
+        await self.chat_app.action_quit()
+
+    @on(Prompt.EndPressed)
+    def _end_pressed(self) -> None:
+        self.conversation.follow()
+
+    # --- actions --------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Show the stop key only while there is something to stop."""
+        if action == "stop":
+            return self._outbox.phase is Phase.REPLYING or self._outbox.waiting is not None
+        return True
+
+    def action_stop(self) -> None:
+        """Stop the reply; a message that waits comes back into the input."""
+        self._take_back(self._outbox.take_back())
+        if self._outbox.phase is Phase.REPLYING:
+            self.chat_app.engine.stop_reply()
+            if self._narrator is not None and self._narrator.current is not None:
+                self._narrator.current.ended("stopping")
+
+    def action_interrupt(self) -> None:
+        """Ctrl+C: copy what is selected, else stop the reply, else quit on the second press."""
+        selected = self.prompt.selected_text or self.get_selected_text()
+        if selected:
+            self.app.copy_to_clipboard(selected)
+            self.clear_selection()
+            self.prompt.selection = self.prompt.selection.cursor(self.prompt.selection.end)
+            self._toast(f"selection {SENT}", "information")
+        elif self._outbox.phase is Phase.REPLYING:
+            self.action_stop()
+        else:
+            self.chat_app.action_interrupt()
+
+    def action_copy_reply(self) -> None:
+        """Copy the last reply."""
+        self._toast(self.copy_reply(code_only=False), "information")
+
+    def action_copy_code(self) -> None:
+        """Copy the last code block."""
+        self._toast(self.copy_reply(code_only=True), "information")
+
+    def copy_reply(self, code_only: bool) -> str:
+        """Copy the last reply, or its last code block; returns what to tell."""
+        text = self.conversation.last_reply
+        if not text:
+            return "there is no reply to copy yet"
+        if code_only:
+            text = last_code(text)
+            if not text:
+                return "the last reply has no code block"
+        self.app.copy_to_clipboard(text)
+        return f"{'code' if code_only else 'reply'} {SENT}"
+
+    def action_toggle_sidebar(self) -> None:
+        """Show the sidebar, or the status line in its place."""
+        self._sidebar_wanted = not self.has_class("-sidebar")
+        self._arrange(self.size.width)
+
+    def action_follow(self) -> None:
+        """Go to the end and follow."""
+        self.conversation.follow()
+
+    def action_scroll_top(self) -> None:
+        """Go to the oldest text."""
+        self.conversation.scroll_home(animate=False)
+
+    def action_scroll_page(self, direction: int) -> None:
+        """A page up (-1) or down (1)."""
+        step = max(1, self.conversation.size.height - 2)
+        self.conversation.scroll_relative(y=direction * step, animate=False)
+
+    def action_scroll_line(self, direction: int) -> None:
+        """A line up (-1) or down (1)."""
+        self.conversation.scroll_relative(y=direction, animate=False)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Sidebar or status line, by width."""
+        self._arrange(event.size.width)
+
+    def _arrange(self, width: int) -> None:
+        wanted = self._sidebar_wanted
+        self.set_class(width >= WIDE if wanted is None else wanted, "-sidebar")
+
+    def _toast(self, text: str, level: str) -> None:
+        severity = level if level in ("warning", "error") else "information"
+        self.app.notify(one_line(text), severity=severity, markup=False)  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""The list of slash commands over the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from streamchat.chat.text import one_line
+
+
+class Completions(OptionList, can_focus=False):
+    """Completions of the line in the input; hidden without any. Keys reach it through the input."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
+        super().__init__(id=id)
+        self._offered: list[str] = []
+        self.moved = False
+        """The user chose with the arrow keys."""
+        self.display = False
+
+    @property
+    def shown(self) -> bool:
+        """There is something to choose from."""
+        return bool(self.display)
+
+    @property
+    def chosen(self) -> str:
+        """The whole line that is highlighted; '' without one."""
+        return self._offered[self.highlighted] if self.shown and self.highlighted is not None else ""
+
+    def offer(self, completions: Sequence[tuple[str, str]]) -> None:
+        """Show (whole line, explanation) pairs; hides with none."""
+        self._offered = [line for line, _ in completions]
+        self.moved = False
+        self.display = bool(completions)
+        self.clear_options()
+        if not completions:
+            return
+        width = max(cell_len(line) for line in self._offered)
+        self.add_options(
+            Option(Content.assemble((f"{line:<{width}}", "bold"), "  ", (one_line(note), "$text-muted")))
+            for line, note in completions
+        )
+        self.highlighted = 0
+
+    def hide(self) -> None:
+        """Nothing to choose from."""
+        self.offer([])
+
+    def move(self, by: int) -> None:
+        """Highlight another line, around the ends."""
+        if self._offered:
+            self.moved = True
+            self.highlighted = ((self.highlighted or 0) + by) % len(self._offered)

@@ -1,0 +1,66 @@
+"""Rows of a name on the left and a value on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.visual import VisualType
+from textual.widgets import Static
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row."""
+
+    label: str
+    value: str
+    mark: str = ""
+    """Style of a square before the label, for a legend."""
+    strong: bool = False
+
+
+class Figures(Static):
+    """Figures under each other, shown literally. A value that does not fit beside its label goes below it."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
+        super().__init__(markup=False, id=id, classes=classes)
+        self._figures: tuple[Figure, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Label -> value, as shown."""
+        return {figure.label: figure.value for figure in self._figures}
+
+    def show(self, figures: Sequence[Figure]) -> None:
+        """Replace the rows."""
+        fresh = tuple(figures)
+        if fresh != self._figures:
+            layout = len(fresh) != len(self._figures) or self._wraps(fresh) != self._wraps(self._figures)
+            self._figures = fresh
+            self.refresh(layout=layout)
+
+    def render(self) -> VisualType:
+        """The rows at the present width."""
+        width = max(1, self.content_size.width or 32)
+        return Content("\n").join(self._row(figure, width) for figure in self._figures)
+
+    def _wraps(self, figures: Sequence[Figure]) -> list[bool]:
+        width = self.content_size.width or 32
+        return [not self._fits(figure, width) for figure in figures]
+
+    @staticmethod
+    def _fits(figure: Figure, width: int) -> bool:
+        mark = 2 if figure.mark else 0
+        return mark + cell_len(figure.label) + 1 + cell_len(figure.value) <= width
+
+    def _row(self, figure: Figure, width: int) -> Content:
+        mark = Content.assemble(("■ ", figure.mark)) if figure.mark else Content("")
+        left = Content.assemble(mark, (figure.label, "$text-muted"))
+        value = Content.styled(figure.value, "bold $foreground" if figure.strong else "$foreground")
+        gap = width - left.cell_length - value.cell_length
+        if gap >= 1:
+            return Content.assemble(left, " " * gap, value)
+        return Content.assemble(left, "\n", value.right(width) if value.cell_length <= width else value)

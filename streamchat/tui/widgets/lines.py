@@ -1,0 +1,105 @@
+"""What stands in the conversation besides messages: dim lines, results of commands, the welcome, a failure."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from streamchat import __version__
+from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
+from streamchat.chat.status import eviction_sentence, human_bytes, human_seconds
+from streamchat.chat.text import one_line
+from streamchat.tui.evictions import merged
+from streamchat.tui.widgets.sidebar import human_count
+from streamchat.tui.widgets.text import Folded, Verbatim
+
+
+class Line(Verbatim):
+    """One sentence of the program: class `-info`, `-warning` or `-error`."""
+
+    def __init__(self, text: str, level: str = "info") -> None:
+        super().__init__(text, classes=f"-{level}")
+
+
+class EvictionLine(Verbatim):
+    """Which turns the model no longer sees; evictions that follow each other are told as one."""
+
+    def __init__(self, event: TokensEvicted) -> None:
+        self.event = event
+        super().__init__(self._sentence())
+
+    def add(self, event: TokensEvicted) -> None:
+        """Another eviction right after."""
+        self.event = merged(self.event, event)
+        self.show(self._sentence())
+
+    def _sentence(self) -> str:
+        return f"✂ {eviction_sentence(self.event)}"
+
+
+class CommandOutput(Vertical):
+    """A slash command and what it came to."""
+
+    def __init__(self, command: str, text: str, error: bool) -> None:
+        super().__init__(classes="-error" if error else "")
+        self._command, self._text = one_line(command), text
+
+    def compose(self) -> ComposeResult:
+        """The command over its answer."""
+        yield Verbatim(f"› {self._command}", classes="command")
+        if self._text:
+            yield Folded(self._text, lines=60, classes="output")
+
+
+class SystemPrompt(Vertical):
+    """The system prompt, which stays in the cache for good."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def compose(self) -> ComposeResult:
+        """A heading over the folded text."""
+        yield Verbatim("System prompt · pinned, never leaves the cache", classes="heading")
+        yield Folded(self.text, lines=3, classes="body")
+
+
+class Welcome(Vertical):
+    """What is loaded and how to begin."""
+
+    def __init__(self, info: ModelInfo, load_s: float) -> None:
+        super().__init__()
+        self._info, self._load_s = info, load_s
+
+    def compose(self) -> ComposeResult:
+        """Model facts and hints."""
+        info = self._info
+        yield Verbatim(f"streamchat {__version__}", classes="heading")
+        facts = [
+            one_line(info.name),
+            f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)})",
+            f"{info.dtype} on {one_line(info.device)}",
+            f"ready in {human_seconds(self._load_s)}",
+        ]
+        yield Verbatim(" · ".join(facts), classes="facts")
+        pinned = f", {info.pinned_tokens:,} pinned" if info.pinned_tokens else ""
+        yield Verbatim(
+            f"The cache holds {info.cache_size:,} tokens ({info.num_sink_tokens} sinks{pinned}). "
+            "Older messages leave it and fade; the chat goes on.",
+            classes="hint",
+        )
+        yield Verbatim("Enter sends · Ctrl+J new line · / commands · F1 help · Ctrl+Q leaves", classes="hint")
+
+
+class FailurePanel(Vertical):
+    """Why the engine ended, and what can be done."""
+
+    def __init__(self, event: EngineFailed, log: str) -> None:
+        super().__init__()
+        self.event, self._log = event, log
+
+    def compose(self) -> ComposeResult:
+        """Title, sentence, keys."""
+        yield Verbatim(one_line(self.event.title), classes="heading")
+        yield Verbatim(one_line(self.event.message), classes="body")
+        yield Verbatim(f"Ctrl+Q leaves (exit code {self.event.exit_code}) · log: {self._log}", classes="hint")

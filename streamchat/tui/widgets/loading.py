@@ -1,0 +1,39 @@
+"""Progress of fetching and loading the model, inside the conversation."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import ProgressBar
+
+from streamchat.chat.events import ModelLoading
+from streamchat.chat.status import human_bytes
+from streamchat.chat.text import one_line
+from streamchat.tui.widgets.text import Verbatim
+
+
+class LoadingPanel(Vertical):
+    """The stage in words, a bar, and bytes where they are known."""
+
+    def compose(self) -> ComposeResult:
+        """Three lines."""
+        yield Verbatim("Starting", classes="stage")
+        yield ProgressBar(show_percentage=False, show_eta=False)
+        yield Verbatim("you can already type; the message is sent when the model is ready", classes="hint")
+
+    def show(self, event: ModelLoading) -> None:
+        """Update stage and progress."""
+        stage = one_line(event.stage)
+        if event.total and event.unit == "bytes":
+            stage += f"  {human_bytes(event.done)} of {human_bytes(event.total)}"
+        elif event.total:
+            stage += f"  {event.done:,} of {event.total:,}"
+        elif event.done:
+            stage += f"  {human_bytes(event.done) if event.unit == 'bytes' else f'{event.done:,}'}"
+        self.query_one(".stage", Verbatim).show(stage)
+        self.query_one(ProgressBar).update(total=event.total or None, progress=min(event.done, event.total or 0))
+
+    @property
+    def text(self) -> str:
+        """The stage as shown."""
+        return self.query_one(".stage", Verbatim).text

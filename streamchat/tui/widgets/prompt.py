@@ -1,0 +1,210 @@
+"""The input: several lines, history on the arrow keys, completion of commands, safe paste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from streamchat.chat.text import printable
+from streamchat.tui.history import PromptHistory
+from streamchat.tui.widgets.completion import Completions
+
+Complete = Callable[[str], Sequence[tuple[str, str]]]
+"""Text so far -> (whole line, explanation) pairs."""
+
+
+class Prompt(TextArea):
+    """A `TextArea` in which Enter sends.
+
+    Args:
+        history: What was typed before.
+        complete: Completions of a line that begins with a slash.
+        completions: The list that shows them.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        # Ctrl+J is what every terminal sends for a line feed; the others need a terminal that tells them from Enter
+        Binding("ctrl+j,shift+enter,alt+enter,ctrl+enter", "newline", "New line", show=False, id="prompt.newline"),
+        Binding("ctrl+d", "delete_or_leave", "Delete, or quit when empty", show=False, id="prompt.delete_or_leave"),
+        Binding("pageup", "screen.scroll_page(-1)", "Scroll up", show=False, id="prompt.page_up"),
+        Binding("pagedown", "screen.scroll_page(1)", "Scroll down", show=False, id="prompt.page_down"),
+        Binding("tab", "complete", "Complete a command", show=False, id="prompt.complete"),
+        Binding("ctrl+shift+z", "redo", "Redo", show=False, id="prompt.redo"),
+    ]
+
+    @dataclass
+    class Submitted(Message):
+        """Enter was pressed on a text that is not blank."""
+
+        text: str
+
+    class Emptied(Message):
+        """Ctrl+D was pressed on an empty input."""
+
+    class EndPressed(Message):
+        """End was pressed where there is nowhere to go in the input."""
+
+    class TookBack(Message):
+        """Up was pressed in an empty input: a message that waits comes back before the history."""
+
+    def __init__(
+        self,
+        history: PromptHistory,
+        complete: Complete,
+        completions: Completions,
+        *,
+        id: str | None = None,  # noqa: A002 - Textual's word
+    ) -> None:
+        super().__init__(
+            id=id,
+            soft_wrap=True,
+            tab_behavior="focus",
+            show_line_numbers=False,
+            highlight_cursor_line=False,
+            placeholder="Write a message, or / for commands",
+        )
+        self.prompt_history = history
+        self.message_waits = False
+        """A sent message waits and can be taken back with Up."""
+        self._complete = complete
+        self._completions = completions
+        self._recalled: str | None = None
+        """What the history put here; it opens no list of commands."""
+
+    # --- content --------------------------------------------------------------------------------------------
+
+    @property
+    def is_blank(self) -> bool:
+        """Nothing but white space. Cheap for a long text."""
+        return all(not self.document.get_line(index).strip() for index in range(self.document.line_count))
+
+    def put(self, text: str) -> None:
+        """Replace the content, cursor at the end."""
+        self.load_text(text)
+        self.move_cursor(self.document.end)
+
+    def give_back(self, text: str) -> None:
+        """A message that was not sent comes back in front of what was typed meanwhile."""
+        self.put(text if self.is_blank else f"{text}\n{self.text}")
+
+    def take(self) -> str:
+        """Empty the input; returns what was in it. It joins the history."""
+        text = self.text
+        self.prompt_history.add(text)
+        self.load_text("")
+        return text
+
+    # --- keys -----------------------------------------------------------------------------------------------
+
+    async def _on_key(self, event: events.Key) -> None:
+        if self._completions.shown and event.key in ("up", "down", "escape", "enter"):
+            event.stop()
+            event.prevent_default()
+            match event.key:
+                case "up":
+                    self._completions.move(-1)
+                case "down":
+                    self._completions.move(1)
+                case "escape":
+                    self._completions.hide()
+                case _:
+                    self._accept()
+        elif event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self._send()
+
+    def _send(self) -> None:
+        if not self.is_blank:
+            self.post_message(self.Submitted(self.text))
+
+    def _accept(self) -> None:
+        """Enter in the list: what is complete as typed is sent, else the highlighted line is taken."""
+        chosen, moved, typed = self._completions.chosen, self._completions.moved, self.text
+        offered = {line for line, _ in self._complete(typed.strip())}
+        self._completions.hide()
+        if not moved and (typed.strip() in offered or typed.endswith(" ")):
+            self._send()
+            return
+        arguments = bool(self._complete(f"{chosen} "))
+        command = " " not in chosen
+        self.put(f"{chosen} " if arguments else chosen)
+        if command and not arguments:
+            self._send()
+
+    def action_complete(self) -> None:
+        """Tab: take the highlighted command."""
+        chosen = self._completions.chosen
+        if chosen:
+            self.put(f"{chosen} ")
+
+    def action_newline(self) -> None:
+        """Break the line."""
+        self.insert("\n")
+        self.scroll_cursor_visible()
+
+    def action_delete_or_leave(self) -> None:
+        """Ctrl+D, as in a shell."""
+        if self.document.line_count == 1 and not self.document.get_line(0):
+            self.post_message(self.Emptied())
+        else:
+            self.action_delete_right()
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        """Up: on the first row, the entry before."""
+        if select or self._row() > 0:
+            super().action_cursor_up(select)
+        elif self.message_waits and self.is_blank:
+            self.post_message(self.TookBack())
+        else:
+            self._recall(self.prompt_history.older(self.text))
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        """Down: on the last row, the entry after."""
+        if select or self._row() < self.wrapped_document.height - 1:
+            super().action_cursor_down(select)
+        else:
+            self._recall(self.prompt_history.newer())
+
+    def action_cursor_line_end(self, select: bool = False) -> None:
+        """End: at the end of the text, the end of the conversation."""
+        if not select and self.cursor_location == self.document.end:
+            self.post_message(self.EndPressed())
+        super().action_cursor_line_end(select)
+
+    def _row(self) -> int:
+        return self.wrapped_document.location_to_offset(self.cursor_location).y
+
+    def _recall(self, text: str | None) -> None:
+        if text is not None:
+            self._recalled = text
+            self.put(text)
+
+    # --- changes --------------------------------------------------------------------------------------------
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        """A paste of any length lands here unsent, with plain line ends and no control characters."""
+        event.stop()
+        event.prevent_default()
+        text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(4)
+        result = self.replace(text, *self.selection, maintain_selection_offset=False)
+        self.move_cursor(result.end_location)
+        self.focus()
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        """Offer commands while the line begins with a slash."""
+        event.stop()
+        one_line = self.document.line_count == 1
+        line = self.document.get_line(0) if one_line else ""
+        recalled, self._recalled = self._recalled, None
+        if not line.startswith("/") or line == recalled:
+            self._completions.hide()
+            return
+        offered = self._complete(line)
+        self._completions.offer([] if [whole for whole, _ in offered] == [line.rstrip()] else offered)

@@ -1,0 +1,93 @@
+"""A reply of the model, streamed as Markdown."""
+
+from __future__ import annotations
+
+from markdown_it import MarkdownIt
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Markdown
+from textual.widgets.markdown import MarkdownFence, MarkdownStream
+
+from streamchat.chat.text import PrintableStream, printable
+from streamchat.tui.widgets.text import Verbatim
+
+LINKS = ("http://", "https://", "mailto:")
+
+
+def make_parser() -> MarkdownIt:
+    """Markdown as GitHub reads it, but HTML is text: `<think>` or `<div>` in a reply must not vanish."""
+    return MarkdownIt("gfm-like", {"html": False})
+
+
+class Fence(MarkdownFence):
+    """A code block. One that names no language is plain; guessing would cost time at every token."""
+
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        """The code, coloured."""
+        return super().highlight(code, language or "text", ansi, dark)
+
+
+class ReplyMarkdown(Markdown):
+    """Markdown whose links open only where they lead to the web."""
+
+    BLOCKS = {**Markdown.BLOCKS, "fence": Fence, "code_block": Fence}  # noqa: RUF012 - as the base class has it
+
+    def __init__(self) -> None:
+        super().__init__(parser_factory=make_parser, open_links=False)
+
+    def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
+        """A model may write any link; only those that open a browser are followed."""
+        event.stop()
+        if event.href.startswith(LINKS):
+            self.app.open_url(event.href)
+        else:
+            self.app.notify(f"not a web link: {printable(event.href)}", markup=False)
+
+
+class Reply(Vertical):
+    """The model's answer. `add` text while it is written, then `finish`."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self._model = model
+        self._printable = PrintableStream()
+        self._stream: MarkdownStream | None = None
+        self.text = ""
+        """All that was shown."""
+
+    def compose(self) -> ComposeResult:
+        """The name over the text."""
+        yield Verbatim(self._model, classes="heading")
+        yield ReplyMarkdown()
+
+    async def add(self, text: str) -> None:
+        """Show more text."""
+        await self._write(self._printable.feed(text))
+
+    async def finish(self, text: str) -> None:
+        """The reply is over and is `text`."""
+        await self._write(self._printable.end())
+        if self._stream is not None:
+            await self._stream.stop()
+            self._stream = None
+        whole = _lines(printable(text))
+        if whole != self.text or "```" in whole or "~~~" in whole:
+            # a fence that was drawn piece by piece can end up blank
+            self.text = whole
+            await self.query_one(ReplyMarkdown).update(whole)
+
+    async def _write(self, text: str) -> None:
+        text = _lines(text)
+        if not text:
+            return
+        self.text += text
+        if self._stream is None:
+            self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
+        await self._stream.write(text)
+
+
+def _lines(text: str) -> str:
+    """Only `\\n` ends a line; Textual and its parser disagree about the other separators."""
+    return text.replace("\u2028", "\n").replace("\u2029", "\n")

@@ -1,0 +1,42 @@
+"""The status panel in one line, for narrow terminals."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from streamchat.chat.events import PrefillProgress
+from streamchat.chat.status import StatusBoard, human_bytes
+from streamchat.tui.widgets.gauge import Gauge
+
+
+class StatusLine(Horizontal):
+    """Cache gauge, compressions, memory, tok/s."""
+
+    def compose(self) -> ComposeResult:
+        """The bar and its text."""
+        yield Gauge(id="line-gauge")
+        yield Static("", id="line-text", markup=False)
+
+    def show(self, board: StatusBoard, reading: PrefillProgress | None = None) -> None:
+        """Update the line."""
+        cache, memory = board.cache, board.memory
+        self.query_one(Gauge).show(cache)
+        parts = [f"{cache.length:,}/{cache.cache_size:,} cached", f"{cache.compressions:,} compressions"]
+        if memory is not None and memory.allocated_bytes is not None:
+            parts.append(f"VRAM {human_bytes(memory.allocated_bytes)}")
+        elif memory is not None:
+            parts.append(f"RAM {human_bytes(memory.rss_bytes)}")
+        if reading is not None and reading.done < reading.total:
+            parts.append(f"reading {reading.done:,}/{reading.total:,}")
+        elif board.decode_tps is not None:
+            parts.append(f"{board.decode_tps:.1f} tok/s")
+        text = " · ".join(parts) if board.info is not None else "the model is loading"
+        self.query_one("#line-text", Static).update(Content(text))
+
+    @property
+    def text(self) -> str:
+        """What is written beside the bar."""
+        return str(self.query_one("#line-text", Static).content)

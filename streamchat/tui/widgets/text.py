@@ -1,0 +1,78 @@
+"""Text of users, models and errors, shown literally: never read as markup, long ones folded."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.content import Content
+from textual.widgets import Static
+
+from streamchat.chat.text import printable
+
+ROW = 200
+"""Characters that count as one row where a line never breaks."""
+
+
+class Verbatim(Static):
+    """Text exactly as it is."""
+
+    def __init__(self, text: str = "", *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        self.text = printable(text)
+        super().__init__(Content(self.text), markup=False, id=id, classes=classes)
+
+    def show(self, text: str) -> None:
+        """Replace the text."""
+        text = printable(text)
+        if text != self.text:
+            self.text = text
+            self.update(Content(text))
+
+
+class Folded(Static):
+    """Text of which only the first lines are shown until it is clicked.
+
+    Args:
+        lines: How many lines a folded text has.
+    """
+
+    def __init__(self, text: str, *, lines: int, classes: str | None = None) -> None:
+        self.text = printable(text)
+        self._lines = lines
+        self._open = False
+        super().__init__(self._shown(), markup=False, classes=classes)
+
+    def unfold(self, unfolded: bool) -> None:
+        """Show all of it, or the first lines only."""
+        self._open = unfolded
+        self.update(self._shown())
+
+    def on_click(self, event: events.Click) -> None:
+        """Fold or unfold; a click that ends a selection does neither."""
+        if self._hidden() and not self.screen.get_selected_text():
+            event.stop()
+            self.unfold(not self._open)
+
+    def _hidden(self) -> int:
+        """Rows that a folded text does not show."""
+        return sum(map(_rows, self.text.split("\n"))) - self._lines
+
+    def _shown(self) -> Content:
+        hidden = self._hidden()
+        if hidden <= 1:
+            return Content(self.text)
+        if self._open:
+            return Content.assemble(self.text, ("\n▴ click to fold", "$text-muted italic"))
+        rest = f"\n▾ {hidden:,} more lines; click to show them"
+        return Content.assemble(self._head(), (rest, "$text-muted italic"))
+
+    def _head(self) -> str:
+        left, kept = self._lines, []
+        for line in self.text.split("\n"):
+            if left <= 0:
+                break
+            kept.append(line[: left * ROW])
+            left -= _rows(line)
+        return "\n".join(kept)
+
+
+def _rows(line: str) -> int:
+    return max(1, -(-len(line) // ROW))

@@ -1,0 +1,22 @@
+"""The message that was sent while the model could not take it yet."""
+
+from __future__ import annotations
+
+from streamchat.chat.text import one_line
+from streamchat.tui.widgets.text import Verbatim
+
+
+class WaitingMessage(Verbatim):
+    """Shown over the input until it is sent."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
+        super().__init__(id=id)
+        self.display = False
+
+    def offer(self, text: str | None, until: str) -> None:
+        """Show that `text` is sent `until` then; None hides."""
+        self.display = text is not None
+        if text is not None:
+            first = one_line(text)
+            short = first if len(first) <= 60 else f"{first[:59]}…"
+            self.show(f"waits {until} (Esc takes it back): {short}")
