@@ -47,6 +47,8 @@ class StreamchatApp(App[int]):
     """
 
     TITLE = "streamchat"
+    # Textual does not read the sheet that a default screen names
+    CSS_PATH = "screens/chat.tcss"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "open_help", "Help", id="app.help", tooltip="Keys and commands"),

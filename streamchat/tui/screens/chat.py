@@ -39,9 +39,8 @@ FRAME_S = 1 / 25
 
 
 class ChatScreen(Screen[None]):
-    """Takes events from the bridge, messages and commands from the input."""
+    """Takes events from the bridge, messages and commands from the input. `StreamchatApp` names its style sheet."""
 
-    CSS_PATH = "chat.tcss"
     BINDINGS: ClassVar[list[BindingType]] = CHAT_KEYS
 
     def __init__(self, bridge: EventBridge, outbox: Outbox, history: PromptHistory) -> None:
@@ -70,7 +69,7 @@ class ChatScreen(Screen[None]):
                 yield Prompt(self._history, self._complete, completions, id="prompt")
             yield Sidebar(id="sidebar")
         yield StatusLine(id="status-line")
-        yield Footer(show_command_palette=False)
+        yield Footer()
 
     async def on_mount(self) -> None:
         """Be usable at once; events may wait already."""

@@ -42,7 +42,7 @@ class Completions(OptionList, can_focus=False):
             return
         width = max(cell_len(line) for line in self._offered)
         self.add_options(
-            Option(Content.assemble((f"{line:<{width}}", "bold"), "  ", (one_line(note), "$text-muted")))
+            Option(Content.assemble((f"{line:<{width}}", "bold"), "  ", (one_line(note), "$foreground 60%")))
             for line, note in completions
         )
         self.highlighted = 0

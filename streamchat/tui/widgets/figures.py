@@ -58,7 +58,7 @@ class Figures(Static):
 
     def _row(self, figure: Figure, width: int) -> Content:
         mark = Content.assemble(("■ ", figure.mark)) if figure.mark else Content("")
-        left = Content.assemble(mark, (figure.label, "$text-muted"))
+        left = Content.assemble(mark, (figure.label, "$foreground 60%"))
         value = Content.styled(figure.value, "bold $foreground" if figure.strong else "$foreground")
         gap = width - left.cell_length - value.cell_length
         if gap >= 1:

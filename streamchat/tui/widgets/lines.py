@@ -24,9 +24,9 @@ class Line(Verbatim):
 class EvictionLine(Verbatim):
     """Which turns the model no longer sees; evictions that follow each other are told as one."""
 
-    def __init__(self, event: TokensEvicted) -> None:
+    def __init__(self, event: TokensEvicted, *, after: bool = False) -> None:
         self.event = event
-        super().__init__(self._sentence())
+        super().__init__(self._sentence(), classes="-after" if after else None)
 
     def add(self, event: TokensEvicted) -> None:
         """Another eviction right after."""
@@ -34,7 +34,7 @@ class EvictionLine(Verbatim):
         self.show(self._sentence())
 
     def _sentence(self) -> str:
-        return f"✂ {eviction_sentence(self.event)}"
+        return f"┄ {eviction_sentence(self.event)}"
 
 
 class CommandOutput(Vertical):

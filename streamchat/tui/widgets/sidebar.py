@@ -12,7 +12,7 @@ from streamchat.chat.text import one_line
 from streamchat.tui.widgets.figures import Figure, Figures
 from streamchat.tui.widgets.gauge import Gauge, parts_of
 
-MARKS = {"sinks": "$warning", "pinned": "$secondary", "window": "$primary", "free": "$foreground 30%"}
+MARKS = {"sinks": "$warning", "pinned": "$success", "window": "$primary", "free": "$foreground 30%"}
 """Legend colours; chat.tcss gives the gauge the same."""
 
 
@@ -79,7 +79,7 @@ class Sidebar(VerticalScroll, can_focus=False):
                 Figure("compressions", f"{cache.compressions:,}"),
                 Figure("tokens evicted", f"{cache.tokens_evicted:,}"),
                 Figure("KV cache", human_bytes(cache.kv_bytes)),
-                Figure("full cache needs", human_bytes(cache.full_kv_bytes)),
+                Figure("full cache would be", human_bytes(cache.full_kv_bytes)),
             ]
         )
 

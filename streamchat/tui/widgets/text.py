@@ -60,9 +60,9 @@ class Folded(Static):
         if hidden <= 1:
             return Content(self.text)
         if self._open:
-            return Content.assemble(self.text, ("\n▴ click to fold", "$text-muted italic"))
+            return Content.assemble(self.text, ("\n▴ click to fold", "$foreground 60% italic"))
         rest = f"\n▾ {hidden:,} more lines; click to show them"
-        return Content.assemble(self._head(), (rest, "$text-muted italic"))
+        return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
     def _head(self) -> str:
         left, kept = self._lines, []

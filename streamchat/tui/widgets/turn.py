@@ -85,7 +85,7 @@ class Turn(Vertical):
         if self._line is not None:
             self._line.add(event)
             return
-        self._line = EvictionLine(event)
+        self._line = EvictionLine(event, after=self._reply is not None)
         self._evictions.append(self._line)
         # above the reply while it has not begun, else below it: Markdown has no place for it in between
         await self.mount(self._line, before=self._figures)
