@@ -53,7 +53,9 @@ class StreamchatApp(App[int]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "open_help", "Help", id="app.help", tooltip="Keys and commands"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Leave, at any moment"),
-        Binding("ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True),
+        Binding(
+            "ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True, tooltip="Quit on a second press"
+        ),
     ]
 
     def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 WIDE = 100
 """Columns from which on the sidebar is shown unless the user hides it."""
+ROOM = 60
+"""Columns without which there is no room for the sidebar at all."""
 FRAME_S = 1 / 25
 """Least time between two batches of events on the screen."""
 
@@ -286,6 +288,9 @@ class ChatScreen(Screen[None]):
 
     def action_toggle_sidebar(self) -> None:
         """Show the sidebar, or the status line in its place."""
+        if self.size.width < ROOM:
+            self._toast(f"the status panel needs a terminal of {ROOM} columns", "warning")
+            return
         self._sidebar_wanted = not self.has_class("-sidebar")
         self._arrange(self.size.width)
 
@@ -312,7 +317,7 @@ class ChatScreen(Screen[None]):
 
     def _arrange(self, width: int) -> None:
         wanted = self._sidebar_wanted
-        self.set_class(width >= WIDE if wanted is None else wanted, "-sidebar")
+        self.set_class(width >= WIDE if wanted is None else wanted and width >= ROOM, "-sidebar")
 
     def _toast(self, text: str, level: str) -> None:
         severity = level if level in ("warning", "error") else "information"

@@ -9,6 +9,7 @@ from typing import ClassVar
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from streamchat.chat.text import printable
@@ -76,6 +77,10 @@ class Prompt(TextArea):
         self._completions = completions
         self._recalled: str | None = None
         """What the history put here; it opens no list of commands."""
+
+    def render_line(self, y: int) -> Strip:
+        """A row. Textual's own cannot wrap its placeholder to no columns at all."""
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(self.size.width)
 
     # --- content --------------------------------------------------------------------------------------------
 
