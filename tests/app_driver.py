@@ -90,14 +90,14 @@ class Driver:
     async def ready(self) -> None:
         await self.until(lambda: self.app.board.info is not None, "the model")
 
-    async def type(self, text: str) -> None:
+    async def write(self, text: str) -> None:
         """Put `text` into the input at once, as if typed."""
         self.prompt.insert(text)
         await self.pilot.pause()
 
     async def enter(self, text: str) -> None:
         """Type `text` and press Enter."""
-        await self.type(text)
+        await self.write(text)
         if self.chat.query_one("#completions").display:
             await self.pilot.press("escape")
         await self.pilot.press("enter")

@@ -135,7 +135,7 @@ async def test_given_back_message_does_not_overwrite_a_draft() -> None:
     async with driving(engine) as driver:
         await driver.enter("first")
         await driver.until(lambda: driver.turns and driver.turns[0].number == 1)
-        await driver.type("my draft")
+        await driver.write("my draft")
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.turns == [])
         assert driver.prompt.text == "my draft"

@@ -81,7 +81,7 @@ async def test_history_across_restarts() -> None:
         "/stats",
     ]
     async with driving(ScriptedEngine()) as driver:
-        await driver.type("draft")
+        await driver.write("draft")
         await driver.pilot.press("up")
         assert driver.prompt.text == "/stats"
         assert not completions(driver).shown
@@ -141,7 +141,7 @@ async def test_slash_opens_the_list_and_tab_completes() -> None:
         await driver.pilot.press("t", "e", "m")
         assert completions(driver).chosen == "/set temperature"
         await driver.pilot.press("tab")
-        await driver.type("0.2")
+        await driver.write("0.2")
         await driver.pilot.press("enter")
         await driver.until(lambda: engine.settings.temperature == 0.2)
         assert driver.outputs == ["temperature = 0.2 from the next turn on"]
@@ -211,7 +211,7 @@ async def test_themes() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")
         assert driver.app.theme == "nord"
-        await driver.type("/theme textual-l")
+        await driver.write("/theme textual-l")
         assert completions(driver).chosen == "/theme textual-light"
         await driver.pilot.press("escape")
         driver.prompt.put("")
@@ -252,7 +252,7 @@ async def test_ctrl_c_copies_a_selection_first() -> None:
     async with driving(engine) as driver:
         await driver.enter("go")
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
-        await driver.type("abc")
+        await driver.write("abc")
         await driver.pilot.press("shift+left", "shift+left", "ctrl+c")
         assert driver.app.clipboard == "bc"
         assert ("stop_reply", ()) not in engine.calls
@@ -282,7 +282,7 @@ async def test_quit_keys(key: str) -> None:
 
 async def test_ctrl_d_deletes_in_a_text() -> None:
     async with driving(ScriptedEngine()) as driver:
-        await driver.type("ab")
+        await driver.write("ab")
         await driver.pilot.press("home", "ctrl+d")
         assert driver.prompt.text == "b"
         assert driver.app.is_running

@@ -16,7 +16,7 @@ class Ledger:
 
     runs: list[tuple[int, int]] = field(default_factory=list)
     next_index: int = 0
-    """Log index of the next token: the number of tokens ever fed."""
+    """Log index of the next token: the number of tokens fed and not taken back."""
 
     def __len__(self) -> int:
         return sum(stop - first for first, stop in self.runs)
@@ -46,8 +46,10 @@ class Ledger:
         return dropped
 
     def crop(self, count: int) -> list[tuple[int, int]]:
-        """Drop the newest `count` slots; return the dropped runs. The log itself is append-only and keeps them."""
+        """Drop the newest `count` slots as if never fed; return the dropped runs of log indices."""
         self.runs, dropped = _split(self.runs, max(0, len(self) - count))
+        if dropped:
+            self.next_index = dropped[0][0]
         return dropped
 
     def slot_from(self, index: int) -> int:

@@ -213,12 +213,17 @@ class StreamingCache(DynamicCache):
                 layer.truncate(self.length)
 
     def forget_from(self, index: int) -> int:
-        """Cut all tokens from log index `index` on; returns how many. Evicted ones do not come back."""
-        count = self.length - self.ledger.slot_from(index)
-        self.crop_newest(count)
+        """Cut all tokens from log index `index` on, as if they had never been fed; returns how many were held.
+
+        Older tokens that were evicted to make room for them do not come back.
+        """
+        held = self.length - self.ledger.slot_from(index)
+        self.tokens_evicted -= self.ledger.next_index - index - held
+        self.crop_newest(held)
+        self.ledger.next_index = index
         self.turn_starts = [start for start in self.turn_starts if start < index]
         self._plan = None
-        return count
+        return held
 
     def crop_newest(self, count: int) -> None:
         """Cut the newest `count` tokens in every layer."""

@@ -223,12 +223,8 @@ def _stats(context: SlashContext, argument: str) -> SlashResult:
                 f"{info.name} ({info.dtype} on {info.device}, {human_bytes(info.weight_bytes)} of weights)",
             )
         )
-    rows.append(
-        (
-            "cache length",
-            f"{cache.length} / {cache.cache_size} tokens ({cache.sinks} sinks, {cache.pinned} pinned, {cache.window} window)",
-        )
-    )
+    parts = f"{cache.sinks} sinks, {cache.pinned} pinned, {cache.window} window"
+    rows.append(("cache length", f"{cache.length} / {cache.cache_size} tokens ({parts})"))
     rows.append(("compressions", f"{cache.compressions} ({cache.tokens_evicted} tokens evicted)"))
     rows.append(
         (

@@ -91,9 +91,8 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
     partly = [turn for turn in event.turns if turn not in event.turns_gone]
     parts = []
     if event.turns_gone:
-        parts.append(
-            f"{turn_words(event.turns_gone)} {'is' if len(event.turns_gone) == 1 else 'are'} no longer seen by the model"
-        )
+        verb = "is" if len(event.turns_gone) == 1 else "are"
+        parts.append(f"{turn_words(event.turns_gone)} {verb} no longer seen by the model")
     if partly:
         parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
     what = "; ".join(parts) if parts else "older text is no longer seen by the model"

@@ -1,0 +1,72 @@
+"""A byte-level BPE tokenizer made in the test: 256 bytes, some merges, control tokens, all kinds of templates."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY = 400
+TEXT = (
+    "What is the capital of France? The capital of France is Paris. Tell me a story about the sea and the dragon. "
+    "User: Assistant: You are a helpful assistant. system user assistant once upon a time there was a little girl"
+)
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# as Qwen3: past replies are rendered differently from how they are generated, and texts are trimmed
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)
+# as Llama 2: the system prompt sits inside the first user message, every turn begins with the start token
+INSIDE = (
+    "{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>' + messages[0]['content'] + '<</SYS>>' %}"
+    "{% set messages = messages[1:] %}{% else %}{% set s = '' %}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>[INST] {% if loop.first %}{{ s }}{% endif %}"
+    "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} <|im_end|>{% endif %}{% endfor %}"
+)
+# as Gemma: no system role, strict alternation
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+RAISES = "{{ raise_exception('no chat today') }}"
+DROPS = "{% if add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
+
+
+@cache
+def _backend() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=CONTROL,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    return str(tokenizer.to_str())
+
+
+def toy_tokenizer(chat_template: str | None = CHATML) -> Any:
+    """A new tokenizer with this chat template."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_backend()),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=CONTROL,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
