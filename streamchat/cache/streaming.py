@@ -110,7 +110,6 @@ class StreamingCache(DynamicCache):
         self.ledger = Ledger()
         self.turn_starts: list[int] = []
         self.compression_count = 0
-        self.tokens_evicted = 0
         self._plan: TurnPlan | None = None
         for i, layer in enumerate(self.layers):
             self.layers[i] = _streaming_layer(i, layer, fit, cache_size)
@@ -131,6 +130,11 @@ class StreamingCache(DynamicCache):
     def length(self) -> int:
         """Tokens held, by the ledger."""
         return len(self.ledger)
+
+    @property
+    def tokens_evicted(self) -> int:
+        """Tokens of the stream, as far as it was not taken back, that left the cache."""
+        return self.ledger.next_index - self.length
 
     @property
     def prefix(self) -> int:
@@ -218,7 +222,6 @@ class StreamingCache(DynamicCache):
         Older tokens that were evicted to make room for them do not come back.
         """
         held = self.length - self.ledger.slot_from(index)
-        self.tokens_evicted -= self.ledger.next_index - index - held
         self.crop_newest(held)
         self.ledger.next_index = index
         self.turn_starts = [start for start in self.turn_starts if start < index]
@@ -254,7 +257,7 @@ class StreamingCache(DynamicCache):
             layer.reset()
         self.ledger.clear()
         self.turn_starts.clear()
-        self.pinned_until = self.compression_count = self.tokens_evicted = 0
+        self.pinned_until = self.compression_count = 0
         self._plan = None
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -270,7 +273,6 @@ class StreamingCache(DynamicCache):
                 layer.evict(prefix, count)
         dropped = self.ledger.evict(prefix, count)
         self.compression_count += 1
-        self.tokens_evicted += count
         gone = self.ledger.index_at(prefix)
         # starts of turns that lost their first token cannot be cut at any more
         self.turn_starts = [start for start in self.turn_starts if start >= gone]
