@@ -1,4 +1,4 @@
-"""Teacher-forced perplexity of one text under several ways to bound the cache; the first row is a slow reference.
+"""Teacher-forced perplexity of one text under several ways to bound the cache, against a slow reference.
 
     python -m tests.perplexity MODEL_FOLDER TEXT_FILE --tokens 3000 --cache-size 512
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -47,18 +48,6 @@ def perplexity(feed: Feed, ids: Tensor, chunk: int = 1) -> float:
     return math.exp(total / (len(ids) - 1))
 
 
-def streaming(model: Any, cache_size: int, sinks: int) -> Feed:
-    """The product: `StreamingCache` under its hook (which stays attached; use one model per run or remove it)."""
-    cache = StreamingCache(model.config, fit_positions(model), cache_size=cache_size, num_sink_tokens=sinks)
-    name = cache_keyword(model)
-
-    def feed(ids: Tensor) -> Tensor:
-        with StreamingHook(model, cache), torch.inference_mode():
-            return torch.as_tensor(model(input_ids=ids[None], use_cache=True, **{name: cache}).logits[0])
-
-    return feed
-
-
 def full(model: Any) -> Feed:
     """A growing cache."""
     cache, name = DynamicCache(config=model.config), cache_keyword(model)
@@ -70,21 +59,47 @@ def full(model: Any) -> Feed:
     return feed
 
 
-def without_rotation(model: Any, cache_size: int, sinks: int) -> Feed:
-    """The classic mistake: keys are cut, and positions are left to the cache's new length."""
-    cache, name = DynamicCache(config=model.config), cache_keyword(model)
+class Policies:
+    """Ways to keep the cache of `model` within a budget; each call starts a new stream."""
 
-    def feed(ids: Tensor) -> Tensor:
-        over = cache.get_seq_length() + len(ids) - cache_size
-        if over > 0:
-            for layer in cache.layers:
+    def __init__(self, model: Any, cache_size: int, num_sink_tokens: int) -> None:
+        self.model, self.cache_size, self.sinks = model, cache_size, num_sink_tokens
+        self._fit = fit_positions(model)
+        self._name = cache_keyword(model)
+
+    def reference(self) -> Feed:
+        """Keys kept un-rotated and rotated anew at every step, in the model's dtype."""
+        return Reference(self.model, self.cache_size, self.sinks, self.model.dtype).feed
+
+    def streaming(self, sinks: int | None = None) -> Feed:
+        """The product: `StreamingCache` under its hook."""
+        kept = self.sinks if sinks is None else sinks
+        cache = StreamingCache(self.model.config, self._fit, cache_size=self.cache_size, num_sink_tokens=kept)
+
+        def feed(ids: Tensor) -> Tensor:
+            with StreamingHook(self.model, cache):
+                return self._logits(ids, cache)
+
+        return feed
+
+    def without_rotation(self) -> Feed:
+        """The classic mistake: keys are cut, and positions are left to the cache's new length."""
+        cache = DynamicCache(config=self.model.config)
+
+        def feed(ids: Tensor) -> Tensor:
+            over = cache.get_seq_length() + len(ids) - self.cache_size
+            for layer in cache.layers if over > 0 else ():
                 for tensor in ("keys", "values"):
                     x = getattr(layer, tensor)
-                    setattr(layer, tensor, torch.cat([x[:, :, :sinks], x[:, :, sinks + over :]], dim=2))
-        with torch.inference_mode():
-            return torch.as_tensor(model(input_ids=ids[None], use_cache=True, **{name: cache}).logits[0])
+                    cut = torch.cat([x[:, :, : self.sinks], x[:, :, self.sinks + over :]], dim=2)
+                    setattr(layer, tensor, cut)
+            return self._logits(ids, cache)
 
-    return feed
+        return feed
+
+    def _logits(self, ids: Tensor, cache: Any) -> Tensor:
+        with torch.inference_mode():
+            return torch.as_tensor(self.model(input_ids=ids[None], use_cache=True, **{self._name: cache}).logits[0])
 
 
 def main() -> int:
@@ -98,14 +113,16 @@ def main() -> int:
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    transformers.logging.set_verbosity_error()  # a text longer than the model's context is the point
     text = args.text.read_text(encoding="utf-8-sig")
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, : args.tokens]
     size, sinks = args.cache_size, args.sinks
+    known = Policies(model, size, sinks)
     policies: dict[str, Callable[[], Feed]] = {
-        "reference (re-rotates everything)": lambda: Reference(model, size, sinks, torch.float32).feed,
-        f"streamchat, {sinks} sinks": lambda: streaming(model, size, sinks),
-        "streamchat, no sinks": lambda: streaming(model, size, 0),
-        "cut without re-rotation": lambda: without_rotation(model, size, sinks),
+        f"streamchat, {sinks} sinks": known.streaming,
+        "reference (re-rotates everything)": known.reference,
+        "streamchat, no sinks": lambda: known.streaming(0),
+        "cut without re-rotation": known.without_rotation,
         "full cache": lambda: full(model),
     }
     results = {}

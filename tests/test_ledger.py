@@ -108,5 +108,5 @@ def test_there_is_always_room_and_the_prefix_always_stays(
 
 
 def test_a_chunk_larger_than_the_room_is_refused_with_the_largest_that_fits() -> None:
-    with pytest.raises(ChunkTooLargeError, match="91 new tokens .* at most 90"):
+    with pytest.raises(ChunkTooLargeError, match=r"91 new tokens .* at most 90"):
         plan(50, 91)

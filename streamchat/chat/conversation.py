@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import Eviction, EvictionOptions, StreamingCache
 from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder, end_ids
+from streamchat.chat.feeder import Feeder
 from streamchat.chat.log import TokenLog, TurnRecord
 from streamchat.chat.reply import ReplyText
 from streamchat.chat.sampling import Sampler, new_generator
@@ -24,8 +24,6 @@ from streamchat.chat.template import ChatFormat
 from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
 
-# Large enough to be fast, small enough that a stop is felt at once.
-PREFILL_CHUNK = 256
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 16
 # Fewer tokens than this beside the pinned ones are no window to talk in.
@@ -91,8 +89,8 @@ class Conversation:
             num_sink_tokens=settings.num_sink_tokens,
             options=EvictionOptions(settings.evict, EVICTION_BLOCK, self._clean_cut, self._evicted),
         )
-        self._device: torch.device = model.get_input_embeddings().weight.device
-        self._cache_name = cache_keyword(model)
+        self._feeder = Feeder(model, self.cache, self.log)
+        self._device = self._feeder.device
         self._generator = new_generator(settings.seed, self._device)
         self._exit = ExitStack()
         self._exit.enter_context(StreamingHook(model, self.cache))
@@ -155,7 +153,7 @@ class Conversation:
         self.log.clear()
         self.ttft_s = self.decode_tps = None
         if block:
-            self._feed(block)
+            self._feeder.feed(block)
         self.cache.pin(len(block))
 
     def reseed(self) -> None:
@@ -190,7 +188,7 @@ class Conversation:
             self._roll_back(turn)
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
-            if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            if _is_out_of_memory(error):
                 self._free_memory()
                 raise TurnError(
                     f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
@@ -204,16 +202,13 @@ class Conversation:
     # --- inside a turn ----------------------------------------------------------------------------------------
 
     def _prefill(self, turn: TurnRecord, prompt: list[int], cancelled: Callable[[], bool]) -> Tensor:
-        logits = torch.empty(0)
-        done = 0
-        while done < len(prompt):
-            if cancelled():
+        def after_chunk(done: int) -> None:
+            if done:
+                self._emit(ev.PrefillProgress(turn.number, done, len(prompt)))
+            if done < len(prompt) and cancelled():
                 raise Cancelled
-            piece = prompt[done : done + self._chunk_size()]
-            logits = self._forward(piece)
-            done += len(piece)
-            self._emit(ev.PrefillProgress(turn.number, done, len(prompt)))
-        return logits
+
+        return self._feeder.feed(prompt, after_chunk)
 
     def _write_reply(
         self, turn: TurnRecord, logits: Tensor, started: float, prompt_tokens: int, cancelled: Callable[[], bool]
@@ -230,7 +225,7 @@ class Conversation:
                 reason = "cancelled"
                 break
             if ids:
-                logits = self._forward(ids[-1:])
+                logits = self._feeder.forward(ids[-1:])
             token = sampler(self._checked(logits), self._recent(sampler.window))
             last_at = time.perf_counter()
             if first_at is None:
@@ -253,7 +248,7 @@ class Conversation:
             fed = len(self.log) - reply_start
             if kept.tokens < fed:
                 self._forget_from(reply_start + kept.tokens)
-            self._feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
+            self._feeder.feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
             turn.stop, turn.reply = len(self.log), text.shown
         return TurnOutcome(
             turn.number, text.shown, reason, prompt_tokens, len(ids), self.ttft_s, self.decode_tps, rolled_back
@@ -274,25 +269,7 @@ class Conversation:
         control = self.encoder.control_ids
         return [token for token in self.log.ids[-window:] if token not in control] if window else []
 
-    # --- feeding and taking back ------------------------------------------------------------------------------
-
-    def _feed(self, ids: Sequence[int]) -> None:
-        size = self._chunk_size()
-        for at in range(0, len(ids), size):
-            self._forward(ids[at : at + size])
-
-    def _chunk_size(self) -> int:
-        # A quarter of the room: when a prompt is larger than the cache, each chunk still sees what came before it.
-        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.prefix) // 4))
-
-    @torch.inference_mode()
-    def _forward(self, ids: Sequence[int]) -> Tensor:
-        """Feed `ids` as one chunk; logits (vocabulary,) after the last one."""
-        tokens = torch.tensor([list(ids)], dtype=torch.long, device=self._device)
-        out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=1, **{self._cache_name: self.cache})
-        self.log.append(ids)
-        logits: Tensor = out.logits[0, -1]
-        return logits
+    # --- taking back ------------------------------------------------------------------------------------------
 
     def _forget_from(self, index: int) -> None:
         self.cache.forget_from(index)
@@ -343,3 +320,9 @@ class Conversation:
                 cache=self.state(),
             )
         )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch raises a plain RuntimeError, worded differently on each system.
+    words = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)

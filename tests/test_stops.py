@@ -1,0 +1,50 @@
+"""Stop strings on streamed text, whatever its pieces."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamchat.chat.stops import StopMatcher
+from streamchat.errors import ConfigError
+
+TEXT = st.text(alphabet="ab\nU", max_size=30)
+
+
+def expected(text: str, stops: list[str]) -> tuple[str, bool]:
+    found = [at for at in map(text.find, stops) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+@given(pieces=st.lists(TEXT, max_size=8), stops=st.lists(st.text("ab\nU", min_size=1, max_size=4), max_size=3))
+def test_pieces_do_not_matter(pieces: list[str], stops: list[str]) -> None:
+    matcher = StopMatcher(stops)
+    shown = []
+    for piece in pieces:
+        shown.append(matcher.push(piece))
+        # what was shown is never taken back
+        assert "".join(pieces).startswith("".join(shown))
+    text, stopped = expected("".join(pieces), stops)
+    if stopped:
+        # pieces after the match change nothing, and a later push may complete an earlier-starting match
+        assert matcher.stopped
+        assert not any(stop in "".join(shown) for stop in stops)
+    else:
+        assert "".join(shown) + matcher.flush() == text
+
+
+def test_only_the_possible_start_is_held_back() -> None:
+    matcher = StopMatcher(["\nUser:", "</s>"])
+    assert matcher.push("Hello\nUs") == "Hello"
+    assert matcher.push("ed cars") == "\nUsed cars"
+    assert matcher.push(" <") == " "
+    assert matcher.push("/s> more") == ""
+    assert matcher.stopped
+    assert matcher.push("again") == ""
+    assert matcher.flush() == ""
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty stop string"):
+        StopMatcher(["ok", ""])
