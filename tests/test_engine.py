@@ -72,6 +72,16 @@ def test_the_same_seed_gives_the_same_conversation() -> None:
     assert replies[0] == replies[1] != replies[2]
 
 
+def test_a_new_seed_counts_from_the_next_turn_on() -> None:
+    with running(temperature=1.0) as chat:
+        replies = []
+        for seed in (5, 5, 6):
+            chat.engine.clear()
+            chat.engine.set_option("seed", seed)
+            replies.append(chat.turn("one").reply)
+    assert replies[0] == replies[1] != replies[2]
+
+
 def test_settings_system_prompt_and_clear_take_effect_in_order() -> None:
     with running(temperature=0.0, max_new_tokens=40) as chat:
         first = chat.turn("What is the capital of France?")

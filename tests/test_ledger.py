@@ -46,6 +46,13 @@ def test_the_ledger_is_a_list_of_log_indices(steps: list[tuple[str, int, int]]) 
         assert ledger.count_in(2, 7) == sum(2 <= i < 7 for i in slots)
 
 
+def test_dropping_nothing_splits_nothing() -> None:
+    ledger = Ledger()
+    ledger.append(10)
+    assert ledger.evict(3, 0) == []
+    assert ledger.runs == [(0, 10)]
+
+
 def test_a_slot_past_the_end_is_an_error() -> None:
     ledger = Ledger()
     ledger.append(3)
