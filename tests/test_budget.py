@@ -9,17 +9,12 @@ import pytest
 
 from streamchat.chat import events as ev
 from streamchat.chat.budget import context_length, resolve_cache_size
-from streamchat.chat.status import (
-    StatusBoard,
-    eviction_sentence,
-    human_bytes,
-    human_seconds,
-    memory_figures,
-    turn_words,
-)
+from streamchat.chat.evictions import eviction_sentence, turn_words
+from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError
 from streamchat.settings import Settings
+from streamchat.units import human_bytes, human_seconds
 from tests.tiny import config_of
 
 

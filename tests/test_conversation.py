@@ -12,6 +12,8 @@ from streamchat.errors import ConfigError, TurnError
 from tests.scripted_model import make_chat
 from tests.toy_tokenizer import CHATML, THINKING
 
+pytestmark = pytest.mark.smoke
+
 EMOJI = "👨‍👩‍👧"
 
 

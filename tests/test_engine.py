@@ -16,6 +16,8 @@ from streamchat.settings import Settings
 from tests.real_engine import running, tiny_loaded
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.smoke
+
 
 def test_a_conversation_far_beyond_the_cache() -> None:
     """Every figure told is what the layers hold; turns are told when they go, each once."""

@@ -14,6 +14,8 @@ from streamchat.chat.feeder import Feeder
 from streamchat.chat.log import TokenLog
 from tests.tiny import random_ids, tiny_model
 
+pytestmark = pytest.mark.smoke
+
 BUDGET = 64
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from streamchat import config
 from streamchat.chat.client import ChatEngine
-from streamchat.chat.status import StatusBoard, human_bytes, human_seconds, memory_figures
+from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.errors import ConfigError
 from streamchat.settings import setting_fields, spec_of
+from streamchat.units import human_bytes, human_seconds
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from streamchat.chat import events as ev
+from streamchat.units import human_bytes
 
 
 @dataclass
@@ -50,24 +51,6 @@ class StatusBoard:
                 pass
 
 
-def human_bytes(count: float) -> str:
-    """Bytes in the unit that reads best: 46.1 MB (powers of 1,000, as file and network tools show them)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """A short duration: 45 ms, 1.3 s, 4 min 05 s."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-
-
 def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
     """(label, value) rows; the label says which number it is: device memory, or process memory on a CPU."""
     if memory is None:
@@ -83,29 +66,3 @@ def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
         rows.append(("VRAM", "n/a (on CPU)"))
     rows.append(("process memory", human_bytes(memory.rss_bytes)))
     return rows
-
-
-def eviction_sentence(event: ev.TokensEvicted) -> str:
-    """The line in the chat at the moment something is forgotten."""
-    tokens = f"{event.count} token{'s' if event.count != 1 else ''}"
-    partly = [turn for turn in event.turns if turn not in event.turns_gone]
-    parts = []
-    if event.turns_gone:
-        verb = "is" if len(event.turns_gone) == 1 else "are"
-        parts.append(f"{turn_words(event.turns_gone)} {verb} no longer seen by the model")
-    if partly:
-        parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
-    what = "; ".join(parts) if parts else "older text is no longer seen by the model"
-    return f"{what} ({tokens} left the cache, {event.cache_len_after} of {event.cache.cache_size or '?'} stay)"
-
-
-def turn_words(turns: tuple[int, ...] | list[int]) -> str:
-    """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
-    runs: list[list[int]] = []
-    for turn in sorted(turns):
-        if runs and turn == runs[-1][1] + 1:
-            runs[-1][1] = turn
-        else:
-            runs.append([turn, turn])
-    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"turn{'s' if len(turns) > 1 else ''} {words}"

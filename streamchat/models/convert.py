@@ -15,7 +15,8 @@ from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
-from streamchat.models.words import Progress, short, size_words
+from streamchat.models.words import Progress, short
+from streamchat.units import human_bytes
 
 CONVERTER = 1
 """Counted up when the result of a conversion changes; older copies are then made again."""
@@ -100,7 +101,7 @@ def _check_memory(path: Path, weight_bytes: int) -> None:
     available = psutil.virtual_memory().available
     if weight_bytes * 1.1 > available:
         raise ModelNotFoundError(
-            f"Converting {path} takes {size_words(weight_bytes * 1.1)} of memory and {size_words(available)} are "
+            f"Converting {path} takes {human_bytes(weight_bytes * 1.1)} of memory and {human_bytes(available)} are "
             "available; close other programs or choose a smaller model"
         )
 

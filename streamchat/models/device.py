@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streamchat.errors import ConfigError, ModelNotFoundError
-from streamchat.models.words import size_words
+from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,7 @@ def check_memory(parameters: int, dtype: str, device: str, name: str) -> None:
             where = "memory" if place == "cpu" else f"{place} memory"
             smaller = " or --dtype bfloat16" if dtype == "float32" else ""
             raise ModelNotFoundError(
-                f"{name} needs {size_words(need)} of {where} in {dtype} and {size_words(free)} are free; choose a "
+                f"{name} needs {human_bytes(need)} of {where} in {dtype} and {human_bytes(free)} are free; choose a "
                 f"smaller model{smaller}, or close other programs"
             )
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.errors import ModelNotFoundError
-from streamchat.models.words import Progress, short, size_words
+from streamchat.models.words import Progress, short
+from streamchat.units import human_bytes
 
 POLL_S = 0.1
 CONNECT_TIMEOUT_S = 15
@@ -45,7 +46,7 @@ class PinnedWheel:
     @property
     def words(self) -> str:
         """The wheel in a sentence."""
-        return f"{self.package} {self.version} ({size_words(self.size)})"
+        return f"{self.package} {self.version} ({human_bytes(self.size)})"
 
 
 def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progress) -> Path:

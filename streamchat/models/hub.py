@@ -24,7 +24,8 @@ from streamchat.models import catalogue
 from streamchat.models.folder import CONFIG, INDEX, WEIGHTS, check_kind, shard_names
 from streamchat.models.hub_cache import cached_snapshot, endpoint, hub_cache_dir, offline_variable
 from streamchat.models.quiet import quiet
-from streamchat.models.words import Progress, short, size_words
+from streamchat.models.words import Progress, short
+from streamchat.units import human_bytes
 
 PROBE_S = 4.0
 ANSWER_S = 10.0
@@ -196,7 +197,7 @@ def _wanted(repo_id: str, files: dict[str, int]) -> dict[str, int]:
 
 def _small_json(repo_id: str, name: str, files: dict[str, int]) -> dict[str, Any]:
     if files[name] > 10_000_000:
-        raise UnsupportedModelError(f"{name} of {repo_id} has {size_words(files[name])}, so it is no configuration")
+        raise UnsupportedModelError(f"{name} of {repo_id} has {human_bytes(files[name])}, so it is no configuration")
     try:
         content = json.loads(_get(repo_id, name).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -210,7 +211,7 @@ def _check_space(repo_id: str, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ModelNotFoundError(
-            f"{repo_id} needs {size_words(need)} in {folder} and {size_words(free)} are free; make room, or set "
+            f"{repo_id} needs {human_bytes(need)} in {folder} and {human_bytes(free)} are free; make room, or set "
             "HF_HOME to a folder on another disk"
         )
 

@@ -17,7 +17,8 @@ import filelock
 
 from streamchat import paths
 from streamchat.errors import ModelNotFoundError
-from streamchat.models.words import Progress, short, size_words
+from streamchat.models.words import Progress, short
+from streamchat.units import human_bytes
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1
@@ -141,7 +142,7 @@ def check_space(folder: Path, need_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ModelNotFoundError(
-            f"{what} needs up to {size_words(need_bytes)} of disk space in {folder} and {size_words(free)} are free; "
+            f"{what} needs up to {human_bytes(need_bytes)} of disk space in {folder} and {human_bytes(free)} are free; "
             "make room, or set STREAMCHAT_HOME to a folder on another disk"
         )
 

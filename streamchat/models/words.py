@@ -13,15 +13,6 @@ def silent(_stage: str, _done: int, _total: int, _unit: str) -> None:
     """A `Progress` that shows nothing."""
 
 
-def size_words(count: float) -> str:
-    """Bytes in powers of 1,000, as file tools show them: 92.9 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
 def short(error: object, limit: int = 160) -> str:
     """The text of a foreign error as part of one sentence: one line, no final stop, cut at `limit` characters."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__

@@ -6,8 +6,8 @@ import shutil
 from typing import TextIO
 
 from streamchat.chat import events as ev
-from streamchat.chat.status import human_bytes
 from streamchat.chat.text import one_line
+from streamchat.units import human_bytes
 
 QUARTERS = 4
 

@@ -6,12 +6,13 @@ evictions merged into one line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from streamchat.chat import events as ev
-from streamchat.chat.status import eviction_sentence, human_seconds
+from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
+from streamchat.units import human_seconds
 
 Kind = Literal["reply", "end", "eviction", "info", "warning", "error", "stats"]
 
@@ -80,20 +81,6 @@ class Narrator:
     def _eviction(self) -> list[Piece]:
         event, self._evicted = self._evicted, None
         return [Piece("eviction", eviction_sentence(event))] if event else []
-
-
-def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
-    """Two evictions in a row as one."""
-    if first is None:
-        return second
-    return replace(
-        second,
-        count=first.count + second.count,
-        token_range=(first.token_range[0], second.token_range[1]),
-        turns=tuple(sorted({*first.turns, *second.turns})),
-        turns_gone=tuple(sorted({*first.turns_gone, *second.turns_gone})),
-        cache_len_before=first.cache_len_before,
-    )
 
 
 def reason_piece(event: ev.TurnFinished) -> Piece | None:

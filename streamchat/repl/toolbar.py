@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from streamchat.chat.status import StatusBoard, human_bytes
+from streamchat.chat.status import StatusBoard
+from streamchat.units import human_bytes
 
 BAR_CELLS = 10
 

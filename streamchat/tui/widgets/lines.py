@@ -7,11 +7,11 @@ from textual.containers import Vertical
 
 from streamchat import __version__
 from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
-from streamchat.chat.status import eviction_sentence, human_bytes, human_seconds
+from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import one_line
-from streamchat.tui.evictions import merged
 from streamchat.tui.widgets.sidebar import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
+from streamchat.units import human_bytes, human_seconds
 
 
 class Line(Verbatim):

@@ -7,9 +7,9 @@ from textual.containers import Vertical
 from textual.widgets import ProgressBar
 
 from streamchat.chat.events import ModelLoading
-from streamchat.chat.status import human_bytes
 from streamchat.chat.text import one_line
 from streamchat.tui.widgets.text import Verbatim
+from streamchat.units import human_bytes
 
 
 class LoadingPanel(Vertical):

@@ -7,10 +7,11 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from streamchat.chat.events import PrefillProgress
-from streamchat.chat.status import StatusBoard, human_bytes, human_seconds, memory_figures
+from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.chat.text import one_line
 from streamchat.tui.widgets.figures import Figure, Figures
 from streamchat.tui.widgets.gauge import Gauge, parts_of
+from streamchat.units import human_bytes, human_seconds
 
 MARKS = {"sinks": "$warning", "pinned": "$success", "window": "$primary", "free": "$foreground 30%"}
 """Legend colours; chat.tcss gives the gauge the same."""

@@ -8,8 +8,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from streamchat.chat.events import PrefillProgress
-from streamchat.chat.status import StatusBoard, human_bytes
+from streamchat.chat.status import StatusBoard
 from streamchat.tui.widgets.gauge import Gauge
+from streamchat.units import human_bytes
 
 
 class StatusLine(Horizontal):

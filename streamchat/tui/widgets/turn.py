@@ -8,11 +8,11 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat.chat.events import PrefillProgress, TokensEvicted, TurnFinished
-from streamchat.chat.status import human_seconds
 from streamchat.chat.text import one_line
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
+from streamchat.units import human_seconds
 
 Memory = Literal["seen", "partly", "forgotten"]
 _WORDS = {"seen": "", "partly": " · partly forgotten", "forgotten": " · no longer seen by the model"}

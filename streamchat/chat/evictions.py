@@ -1,0 +1,47 @@
+"""Evictions in words: which turns the model no longer sees, many small ones told as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from streamchat.chat import events as ev
+
+
+def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
+    """Two evictions in a row as one: a reply that outgrows the window evicts a token at a time."""
+    if first is None:
+        return second
+    return replace(
+        second,
+        count=first.count + second.count,
+        token_range=(first.token_range[0], second.token_range[1]),
+        turns=tuple(sorted({*first.turns, *second.turns})),
+        turns_gone=tuple(sorted({*first.turns_gone, *second.turns_gone})),
+        cache_len_before=first.cache_len_before,
+    )
+
+
+def eviction_sentence(event: ev.TokensEvicted) -> str:
+    """The line in the chat at the moment something is forgotten."""
+    tokens = f"{event.count} token{'s' if event.count != 1 else ''}"
+    partly = [turn for turn in event.turns if turn not in event.turns_gone]
+    parts = []
+    if event.turns_gone:
+        verb = "is" if len(event.turns_gone) == 1 else "are"
+        parts.append(f"{turn_words(event.turns_gone)} {verb} no longer seen by the model")
+    if partly:
+        parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
+    what = "; ".join(parts) if parts else "older text is no longer seen by the model"
+    return f"{what} ({tokens} left the cache, {event.cache_len_after} of {event.cache.cache_size or '?'} stay)"
+
+
+def turn_words(turns: tuple[int, ...] | list[int]) -> str:
+    """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
+    runs: list[list[int]] = []
+    for turn in sorted(turns):
+        if runs and turn == runs[-1][1] + 1:
+            runs[-1][1] = turn
+        else:
+            runs.append([turn, turn])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"turn{'s' if len(turns) > 1 else ''} {words}"
