@@ -1,0 +1,21 @@
+"""Numbers in words, the same everywhere: sizes, durations."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in the unit that reads best: 46.1 MB (powers of 1,000, as file and network tools show them)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A short duration: 45 ms, 1.3 s, 4 min 05 s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
