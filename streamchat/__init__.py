@@ -11,14 +11,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from streamchat.cache.hook import StreamingHook as StreamingHook
+    from streamchat.cache.press import StreamingPress as StreamingPress
     from streamchat.cache.streaming import StreamingCache as StreamingCache
 
 _PUBLIC = {
     "StreamingCache": "streamchat.cache.streaming",
     "StreamingHook": "streamchat.cache.hook",
+    "StreamingPress": "streamchat.cache.press",
 }
 
-__all__ = ["StreamingCache", "StreamingHook", "__version__"]
+__all__ = ["StreamingCache", "StreamingHook", "StreamingPress", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

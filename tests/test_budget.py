@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from streamchat.cache.context import context_length
 from streamchat.chat import events as ev
-from streamchat.chat.budget import context_length, resolve_cache_size
+from streamchat.chat.budget import resolve_cache_size
 from streamchat.chat.evictions import eviction_sentence, turn_words
 from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.config import Configuration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,16 +188,55 @@ def test_a_model_that_cannot_be_loaded_ends_the_engine_with_its_sentence(
         assert chat.events[-1] == ev.EngineClosed()
 
 
-def test_a_model_without_rotary_positions_is_refused_with_the_reason() -> None:
-    def load(*args: Any) -> Any:
-        from dataclasses import replace
+def other_model(family: str, attention: str = "sdpa") -> Any:
+    return lambda *args: replace(tiny_loaded(), model=tiny_model(family, attention, vocab_size=400))
 
-        return replace(tiny_loaded(), model=tiny_model("gpt2", vocab_size=400))
 
-    with running(load) as chat:
+def test_a_model_that_cannot_stream_is_refused_with_the_reason() -> None:
+    with running(other_model("mamba", "eager")) as chat:
         failed = chat.wait(ev.EngineFailed)
     assert failed.exit_code == ExitCode.MODEL
-    assert "position" in failed.message
+    assert "nothing to evict" in failed.message
+
+
+def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> None:
+    """What the model answers is what it answers to the kept ids alone, without any cache."""
+    with running(
+        other_model("gpt2"), temperature=0.0, cache_size=96, repetition_penalty=1.0, max_new_tokens=30
+    ) as chat:
+        for number in range(8):
+            chat.turn(f"story {number} about the sea")
+        conversation: Any = chat.engine._conversation
+        cache = conversation.cache
+        assert cache.compression_count >= 3
+        chat.engine.close(30)
+        kept = torch.tensor([conversation.log.take(cache.ledger.runs)])
+        ours = conversation._feeder.forward([5])
+        assert any("read again" in notice.text for notice in chat.of(ev.Notice))
+    kept = torch.cat([kept[:, -cache.length + 1 :], torch.tensor([[5]])], dim=1)
+    with torch.inference_mode():
+        expected = conversation.model(input_ids=kept, use_cache=False).logits[0, -1]
+    assert (ours - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon_h1"])
+def test_a_roll_back_on_models_that_cannot_be_cut_or_moved(family: str) -> None:
+    with running(other_model(family), temperature=0.0, cache_size=128, repetition_penalty=1.0) as chat:
+        for text in ("one", "two", "three"):
+            chat.turn(text)
+        conversation: Any = chat.engine._conversation
+        before, ids = conversation.state(), conversation.log.ids[:]
+
+        def fail(*args: Any) -> None:
+            handle.remove()  # once
+            raise ValueError("a broken kernel")
+
+        handle = conversation.model.get_output_embeddings().register_forward_pre_hook(fail)
+        assert chat.turn("four").rolled_back
+        assert conversation.log.ids == ids
+        assert conversation.state().length == before.length
+        assert conversation.cache.lengths == [before.length] * 3
+        assert chat.turn("five").stats.turn == 4
 
 
 def test_closing_while_the_model_loads_waits_for_no_model() -> None:

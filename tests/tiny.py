@@ -33,8 +33,15 @@ def config_of(family: str, **changes: Any) -> Any:
             base["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
             return transformers.GPTNeoXConfig(**(base | changes))
         case "gpt2":
-            return transformers.GPT2Config(
-                vocab_size=VOCABULARY, n_embd=64, n_layer=3, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+            small = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2}
+            return transformers.GPT2Config(**({"vocab_size": VOCABULARY} | small | changes))
+        case "falcon_h1":  # attention and a recurrent state in every layer
+            small = {"head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
+            states = {"mamba_d_state": 16, "mamba_d_conv": 4, "mamba_chunk_size": 16, "num_key_value_heads": 2}
+            return transformers.FalconH1Config(**(base | small | states | changes))
+        case "mamba":
+            return transformers.MambaConfig(
+                **({"vocab_size": VOCABULARY, "hidden_size": 64, "state_size": 8, "num_hidden_layers": 2} | changes)
             )
         case _:
             raise ValueError(family)

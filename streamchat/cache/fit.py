@@ -1,28 +1,37 @@
 """Measuring how a model's cached tensors carry positions. No family names: the model itself is asked.
 
-One forward of the same token at several positions, each with an empty cache. With a single key the softmax is 1, so
-in a model with relative positions every hidden state is the same in all rows, and what is cached in row p must be
-the rotation by p of what is cached in row 0. Whatever does not fit is refused.
+A. One forward of the same token at several positions, each with an empty cache. With a single key the softmax is 1,
+so in a model with relative positions every hidden state is the same in all rows, and what is cached in row p must be
+the rotation by p of what is cached in row 0.
+B. One forward of the same token many times, positions left to the model. The first block's input must not depend on
+the index. This sees models that take no position_ids and count for themselves.
+
+Whatever does not fit is refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.arguments import parameter_names
+from streamchat.cache.context import context_length
+from streamchat.cache.kinds import kind_of, refuse_unknown_layers
 from streamchat.cache.layer import LayerRotation
-from streamchat.cache.rotation import PROBE_POSITIONS, RotarySource, TensorRotation
+from streamchat.cache.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
+from streamchat.cache.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
 from streamchat.errors import UnsupportedModelError
 
 # Largest error, as a share of the tensor's maximum, that is rounding. Right fits measure 6e-7, 1.3e-3, 1.2e-2;
 # wrong ones 0.29 and more.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+INDEX_TOKENS = 24
+
+Method = Literal["rotation", "no positions", "recompute"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,16 @@ class PositionFit:
     """Positions from here on mean something else (dynamic, longrope) or do not exist (tables); None = no limit."""
     error: float
     """Largest misfit, as a share of the tensor's maximum."""
+    method: Method = "rotation"
+    """`rotation`: keys are moved; `no positions`: nothing has to be; `recompute`: kept tokens are read again."""
+    single_steps: bool = False
+    """Several tokens at once give other results than one by one once the cache holds something (some recurrent
+    models of transformers on a CPU)."""
 
     @property
     def rotates(self) -> bool:
-        """Whether any tensor is rotated at all."""
-        return any(layer.keys is not None or layer.values is not None for layer in self.layers)
+        """Whether any cached tensor carries a position."""
+        return self.method == "rotation"
 
 
 @torch.inference_mode()
@@ -50,60 +64,111 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
         token: Any ordinary token id.
 
     Raises:
-        UnsupportedModelError: Its positions are not (only) rotations of cached tensors.
+        UnsupportedModelError: Its positions are not (only) rotations of cached tensors, or its cache has layers that
+            cannot be evicted from.
     """
     device = model.get_input_embeddings().weight.device
-    positions = torch.tensor(PROBE_POSITIONS, device=device)
-    if "position_ids" not in parameter_names(model):
-        raise UnsupportedModelError("the model takes no position_ids, so its positions cannot be kept consistent")
-    cache, calls, logits = _probe(model, torch.full((len(positions), 1), token, device=device), positions[:, None])
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+    positions = torch.tensor(PROBE_POSITIONS, device=device)
+    ids = torch.full((len(positions), 1), token, device=device)
+    takes_positions = "position_ids" in parameter_names(model)
+    with recorded_rotary_calls(model) as calls:
+        cache, logits = plain_forward(model, ids, positions[:, None] if takes_positions else None)
+    refuse_unknown_layers(cache)
     sources = [RotarySource(*call) for call in calls]
-    layers: list[LayerRotation] = []
-    worst = 0.0
-    for index, layer in enumerate(cache.layers):
-        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
-            raise UnsupportedModelError(
-                f"layer {index} keeps a {type(layer).__name__}; models with plain attention layers can stream"
-            )
-        keys, keys_error = _best_rotation(layer.keys, sources, positions, tolerance)
-        values, values_error = _best_rotation(layer.values, sources, positions, tolerance)
-        worst = max(worst, keys_error, values_error)
-        layers.append(LayerRotation(keys, values))
+    layers, worst = _fit_layers(cache, sources, positions, tolerance)
     if worst > tolerance:
         raise UnsupportedModelError(
-            f"what the model caches is not a rotation by position (misfit {worst:.2g}, allowed {tolerance:.2g}); "
-            "learned or absolute positions cannot be streamed"
+            f"what the model caches is not a rotation by position (misfit {worst:.2g}, allowed {tolerance:.2g}), so "
+            "its positions cannot be moved"
         )
     spread = logits.std().item() or 1.0
     drift = (logits - logits[:1]).abs().max().item() / spread
     if drift > 50 * tolerance:
         raise UnsupportedModelError(
-            f"the model's output depends on the absolute position (by {drift:.2g} of the logits' spread); learned or "
-            "absolute positions cannot be streamed"
+            f"the model's output depends on the absolute position (by {drift:.2g} of the logits' spread), so its "
+            "positions cannot be moved"
         )
-    return PositionFit(tuple(layers), _position_limit(model), worst)
+    worst = max(worst, _index_error(model, layers, token))
+    if worst > tolerance:
+        raise UnsupportedModelError(
+            f"the model counts positions by itself (misfit {worst:.2g}, allowed {tolerance:.2g}), so they cannot be "
+            "moved"
+        )
+    rotates = any(layer.keys is not None or layer.values is not None for layer in layers)
+    return PositionFit(
+        tuple(layers),
+        # Without positions it is the table of biases that may end (MPT).
+        _position_limit(model) if rotates else context_length(model.config),
+        worst,
+        "rotation" if rotates else "no positions",
+        single_steps=_needs_single_steps(model, cache, token),
+    )
 
 
-def _probe(model: Any, ids: Tensor, positions: Tensor) -> tuple[Any, list[tuple[Any, Any, Any]], Tensor]:
-    """Run one forward on an empty plain cache; returns cache, rotary calls and float32 logits (rows, vocabulary)."""
-    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+def _needs_single_steps(model: Any, cache: Any, token: int) -> bool:
+    """Whether a chunk on a filled cache gives other logits than its tokens one by one: transformers' own fault."""
+    if all(kind_of(layer) in ("full", "sliding") for layer in cache.layers):
+        return False
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(token, token + 12, device=device)[None] % model.config.get_text_config().vocab_size
+    at_once, _ = plain_forward(model, ids[:, :8], None)
+    one_by_one, _ = plain_forward(model, ids[:, :8], None)
+    _, chunk = plain_forward(model, ids[:, 8:], _positions(model, 8, 4), at_once)
+    for i in range(8, 12):
+        _, single = plain_forward(model, ids[:, i : i + 1], _positions(model, i, 1), one_by_one)
+    spread = chunk.std().item() or 1.0
+    return (chunk[:, -1] - single[:, -1]).abs().max().item() / spread > 50 * TOLERANCE.get(model.dtype, 3e-2)
 
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append((module, args, kwargs))
 
-    handles = [
-        module.register_forward_hook(record, with_kwargs=True)
-        for module in model.modules()
-        if "rotary" in type(module).__name__.lower()
-    ]
-    cache = DynamicCache(config=model.config)
-    try:
-        out = model(input_ids=ids, position_ids=positions, use_cache=True, **{cache_keyword(model): cache})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return cache, calls, out.logits[:, -1].float()
+def _positions(model: Any, first: int, count: int) -> Tensor | None:
+    if "position_ids" not in parameter_names(model):
+        return None
+    return torch.arange(first, first + count, device=model.get_input_embeddings().weight.device)[None]
+
+
+def _fit_layers(
+    cache: Any, sources: list[RotarySource], positions: Tensor, tolerance: float
+) -> tuple[list[LayerRotation], float]:
+    layers: list[LayerRotation] = []
+    worst = 0.0
+    for layer in cache.layers:
+        if kind_of(layer) == "recurrent":
+            layers.append(LayerRotation())
+            continue
+        keys, keys_error = _best_rotation(layer.keys, sources, positions, tolerance)
+        values, values_error = _best_rotation(layer.values, sources, positions, tolerance)
+        worst = max(worst, keys_error, values_error)
+        layers.append(LayerRotation(keys, values))
+    return layers, worst
+
+
+def _index_error(model: Any, layers: list[LayerRotation], token: int) -> float:
+    """Probe B: how much the first block's input, and what the first layer caches, depend on the index.
+
+    Deeper layers are not compared: recurrent layers and learned softmax sinks make them differ legitimately.
+    """
+    device = model.get_input_embeddings().weight.device
+    with recorded_block_input(model) as seen:
+        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), token, device=device), None)
+    error = _deviation(seen[0][0], seen[0][0][:1]) if seen else 0.0
+    layer = cache.layers[0]
+    if kind_of(layer) == "recurrent" or not isinstance(layer, DynamicLayer):
+        return error
+    for x, rotation in ((layer.keys, layers[0].keys), (layer.values, layers[0].values)):
+        assert x is not None
+        count = x.shape[-2]  # a sliding layer may hold fewer
+        goal = x[:, :, :1].float().expand_as(x)
+        if rotation is not None:
+            first = INDEX_TOKENS - count
+            start = rotation.source.angles_range(first, 1, x.device)
+            goal = rotation.apply(goal, difference(rotation.source.angles_range(first, count, x.device), start))
+        error = max(error, _deviation(x.float(), goal))
+    return error
+
+
+def _deviation(x: Tensor, goal: Tensor) -> float:
+    return ((x - goal).abs().max() / x.abs().max().clamp_min(1e-9)).item()
 
 
 def _best_rotation(
@@ -111,7 +176,9 @@ def _best_rotation(
 ) -> tuple[TensorRotation | None, float]:
     """The hypothesis that explains `x` (positions, heads, 1, dim) best, and its error; None = carries no position."""
     x = x.float()
-    scale = x.abs().max().clamp_min(1e-9)
+    scale = x.abs().max().clamp_min(1e-9) if x.numel() else torch.tensor(1.0)
+    if not x.numel():
+        return None, 0.0
     best: TensorRotation | None = None
     error = ((x - x[:1]).abs().max() / scale).item()
     for source in sources:
@@ -134,9 +201,7 @@ def _best_rotation(
 def _position_limit(model: nn.Module) -> int | None:
     """The first position that the model's rotary modules treat differently from the ones before."""
     limits: list[int] = []
-    for module in model.modules():
-        if "rotary" not in type(module).__name__.lower():
-            continue
+    for module in rotary_modules(model):
         table = getattr(module, "embed_positions", None)
         if isinstance(table, Tensor):
             limits.append(table.shape[0])
@@ -145,9 +210,14 @@ def _position_limit(model: nn.Module) -> int | None:
             if "dynamic" in str(kind):
                 limits.append(int(cast(Any, module).original_max_seq_len))
             if kind == "longrope":
-                parameters: dict[str, Any] = cast(Any, module).config.rope_parameters
-                # one table, or one per layer type
-                tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]
-                key = "original_max_position_embeddings"
-                limits += [int(table[key]) for table in tables if key in table]
+                limits += longrope_limits(module)
     return min(limits, default=None)
+
+
+def longrope_limits(module: nn.Module) -> list[int]:
+    """Where a longrope module switches to its long factors."""
+    parameters: dict[str, Any] = cast(Any, module).config.rope_parameters
+    # one table, or one per layer type
+    tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]
+    key = "original_max_position_embeddings"
+    return [int(table[key]) for table in tables if key in table]

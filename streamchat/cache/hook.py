@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from streamchat.cache.arguments import by_keyword, given_cache, given_tokens, parameter_names
+from streamchat.cache.arguments import by_keyword, cache_keyword, given_cache, given_tokens, parameter_names
+from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import CacheError, CacheNotSeenError
+from streamchat.errors import CacheError, CacheNotSeenError, ChunkTooLargeError
 
 
 class StreamingHook:
@@ -23,12 +24,15 @@ class StreamingHook:
 
     While it is attached, every forward of the model must use the cache: a forward without it raises
     `CacheNotSeenError` instead of quietly streaming nothing.
+
+    A forward of more tokens than fit is read in chunks where the caller wants the last logits only
+    (`logits_to_keep=1`, as `generate` does), and refused with `ChunkTooLargeError` otherwise.
     """
 
     def __init__(self, model: nn.Module, cache: StreamingCache) -> None:
         self.model, self.cache = model, cache
         self._names = parameter_names(model)
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> StreamingHook:
         self.attach()
@@ -39,16 +43,23 @@ class StreamingHook:
     ) -> None:
         self.remove()
 
+    @property
+    def attached(self) -> bool:
+        """Whether the hook is on the model."""
+        return bool(self._handles)
+
     def attach(self) -> None:
         """Attach the hook; does nothing when it is attached."""
-        if self._handle is None:
-            self._handle = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        if not self._handles:
+            self._handles = [self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+            if isinstance(self.cache, RecomputingCache):
+                self._handles.append(self.model.register_forward_hook(self._after_forward))
 
     def remove(self) -> None:
         """Remove the hook; does nothing when it is not attached."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -61,16 +72,58 @@ class StreamingHook:
                 f"a forward of {type(module).__name__} under the streaming hook was given {found} instead of the "
                 "hook's StreamingCache; pass it as past_key_values (cache from transformers 5.24 on)"
             )
-        tokens = given_tokens(kwargs)
-        batch, count = tokens.shape[:2]
-        self.cache.make_room(count)
-        if "position_ids" in self._names:
-            first = self.cache.next_position
-            kwargs["position_ids"] = torch.arange(first, first + count, device=tokens.device).expand(batch, -1)
         if kwargs.get("attention_mask") is not None:
             _refuse_partial_mask(kwargs["attention_mask"])
             kwargs["attention_mask"] = None
+        tokens = given_tokens(kwargs)
+        if tokens.shape[1] == 0:
+            raise CacheError(
+                "the model was called with no new tokens; pass what is new, or the whole text with at least one token "
+                "more than the cache has seen"
+            )
+        tokens = self._read_first_chunks(tokens, kwargs)
+        batch, count = tokens.shape[:2]
+        self.cache.make_room(count)
+        self.cache.announce(tokens if tokens.dim() == 2 else None)
+        first = self.cache.next_position
+        if isinstance(self.cache, RecomputingCache):
+            if tokens.dim() == 2:
+                tokens = kwargs["input_ids"] = self.cache.refill(tokens)
+            first, count = self.cache.next_position + count - tokens.shape[1], tokens.shape[1]
+        if "position_ids" in self._names:
+            kwargs["position_ids"] = torch.arange(first, first + count, device=tokens.device).expand(batch, -1)
         return (), kwargs
+
+    def _read_first_chunks(self, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Feed all but the last chunk of what cannot be read at once; returns, and puts into `kwargs`, the last one."""
+        cache, count = self.cache, tokens.shape[1]
+        room = cache.cache_size - max(cache.num_sink_tokens, cache.pinned_until)
+        fits = count <= (room if cache.length else cache.cache_size)
+        one_by_one = cache.fit.single_steps and cache.length > 0 and count > 1
+        if fits and not one_by_one:
+            return tokens
+        if kwargs.get("logits_to_keep") != 1:
+            if one_by_one:
+                raise ChunkTooLargeError(
+                    f"{count} new tokens at once would be read wrongly by this model once its cache holds something (a "
+                    "fault of transformers with its recurrent layers); feed them one at a time"
+                )
+            return tokens  # `make_room` says how much fits
+        # A quarter of the room, so that each chunk still sees much of what came before it.
+        size = 1 if cache.fit.single_steps else max(1, room // 4)
+        name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
+        chunks = torch.split(tokens, size, dim=1)
+        for chunk in chunks[:-1]:
+            self.model(**{name: chunk, cache_keyword(self.model): cache, "use_cache": True, "logits_to_keep": 1})
+        kwargs[name] = chunks[-1]
+        return chunks[-1]
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """After a refill the caller gets logits of its own tokens only."""
+        fresh = self.cache.fresh if isinstance(self.cache, RecomputingCache) else 0
+        if output.logits.shape[1] > fresh:
+            output.logits = output.logits[:, -fresh:]
+        return output
 
 
 def _refuse_partial_mask(mask: Any) -> None:

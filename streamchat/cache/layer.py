@@ -61,11 +61,17 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Append (batch, num_kv_heads, n, head_dim) states; returns all keys and values of the layer.
 
         Raises:
-            CacheError: The budget would be exceeded: nobody made room, so the hook is not attached.
+            CacheError: The budget would be exceeded: nobody made room, so the hook is not attached. Or the batch is
+                another one than what the cache holds.
         """
-        if not self.is_initialized:
+        if not self.is_initialized or (self.length == 0 and self._batch != key_states.shape[0]):
             self.lazy_initialization(key_states, value_states)
         assert self._buffers is not None
+        if self._batch != key_states.shape[0]:
+            raise CacheError(
+                f"a batch of {key_states.shape[0]} cannot go on with a cache that holds a batch of {self._batch}; "
+                "reset it first"
+            )
         count = key_states.shape[-2]
         if self.length + count > self.cache_size:
             raise CacheError(
@@ -81,6 +87,10 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
+
+    @property
+    def _batch(self) -> int:
+        return 0 if self._buffers is None else self._buffers[0].shape[0]
 
     def get_seq_length(self) -> int:
         """Tokens held now (not: seen)."""

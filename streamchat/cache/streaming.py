@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Occupancy, plan_eviction
-from streamchat.errors import CacheError, ConfigError, UnsupportedModelError
+from streamchat.cache.seen import SeenIds
+from streamchat.cache.serve import is_mixed, streaming_layer
+from streamchat.errors import CacheError, ConfigError
 
 # float32 phase error at this distance from 0 stays below 1e-3 of a logit's spread (shared measurements in docs)
 POSITION_LIMIT = 4096
@@ -100,9 +101,10 @@ class StreamingCache(DynamicCache):
         self.position_limit = min(fit.position_limit or 1 << 62, max(POSITION_LIMIT, 2 * cache_size))
         if cache_size > self.position_limit:
             raise ConfigError(
-                f"cache_size = {cache_size} is more than the {self.position_limit} positions that this model's rotary "
-                f"embedding represents; it must be at most {self.position_limit}"
+                f"cache_size = {cache_size} is more than the {self.position_limit} positions that this model "
+                f"represents; it must be at most {self.position_limit}"
             )
+        self.fit = fit
         self.cache_size = cache_size
         self.num_sink_tokens = num_sink_tokens
         self.pinned_until = 0
@@ -111,14 +113,26 @@ class StreamingCache(DynamicCache):
         self.turn_starts: list[int] = []
         self.compression_count = 0
         self._plan: TurnPlan | None = None
+        if len(fit.layers) != len(self.layers):
+            raise CacheError(
+                f"fit_positions saw {len(fit.layers)} layers, and this model's cache has {len(self.layers)}"
+            )
         for i, layer in enumerate(self.layers):
-            self.layers[i] = _streaming_layer(i, layer, fit, cache_size)
+            self.layers[i] = streaming_layer(i, layer, config, fit.layers[i], cache_size)
+        self._last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, StreamingLayer))
+        self.croppable = all(isinstance(layer, StreamingLayer) and not is_mixed(layer) for layer in self.layers)
+        """Whether the newest tokens can be cut: not with recurrent states, which have no way back."""
+        self.seen: SeenIds | None = None
+        """The ids it was fed, where somebody needs them."""
+        self.reports_seen = False
+        """`get_seq_length` counts all tokens of the stream, as `generate` needs it outside of forwards."""
+        self._pending: Tensor | None = None
 
     # --- what it holds ----------------------------------------------------------------------------------------
 
     @property
     def streaming_layers(self) -> list[StreamingLayer]:
-        """The layers, in order."""
+        """The layers that hold tokens, in order; recurrent ones are not among them."""
         return [layer for layer in self.layers if isinstance(layer, StreamingLayer)]
 
     @property
@@ -145,6 +159,10 @@ class StreamingCache(DynamicCache):
     def next_position(self) -> int:
         """Absolute position of the next token."""
         return self.streaming_layers[0].next_position
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens held now; all tokens of the stream where `reports_seen` is set."""
+        return self.ledger.next_index if self.reports_seen else self.streaming_layers[0].length
 
     @property
     def kv_bytes(self) -> int:
@@ -201,14 +219,12 @@ class StreamingCache(DynamicCache):
             boundaries=[self.ledger.slot_from(start) for start in self.turn_starts]
             if self.options.by == "turns"
             else (),
-            block=min(self.options.block, max(1, (self.cache_size - self.prefix) // 4)),
+            block=self._block(),
             clean_cut=self._clean_slot if self.options.clean_cut else None,
         )
         if count:
             self._evict(count, trigger)
-        if self.length and self.next_position + incoming > self.position_limit:
-            for layer in self.streaming_layers:
-                layer.rebase()
+        self._keep_positions_small(incoming)
 
     def discard_partial_forward(self) -> None:
         """Make all layers as long as the ledger says: a forward that failed half-way leaves some ahead."""
@@ -229,9 +245,39 @@ class StreamingCache(DynamicCache):
         return held
 
     def crop_newest(self, count: int) -> None:
-        """Cut the newest `count` tokens in every layer."""
+        """Cut the newest `count` tokens in every layer.
+
+        Raises:
+            CacheError: A layer has a recurrent state (see `croppable`).
+        """
+        if count <= 0:
+            return
+        if not self.croppable:
+            raise CacheError(
+                f"the newest {count} tokens cannot be cut: this model keeps a recurrent state beside its cache"
+            )
         self.ledger.crop(count)
         self.discard_partial_forward()
+        if self.seen is not None:
+            self.seen.cut(self.ledger.next_index)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the batch for beam search."""
+        super().reorder_cache(cast(torch.LongTensor, beam_idx))
+        if self.seen is not None:
+            self.seen.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        super().batch_repeat_interleave(repeats)
+        if self.seen is not None:
+            self.seen.repeat(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch."""
+        super().batch_select_indices(indices)
+        if self.seen is not None:
+            self.seen.select(indices)
 
     # --- DynamicCache -----------------------------------------------------------------------------------------
 
@@ -240,8 +286,8 @@ class StreamingCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Append one layer's states; the ledger follows when the last layer has them."""
         result: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == len(self.layers) - 1:
-            self.ledger.append(key_states.shape[-2])
+        if layer_idx == self._last:
+            self._read(key_states.shape[-2])
         return result
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -253,14 +299,46 @@ class StreamingCache(DynamicCache):
 
     def reset(self) -> None:
         """Empty everything; sizes, options and buffers are kept."""
-        for layer in self.streaming_layers:
-            layer.reset()
+        for layer in self.layers:
+            # recurrent states are zeroed in place, and are inference tensors where the model ran in that mode
+            with torch.inference_mode(type(layer) is not StreamingLayer):
+                layer.reset()
         self.ledger.clear()
+        if self.seen is not None:
+            self.seen.clear()
         self.turn_starts.clear()
         self.pinned_until = self.compression_count = 0
         self._plan = None
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _evict_from_layers(self, prefix: int, count: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self.streaming_layers:
+                layer.evict(prefix, count)
+
+    def announce(self, ids: Tensor | None) -> None:
+        """The next forward feeds these (batch, n) ids; None for embeddings. Called by the hook."""
+        self._pending = ids
+
+    def _read(self, count: int) -> None:
+        """All layers have `count` new tokens."""
+        self.ledger.append(count)
+        if self.seen is not None:
+            if self._pending is None:
+                self.seen.known = False
+            else:
+                self.seen.append(self._pending)
+            self._pending = None
+
+    def _block(self) -> int:
+        """How many tokens a token-level eviction drops at least."""
+        return min(self.options.block, max(1, (self.cache_size - self.prefix) // 4))
+
+    def _keep_positions_small(self, incoming: int) -> None:
+        if self.length and self.next_position + incoming > self.position_limit:
+            for layer in self.streaming_layers:
+                layer.rebase()
 
     def _clean_slot(self, slot: int) -> int:
         assert self.options.clean_cut is not None
@@ -268,9 +346,7 @@ class StreamingCache(DynamicCache):
 
     def _evict(self, count: int, trigger: Trigger) -> None:
         before, prefix = self.length, self.prefix
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in self.streaming_layers:
-                layer.evict(prefix, count)
+        self._evict_from_layers(prefix, count)
         dropped = self.ledger.evict(prefix, count)
         self.compression_count += 1
         gone = self.ledger.index_at(prefix)
@@ -278,20 +354,3 @@ class StreamingCache(DynamicCache):
         self.turn_starts = [start for start in self.turn_starts if start >= gone]
         if self.options.on_evict is not None:
             self.options.on_evict(Eviction(tuple(dropped), before, self.length, trigger))
-
-
-def _streaming_layer(index: int, layer: Any, fit: PositionFit, cache_size: int) -> StreamingLayer:
-    """The replacement of one layer that transformers chose for the model."""
-    if type(layer) is DynamicSlidingWindowLayer and layer.sliding_window < cache_size:
-        raise UnsupportedModelError(
-            f"layer {index} attends to {layer.sliding_window} tokens only, fewer than cache_size = {cache_size}; set "
-            f"cache_size to at most {layer.sliding_window}"
-        )
-    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-        raise UnsupportedModelError(
-            f"layer {index} keeps a {type(layer).__name__}, which cannot be evicted from; models with plain attention "
-            "layers can stream"
-        )
-    if index >= len(fit.layers):
-        raise CacheError(f"layer {index} was not measured; fit_positions saw {len(fit.layers)} layers")
-    return StreamingLayer(cache_size, fit.layers[index])

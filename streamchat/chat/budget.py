@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError
-
-
-def context_length(model_config: Any) -> int | None:
-    """The positions a model was made for, from its configuration; None where it does not say."""
-    text_config = model_config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        value = getattr(text_config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.streaming import Eviction, EvictionOptions, StreamingCache
+from streamchat.cache.method import make_cache
+from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder, end_ids
 from streamchat.chat.feeder import Feeder
@@ -59,7 +60,7 @@ class Conversation:
     Args:
         model: A causal LM in eval mode.
         tokenizer: Its tokenizer.
-        fit: `fit_positions(model)`.
+        fit: `choose_fit(model)`.
         chat_format: How turns are written.
         settings: The settings in force.
         cache_size: The budget in tokens.
@@ -82,8 +83,8 @@ class Conversation:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self._emit = emit
         self.log = TokenLog()
-        self.cache = StreamingCache(
-            model.config,
+        self.cache = make_cache(
+            model,
             fit,
             cache_size=cache_size,
             num_sink_tokens=settings.num_sink_tokens,
@@ -272,8 +273,12 @@ class Conversation:
     # --- taking back ------------------------------------------------------------------------------------------
 
     def _forget_from(self, index: int) -> None:
-        self.cache.forget_from(index)
-        self.log.cut(index)
+        if self.cache.croppable:
+            self.cache.forget_from(index)
+            self.log.cut(index)
+        else:
+            self.log.cut(index)
+            self._feeder.rebuild(index)
 
     def _roll_back(self, turn: TurnRecord) -> None:
         """Leave no trace of a turn but for what it evicted."""

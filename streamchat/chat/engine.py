@@ -170,9 +170,9 @@ class Engine:
         self._progress("Starting", 0, 0, "")
         loaded = self._load(self._configuration, self._progress)
 
-        from streamchat.cache.fit import fit_positions
-        from streamchat.cache.selfcheck import require_self_check
-        from streamchat.chat.budget import context_length, resolve_cache_size
+        from streamchat.cache.context import context_length
+        from streamchat.cache.method import choose_fit
+        from streamchat.chat.budget import resolve_cache_size
         from streamchat.chat.conversation import Conversation
         from streamchat.chat.template import choose_format
 
@@ -181,8 +181,7 @@ class Engine:
         cache_size, note = resolve_cache_size(self._configuration, context)
         chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
         self._progress("Checking positions", 0, 0, "")
-        fit = fit_positions(loaded.model)
-        require_self_check(loaded.model, fit)
+        fit = choose_fit(loaded.model)
         self._device = loaded.device
         conversation = Conversation(
             loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, self._emit_and_sample
@@ -203,7 +202,12 @@ class Engine:
             chat_format=chat_format.name,
         )
         self._emit(ev.ModelReady(info, time.perf_counter() - started))
-        for text in (*loaded.notes, *([note] if note else []), *chat_format.notes):
+        notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
+        if fit.method == "recompute":
+            notes.append(
+                "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
+            )
+        for text in notes:
             self._emit(ev.Notice(text))
         return conversation
 

@@ -31,7 +31,8 @@ class Feeder:
     def __init__(self, model: Any, cache: StreamingCache, log: TokenLog) -> None:
         self.model, self.cache, self.log = model, cache, log
         self.device: torch.device = model.get_input_embeddings().weight.device
-        self.padded_to = PADDED_TO if self.device.type == "cpu" and model.dtype != torch.float32 else 1
+        sixteen_bit_cpu = self.device.type == "cpu" and model.dtype != torch.float32
+        self.padded_to = PADDED_TO if sixteen_bit_cpu and cache.croppable else 1
         """Chunks are fed at multiples of this length where there is room."""
         self._cache_name = cache_keyword(model)
 
@@ -52,6 +53,25 @@ class Feeder:
             done += len(piece)
         after_chunk(done)
         return logits
+
+    def rebuild(self, stop: int) -> None:
+        """Make the cache hold what it holds of the log before index `stop`, by reading that again from its ids.
+
+        For models with a recurrent state, from which nothing can be cut. The state then knows kept tokens only.
+        """
+        cache, log = self.cache, self.log
+        runs = [(first, min(last, stop)) for first, last in cache.ledger.runs if first < stop]
+        kept = log.take(runs)
+        starts = [start for start in cache.turn_starts if start < stop]
+        pinned, count = cache.pinned_until, cache.compression_count
+        cache.reset()
+        self.log = TokenLog()  # what is read again is in the log already
+        try:
+            self.feed(kept)
+        finally:
+            self.log = log
+            cache.ledger.runs, cache.ledger.next_index = (runs, stop) if cache.length == len(kept) else ([], stop)
+            cache.turn_starts, cache.pinned_until, cache.compression_count = starts, pinned, count
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int]) -> Tensor:
@@ -75,5 +95,7 @@ class Feeder:
         return wanted if self.cache.length + count + wanted <= self.cache.cache_size else 0
 
     def _chunk_size(self) -> int:
+        if self.cache.fit.single_steps and self.cache.length:
+            return 1
         # A quarter of the room: when a prompt is larger than the cache, each chunk still sees what came before it.
         return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.prefix) // 4))

@@ -1,0 +1,229 @@
+"""StreamingLLM for `model.generate(...)` and for loops of one's own: one context manager around a model."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, GenerationMixin
+
+from streamchat.cache.arguments import given_cache
+from streamchat.cache.context import context_length
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.probe import rotary_modules
+from streamchat.cache.seen import SeenIds
+from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.errors import CacheError, CacheNotSeenError, ConfigError
+
+DEFAULT_CACHE_SIZE = 1024
+
+
+class StreamingPress:
+    """Keeps a model's cache at attention sinks + recent window (StreamingLLM, arXiv:2309.17453).
+
+    ```python
+    with StreamingPress(model, num_sink_tokens=4, cache_size=1024) as press:
+        model.generate(input_ids, past_key_values=press.cache, max_new_tokens=100_000)
+        print(press.compression_count, press.lengths)
+    ```
+
+    Inside the block every forward of the model uses `press.cache`, whatever calls it: `generate` (sampling, beams,
+    several sequences) or a loop. A `generate` without a cache gets it too, as long as it is empty. Batches are of equal
+    length, without padding. The cache outlives the block and can be taken up again in another one.
+
+    Differences from the paper: see `StreamingCache`. Models whose positions cannot be moved (GPT-2, OPT) are served by
+    reading what is kept again (`method` is "recompute").
+
+    Args:
+        model: A causal LM of transformers, in eval mode. It is measured and checked once, here.
+        num_sink_tokens: The first tokens, never evicted.
+        cache_size: The budget in tokens, sinks included; no layer ever holds more. By default 1,024, or what the
+            model can address.
+        compression_ratio: Instead of `cache_size`: max(num_sink_tokens + 10, int(context * (1 - ratio))).
+        options: How room is made; token by token by default, as in the paper.
+        fit: What `choose_fit(model)` returned, to measure only once for several presses.
+
+    Raises:
+        UnsupportedModelError: An endless cache would be wrong with this model.
+        ConfigError: The sizes are impossible.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_sink_tokens: int = 4,
+        cache_size: int | None = None,
+        compression_ratio: float | None = None,
+        options: EvictionOptions | None = None,
+        fit: PositionFit | None = None,
+    ) -> None:
+        size = _budget(context_length(model.config), num_sink_tokens, cache_size, compression_ratio)
+        self.model = model
+        self.fit = fit or choose_fit(model)
+        self.cache: StreamingCache = make_cache(
+            model, self.fit, cache_size=size, num_sink_tokens=num_sink_tokens, options=options
+        )
+        self.cache.seen = SeenIds()
+        self._hook = _PressHook(model, self.cache)
+        self._replaced: list[str] = []
+
+    # --- figures ----------------------------------------------------------------------------------------------
+
+    @property
+    def cache_size(self) -> int:
+        """The budget in tokens."""
+        return self.cache.cache_size
+
+    @property
+    def method(self) -> str:
+        """How the model is served: "rotation", "no positions" or "recompute"."""
+        return self.fit.method
+
+    @property
+    def compression_count(self) -> int:
+        """Evictions so far; one counts once, whatever the number of layers."""
+        return self.cache.compression_count
+
+    @property
+    def tokens_evicted(self) -> int:
+        """Tokens that left the cache."""
+        return self.cache.tokens_evicted
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens fed since the start or the last `reset`."""
+        return self.cache.ledger.next_index
+
+    @property
+    def lengths(self) -> list[int]:
+        """The actual length of every layer that holds tokens, read from its tensors."""
+        return self.cache.lengths
+
+    def reset(self) -> None:
+        """Forget everything; a new text can begin."""
+        self.cache.reset()
+
+    # --- the block --------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> StreamingPress:
+        if self._hook.attached:
+            raise CacheError("this StreamingPress is in use already; leave its block first, or make another press")
+        self._hook.attach()
+        self._replace("generate", _checked_generate(self))
+        if any(_is_longrope(module) for module in rotary_modules(self.model)):
+            # Phi-3's own version drops the cache when the text outgrows its short factors; positions stay below that.
+            plain: Any = GenerationMixin.prepare_inputs_for_generation
+            self._replace("prepare_inputs_for_generation", plain.__get__(self.model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+        self.cache.reports_seen = False
+        for name in self._replaced:
+            self.model.__dict__.pop(name, None)
+        self._replaced.clear()
+
+    def _replace(self, name: str, method: Any) -> None:
+        """Shadow a method on this instance only."""
+        self.model.__dict__[name] = method
+        self._replaced.append(name)
+
+
+class _PressHook(StreamingHook):
+    """Outside of forwards `generate` must see how much was read, inside them the model must see what is held."""
+
+    def attach(self) -> None:
+        super().attach()
+        self.cache.reports_seen = True
+        self._handles.append(self.model.register_forward_hook(self._leave_forward, always_call=True))
+
+    def _before_forward(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.cache.reports_seen = False
+        try:
+            prepared = super()._before_forward(module, args, self._with_cache(args, kwargs))
+        except BaseException:
+            self.cache.reports_seen = True  # no post-hook runs after a pre-hook that raised
+            raise
+        self.cache.reports_seen = False  # forwards of first chunks have set it
+        return prepared
+
+    def _leave_forward(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        self.cache.reports_seen = True
+
+    def _with_cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """An empty plain cache, which `generate` makes where it was given none, gives way to ours."""
+        given = given_cache(kwargs)
+        if type(given) is not DynamicCache or given.get_seq_length() > 0:
+            return kwargs
+        if self.cache.length:
+            raise CacheNotSeenError(
+                f"a new text was begun without a cache while the press holds {self.cache.length} tokens of another; "
+                "pass past_key_values=press.cache to go on, or call press.reset() first"
+            )
+        name = next(name for name, value in kwargs.items() if value is given)
+        return {**kwargs, name: self.cache}
+
+
+def _checked_generate(press: StreamingPress) -> Any:
+    """`model.generate`, with what it is given on a filled cache checked: a wrong guess there is silent."""
+    original = press.model.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        if given_cache(kwargs) is press.cache and press.tokens_seen and isinstance(inputs, Tensor):
+            _check_continuation(press, inputs, kwargs.get("attention_mask"))
+        # Some configurations (MPT) say that the cache is not used; generate would feed the whole text at every step.
+        return original(*args, **{"use_cache": True, **kwargs})
+
+    return generate
+
+
+def _check_continuation(press: StreamingPress, inputs: Tensor, mask: Any) -> None:
+    """Raise CacheError unless `inputs` are the whole text, or new tokens with a mask that says so."""
+    seen = press.cache.seen
+    assert seen is not None
+    count, known = inputs.shape[1], press.tokens_seen
+    how = (
+        f"pass the whole text (its first {known} tokens as the cache has read them, and more), or new tokens with "
+        f"attention_mask=torch.ones(batch, {known} + n)"
+    )
+    if inputs.shape[0] != seen.rows:
+        raise CacheError(
+            f"the cache holds a batch of {seen.rows} and generate was given {inputs.shape[0]}; call press.reset(), or "
+            "go on with the same batch"
+        )
+    columns = count if mask is None else mask.shape[1]
+    if columns == known + count:
+        return
+    if columns != count:
+        raise CacheError(
+            f"attention_mask has {columns} columns for {count} tokens on a cache that has read {known}; {how}"
+        )
+    if count <= known or not seen.begins(inputs):
+        what = "do not begin with" if count > known else "are not more than"
+        raise CacheError(f"these {count} tokens {what} the {known} that the cache has read; {how}")
+
+
+def _budget(context: int | None, sinks: int, cache_size: int | None, ratio: float | None) -> int:
+    if ratio is None:
+        return cache_size if cache_size is not None else min(DEFAULT_CACHE_SIZE, context or DEFAULT_CACHE_SIZE)
+    if cache_size is not None:
+        raise ConfigError("cache_size and compression_ratio both give the budget; give one of them")
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"compression_ratio = {ratio} must be at least 0 and below 1")
+    if context is None:
+        raise ConfigError("compression_ratio needs a model with a known context length; give cache_size instead")
+    return max(sinks + 10, int(context * (1 - ratio)))
+
+
+def _is_longrope(module: Any) -> bool:
+    kinds = getattr(module, "rope_type", "")
+    return "longrope" in (kinds.values() if isinstance(kinds, dict) else [kinds])

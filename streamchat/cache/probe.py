@@ -1,0 +1,70 @@
+"""Small forwards of a model with everything recorded that tells how it treats positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword
+
+RotaryCall = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+def rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that turn positions into angles, by what transformers calls their classes."""
+    return [module for module in model.modules() if "rotary" in type(module).__name__.lower()]
+
+
+@contextmanager
+def recorded_rotary_calls(model: nn.Module) -> Iterator[list[RotaryCall]]:
+    """The calls of rotary modules inside the block, in order."""
+    calls: list[RotaryCall] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls.append((module, args, kwargs))
+
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in rotary_modules(model)]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recorded_block_input(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What goes into the first decoder block inside the block: (batch, n, hidden) float32, once a forward."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    blocks = max(lists, key=len, default=None)
+    seen: list[Tensor] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(states, Tensor) and states.dim() == 3:
+            seen.append(states.detach().float())
+
+    handle = None if blocks is None else blocks[0].register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def plain_forward(model: Any, ids: Tensor, positions: Tensor | None, cache: Any = None) -> tuple[Any, Tensor]:
+    """One forward on a plain cache of transformers; returns the cache and float32 logits (rows, n, vocabulary).
+
+    Args:
+        model: A causal LM.
+        ids: (rows, n).
+        positions: (rows, n), or None to leave them to the model.
+        cache: Where to go on; a new one by default.
+    """
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    more = {} if positions is None else {"position_ids": positions}
+    out = model(input_ids=ids, use_cache=True, **more, **{cache_keyword(model): cache})
+    return cache, out.logits.float()

@@ -1,0 +1,63 @@
+"""The ids that a cache was fed, for those who must compare or feed them again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SeenIds:
+    """Rows of ids that grow at the end: (batch, seen), kept as int32 on the CPU, 4 bytes a token."""
+
+    def __init__(self) -> None:
+        self._ids = torch.empty(0, 0, dtype=torch.int32)
+        self._count = 0
+        self.known = True
+        """False once embeddings were fed, whose ids nobody knows."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def rows(self) -> int:
+        """The batch size; 0 before the first token."""
+        return self._ids.shape[0]
+
+    def append(self, ids: Tensor) -> None:
+        """Add (batch, n) ids."""
+        count = ids.shape[1]
+        if self._count == 0:
+            self._ids = torch.empty(ids.shape[0], max(256, count), dtype=torch.int32)
+        elif self._count + count > self._ids.shape[1]:
+            grown = torch.empty(self._ids.shape[0], max(2 * self._ids.shape[1], self._count + count), dtype=torch.int32)
+            grown[:, : self._count] = self._ids[:, : self._count]
+            self._ids = grown
+        self._ids[:, self._count : self._count + count] = ids
+        self._count += count
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count`."""
+        self._count = min(self._count, count)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.__init__()  # type: ignore[misc]
+
+    def select(self, rows: Tensor) -> None:
+        """Take these rows, as beam search does with its cache."""
+        self._ids = self._ids[rows.cpu()]
+
+    def repeat(self, times: int) -> None:
+        """Repeat each row."""
+        self._ids = self._ids.repeat_interleave(times, dim=0)
+
+    def take(self, runs: list[tuple[int, int]]) -> Tensor:
+        """(batch, n) int64 ids at these runs of indices."""
+        parts = [self._ids[:, first:stop] for first, stop in runs]
+        return torch.cat(parts, dim=1).long() if parts else torch.empty(self.rows, 0, dtype=torch.long)
+
+    def begins(self, ids: Tensor) -> bool:
+        """Whether (batch, n) `ids` begin with all that was seen."""
+        if ids.shape[0] != self.rows or ids.shape[1] < self._count or not self.known:
+            return False
+        return bool(torch.equal(ids[:, : self._count].cpu().int(), self._ids[:, : self._count]))
