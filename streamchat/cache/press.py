@@ -26,13 +26,14 @@ class StreamingPress:
 
     ```python
     with StreamingPress(model, num_sink_tokens=4, cache_size=1024) as press:
-        model.generate(input_ids, past_key_values=press.cache, max_new_tokens=100_000)
+        model.generate(input_ids, max_new_tokens=100_000)
         print(press.compression_count, press.lengths)
     ```
 
     Inside the block every forward of the model uses `press.cache`, whatever calls it: `generate` (sampling, beams,
-    several sequences) or a loop. A `generate` without a cache gets it too, as long as it is empty. Batches are of equal
-    length, without padding. The cache outlives the block and can be taken up again in another one.
+    several sequences) or a loop. A `generate` that begins a text gets it by itself; to go on with it, pass it as
+    `cache` (`past_key_values` before transformers 5.24). Batches are of equal length, without padding. The cache
+    outlives the block and can be taken up again in another one.
 
     Differences from the paper: see `StreamingCache`. Models whose positions cannot be moved (GPT-2, OPT) are served by
     reading what is kept again (`method` is "recompute").
@@ -166,7 +167,7 @@ class _PressHook(StreamingHook):
         if self.cache.length:
             raise CacheNotSeenError(
                 f"a new text was begun without a cache while the press holds {self.cache.length} tokens of another; "
-                "pass past_key_values=press.cache to go on, or call press.reset() first"
+                "pass press.cache to go on, or call press.reset() first"
             )
         name = next(name for name, value in kwargs.items() if value is given)
         return {**kwargs, name: self.cache}

@@ -26,13 +26,16 @@ class SeenIds:
     def append(self, ids: Tensor) -> None:
         """Add (batch, n) ids."""
         count = ids.shape[1]
-        if self._count == 0:
-            self._ids = torch.empty(ids.shape[0], max(256, count), dtype=torch.int32)
-        elif self._count + count > self._ids.shape[1]:
-            grown = torch.empty(self._ids.shape[0], max(2 * self._ids.shape[1], self._count + count), dtype=torch.int32)
-            grown[:, : self._count] = self._ids[:, : self._count]
-            self._ids = grown
-        self._ids[:, self._count : self._count + count] = ids
+        # normal tensors also where the model runs in inference mode: a later call may not
+        with torch.inference_mode(False), torch.no_grad():
+            if self._count == 0:
+                self._ids = torch.empty(ids.shape[0], max(256, count), dtype=torch.int32)
+            elif self._count + count > self._ids.shape[1]:
+                size = max(2 * self._ids.shape[1], self._count + count)
+                grown = torch.empty(self._ids.shape[0], size, dtype=torch.int32)
+                grown[:, : self._count] = self._ids[:, : self._count]
+                self._ids = grown
+            self._ids[:, self._count : self._count + count] = ids
         self._count += count
 
     def cut(self, count: int) -> None:
@@ -45,11 +48,13 @@ class SeenIds:
 
     def select(self, rows: Tensor) -> None:
         """Take these rows, as beam search does with its cache."""
-        self._ids = self._ids[rows.cpu()]
+        with torch.inference_mode(False):
+            self._ids = self._ids[rows.clone().cpu()]
 
     def repeat(self, times: int) -> None:
         """Repeat each row."""
-        self._ids = self._ids.repeat_interleave(times, dim=0)
+        with torch.inference_mode(False):
+            self._ids = self._ids.repeat_interleave(times, dim=0)
 
     def take(self, runs: list[tuple[int, int]]) -> Tensor:
         """(batch, n) int64 ids at these runs of indices."""
