@@ -7,6 +7,7 @@ StreamchatError
 │   └── UnsupportedModelError  found, but it cannot stream (the reason is in the text)
 ├── CacheError             the cache was asked for something impossible                exit 1
 │   ├── ChunkTooLargeError     more new tokens than fit beside the pinned ones
+│   ├── CacheFullError         nothing may be evicted and the budget is reached
 │   └── CacheNotSeenError      a forward ran under the hook without the streaming cache
 └── TurnError              one turn failed and was rolled back; the chat goes on       exit 1
 """
@@ -71,6 +72,10 @@ class CacheError(StreamchatError):
 
 class ChunkTooLargeError(CacheError, ValueError):
     """More new tokens in one forward than fit beside the sinks and pinned tokens."""
+
+
+class CacheFullError(CacheError):
+    """The budget is reached and nothing may be evicted."""
 
 
 class CacheNotSeenError(CacheError, RuntimeError):

@@ -13,6 +13,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 Evict = Literal["turns", "tokens"]
+OnFull = Literal["evict", "stop"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ class Settings:
         "What leaves when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
         "window)",
         choices=("turns", "tokens"),
+    )
+    on_full: OnFull = _setting(
+        "evict",
+        "cache",
+        "What happens when the budget is reached: older text leaves, or the chat refuses to go on until /clear",
+        choices=("evict", "stop"),
     )
 
     temperature: float = _setting(

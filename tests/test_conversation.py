@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_template_that_drops_thinking_from_history_is_never_rendered_again(mon
 
 def test_whole_turns_leave_between_turns_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = make_chat(monkeypatch, cache_size=200, max_new_tokens=20, system_prompt="Finish every answer with PLUM.")
-    head = chat.conversation.cache.pinned_until
+    head = chat.conversation.cache.prefix
     for i in range(12):
         chat.say(f"question number {i}", f"answer {i}")
         chat.check()
@@ -292,3 +293,20 @@ def test_the_hook_is_removed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(hooks) == 2  # the test's own and ours
     chat.conversation.close()
     assert len(hooks) == 1
+
+
+def test_a_chat_that_must_not_forget_stops_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = make_chat(monkeypatch, cache_size=96, on_full="stop", max_new_tokens=60)
+    outcomes, refusal = [], ""
+    while not refusal:
+        try:
+            outcomes.append(chat.say("once upon a time", [40] * 60))
+        except TurnError as error:
+            refusal = str(error)
+        chat.check()
+    assert re.match(r"the cache is full: turn \d+ needs at least \d+ tokens, and \d+ of 96 are free; /clear", refusal)
+    assert [outcome.finish_reason for outcome in outcomes] == ["length"] * len(outcomes)
+    assert outcomes[-1].new_tokens < 60
+    assert chat.of(ev.TokensEvicted) == []
+    chat.conversation.start_over(chat.conversation.encoder.format)
+    assert chat.say("hi", "hello").reply == "hello"

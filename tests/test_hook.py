@@ -12,7 +12,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
-from streamchat.errors import CacheError, CacheNotSeenError, ConfigError, UnsupportedModelError
+from streamchat.errors import CacheError, CacheFullError, CacheNotSeenError, ConfigError, UnsupportedModelError
 from tests.reference import Reference
 from tests.tiny import random_ids, tiny_model
 
@@ -213,12 +213,49 @@ def test_pinned_tokens_stay_and_are_part_of_the_prefix() -> None:
     ids = random_ids(100)
     with StreamingHook(model, cache):
         feed(model, cache, ids[:, :12])
-        cache.pin(12)
+        cache.pin(0, 12)
         for i in range(12, 100):
             feed(model, cache, ids[:, i : i + 1])
     assert list(cache.ledger) == [*range(12), *range(80, 100)]
-    with pytest.raises(ConfigError, match=r"32 pinned tokens .* cache_size to at least 33"):
-        cache.pin(32)
+    with pytest.raises(ConfigError, match=r"32 sink and pinned tokens .* cache_size to at least 33"):
+        cache.pin(0, 100)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_pins_in_the_middle_stay_and_their_positions_close_up(family: str) -> None:
+    """Two pinned passages, taken back one after the other; logits and kept tokens are the reference's all the way."""
+    model = tiny_model(family)
+    cache = StreamingCache(model.config, fit_positions(model), cache_size=32)
+    reference = Reference(model, 32, 4)
+    ids = random_ids(240)
+    steps = {30: ("pin", 20, 25), 60: ("pin", 50, 53), 61: ("pin", 2, 6), 140: ("unpin", 21, 24), 170: ("unpin", 0, 99)}
+    pinned: set[int] = set()
+    with StreamingHook(model, cache):
+        for i in range(240):
+            if i in steps:
+                kind, first, stop = steps[i]
+                getattr(cache, kind)(first, stop)
+                pinned = pinned | {*range(first, stop)} if kind == "pin" else pinned - {*range(first, stop)}
+            if len(reference.kept) == 32:
+                oldest = next(slot for slot, index in enumerate(reference.kept) if index >= 4 and index not in pinned)
+                reference.drop(oldest, 1)
+            logits = feed(model, cache, ids[:, i : i + 1])
+            expected = reference.feed(ids[0, i : i + 1])
+            assert list(cache.ledger) == reference.kept
+            assert (logits[0].double() - expected).abs().max() < 2e-5
+    assert cache.pins == ()
+    assert cache.lengths == [32] * 3
+
+
+def test_a_budget_that_must_not_evict_says_so() -> None:
+    model, cache = make(on_full="stop")
+    with StreamingHook(model, cache):
+        feed(model, cache, random_ids(30))
+        with pytest.raises(CacheFullError, match="3 new tokens do not fit beside the 30 in a cache of 32"):
+            feed(model, cache, random_ids(3))
+        feed(model, cache, random_ids(2))
+    assert cache.lengths == [32] * 3
+    assert cache.compression_count == 0
 
 
 def test_whole_turns_leave_first_and_are_told() -> None:

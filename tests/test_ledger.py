@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Occupancy, plan_eviction
-from streamchat.errors import ChunkTooLargeError
+from streamchat.cache.policy import Occupancy, Retention, merged_runs, plan_cuts, plan_eviction
+from streamchat.errors import CacheFullError, ChunkTooLargeError
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["append", "evict", "crop"]), st.integers(0, 12), st.integers(0, 12)), max_size=30
@@ -117,3 +117,70 @@ def test_there_is_always_room_and_the_prefix_always_stays(
 def test_a_chunk_larger_than_the_room_is_refused_with_the_largest_that_fits() -> None:
     with pytest.raises(ChunkTooLargeError, match=r"91 new tokens .* at most 90"):
         plan(50, 91)
+
+
+RUNS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8)), max_size=4)
+
+
+@given(
+    fed=st.integers(0, 100),
+    already=st.integers(0, 40),
+    sinks=st.integers(0, 6),
+    pins=RUNS,
+    size=st.integers(8, 64),
+    incoming=st.integers(1, 64),
+    reserve=st.integers(0, 30),
+    starts=st.lists(st.integers(0, 100), max_size=5).map(sorted),
+    block=st.integers(1, 16),
+    step=st.integers(0, 4),
+)
+def test_cuts_keep_sinks_pins_and_order(
+    fed: int,
+    already: int,
+    sinks: int,
+    pins: list[tuple[int, int]],
+    size: int,
+    incoming: int,
+    reserve: int,
+    starts: list[int],
+    block: int,
+    step: int,
+) -> None:
+    """Whatever is asked: room is made or refused with what fits, and only the oldest unpinned tokens are gone."""
+    ledger = Ledger()
+    ledger.append(fed)
+    ledger.evict(sinks, min(already, max(0, fed - sinks)))
+    ledger.evict(0, 0)
+    if len(ledger) > size:
+        ledger.crop(len(ledger) - size)
+    retention = Retention(size, sinks, tuple(merged_runs((first, first + count) for first, count in pins)))
+    before = list(ledger)
+    kept = set(before[:sinks]) | {i for i in before for first, stop in retention.pins if first <= i < stop}
+    options = {"reserve": reserve, "turn_starts": starts, "block": block}
+    if incoming > size - len(kept):
+        with pytest.raises(ChunkTooLargeError, match=f"at most {size - len(kept)}"):
+            plan_cuts(ledger, retention, incoming, **options)
+        return
+    cuts = plan_cuts(ledger, retention, incoming, clean_cut=lambda index: index + step, **options)
+    assert list(ledger) == before
+    for cut in cuts:
+        ledger.evict(cut.at, cut.count)
+    after = list(ledger)
+    assert len(after) + incoming <= size
+    assert kept <= set(after)
+    assert after == sorted(after)
+    gone = [i for i in before if i not in after]
+    # oldest unpinned first, without a gap
+    assert gone == [i for i in before if i not in kept][: len(gone)]
+    if len(before) + incoming + reserve <= size:
+        assert not gone
+    if not gone:
+        assert cuts == []
+
+
+def test_nothing_is_evicted_where_that_is_not_wanted() -> None:
+    ledger = Ledger()
+    ledger.append(20)
+    assert plan_cuts(ledger, Retention(24, 4), 4, reserve=9, evict=False) == []
+    with pytest.raises(CacheFullError, match="5 new tokens do not fit beside the 20 in a cache of 24"):
+        plan_cuts(ledger, Retention(24, 4), 5, evict=False)

@@ -97,7 +97,7 @@ class StreamingHook:
     def _read_first_chunks(self, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Feed all but the last chunk of what cannot be read at once; returns, and puts into `kwargs`, the last one."""
         cache, count = self.cache, tokens.shape[1]
-        room = cache.cache_size - max(cache.num_sink_tokens, cache.pinned_until)
+        room = cache.cache_size - max(cache.num_sink_tokens, cache.kept)
         fits = count <= (room if cache.length else cache.cache_size)
         one_by_one = cache.fit.single_steps and cache.length > 0 and count > 1
         if fits and not one_by_one:

@@ -147,9 +147,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""
         self.end = self.start + max(0, length)
-        if self._originals is not None and self._originals[0].shape[-2] > self.length:
-            k, v = self._originals
-            self._originals = (k[..., : self.length, :], v[..., : self.length, :]) if self.length else None
+        self._forget_originals(self.length)
         if self.length == 0:
             self.start = self.end = self.base = 0
         if self.is_initialized:
@@ -160,6 +158,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if not self.is_initialized or count == 0:
             return
         self._keep_originals(prefix)
+        self._forget_originals(prefix)
         self.start += count
         self.base += count
         self._write_prefix(prefix)
@@ -197,6 +196,12 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self._originals is not None:
             fresh = [torch.cat(pair, dim=-2) for pair in zip(self._originals, fresh, strict=True)]
         self._originals = fresh[0], fresh[1]
+
+    def _forget_originals(self, prefix: int) -> None:
+        """Tokens behind the first `prefix` (once pinned) are part of the window again; they stand where they belong."""
+        if self._originals is not None and self._originals[0].shape[-2] > prefix:
+            k, v = self._originals
+            self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None
 
     def _write_prefix(self, prefix: int) -> None:
         if self._originals is not None and prefix:

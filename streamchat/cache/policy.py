@@ -1,11 +1,134 @@
-"""What leaves when the budget is full. A pure function over slots, so that it can be tested without a model."""
+"""What leaves when the budget is full. Pure, over ledger and slots, so that it can be tested without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from streamchat.errors import ChunkTooLargeError
+from streamchat.cache.ledger import Ledger
+from streamchat.errors import CacheFullError, ChunkTooLargeError
+
+Run = tuple[int, int]
+"""`[first, stop)`."""
+
+
+def merged_runs(runs: Iterable[Run]) -> list[Run]:
+    """Ascending runs that do not touch each other, covering the same numbers."""
+    merged: list[Run] = []
+    for first, stop in sorted(runs):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((first, stop))
+    return merged
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What never leaves: the first tokens of the stream, and pinned runs of log indices."""
+
+    cache_size: int
+    num_sink_tokens: int
+    pins: tuple[Run, ...] = ()
+    """Ascending, not touching each other."""
+
+    def kept_slots(self, ledger: Ledger) -> list[Run]:
+        """Runs of slots that must stay, ascending and merged; the first begins at slot 0 where anything is kept."""
+        slots = [(0, min(self.num_sink_tokens, len(ledger)))]
+        slots += [(ledger.slot_from(first), ledger.slot_from(stop)) for first, stop in self.pins]
+        return merged_runs([run for run in slots if run[0] < run[1]])
+
+    def prefix(self, ledger: Ledger) -> int:
+        """Slots at the front that stay: sinks, and what is pinned right behind them."""
+        kept = self.kept_slots(ledger)
+        return kept[0][1] if kept and kept[0][0] == 0 else 0
+
+    def kept_count(self, ledger: Ledger) -> int:
+        """Tokens held that never leave."""
+        return sum(stop - first for first, stop in self.kept_slots(ledger))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Drop `count` slots from slot `at` on; cuts of one eviction are made in order, each on what the last one left."""
+
+    at: int
+    count: int
+
+
+def plan_cuts(
+    ledger: Ledger,
+    retention: Retention,
+    incoming: int,
+    *,
+    reserve: int = 0,
+    turn_starts: Sequence[int] = (),
+    block: int = 1,
+    clean_cut: Callable[[int], int] | None = None,
+    evict: bool = True,
+) -> list[Cut]:
+    """The cuts that make room for `incoming` tokens: `plan_eviction`, with pinned runs skipped.
+
+    Args:
+        ledger: What is held. Not changed.
+        retention: What never leaves.
+        incoming: New tokens of the next forward.
+        reserve: More room that is wanted.
+        turn_starts: Log indices, ascending, at which turns begin.
+        block: Token-level cuts drop at least this many.
+        clean_cut: Log index -> the same or a later one at which the window may begin.
+        evict: False refuses instead.
+
+    Raises:
+        ChunkTooLargeError: They do not fit beside what is kept.
+        CacheFullError: They do not fit and nothing may be evicted.
+    """
+    kept = retention.kept_slots(ledger)
+    # As if all that is kept stood at the front: then what may leave is one range, oldest first.
+    front = sum(stop - first for first, stop in kept)
+
+    def to_front(slot: int) -> int:
+        return slot + sum(stop - max(first, slot) for first, stop in kept if stop > slot)
+
+    def from_front(slot: int) -> int:
+        slot -= front
+        for first, stop in kept:
+            if slot < first:
+                break
+            slot += stop - first
+        return slot
+
+    def clean(slot: int) -> int:
+        assert clean_cut is not None
+        return to_front(ledger.slot_from(clean_cut(ledger.index_at(from_front(slot)))))
+
+    occupancy = Occupancy(len(ledger), front, retention.cache_size)
+    if not evict and incoming > 0 and len(ledger) + incoming > retention.cache_size:
+        raise CacheFullError(
+            f"{incoming} new tokens do not fit beside the {len(ledger)} in a cache of {retention.cache_size}, and "
+            "nothing may be evicted"
+        )
+    count = 0
+    if evict:
+        count = plan_eviction(
+            occupancy,
+            incoming,
+            reserve=reserve,
+            boundaries=[to_front(ledger.slot_from(start)) for start in turn_starts],
+            block=block,
+            clean_cut=clean if clean_cut else None,
+        )
+    cuts: list[Cut] = []
+    at, ends = 0, [*kept, (len(ledger), len(ledger))]
+    before = 0  # slots passed in the ledger as it is
+    for first, stop in ends:
+        gap = min(count, first - before)
+        if gap:
+            cuts.append(Cut(at, gap))
+            count -= gap
+        at += stop - before - gap
+        before = stop
+    return cuts
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class RecomputingCache(StreamingCache):
         """Positions are slots, which the budget bounds."""
 
     def _block(self) -> int:
-        return max(1, (self.cache_size - self.prefix) // 2)
+        return max(1, (self.cache_size - self.kept) // 2)
 
 
 @torch.inference_mode()

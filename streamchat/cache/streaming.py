@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Occupancy, plan_eviction
+from streamchat.cache.policy import Cut, Retention, Run, merged_runs, plan_cuts
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.serve import is_mixed, streaming_layer
 from streamchat.errors import CacheError, ConfigError
@@ -54,6 +54,8 @@ class EvictionOptions:
 
     by: Literal["turns", "tokens"] = "tokens"
     """Whole turns first (where turn starts were announced), or always the oldest tokens."""
+    on_full: Literal["evict", "stop"] = "evict"
+    """What happens when the budget is reached: room is made, or a forward that does not fit raises `CacheFullError`."""
     block: int = 1
     """Token-level evictions drop at least this many."""
     clean_cut: Callable[[int], int] | None = None
@@ -107,7 +109,8 @@ class StreamingCache(DynamicCache):
         self.fit = fit
         self.cache_size = cache_size
         self.num_sink_tokens = num_sink_tokens
-        self.pinned_until = 0
+        self.pins: tuple[Run, ...] = ()
+        """Runs of log indices that are never evicted, ascending; see `pin`."""
         self.options = options or EvictionOptions()
         self.ledger = Ledger()
         self.turn_starts: list[int] = []
@@ -151,9 +154,19 @@ class StreamingCache(DynamicCache):
         return self.ledger.next_index - self.length
 
     @property
+    def retention(self) -> Retention:
+        """What never leaves."""
+        return Retention(self.cache_size, self.num_sink_tokens, self.pins)
+
+    @property
     def prefix(self) -> int:
-        """Slots at the front that are never evicted: sinks and pinned tokens."""
-        return min(self.length, max(self.num_sink_tokens, self.pinned_until))
+        """Slots at the front that are never evicted: sinks, and pinned tokens right behind them."""
+        return self.retention.prefix(self.ledger)
+
+    @property
+    def kept(self) -> int:
+        """Tokens held that are never evicted."""
+        return self.retention.kept_count(self.ledger)
 
     @property
     def next_position(self) -> int:
@@ -176,18 +189,27 @@ class StreamingCache(DynamicCache):
 
     # --- what the owner says ----------------------------------------------------------------------------------
 
-    def pin(self, stop: int) -> None:
-        """Keep the first `stop` tokens of the stream (a system prompt) for good.
+    def pin(self, first: int, stop: int) -> None:
+        """Keep the tokens with log indices `[first, stop)`, as far as they are held, for good.
+
+        What is older than them can still leave; they then stand behind the sinks.
 
         Raises:
             ConfigError: Nothing would be left for a window.
         """
-        if stop >= self.cache_size:
+        pins = tuple(merged_runs([*self.pins, (first, stop)]))
+        kept = Retention(self.cache_size, self.num_sink_tokens, pins).kept_count(self.ledger)
+        if kept >= self.cache_size:
             raise ConfigError(
-                f"{stop} pinned tokens do not leave room for a window in cache_size = {self.cache_size}; shorten the "
-                f"system prompt or set cache_size to at least {stop + 1}"
+                f"{kept} sink and pinned tokens do not leave room for a window in cache_size = {self.cache_size}; pin "
+                f"less or set cache_size to at least {kept + 1}"
             )
-        self.pinned_until = stop
+        self.pins = pins
+
+    def unpin(self, first: int, stop: int) -> None:
+        """Let the tokens with log indices `[first, stop)` leave again, as the oldest of the window."""
+        parts = [(a, min(b, first)) for a, b in self.pins] + [(max(a, stop), b) for a, b in self.pins]
+        self.pins = tuple(merged_runs(part for part in parts if part[0] < part[1]))
 
     def begin_turn(self, incoming: int, reserve: int = 0) -> None:
         """A turn of `incoming` prompt tokens begins with the next token; room for `reserve` more is wanted.
@@ -208,22 +230,22 @@ class StreamingCache(DynamicCache):
         want, reserve = incoming, 0
         if self._plan is not None:
             # A prompt larger than the cache comes in chunks; as much as can be is announced.
-            room = self.cache_size - self.prefix
+            room = self.cache_size - self.kept
             want = max(incoming, min(self._plan.incoming, room))
             reserve = min(self._plan.reserve, max(0, room - want))
             trigger, self._plan = "between_turns", None
-        count = plan_eviction(
-            Occupancy(self.length, self.prefix, self.cache_size),
+        cuts = plan_cuts(
+            self.ledger,
+            self.retention,
             want,
             reserve=reserve,
-            boundaries=[self.ledger.slot_from(start) for start in self.turn_starts]
-            if self.options.by == "turns"
-            else (),
+            turn_starts=self.turn_starts if self.options.by == "turns" else (),
             block=self._block(),
-            clean_cut=self._clean_slot if self.options.clean_cut else None,
+            clean_cut=self.options.clean_cut,
+            evict=self.options.on_full == "evict",
         )
-        if count:
-            self._evict(count, trigger)
+        if cuts:
+            self._evict(cuts, trigger)
         self._keep_positions_small(incoming)
 
     def discard_partial_forward(self) -> None:
@@ -241,6 +263,7 @@ class StreamingCache(DynamicCache):
         self.crop_newest(held)
         self.ledger.next_index = index
         self.turn_starts = [start for start in self.turn_starts if start < index]
+        self.unpin(index, max((stop for _, stop in self.pins), default=index))
         self._plan = None
         return held
 
@@ -307,7 +330,7 @@ class StreamingCache(DynamicCache):
         if self.seen is not None:
             self.seen.clear()
         self.turn_starts.clear()
-        self.pinned_until = self.compression_count = 0
+        self.pins, self.compression_count = (), 0
         self._plan = None
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -333,24 +356,21 @@ class StreamingCache(DynamicCache):
 
     def _block(self) -> int:
         """How many tokens a token-level eviction drops at least."""
-        return min(self.options.block, max(1, (self.cache_size - self.prefix) // 4))
+        return min(self.options.block, max(1, (self.cache_size - self.kept) // 4))
 
     def _keep_positions_small(self, incoming: int) -> None:
         if self.length and self.next_position + incoming > self.position_limit:
             for layer in self.streaming_layers:
                 layer.rebase()
 
-    def _clean_slot(self, slot: int) -> int:
-        assert self.options.clean_cut is not None
-        return self.ledger.slot_from(self.options.clean_cut(self.ledger.index_at(slot)))
-
-    def _evict(self, count: int, trigger: Trigger) -> None:
-        before, prefix = self.length, self.prefix
-        self._evict_from_layers(prefix, count)
-        dropped = self.ledger.evict(prefix, count)
+    def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
+        before = self.length
+        dropped: list[Run] = []
+        for cut in cuts:
+            self._evict_from_layers(cut.at, cut.count)
+            dropped += self.ledger.evict(cut.at, cut.count)
         self.compression_count += 1
-        gone = self.ledger.index_at(prefix)
-        # starts of turns that lost their first token cannot be cut at any more
-        self.turn_starts = [start for start in self.turn_starts if start >= gone]
+        # Turns that lost their first token cannot be cut at any more. What is pinned has left the order of things.
+        self.turn_starts = [start for start in self.turn_starts if start >= dropped[-1][1]]
         if self.options.on_evict is not None:
             self.options.on_evict(Eviction(tuple(dropped), before, self.length, trigger))

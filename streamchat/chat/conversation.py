@@ -88,7 +88,13 @@ class Conversation:
             fit,
             cache_size=cache_size,
             num_sink_tokens=settings.num_sink_tokens,
-            options=EvictionOptions(settings.evict, EVICTION_BLOCK, self._clean_cut, self._evicted),
+            options=EvictionOptions(
+                by=settings.evict,
+                on_full=settings.on_full,
+                block=EVICTION_BLOCK,
+                clean_cut=self._clean_cut,
+                on_evict=self._evicted,
+            ),
         )
         self._feeder = Feeder(model, self.cache, self.log)
         self._device = self._feeder.device
@@ -108,14 +114,14 @@ class Conversation:
     @property
     def pinned_tokens(self) -> int:
         """Tokens of the system block beyond the sinks."""
-        return max(0, self.cache.pinned_until - self.cache.num_sink_tokens)
+        return self.cache.kept - min(self.cache.length, self.cache.num_sink_tokens)
 
     def state(self) -> ev.CacheState:
         """What the layers hold now, read back from them."""
         cache = self.cache
         length = max(cache.lengths, default=0)
         sinks = min(length, cache.num_sink_tokens)
-        pinned = min(length, cache.prefix) - sinks
+        pinned = self.pinned_tokens
         first_kept = cache.ledger.index_at(cache.prefix)
         return ev.CacheState(
             length=length,
@@ -155,7 +161,7 @@ class Conversation:
         self.ttft_s = self.decode_tps = None
         if block:
             self._feeder.feed(block)
-        self.cache.pin(len(block))
+            self.cache.pin(0, len(block))
 
     def reseed(self) -> None:
         """Take the seed of the settings from the next token on."""
@@ -175,11 +181,12 @@ class Conversation:
         number = self.log.turns[-1].number + 1 if self.log.turns else 1
         first = not self.log.turns
         prompt = self.encoder.turn(text, first)
+        self._refuse_if_full(number, len(prompt))
         at = len(self.log)
         turn = TurnRecord(number, at, at + len(self.encoder.opening(first)), text=text)
         self._emit(ev.TurnStarted(number, text, len(prompt)))
         self.ttft_s = self.decode_tps = None
-        reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.prefix) // 4)
+        reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
         self.cache.begin_turn(len(prompt), reserve)
         self.log.turns.append(turn)
         try:
@@ -199,6 +206,16 @@ class Conversation:
         if outcome.rolled_back:
             self._roll_back(turn)
         return outcome
+
+    def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
+        """With `on_full = "stop"`: a turn needs room for its prompt, a token of reply and its end."""
+        size = self.cache.cache_size
+        needed, free = prompt_tokens + 1 + len(self.encoder.close()), size - self.cache.length
+        if self.settings.on_full == "stop" and needed > free:
+            raise TurnError(
+                f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; /clear "
+                "begins anew, and on_full = evict lets old turns leave"
+            )
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 
@@ -221,7 +238,10 @@ class Conversation:
         ids: list[int] = []
         reason: ev.FinishReason = "length"
         first_at = last_at = None
-        while len(ids) < settings.max_new_tokens:
+        limit = settings.max_new_tokens
+        if settings.on_full == "stop":
+            limit = min(limit, self.cache.cache_size - self.cache.length - len(self.encoder.close()))
+        while len(ids) < limit:
             if cancelled():
                 reason = "cancelled"
                 break
@@ -308,16 +328,20 @@ class Conversation:
         text: str = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text.startswith("\N{REPLACEMENT CHARACTER}")
 
+    def _still_seen(self, turn: TurnRecord) -> bool:
+        """Whether more of it is held than sinks, which say nothing."""
+        assert turn.stop is not None
+        return self.cache.ledger.count_in(max(turn.first, self.cache.num_sink_tokens), turn.stop) > 0
+
     def _evicted(self, eviction: Eviction) -> None:
         first, stop = eviction.dropped[0][0], eviction.dropped[-1][1]
-        prefix_stop = max(self.cache.pinned_until, self.cache.num_sink_tokens)
-        lost = self.log.turns_touching(first, stop)
-        gone = tuple(turn.number for turn in lost if turn.stop is not None and turn.stop <= max(stop, prefix_stop))
+        lost = {turn.number: turn for run in eviction.dropped for turn in self.log.turns_touching(*run)}
+        gone = tuple(turn.number for turn in lost.values() if turn.stop is not None and not self._still_seen(turn))
         self._emit(
             ev.TokensEvicted(
                 count=eviction.count,
                 token_range=(first, stop),
-                turns=tuple(turn.number for turn in lost),
+                turns=tuple(lost),
                 turns_gone=gone,
                 cache_len_before=eviction.length_before,
                 cache_len_after=eviction.length_after,

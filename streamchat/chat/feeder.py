@@ -63,7 +63,7 @@ class Feeder:
         runs = [(first, min(last, stop)) for first, last in cache.ledger.runs if first < stop]
         kept = log.take(runs)
         starts = [start for start in cache.turn_starts if start < stop]
-        pinned, count = cache.pinned_until, cache.compression_count
+        pins, count = cache.pins, cache.compression_count
         cache.reset()
         self.log = TokenLog()  # what is read again is in the log already
         try:
@@ -71,7 +71,7 @@ class Feeder:
         finally:
             self.log = log
             cache.ledger.runs, cache.ledger.next_index = (runs, stop) if cache.length == len(kept) else ([], stop)
-            cache.turn_starts, cache.pinned_until, cache.compression_count = starts, pinned, count
+            cache.turn_starts, cache.pins, cache.compression_count = starts, pins, count
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int]) -> Tensor:
@@ -98,4 +98,4 @@ class Feeder:
         if self.cache.fit.single_steps and self.cache.length:
             return 1
         # A quarter of the room: when a prompt is larger than the cache, each chunk still sees what came before it.
-        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.prefix) // 4))
+        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.kept) // 4))
