@@ -296,7 +296,7 @@ def test_the_hook_is_removed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_chat_that_must_not_forget_stops_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=96, on_full="stop", max_new_tokens=60)
+    chat = make_chat(monkeypatch, cache_size=80, on_full="stop", max_new_tokens=60)
     outcomes, refusal = [], ""
     while not refusal:
         try:
@@ -304,7 +304,7 @@ def test_a_chat_that_must_not_forget_stops_with_both_numbers(monkeypatch: pytest
         except TurnError as error:
             refusal = str(error)
         chat.check()
-    assert re.match(r"the cache is full: turn \d+ needs at least \d+ tokens, and \d+ of 96 are free; /clear", refusal)
+    assert re.match(r"the cache is full: turn \d+ needs at least \d+ tokens, and \d+ of 80 are free; /clear", refusal)
     assert [outcome.finish_reason for outcome in outcomes] == ["length"] * len(outcomes)
     assert outcomes[-1].new_tokens < 60
     assert chat.of(ev.TokensEvicted) == []

@@ -213,8 +213,8 @@ class Conversation:
         needed, free = prompt_tokens + 1 + len(self.encoder.close()), size - self.cache.length
         if self.settings.on_full == "stop" and needed > free:
             raise TurnError(
-                f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; /clear "
-                "begins anew, and on_full = evict lets old turns leave"
+                f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; "
+                "/clear begins anew, and on_full = evict lets old turns leave"
             )
 
     # --- inside a turn ----------------------------------------------------------------------------------------
