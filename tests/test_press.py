@@ -317,6 +317,7 @@ def test_options_reach_the_cache() -> None:
 EXAMPLE = """
 import torch, transformers
 from streamchat import StreamingPress
+
 torch.manual_seed(0)
 config = transformers.LlamaConfig(
     vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
