@@ -53,6 +53,21 @@ class ChatEngine(Protocol):
         """Change a live setting (checked by the caller) from the next turn on; `SettingChanged` follows."""
         ...
 
+    def pin(self, turn: int) -> None:
+        """Keep this turn in the cache; `TurnPinned` follows, or a `Notice` that says why not."""
+        ...
+
+    def unpin(self, turn: int) -> None:
+        """Let this turn leave again; `TurnPinned` follows, or a `Notice` that says why not."""
+        ...
+
+    def switch_model(self, name: str) -> None:
+        """Load another model and start over with it: `ModelLoading` ... `ConversationCleared`, `ModelReady`.
+
+        Where it cannot be loaded, a `Notice` says why, and the conversation goes on with the old one.
+        """
+        ...
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time. May be called twice."""
         ...

@@ -21,6 +21,7 @@ from streamchat.chat.feeder import Feeder
 from streamchat.chat.log import TokenLog, TurnRecord
 from streamchat.chat.reply import ReplyText
 from streamchat.chat.sampling import Sampler, new_generator
+from streamchat.chat.segments import segments
 from streamchat.chat.template import ChatFormat
 from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
@@ -113,7 +114,7 @@ class Conversation:
 
     @property
     def pinned_tokens(self) -> int:
-        """Tokens of the system block beyond the sinks."""
+        """Tokens of the system block and of pinned turns beyond the sinks."""
         return self.cache.kept - min(self.cache.length, self.cache.num_sink_tokens)
 
     def state(self) -> ev.CacheState:
@@ -135,6 +136,7 @@ class Conversation:
             kv_bytes=cache.kv_bytes,
             full_kv_bytes=cache.token_bytes * cache.ledger.next_index,
             first_visible_turn=self.log.first_turn_from(first_kept) if cache.tokens_evicted else 0,
+            segments=segments(cache.ledger, self.log, sinks=cache.num_sink_tokens, pins=cache.pins),
         )
 
     # --- what it does -----------------------------------------------------------------------------------------
@@ -163,6 +165,42 @@ class Conversation:
             self._feeder.feed(block)
             self.cache.pin(0, len(block))
 
+    def set_pin(self, number: int, pinned: bool) -> int:
+        """Keep what the cache holds of turn `number` for good, or let it leave again; returns how much that is.
+
+        Raises:
+            ConfigError: There is no such turn, nothing of it is held, or pinning it would leave too little room.
+        """
+        if not 1 <= number <= len(self.log.turns):
+            has = f"the conversation has {len(self.log.turns)}" if self.log.turns else "nothing was said yet"
+            raise ConfigError(f"there is no turn {number}; {has}")
+        turn = self.log.turns[number - 1]
+        assert turn.stop is not None
+        cache = self.cache
+        first = max(turn.first, cache.num_sink_tokens)
+        tokens = cache.ledger.count_in(first, turn.stop)
+        if not pinned:
+            if not self._is_pinned(first, turn.stop):
+                raise ConfigError(f"turn {number} is not pinned")
+            cache.unpin(first, turn.stop)
+            return tokens
+        if not tokens:
+            raise ConfigError(f"turn {number} cannot be pinned: nothing of it is left in the cache")
+        if self._is_pinned(first, turn.stop):
+            raise ConfigError(f"turn {number} is pinned already")
+        least = max(SMALLEST_WINDOW, cache.cache_size // 4)
+        free = cache.cache_size - cache.kept - tokens
+        if free < least:
+            raise ConfigError(
+                f"pinning turn {number} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for "
+                f"the conversation, and at least {least} must stay; unpin something or start with a larger --cache-size"
+            )
+        cache.pin(first, turn.stop)
+        return tokens
+
+    def _is_pinned(self, first: int, stop: int) -> bool:
+        return any(a <= first and stop <= b for a, b in self.cache.pins)
+
     def reseed(self) -> None:
         """Take the seed of the settings from the next token on."""
         self._generator = new_generator(self.settings.seed, self._device)
@@ -184,6 +222,9 @@ class Conversation:
         self._refuse_if_full(number, len(prompt))
         at = len(self.log)
         turn = TurnRecord(number, at, at + len(self.encoder.opening(first)), text=text)
+        opening = self.encoder.reply_opening()
+        follows = prompt[len(prompt) - len(opening) :] == opening
+        turn.reply_first = at + len(prompt) - (len(opening) if follows else 0)
         self._emit(ev.TurnStarted(number, text, len(prompt)))
         self.ttft_s = self.decode_tps = None
         reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)

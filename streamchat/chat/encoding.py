@@ -45,6 +45,10 @@ class ChatEncoder:
             return self._encode_after(before, opening + text + self.format.generation)
         return self._encode_after(before, opening) + self.text(text) + self._encode(self.format.generation)
 
+    def reply_opening(self) -> list[int]:
+        """The ids that open a reply, as they stand at the end of `turn`."""
+        return self._encode(self.format.generation)
+
     def close(self) -> list[int]:
         """The ids that close a reply."""
         return self._encode_after(".", self.format.assistant_close)

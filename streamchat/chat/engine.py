@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.assemble import Load, assemble, load_from_settings
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode, StreamchatError, TurnError
 from streamchat.settings import Settings
@@ -19,7 +20,6 @@ from streamchat.telemetry.memory import device_memory, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation, TurnOutcome
-    from streamchat.models.load import LoadedModel
 
 _log = logging.getLogger(__name__)
 
@@ -37,19 +37,6 @@ class _Closing(Exception):
     """Loading was interrupted because the engine closes."""
 
 
-def _load_from_settings(configuration: Configuration, progress: Callable[[str, int, int, str], None]) -> LoadedModel:
-    from streamchat.models.load import load_model
-
-    settings = configuration.settings
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        attention=settings.attention,
-        progress=progress,
-    )
-
-
 class Engine:
     """Implements `ChatEngine`. All methods may be called from any thread and return at once.
 
@@ -61,7 +48,7 @@ class Engine:
     def __init__(
         self,
         configuration: Configuration,
-        load: Callable[[Configuration, Callable[[str, int, int, str], None]], LoadedModel] = _load_from_settings,
+        load: Load = load_from_settings,
     ) -> None:
         self._configuration, self._load = configuration, load
         self._settings = configuration.settings
@@ -128,6 +115,18 @@ class Engine:
         """Change a live setting from the next turn on."""
         self._requests.put(lambda: self._set_option(name, value))
 
+    def pin(self, turn: int) -> None:
+        """Keep this turn in the cache."""
+        self._requests.put(lambda: self._set_pin(turn, True))
+
+    def unpin(self, turn: int) -> None:
+        """Let this turn leave again."""
+        self._requests.put(lambda: self._set_pin(turn, False))
+
+    def switch_model(self, name: str) -> None:
+        """Load another model and start over with it."""
+        self._requests.put(lambda: self._switch_model(name))
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything; returns whether the thread ended in time."""
         self._closing.set()
@@ -145,7 +144,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._conversation = self._prepare()
+            self._prepare(self._configuration)
             self._sample_status()
             self._serve()
         except _Closing:
@@ -165,51 +164,19 @@ class Engine:
         _log.error("%s: %s\n%s", title, message, details)
         self._emit(ev.EngineFailed(title, message, int(exit_code), details))
 
-    def _prepare(self) -> Conversation:
+    def _prepare(self, configuration: Configuration) -> None:
         started = time.perf_counter()
         self._progress("Starting", 0, 0, "")
-        loaded = self._load(self._configuration, self._progress)
-
-        from streamchat.cache.context import context_length
-        from streamchat.cache.method import choose_fit
-        from streamchat.chat.budget import resolve_cache_size
-        from streamchat.chat.conversation import Conversation
-        from streamchat.chat.template import choose_format
-
-        settings = self._settings
-        context = context_length(loaded.model.config)
-        cache_size, note = resolve_cache_size(self._configuration, context)
-        chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
-        self._progress("Checking positions", 0, 0, "")
-        fit = choose_fit(loaded.model)
-        self._device = loaded.device
-        conversation = Conversation(
-            loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, self._emit_and_sample
-        )
-        weights = {p.data_ptr(): p for p in loaded.model.parameters()}.values()
-        info = ev.ModelInfo(
-            name=loaded.name,
-            source=loaded.source,
-            device=loaded.device,
-            dtype=loaded.dtype,
-            parameters=sum(p.numel() for p in weights),
-            weight_bytes=sum(p.numel() * p.element_size() for p in weights),
-            context_length=context or 0,
-            cache_size=cache_size,
-            num_sink_tokens=settings.num_sink_tokens,
-            pinned_tokens=conversation.pinned_tokens,
-            attention=str(loaded.model.config._attn_implementation),
-            chat_format=chat_format.name,
-        )
-        self._emit(ev.ModelReady(info, time.perf_counter() - started))
-        notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
-        if fit.method == "recompute":
-            notes.append(
-                "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
-            )
-        for text in notes:
+        assembled = assemble(configuration, self._load, self._emit_and_sample, self._progress)
+        previous, self._conversation = self._conversation, assembled.conversation
+        self._configuration, self._settings = configuration, configuration.settings
+        self._device = assembled.device
+        if previous is not None:
+            previous.close()
+            self._emit(ev.ConversationCleared(self._settings.system_prompt, assembled.info.pinned_tokens))
+        self._emit(ev.ModelReady(assembled.info, time.perf_counter() - started))
+        for text in assembled.notes:
             self._emit(ev.Notice(text))
-        return conversation
 
     def _progress(self, stage: str, done: int, total: int, unit: str) -> None:
         if self._closing.is_set():
@@ -300,6 +267,29 @@ class Engine:
             return
         self._settings = conversation.settings = settings
         self._emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
+
+    def _set_pin(self, number: int, pinned: bool) -> None:
+        assert self._conversation is not None
+        try:
+            tokens = self._conversation.set_pin(number, pinned)
+        except ConfigError as error:
+            self._emit(ev.Notice(str(error), "warning"))
+            return
+        self._emit(ev.TurnPinned(number, pinned, tokens, self._conversation.state()))
+
+    def _switch_model(self, name: str) -> None:
+        settings = replace(self._settings, model=name)
+        origins = {**self._configuration.origins, "model": "/model"}
+        try:
+            self._prepare(Configuration(settings, origins, self._configuration.file))
+        except StreamchatError as error:
+            _log.warning("switching to %s failed", name, exc_info=True)
+            self._emit(ev.Notice(f"{error}; the conversation goes on with the model it has", "error"))
+        except Exception as error:
+            _log.exception("switching to %s failed", name)
+            first = (str(error).splitlines() or [""])[0]
+            text = f"{name} could not be loaded ({type(error).__name__}: {first}); the conversation goes on"
+            self._emit(ev.Notice(text, "error"))
 
     def _set_option(self, name: str, value: Any) -> None:
         assert self._conversation is not None

@@ -89,6 +89,24 @@ class EngineClosed(Event):
 # --- a turn ---------------------------------------------------------------------------------------------------
 
 
+Part = Literal["sinks", "system", "user", "assistant"]
+"""What a stretch of the cache holds: attention sinks, the system block, or one message of a turn."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the cache holds of one message, in slot order. A message without a segment is forgotten."""
+
+    part: Part
+    turn: int
+    """0 for sinks and system block."""
+    tokens: int
+    """Held now, sinks not counted for messages."""
+    total: int
+    """Of the whole message, sinks not counted; `tokens < total` means that the model sees only its end."""
+    pinned: bool = False
+
+
 @dataclass(frozen=True)
 class CacheState:
     """What every layer of the cache holds, read back from the layers. `length == sinks + pinned + window`."""
@@ -109,6 +127,8 @@ class CacheState:
     """Bytes that the cache would need by now had nothing been evicted."""
     first_visible_turn: int = 0
     """Oldest turn of which the model still sees all tokens; 0 = all turns are seen."""
+    segments: tuple[Segment, ...] = ()
+    """What the slots hold, in order; the tokens add up to `length`."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +267,17 @@ class ConversationCleared(Event):
 
     system_prompt: str = ""
     pinned_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TurnPinned(Event):
+    """A turn was pinned: it stays in the cache until it is unpinned. Or it was unpinned, with `pinned` False."""
+
+    turn: int
+    pinned: bool
+    tokens: int
+    """How many tokens of it the cache holds."""
+    cache: CacheState
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ class TurnRecord:
     """Log index of its first token."""
     content: int
     """Log index of the first token of the message itself, behind the opening."""
+    reply_first: int | None = None
+    """Log index of the first token of the reply's part: its opening, where the format has one. None until known."""
     stop: int | None = None
     """One past its last token; None while it runs."""
     text: str = ""

@@ -1,0 +1,89 @@
+"""From settings to a conversation that can begin: load the model, measure its positions, choose the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamchat.chat import events as ev
+from streamchat.config import Configuration
+
+if TYPE_CHECKING:  # torch is imported on the engine's thread only
+    from streamchat.chat.conversation import Conversation
+    from streamchat.models.load import LoadedModel
+
+Progress = Callable[[str, int, int, str], None]
+"""(stage, done, total, unit), see `ModelLoading`."""
+Load = Callable[[Configuration, Progress], "LoadedModel"]
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A conversation on a freshly loaded model."""
+
+    conversation: Conversation
+    info: ev.ModelInfo
+    device: str
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+
+
+def load_from_settings(configuration: Configuration, progress: Progress) -> LoadedModel:
+    """The model that the settings name."""
+    from streamchat.models.load import load_model
+
+    settings = configuration.settings
+    return load_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        progress=progress,
+    )
+
+
+def assemble(
+    configuration: Configuration, load: Load, emit: Callable[[ev.Event], None], progress: Progress
+) -> Assembled:
+    """Load the model of `configuration` and read its system block.
+
+    Raises:
+        StreamchatError: The model cannot be had or served, or the settings do not fit it.
+    """
+    loaded = load(configuration, progress)
+
+    from streamchat.cache.context import context_length
+    from streamchat.cache.method import choose_fit
+    from streamchat.chat.budget import resolve_cache_size
+    from streamchat.chat.conversation import Conversation
+    from streamchat.chat.template import choose_format
+
+    settings = configuration.settings
+    context = context_length(loaded.model.config)
+    cache_size, note = resolve_cache_size(configuration, context)
+    chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
+    progress("Checking positions", 0, 0, "")
+    fit = choose_fit(loaded.model)
+    conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
+    weights = {p.data_ptr(): p for p in loaded.model.parameters()}.values()
+    info = ev.ModelInfo(
+        name=loaded.name,
+        source=loaded.source,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        parameters=sum(p.numel() for p in weights),
+        weight_bytes=sum(p.numel() * p.element_size() for p in weights),
+        context_length=context or 0,
+        cache_size=cache_size,
+        num_sink_tokens=settings.num_sink_tokens,
+        pinned_tokens=conversation.pinned_tokens,
+        attention=str(loaded.model.config._attn_implementation),
+        chat_format=chat_format.name,
+    )
+    notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
+    if fit.method == "recompute":
+        notes.append(
+            "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
+        )
+    return Assembled(conversation, info, loaded.device, tuple(notes))

@@ -1,0 +1,54 @@
+"""What the cache holds, message by message: the ledger read against the turns of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from streamchat.cache.ledger import Ledger
+from streamchat.cache.policy import Run
+from streamchat.chat.events import Part, Segment
+from streamchat.chat.log import TokenLog, TurnRecord
+
+
+def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) -> tuple[Segment, ...]:
+    """The cache in slot order; costs what it holds, not what was ever said.
+
+    Args:
+        ledger: Where the slots come from.
+        log: Turns by log index; what comes before the first turn is the system block.
+        sinks: The first so many log indices are attention sinks.
+        pins: Runs of log indices that are never evicted.
+    """
+    pins = tuple(pins)
+    found: list[Segment] = []
+    held_sinks = ledger.count_in(0, sinks)
+    if held_sinks:
+        found.append(Segment("sinks", 0, held_sinks, held_sinks, pinned=True))
+    for part, turn, first, stop in _messages(ledger, log):
+        first = max(first, sinks)
+        tokens = ledger.count_in(first, stop)
+        if tokens > 0:
+            pinned = part == "system" or any(a <= first and stop <= b for a, b in pins)
+            found.append(Segment(part, turn, tokens, stop - first, pinned))
+    return tuple(found)
+
+
+def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, int]]:
+    """(part, turn, first, stop) of every message that a run of the ledger touches, once each, oldest first."""
+    system_stop = log.turns[0].first if log.turns else len(log)
+    if system_stop:
+        yield "system", 0, 0, system_stop
+    last = 0
+    for run in ledger.runs:
+        for turn in log.turns_touching(*run):
+            if turn.number > last:
+                last = turn.number
+                yield from _parts_of(turn, len(log))
+
+
+def _parts_of(turn: TurnRecord, end: int) -> Iterator[tuple[Part, int, int, int]]:
+    stop = end if turn.stop is None else turn.stop
+    reply = stop if turn.reply_first is None else min(turn.reply_first, stop)
+    yield "user", turn.number, turn.first, reply
+    if reply < stop:
+        yield "assistant", turn.number, reply, stop
