@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     """A flag, an environment variable or a configuration file is wrong."""
     MODEL = 3
     """The model cannot be found, fetched, read or used."""
+    CHECK_FAILED = 4
+    """A check of `streamchat verify` does not hold."""
     INTERRUPTED = 130
     """Ctrl+C outside a reply, as shells report it (128 + SIGINT)."""
     BROKEN_PIPE = 141

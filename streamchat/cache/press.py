@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import TracebackType
 from typing import Any
 
@@ -181,10 +182,20 @@ def _checked_generate(press: StreamingPress) -> Any:
         inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         if given_cache(kwargs) is press.cache and press.tokens_seen and isinstance(inputs, Tensor):
             _check_continuation(press, inputs, kwargs.get("attention_mask"))
-        # Some configurations (MPT) say that the cache is not used; generate would feed the whole text at every step.
-        return original(*args, **{"use_cache": True, **kwargs})
+        return original(*args, **_with_use_cache(kwargs))
 
     return generate
+
+
+def _with_use_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Some configurations (MPT) say that the cache is not used; generate would feed the whole text at every step."""
+    given = kwargs.get("generation_config")
+    if given is None:
+        return {"use_cache": True, **kwargs}
+    if getattr(given, "use_cache", None) is None:  # transformers takes a configuration or arguments, not both
+        given = copy.deepcopy(given)
+        given.use_cache = True
+    return {**kwargs, "generation_config": given}
 
 
 def _check_continuation(press: StreamingPress, inputs: Tensor, mask: Any) -> None:

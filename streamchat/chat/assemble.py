@@ -54,17 +54,17 @@ def assemble(
     loaded = load(configuration, progress)
 
     from streamchat.cache.context import context_length
-    from streamchat.cache.method import choose_fit
     from streamchat.chat.budget import resolve_cache_size
     from streamchat.chat.conversation import Conversation
     from streamchat.chat.template import choose_format
+    from streamchat.models.verdicts import remembered_fit
 
     settings = configuration.settings
     context = context_length(loaded.model.config)
     cache_size, note = resolve_cache_size(configuration, context)
     chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
     progress("Checking positions", 0, 0, "")
-    fit = choose_fit(loaded.model)
+    fit = remembered_fit(loaded.model)
     conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
     weights = {p.data_ptr(): p for p in loaded.model.parameters()}.values()
     info = ev.ModelInfo(

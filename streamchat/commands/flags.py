@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from streamchat import config
 from streamchat.settings import default_of, setting_fields, spec_of
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and one flag a setting. Flags that are not given leave nothing in the namespace.
+def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
+    """Add `--config` and one flag a setting (`names`, by default all). Flags not given leave nothing behind.
 
     Values stay text here: `configuration_of` checks them, so that a wrong value reads the same as in a file.
     """
@@ -23,7 +24,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         help="configuration file (else ./config.toml, else the user's; see `streamchat config --path`)",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in setting_fields():
+    for name in setting_fields() if names is None else names:
         spec = spec_of(name)
         if spec.section not in groups:
             groups[spec.section] = parser.add_argument_group(spec.section)

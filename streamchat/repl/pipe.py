@@ -12,12 +12,12 @@ from typing import BinaryIO, TextIO
 
 from streamchat.chat import events as ev
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.progress import ProgressLine
 from streamchat.chat.slash import SlashContext, SlashResult, default_registry, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
 from streamchat.errors import ExitCode
 from streamchat.repl.failure import told_failure
-from streamchat.repl.progress import ProgressLine
 from streamchat.repl.render import Narrator, Piece
 
 QUIET = {"stats"}

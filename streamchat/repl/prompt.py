@@ -15,6 +15,7 @@ from typing import cast
 
 from streamchat.chat import events as ev
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.progress import ProgressLine
 from streamchat.chat.slash import SlashContext, default_registry, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
@@ -22,7 +23,6 @@ from streamchat.config import Configuration
 from streamchat.errors import ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
-from streamchat.repl.progress import ProgressLine
 from streamchat.repl.render import Narrator, ready_sentence
 from streamchat.repl.session import InputLine
 from streamchat.repl.terminal import ENDING_SIGNALS, Terminal, between_prompts, on_signals

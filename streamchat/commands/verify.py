@@ -1,0 +1,117 @@
+"""`streamchat verify`: does the cache of this model really shrink, and is the text still right?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from streamchat.chat.events import ModelLoading
+from streamchat.chat.progress import ProgressLine
+from streamchat.commands import flags
+from streamchat.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+
+PITFALL_BUDGETS = 4
+"""A text of so many budgets is scored with `--show-pitfalls`."""
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="prove on a model that the cache shrinks and the text stays right",
+        description="Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
+        "read the length of every layer back after each step, and check lengths, memory, counters and logits, these "
+        "against a slow reference. Exit code 0 only if all checks hold, 4 if one does not.",
+    )
+    flags.add_setting_flags(parser, ("model", "device", "attention", "num_sink_tokens"))
+    own = parser.add_argument_group("verification")
+    own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
+    own.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="number format; 16 bits are compared within their own rounding (default: float32)",
+    )
+    own.add_argument(
+        "--new-tokens", type=int, metavar="N", help="tokens to write (default: what fills the budget, and 64)"
+    )
+    own.add_argument(
+        "--show-pitfalls", action="store_true", help="run the two classic mistakes beside it, with their perplexity"
+    )
+    own.add_argument("--all-steps", action="store_true", help="print every step, not only the telling ones")
+    own.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code.
+
+    Raises:
+        ConfigError: The sizes are impossible.
+        ModelError: The model cannot be had, or cannot stream.
+    """
+    settings = flags.configuration_of(args).settings
+    _check_sizes(settings.cache_size, settings.num_sink_tokens, args.new_tokens)
+    line = ProgressLine(sys.stderr)
+
+    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
+
+    try:
+        progress("Starting torch")
+
+        from streamchat.models.load import load_model
+        from streamchat.models.quiet import quiet
+        from streamchat.verify.report import as_dict, as_text
+        from streamchat.verify.run import verify
+        from streamchat.verify.text import help_topic_ids
+
+        loaded = load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            attention=settings.attention,
+            progress=progress,
+        )
+        count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
+        ids = help_topic_ids(loaded.tokenizer, count)
+        with quiet():
+            result = verify(
+                loaded.model,
+                ids,
+                cache_size=settings.cache_size,
+                num_sink_tokens=settings.num_sink_tokens,
+                new_tokens=args.new_tokens,
+                pitfall_ids=ids if args.show_pitfalls else (),
+                progress=progress,
+            )
+    finally:
+        line.clear()
+    attention = str(loaded.model.config._attn_implementation)
+    about = {
+        "name": loaded.name,
+        "source": loaded.source,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "attention": attention,
+    }
+    if args.json:
+        text = json.dumps(as_dict(result, about), indent=1)
+    else:
+        heading = f"{loaded.name}, {loaded.dtype} on {loaded.device}, {attention} attention"
+        text = as_text(result, heading, all_steps=args.all_steps)
+    sys.stdout.write(text + "\n")
+    return ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
+
+
+def _check_sizes(cache_size: int, sinks: int, new_tokens: int | None) -> None:
+    if sinks >= cache_size // 2:
+        raise ConfigError(
+            f"num_sink_tokens = {sinks} leaves too little of --cache-size {cache_size}; give at least {2 * sinks + 2}"
+        )
+    if new_tokens is not None and new_tokens < 1:
+        raise ConfigError(f"--new-tokens {new_tokens} must be at least 1")

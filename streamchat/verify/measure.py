@@ -1,0 +1,92 @@
+"""Reading back what a cache really holds, around every forward. Works on any cache of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from streamchat.cache.arguments import by_keyword, given_tokens, parameter_names
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward of the model, seen from outside."""
+
+    number: int
+    """Counts from 1."""
+    fed: int
+    """New tokens."""
+    before: int
+    """Tokens that the longest layer held when the forward was called."""
+    lengths: tuple[int, ...]
+    """Tokens that each layer holds after it, read from its key tensor."""
+    storage_bytes: int
+    """Bytes of memory behind all keys and values after it, whatever views of it exist."""
+
+    @property
+    def after(self) -> int:
+        """Tokens that the longest layer holds after the forward."""
+        return max(self.lengths, default=0)
+
+
+def layer_lengths(cache: Any) -> tuple[int, ...]:
+    """Tokens in every layer that has keys, read from the tensors."""
+    return tuple(
+        layer.keys.shape[-2] if isinstance(layer.keys, Tensor) and layer.keys.dim() > 1 else 0
+        for layer in cache.layers
+        if hasattr(layer, "keys")
+    )
+
+
+def storage_bytes(cache: Any) -> int:
+    """Bytes of the storages behind all keys and values; a storage shared by several views counts once."""
+    storages = {}
+    for layer in cache.layers:
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+@contextmanager
+def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[Step]]:
+    """One `Step` for each forward of `model` inside the block.
+
+    Enter it before any hook that evicts: lengths are then read before that hook and after the forward.
+
+    Args:
+        model: The causal LM.
+        cache: Returns the cache to read.
+    """
+    steps: list[Step] = []
+    names = parameter_names(model)
+    running: list[tuple[int, int]] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = given_tokens(by_keyword(names, args, kwargs))
+        running.append((tokens.shape[1], max(layer_lengths(cache()), default=0)))
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        fed, before = running.pop()
+        steps.append(Step(len(steps) + 1, fed, before, layer_lengths(cache()), storage_bytes(cache())))
+
+    handles = [
+        model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+        model.register_forward_hook(leave),
+    ]
+    try:
+        yield steps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hook_count(model: nn.Module) -> int:
+    """Forward hooks and pre-hooks on the model and all its modules, and methods shadowed on the model itself."""
+    hooks = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+    return hooks + sum(callable(value) and name in ("generate", "forward") for name, value in vars(model).items())

@@ -1,0 +1,119 @@
+"""The slow, plain references that the streaming cache is compared with. They share its rotation and nothing else.
+
+The rotation itself is compared with the model's own at load (`streamchat.cache.selfcheck`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.kinds import kind_of
+from streamchat.cache.rotation import TensorRotation, difference
+
+
+class RerotatingReference:
+    """StreamingLLM by its definition (arXiv:2309.17453, 3.2), at full cost.
+
+    Before every forward the oldest tokens behind the sinks are dropped, and *all* keys are turned, from the float32
+    copies made when they were cached, to positions 0 .. n-1 inside the cache, into a plain `DynamicCache` of
+    transformers.
+
+    Args:
+        model: A causal LM in eval mode.
+        fit: How its cached tensors carry positions; not a recompute fit.
+        cache_size: The budget in tokens.
+        num_sink_tokens: First tokens, never dropped.
+    """
+
+    def __init__(self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> None:
+        self.model, self.fit = model, fit
+        self.cache_size, self.sinks = cache_size, num_sink_tokens
+        self.kept: list[int] = []
+        """Index in the stream of each token held."""
+        self._seen = 0
+        self._cache = _RecordingCache(config=model.config)
+        self._layers = [i for i, layer in enumerate(self._cache.layers) if kind_of(layer) != "recurrent"]
+        self._cached_at = torch.empty(0, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        self._originals: dict[tuple[int, str], Tensor] = {}
+
+    @torch.inference_mode()
+    def feed(self, ids: Tensor) -> Tensor:
+        """Feed (1, n) ids in one forward; logits (n, vocabulary) float32."""
+        count = ids.shape[1]
+        self._drop(max(0, len(self.kept) + count - self.cache_size))
+        held = len(self.kept)
+        inside = torch.arange(held, device=ids.device)
+        for index in self._layers:
+            self._fill(index, inside)
+        more: dict[str, Any] = {cache_keyword(self.model): self._cache}
+        if "position_ids" in parameter_names(self.model):
+            more["position_ids"] = torch.arange(held, held + count, device=ids.device)[None]
+        logits: Tensor = self.model(input_ids=ids, use_cache=True, **more).logits[0]
+        for index in self._layers:
+            self._keep_new(index)
+        self._cached_at = torch.cat([self._cached_at, torch.arange(held, held + count, device=ids.device)])
+        self.kept += range(self._seen, self._seen + count)
+        self._seen += count
+        return logits.float()
+
+    def _drop(self, count: int) -> None:
+        if count:
+            stay = [i for i in range(len(self.kept)) if not self.sinks <= i < self.sinks + count]
+            self.kept = [self.kept[i] for i in stay]
+            self._cached_at = self._cached_at[stay]
+            self._originals = {key: x[..., stay, :] for key, x in self._originals.items()}
+
+    def _fill(self, index: int, inside: Tensor) -> None:
+        """Put the kept tokens of one layer into the plain cache, turned from where they were cached to `inside`."""
+        if not len(inside):
+            return
+        layer: Any = self._cache.layers[index]
+        sliding = kind_of(layer) == "sliding"
+        for name in ("keys", "values"):
+            rotation: TensorRotation | None = getattr(self.fit.layers[index], name)
+            x = self._originals[index, name]
+            if rotation is not None:
+                to, start = rotation.source.angles(inside), rotation.source.angles(self._cached_at)
+                x = rotation.apply(x, difference(to, start))
+            if sliding:  # holds one token less than its window, and counts all
+                x = x[..., max(0, x.shape[-2] - layer.sliding_window + 1) :, :]
+            setattr(layer, name, x.to(self._cache.fresh[index][0].dtype))
+        if sliding:
+            layer.cumulative_length = len(inside)
+
+    def _keep_new(self, index: int) -> None:
+        for name, states in zip(("keys", "values"), self._cache.fresh[index], strict=True):
+            new = states.float()
+            old = self._originals.get((index, name))
+            self._originals[index, name] = new if old is None else torch.cat([old, new], dim=-2)
+
+
+class _RecordingCache(DynamicCache):
+    """Keeps what each layer was given last: sliding layers do not hold all of it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.fresh[layer_idx] = key_states.clone(), value_states.clone()
+        result: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return result
+
+
+@torch.inference_mode()
+def reread_logits(model: Any, ids: Tensor, kept: list[int], count: int) -> Tensor:
+    """Logits (count, vocabulary) of the last `count` kept tokens, all of them read in one forward without a cache.
+
+    The reference of the recompute method, exact at and after each of its rebuilds.
+    """
+    logits: Tensor = model(input_ids=ids[:, kept], use_cache=False).logits[0]
+    return logits[-count:].float()

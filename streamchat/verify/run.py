@@ -1,0 +1,112 @@
+"""One verification of one model: the modes, the checks over them, and optionally the pitfalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from streamchat.cache.context import context_length
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.method import choose_fit
+from streamchat.cache.selfcheck import SelfCheck, self_check
+from streamchat.errors import ConfigError
+from streamchat.verify import checks
+from streamchat.verify.checks import Check
+from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain
+from streamchat.verify.pitfalls import Outcome, show_pitfalls
+
+
+@dataclass
+class Verification:
+    """All that was found out."""
+
+    cache_size: int
+    num_sink_tokens: int
+    fit: PositionFit
+    runs: list[ModeRun]
+    checks: list[Check]
+    pitfalls: list[Outcome] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything holds."""
+        return all(check.ok for check in self.checks)
+
+
+def verify(
+    model: Any,
+    ids: Sequence[int],
+    *,
+    cache_size: int = 64,
+    num_sink_tokens: int = 4,
+    new_tokens: int | None = None,
+    pitfall_ids: Sequence[int] = (),
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Verification:
+    """Run all modes and checks on `model`.
+
+    Args:
+        model: A causal LM in eval mode.
+        ids: Token ids to begin with; the first `cache_size // 2` are used.
+        cache_size: The budget in tokens.
+        num_sink_tokens: First tokens, never evicted.
+        new_tokens: Tokens to write; by default as many as fill the budget, and 64 more.
+        pitfall_ids: A text to score under the two classic mistakes; none = not done.
+        progress: Told what is going on.
+
+    Raises:
+        UnsupportedModelError: The model cannot stream.
+        ConfigError: The sizes are impossible with this model, or too small to evict anything.
+    """
+    prompt_tokens = cache_size // 2
+    new_tokens = cache_size - prompt_tokens + 64 if new_tokens is None else new_tokens
+    if prompt_tokens + new_tokens <= cache_size + 1:
+        raise ConfigError(
+            f"{new_tokens} new tokens behind a prompt of {prompt_tokens} do not fill cache_size = {cache_size}, so "
+            f"nothing would be evicted; ask for at least {cache_size - prompt_tokens + 2}"
+        )
+    if len(ids) < prompt_tokens:
+        raise ConfigError(f"the prompt has {len(ids)} tokens, and {prompt_tokens} are needed")
+    progress("Measuring positions")
+    fit = choose_fit(model)
+    found: SelfCheck | None = None if fit.method == "recompute" else self_check(model, fit)
+    if fit.position_limit is not None and cache_size > fit.position_limit:
+        raise ConfigError(
+            f"cache_size = {cache_size} is more than the {fit.position_limit} positions of this model; give less"
+        )
+    device = model.get_input_embeddings().weight.device
+    prompt = torch.tensor([list(ids[:prompt_tokens])], device=device)
+    progress("Plain loop")
+    addressable = context_length(model.config) or 1 << 62
+    plain = run_plain(model, prompt, min(new_tokens, addressable - prompt_tokens))
+    progress("Loop with eviction")
+    manual = run_manual(model, fit, prompt, new_tokens, cache_size, num_sink_tokens)
+    progress("generate() in a StreamingPress")
+    generate = run_generate(model, fit, prompt, new_tokens, cache_size, num_sink_tokens)
+    progress("Slow reference")
+    found_checks = [
+        checks.check_self(fit, found),
+        checks.check_control(model, plain),
+        *(
+            check
+            for run in (manual, generate)
+            for check in (
+                checks.check_lengths(run, manual.ledger_lengths),
+                checks.check_budget(run, cache_size),
+                checks.check_evicted(run),
+                checks.check_memory(run, cache_size),
+            )
+        ),
+        checks.check_logits(model, fit, manual, cache_size, num_sink_tokens),
+        checks.check_generate(manual, generate, model.dtype),
+        checks.check_hooks(model, fit, [plain, manual, generate]),
+    ]
+    result = Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], found_checks)
+    if pitfall_ids:
+        progress("The classic mistakes")
+        longest = min(len(pitfall_ids), addressable)
+        result.pitfalls = show_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
+    return result
