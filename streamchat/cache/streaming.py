@@ -174,8 +174,15 @@ class StreamingCache(DynamicCache):
         return self.streaming_layers[0].next_position
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens held now; all tokens of the stream where `reports_seen` is set."""
-        return self.ledger.next_index if self.reports_seen else self.streaming_layers[0].length
+        """Tokens held now; all tokens of the stream where `reports_seen` is set.
+
+        Of that very layer: within a forward, layers that had their update are ahead of those that had not (Llama 4
+        asks in each).
+        """
+        if self.reports_seen:
+            return self.ledger.next_index
+        layer = self.layers[layer_idx]
+        return (layer if isinstance(layer, StreamingLayer) else self.streaming_layers[0]).length
 
     @property
     def kv_bytes(self) -> int:
