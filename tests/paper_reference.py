@@ -153,7 +153,11 @@ def _find(fresh: Tensor, cached: list[Tensor]) -> tuple[int, int, int]:
     width = fresh.shape[-1]
     for which, x in enumerate(cached):
         for first in {0, x.shape[-1] - width}:
-            if first >= 0 and x.shape[:-1] == fresh.shape[:-1] and torch.equal(x[..., first : first + width], fresh):
+            if first < 0 or x.shape[-2] != fresh.shape[-2]:
+                continue
+            part = x[..., first : first + width]
+            # one head's rotated part may be shared by all (DeepSeek before it cached latents)
+            if fresh.shape[1] in (1, x.shape[1]) and torch.equal(part, fresh.expand_as(part)):
                 return which, first, first + width
     # Normalised behind the rotation, without weights: that commutes with it.
     assert cached[0].shape == fresh.shape

@@ -36,8 +36,8 @@ from tests.family_runs import (
 )
 from tests.paper_reference import banded_logits
 
-# One of each kind also runs at the other end of the transformers range.
-SMOKE = {"llama", "gpt_neox", "gemma3_window_16", "phi3_longrope", "deepseek_v3", "bloom", "gpt2", "falcon_h1"}
+# One of each kind also runs at the other end of the transformers range; hybrids read single tokens only there.
+SMOKE = {"llama", "gpt_neox", "gemma3_window_16", "phi3_longrope", "deepseek_v3", "bloom", "gpt2"}
 ROTATED = [name for name in SERVED if FAMILIES[name].served == "rotation"]
 MOVED = [name for name in SERVED if FAMILIES[name].served != "recompute"]
 PINNED_SINKS = [name for name in ROTATED if FAMILIES[name].sinks_seen]
