@@ -19,15 +19,15 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamchat.chat import events as ev
 from streamchat.settings import Settings
+from tests.scripted_cache import ScriptedCache
 
 HEADER_TOKENS = 4
 """Tokens that the pretended chat template adds to a message."""
-KV_BYTES_PER_TOKEN = 46_080
 RSS_BYTES = 612_000_000
 
 
@@ -48,57 +48,6 @@ class Reply:
     """Wait for `release()` (or a stop) half-way through reading the prompt."""
     prompt_tokens: int | None = None
     """Pretend that the message has so many tokens; None = count them."""
-
-
-@dataclass
-class _Segment:
-    """Tokens of one turn in the window, oldest first."""
-
-    turn: int
-    count: int
-
-
-@dataclass
-class _Ledger:
-    """What the pretended cache holds."""
-
-    cache_size: int
-    sinks: int
-    pinned: int = 0
-    segments: list[_Segment] = field(default_factory=list)
-    compressions: int = 0
-    evicted: int = 0
-    seen: int = 0
-
-    @property
-    def window(self) -> int:
-        return sum(segment.count for segment in self.segments)
-
-    @property
-    def length(self) -> int:
-        return self.sinks + self.pinned + self.window
-
-    def append(self, turn: int, count: int) -> None:
-        if not self.segments or self.segments[-1].turn != turn:
-            self.segments.append(_Segment(turn, 0))
-        self.segments[-1].count += count
-        self.seen += count
-
-    def state(self) -> ev.CacheState:
-        partly = self.evicted > 0 and self.segments
-        return ev.CacheState(
-            length=self.length,
-            cache_size=self.cache_size,
-            sinks=self.sinks,
-            pinned=self.pinned,
-            window=self.window,
-            compressions=self.compressions,
-            tokens_evicted=self.evicted,
-            tokens_seen=self.seen,
-            kv_bytes=self.cache_size * 5 // 4 * KV_BYTES_PER_TOKEN,
-            full_kv_bytes=self.seen * KV_BYTES_PER_TOKEN,
-            first_visible_turn=self.segments[0].turn if partly else 0,
-        )
 
 
 class ScriptedEngine:
@@ -162,8 +111,8 @@ class ScriptedEngine:
         self._thread: threading.Thread | None = None
         self._turn = 0
         self._speed: tuple[float | None, float | None] = (None, None)
-        self._system_tokens = len(tokens_of(self._settings.system_prompt))
-        self._ledger = self._fresh_ledger()
+        system_tokens = len(tokens_of(self._settings.system_prompt))
+        self.cache = ScriptedCache(self._settings.cache_size, self._settings.num_sink_tokens, system_tokens)
 
     # --- the protocol -------------------------------------------------------------------------------------------
 
@@ -227,6 +176,21 @@ class ScriptedEngine:
         self.calls.append(("set_option", (name, value)))
         self._settings = replace(self._settings, **{name: value})
         self._requests.put(lambda: self.emit(ev.SettingChanged(name, value)))
+
+    def pin(self, turn: int) -> None:
+        """Keep a turn."""
+        self.calls.append(("pin", (turn,)))
+        self._requests.put(lambda: self._do_pin(turn, True))
+
+    def unpin(self, turn: int) -> None:
+        """Let a turn leave again."""
+        self.calls.append(("unpin", (turn,)))
+        self._requests.put(lambda: self._do_pin(turn, False))
+
+    def switch_model(self, name: str) -> None:
+        """Load another model; 'missing' fails."""
+        self.calls.append(("switch_model", (name,)))
+        self._requests.put(lambda: self._do_switch(name))
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time."""
@@ -308,11 +272,10 @@ class ScriptedEngine:
         self.emit(event)
 
     def _do_clear(self) -> None:
-        self._system_tokens = len(tokens_of(self._settings.system_prompt))
-        self._ledger = self._fresh_ledger()
+        self.cache = self.cache.fresh(len(tokens_of(self._settings.system_prompt)))
         self._turn = 0
         self._speed = (None, None)
-        self.emit(ev.ConversationCleared(self._settings.system_prompt, self._ledger.pinned))
+        self.emit(ev.ConversationCleared(self._settings.system_prompt, self.cache.system_tokens))
         self._sample()
 
     def _do_turn(self, text: str) -> None:
@@ -334,7 +297,9 @@ class ScriptedEngine:
         prompt = reply.prompt_tokens if reply.prompt_tokens is not None else len(tokens_of(text)) + HEADER_TOKENS
         self._speed = (None, None)
         self.emit(ev.TurnStarted(turn, text, prompt))
-        self._make_room(min(prompt, self._room()))
+        room = self.cache.room
+        self._evict(min(prompt, room), "between_turns", min(self._settings.max_new_tokens, room // 4))
+        self._record = self.cache.begin(text, prompt)
         if not self._prefill(turn, prompt, reply):
             self._finish(turn, text, prompt, [], "cancelled", started, None)
             return
@@ -356,8 +321,8 @@ class ScriptedEngine:
             if index >= limit:
                 reason = "length"
                 break
-            self._evict_while_over(turn)
-            self._ledger.append(turn, 1)
+            self._evict(1, "decode")
+            self.cache.append(1)
             now = time.perf_counter()
             first_at = first_at or now
             shown.append(token)
@@ -367,21 +332,18 @@ class ScriptedEngine:
                 sampled = now
                 self._sample()
         if reply.error:
-            self._crop(turn)
             self._finish(turn, text, prompt, shown, "error", started, first_at, reply.error)
             return
         self._finish(turn, text, prompt, shown, reason, started, first_at)
 
     def _prefill(self, turn: int, prompt: int, reply: Reply) -> bool:
         """Read the prompt in chunks, evicting in between; returns False when stopped."""
-        chunk = max(1, min(64, self._room()))
+        chunk = max(1, min(64, self.cache.room))
         done = 0
         while done < prompt:
             step = min(chunk, prompt - done)
-            over = self._ledger.window + step - self._room()
-            if over > 0:
-                self._evict(over, "prefill")
-            self._ledger.append(turn, step)
+            self._evict(step, "prefill")
+            self.cache.append(step)
             done += step
             self.emit(ev.PrefillProgress(turn, done, prompt))
             if reply.hold_prefill and done >= prompt // 2:
@@ -408,11 +370,12 @@ class ScriptedEngine:
     ) -> None:
         rolled_back = reason == "error" or (reason == "cancelled" and not shown)
         if rolled_back:
-            self._crop(turn)
+            self.cache.take_back(self._record)
         else:
             self._turn = turn
+            self.cache.end(self._record)
         now = time.perf_counter()
-        cache = self._ledger.state()
+        cache = self.cache.state()
         ttft_s = first_at - started if first_at is not None else None
         decode_tps = _rate(len(shown), now - first_at) if first_at is not None else None
         self._speed = (ttft_s, decode_tps)
@@ -433,65 +396,27 @@ class ScriptedEngine:
         )
         self.emit(ev.TurnFinished(stats, reason, "".join(shown), text, rolled_back, message))
 
-    # --- the pretended cache ------------------------------------------------------------------------------------
+    def _evict(self, incoming: int, trigger: ev.Trigger, reserve: int = 0) -> None:
+        event = self.cache.make_room(incoming, reserve, trigger)
+        if event is not None:
+            self.emit(event)
 
-    def _fresh_ledger(self) -> _Ledger:
-        sinks = self._settings.num_sink_tokens
-        return _Ledger(self._settings.cache_size, sinks, self._system_tokens, seen=sinks + self._system_tokens)
+    def _do_pin(self, turn: int, pinned: bool) -> None:
+        tokens = self.cache.set_pin(turn, pinned)
+        if tokens:
+            self.emit(ev.TurnPinned(turn, pinned, tokens, self.cache.state()))
+        else:
+            self.emit(ev.Notice(f"turn {turn} cannot be pinned: nothing of it is left in the cache", "warning"))
 
-    def _room(self) -> int:
-        """Window size."""
-        return self._ledger.cache_size - self._ledger.sinks - self._ledger.pinned
-
-    def _make_room(self, incoming: int) -> None:
-        """Drop the oldest whole turns until `incoming` tokens and a reserve for the reply fit."""
-        reserve = min(self._settings.max_new_tokens, self._room() // 4)
-        over = self._ledger.window + min(self._room(), incoming + reserve) - self._room()
-        count = 0
-        for segment in self._ledger.segments:
-            if count >= over:
-                break
-            count += segment.count
-        if over > 0:
-            self._evict(count, "between_turns")
-
-    def _evict_while_over(self, turn: int) -> None:
-        if self._ledger.window + 1 > self._room():
-            self._evict(1, "decode")
-
-    def _evict(self, count: int, trigger: ev.Trigger) -> None:
-        ledger = self._ledger
-        before, start = ledger.length, ledger.sinks + ledger.pinned + ledger.evicted
-        left, turns, gone = count, [], []
-        while left and ledger.segments:
-            oldest = ledger.segments[0]
-            taken = min(left, oldest.count)
-            oldest.count -= taken
-            left -= taken
-            turns.append(oldest.turn)
-            if not oldest.count:
-                # a running turn that is cut goes on, so it is never gone
-                if oldest.turn <= self._turn:
-                    gone.append(oldest.turn)
-                ledger.segments.pop(0)
-        count -= left
-        ledger.evicted += count
-        ledger.compressions += 1
-        self.emit(
-            ev.TokensEvicted(
-                count=count,
-                token_range=(start, start + count),
-                turns=tuple(turns),
-                turns_gone=tuple(gone),
-                cache_len_before=before,
-                cache_len_after=ledger.length,
-                trigger=trigger,
-                cache=ledger.state(),
-            )
-        )
-
-    def _crop(self, turn: int) -> None:
-        self._ledger.segments = [segment for segment in self._ledger.segments if segment.turn != turn]
+    def _do_switch(self, name: str) -> None:
+        self.emit(ev.ModelLoading(f"Loading {name}", 1, 2))
+        if name == "missing":
+            self.emit(ev.Notice("missing is not a model; the conversation goes on with the model it has", "error"))
+            return
+        self._info_changes["name"] = name
+        self._do_clear()
+        self.emit(ev.ModelReady(self._info(), load_s=0.5))
+        self._sample()
 
     # --- small things -------------------------------------------------------------------------------------------
 
@@ -529,7 +454,7 @@ class ScriptedEngine:
             context_length=8192,
             cache_size=self._settings.cache_size,
             num_sink_tokens=self._settings.num_sink_tokens,
-            pinned_tokens=self._ledger.pinned,
+            pinned_tokens=self.cache.system_tokens,
             attention=self._settings.attention,
             chat_format="template",
         )
@@ -543,7 +468,7 @@ class ScriptedEngine:
 
     def _sample(self) -> None:
         ttft_s, decode_tps = self._speed
-        self.emit(ev.StatusSampled(self._ledger.state(), self._memory(), ttft_s, decode_tps, self._running))
+        self.emit(ev.StatusSampled(self.cache.state(), self._memory(), ttft_s, decode_tps, self._running))
 
     def _tell_closed(self) -> None:
         with self._lock:

@@ -303,7 +303,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         for text in ("two", "three", "four"):
             await driver.ask(text)
         await driver.until(lambda: driver.figures("cache")["tokens evicted"] != "0")
-        state = engine._ledger.state()
+        state = engine.cache.state()
         await driver.until(lambda: driver.app.board.cache == state)
         assert driver.figures("cache") == {
             "length / budget": f"{state.length} / 128",
