@@ -18,7 +18,7 @@ from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import CommandOutput, EvictionLine, Line
 from streamchat.tui.widgets.prompt import Prompt
-from streamchat.tui.widgets.sidebar import Sidebar
+from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.turn import Turn
 from tests.scripted_engine import ScriptedEngine
 
@@ -44,8 +44,8 @@ class Driver:
         return self.chat.query_one(Prompt)
 
     @property
-    def sidebar(self) -> Sidebar:
-        return self.chat.query_one(Sidebar)
+    def sidebar(self) -> StatusPanel:
+        return self.chat.query_one(StatusPanel)
 
     @property
     def turns(self) -> list[Turn]:

@@ -97,8 +97,11 @@ class ScriptedCache:
             return 0
         turn = self.log.turns[number - 1]
         stop = len(self.log) if turn.stop is None else turn.stop
-        rest = [run for run in self.pins if run != (turn.first, stop)]
-        self.pins = tuple(merged_runs([*rest, (turn.first, stop)]) if pinned else rest)
+        if pinned:
+            self.pins = tuple(merged_runs([*self.pins, (turn.first, stop)]))
+        else:
+            parts = [(a, min(b, turn.first)) for a, b in self.pins] + [(max(a, stop), b) for a, b in self.pins]
+            self.pins = tuple(merged_runs(part for part in parts if part[0] < part[1]))
         return self.ledger.count_in(turn.first, stop)
 
     def state(self) -> ev.CacheState:

@@ -257,12 +257,12 @@ async def test_evictions_are_said_and_fade() -> None:
     async with driving(engine, size=(120, 80)) as driver:
         first = await driver.ask("one")
         assert driver.evictions == []
-        assert first.memory == "seen"
+        assert first.memory.whole
         await driver.ask("two")
         await driver.ask("three")
         await driver.until(lambda: driver.evictions)
         assert driver.evictions[0].startswith("┄ turn 1 is no longer seen by the model (")
-        assert first.memory == "forgotten"
+        assert first.memory.forgotten
         assert first.has_class("-forgotten")
         assert "You · 1 · no longer seen by the model" in driver.screen_text
         # a reply longer than the window evicts a token at a time: one line that grows
@@ -270,7 +270,8 @@ async def test_evictions_are_said_and_fade() -> None:
         last = await driver.ask("four")
         assert len(driver.evictions) <= before + 2
         assert len(driver.emitted(ev.TokensEvicted)) > 40
-        assert last.has_class("-partly")
+        assert last.query_one(ReplyWidget).has_class("-partly")
+        assert last.query_one(UserMessage).has_class("-forgotten")
         assert "turn 4 is now seen only in part" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
         assert counted == driver.app.board.cache.tokens_evicted
@@ -287,7 +288,7 @@ async def test_evictions_of_a_turn_taken_back_stay_told() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: len(driver.turns) == 2)
         assert driver.evictions
-        assert first.memory == "forgotten"
+        assert first.memory.forgotten
 
 
 async def test_sidebar_numbers_at_two_moments() -> None:
@@ -295,25 +296,27 @@ async def test_sidebar_numbers_at_two_moments() -> None:
     engine = ScriptedEngine(["word " * 30] * 5, settings=settings)
     async with driving(engine) as driver:
         await driver.ask("one")
-        await driver.until(lambda: driver.figures("cache")["length / budget"] == "41 / 128")
-        assert driver.figures("legend") == {"sinks": "4", "pinned": "2", "window": "35", "free": "87"}
-        assert driver.figures("cache")["compressions"] == "0"
+        await driver.until(lambda: driver.figures("cache")["length"] == "41 / 128 · 32 %")
+        assert driver.figures("evicted")["compressions"] == "0"
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
-        assert driver.figures("totals") == {"turns": "1", "tokens read": "5", "tokens written": "30"}
+        totals = driver.figures("totals")
+        assert totals.pop("up").endswith(" s")
+        assert totals == {"turns": "1", "tokens read": "5", "tokens written": "30"}
         for text in ("two", "three", "four"):
             await driver.ask(text)
-        await driver.until(lambda: driver.figures("cache")["tokens evicted"] != "0")
+        await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
         state = engine.cache.state()
         await driver.until(lambda: driver.app.board.cache == state)
-        assert driver.figures("cache") == {
-            "length / budget": f"{state.length} / 128",
+        assert driver.figures("cache") == {"length": f"{state.length} / 128 · {100 * state.length // 128} %"}
+        assert driver.figures("evicted") == {
             "compressions": str(state.compressions),
             "tokens evicted": str(state.tokens_evicted),
             "KV cache": "7.4 MB",
-            "full cache would be": f"{state.full_kv_bytes / 1e6:.1f} MB",
+            "a full cache by now": f"{state.full_kv_bytes / 1e6:.1f} MB",
+            "length over time": "",
         }
         assert driver.figures("totals")["turns"] == "4"
-        assert driver.sidebar.query_one(Gauge).cache == state
+        assert driver.chat.query_one(Gauge).cache == state
 
 
 async def test_device_memory_is_named() -> None:
@@ -398,21 +401,6 @@ async def test_scroll_stays_with_the_reader_and_follows_again() -> None:
         assert view.scroll_y == 0
         await driver.ask("three")  # a new question follows its own answer
         assert view.scroll_y == view.max_scroll_y
-
-
-async def test_old_turns_are_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.tui.widgets.conversation.MAX_TURNS", 5)
-    monkeypatch.setattr("streamchat.tui.widgets.conversation.HARD_MAX_TURNS", 8)
-    settings = Settings(system_prompt="Be kind.")
-    async with driving(ScriptedEngine(settings=settings)) as driver:
-        for number in range(9):
-            await driver.ask(f"question {number}")
-        assert [turn.number for turn in driver.turns] == [5, 6, 7, 8, 9]
-        first = list(driver.conversation.children)
-        assert isinstance(first[0], SystemPrompt)
-        await driver.pilot.press("ctrl+home")
-        await driver.pilot.pause()
-        assert "4 older turns are not shown here any more" in driver.screen_text
 
 
 async def test_clear_starts_over() -> None:

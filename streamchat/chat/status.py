@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from streamchat.chat import events as ev
 from streamchat.units import human_bytes
+
+SERIES_LIMIT = 256
+
+
+@dataclass
+class Series:
+    """Figures over a whole run in bounded memory: when full, every second one is dropped and half as many are taken."""
+
+    values: list[float] = field(default_factory=list)
+    _stride: int = 1
+    _skipped: int = 0
+
+    def add(self, value: float) -> None:
+        """The next figure."""
+        self._skipped += 1
+        if self._skipped < self._stride:
+            return
+        self._skipped = 0
+        self.values.append(float(value))
+        if len(self.values) >= SERIES_LIMIT:
+            self.values = self.values[1::2]
+            self._stride *= 2
 
 
 @dataclass
@@ -23,16 +47,32 @@ class StatusBoard:
     prompt_tokens: int = 0
     new_tokens: int = 0
     load_s: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; replaceable for pictures that must not change."""
+    lengths: Series = field(default_factory=Series)
+    """Cache length over time."""
+    speeds: Series = field(default_factory=Series)
+    """Tokens a second over time, of replies only."""
+    _ready_at: float | None = None
+
+    @property
+    def uptime_s(self) -> float | None:
+        """Seconds since the model was ready; None before."""
+        return None if self._ready_at is None else self.clock() - self._ready_at
 
     def apply(self, event: ev.Event) -> None:
         """Update the figures that `event` changes."""
         match event:
             case ev.ModelReady(info=info, load_s=load_s):
                 self.info, self.load_s = info, load_s
+                self._ready_at = self.clock() if self._ready_at is None else self._ready_at
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
                 self.ttft_s, self.decode_tps = event.ttft_s, event.decode_tps
-            case ev.TokensEvicted(cache=cache):
+                self.lengths.add(event.cache.length)
+                if event.busy and event.decode_tps is not None:
+                    self.speeds.add(event.decode_tps)
+            case ev.TokensEvicted(cache=cache) | ev.TurnPinned(cache=cache):
                 self.cache = cache
             case ev.TurnStarted():
                 self.busy = True

@@ -92,7 +92,7 @@ class Narrator:
                 await self._conversation.remove_turn(turn)
         elif turn is not None:
             await turn.finish(event)
-            await self._conversation.prune()
+            await self._conversation.finish_turn(turn)
         if event.finish_reason == "error":
             message = one_line(event.message) or "the turn failed and was taken back"
             await self._conversation.say(message, "error")

@@ -15,18 +15,23 @@ from streamchat.chat import events as ev
 from streamchat.chat import slash
 from streamchat.chat.text import one_line
 from streamchat.tui.bridge import EventBridge
+from streamchat.tui.catch_up import caught_up
 from streamchat.tui.clipboard import SENT, last_code
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
 from streamchat.tui.outbox import Outbox, Phase, Sent
+from streamchat.tui.past import PastTurn
 from streamchat.tui.screens.keys import CHAT_KEYS
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import CommandOutput
+from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.prompt import Prompt
-from streamchat.tui.widgets.sidebar import Sidebar
+from streamchat.tui.widgets.section import Section
 from streamchat.tui.widgets.status_line import StatusLine
+from streamchat.tui.widgets.status_panel import StatusPanel
+from streamchat.tui.widgets.turn import Turn
 from streamchat.tui.widgets.waiting import WaitingMessage
 
 if TYPE_CHECKING:
@@ -69,7 +74,7 @@ class ChatScreen(Screen[None]):
                 yield WaitingMessage(id="waiting")
                 yield completions
                 yield Prompt(self._history, self._complete, completions, id="prompt")
-            yield Sidebar(id="sidebar")
+            yield StatusPanel(id="sidebar")
         yield StatusLine(id="status-line")
         yield Footer()
 
@@ -104,8 +109,13 @@ class ChatScreen(Screen[None]):
             return
         for event in events_:
             self.chat_app.board.apply(event)
-            await self._narrator.tell(event)
-            await self._follow_up(event)
+        for told in caught_up(events_, running=self._narrator.current is not None):
+            if isinstance(told, PastTurn):
+                await self.conversation.skip(told)
+                continue
+            await self._narrator.tell(told)
+            await self._follow_up(told)
+        await self.conversation.show_memory(self.chat_app.board.cache)
         self._show_figures()
         self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
 
@@ -148,7 +158,7 @@ class ChatScreen(Screen[None]):
 
     def _show_figures(self) -> None:
         board = self.chat_app.board
-        self.query_one(Sidebar).show(board, self._reading)
+        self.query_one(StatusPanel).show(board, self._reading)
         self.query_one(StatusLine).show(board, self._reading)
         self.refresh_bindings()
 
@@ -236,6 +246,58 @@ class ChatScreen(Screen[None]):
     @on(Prompt.EndPressed)
     def _end_pressed(self) -> None:
         self.conversation.follow()
+
+    # --- the memory map and the conversation ----------------------------------------------------------------
+
+    @on(MemoryMap.Opened)
+    async def _open_turn(self, message: MemoryMap.Opened) -> None:
+        message.stop()
+        turn = await self.conversation.go_to(message.turn)
+        if turn is not None:
+            self._mark(turn)
+
+    @on(MemoryMap.PinWanted)
+    def _pin_turn(self, message: MemoryMap.PinWanted) -> None:
+        message.stop()
+        engine = self.chat_app.engine
+        (engine.pin if message.pinned else engine.unpin)(message.turn)
+
+    @on(MemoryMap.Left)
+    def _back_to_input(self) -> None:
+        self.prompt.focus()
+
+    @on(Turn.Chosen)
+    def _turn_chosen(self, message: Turn.Chosen) -> None:
+        message.stop()
+        self._mark(message.turn)
+        self.query_one(MemoryMap).choose_turn(message.turn.number)
+
+    def _mark(self, turn: Turn | None) -> None:
+        """Let one turn stand out."""
+        for other in self.query(Turn):
+            other.set_class(other is turn, "-chosen")
+
+    def action_focus_map(self) -> None:
+        """Choose a message by what the cache holds."""
+        if not self.has_class("-sidebar"):
+            self.action_toggle_sidebar()
+        if self.has_class("-sidebar"):
+            self.query_one("#section-cache", Section).fold(False)
+            self.query_one(MemoryMap).focus()
+
+    async def action_step_turn(self, by: int) -> None:
+        """Go to the turn before (-1) or after (1) the one that stands out, or the newest."""
+        numbers = [turn.number for turn in self.conversation.turns if turn.number]
+        chosen = next((turn.number for turn in self.query(Turn) if turn.has_class("-chosen")), None)
+        wanted = (numbers[-1] if numbers else 0) if chosen is None else chosen + by
+        turn = await self.conversation.go_to(wanted) if wanted >= 1 else None
+        if turn is None:
+            self._mark(None)
+            self.conversation.follow()
+            self.query_one(MemoryMap).choose_turn(0)
+        else:
+            self._mark(turn)
+            self.query_one(MemoryMap).choose_turn(wanted)
 
     # --- actions --------------------------------------------------------------------------------------------
 

@@ -55,6 +55,16 @@ CHAT_KEYS: list[BindingType] = [
         id="chat.top",
         tooltip="Go to the oldest text",
     ),
+    Binding(
+        "ctrl+t",
+        "focus_map",
+        "Memory",
+        priority=True,
+        id="chat.map",
+        tooltip="Walk through what the model still sees; Enter goes to the message, p pins it",
+    ),
+    Binding("alt+up", "step_turn(-1)", "Turn before", show=False, id="chat.turn_up", tooltip="Go to the turn before"),
+    Binding("alt+down", "step_turn(1)", "Turn after", show=False, id="chat.turn_down", tooltip="Go to the turn after"),
     Binding("ctrl+up", "scroll_line(-1)", "Scroll up", show=False, id="chat.line_up", tooltip="Scroll a line up"),
     Binding(
         "ctrl+down", "scroll_line(1)", "Scroll down", show=False, id="chat.line_down", tooltip="Scroll a line down"

@@ -1,36 +1,41 @@
-"""The conversation: turns and lines, followed at the end while the reader is there, pruned at the top."""
+"""The conversation: turns and lines, followed at the end while the reader is there, few of them mounted at a time."""
 
 from __future__ import annotations
 
 from textual.containers import VerticalScroll
+from textual.message import Message
 from textual.widget import Widget
 
-from streamchat.chat.events import TokensEvicted
+from streamchat.chat.events import CacheState, TokensEvicted
+from streamchat.chat.memory import Visible
+from streamchat.tui.past import PastTurn
+from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt
-from streamchat.tui.widgets.text import Verbatim
+from streamchat.tui.widgets.stretch import ElsewhereLine, Stretch
 from streamchat.tui.widgets.turn import Turn
 
-MAX_TURNS = 200
-"""Older turns are taken off the screen."""
-HARD_MAX_TURNS = 260
-"""Also while the reader looks at them: then the view moves once."""
 MAX_OTHERS = 200
 """Lines and command outputs between turns."""
 
 
-class PrunedLine(Verbatim):
-    """Says how many turns are not shown any more."""
-
-
 class Conversation(VerticalScroll, can_focus=False):
-    """Turns by number, and everything between them in order."""
+    """Turns by number, and everything between them in order.
+
+    Of thousands of turns a few are mounted at a time: `Stretch` decides which.
+    """
+
+    class Scrolled(Message):
+        """The reader went away from the end, or came back."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self.model = "assistant"
         """Name over the replies."""
-        self._turns: dict[int, Turn] = {}
-        self._pruned = 0
+        self.stretch = Stretch(self)
+        self.sight = Visible(CacheState())
+        """What the model sees, by turn."""
+        self._cache = CacheState()
+        self._edge: MemoryEdge | None = None
         self._loose: EvictionLine | None = None
 
     def on_mount(self) -> None:
@@ -47,14 +52,17 @@ class Conversation(VerticalScroll, can_focus=False):
     def follow(self) -> None:
         """Go to the end and stay there."""
         self.anchor()
+        self.post_message(self.Scrolled())
+        if self.stretch.gap is not None:
+            self.call_later(self.stretch.leave_the_past)
 
     def turn(self, number: int) -> Turn | None:
-        """The turn of that number, if it is on the screen."""
-        return self._turns.get(number)
+        """The turn of that number, if it is mounted."""
+        return self.stretch.turns.get(number)
 
     @property
     def turns(self) -> list[Turn]:
-        """All turns on the screen, in order."""
+        """All mounted turns, in order."""
         return list(self.query_children(Turn).results(Turn))
 
     @property
@@ -62,13 +70,37 @@ class Conversation(VerticalScroll, can_focus=False):
         """Text of the newest reply; '' before the first."""
         return next((turn.reply_text for turn in reversed(self.turns) if turn.reply_text), "")
 
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Bring turns back when the reader comes to a place where some are missing."""
+        super().watch_scroll_y(old_value, new_value)
+        self.post_message(self.Scrolled())
+        if self.following or self.stretch.moving:
+            return
+        if new_value <= 0 and self.stretch.older is not None:
+            self.call_later(self.stretch.show_older)
+        elif self.stretch.gap is not None and new_value > old_value and self._in_view(self.stretch.gap):
+            self.call_later(self.stretch.show_newer)
+
+    def _in_view(self, widget: Widget) -> bool:
+        return self.scroll_y <= widget.virtual_region.y < self.scroll_y + self.size.height
+
+    async def go_to(self, number: int) -> Turn | None:
+        """Bring turn `number` into view, mounted again where it is not; None where there is none."""
+        if number not in self.stretch.turns and self.stretch.past.before(number + 1, 1):
+            await self.stretch.show_around(number)
+        turn = self.stretch.turns.get(number)
+        if turn is not None:
+            self.release_anchor()
+            self.call_after_refresh(turn.scroll_visible, animate=False, top=True, force=True)
+        return turn
+
     # --- writing --------------------------------------------------------------------------------------------
 
     async def add(self, widget: Widget) -> None:
         """Append something that is no turn."""
         self._loose = None
         await self.mount(widget)
-        if len(self.children) - len(self._turns) > MAX_OTHERS:
+        if len(self.children) - len(self.stretch.turns) > MAX_OTHERS:
             await self._prune_others()
 
     async def say(self, text: str, level: str = "info") -> None:
@@ -92,22 +124,27 @@ class Conversation(VerticalScroll, can_focus=False):
 
     def number_turn(self, turn: Turn, number: int) -> None:
         """The engine accepted `turn`."""
-        self._turns[number] = turn
+        self.stretch.turns[number] = turn
         turn.begin(number)
+
+    async def finish_turn(self, turn: Turn) -> None:
+        """The turn is over and stays."""
+        self.stretch.past.add(turn.past)
+        await self.stretch.prune()
+
+    async def skip(self, past: PastTurn) -> None:
+        """A turn came and went without having been drawn."""
+        await self.stretch.skip(past)
 
     async def remove_turn(self, turn: Turn) -> None:
         """The turn was rolled back. What it pushed out of the cache stays out, and stays told."""
         for event in turn.evictions:
             await self.add(EvictionLine(event))
-        self._turns.pop(turn.number, None)
+        self.stretch.turns.pop(turn.number, None)
         await turn.remove()
 
     async def evicted(self, event: TokensEvicted, current: Turn | None) -> None:
-        """Tokens left the cache: say so in `current`, and fade the turns that lost them."""
-        for number in event.turns:
-            turn = self._turns.get(number)
-            if turn is not None and turn.memory != "forgotten":
-                turn.forget("forgotten" if number in event.turns_gone else "partly")
+        """Tokens left the cache: say so in `current`, or by itself."""
         if current is not None:
             await current.evicted(event)
         elif self._loose is not None:
@@ -119,41 +156,58 @@ class Conversation(VerticalScroll, can_focus=False):
 
     async def start_over(self, system_prompt: str) -> None:
         """Empty, but for the system prompt."""
-        self._turns.clear()
-        self._pruned, self._loose = 0, None
+        self.stretch.clear()
+        self._edge = self._loose = None
+        self._cache = CacheState()
+        self.sight = Visible(self._cache)
         await self.remove_children()
         await self.show_system_prompt(system_prompt)
         self.follow()
 
-    async def prune(self) -> None:
-        """Take the oldest turns off the screen where there are too many, and say so."""
-        count = len(self._turns)
-        if count <= (MAX_TURNS if self.following else HARD_MAX_TURNS):
-            return
-        oldest = sorted(self._turns)[: count - MAX_TURNS]
-        last = self._turns[oldest[-1]]
-        doomed = []
-        for child in self.children:
-            if not isinstance(child, SystemPrompt | PrunedLine):
-                doomed.append(child)
-            if child is last:
-                break
-        for number in oldest:
-            del self._turns[number]
-        self._pruned += len(oldest)
-        with self.app.batch_update():
-            await self.remove_children(doomed)
-            await self._say_pruned()
+    # --- what the model sees --------------------------------------------------------------------------------
 
-    async def _say_pruned(self) -> None:
-        many = self._pruned != 1
-        text = f"{self._pruned:,} older turn{'s are' if many else ' is'} not shown here any more"
-        for line in self.query_children(PrunedLine).results(PrunedLine):
-            line.show(text)
+    async def show_memory(self, cache: CacheState) -> None:
+        """Fade messages by what the cache holds of them, and move the edge of memory."""
+        if cache is self._cache:
             return
-        top = 1 if self.query_children(SystemPrompt) else 0
-        await self.mount(PrunedLine(text), before=top if len(self.children) > top else None)
+        self._cache, self.sight = cache, Visible(cache)
+        for number, turn in self.stretch.turns.items():
+            turn.show_memory(self.sight.turn(number))
+        await self.place_edge()
+
+    async def place_edge(self) -> None:
+        """Put the edge of memory before the first turn of the window; away where nothing was forgotten."""
+        first = self.stretch.turns.get(self.sight.oldest)
+        forgotten = [number for number in self.stretch.turns if self.sight.turn(number).forgotten]
+        known = first is not None and (forgotten or not self.sight.turn(self.sight.oldest).whole)
+        if not known or first is None:
+            if self._edge is not None:
+                await self._edge.remove()
+                self._edge = None
+            return
+        if self._edge is None:
+            self._edge = MemoryEdge()
+            await self.mount(self._edge, before=first)
+        elif self.widget_after(self._edge) is not first:
+            self.move_child(self._edge, before=first)
+        self._edge.show(partly=not self.sight.turn(self.sight.oldest).whole)
+
+    def widget_after(self, widget: Widget) -> Widget | None:
+        """What stands right below."""
+        at = self.children.index(widget) + 1
+        return self.children[at] if at < len(self.children) else None
+
+    async def on_elsewhere_line_wanted(self, message: ElsewhereLine.Wanted) -> None:
+        """A click on such a line."""
+        message.stop()
+        if message.line is self.stretch.older:
+            self.release_anchor()
+            await self.stretch.show_older()
+        else:
+            await self.stretch.show_newer()
 
     async def _prune_others(self) -> None:
-        others = [child for child in self.children if not isinstance(child, Turn | SystemPrompt | PrunedLine)]
+        others = [
+            child for child in self.children if not isinstance(child, Turn | SystemPrompt | ElsewhereLine | MemoryEdge)
+        ]
         await self.remove_children(others[: len(others) - MAX_OTHERS])

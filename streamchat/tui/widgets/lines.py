@@ -9,7 +9,7 @@ from streamchat import __version__
 from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import one_line
-from streamchat.tui.widgets.sidebar import human_count
+from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
 from streamchat.units import human_bytes, human_seconds
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.message import Message
+from textual.widget import Widget
 
 from streamchat.chat.events import PrefillProgress, TokensEvicted, TurnFinished
+from streamchat.chat.memory import Memory, TurnMemory
 from streamchat.chat.text import one_line
+from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
 from streamchat.units import human_seconds
 
-Memory = Literal["seen", "partly", "forgotten"]
-_WORDS = {"seen": "", "partly": " · partly forgotten", "forgotten": " · no longer seen by the model"}
+_WORDS: dict[Memory, str] = {
+    "seen": "",
+    "partly": " · partly forgotten",
+    "forgotten": " · no longer seen by the model",
+}
 
 
 class UserMessage(Vertical):
@@ -39,12 +47,18 @@ class Turn(Vertical):
         model: Name of the model, as heading of the reply.
     """
 
+    @dataclass
+    class Chosen(Message):
+        """The turn was clicked."""
+
+        turn: Turn
+
     def __init__(self, text: str, model: str) -> None:
         super().__init__()
         self.text = text
         self.number = 0
         """Given by the engine; 0 until then."""
-        self.memory: Memory = "seen"
+        self.memory = TurnMemory()
         self._model = model
         self._reply: Reply | None = None
         self._evictions: list[EvictionLine] = []
@@ -85,10 +99,9 @@ class Turn(Vertical):
         if self._line is not None:
             self._line.add(event)
             return
-        self._line = EvictionLine(event, after=self._reply is not None)
-        self._evictions.append(self._line)
         # above the reply while it has not begun, else below it: Markdown has no place for it in between
-        await self.mount(self._line, before=self._figures)
+        self._line = EvictionLine(event, after=self._reply is not None)
+        await self._mount_eviction(self._line)
 
     async def add(self, text: str) -> None:
         """More of the reply."""
@@ -97,9 +110,39 @@ class Turn(Vertical):
             self._line = None
             self._reply = Reply(self._model)
             await self.mount(self._reply, before=self._figures)
+            self._dress()
             self._head()
             self._figures.show("writing · Esc stops")
         await self._reply.add(text)
+
+    @property
+    def past(self) -> PastTurn:
+        """The turn as data; only when it is over."""
+        evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
+        cut = self._figures.has_class("-cut")
+        return PastTurn(self.number, self.text, self.reply_text, self.figures_text, cut, evictions)
+
+    async def restore(self, past: PastTurn) -> None:
+        """Become the turn that `past` was; right after mounting."""
+        self.number = past.number
+        for event, after in past.evictions:
+            if not after:
+                await self._mount_eviction(EvictionLine(event))
+        if past.reply:
+            self._reply = Reply(self._model)
+            await self.mount(self._reply, before=self._figures)
+            await self._reply.finish(past.reply)
+        for event, after in past.evictions:
+            if after:
+                await self._mount_eviction(EvictionLine(event, after=True))
+        self._figures.set_class(past.cut, "-cut")
+        self._figures.show(past.figures)
+        self._dress()
+        self._head()
+
+    async def _mount_eviction(self, line: EvictionLine) -> None:
+        self._evictions.append(line)
+        await self.mount(line, before=self._figures)
 
     def ended(self, why: str) -> None:
         """Nothing more comes, or soon: 'stopping', 'the engine failed'."""
@@ -112,15 +155,28 @@ class Turn(Vertical):
         if self._reply is not None:
             await self._reply.finish(event.reply)
         self._line = None
-        self._figures.set_class(event.finish_reason in ("length", "cancelled"), "-cut")
+        self._figures.set_class(was_cut(event), "-cut")
         self._figures.show(turn_figures(event))
 
-    def forget(self, memory: Memory) -> None:
-        """Fade: the model sees only a part of this turn, or nothing of it."""
+    def show_memory(self, memory: TurnMemory) -> None:
+        """Fade each message that the model sees only a part of, or nothing; mark a pinned turn."""
+        if memory == self.memory:
+            return
         self.memory = memory
-        self.set_class(memory == "partly", "-partly")
-        self.set_class(memory == "forgotten", "-forgotten")
+        self._dress()
         self._head()
+
+    def _dress(self) -> None:
+        for message, seen in ((self.query_one(UserMessage), self.memory.user), (self._reply, self.memory.reply)):
+            if message is not None:
+                _fade(message, seen)
+        self.set_class(self.memory.forgotten, "-forgotten")
+        self.set_class(self.memory.pinned, "-pinned")
+
+    def on_click(self, event: events.Click) -> None:
+        """Choose the turn; a click that ends a selection does not."""
+        if self.number and not self.screen.get_selected_text():
+            self.post_message(self.Chosen(self))
 
     @property
     def _figures(self) -> Verbatim:
@@ -128,10 +184,24 @@ class Turn(Vertical):
 
     def _head(self) -> None:
         number = f" · {self.number}" if self.number else ""
-        for name, message in (("You", self.query_one(UserMessage)), (self._model, self._reply)):
+        pinned = " · ◆ pinned" if self.memory.pinned else ""
+        for name, message, seen in (
+            ("You", self.query_one(UserMessage), self.memory.user),
+            (self._model, self._reply, self.memory.reply),
+        ):
             if message is not None and message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
-                heading.show(f"{one_line(name)}{number}{_WORDS[self.memory]}")
+                heading.show(f"{one_line(name)}{number}{pinned}{_WORDS[seen]}")
+
+
+def _fade(message: Widget, memory: Memory) -> None:
+    message.set_class(memory == "partly", "-partly")
+    message.set_class(memory == "forgotten", "-forgotten")
+
+
+def was_cut(event: TurnFinished) -> bool:
+    """The reply did not end by itself."""
+    return event.finish_reason in ("length", "cancelled")
 
 
 def turn_figures(event: TurnFinished) -> str:

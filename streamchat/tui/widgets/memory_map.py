@@ -1,0 +1,242 @@
+"""The memory map: the whole budget as one bar over several rows, a segment for each message the model still sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.segment import Segment as Cells
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from streamchat.chat.events import CacheState, Segment
+from streamchat.tui.widgets.gauge import share_cells
+
+ROWS = 6
+FULL, FIRST, FREE = "█", "▐", "·"
+"""A cell, the first cell of a segment (which leaves a gap before it), and free room."""
+STYLES = ("sinks", "system", "pinned", "user", "assistant", "free", "chosen")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One stretch of cells."""
+
+    segment: Segment | None
+    """None = free room."""
+    first: int
+    stop: int
+
+
+def layout(cache: CacheState, cells: int) -> list[Shown]:
+    """Divide `cells` among the segments and the free room, in slot order, in proportion to their tokens."""
+    free = max(0, cache.cache_size - cache.length)
+    parts: list[Segment | None] = [*cache.segments, None]
+    counts = share_cells([*(segment.tokens for segment in cache.segments), free], cells)
+    shown, at = [], 0
+    for part, count in zip(parts, counts, strict=True):
+        if count:
+            shown.append(Shown(part, at, at + count))
+        at += count
+    return shown
+
+
+def style_of(segment: Segment | None) -> str:
+    """Component class of a segment."""
+    if segment is None:
+        return "free"
+    if segment.part in ("sinks", "system"):
+        return segment.part
+    return "pinned" if segment.pinned else segment.part
+
+
+def words_for(shown: Shown | None, cache: CacheState) -> str:
+    """What a stretch is, in words."""
+    if shown is None:
+        return ""
+    segment = shown.segment
+    if segment is None:
+        return f"free · {cache.cache_size - cache.length:,} tokens"
+    tokens = f"{segment.tokens:,} token{'s' if segment.tokens != 1 else ''}"
+    if segment.part == "sinks":
+        return f"attention sinks · {tokens}"
+    if segment.part == "system":
+        return f"system prompt · {tokens}"
+    who = "you" if segment.part == "user" else "reply"
+    if segment.tokens < segment.total:
+        tokens = f"{segment.tokens:,} of {segment.total:,} tokens"
+    return f"turn {segment.turn} · {who} · {tokens}" + (" · pinned" if segment.pinned else "")
+
+
+class MemoryMap(Widget, can_focus=True):
+    """The map. Arrow keys and the mouse choose a segment, Enter or a click goes to its message."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"map--{name}" for name in STYLES}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1)", "Before", show=False, id="map.left", tooltip="Choose the segment before"),
+        Binding("right", "move(1)", "After", show=False, id="map.right", tooltip="Choose the segment after"),
+        Binding("up", "move_row(-1)", "Up", show=False, id="map.up", tooltip="Choose the segment above"),
+        Binding("down", "move_row(1)", "Down", show=False, id="map.down", tooltip="Choose the segment below"),
+        Binding("enter,space", "open", "Go to", id="map.open", tooltip="Go to the message"),
+        Binding("p", "pin", "Pin", id="map.pin", tooltip="Pin or unpin the turn"),
+        Binding("escape", "leave", "Back", id="map.leave", tooltip="Back to the input"),
+    ]
+
+    @dataclass
+    class Opened(Message):
+        """The message of a segment is wanted."""
+
+        turn: int
+
+    @dataclass
+    class PinWanted(Message):
+        """The turn shall be pinned, or unpinned."""
+
+        turn: int
+        pinned: bool
+
+    @dataclass
+    class Chosen(Message):
+        """Another segment is chosen; `words` say what it is."""
+
+        words: str
+
+    class Left(Message):
+        """Back to the input."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
+        super().__init__(id=id)
+        self._cache = CacheState()
+        self._chosen: tuple[str, int] | None = None
+        """(part, turn) of the chosen segment; ('free', 0) for the free room."""
+
+    # --- content --------------------------------------------------------------------------------------------
+
+    def show(self, cache: CacheState) -> None:
+        """Draw another state."""
+        if cache != self._cache:
+            self._cache = cache
+            self.refresh()
+            if self._chosen is not None:
+                self._tell()
+
+    def choose_turn(self, turn: int) -> None:
+        """Choose the first segment of a turn; nothing where none of it is left."""
+        self._choose(next((s for s in self._layout() if s.segment and s.segment.turn == turn), None))
+
+    @property
+    def chosen(self) -> Shown | None:
+        """The chosen stretch."""
+        return next((shown for shown in self._layout() if self._key(shown) == self._chosen), None)
+
+    @property
+    def words(self) -> str:
+        """What is chosen, in words."""
+        return words_for(self.chosen, self._cache)
+
+    def _layout(self) -> list[Shown]:
+        return layout(self._cache, max(1, self.content_size.width) * ROWS)
+
+    @staticmethod
+    def _key(shown: Shown) -> tuple[str, int]:
+        return ("free", 0) if shown.segment is None else (shown.segment.part, shown.segment.turn)
+
+    def _choose(self, shown: Shown | None) -> None:
+        self._chosen = None if shown is None else self._key(shown)
+        self.refresh()
+        self._tell()
+
+    def _tell(self) -> None:
+        self.post_message(self.Chosen(self.words))
+
+    def render_line(self, y: int) -> Strip:
+        """One row of the bar."""
+        width = self.content_size.width
+        start, stop = y * width, (y + 1) * width
+        cells: list[Cells] = []
+        for shown in self._layout():
+            first, last = max(shown.first, start), min(shown.stop, stop)
+            if first >= last:
+                continue
+            name = "chosen" if self._chosen == self._key(shown) else style_of(shown.segment)
+            style = self.get_component_rich_style(f"map--{name}")
+            mark = FREE if shown.segment is None else FULL
+            text = mark * (last - first)
+            if shown.segment is not None and first == shown.first and first > start:
+                text = FIRST + text[1:]
+            cells.append(Cells(text, style))
+        return Strip(cells, width).adjust_cell_length(width)
+
+    def get_content_height(self, *args: object, **kwargs: object) -> int:
+        """Always the same number of rows."""
+        return ROWS
+
+    # --- keys and mouse -------------------------------------------------------------------------------------
+
+    def on_focus(self) -> None:
+        """Something is chosen while the keys work here."""
+        if self.chosen is None:
+            turns = [shown for shown in self._layout() if shown.segment and shown.segment.turn]
+            self._choose(turns[-1] if turns else next(iter(self._layout()), None))
+
+    def on_blur(self) -> None:
+        """Nothing is."""
+        self._choose(None)
+
+    def action_move(self, by: int) -> None:
+        """The segment before or after."""
+        stretches = self._layout()
+        if not stretches:
+            return
+        keys = [self._key(shown) for shown in stretches]
+        at = keys.index(self._chosen) if self._chosen in keys else len(keys) - 1
+        self._choose(stretches[max(0, min(len(stretches) - 1, at + by))])
+
+    def action_move_row(self, by: int) -> None:
+        """The segment a row above or below."""
+        chosen = self.chosen
+        if chosen is not None:
+            self._choose(
+                self._at((chosen.first + chosen.stop - 1) // 2 + by * max(1, self.content_size.width)) or chosen
+            )
+
+    def action_open(self) -> None:
+        """Go to the message of the chosen segment."""
+        chosen = self.chosen
+        if chosen is not None and chosen.segment is not None and chosen.segment.turn:
+            self.post_message(self.Opened(chosen.segment.turn))
+
+    def action_pin(self) -> None:
+        """Pin or unpin the chosen turn."""
+        chosen = self.chosen
+        if chosen is not None and chosen.segment is not None and chosen.segment.turn:
+            self.post_message(self.PinWanted(chosen.segment.turn, not chosen.segment.pinned))
+
+    def action_leave(self) -> None:
+        """Back to the input."""
+        self.post_message(self.Left())
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """What is under the mouse is chosen."""
+        self._choose(self._under(event))
+
+    def on_leave(self) -> None:
+        """The mouse is elsewhere."""
+        if not self.has_focus:
+            self._choose(None)
+
+    def on_click(self, event: events.Click) -> None:
+        """Go to what was clicked."""
+        event.stop()
+        self._choose(self._under(event))
+        self.action_open()
+
+    def _under(self, event: events.MouseEvent) -> Shown | None:
+        offset = event.get_content_offset(self)
+        return None if offset is None else self._at(offset.y * self.content_size.width + offset.x)
+
+    def _at(self, cell: int) -> Shown | None:
+        return next((shown for shown in self._layout() if shown.first <= cell < shown.stop), None)

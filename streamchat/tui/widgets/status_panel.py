@@ -1,0 +1,158 @@
+"""The status panel: cache and its map, speed, memory, totals and model, live. It knows a `StatusBoard`, no engine."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Sparkline, Static
+
+from streamchat.chat.events import PrefillProgress
+from streamchat.chat.status import StatusBoard, memory_figures
+from streamchat.chat.text import one_line
+from streamchat.tui.widgets.figures import Figure, Figures
+from streamchat.tui.widgets.memory_map import MemoryMap
+from streamchat.tui.widgets.section import Section
+from streamchat.units import human_bytes, human_seconds
+
+LEGEND = (("you", "$primary"), ("reply", "$primary 45%"), ("system", "$success"), ("pinned", "$warning"))
+"""The colours that chat.tcss gives the map."""
+
+
+class StatusPanel(VerticalScroll, can_focus=False):
+    """Shows a `StatusBoard`; `show` it again whenever it changed."""
+
+    def compose(self) -> ComposeResult:
+        """Five sections, the liveliest first."""
+        yield Section(
+            "Cache",
+            Figures(id="cache"),
+            MemoryMap(id="map"),
+            Static("", id="map-words", markup=False),
+            Static(
+                Content("  ").join(Content.assemble(("■ ", c), (n, "$foreground 60%")) for n, c in LEGEND), id="legend"
+            ),
+            Figures(id="evicted"),
+            Sparkline(id="lengths"),
+            id="section-cache",
+        )
+        yield Section("Speed", Figures(id="speed"), Sparkline(id="speeds"), id="section-speed")
+        yield Section("Memory", Figures(id="memory"), id="section-memory")
+        yield Section("Conversation", Figures(id="totals"), id="section-totals")
+        yield Section(
+            "Model", Static("loading", id="model-name", markup=False), Figures(id="model"), id="section-model"
+        )
+
+    def on_mount(self) -> None:
+        """Say what the map is for."""
+        self._say("")
+
+    @property
+    def sections(self) -> list[Section]:
+        """All of them, in order."""
+        return list(self.query(Section))
+
+    def show(self, board: StatusBoard, reading: PrefillProgress | None = None) -> None:
+        """Update all figures; `reading` while a prompt is read."""
+        self._show_cache(board)
+        self._draw("#lengths", board.lengths.values)
+        self.query_one("#speed", Figures).show(speed_figures(board, reading))
+        self._draw("#speeds", board.speeds.values)
+        self.query_one("#memory", Figures).show([Figure(*row) for row in memory_figures(board.memory)])
+        self._show_totals(board)
+        self._show_model(board)
+
+    def figures(self, section: str) -> dict[str, str]:
+        """Label -> value of one group ('cache', 'evicted', 'speed', 'memory', 'totals', 'model')."""
+        return self.query_one(f"#{section}", Figures).figures
+
+    def on_memory_map_chosen(self, message: MemoryMap.Chosen) -> None:
+        """Say what is chosen."""
+        message.stop()
+        self._say(message.words)
+
+    def _say(self, words: str) -> None:
+        self.query_one("#map-words", Static).update(words)
+
+    def _draw(self, name: str, values: list[float]) -> None:
+        chart = self.query_one(name, Sparkline)
+        chart.display = len(values) > 1
+        if chart.data != values:
+            chart.data = list(values)
+
+    def _show_cache(self, board: StatusBoard) -> None:
+        cache = board.cache
+        share = f" · {100 * cache.length // cache.cache_size} %" if cache.cache_size else ""
+        self.query_one("#cache", Figures).show(
+            [Figure("length", f"{cache.length:,} / {cache.cache_size:,}{share}", strong=True)]
+        )
+        self.query_one(MemoryMap).show(cache)
+        self.query_one("#evicted", Figures).show(
+            [
+                Figure("compressions", f"{cache.compressions:,}"),
+                Figure("tokens evicted", f"{cache.tokens_evicted:,}"),
+                Figure("KV cache", human_bytes(cache.kv_bytes)),
+                Figure("a full cache by now", human_bytes(cache.full_kv_bytes)),
+                Figure("length over time", ""),
+            ][: 5 if len(board.lengths.values) > 1 else 4]
+        )
+
+    def _show_totals(self, board: StatusBoard) -> None:
+        rows = [
+            Figure("turns", f"{board.turns:,}"),
+            Figure("tokens read", f"{board.prompt_tokens:,}"),
+            Figure("tokens written", f"{board.new_tokens:,}"),
+        ]
+        if board.uptime_s is not None:
+            rows.append(Figure("up", duration(board.uptime_s)))
+        self.query_one("#totals", Figures).show(rows)
+
+    def _show_model(self, board: StatusBoard) -> None:
+        info = board.info
+        if info is None:
+            return
+        self.query_one("#model-name", Static).update(one_line(info.name))
+        self.query_one("#model", Figures).show(
+            [
+                Figure("device", one_line(info.device)),
+                Figure("dtype", info.dtype),
+                Figure("weights", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
+                Figure("trained context", f"{info.context_length:,}" if info.context_length else "n/a"),
+            ]
+        )
+
+
+def legend() -> Content:
+    """What the colours of the map mean."""
+    return Content(" ").join(Content.assemble(("■ ", colour), (name, "$foreground 60%")) for name, colour in LEGEND)
+
+
+def speed_figures(board: StatusBoard, reading: PrefillProgress | None) -> list[Figure]:
+    """Tokens a second and time to first token, of the running or last turn."""
+    rows = [
+        Figure("tok/s", f"{board.decode_tps:.1f}" if board.decode_tps is not None else "–", strong=True),
+        Figure("first token", human_seconds(board.ttft_s) if board.ttft_s is not None else "–"),
+    ]
+    if reading is not None:
+        rows.append(Figure("reading prompt", f"{reading.done:,} / {reading.total:,}"))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1 h 02 min', for how long something runs."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    if hours:
+        return f"{hours} h {m:02} min"
+    return f"{m} min {s:02} s" if minutes else f"{s} s"
+
+
+def human_count(count: int) -> str:
+    """134515008 -> '134.5 M'."""
+    for unit, size in (("B", 1_000_000_000), ("M", 1_000_000), ("k", 1_000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)

@@ -1,0 +1,216 @@
+"""Which turns are mounted: a stretch around the reader and the newest ones; lines stand for what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+from textual.widget import Widget
+
+from streamchat.tui.past import Past, PastTurn
+from streamchat.tui.widgets.edge import MemoryEdge
+from streamchat.tui.widgets.lines import SystemPrompt
+from streamchat.tui.widgets.text import Verbatim
+from streamchat.tui.widgets.turn import Turn
+
+if TYPE_CHECKING:
+    from streamchat.tui.widgets.conversation import Conversation
+
+MAX_TURNS = 40
+"""Older turns are taken off the screen while the end is followed."""
+READING_MAX_TURNS = 60
+"""While the reader looks back: then turns far from the view go."""
+TAIL = 10
+"""Newest turns, which always stay: the running one is among them."""
+STEP = 10
+"""Turns that are brought back at once."""
+
+
+class ElsewhereLine(Verbatim):
+    """Says how many turns are not mounted here; a click brings some back."""
+
+    class Wanted(Message):
+        """The turns that are missing at this line are wanted."""
+
+        def __init__(self, line: ElsewhereLine) -> None:
+            super().__init__()
+            self.line = line
+
+    def say(self, count: int, which: str) -> None:
+        """`which`: 'older' or 'newer'."""
+        arrow = "▴" if which == "older" else "▾"
+        self.show(f"{arrow} {count:,} {which} turn{'s' if count != 1 else ''} · scroll or click to show")
+
+    def on_click(self) -> None:
+        """Ask for them."""
+        self.post_message(self.Wanted(self))
+
+
+class Stretch:
+    """The mounted turns of one `Conversation`, and the data of all finished ones."""
+
+    def __init__(self, view: Conversation) -> None:
+        self._view = view
+        self.turns: dict[int, Turn] = {}
+        """Mounted ones by number, ascending."""
+        self.past = Past()
+        self.older: ElsewhereLine | None = None
+        self.gap: ElsewhereLine | None = None
+        self.moving = False
+        """Turns come or go right now."""
+
+    def clear(self) -> None:
+        """All is gone."""
+        self.turns.clear()
+        self.past.clear()
+        self.older = self.gap = None
+
+    async def skip(self, past: PastTurn) -> None:
+        """A turn that was never mounted. While the end is followed, nothing before it is mounted either."""
+        self.past.add(past)
+        if self._view.following and self.turns:
+            await self.take_off(list(self.turns))
+
+    async def prune(self) -> None:
+        """A turn is over: take some off the screen where there are too many, away from what is read."""
+        numbers = sorted(self.turns)
+        if len(numbers) <= (MAX_TURNS if self._view.following else READING_MAX_TURNS):
+            await self._say_elsewhere()  # turns may have been skipped before this one
+            return
+        excess = len(numbers) - MAX_TURNS
+        last_to_go = self.turns[numbers[excess - 1]]
+        reader_is_there = not self._view.following and last_to_go.virtual_region.bottom > self._view.scroll_y
+        await self._prune(excess, keep_oldest=reader_is_there)
+
+    async def _prune(self, excess: int, *, keep_oldest: bool) -> None:
+        """Take `excess` turns off: the oldest ones, or the newest ones before the tail."""
+        numbers = sorted(self.turns)
+        if excess > 0:
+            await self.take_off(numbers[:-TAIL][-excess:] if keep_oldest else numbers[:excess])
+
+    async def show_older(self) -> None:
+        """Bring back some turns before the first one that is mounted."""
+        if self.moving or not self.turns:
+            return
+        await self._bring_back(self.past.before(min(self.turns), STEP), at_top=True)
+
+    async def show_newer(self) -> None:
+        """Bring back some turns of the gap before the newest ones."""
+        if self.moving or self.gap is None:
+            return
+        last, tail = self._around_gap()
+        wanted = [past for past in self.past.after(last, STEP) if past.number < tail]
+        await self._bring_back(wanted, at_top=False)
+
+    async def show_around(self, number: int) -> None:
+        """Mount the stretch around a turn that is not mounted, in place of the one that is."""
+        numbers = sorted(self.turns)
+        await self.take_off(numbers[:-TAIL])
+        wanted = [*self.past.before(number, STEP // 2), *self.past.after(number - 1, STEP)]
+        await self._bring_back([past for past in wanted if past.number not in self.turns], at_top=True)
+
+    async def leave_the_past(self) -> None:
+        """Back at the end: only the newest turns, without a gap."""
+        if self.gap is None:
+            return
+        _, tail = self._around_gap()
+        await self.take_off([number for number in self.turns if number < tail])
+        await self._bring_back(self.past.before(tail, STEP), at_top=True)
+        self._view.anchor()
+
+    def _around_gap(self) -> tuple[int, int]:
+        """Numbers of the last turn before the gap and the first one behind it."""
+        assert self.gap is not None
+        at = self._view.children.index(self.gap)
+        before = [w.number for w in self._view.children[:at] if isinstance(w, Turn) and w.number]
+        behind = [w.number for w in self._view.children[at:] if isinstance(w, Turn) and w.number]
+        return max(before, default=0), min(behind, default=0)
+
+    async def _bring_back(self, wanted: Sequence[PastTurn], *, at_top: bool) -> None:
+        if not wanted:
+            await self._say_elsewhere()
+            return
+        self.moving = True
+        try:
+            place: Widget | None = self.turns[min(self.turns)] if at_top else self.gap
+            if at_top and place is not None and isinstance(self._before(place), MemoryEdge):
+                place = self._before(place)
+            above = 0 if place is None else place.virtual_region.y - self._view.scroll_y
+            with self._view.app.batch_update():
+                for past in wanted:
+                    turn = Turn(past.text, self._view.model)
+                    await self._view.mount(turn, before=place)
+                    await turn.restore(past)
+                    turn.show_memory(self._view.sight.turn(past.number))
+                    self.turns[past.number] = turn
+                self.turns = dict(sorted(self.turns.items()))
+                await self._say_elsewhere()
+                await self._view.place_edge()
+            await self._prune(len(self.turns) - READING_MAX_TURNS, keep_oldest=at_top)
+            if at_top and place is not None and not self._view.following:
+                self._view.call_after_refresh(self._keep_view, place, above)
+        finally:
+            self.moving = False
+
+    def _keep_view(self, widget: Widget, above: float) -> None:
+        """`widget`, which was `above` rows below the top of the view, is there again though more came before it."""
+        if widget.is_attached:
+            self._view.scroll_to(y=widget.virtual_region.y - above, animate=False, immediate=True)
+
+    def _before(self, widget: Widget) -> Widget | None:
+        at = self._view.children.index(widget)
+        return self._view.children[at - 1] if at else None
+
+    async def take_off(self, numbers: Sequence[int]) -> None:
+        """Unmount turns, and what stands between them."""
+        if not numbers:
+            return
+        doomed: list[Widget] = []
+        gone = {self.turns[number] for number in numbers}
+        last = self.turns[max(numbers)]
+        inside = False
+        for child in self._view.children:
+            inside = inside or child in gone
+            keep = isinstance(child, SystemPrompt | ElsewhereLine | MemoryEdge) or (
+                isinstance(child, Turn) and child not in gone
+            )
+            if inside and not keep:
+                doomed.append(child)
+            if child is last:
+                break
+        for number in numbers:
+            del self.turns[number]
+        with self._view.app.batch_update():
+            await self._view.remove_children(doomed)
+            await self._say_elsewhere()
+            await self._view.place_edge()
+
+    async def _say_elsewhere(self) -> None:
+        """The lines that stand for what is not mounted."""
+        numbers = sorted(self.turns)
+        count = self.past.count_before(numbers[0]) if numbers else len(self.past)
+        self.older = await self._line_for(self.older, count, "older", self.turns[numbers[0]] if numbers else None)
+        gap = next(((a, b) for a, b in pairwise(numbers) if b > a + 1), None)
+        missing = gap[1] - gap[0] - 1 if gap else 0
+        self.gap = await self._line_for(self.gap, missing, "newer", self.turns[gap[1]] if gap else None)
+
+    async def _line_for(
+        self, line: ElsewhereLine | None, count: int, which: str, place: Widget | None
+    ) -> ElsewhereLine | None:
+        if not count or place is None:
+            if line is not None:
+                await line.remove()
+            return None
+        before: Widget = place
+        above = self._before(place)
+        if isinstance(above, MemoryEdge):
+            before = above
+        if line is None:
+            line = ElsewhereLine()
+            await self._view.mount(line, before=before)
+        elif self._view.widget_after(line) is not before:
+            self._view.move_child(line, before=before)
+        line.say(count, which)
+        return line

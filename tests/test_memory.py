@@ -1,0 +1,68 @@
+"""What the model still sees, read from the segments of a cache state; no screen."""
+
+from __future__ import annotations
+
+from streamchat.chat.events import CacheState, Segment
+from streamchat.chat.memory import TurnMemory, Visible
+from streamchat.chat.status import SERIES_LIMIT, Series
+
+SINKS = Segment("sinks", 0, 4, 4, True)
+SYSTEM = Segment("system", 0, 10, 10, True)
+
+
+def state(*segments: Segment, evicted: int = 100) -> CacheState:
+    return CacheState(length=sum(s.tokens for s in segments), tokens_evicted=evicted, segments=segments)
+
+
+def test_each_message_is_judged_by_itself() -> None:
+    sight = Visible(
+        state(
+            SINKS,
+            SYSTEM,
+            Segment("user", 2, 5, 5, True),
+            Segment("assistant", 2, 9, 9, True),
+            Segment("assistant", 4, 3, 20),
+            Segment("user", 5, 7, 7),
+            Segment("assistant", 5, 8, 8),
+            Segment("user", 6, 2, 2),
+        )
+    )
+    assert sight.turn(1) == TurnMemory("forgotten", "forgotten")
+    assert sight.turn(1).forgotten
+    assert sight.turn(2) == TurnMemory("seen", "seen", pinned=True)
+    assert sight.turn(3).forgotten
+    assert sight.turn(4) == TurnMemory("forgotten", "partly")
+    assert sight.turn(5).whole
+    assert sight.turn(6) == TurnMemory("seen", "seen")  # its reply has not begun
+    assert sight.turn(7).whole  # not read yet
+    assert sight.oldest == 4  # a pinned turn is no part of the window
+
+
+def test_while_nothing_was_evicted_all_is_seen() -> None:
+    sight = Visible(state(SINKS, Segment("user", 1, 3, 3), evicted=0))
+    assert sight.turn(1).whole
+    assert sight.oldest == 1
+    assert Visible(CacheState()).oldest == 0
+    assert Visible(CacheState()).turn(1).whole
+
+
+def test_a_long_reply_that_pushed_its_own_question_out() -> None:
+    sight = Visible(state(SINKS, Segment("assistant", 3, 40, 90)))
+    assert sight.turn(3) == TurnMemory("forgotten", "partly")
+    assert sight.turn(2).forgotten
+
+
+def test_a_pin_of_half_a_turn_is_no_pinned_turn() -> None:
+    sight = Visible(state(SINKS, Segment("user", 1, 5, 5, True), Segment("assistant", 1, 9, 9)))
+    assert not sight.turn(1).pinned
+
+
+def test_a_series_keeps_the_whole_run_in_bounded_memory() -> None:
+    series = Series()
+    for value in range(100_000):
+        series.add(value)
+    assert SERIES_LIMIT / 2 <= len(series.values) < SERIES_LIMIT
+    steps = {b - a for a, b in zip(series.values, series.values[1:], strict=False)}
+    assert len(steps) == 1
+    assert series.values[0] < 2_000
+    assert series.values[-1] > 98_000
