@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat import paths
+from streamchat import keys, paths
 from streamchat.errors import ConfigError
 from streamchat.settings import Settings, default_of, setting_fields, spec_of
 
@@ -37,6 +37,8 @@ class Configuration:
     """Setting name -> the place, in words for a message: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
     file: Path | None = None
     """The configuration file that was read."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """What `[keys]` of the file changes: id of a key (`streamchat.keys`) -> names of keys."""
 
     def is_explicit(self, name: str) -> bool:
         """Whether the user gave the setting `name` anywhere."""
@@ -79,12 +81,12 @@ def load(
             values[name], origins[name] = value, places[name]
 
     file = find_file(config_file, environ)
+    changed_keys: dict[str, str] = {}
     if file is not None:
+        content, changed_keys = _read_file(file)
         # A file that lists every setting gives only those that it changes.
         given = {
-            name: value
-            for name, value in _read_file(file).items()
-            if check_value(name, value, str(file)) != default_of(name)
+            name: value for name, value in content.items() if check_value(name, value, str(file)) != default_of(name)
         }
         take(given, dict.fromkeys(given, str(file)))
     variables = {
@@ -105,7 +107,7 @@ def load(
 
     settings = Settings(**values)
     _check_together(settings, origins)
-    return Configuration(settings, origins, file)
+    return Configuration(settings, origins, file, changed_keys)
 
 
 def flag_of(name: str) -> str:
@@ -227,8 +229,8 @@ def _read_tables(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 
-def _read_file(file: Path) -> dict[str, Any]:
-    """Setting name -> value as the file gives it, unchecked but for names and places."""
+def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Setting name -> value as the file gives it, unchecked but for names and places; and the keys that it changes."""
     tables = _read_tables(file)
     head = tables.pop("streamchat", None)
     if not isinstance(head, dict):
@@ -242,13 +244,15 @@ def _read_file(file: Path) -> dict[str, Any]:
     if head:
         raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
 
+    changed_keys = _read_keys(file, tables.pop("keys", {}))
     sections = {spec_of(name).section for name in setting_fields()}
     values: dict[str, Any] = {}
     for section, content in tables.items():
         if section in setting_fields() and section not in sections:
             raise ConfigError(f"{file}: {section} belongs in the table [{spec_of(section).section}]")
         if section not in sections:
-            hint = _did_you_mean(section, sections) or f"; the tables are {', '.join(sorted(sections))}"
+            known = {*sections, "keys"}
+            hint = _did_you_mean(section, known) or f"; the tables are {', '.join(sorted(known))}"
             raise ConfigError(f"{file}: unknown table or key {section}{hint}")
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: {section} must be a table, [{section}], not {_short(content)}")
@@ -259,7 +263,31 @@ def _read_file(file: Path) -> dict[str, Any]:
             if belongs != section:
                 raise ConfigError(f"{file}: {name} belongs in [{belongs}], not in [{section}]")
             values[name] = value
-    return values
+    return values, changed_keys
+
+
+def _read_keys(file: Path, table: Any) -> dict[str, str]:
+    """The table `[keys]`, checked: names of keys by id."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{file}: keys must be a table, [keys], not {_short(table)}")
+    changed: dict[str, str] = {}
+    for group, content in table.items():
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: keys.{group} must be the id of a key such as chat.stop")
+        for name, value in content.items():
+            key = f"{group}.{name}"
+            if key not in keys.BY_ID:
+                raise ConfigError(f"{file}: unknown key keys.{key}{_did_you_mean(key, set(keys.BY_ID))}")
+            if not isinstance(value, str) or not keys.key_names(value):
+                raise ConfigError(
+                    f"{file}: keys.{key} = {_short(value)} must be names of keys with commas between them, such as "
+                    '"ctrl+x,f2"'
+                )
+            changed[key] = ",".join(keys.key_names(value))
+    clash = keys.conflict(changed)
+    if clash is not None:
+        raise ConfigError(f"{file}: {clash[0]} would be both keys.{clash[1]} and keys.{clash[2]}; change one of them")
+    return changed
 
 
 def _did_you_mean(name: str, among: set[str] | None = None) -> str:
@@ -307,6 +335,11 @@ def render_toml(configuration: Configuration | None = None) -> str:
         if given.is_explicit(name):
             lines.append(f"# from {' '.join(given.place(name).split())}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
+    lines += ["", "[keys]", *_wrap_comment("Keys of the full-screen app; several have commas between them.")]
+    for key in keys.KEYS:
+        changed = given.keys.get(key.id)
+        lines += _wrap_comment(f"{key.help}.")
+        lines.append(f"{key.id} = {_toml_value(changed)}" if changed else f"# {key.id} = {_toml_value(key.keys)}")
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 Evict = Literal["turns", "tokens"]
 OnFull = Literal["evict", "stop"]
+Thinking = Literal["collapse", "show", "hide"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,13 @@ class Settings:
 
     plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app")
     theme: str = _setting("textual-dark", "interface", "Colour theme of the full-screen app", metavar="NAME")
+    thinking: Thinking = _setting(
+        "collapse",
+        "interface",
+        "What is shown of a model's reasoning (<think> blocks): a line that can be opened, all of it, or nothing",
+        choices=("collapse", "show", "hide"),
+        live=True,
+    )
     history: bool = _setting(True, "interface", "Remember what you typed across restarts")
     stats_json: str = _setting(
         "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE"

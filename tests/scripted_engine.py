@@ -192,6 +192,11 @@ class ScriptedEngine:
         self.calls.append(("switch_model", (name,)))
         self._requests.put(lambda: self._do_switch(name))
 
+    def count_tokens(self, text: str) -> None:
+        """Measure a text."""
+        self.calls.append(("count_tokens", (text,)))
+        self._requests.put(lambda: self.emit(ev.TextCounted(text, len(tokens_of(text)))))
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time."""
         self.calls.append(("close", (timeout_s,)))

@@ -68,6 +68,10 @@ class ChatEngine(Protocol):
         """
         ...
 
+    def count_tokens(self, text: str) -> None:
+        """Measure a text that may be sent; `TextCounted` follows once the engine is idle."""
+        ...
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time. May be called twice."""
         ...

@@ -127,6 +127,10 @@ class Engine:
         """Load another model and start over with it."""
         self._requests.put(lambda: self._switch_model(name))
 
+    def count_tokens(self, text: str) -> None:
+        """Measure a text that may be sent."""
+        self._requests.put(lambda: self._count(text))
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything; returns whether the thread ended in time."""
         self._closing.set()
@@ -267,6 +271,10 @@ class Engine:
             return
         self._settings = conversation.settings = settings
         self._emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
+
+    def _count(self, text: str) -> None:
+        assert self._conversation is not None
+        self._emit(ev.TextCounted(text, len(self._conversation.encoder.text(text))))
 
     def _set_pin(self, number: int, pinned: bool) -> None:
         assert self._conversation is not None

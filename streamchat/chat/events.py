@@ -281,6 +281,14 @@ class TurnPinned(Event):
 
 
 @dataclass(frozen=True)
+class TextCounted(Event):
+    """A text was measured with the model's tokenizer."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class SettingChanged(Event):
     """`/set` took effect; the next turn uses it."""
 

@@ -1,4 +1,4 @@
-"""The slash commands, in one registry for every face.
+"""Slash commands: what one is, and a registry of them for every face. The commands are in `streamchat.chat.commands`.
 
 A command works on the engine and the status board and returns text; how that text is shown is the face's business.
 """
@@ -9,12 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from streamchat import config
 from streamchat.chat.client import ChatEngine
-from streamchat.chat.status import StatusBoard, memory_figures
+from streamchat.chat.status import StatusBoard
 from streamchat.errors import ConfigError
-from streamchat.settings import setting_fields, spec_of
-from streamchat.units import human_bytes, human_seconds
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,10 @@ class SlashResult:
     """To be shown literally; may have several lines."""
     error: bool = False
     quit: bool = False
+    message: str = ""
+    """To be sent to the model, as if it had been typed."""
+    insert: str = ""
+    """To be put into the input, unsent."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class SlashCommand:
     aliases: tuple[str, ...] = ()
     complete: Callable[[SlashContext, str], Iterable[tuple[str, str]]] | None = None
     """Argument text so far -> (whole argument, explanation) pairs."""
+    starts_over: Callable[[str], bool] = lambda argument: False
+    """Whether it forgets the conversation: a running reply is stopped first."""
 
 
 _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
@@ -130,114 +133,3 @@ class SlashRegistry:
         rows = [(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._commands.values()]
         width = max(len(usage) for usage, _ in rows)
         return "\n".join(f"{usage:<{width}}  {text}" for usage, text in rows)
-
-
-def default_registry() -> SlashRegistry:
-    """The commands that every face has."""
-    registry = SlashRegistry([])
-
-    def show_help(context: SlashContext, argument: str) -> SlashResult:
-        if argument:
-            command = registry.find(argument.lstrip("/").lower())
-            if command is None:
-                return SlashResult(f"/{argument.lstrip('/')} is not a command; /help lists them", error=True)
-            return SlashResult(f"/{command.name} {command.arguments}".rstrip() + f"  {command.help}")
-        return SlashResult(registry.help_text())
-
-    def complete_help(context: SlashContext, argument: str) -> list[tuple[str, str]]:
-        return [(c.name, c.help) for c in registry._commands.values() if c.name.startswith(argument)]
-
-    for command in (
-        SlashCommand("help", "[COMMAND]", "list the commands", show_help, ("h", "?"), complete_help),
-        SlashCommand("clear", "", "forget the conversation; keep model, system prompt and settings", _clear, ("new",)),
-        SlashCommand(
-            "system",
-            "[TEXT]",
-            "show the system prompt, or start over with another one ('none' removes it)",
-            _system,
-        ),
-        SlashCommand("set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set),
-        SlashCommand("stats", "", "cache, memory and speed so far", _stats, ("status",)),
-        SlashCommand("quit", "", "leave", lambda context, argument: SlashResult(quit=True), ("exit", "q")),
-    ):
-        registry.add(command)
-    return registry
-
-
-def _clear(context: SlashContext, argument: str) -> SlashResult:
-    context.engine.clear()
-    return SlashResult()
-
-
-def _system(context: SlashContext, argument: str) -> SlashResult:
-    if not argument:
-        prompt = context.engine.settings.system_prompt
-        return SlashResult(
-            f"system prompt: {prompt}" if prompt else "system prompt: none set; the chat template's own is used"
-        )
-    context.engine.set_system_prompt("" if argument.lower() == "none" else argument)
-    return SlashResult()
-
-
-def _live_settings() -> list[str]:
-    return [name for name in setting_fields() if spec_of(name).live]
-
-
-def _set(context: SlashContext, argument: str) -> SlashResult:
-    name, _, value = argument.replace("=", " ", 1).partition(" ")
-    name, value = name.strip().lower().replace("-", "_"), value.strip()
-    settings = context.engine.settings
-    if not name:
-        rows = [f"{key} = {getattr(settings, key)}  ({spec_of(key).legal()})" for key in _live_settings()]
-        return SlashResult("\n".join(rows))
-    if name not in setting_fields():
-        return SlashResult(f"{name} is not a setting; /set lists those that can be changed here", error=True)
-    if not value:
-        return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
-    if not spec_of(name).live:
-        return SlashResult(
-            f"{name} cannot change during a chat; start with {config.flag_of(name)} or put it into config.toml",
-            error=True,
-        )
-    checked = config.check_value(name, config.parse_text(name, value, "/set"), "/set")
-    context.engine.set_option(name, checked)
-    return SlashResult(f"{name} = {checked} from the next turn on")
-
-
-def _complete_set(context: SlashContext, argument: str) -> list[tuple[str, str]]:
-    name, space, _ = argument.partition(" ")
-    settings = context.engine.settings
-    if not space:
-        return [(key, f"now {getattr(settings, key)}") for key in _live_settings() if key.startswith(name)]
-    return []
-
-
-def _stats(context: SlashContext, argument: str) -> SlashResult:
-    board = context.board
-    cache = board.cache
-    rows: list[tuple[str, str]] = []
-    if board.info is not None:
-        info = board.info
-        rows.append(
-            (
-                "model",
-                f"{info.name} ({info.dtype} on {info.device}, {human_bytes(info.weight_bytes)} of weights)",
-            )
-        )
-    parts = f"{cache.sinks} sinks, {cache.pinned} pinned, {cache.window} window"
-    rows.append(("cache length", f"{cache.length} / {cache.cache_size} tokens ({parts})"))
-    rows.append(("compressions", f"{cache.compressions} ({cache.tokens_evicted} tokens evicted)"))
-    rows.append(
-        (
-            "KV cache",
-            f"{human_bytes(cache.kv_bytes)} (a full cache would need {human_bytes(cache.full_kv_bytes)})",
-        )
-    )
-    rows += memory_figures(board.memory)
-    rows.append(("turns", f"{board.turns} ({board.prompt_tokens} tokens read, {board.new_tokens} written)"))
-    if board.ttft_s is not None:
-        rows.append(("first token", human_seconds(board.ttft_s)))
-    if board.decode_tps is not None:
-        rows.append(("speed", f"{board.decode_tps:.1f} tok/s"))
-    width = max(len(label) for label, _ in rows)
-    return SlashResult("\n".join(f"{label:<{width}}  {value}" for label, value in rows))

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
 from streamchat.chat import events as ev
+from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
-from streamchat.chat.slash import SlashContext, SlashResult, default_registry, message_text
+from streamchat.chat.slash import SlashContext, SlashResult, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
-from streamchat.errors import ExitCode
+from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
 
@@ -45,7 +47,7 @@ class Pipe:
     def __init__(self, engine: ChatEngine, out: TextIO | None, err: TextIO | None) -> None:
         self._engine, self._out, self._err = engine, out, err
         self._events: queue.Queue[ev.Event] = queue.Queue()
-        self._narrator = Narrator()
+        self._narrator = Narrator(lambda: engine.settings.thinking)
         self._board = StatusBoard()
         self._progress = ProgressLine(err)
         self._failed = False
@@ -60,9 +62,12 @@ class Pipe:
             return code
         for line in self._lines(source):
             result = registry.run(context, line)
-            if result is None:
-                self._engine.submit(message_text(line))
+            message = message_text(line) if result is None else self._message_of(result)
+            if message:
+                self._engine.submit(message)
                 code = self._until(ev.TurnFinished)
+            elif result is None:
+                continue
             else:
                 self._answer(result)
                 if result.quit:
@@ -83,6 +88,14 @@ class Pipe:
         self._failed |= result.error
         if result.text:
             self._tell(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
+
+    def _message_of(self, result: SlashResult) -> str:
+        """What a command wants to be sent. Lines of a pipe are taken as they are; only /read takes a file."""
+        try:
+            return mentions.expand(result.message or result.insert.strip())
+        except ConfigError as error:
+            self._answer(SlashResult(str(error), error=True))
+            return ""
 
     def _until(self, kind: type[ev.Event]) -> int | None:
         """Handle events up to the next one of `kind`; returns an exit code where the engine ended before."""
@@ -119,7 +132,7 @@ class Pipe:
         return None
 
     def _show(self, piece: Piece) -> None:
-        if piece.kind in ("reply", "end"):
+        if piece.kind in ("reply", "thought", "end"):
             if self._out is not None and piece.text:
                 self._out.write(piece.text)
                 self._out.flush()

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from streamchat.chat import events as ev
+from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
-from streamchat.chat.slash import SlashContext, default_registry, message_text
+from streamchat.chat.slash import SlashContext, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
 from streamchat.config import Configuration
-from streamchat.errors import ExitCode
+from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.render import Narrator, ready_sentence
@@ -51,7 +53,7 @@ class Prompt:
     def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
         self._engine = engine
         self._board = StatusBoard()
-        self._narrator = Narrator()
+        self._narrator = Narrator(lambda: engine.settings.thinking)
         self._terminal = Terminal()
         self._progress = ProgressLine(sys.stderr)
         self._registry = default_registry()
@@ -62,7 +64,7 @@ class Prompt:
 
         self._ready = False
         self._finished: ev.TurnFinished | None = None
-        self._answered = False
+        self._answered = self._loading = False
         self._failure: ev.EngineFailed | ev.EngineClosed | None = None
         self._interrupts = 0
         self._on_interrupt: Callable[[], None] | None = None
@@ -115,17 +117,32 @@ class Prompt:
                 return
             given = printable(given.lstrip("\n").rstrip())
             result = self._registry.run(self._context, given)
-            if result is None:
-                text = await self._turn(message_text(given))
+            if result is None or result.message:
+                text = await self._send(message_text(given) if result is None else result.message, given)
                 continue
             if result.quit:
                 return
+            text = result.insert
+            if text:
+                continue
             if result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
             else:  # it answers through an event
                 self._answered = False
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
+                if self._loading:  # another model; Ctrl+C leaves
+                    with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts():
+                        await self._until(lambda: not self._loading)
+
+    async def _send(self, message: str, given: str) -> str:
+        """A message with the files that it mentions; returns the text to offer again where it was not taken."""
+        try:
+            expanded = mentions.expand(message)
+        except ConfigError as error:
+            self._terminal.line(str(error), "error")
+            return given
+        return await self._turn(expanded)
 
     async def _turn(self, message: str) -> str:
         """One message and its reply; returns the text to offer again where the turn was taken back."""
@@ -145,6 +162,8 @@ class Prompt:
         self._board.apply(event)
         if isinstance(event, ev.ModelLoading):
             self._progress.show(event)
+            self._loading = self._answered = True
+            self._changed.set()
             return
         if not isinstance(event, ev.StatusSampled):
             self._progress.clear()
@@ -153,14 +172,16 @@ class Prompt:
         match event:
             case ev.ModelReady(info=info):
                 self._terminal.line(ready_sentence(info), "info")
-                self._ready = True
+                self._ready, self._loading = True, False
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C came before there was anything to stop
                     self._engine.stop_reply()
             case ev.TurnFinished():
                 self._finished = event
-            case ev.ConversationCleared() | ev.Notice():
+            case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True
+                if isinstance(event, ev.Notice) and event.level == "error":
+                    self._loading = False  # another model could not be loaded
             case ev.EngineFailed() | ev.EngineClosed():
                 self._failure = self._failure or event
                 if self._input is not None:

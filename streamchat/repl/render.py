@@ -6,15 +6,17 @@ evictions merged into one line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
+from streamchat.chat.thinking import Part, ThinkingStream
 from streamchat.units import human_seconds
 
-Kind = Literal["reply", "end", "eviction", "info", "warning", "error", "stats"]
+Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,22 @@ class Piece:
     """Something to write."""
 
     kind: Kind
-    """`reply`: text to append as it is; `end`: the reply is over, the text ends its line where that is open; all
-    others: a line of their own."""
+    """`reply` and `thought`: text to append as it is; `end`: the reply is over, the text ends its line where that is
+    open; all others: a line of their own."""
     text: str = ""
 
 
 class Narrator:
-    """Turns the events of one engine into pieces, in order."""
+    """Turns the events of one engine into pieces, in order.
 
-    def __init__(self) -> None:
-        self._stream = PrintableStream()
+    Args:
+        thinking: Tells what is shown of a reply's reasoning, as the setting of that name.
+    """
+
+    def __init__(self, thinking: Callable[[], str]) -> None:
+        self._thinking = thinking
+        self._stream, self._parts = PrintableStream(), ThinkingStream()
+        self._thought_words = 0
         self._evicted: ev.TokensEvicted | None = None
         self._held: list[Piece] = []
         self._speaking = False
@@ -41,7 +49,8 @@ class Narrator:
         """What `event` adds."""
         match event:
             case ev.TurnStarted():
-                self._stream, self._speaking, self._said = PrintableStream(), False, ""
+                self._stream, self._parts = PrintableStream(), ThinkingStream()
+                self._speaking, self._said, self._thought_words = False, "", 0
             case ev.TokensEvicted(trigger="between_turns") if not self._speaking:
                 return [Piece("eviction", eviction_sentence(event))]
             case ev.TokensEvicted():
@@ -50,8 +59,7 @@ class Narrator:
                 # what a long prompt pushed out is said before the reply begins
                 before = [] if self._speaking else self._eviction()
                 self._speaking = True
-                shown = self._stream.feed(text)
-                return [*before, *self._reply(shown)]
+                return [*before, *self._told(self._parts.feed(self._stream.feed(text)))]
             case ev.TurnFinished():
                 return self._finish(event)
             case ev.Notice(text=text, level=level):
@@ -61,16 +69,38 @@ class Narrator:
                 self._held.append(piece)
             case ev.ConversationCleared():
                 return [Piece("info", cleared_sentence(event))]
+            case ev.TurnPinned():
+                what = "pinned: it stays in the cache" if event.pinned else "unpinned"
+                return [Piece("info", f"turn {event.turn} ({event.tokens} tokens) is {what}")]
             case _:
                 pass
         return []
 
-    def _reply(self, shown: str) -> list[Piece]:
-        self._said = shown[-1:] or self._said
-        return [Piece("reply", shown)] if shown else []
+    def _told(self, parts: list[Part]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for part in parts:
+            if part.kind == "thought":
+                self._thought_words += len(part.text.split())
+                if self._thinking() == "show":
+                    pieces.append(Piece("thought", part.text))
+                continue
+            if self._thought_words:
+                pieces += self._after_thoughts()
+            self._said = part.text[-1:] or self._said
+            pieces.append(Piece("reply", part.text))
+        return pieces
+
+    def _after_thoughts(self) -> list[Piece]:
+        words, self._thought_words = self._thought_words, 0
+        if self._thinking() == "show":
+            return [Piece("thought", "\n\n")]
+        if self._thinking() == "collapse":
+            return [Piece("stats", f"(thought for about {words} words; /set thinking show prints them)")]
+        return []
 
     def _finish(self, event: ev.TurnFinished) -> list[Piece]:
-        pieces = self._reply(self._stream.end()) if self._speaking else []
+        rest = [*self._parts.feed(self._stream.end()), *self._parts.end()]
+        pieces = self._told(rest) if self._speaking else []
         # an empty reply is an empty line, a turn that was taken back before it spoke is none
         line_open = self._said != "\n" if self._said else not event.rolled_back
         pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]

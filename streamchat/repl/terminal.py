@@ -24,6 +24,7 @@ STYLE = Style.from_dict(
         "warning": "ansiyellow",
         "error": "ansired",
         "info": "dim",
+        "thought": "dim italic",
         "stats": "dim",
         "answer": "",
     }
@@ -39,7 +40,9 @@ class Terminal:
 
     def show(self, piece: Piece) -> None:
         """Write one piece; lines are safe while a prompt is on the screen (it is drawn again below)."""
-        if piece.kind not in ("reply", "end"):
+        if piece.kind == "thought":
+            self.line(piece.text, "thought", end="")
+        elif piece.kind not in ("reply", "end"):
             self.line(piece.text, piece.kind)
         elif piece.text:
             if not self._labelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -22,7 +23,9 @@ from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import one_line
 from streamchat.config import Configuration
 from streamchat.errors import ExitCode
+from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
+from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
 from streamchat.tui.history import PromptHistory
@@ -31,6 +34,7 @@ from streamchat.tui.outbox import Outbox
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.terminal import guarded_terminal
+from streamchat.tui.themes import user_themes
 
 CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
@@ -51,11 +55,10 @@ class StreamchatApp(App[int]):
     CSS_PATH = "screens/chat.tcss"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f1", "open_help", "Help", id="app.help", tooltip="Keys and commands"),
-        Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Leave, at any moment"),
-        Binding(
-            "ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True, tooltip="Quit on a second press"
-        ),
+        bind("app.help", "open_help", show=True),
+        bind("app.quit", "quit", priority=True, show=True),
+        bind("app.palette", "command_palette", priority=True),
+        Binding("ctrl+c", "interrupt", "Quit", show=False, system=True, tooltip="Quit on a second press"),
     ]
 
     def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
@@ -66,11 +69,23 @@ class StreamchatApp(App[int]):
         self.failure: ev.EngineFailed | None = None
         """Why the engine ended, where it did."""
         self._configuration = configuration
+        self._theme_problems = self._register_themes()
         self._bridge = EventBridge(lambda: self.post_message(EventsArrived()))
         self._outbox = Outbox(engine)
         self._chat = ChatScreen(self._bridge, self._outbox, PromptHistory.open(configuration.settings.history))
         self._leaving = False
         self._quit_armed = False
+
+    def keys_of(self, key_id: str) -> str:
+        """Names of the keys for something, as configured."""
+        return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
+
+    def _register_themes(self) -> list[str]:
+        """The user's themes; returns what is wrong with some."""
+        themes, problems = user_themes()
+        for theme in themes:
+            self.register_theme(theme)
+        return problems
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -79,18 +94,26 @@ class StreamchatApp(App[int]):
         return self._chat
 
     def on_mount(self) -> None:
-        """Theme first, then the engine: it must not hold up the first paint."""
+        """Keys and theme first, then the engine: it must not hold up the first paint."""
+        self.set_keymap(dict(self._configuration.keys))
         name = self._configuration.settings.theme
         if name in self.available_themes:
             self.theme = name
         else:
             place = self._configuration.place("theme")
             self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
+        for problem in self._theme_problems:
+            self.notify(problem, severity="warning", markup=False, timeout=8)
         self.begin_capture_print(self)
         if not self.is_headless:
             self._watch_signals()
         self.engine.subscribe(self._bridge.put)
         self.call_after_refresh(self.engine.start)
+
+    def model_ready(self) -> None:
+        """Some 400,000 objects of torch and transformers stay for good: the collector need not visit them again."""
+        gc.collect()
+        gc.freeze()
 
     def on_events_arrived(self, message: EventsArrived) -> None:
         """Let the chat handle them, so that keys are never held up here."""
@@ -186,7 +209,7 @@ class StreamchatApp(App[int]):
     def open_help(self) -> None:
         """Show keys and commands."""
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self.registry))
+            self.push_screen(HelpScreen(self.registry, self.keys_of))
 
     def action_open_help(self) -> None:
         """Show keys and commands."""
@@ -197,20 +220,27 @@ class StreamchatApp(App[int]):
         self._chat.run_slash("/clear")
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette."""
+        """The command palette: what has a key, and every slash command."""
         chat = self._chat
         yield SystemCommand("New conversation", "Forget it all; keep model and settings", self.action_new_conversation)
         yield SystemCommand("Stop the reply", "As Esc", chat.action_stop)
         yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
         yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
+        yield SystemCommand("Memory map", "Walk through what the model still sees", chat.action_focus_map)
         yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
+        for section in chat.panel_sections():
+            yield SystemCommand(f"Panel: {section.title}", "Fold or unfold", lambda s=section: s.fold(not s.folded))
+        yield SystemCommand("Reasoning", "Open or fold what replies thought", chat.action_toggle_thoughts)
         yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
-        yield SystemCommand("Statistics", "As /stats", lambda: chat.run_slash("/stats"))
+        yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
         yield SystemCommand("Theme", "Choose the colours", self.action_change_theme)
         yield SystemCommand("Help", "Keys and commands", self.action_open_help)
         yield SystemCommand(
             "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
         )
+        for command in self.registry:
+            if command.arguments.startswith("["):  # works without an argument
+                yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
         yield SystemCommand("Quit", "Leave", self.action_quit)
 
 

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Protocol
 
-from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult, default_registry
+from streamchat.chat.commands import default_registry
+from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 
 
 class AppActions(Protocol):

@@ -57,6 +57,8 @@ class Narrator:
             case ev.TurnFinished():
                 await self._finish(event)
             case ev.Notice(text=text, level=level):
+                if level == "error":
+                    await self._loaded()  # another model could not be loaded
                 await self._conversation.say(one_line(text), level)
                 if level != "info":
                     self._toast(text, level)
@@ -64,6 +66,9 @@ class Narrator:
                 self.current = None
                 await self._conversation.start_over(event.system_prompt)
                 await self._conversation.say("A new conversation. Model and settings are kept.")
+            case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
+                what = f"keeps its {tokens:,} tokens in the cache" if pinned else "may leave the cache again"
+                await self._conversation.say(f"Turn {turn} is {'' if pinned else 'un'}pinned and {what}.")
             case ev.EngineFailed():
                 await self._fail(event)
             case _:

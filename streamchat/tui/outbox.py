@@ -55,6 +55,11 @@ class Outbox:
             self._submit(text)
         return text
 
+    def loading(self) -> None:
+        """A model is being loaded; what is sent meanwhile waits."""
+        if self.phase is Phase.IDLE:
+            self.phase = Phase.LOADING
+
     def take_back(self) -> str | None:
         """The message that waits, which waits no longer."""
         text, self.waiting = self.waiting, None

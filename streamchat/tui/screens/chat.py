@@ -9,14 +9,18 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widgets import Footer
 
 from streamchat.chat import events as ev
-from streamchat.chat import slash
+from streamchat.chat import mentions, slash
 from streamchat.chat.text import one_line
+from streamchat.errors import ConfigError
+from streamchat.keys import key_names, spoken
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import caught_up
 from streamchat.tui.clipboard import SENT, last_code
+from streamchat.tui.editor import edit
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
@@ -31,6 +35,7 @@ from streamchat.tui.widgets.prompt import Prompt
 from streamchat.tui.widgets.section import Section
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
+from streamchat.tui.widgets.thinking import Thinking
 from streamchat.tui.widgets.turn import Turn
 from streamchat.tui.widgets.waiting import WaitingMessage
 
@@ -43,6 +48,9 @@ ROOM = 60
 """Columns without which there is no room for the sidebar at all."""
 FRAME_S = 1 / 25
 """Least time between two batches of events on the screen."""
+COUNT_AFTER_S = 0.4
+LONG_LINES, LONG_CHARACTERS = 8, 600
+"""From here on a text is measured before it is sent."""
 
 
 class ChatScreen(Screen[None]):
@@ -57,6 +65,9 @@ class ChatScreen(Screen[None]):
         """What the user asked for; None follows the width."""
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
+        self._hint = ""
+        self._counted: tuple[str, int] | None = None
+        self._count_timer: Timer | None = None
 
     @property
     def chat_app(self) -> StreamchatApp:
@@ -81,8 +92,9 @@ class ChatScreen(Screen[None]):
     async def on_mount(self) -> None:
         """Be usable at once; events may wait already."""
         prompt = self.query_one(Prompt)
-        prompt.border_subtitle = "enter sends · ^j new line"
+        self._use_keys(prompt)
         prompt.focus()
+        self.conversation.thinking = self.chat_app.engine.settings.thinking
         self._narrator = Narrator(self.conversation, self._toast)
         await self.conversation.show_system_prompt(self.chat_app.engine.settings.system_prompt)
         self._show_figures()
@@ -124,8 +136,18 @@ class ChatScreen(Screen[None]):
         match event:
             case ev.PrefillProgress(done=done, total=total):
                 self._reading = event if done < total else None
+            case ev.ModelLoading():
+                self._outbox.loading()
             case ev.ModelReady():
+                self.chat_app.model_ready()
                 await self._engine_idle()
+            case ev.Notice(level="error") if self._outbox.phase is Phase.LOADING and self.chat_app.board.info:
+                await self._engine_idle()  # another model could not be loaded
+            case ev.SettingChanged(name="thinking", value=value):
+                self.conversation.thinking = value
+            case ev.TextCounted(text=text, tokens=tokens):
+                self._counted = (text, tokens)
+                self._show_size()
             case ev.TurnFinished():
                 self._reading = None
                 if event.rolled_back:
@@ -172,10 +194,19 @@ class ChatScreen(Screen[None]):
         if command is not None:
             await self._run_command(command[0], text)
             return
-        match self._outbox.offer(slash.message_text(text)):
+        await self._send(slash.message_text(text))
+
+    async def _send(self, typed: str) -> None:
+        """Send what was typed, with the files that it mentions; it stays in the input where that cannot be."""
+        try:
+            text = mentions.expand(typed)
+        except ConfigError as error:
+            self._toast(str(error), "error")
+            return
+        match self._outbox.offer(text):
             case Sent.SENT:
                 self.prompt.take()
-                await self._narrate(slash.message_text(text))
+                await self._narrate(text)
             case Sent.WAITS:
                 self.prompt.take()
                 self._show_waiting()
@@ -198,12 +229,11 @@ class ChatScreen(Screen[None]):
     async def _run_command(self, name: str, text: str, typed: bool = True) -> None:
         app = self.chat_app
         command = app.registry.find(name)
-        if command is not None and command.name in ("clear", "system") and self._outbox.phase is Phase.FAILED:
+        parsed = slash.parse(text)
+        starts_over = command is not None and parsed is not None and command.starts_over(parsed[1])
+        if starts_over and self._outbox.phase is Phase.FAILED:
             self._toast("the engine has ended; Ctrl+Q leaves", "error")
             return
-        starts_over = command is not None and (
-            command.name == "clear" or (command.name == "system" and len(text.split(None, 1)) > 1)
-        )
         if starts_over and self._outbox.phase is Phase.REPLYING:
             app.engine.stop_reply()  # or it would run on to its end first
         result = app.registry.run(slash.SlashContext(app.engine, app.board), text)
@@ -212,8 +242,13 @@ class ChatScreen(Screen[None]):
             # what was typed stays, to be put right
             self._toast(result.text, "error")
             return
+        if result.message:
+            await self._send(result.message)
+            return
         if typed:
             self.prompt.take()
+        if result.insert:
+            self.prompt.put(result.insert)
         if result.text:
             await self.conversation.add(CommandOutput(text, result.text, error=False))
             self.conversation.follow()
@@ -221,8 +256,14 @@ class ChatScreen(Screen[None]):
             await app.action_quit()
 
     def _complete(self, text: str) -> list[tuple[str, str]]:
-        app = self.chat_app
-        return app.registry.completions(slash.SlashContext(app.engine, app.board), text)
+        if text.startswith("/"):
+            app = self.chat_app
+            return app.registry.completions(slash.SlashContext(app.engine, app.board), text)
+        path = mentions.mention_under_way(text)
+        if path is None:
+            return []
+        before = text[: len(text) - len(path)]
+        return [(before + whole, note) for whole, note in mentions.complete_path(path)]
 
     def _show_waiting(self) -> None:
         until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is over"
@@ -234,6 +275,58 @@ class ChatScreen(Screen[None]):
         if text is not None:
             self.prompt.give_back(text)
         self._show_waiting()
+
+    # --- the input ------------------------------------------------------------------------------------------
+
+    def _use_keys(self, prompt: Prompt) -> None:
+        keys = self.chat_app.keys_of
+        prompt.send_keys = key_names(keys("prompt.send"))
+        send, newline = (spoken(keys(name)).split(", ")[0] for name in ("prompt.send", "prompt.newline"))
+        self._hint = f"{send} sends · {newline} new line"
+        prompt.border_subtitle = self._hint
+
+    @on(Prompt.Edited)
+    def _edited(self, message: Prompt.Edited) -> None:
+        """Long texts are measured once the user pauses."""
+        message.stop()
+        if self._count_timer is not None:
+            self._count_timer.stop()
+        self._show_size()
+        if self._is_long():
+            self._count_timer = self.set_timer(COUNT_AFTER_S, self._count)
+
+    def _is_long(self) -> bool:
+        document = self.prompt.document
+        return document.line_count > LONG_LINES or len(document.get_line(0)) > LONG_CHARACTERS
+
+    def _count(self) -> None:
+        self.chat_app.engine.count_tokens(self.prompt.text)
+
+    def _show_size(self) -> None:
+        """Tokens of a long text against the budget, roughly until they are counted."""
+        if not self._is_long():
+            self.prompt.border_subtitle = self._hint
+            return
+        text = self.prompt.text
+        exact = self._counted is not None and self._counted[0] == text
+        tokens = self._counted[1] if exact and self._counted is not None else len(text) // 4
+        cache = self.chat_app.board.cache
+        room = cache.cache_size - cache.sinks - cache.pinned
+        lines = self.prompt.document.line_count
+        words = f"{lines:,} line{'s' if lines != 1 else ''} · {'' if exact else 'about '}{tokens:,} tokens"
+        if cache.cache_size and tokens > room:
+            words += f" · more than the {room:,} that fit: its beginning will be forgotten"
+        elif cache.cache_size:
+            words += f" of {room:,}"
+        self.prompt.border_subtitle = words
+
+    @on(Prompt.EditorWanted)
+    def action_edit(self) -> None:
+        """Write the message in the user's editor."""
+        try:
+            self.prompt.put(edit(self.chat_app, self.prompt.text))
+        except ConfigError as error:
+            self._toast(str(error), "error")
 
     @on(Prompt.TookBack)
     def _took_back(self) -> None:
@@ -348,6 +441,10 @@ class ChatScreen(Screen[None]):
         self.app.copy_to_clipboard(text)
         return f"{'code' if code_only else 'reply'} {SENT}"
 
+    def panel_sections(self) -> list[Section]:
+        """Of the status panel."""
+        return self.query_one(StatusPanel).sections
+
     def action_toggle_sidebar(self) -> None:
         """Show the sidebar, or the status line in its place."""
         if self.size.width < ROOM:
@@ -355,6 +452,15 @@ class ChatScreen(Screen[None]):
             return
         self._sidebar_wanted = not self.has_class("-sidebar")
         self._arrange(self.size.width)
+
+    def action_toggle_thoughts(self) -> None:
+        """Open all reasoning that is on the screen, or fold it where some is open."""
+        blocks = list(self.query(Thinking))
+        unfolded = any(block.unfolded for block in blocks)
+        for block in blocks:
+            block.fold(unfolded)
+        if not blocks:
+            self._toast("no reply here has shown its reasoning", "information")
 
     def action_follow(self) -> None:
         """Go to the end and follow."""

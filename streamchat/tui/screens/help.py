@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from streamchat.chat.slash import SlashRegistry
+from streamchat.keys import KEYS, spoken
+from streamchat.tui.bindings import bind
 from streamchat.tui.widgets.keys import KeyTable
 
-KEYS = (
-    ("Enter", "send the message"),
-    ("Ctrl+J", "new line, in every terminal (Shift+Enter, Alt+Enter where the terminal tells them)"),
+FIXED = (
     ("Up / Down", "on the first / last row: what you typed before"),
-    ("Tab", "complete a command"),
-    ("Esc", "stop the reply; take a waiting message back"),
-    ("Ctrl+C", "copy the selection, else stop the reply, else press twice to quit"),
-    ("Ctrl+Y", "copy the last reply (/copy code: its last code block)"),
+    ("@path", "the text of a file, wherever it stands in a message"),
     ("Shift+drag", "select by hand with the terminal's own selection"),
-    ("PgUp / PgDn", "scroll; the view stays where you are"),
-    ("End, Ctrl+End", "back to the end, and follow the reply"),
-    ("Ctrl+B", "status panel on / off"),
-    ("Ctrl+P", "command palette"),
-    ("F1", "this help"),
-    ("Ctrl+Q", "quit, at any moment (Ctrl+D in an empty input)"),
 )
 
 
@@ -36,12 +28,12 @@ class HelpScreen(ModalScreen[None]):
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f1,q,enter", "dismiss", "Close", id="help.close", tooltip="Back to the chat"),
+        bind("help.close", "dismiss"),
     ]
 
-    def __init__(self, registry: SlashRegistry) -> None:
+    def __init__(self, registry: SlashRegistry, keys_of: Callable[[str], str]) -> None:
         super().__init__()
-        self._registry = registry
+        self._registry, self._keys_of = registry, keys_of
 
     def compose(self) -> ComposeResult:
         """Two tables."""
@@ -49,11 +41,17 @@ class HelpScreen(ModalScreen[None]):
             panel.border_title = "Help"
             panel.border_subtitle = "esc closes"
             yield Static("Keys", classes="section")
-            yield KeyTable(KEYS)
+            yield KeyTable(self._rows())
             yield Static("Commands", classes="section")
             yield KeyTable([(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._registry])
             yield Static("A message that begins with a slash: double it, //like this.", classes="note")
             yield Static("Faded messages have left the cache: the model no longer sees them.", classes="note")
+            yield Static("Keys can be changed: [keys] in config.toml.", classes="note", markup=False)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Keys as configured, and what is no key of ours."""
+        told = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
+        return [*((spoken(self._keys_of(key.id)), key.help) for key in told), *FIXED]
 
     def on_mount(self) -> None:
         """Arrow keys scroll."""

@@ -40,10 +40,12 @@ class Completions(OptionList, can_focus=False):
         self.clear_options()
         if not completions:
             return
-        width = max(cell_len(line) for line in self._offered)
+        # of a path in the middle of a sentence only the path is shown
+        labels = [line if line.startswith("/") else line[line.rfind("@") :] for line in self._offered]
+        width = max(map(cell_len, labels))
         self.add_options(
-            Option(Content.assemble((f"{line:<{width}}", "bold"), "  ", (one_line(note), "$foreground 60%")))
-            for line, note in completions
+            Option(Content.assemble((f"{label:<{width}}", "bold"), "  ", (one_line(note), "$foreground 60%")))
+            for label, (_, note) in zip(labels, completions, strict=True)
         )
         self.highlighted = 0
 

@@ -8,6 +8,7 @@ from textual.widget import Widget
 
 from streamchat.chat.events import CacheState, TokensEvicted
 from streamchat.chat.memory import Visible
+from streamchat.settings import Thinking
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt
@@ -31,6 +32,8 @@ class Conversation(VerticalScroll, can_focus=False):
         super().__init__(id=id)
         self.model = "assistant"
         """Name over the replies."""
+        self.thinking: Thinking = "collapse"
+        """What is shown of a reply's reasoning."""
         self.stretch = Stretch(self)
         self.sight = Visible(CacheState())
         """What the model sees, by turn."""
@@ -117,7 +120,7 @@ class Conversation(VerticalScroll, can_focus=False):
     async def add_turn(self, text: str) -> Turn:
         """Append what the user just sent; the engine gives it a number later."""
         self._loose = None
-        turn = Turn(text, self.model)
+        turn = Turn(text, self.model, self.thinking)
         await self.mount(turn)
         self.follow()
         return turn

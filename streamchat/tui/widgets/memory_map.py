@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from rich.segment import Segment as Cells
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from streamchat.chat.events import CacheState, Segment
+from streamchat.tui.bindings import bind
 from streamchat.tui.widgets.gauge import share_cells
 
 ROWS = 6
@@ -76,13 +77,13 @@ class MemoryMap(Widget, can_focus=True):
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"map--{name}" for name in STYLES}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "move(-1)", "Before", show=False, id="map.left", tooltip="Choose the segment before"),
-        Binding("right", "move(1)", "After", show=False, id="map.right", tooltip="Choose the segment after"),
-        Binding("up", "move_row(-1)", "Up", show=False, id="map.up", tooltip="Choose the segment above"),
-        Binding("down", "move_row(1)", "Down", show=False, id="map.down", tooltip="Choose the segment below"),
-        Binding("enter,space", "open", "Go to", id="map.open", tooltip="Go to the message"),
-        Binding("p", "pin", "Pin", id="map.pin", tooltip="Pin or unpin the turn"),
-        Binding("escape", "leave", "Back", id="map.leave", tooltip="Back to the input"),
+        bind("map.left", "move(-1)"),
+        bind("map.right", "move(1)"),
+        bind("map.up", "move_row(-1)"),
+        bind("map.down", "move_row(1)"),
+        bind("map.open", "open", show=True),
+        bind("map.pin", "pin", show=True),
+        bind("map.leave", "leave", show=True),
     ]
 
     @dataclass

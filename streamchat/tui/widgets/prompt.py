@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import TextArea
 
 from streamchat.chat.text import printable
+from streamchat.keys import BY_ID, key_names
+from streamchat.tui.bindings import bind
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.widgets.completion import Completions
 
@@ -30,13 +32,13 @@ class Prompt(TextArea):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        # Ctrl+J is what every terminal sends for a line feed; the others need a terminal that tells them from Enter
-        Binding("ctrl+j,shift+enter,alt+enter,ctrl+enter", "newline", "New line", show=False, id="prompt.newline"),
-        Binding("ctrl+d", "delete_or_leave", "Delete, or quit when empty", show=False, id="prompt.delete_or_leave"),
-        Binding("pageup", "screen.scroll_page(-1)", "Scroll up", show=False, id="prompt.page_up"),
-        Binding("pagedown", "screen.scroll_page(1)", "Scroll down", show=False, id="prompt.page_down"),
-        Binding("tab", "complete", "Complete a command", show=False, id="prompt.complete"),
-        Binding("ctrl+shift+z", "redo", "Redo", show=False, id="prompt.redo"),
+        bind("prompt.newline", "newline"),
+        bind("prompt.delete_or_leave", "delete_or_leave"),
+        bind("prompt.page_up", "screen.scroll_page(-1)"),
+        bind("prompt.page_down", "screen.scroll_page(1)"),
+        bind("prompt.complete", "complete"),
+        bind("prompt.edit", "edit"),
+        bind("prompt.redo", "redo"),
     ]
 
     @dataclass
@@ -50,6 +52,12 @@ class Prompt(TextArea):
 
     class EndPressed(Message):
         """End was pressed where there is nowhere to go in the input."""
+
+    class EditorWanted(Message):
+        """The text shall be edited elsewhere."""
+
+    class Edited(Message):
+        """The text has changed."""
 
     class TookBack(Message):
         """Up was pressed in an empty input: a message that waits comes back before the history."""
@@ -73,6 +81,8 @@ class Prompt(TextArea):
         self.prompt_history = history
         self.message_waits = False
         """A sent message waits and can be taken back with Up."""
+        self.send_keys = key_names(BY_ID["prompt.send"].keys)
+        """Keys that send; Textual's own use of Enter leaves no binding for it."""
         self._complete = complete
         self._completions = completions
         self._recalled: str | None = None
@@ -120,7 +130,7 @@ class Prompt(TextArea):
                     self._completions.hide()
                 case _:
                     self._accept()
-        elif event.key == "enter":
+        elif event.key in self.send_keys:
             event.stop()
             event.prevent_default()
             self._send()
@@ -131,23 +141,43 @@ class Prompt(TextArea):
 
     def _accept(self) -> None:
         """Enter in the list: what is complete as typed is sent, else the highlighted line is taken."""
-        chosen, moved, typed = self._completions.chosen, self._completions.moved, self.text
+        chosen, moved, typed = self._completions.chosen, self._completions.moved, self._line()
         offered = {line for line, _ in self._complete(typed.strip())}
         self._completions.hide()
+        if not typed.startswith("/"):
+            self._fill(chosen)
+            return
         if not moved and (typed.strip() in offered or typed.endswith(" ")):
             self._send()
             return
         arguments = bool(self._complete(f"{chosen} "))
         command = " " not in chosen
-        self.put(f"{chosen} " if arguments else chosen)
+        self._fill(f"{chosen} " if arguments else chosen)
         if command and not arguments:
             self._send()
 
+    def _line(self) -> str:
+        """The line of the cursor, up to it."""
+        row, column = self.cursor_location
+        return self.document.get_line(row)[:column]
+
+    def _fill(self, line: str) -> None:
+        """Put `line` in the place of what stands before the cursor in its line."""
+        row, column = self.cursor_location
+        if not line.startswith("/") and not line.endswith("/"):
+            line += " "
+        result = self.replace(line, (row, 0), (row, column), maintain_selection_offset=False)
+        self.move_cursor(result.end_location)
+
     def action_complete(self) -> None:
-        """Tab: take the highlighted command."""
+        """Tab: take the highlighted line."""
         chosen = self._completions.chosen
         if chosen:
-            self.put(f"{chosen} ")
+            self._fill(f"{chosen} " if chosen.startswith("/") and not chosen.endswith("/") else chosen)
+
+    def action_edit(self) -> None:
+        """Write in an editor."""
+        self.post_message(self.EditorWanted())
 
     def action_newline(self) -> None:
         """Break the line."""
@@ -203,12 +233,13 @@ class Prompt(TextArea):
         self.focus()
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """Offer commands while the line begins with a slash."""
+        """Offer commands while the only line begins with a slash, and paths behind an @."""
         event.stop()
-        one_line = self.document.line_count == 1
-        line = self.document.get_line(0) if one_line else ""
+        self.post_message(self.Edited())
+        line = self._line()
         recalled, self._recalled = self._recalled, None
-        if not line.startswith("/") or line == recalled:
+        command = line.startswith("/")
+        if line == recalled or (command and self.text != line) or not (command or "@" in line):
             self._completions.hide()
             return
         offered = self._complete(line)

@@ -10,7 +10,10 @@ from textual.widgets import Markdown
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.chat.text import PrintableStream, printable
+from streamchat.chat.thinking import Part, ThinkingStream, split
+from streamchat.settings import Thinking as ShowThinking
 from streamchat.tui.widgets.text import Verbatim
+from streamchat.tui.widgets.thinking import Thinking
 
 LINKS = ("http://", "https://", "mailto:")
 
@@ -47,15 +50,24 @@ class ReplyMarkdown(Markdown):
 
 
 class Reply(Vertical):
-    """The model's answer. `add` text while it is written, then `finish`."""
+    """The model's answer. `add` text while it is written, then `finish`.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: Its name, as heading.
+        thinking: What is shown of its reasoning.
+    """
+
+    def __init__(self, model: str, thinking: ShowThinking = "collapse") -> None:
         super().__init__()
-        self._model = model
+        self._model, self._mode = model, thinking
         self._printable = PrintableStream()
+        self._parts = ThinkingStream()
         self._stream: MarkdownStream | None = None
+        self._thoughts: Thinking | None = None
+        self.raw = ""
+        """All that came, reasoning included."""
         self.text = ""
-        """All that was shown."""
+        """The answer, as it was shown."""
 
     def compose(self) -> ComposeResult:
         """The name over the text."""
@@ -64,28 +76,45 @@ class Reply(Vertical):
 
     async def add(self, text: str) -> None:
         """Show more text."""
-        await self._write(self._printable.feed(text))
+        await self._write(self._parts.feed(_lines(self._printable.feed(text))))
+        self.raw += text
 
     async def finish(self, text: str) -> None:
         """The reply is over and is `text`."""
-        await self._write(self._printable.end())
+        await self._write([*self._parts.feed(_lines(self._printable.end())), *self._parts.end()])
+        self.raw = text
         if self._stream is not None:
             await self._stream.stop()
             self._stream = None
-        whole = _lines(printable(text))
-        if whole != self.text or "```" in whole or "~~~" in whole:
+        thoughts, answer = split(_lines(printable(text)))
+        if thoughts and self._thoughts is None:  # restored, not streamed
+            await self._think(thoughts)
+        if self._thoughts is not None:
+            self._thoughts.finish()
+        if answer != self.text or "```" in answer or "~~~" in answer:
             # a fence that was drawn piece by piece can end up blank
-            self.text = whole
-            await self.query_one(ReplyMarkdown).update(whole)
+            self.text = answer
+            await self.query_one(ReplyMarkdown).update(answer)
 
-    async def _write(self, text: str) -> None:
-        text = _lines(text)
-        if not text:
+    async def _write(self, parts: list[Part]) -> None:
+        for part in parts:
+            if part.kind == "thought":
+                await self._think(part.text)
+                continue
+            if self._thoughts is not None:
+                self._thoughts.finish()
+            self.text += part.text
+            if self._stream is None:
+                self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
+            await self._stream.write(part.text)
+
+    async def _think(self, text: str) -> None:
+        if self._mode == "hide":
             return
-        self.text += text
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self.query_one(ReplyMarkdown))
-        await self._stream.write(text)
+        if self._thoughts is None:
+            self._thoughts = Thinking(unfolded=self._mode == "show")
+            await self.mount(self._thoughts, before=self.query_one(ReplyMarkdown))
+        self._thoughts.add(text)
 
 
 def _lines(text: str) -> str:

@@ -140,7 +140,7 @@ class Stretch:
             above = 0 if place is None else place.virtual_region.y - self._view.scroll_y
             with self._view.app.batch_update():
                 for past in wanted:
-                    turn = Turn(past.text, self._view.model)
+                    turn = Turn(past.text, self._view.model, self._view.thinking)
                     await self._view.mount(turn, before=place)
                     await turn.restore(past)
                     turn.show_memory(self._view.sight.turn(past.number))

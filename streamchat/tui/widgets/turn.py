@@ -13,6 +13,7 @@ from textual.widget import Widget
 from streamchat.chat.events import PrefillProgress, TokensEvicted, TurnFinished
 from streamchat.chat.memory import Memory, TurnMemory
 from streamchat.chat.text import one_line
+from streamchat.settings import Thinking
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
@@ -45,6 +46,7 @@ class Turn(Vertical):
     Args:
         text: The user's message.
         model: Name of the model, as heading of the reply.
+        thinking: What is shown of its reasoning.
     """
 
     @dataclass
@@ -53,9 +55,10 @@ class Turn(Vertical):
 
         turn: Turn
 
-    def __init__(self, text: str, model: str) -> None:
+    def __init__(self, text: str, model: str, thinking: Thinking = "collapse") -> None:
         super().__init__()
         self.text = text
+        self._thinking = thinking
         self.number = 0
         """Given by the engine; 0 until then."""
         self.memory = TurnMemory()
@@ -108,7 +111,7 @@ class Turn(Vertical):
         if self._reply is None:
             # evictions from now on belong to the reply
             self._line = None
-            self._reply = Reply(self._model)
+            self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
             self._dress()
             self._head()
@@ -120,7 +123,8 @@ class Turn(Vertical):
         """The turn as data; only when it is over."""
         evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
         cut = self._figures.has_class("-cut")
-        return PastTurn(self.number, self.text, self.reply_text, self.figures_text, cut, evictions)
+        raw = self._reply.raw if self._reply else ""
+        return PastTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
 
     async def restore(self, past: PastTurn) -> None:
         """Become the turn that `past` was; right after mounting."""
@@ -129,7 +133,7 @@ class Turn(Vertical):
             if not after:
                 await self._mount_eviction(EvictionLine(event))
         if past.reply:
-            self._reply = Reply(self._model)
+            self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
             await self._reply.finish(past.reply)
         for event, after in past.evictions:

@@ -1,0 +1,61 @@
+"""The reasoning of a reply, folded to one line."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from streamchat.tui.widgets.text import Verbatim
+
+
+class Thinking(Vertical):
+    """`add` reasoning while it comes, then `finish`. A click opens or folds it."""
+
+    def __init__(self, *, unfolded: bool) -> None:
+        super().__init__()
+        self.text = ""
+        self._done = False
+        self.unfolded = unfolded
+
+    def compose(self) -> ComposeResult:
+        """A line over the text."""
+        yield Verbatim("", classes="line")
+        yield Verbatim("", classes="thoughts")
+
+    def on_mount(self) -> None:
+        """As it is so far."""
+        self._show()
+
+    def add(self, text: str) -> None:
+        """More of it."""
+        self.text += text
+        self._show()
+
+    def finish(self) -> None:
+        """The answer begins, or the reply is over."""
+        self._done = True
+        self._show()
+
+    def fold(self, folded: bool) -> None:
+        """Show the line only, or all."""
+        self.unfolded = not folded
+        self._show()
+
+    def on_click(self, event: events.Click) -> None:
+        """Open or fold; a click that ends a selection does neither."""
+        if not self.screen.get_selected_text():
+            event.stop()
+            self.fold(self.unfolded)
+
+    def _show(self) -> None:
+        if not self.is_mounted:
+            return
+        words = len(self.text.split())
+        count = f"{words:,} word{'s' if words != 1 else ''}"
+        state = f"thought for {count}" if self._done else f"thinking · {count}"
+        self.query_one(".line", Verbatim).show(f"{'▾' if self.unfolded else '▸'} {state}")
+        thoughts = self.query_one(".thoughts", Verbatim)
+        thoughts.display = self.unfolded
+        if self.unfolded:
+            thoughts.show(self.text.strip())
