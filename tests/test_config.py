@@ -180,7 +180,7 @@ def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
     [
         ("[cache]\ncache_sice = 5\n", ["unknown key cache.cache_sice", "did you mean cache_size?"]),
         ("[cach]\ncache_size = 50\n", ["unknown table or key cach", "did you mean cache?"]),
-        ("[zzz]\n", ["unknown table or key zzz", "cache, chat, generation, interface, model"]),
+        ("[zzz]\n", ["unknown table or key zzz", "cache, chat, generation, interface, keys, model"]),
         ("[model]\ncache_size = 50\n", ["cache_size belongs in [cache], not in [model]"]),
         ("[cache]\ncache_size = true\n", ["cache_size must be a whole number, at least 16, not true"]),
         ("[cache]\ncache_size = 64.0\n", ["cache_size must be a whole number, at least 16, not 64.0"]),

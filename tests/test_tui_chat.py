@@ -62,10 +62,10 @@ async def test_markdown_after_streaming_is_that_of_the_whole_text() -> None:
 
 
 async def test_html_in_a_reply_does_not_vanish() -> None:
-    engine = ScriptedEngine(["<think>deep</think>\n\n<div>\nblock\n</div>\n\nend"])
+    engine = ScriptedEngine(["It <think>deep</think>\n\n<div>\nblock\n</div>\n\nend"])
     async with driving(engine) as driver:
         await driver.ask("think")
-        for part in ("<think>deep</think>", "<div>", "block", "end"):
+        for part in ("It <think>deep</think>", "<div>", "block", "end"):
             assert part in driver.screen_text
 
 

@@ -31,6 +31,8 @@ class ThinkingStream:
         self._at_start = True
         self._thought = False
         """There was a block."""
+        self._begun = False
+        """Something was thought in this one."""
 
     def feed(self, text: str) -> list[Part]:
         """What is certain once `text` has come."""
@@ -57,7 +59,8 @@ class ThinkingStream:
         if self._at_start:
             bare = text.lstrip()
             if bare.startswith(OPEN):
-                self._held, self._kind, self._thought = bare[len(OPEN) :].lstrip("\n"), "thought", True
+                self._held, self._kind, self._thought = bare[len(OPEN) :], "thought", True
+                self._begun = False
                 return Part("thought", "")
             if OPEN.startswith(bare) and not final:
                 return Part("answer", "")  # may become a tag
@@ -67,6 +70,9 @@ class ThinkingStream:
         return Part("answer", text)
 
     def _inside(self, final: bool) -> Part:
+        if not self._begun:
+            self._held = self._held.lstrip("\n")
+            self._begun = bool(self._held)
         text, tag, rest = self._held.partition(CLOSE)
         if tag:
             self._held, self._kind = rest, "answer"

@@ -58,7 +58,9 @@ class StreamchatApp(App[int]):
         bind("app.help", "open_help", show=True),
         bind("app.quit", "quit", priority=True, show=True),
         bind("app.palette", "command_palette", priority=True),
-        Binding("ctrl+c", "interrupt", "Quit", show=False, system=True, tooltip="Quit on a second press"),
+        Binding(
+            "ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True, tooltip="Quit on a second press"
+        ),
     ]
 
     def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
@@ -239,7 +241,8 @@ class StreamchatApp(App[int]):
             "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
         )
         for command in self.registry:
-            if command.arguments.startswith("["):  # works without an argument
+            # those that work without an argument, but for what is above already
+            if command.arguments[:1] in ("", "[") and command.name not in ("clear", "help", "quit", "theme"):
                 yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
         yield SystemCommand("Quit", "Leave", self.action_quit)
 

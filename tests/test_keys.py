@@ -1,0 +1,74 @@
+"""The table of keys, and `[keys]` of the configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamchat import config, keys
+from streamchat.errors import ConfigError
+
+HEAD = "[streamchat]\nconfig_version = 1\n"
+
+
+def load(text: str) -> config.Configuration:
+    file = Path("streamchat.toml")
+    file.write_text(HEAD + text)
+    return config.load({}, config_file=file, environ={})
+
+
+def test_the_table_is_consistent() -> None:
+    assert len(keys.BY_ID) == len(keys.KEYS)
+    assert keys.conflict({}) is None
+    for key in keys.KEYS:
+        assert keys.key_names(key.keys), key
+        assert key.label
+        assert key.help
+
+
+def test_keys_are_read_as_dotted_ids() -> None:
+    loaded = load('[keys]\nchat.stop = "f9"\nprompt.send = "ctrl+s, f10"\n')
+    assert loaded.keys == {"chat.stop": "f9", "prompt.send": "ctrl+s,f10"}
+    assert load("").keys == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[keys]\nchat.stp = "f9"', "unknown key keys.chat.stp; did you mean chat.stop?"),
+        ('[keys]\nstop = "f9"', "keys.stop must be the id of a key such as chat.stop"),
+        ("[keys]\nchat.stop = 9", "keys.chat.stop = 9 must be names of keys"),
+        ('[keys]\nchat.stop = "control-x"', "keys.chat.stop = 'control-x' must be names of keys"),
+        ('[keys]\nchat.stop = ""', "must be names of keys"),
+        ('[keys]\nchat.stop = "ctrl+y"', "ctrl+y would be both keys.chat.stop and keys.chat.copy_reply"),
+        ("keys = 3", "keys must be a table"),
+    ],
+)
+def test_wrong_keys_are_one_sentence(text: str, sentence: str) -> None:
+    file = Path("streamchat.toml")
+    file.write_text(f"{text}\n{HEAD}" if text.startswith("keys") else HEAD + text)
+    with pytest.raises(ConfigError) as error:
+        config.load({}, config_file=file, environ={})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_may_move_to_where_another_one_was() -> None:
+    assert load('[keys]\nchat.stop = "ctrl+y"\nchat.copy_reply = "f8"').keys["chat.stop"] == "ctrl+y"
+
+
+def test_the_rendered_file_lists_all_and_reads_back() -> None:
+    text = config.render_toml()
+    for key in keys.KEYS:
+        assert f'# {key.id} = "{key.keys}"' in text
+    changed = load('[keys]\nchat.stop = "f9"\n')
+    again = config.render_toml(changed)
+    assert '\nchat.stop = "f9"' in again
+    file = Path("again.toml")
+    file.write_text(again)
+    assert config.load({}, config_file=file, environ={}).keys == changed.keys
+
+
+def test_spoken() -> None:
+    assert keys.spoken("ctrl+j,shift+enter,f1") == "Ctrl+J, Shift+Enter, F1"

@@ -1,0 +1,140 @@
+"""What each slash command answers and asks of the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamchat.chat import events as ev
+from streamchat.chat.commands import default_registry
+from streamchat.chat.slash import SlashContext, SlashResult, message_text, parse
+from streamchat.chat.status import StatusBoard
+from streamchat.settings import Settings
+from tests.scripted_engine import ScriptedEngine
+
+
+class Desk:
+    """A registry with an engine that never ran."""
+
+    def __init__(self, turns: int = 3) -> None:
+        self.engine = ScriptedEngine(settings=Settings(system_prompt="Be kind."))
+        self.board = StatusBoard(turns=turns)
+        self.registry = default_registry()
+        self.context = SlashContext(self.engine, self.board)
+
+    def say(self, text: str) -> SlashResult:
+        result = self.registry.run(self.context, text)
+        assert result is not None
+        return result
+
+    def offered(self, text: str) -> list[str]:
+        return [line for line, _ in self.registry.completions(self.context, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("/clear", ("clear", ())),
+        ("/new", ("clear", ())),
+        ("/system Be brief.", ("set_system_prompt", ("Be brief.",))),
+        ("/system none", ("set_system_prompt", ("",))),
+        ("/set temperature 0.2", ("set_option", ("temperature", 0.2))),
+        ("/set top-k=40", ("set_option", ("top_k", 40))),
+        ("/set thinking show", ("set_option", ("thinking", "show"))),
+        ("/model pythia-410m", ("switch_model", ("pythia-410m",))),
+        ("/pin", ("pin", (3,))),
+        ("/pin 2", ("pin", (2,))),
+        ("/unpin 2", ("unpin", (2,))),
+    ],
+)
+def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -> None:
+    desk = Desk()
+    assert not desk.say(text).error
+    assert desk.engine.calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("/nonsense", "/nonsense is not a command"),
+        ("/cler", "did you mean /clear?"),
+        ("/set nonsense 1", "nonsense is not a setting"),
+        ("/set temperature hot", "temperature must be a number"),
+        ("/set temperature 99", "temperature = 99.0 is not legal"),
+        ("/set cache_size 5", "cannot change during a chat"),
+        ("/pin first", "first is not the number of a turn"),
+        ("/pin 0", "0 is not the number of a turn"),
+        ("/read", "which file?"),
+        ("/read missing.txt", "missing.txt: no such file"),
+        ("/help nonsense", "nonsense is not a command"),
+    ],
+)
+def test_wrong_ones_are_one_sentence_and_ask_nothing(text: str, sentence: str) -> None:
+    desk = Desk()
+    result = desk.say(text)
+    assert result.error
+    assert sentence in result.text
+    assert desk.engine.calls == []
+
+
+def test_pinning_before_anything_was_said() -> None:
+    assert Desk(turns=0).say("/pin").text == "there is no turn yet"
+
+
+def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
+    desk = Desk()
+    desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5)))
+    desk.say("/unpin")
+    assert desk.engine.calls == [("unpin", (2,))]
+    assert desk.offered("/unpin ") == ["/unpin 2"]
+    assert desk.offered("/pin ") == ["/pin 3"]
+    desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5, True)))
+    assert desk.say("/unpin").text == "turns 2, 3 are pinned; say which one: /unpin 3"
+
+
+def test_answers() -> None:
+    desk = Desk()
+    assert desk.say("/system").text == "system prompt: Be kind."
+    assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Randomness of the reply")
+    assert "min_p = 0.0" in desk.say("/set").text
+    assert desk.say("/model").text == "default is being loaded"
+    assert "cache length" in desk.say("/stats").text
+    assert desk.say("/quit").quit
+    for command in desk.registry:
+        assert f"/{command.name}" in desk.say("/help").text
+        assert command.help in desk.say(f"/help {command.name}").text
+
+
+def test_reading_files() -> None:
+    Path("notes.txt").write_text("one")
+    desk = Desk()
+    assert desk.say("/read notes.txt").insert == "@notes.txt "
+    assert desk.say("/read notes.txt what is this?").message == "@notes.txt what is this?"
+    assert desk.offered("/read no") == ["/read notes.txt"]
+
+
+def test_completion() -> None:
+    desk = Desk()
+    assert "/pin" in desk.offered("/p")
+    assert desk.offered("/set temp") == ["/set temperature"]
+    assert "/model pythia-410m" in desk.offered("/model pythia-4")
+    assert desk.offered("//x") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("/help me", ("help", "me")), ("/usr/bin/env", None), ("//x", None), ("hello /clear", None), ("/?", ("?", ""))],
+)
+def test_what_is_a_command(text: str, parsed: Any) -> None:
+    assert parse(text) == parsed
+    assert message_text("//x") == "/x"
+
+
+def test_which_commands_start_over() -> None:
+    registry = default_registry()
+    over = {c.name: (c.starts_over(""), c.starts_over("x")) for c in registry}
+    assert over["clear"] == (True, True)
+    assert over["system"] == over["model"] == (False, True)
+    assert not any(any(v) for name, v in over.items() if name not in ("clear", "system", "model"))
