@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
-
-from scripted_engine import Reply, ScriptedEngine
 
 from streamchat import cli
 from streamchat.chat import events as ev
 from streamchat.config import Configuration
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from any folder
+
+from tests.scripted_engine import Reply, ScriptedEngine
 
 
 def build(scenario: dict[str, Any], configuration: Configuration) -> ScriptedEngine:

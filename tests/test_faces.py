@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -52,6 +54,58 @@ def test_the_prompt_streams_stops_and_leaves() -> None:
     assert child.exitstatus == 0
 
 
+def app_on_a_terminal(scenario: dict[str, Any], shows: str = "Write a message") -> pexpect.spawn:
+    """The program itself, full screen, with a scripted engine."""
+    env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    command = [str(FACE), json.dumps(scenario)]
+    child = pexpect.spawn(sys.executable, command, timeout=30, dimensions=(40, 140), env=env, encoding="utf-8")
+    child.expect(shows)
+    return child
+
+
+def ended(child: pexpect.spawn) -> tuple[int | None, int | None, str]:
+    """(exit status, signal, last output); the alternate screen was left and the cursor is back."""
+    child.expect(pexpect.EOF)
+    rest = child.before
+    child.close()
+    assert "\x1b[?1049l" in rest
+    assert "\x1b[?25h" in rest
+    return child.exitstatus, child.signalstatus, rest
+
+
+def test_the_app_uses_the_whole_terminal_and_follows_its_size() -> None:
+    child = app_on_a_terminal({"replies": ["Hello there."]}, shows="▾ Cache")  # not at 80 columns
+    child.setwinsize(24, 80)
+    child.expect("cached")  # the status line, in its place
+    child.setwinsize(5, 20)
+    child.setwinsize(40, 140)
+    child.expect("▾ Cache")
+    child.send("hi\r")
+    child.expect("Hello there")
+    child.send("\x11")  # Ctrl+Q
+    assert ended(child)[:2] == (0, None)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_app_in_order(name: str) -> None:
+    number = getattr(signal, name)
+    child = app_on_a_terminal({"replies": [{"text": "word " * 50, "tokens_per_s": 5}]})
+    child.send("hi\r")
+    child.expect("word")
+    child.kill(number)
+    assert ended(child)[:2] == (128 + number, None)
+
+
+def test_an_engine_that_fails_is_a_sentence_on_the_normal_screen_too() -> None:
+    failure = {"title": "No model", "message": "no model of that name", "exit_code": 3}
+    child = app_on_a_terminal({"load_failure": failure}, shows="No model")
+    child.send("\x11")
+    status, _, rest = ended(child)
+    assert status == 3
+    assert "streamchat: no model of that name" in rest
+    assert "Traceback" not in rest
+
+
 async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
     settings = Settings(cache_size=128, max_new_tokens=12, seed=1)
     engine = Engine(Configuration(settings, {}, None), lambda *_: tiny_loaded())
@@ -64,10 +118,10 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         assert conversation is not None
         cache = conversation.cache
         await driver.until(
-            lambda: driver.figures("cache")["length / budget"] == f"{cache.lengths[0]} / 128", "the figures"
+            lambda: driver.figures("cache")["length"].startswith(f"{cache.lengths[0]} / 128 "), "the figures"
         )
         assert cache.lengths == [cache.length] * 3
-        assert driver.figures("cache")["compressions"] == str(cache.compression_count)
+        assert driver.figures("evicted")["compressions"] == str(cache.compression_count)
         assert cache.compression_count > 2
         assert driver.turns[0].memory.forgotten
 

@@ -257,7 +257,8 @@ def run_app(engine: ChatEngine, configuration: Configuration) -> int:
     with guarded_terminal():
         code = app.run()
     if app.failure is not None:
-        print(f"streamchat: {one_line(app.failure.message)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"streamchat: {one_line(app.failure.message)}", file=sys.stderr, flush=True)
     if code is None:  # the app itself failed; Textual has shown why
         return app.return_code or ExitCode.FAILURE
     return code

@@ -6,6 +6,7 @@ native code that writes to the descriptor itself.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -30,12 +31,16 @@ def guarded_terminal() -> Iterator[None]:
     streams = {name: getattr(sys, name) for name in names}
     screen = os.fdopen(os.dup(terminal), "w", encoding="utf-8", errors="replace")
     log = _open_log()
+    sized: _LogWithSize | None = None
     try:
         _flush(streams.values())
         for fd in kept:
             os.dup2(log, fd)
         # Textual draws on __stderr__; a traceback it prints once the screen is restored goes to stderr
         sys.stderr = sys.__stderr__ = screen  # type: ignore[misc]
+        # and it asks __stdout__ for the terminal's size
+        sized = _LogWithSize(log, screen.fileno())
+        sys.__stdout__ = sized  # type: ignore[misc]
         yield
     finally:
         _flush([*streams.values(), screen])
@@ -45,8 +50,28 @@ def guarded_terminal() -> Iterator[None]:
             os.dup2(copy, fd)
             os.close(copy)
         os.close(log)
-        with suppress(OSError):
-            screen.close()
+        for stream in (sized, screen):
+            if stream is not None:
+                with suppress(OSError):
+                    stream.close()
+
+
+class _LogWithSize(io.TextIOWrapper):
+    """Writes to the log, but says that it is the terminal when asked for its descriptor."""
+
+    def __init__(self, log: int, terminal: int) -> None:
+        super().__init__(io.FileIO(os.dup(log), "a"), encoding="utf-8", errors="replace", write_through=True)
+        self._terminal = os.dup(terminal)
+
+    def fileno(self) -> int:
+        """Of the terminal."""
+        return self._terminal
+
+    def close(self) -> None:
+        """Close both."""
+        if not self.closed:
+            os.close(self._terminal)
+        super().close()
 
 
 def _is_terminal(fd: int) -> bool:

@@ -100,6 +100,7 @@ class ChatScreen(Screen[None]):
         self._show_figures()
         if self._history.problem:
             await self.conversation.say(self._history.problem, "warning")
+        self.post_message(EventsArrived())
 
     @property
     def conversation(self) -> Conversation:
@@ -116,8 +117,10 @@ class ChatScreen(Screen[None]):
     async def on_events_arrived(self, message: EventsArrived) -> None:
         """Show what happened, then look again a frame later until nothing more comes."""
         message.stop()
+        if self._narrator is None:  # not mounted yet; asks again then
+            return
         events_ = self._bridge.take()
-        if not events_ or self._narrator is None:
+        if not events_:
             return
         for event in events_:
             self.chat_app.board.apply(event)

@@ -81,7 +81,12 @@ class StatusPanel(VerticalScroll, can_focus=False):
             chart.data = list(values)
 
     def _show_cache(self, board: StatusBoard) -> None:
-        cache = board.cache
+        cache, loaded = board.cache, board.info is not None
+        for name in ("#map", "#map-words", "#legend", "#evicted"):
+            self.query_one(name).display = loaded
+        if not loaded:
+            self.query_one("#cache", Figures).show([Figure("length", "–", strong=True)])
+            return
         share = f" · {100 * cache.length // cache.cache_size} %" if cache.cache_size else ""
         self.query_one("#cache", Figures).show(
             [Figure("length", f"{cache.length:,} / {cache.cache_size:,}{share}", strong=True)]
