@@ -89,6 +89,19 @@ async def test_paths_complete_behind_an_at_sign() -> None:
         assert driver.engine.submitted == []
 
 
+async def test_keys_in_one_burst_meet_no_stale_list() -> None:
+    from textual import events
+
+    async with driving(ScriptedEngine()) as driver:
+        await driver.pilot.press("slash")
+        assert driver.chat.query_one(Completions).shown
+        for character in "etc/hosts is a file":
+            driver.app.post_message(events.Key("space" if character == " " else character, character))
+        driver.app.post_message(events.Key("enter", "\r"))
+        await driver.until(lambda: driver.finished == 1)
+        assert driver.engine.submitted == ["/etc/hosts is a file"]
+
+
 async def test_read_puts_a_file_into_the_input_or_sends_it() -> None:
     Path("notes.txt").write_text("x")
     async with driving(ScriptedEngine()) as driver:

@@ -28,6 +28,11 @@ class Completions(OptionList, can_focus=False):
         return bool(self.display)
 
     @property
+    def lines(self) -> list[str]:
+        """All that is offered."""
+        return self._offered if self.shown else []
+
+    @property
     def chosen(self) -> str:
         """The whole line that is highlighted; '' without one."""
         return self._offered[self.highlighted] if self.shown and self.highlighted is not None else ""

@@ -118,6 +118,8 @@ class Prompt(TextArea):
     # --- keys -----------------------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
+        if self._completions.shown:
+            self._offer()  # keys that came in one burst have changed the text since
         if self._completions.shown and event.key in ("up", "down", "escape", "enter"):
             event.stop()
             event.prevent_default()
@@ -233,9 +235,13 @@ class Prompt(TextArea):
         self.focus()
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """Offer commands while the only line begins with a slash, and paths behind an @."""
+        """The list follows the text."""
         event.stop()
         self.post_message(self.Edited())
+        self._offer()
+
+    def _offer(self) -> None:
+        """Offer commands while the only line begins with a slash, and paths behind an @."""
         line = self._line()
         recalled, self._recalled = self._recalled, None
         command = line.startswith("/")
@@ -243,4 +249,7 @@ class Prompt(TextArea):
             self._completions.hide()
             return
         offered = self._complete(line)
-        self._completions.offer([] if [whole for whole, _ in offered] == [line.rstrip()] else offered)
+        if [whole for whole, _ in offered] == [line.rstrip()]:
+            offered = []
+        if [whole for whole, _ in offered] != self._completions.lines:
+            self._completions.offer(offered)
