@@ -63,6 +63,7 @@ class ScriptedEngine:
         info: Changes to the `ModelInfo`, such as `{"name": "pythia-410m", "device": "cuda:0"}`.
         stuck: Ignores stop and close while a reply runs, as a thread inside a long kernel does.
         sample_s: Pause between `StatusSampled` while idle; 0 = none while idle.
+        speed: (time to first token, tokens a second) to tell instead of the real ones, for pictures.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ScriptedEngine:
         info: dict[str, Any] | None = None,
         stuck: bool = False,
         sample_s: float = 1.0,
+        speed: tuple[float, float] | None = None,
     ) -> None:
         self._settings = settings or Settings(cache_size=1024)
         self._script = replies if callable(replies) else iter(list(replies))
@@ -87,6 +89,7 @@ class ScriptedEngine:
         self._info_changes = info or {}
         self._stuck = stuck
         self._sample_s = sample_s
+        self._told_speed = speed
 
         self.submitted: list[str] = []
         """Texts given to `submit`, in order."""
@@ -333,7 +336,7 @@ class ScriptedEngine:
             shown.append(token)
             self.emit(ev.TextDelta(turn, token))
             self._speed = (first_at - started, _rate(len(shown), now - first_at))
-            if now - sampled > 0.2:
+            if now - sampled > 0.2 and not self._told_speed:
                 sampled = now
                 self._sample()
         if reply.error:
@@ -383,6 +386,8 @@ class ScriptedEngine:
         cache = self.cache.state()
         ttft_s = first_at - started if first_at is not None else None
         decode_tps = _rate(len(shown), now - first_at) if first_at is not None else None
+        if self._told_speed and first_at is not None:
+            ttft_s, decode_tps = self._told_speed
         self._speed = (ttft_s, decode_tps)
         stats = ev.TurnStats(
             turn=turn,

@@ -65,7 +65,7 @@ class ChatScreen(Screen[None]):
         """What the user asked for; None follows the width."""
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
-        self._hint = ""
+        self._hint = self._end_hint = ""
         self._counted: tuple[str, int] | None = None
         self._count_timer: Timer | None = None
 
@@ -287,6 +287,7 @@ class ChatScreen(Screen[None]):
         send, newline = (spoken(keys(name)).split(", ")[0] for name in ("prompt.send", "prompt.newline"))
         self._hint = f"{send} sends · {newline} new line"
         prompt.border_subtitle = self._hint
+        self._end_hint = f"▾ you are reading back · {spoken(keys('chat.follow')).split(', ')[0]} goes to the end"
 
     @on(Prompt.Edited)
     def _edited(self, message: Prompt.Edited) -> None:
@@ -342,6 +343,12 @@ class ChatScreen(Screen[None]):
     @on(Prompt.EndPressed)
     def _end_pressed(self) -> None:
         self.conversation.follow()
+
+    @on(Conversation.Scrolled)
+    def _scrolled(self, message: Conversation.Scrolled) -> None:
+        """Say where the end is while the reader is elsewhere."""
+        message.stop()
+        self.prompt.border_title = "" if self.conversation.following else self._end_hint
 
     # --- the memory map and the conversation ----------------------------------------------------------------
 

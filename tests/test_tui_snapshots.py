@@ -1,0 +1,123 @@
+"""Pictures of the app, as text and colours, compared with those in `tests/snapshots`.
+
+`UPDATE_SNAPSHOTS=1 pytest tests/test_tui_snapshots.py` writes them anew; look at the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import textual
+
+from streamchat.settings import Settings
+from tests.app_driver import Driver, driving
+from tests.scripted_engine import ScriptedEngine
+
+FOLDER = Path(__file__).with_name("snapshots")
+DRAWN_WITH = FOLDER / "textual-version"
+LETTERS = string.ascii_letters + string.digits
+CODE = """Here is one:
+
+```python
+def add(a, b):
+    return a + b
+```
+
+It takes **two numbers**, as in `add(1, 2)`."""
+PLACES = """1. The *Eiffel Tower*, at dusk
+2. The Louvre, early
+
+| place | when |
+|---|---|
+| tower | dusk |
+"""
+LONG = "The sea is wide and blue and full of fish, and nobody has ever seen all of it. " * 5
+THOUGHT = "<think>\nThey ask for more.\n</think>\n\nYes."
+
+
+async def talk(driver: Driver) -> None:
+    """A conversation with all there is: evictions, a pin, code, a table, reasoning, a command."""
+    for question in ("What is there to see?", "Write a function that adds.", "Tell me about the sea.", "And more?"):
+        await driver.ask(question)
+    driver.engine.pin(2)
+    await driver.ask("Really?")
+    await driver.ask("And the end?")
+    await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
+
+
+async def at_the_end(driver: Driver) -> None:
+    await talk(driver)
+
+
+async def reading_back(driver: Driver) -> None:
+    await talk(driver)
+    await driver.pilot.press("ctrl+home")
+
+
+async def in_the_map(driver: Driver) -> None:
+    await talk(driver)
+    await driver.pilot.press("ctrl+t", "left", "enter")
+    await driver.pilot.pause(0.1)
+
+
+async def help_screen(driver: Driver) -> None:
+    await driver.pilot.press("f1")
+    await driver.pilot.pause(0.1)
+
+
+async def commands(driver: Driver) -> None:
+    await driver.ask("hello")
+    await driver.pilot.press("slash")
+
+
+SCENES: list[Callable[[Driver], Awaitable[None]]] = [at_the_end, reading_back, in_the_map, help_screen, commands]
+
+
+def picture(driver: Driver) -> str:
+    """The screen as text, and below it its colours: a letter a cell, and what each letter is."""
+    rows, colours = [], []
+    letters: dict[str, str] = {}
+    for strip in driver.app.screen._compositor.render_strips():
+        rows.append(strip.text.rstrip())
+        line = ""
+        for segment in strip:
+            front, back = (segment.style.color, segment.style.bgcolor) if segment.style else (None, None)
+            key = f"{front.name if front else '-'} on {back.name if back else '-'}"
+            line += letters.setdefault(key, LETTERS[len(letters) % len(LETTERS)]) * segment.cell_length
+        colours.append(line)
+    names = [f"{letter} {key}" for key, letter in letters.items()]
+    return "\n".join([*rows, "", *colours, "", *names]) + "\n"
+
+
+@pytest.mark.parametrize("theme", ["textual-dark", "textual-light"])
+@pytest.mark.parametrize("size", [(80, 24), (140, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+async def test_pictures(scene: Callable[[Driver], Awaitable[None]], size: tuple[int, int], theme: str) -> None:
+    if not os.environ.get("UPDATE_SNAPSHOTS") and DRAWN_WITH.read_text().strip() != textual.__version__:
+        pytest.skip(f"drawn with textual {DRAWN_WITH.read_text().strip()}, and this is {textual.__version__}")
+    settings = Settings(
+        cache_size=256, num_sink_tokens=4, max_new_tokens=100, theme=theme, system_prompt="You answer briefly."
+    )
+    engine = ScriptedEngine(
+        [PLACES, CODE, LONG, LONG, THOUGHT, LONG], settings=settings, speed=(0.05, 42.0), sample_s=0
+    )
+    async with driving(engine, settings=settings, size=size) as driver:
+        driver.app.board.clock = lambda: 0.0
+        driver.app.board._ready_at = -75.0
+        driver.prompt.cursor_blink = False
+        await scene(driver)
+        driver.app.board.lengths.values = [20.0, 60.0, 100.0, 200.0, 256.0, 256.0]  # sampled in real time
+        driver.app.board.speeds.values = [40.0, 42.0, 41.0]
+        driver.chat._show_figures()
+        await driver.pilot.pause(0.2)
+        drawn = picture(driver)
+    file = FOLDER / f"{scene.__name__}-{size[0]}x{size[1]}-{theme}.txt"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        FOLDER.mkdir(exist_ok=True)
+        DRAWN_WITH.write_text(textual.__version__ + "\n")
+        file.write_text(drawn, encoding="utf-8")
+    assert drawn == file.read_text(encoding="utf-8"), f"the screen changed; see {file.name}"
