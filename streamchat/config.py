@@ -268,26 +268,10 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _read_keys(file: Path, table: Any) -> dict[str, str]:
     """The table `[keys]`, checked: names of keys by id."""
-    if not isinstance(table, dict):
-        raise ConfigError(f"{file}: keys must be a table, [keys], not {_short(table)}")
-    changed: dict[str, str] = {}
-    for group, content in table.items():
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file}: keys.{group} must be the id of a key such as chat.stop")
-        for name, value in content.items():
-            key = f"{group}.{name}"
-            if key not in keys.BY_ID:
-                raise ConfigError(f"{file}: unknown key keys.{key}{_did_you_mean(key, set(keys.BY_ID))}")
-            if not isinstance(value, str) or not keys.key_names(value):
-                raise ConfigError(
-                    f"{file}: keys.{key} = {_short(value)} must be names of keys with commas between them, such as "
-                    '"ctrl+x,f2"'
-                )
-            changed[key] = ",".join(keys.key_names(value))
-    clash = keys.conflict(changed)
-    if clash is not None:
-        raise ConfigError(f"{file}: {clash[0]} would be both keys.{clash[1]} and keys.{clash[2]}; change one of them")
-    return changed
+    try:
+        return keys.checked(table)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _did_you_mean(name: str, among: set[str] | None = None) -> str:
@@ -335,7 +319,11 @@ def render_toml(configuration: Configuration | None = None) -> str:
         if given.is_explicit(name):
             lines.append(f"# from {' '.join(given.place(name).split())}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
-    lines += ["", "[keys]", *_wrap_comment("Keys of the full-screen app; several have commas between them.")]
+    about = (
+        "Keys of the full-screen app; several have commas between them. The prompt (--plain) shares prompt.send, "
+        "prompt.newline, prompt.edit and chat.interrupt."
+    )
+    lines += ["", "[keys]", *_wrap_comment(about)]
     for key in keys.KEYS:
         changed = given.keys.get(key.id)
         lines += _wrap_comment(f"{key.help}.")

@@ -39,8 +39,13 @@ def test_keys_are_read_as_dotted_ids() -> None:
         ('[keys]\nchat.stp = "f9"', "unknown key keys.chat.stp; did you mean chat.stop?"),
         ('[keys]\nstop = "f9"', "keys.stop must be the id of a key such as chat.stop"),
         ("[keys]\nchat.stop = 9", "keys.chat.stop = 9 must be names of keys"),
-        ('[keys]\nchat.stop = "control-x"', "keys.chat.stop = 'control-x' must be names of keys"),
+        ('[keys]\nchat.stop = "control-x"', "keys.chat.stop: 'control-x' is not the name of a key; write it as ctrl+x"),
+        ('[keys]\nchat.stop = "f9,,f8"', "keys.chat.stop: '' is not the name of a key"),
+        ('[keys]\nchat.stop = "f9,banana"', "'banana' is not the name of a key"),
+        ('[keys]\nchat.stop = "shift+s"', "S is needed for writing; take one such as ctrl+x or f2"),
+        ('[keys]\nchat.map = "slash"', "slash is needed for writing"),
         ('[keys]\nchat.stop = ""', "must be names of keys"),
+        ('[keys]\nchat.stop = "Ctrl+I"', "tab would be both keys.prompt.complete and keys.chat.stop"),
         ('[keys]\nchat.stop = "ctrl+y"', "ctrl+y would be both keys.chat.stop and keys.chat.copy_reply"),
         ("keys = 3", "keys must be a table"),
     ],
@@ -68,6 +73,31 @@ def test_the_rendered_file_lists_all_and_reads_back() -> None:
     file = Path("again.toml")
     file.write_text(again)
     assert config.load({}, config_file=file, environ={}).keys == changed.keys
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Ctrl+X", "ctrl+x"),
+        ("Esc", "escape"),
+        ("Return", "enter"),
+        ("shift+ctrl+Z", "ctrl+shift+z"),
+        ("shift+a", "A"),
+        ("PageUp", "pageup"),
+        ("ctrl+m", "enter"),
+        ("question_mark", "question_mark"),
+        ("ctrl+", None),
+        ("f25", None),
+        ("?", None),
+        ("cmd+x", None),
+    ],
+)
+def test_keys_as_people_write_them(given: str, name: str | None) -> None:
+    assert keys.key_name(given) == name
+
+
+def test_letters_may_be_keys_where_nothing_is_written() -> None:
+    assert load('[keys]\nmap.pin = "k"\n').keys == {"map.pin": "k"}
 
 
 def test_spoken() -> None:

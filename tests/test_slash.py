@@ -111,6 +111,7 @@ def test_reading_files() -> None:
     Path("notes.txt").write_text("one")
     desk = Desk()
     assert desk.say("/read notes.txt").insert == "@notes.txt "
+    assert desk.say("/read notes.txt").text == "notes.txt (1 line, 3 B) goes with the next message"
     assert desk.say("/read notes.txt what is this?").message == "@notes.txt what is this?"
     assert desk.offered("/read no") == ["/read notes.txt"]
 

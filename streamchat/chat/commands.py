@@ -231,8 +231,12 @@ def _read(context: SlashContext, argument: str) -> SlashResult:
     if not path:
         return SlashResult("which file? /read FILE [TEXT]", error=True)
     mention = mentions.mention_of(path)
-    mentions.read_file(path)  # says what is wrong with it
-    return SlashResult(message=f"{mention} {text}") if text else SlashResult(insert=f"{mention} ")
+    content = mentions.read_file(path)  # says what is wrong with it
+    if text:
+        return SlashResult(message=f"{mention} {text}")
+    lines = content.count("\n") + (not content.endswith("\n"))
+    size = f"{lines:,} line{'s' if lines != 1 else ''}, {human_bytes(len(content.encode()))}"
+    return SlashResult(f"{path} ({size}) goes with the next message", insert=f"{mention} ")
 
 
 def _complete_read(context: SlashContext, argument: str) -> list[tuple[str, str]]:

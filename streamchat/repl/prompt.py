@@ -25,6 +25,7 @@ from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
+from streamchat.repl.keys import interrupt_character
 from streamchat.repl.render import Narrator, ready_sentence
 from streamchat.repl.session import InputLine
 from streamchat.repl.terminal import ENDING_SIGNALS, Terminal, between_prompts, on_signals
@@ -58,6 +59,8 @@ class Prompt:
         self._progress = ProgressLine(sys.stderr)
         self._registry = default_registry()
         self._context = SlashContext(engine, self._board)
+        self._keys = configuration.keys
+        self._interrupt_key = interrupt_character(self._keys)
         self._history, self._history_note = make_history(configuration.settings.history)
         self._changed = asyncio.Event()
         self._input: InputLine | None = None
@@ -103,10 +106,10 @@ class Prompt:
         return ExitCode.OK
 
     async def _converse(self) -> None:
-        with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts():
+        with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts(self._interrupt_key):
             self._engine.start()
             await self._until(lambda: self._ready)
-        self._input = InputLine(self._registry, self._context, self._history, self._toolbar)
+        self._input = InputLine(self._registry, self._context, self._history, self._toolbar, self._keys)
         if self._history_note:
             self._terminal.line(self._history_note, "warning")
         text = ""
@@ -123,16 +126,17 @@ class Prompt:
             if result.quit:
                 return
             text = result.insert
-            if text:
-                continue
             if result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
-            else:  # it answers through an event
+            elif not text:  # it answers through an event
                 self._answered = False
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
                 if self._loading:  # another model; Ctrl+C leaves
-                    with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts():
+                    with (
+                        self._interruptible(lambda: self._leave(signal.SIGINT)),
+                        between_prompts(self._interrupt_key),
+                    ):
                         await self._until(lambda: not self._loading)
 
     async def _send(self, message: str, given: str) -> str:
@@ -147,7 +151,7 @@ class Prompt:
     async def _turn(self, message: str) -> str:
         """One message and its reply; returns the text to offer again where the turn was taken back."""
         self._begin_turn()
-        with self._interruptible(self._stop), between_prompts():
+        with self._interruptible(self._stop), between_prompts(self._interrupt_key):
             self._engine.submit(message)
             await self._until(lambda: self._finished is not None)
         assert self._finished is not None

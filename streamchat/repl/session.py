@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -15,21 +16,30 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from streamchat.chat import editor, mentions
 from streamchat.chat.slash import SlashContext, SlashRegistry
+from streamchat.chat.text import one_line, printable
+from streamchat.errors import ConfigError
+from streamchat.keys import keys_of, spoken
+from streamchat.repl.keys import sequences
 from streamchat.repl.terminal import STYLE
 
 PROMPT = "you> "
-LEAVE_HINT = "press Ctrl+C again or Ctrl+D to leave"
 
 
-class SlashCompleter(Completer):
-    """Offers commands and their arguments, each with its explanation, once a line begins with a slash."""
+class MessageCompleter(Completer):
+    """Offers commands and their arguments once a line begins with a slash, and paths behind an @."""
 
     def __init__(self, registry: SlashRegistry, context: SlashContext) -> None:
         self._registry, self._context = registry, context
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """The completions of the text before the cursor."""
+        path = mentions.mention_under_way(document.current_line_before_cursor)
+        if path is not None:
+            for whole, note in mentions.complete_path(path):
+                yield Completion(whole, start_position=-len(path), display_meta=note)
+            return
         text = document.text_before_cursor
         if "\n" in document.text or document.text_after_cursor:
             return
@@ -42,26 +52,33 @@ class InputLine:
 
     Args:
         toolbar: Columns of the terminal -> text of the line under the prompt.
+        keys: The configuration's `[keys]`.
     """
 
     def __init__(
-        self, registry: SlashRegistry, context: SlashContext, history: History, toolbar: Callable[[int], str]
+        self,
+        registry: SlashRegistry,
+        context: SlashContext,
+        history: History,
+        toolbar: Callable[[int], str],
+        keys: Mapping[str, str] | None = None,
     ) -> None:
-        self._toolbar = toolbar
+        self._toolbar, self._keys = toolbar, keys or {}
         self._leave_armed = False
+        interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
+        self.leave_hint = f"press {interrupt} again or Ctrl+D to leave"
         self.session: PromptSession[str] = PromptSession(
             message=FormattedText([("class:you", PROMPT)]),
             multiline=True,
             prompt_continuation=lambda width, line, wrapped: " " * width,
             style=STYLE,
             history=history,
-            completer=SlashCompleter(registry, context),
+            completer=MessageCompleter(registry, context),
             # only then: room for the menu would be kept under every message
-            complete_while_typing=Condition(lambda: self.session.default_buffer.text.startswith("/")),
+            complete_while_typing=Condition(self._completes),
             auto_suggest=AutoSuggestFromHistory(),
             key_bindings=self._bindings(),
             bottom_toolbar=self._toolbar_text,
-            enable_open_in_editor=True,
             enable_suspend=True,
             tempfile_suffix=".md",
         )
@@ -79,7 +96,7 @@ class InputLine:
                 if self._leave_armed:
                     return None
                 self._leave_armed = True
-                print(LEAVE_HINT, flush=True)
+                print(self.leave_hint, flush=True)
 
     def redraw(self) -> None:
         """Show new figures in the toolbar, where a prompt is on the screen."""
@@ -93,25 +110,30 @@ class InputLine:
 
     def _toolbar_text(self) -> str:
         if self._leave_armed:
-            return f" {LEAVE_HINT}"
+            return f" {self.leave_hint}"
         return self._toolbar(get_app().output.get_size().columns)
+
+    def _completes(self) -> bool:
+        document = self.session.default_buffer.document
+        line = document.current_line_before_cursor
+        return document.text.startswith("/") or mentions.mention_under_way(line) is not None
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
         at_message = has_focus(DEFAULT_BUFFER) & ~is_searching
 
-        @bindings.add("enter", filter=at_message)
+        def bind(key_id: str, handler: Callable[[KeyPressEvent], object], *more: tuple[str, ...]) -> None:
+            eager = key_id in self._keys  # or Ctrl+X would wait for what Emacs has behind it
+            for sequence in (*sequences(key_id, self._keys), *more):
+                bindings.add(*sequence, filter=at_message, eager=eager)(handler)
+
         def send(event: KeyPressEvent) -> None:
             if event.current_buffer.text.strip():
                 event.current_buffer.validate_and_handle()
 
-        @bindings.add("c-j", filter=at_message)
-        @bindings.add("escape", "enter", filter=at_message)
         def newline(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
 
-        @bindings.add("c-c", filter=at_message)
-        @bindings.add("<sigint>", filter=at_message)
         def clear_or_leave(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
                 event.current_buffer.reset()
@@ -120,11 +142,30 @@ class InputLine:
             else:
                 self._leave_armed = True
 
-        @bindings.add("c-g", filter=at_message)
         def edit(event: KeyPressEvent) -> None:
-            event.current_buffer.open_in_editor()
+            event.app.create_background_task(self._edit(event.current_buffer))
 
+        # an Enter that does not send breaks the line, as in the app
+        bindings.add("enter", filter=at_message)(newline)
+        bind("prompt.send", send)
+        bind("prompt.newline", newline)
+        bind("chat.interrupt", clear_or_leave, ("<sigint>",))
+        bind("prompt.edit", edit, ("c-x", "c-e"))
         return bindings
+
+    async def _edit(self, buffer: Buffer) -> None:
+        """Let the user write in an editor, where there is one."""
+
+        def write() -> str | None:
+            try:
+                return printable(editor.edit(buffer.text))
+            except ConfigError as error:
+                print(one_line(str(error)), flush=True)
+                return None
+
+        text = await run_in_terminal(write, in_executor=True)
+        if text is not None:
+            buffer.document = Document(text, len(text))
 
     def _disarm(self, *_: object) -> None:
         self._leave_armed = False

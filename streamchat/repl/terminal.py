@@ -60,10 +60,13 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def between_prompts() -> Iterator[None]:
+def between_prompts(interrupt: int | None = None) -> Iterator[None]:
     """For the time when no prompt reads: what the user types is not echoed into the reply, and waits for the next one.
 
     A paste stays one paste, Ctrl+C stays a signal, and Enter stays Enter (not a newline).
+
+    Args:
+        interrupt: The control character that is a signal in the place of Ctrl+C.
     """
     try:
         import termios
@@ -76,6 +79,9 @@ def between_prompts() -> Iterator[None]:
     quiet = list(before)
     quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    if interrupt is not None:
+        quiet[6] = list(before[6])
+        quiet[6][termios.VINTR] = bytes([interrupt])
     _paste_marks(True)
     try:
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)

@@ -1,0 +1,202 @@
+"""Keys and completion of the prompt, through prompt-toolkit's own input and through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pexpect
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from streamchat.chat.commands import default_registry
+from streamchat.chat.slash import SlashContext
+from streamchat.chat.status import StatusBoard
+from streamchat.repl.keys import interrupt_character, sequences
+from streamchat.repl.session import InputLine, MessageCompleter
+from tests.scripted_engine import ScriptedEngine
+
+FACE = Path(__file__).with_name("scripted_face.py")
+CTRL_C, CTRL_D, CTRL_G = "\x03", "\x04", "\x07"
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    """What is typed; the prompt of the test reads it."""
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        yield typed
+
+
+def input_line(keys: Mapping[str, str] | None = None) -> InputLine:
+    context = SlashContext(ScriptedEngine(), StatusBoard())
+    return InputLine(default_registry(), context, InMemoryHistory(), lambda columns: "toolbar", keys)
+
+
+async def asked(line: InputLine, default: str = "") -> str | None:
+    return await asyncio.wait_for(line.ask(default), 20)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("one\ntwo\r", "one\ntwo"),  # Ctrl+J is a line feed
+        ("one\x1b\rtwo\r", "one\ntwo"),  # Alt+Enter
+        ("  \r\x15hello\r", "hello"),  # blank is not sent
+        ("\x1b[200~first\nsecond\x1b[201~\r", "first\nsecond"),
+        ("abc" + CTRL_C + "d\r", "d"),  # clears the line
+        (CTRL_C + "a\r", "a"),
+        (CTRL_C + "a" + CTRL_C + "b\r", "b"),  # not twice in a row
+        (CTRL_C + CTRL_C, None),
+        (CTRL_D, None),
+        ("ab\x1b[H" + CTRL_D + "\r", "b"),  # deletes in a text
+    ],
+)
+async def test_keys(keyboard: PipeInput, typed: str, message: str | None) -> None:
+    line = input_line()
+    keyboard.send_text(typed)
+    assert await asked(line) == message
+
+
+async def test_the_first_ctrl_c_says_what_the_next_one_does(keyboard: PipeInput) -> None:
+    line = input_line()
+    keyboard.send_text(CTRL_C)
+    waiting = asyncio.ensure_future(line.ask())
+    while line.leave_hint not in line._toolbar_text():
+        await asyncio.sleep(0.01)
+    assert line.leave_hint == "press Ctrl+C again or Ctrl+D to leave"
+    keyboard.send_text("x")
+    while line._toolbar_text() != "toolbar":
+        await asyncio.sleep(0.01)
+    keyboard.send_text("\r")
+    assert await waiting == "x"
+
+
+async def test_what_was_taken_back_is_offered_again(keyboard: PipeInput) -> None:
+    keyboard.send_text("!\r")
+    assert await asked(input_line(), "again") == "again!"
+
+
+# --- keys of the user ------------------------------------------------------------------------------------------
+
+
+async def test_keys_of_the_configuration(keyboard: PipeInput) -> None:
+    keys = {"prompt.send": "ctrl+s", "prompt.newline": "f5", "chat.interrupt": "ctrl+x"}
+    line = input_line(keys)
+    assert line.leave_hint == "press Ctrl+X again or Ctrl+D to leave"
+    keyboard.send_text("gone\x18one\rtwo\x1b[15~three\x13")
+    assert await asked(line) == "one\ntwo\nthree"
+
+
+def test_only_what_a_terminal_can_send_is_bound() -> None:
+    assert sequences("prompt.newline", {}) == [("c-j",), ("escape", "enter")]
+    assert sequences("prompt.edit", {"prompt.edit": "alt+e,ctrl+alt+x,shift+tab"}) == [
+        ("escape", "e"),
+        ("escape", "c-x"),
+        ("s-tab",),
+    ]
+    assert sequences("prompt.edit", {"prompt.edit": "super+e"}) == []
+
+
+def test_the_character_that_interrupts() -> None:
+    assert interrupt_character({}) is None
+    assert interrupt_character({"chat.interrupt": "ctrl+x"}) == 0x18
+    assert interrupt_character({"chat.interrupt": "f4,ctrl+c"}) is None
+
+
+# --- editor ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_editor_gets_the_draft(keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("edit.py").write_text(
+        "import sys\np = sys.argv[1]\nt = open(p).read()\nopen(p, 'w').write(t + ' edited\\n')\n"
+    )
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {os.getcwd()}/edit.py")
+    line = input_line()
+    waiting = asyncio.ensure_future(line.ask())
+    keyboard.send_text("draft" + CTRL_G)
+    while line.session.default_buffer.text != "draft edited":
+        await asyncio.sleep(0.01)
+    keyboard.send_text("\r")
+    assert await asyncio.wait_for(waiting, 20) == "draft edited"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("", "no editor is set"),
+        ("false", "ended with 1; the message is as it was"),
+        ("/no/editor", "cannot be started"),
+    ],
+)
+async def test_an_editor_that_fails_is_said(
+    keyboard: PipeInput,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv("EDITOR", command)
+    monkeypatch.delenv("VISUAL", raising=False)
+    waiting = asyncio.ensure_future(input_line().ask())
+    keyboard.send_text("draft" + CTRL_G)
+    said = ""
+    while sentence not in said:
+        await asyncio.sleep(0.01)
+        said += capsys.readouterr().out
+    keyboard.send_text("\r")
+    assert await asyncio.wait_for(waiting, 20) == "draft"
+
+
+# --- completion ------------------------------------------------------------------------------------------------
+
+
+def offered(text: str) -> list[str]:
+    completer = MessageCompleter(default_registry(), SlashContext(ScriptedEngine(), StatusBoard()))
+    document = Document(text)
+    found = completer.get_completions(document, CompleteEvent())
+    return [text[: len(text) + each.start_position] + each.text for each in found]
+
+
+def test_commands_and_paths_are_offered() -> None:
+    Path("notes.txt").write_text("x")
+    assert offered("/cl") == ["/clear"]
+    assert offered("hello /cl") == []
+    assert offered("look at @no") == ["look at @notes.txt"]
+    assert offered("first line\nlook at @no") == ["first line\nlook at @notes.txt"]
+    assert offered("a@no") == []
+
+
+# --- the program -----------------------------------------------------------------------------------------------
+
+
+def test_files_and_another_interrupt_key_on_a_terminal() -> None:
+    Path("notes.txt").write_text("from a file")
+    Path("keys.toml").write_text('[streamchat]\nconfig_version = 1\n[keys]\nchat.interrupt = "ctrl+x"\n')
+    scenario = json.dumps({"replies": [{"text": "one two three", "hold_after": 2}]})
+    env = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+    command = [str(FACE), scenario, "--plain", "--config", "keys.toml"]
+    child = pexpect.spawn(sys.executable, command, timeout=20, dimensions=(24, 80), env=env, encoding="utf-8")
+    child.expect("you> ")
+    child.send("see @missing.txt\r")
+    child.expect("missing.txt: no such file")
+    child.send("\x18")  # it is offered again; clear it
+    child.send("/read notes.txt\r")
+    child.expect(r"notes\.txt \(1 line, 11 B\) goes with the next message")
+    child.send("\r")
+    child.expect("one two")
+    child.send("\x18")
+    child.expect("stopped")
+    child.expect("you> ")
+    child.send("\x18\x18")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
