@@ -124,6 +124,28 @@ def test_completion() -> None:
     assert desk.offered("//x") == []
 
 
+def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamchat.chat import model_names
+    from streamchat.models import hub_cache
+
+    here = [
+        hub_cache.CachedModel("EleutherAI/pythia-14m", Path(), 53_000_000),
+        hub_cache.CachedModel("someone/Own-Model", Path(), 2_000_000),
+    ]
+    monkeypatch.setattr(hub_cache, "cached_models", lambda: here)
+    model_names._known.cache_clear()
+    try:
+        desk = Desk()
+        offered = dict(desk.registry.completions(desk.context, "/model "))
+        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (here, 53.0 MB)"
+        assert offered["/model pythia-31m"] == "EleutherAI/pythia-31m"
+        assert desk.offered("/model SOME") == ["/model someone/Own-Model"]
+    finally:
+        model_names._known.cache_clear()
+    Path("tiny").mkdir()
+    assert desk.offered("/model ./t") == ["/model ./tiny/"]
+
+
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [("/help me", ("help", "me")), ("/usr/bin/env", None), ("//x", None), ("hello /clear", None), ("/?", ("?", ""))],

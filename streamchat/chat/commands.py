@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streamchat import config
 from streamchat.chat import mentions
+from streamchat.chat.model_names import complete_model
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.status import memory_figures
 from streamchat.settings import setting_fields, spec_of
@@ -160,10 +161,7 @@ def _model(context: SlashContext, argument: str) -> SlashResult:
 
 
 def _complete_model(context: SlashContext, argument: str) -> list[tuple[str, str]]:
-    from streamchat.models import catalogue
-
-    known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct"), *catalogue.ALIASES.items()]
-    return [(name, note) for name, note in known if name.startswith(argument.lower())]
+    return complete_model(argument)
 
 
 # --- pins ------------------------------------------------------------------------------------------------------

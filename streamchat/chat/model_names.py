@@ -1,0 +1,33 @@
+"""What can be typed after `/model`: the bundled model, aliases, models of the local Hub cache, paths."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from streamchat.chat import mentions
+
+FRESH_S = 10
+"""How long the list of what is here may be old: looking costs a few files for each model."""
+
+
+def complete_model(typed: str) -> list[tuple[str, str]]:
+    """(name, explanation) of models whose name begins with `typed`."""
+    if typed.startswith((".", "/", "~")):
+        return mentions.complete_path(typed)
+    start = typed.lower()
+    return [(name, note) for name, note in _known(int(time.monotonic() / FRESH_S)) if name.lower().startswith(start)]
+
+
+@lru_cache(1)
+def _known(now: int) -> tuple[tuple[str, str], ...]:
+    from streamchat.models import catalogue
+    from streamchat.models.hub_cache import cached_models
+    from streamchat.units import human_bytes
+
+    here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
+    known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]
+    for alias, repo_id in catalogue.ALIASES.items():
+        known.append((alias, f"{repo_id} (here, {here[repo_id]})" if repo_id in here else repo_id))
+    known += [(repo_id, f"here, {size}") for repo_id, size in here.items()]
+    return tuple(known)
