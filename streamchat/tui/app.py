@@ -8,8 +8,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 from textual import events
@@ -247,6 +247,21 @@ class StreamchatApp(App[int]):
         yield SystemCommand("Quit", "Leave", self.action_quit)
 
 
+@contextmanager
+def shared_interpreter() -> Iterator[None]:
+    """Two threads want Python: one draws, one decodes.
+
+    Every operation of torch gives the interpreter away and then waits for it, by default up to 5 ms where the other
+    thread computes. The app may keep it for 1 ms.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.001)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def run_app(engine: ChatEngine, configuration: Configuration) -> int:
     """Run the app until the user leaves; returns the exit code.
 
@@ -254,7 +269,7 @@ def run_app(engine: ChatEngine, configuration: Configuration) -> int:
     """
     log_file.start_logging()
     app = StreamchatApp(engine, configuration)
-    with guarded_terminal():
+    with guarded_terminal(), shared_interpreter():
         code = app.run()
     if app.failure is not None:
         with suppress(OSError):  # the terminal may be gone
