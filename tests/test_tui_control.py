@@ -31,11 +31,9 @@ async def test_a_long_paste_is_one_message_with_its_size_before_it_is_sent() -> 
     async with driving(ScriptedEngine(settings=Settings(cache_size=1024))) as driver:
         driver.app.post_message(events.Paste(text))
         await driver.until(lambda: driver.prompt.document.line_count == 3_000)
-        subtitle = str(driver.prompt.border_subtitle)
-        assert subtitle.startswith("3,000 lines · about ")
-        await driver.until(lambda: "12,000 tokens" in str(driver.prompt.border_subtitle))
-        words = str(driver.prompt.border_subtitle)
-        assert words == "3,000 lines · 12,000 tokens · more than the 1,020 that fit: its beginning will be forgotten"
+        assert str(driver.prompt.border_subtitle).startswith("about ")
+        words = "12,000 tokens in 3,000 lines, 1,020 fit: its beginning will be forgotten"
+        await driver.until(lambda: str(driver.prompt.border_subtitle) == words)
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.finished == 1)
         assert driver.engine.submitted == [text]
@@ -47,6 +45,14 @@ async def test_a_short_message_is_not_measured() -> None:
         await driver.write("hello")
         await driver.pilot.pause(0.5)
         assert "count_tokens" not in {name for name, _ in driver.engine.calls}
+
+
+async def test_a_short_message_with_a_long_file_is_measured_with_it() -> None:
+    Path("log.txt").write_text("two words\n" * 200)
+    async with driving(ScriptedEngine()) as driver:
+        await driver.write("Sum up @log.txt ")
+        words = "405 tokens in 204 lines, 1,020 fit"
+        await driver.until(lambda: str(driver.prompt.border_subtitle) == words)
 
 
 # --- files -----------------------------------------------------------------------------------------------------

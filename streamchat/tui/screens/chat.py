@@ -17,11 +17,13 @@ from streamchat.chat import mentions, slash
 from streamchat.chat.text import one_line
 from streamchat.errors import ConfigError
 from streamchat.keys import key_names, spoken
+from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import caught_up
 from streamchat.tui.clipboard import SENT, last_code
 from streamchat.tui.editor import edit
 from streamchat.tui.history import PromptHistory
+from streamchat.tui.measure import MessageSize
 from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
 from streamchat.tui.outbox import Outbox, Phase, Sent
@@ -48,9 +50,8 @@ ROOM = 60
 """Columns without which there is no room for the sidebar at all."""
 FRAME_S = 1 / 25
 """Least time between two batches of events on the screen."""
-COUNT_AFTER_S = 0.4
-LONG_LINES, LONG_CHARACTERS = 8, 600
-"""From here on a text is measured before it is sent."""
+PAUSE_S = 0.4
+"""After so long without a key the text is measured."""
 
 
 class ChatScreen(Screen[None]):
@@ -66,8 +67,8 @@ class ChatScreen(Screen[None]):
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
         self._hint = self._end_hint = ""
-        self._counted: tuple[str, int] | None = None
-        self._count_timer: Timer | None = None
+        self._message_size = MessageSize(lambda text: self.chat_app.engine.count_tokens(text))
+        self._pause_timer: Timer | None = None
 
     @property
     def chat_app(self) -> StreamchatApp:
@@ -149,7 +150,7 @@ class ChatScreen(Screen[None]):
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
             case ev.TextCounted(text=text, tokens=tokens):
-                self._counted = (text, tokens)
+                self._message_size.counted(text, tokens)
                 self._show_size()
             case ev.TurnFinished():
                 self._reading = None
@@ -179,7 +180,7 @@ class ChatScreen(Screen[None]):
         if event.finish_reason == "cancelled":
             await self.conversation.say(f"Stopped before the reply began and taken back; {where}.")
         else:
-            await self.conversation.say(f"The turn was taken back; {where}.")
+            await self.conversation.say(f"The turn was taken back; {where}. The log is {log_path()}.")
 
     def _show_figures(self) -> None:
         board = self.chat_app.board
@@ -291,38 +292,21 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Edited)
     def _edited(self, message: Prompt.Edited) -> None:
-        """Long texts are measured once the user pauses."""
+        """The text is measured once the user pauses."""
         message.stop()
-        if self._count_timer is not None:
-            self._count_timer.stop()
+        if self._pause_timer is not None:
+            self._pause_timer.stop()
+        self._pause_timer = self.set_timer(PAUSE_S, self._measure)
         self._show_size()
-        if self._is_long():
-            self._count_timer = self.set_timer(COUNT_AFTER_S, self._count)
 
-    def _is_long(self) -> bool:
-        document = self.prompt.document
-        return document.line_count > LONG_LINES or len(document.get_line(0)) > LONG_CHARACTERS
-
-    def _count(self) -> None:
-        self.chat_app.engine.count_tokens(self.prompt.text)
+    def _measure(self) -> None:
+        self._message_size.measure(self.prompt.text)
+        self._show_size()
 
     def _show_size(self) -> None:
         """Tokens of a long text against the budget, roughly until they are counted."""
-        if not self._is_long():
-            self.prompt.border_subtitle = self._hint
-            return
-        text = self.prompt.text
-        exact = self._counted is not None and self._counted[0] == text
-        tokens = self._counted[1] if exact and self._counted is not None else len(text) // 4
-        cache = self.chat_app.board.cache
-        room = cache.cache_size - cache.sinks - cache.pinned
-        lines = self.prompt.document.line_count
-        words = f"{lines:,} line{'s' if lines != 1 else ''} · {'' if exact else 'about '}{tokens:,} tokens"
-        if cache.cache_size and tokens > room:
-            words += f" · more than the {room:,} that fit: its beginning will be forgotten"
-        elif cache.cache_size:
-            words += f" of {room:,}"
-        self.prompt.border_subtitle = words
+        words = self._message_size.words(self.prompt.text, self.chat_app.board.cache)
+        self.prompt.border_subtitle = words or self._hint
 
     @on(Prompt.EditorWanted)
     def action_edit(self) -> None:
