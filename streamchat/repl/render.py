@@ -14,6 +14,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
 from streamchat.chat.thinking import Part, ThinkingStream
+from streamchat.telemetry.log_file import log_path
 from streamchat.units import human_seconds
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats"]
@@ -123,7 +124,8 @@ def reason_piece(event: ev.TurnFinished) -> Piece | None:
         case "cancelled":
             return Piece("info", "stopped; what was said stays in the conversation")
         case "error":
-            return Piece("error", printable(event.message) or "the turn failed and was taken back")
+            message = printable(event.message) or "the turn failed and was taken back"
+            return Piece("error", f"{message} (the log is {log_path()})")
         case _:
             return None
 

@@ -8,10 +8,12 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar
 
+from rich.text import Text
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -132,6 +134,17 @@ class StreamchatApp(App[int]):
         self.failure = event
         if event.details:
             log_file.log_crash(event.details)
+
+    def _fatal_error(self) -> None:
+        """A bug of the interface: one sentence once the terminal is back, in the place of Textual's pages of it."""
+        details = traceback.format_exc()
+        path = log_file.log_crash(details)
+        if log_file.debug_wanted():
+            super()._fatal_error()
+            return
+        error = sys.exc_info()[1]
+        where = f"the traceback is in {path}" if path else "run again with --debug to see the traceback"
+        self.panic(Text(f"streamchat: unexpected {type(error).__name__}: {one_line(str(error))}; {where}"))
 
     # --- leaving --------------------------------------------------------------------------------------------
 
