@@ -1,0 +1,230 @@
+"""The command line: exit codes, what goes to stdout and what to stderr, what is imported."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamchat import __version__, cli, config
+from streamchat.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
+from streamchat.telemetry.log_file import log_path
+
+FACE = Path(__file__).with_name("scripted_face.py")
+
+
+def run(
+    *arguments: str, scenario: dict[str, Any] | None = None, given: str = "", **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own; with a scenario, on a scripted engine."""
+    start = ["-m", "streamchat"] if scenario is None else [str(FACE), json.dumps({"loading": [], **scenario})]
+    env = {**os.environ, **environ}
+    command = [sys.executable, *start, *arguments]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, env=env)
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence on stderr."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("streamchat: ")
+    return lines[0].removeprefix("streamchat: ")
+
+
+# --- wrong input: exit code 2 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cahce-size", "64"], "--cahce-size is not a flag; did you mean --cache-size?"),
+        (["--cache-size", "many"], "--cache-size: cache_size must be a whole number"),
+        (["--cache-size", "3"], "--cache-size: cache_size = 3 is not legal; it must be at least 16"),
+        (["--cache-size"], "--cache-size: expected one argument"),
+        (["verfy"], "verfy is not a command; did you mean verify?"),
+        (["config", "stray"], "stray does not belong here"),
+        (["config", "--path", "--default"], "not allowed with"),
+        (["--config", "missing.toml"], "missing.toml: no such configuration file"),
+        (["--stats-json", "no/such/folder/x"], "stats_json = 'no/such/folder/x' cannot be written"),
+    ],
+)
+def test_wrong_flags_are_one_sentence_and_2(arguments: list[str], sentence: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == ExitCode.USAGE
+    assert sentence in said(result)
+    assert result.stdout == ""
+
+
+def test_wrong_variables_and_files_are_2() -> None:
+    assert "STREAMCHAT_TEMPERATURE" in said(result := run(STREAMCHAT_TEMPERATURE="hot"))
+    assert result.returncode == ExitCode.USAGE
+    Path("config.toml").write_text("[streamchat]\nconfig_version = 1\n[keys]\nchat.stop = 'banana'\n")
+    assert "'banana' is not the name of a key" in said(result := run())
+    assert result.returncode == ExitCode.USAGE
+
+
+def test_a_model_that_is_not_there_is_3() -> None:
+    result = run("--model", "./missing", given="hi\n")
+    assert result.returncode == ExitCode.MODEL
+    assert "There is no folder 'missing'" in said(result)
+    assert result.stdout == ""
+
+
+# --- the chat through a pipe ------------------------------------------------------------------------------------
+
+
+def test_replies_go_to_stdout_and_notices_to_stderr() -> None:
+    scenario = {"replies": ["Paris."], "notes": [{"text": "a remark", "level": "warning"}]}
+    result = run(scenario=scenario, given="capital?\n")
+    assert (result.returncode, result.stdout) == (0, "Paris.\n")
+    assert said(result) == "a remark"
+
+
+def test_a_failed_turn_is_1_and_the_others_are_answered() -> None:
+    scenario = {"replies": [{"text": "", "error": "it broke"}, "fine"]}
+    result = run(scenario=scenario, given="one\ntwo\n")
+    assert (result.returncode, result.stdout) == (1, "fine\n")
+    assert "it broke" in said(result)
+
+
+def test_a_wrong_command_is_1() -> None:
+    result = run(scenario={}, given="/nonsense\nhello\n")
+    assert result.returncode == 1
+    assert "/nonsense is not a command" in result.stderr
+    assert result.stdout == "You said: hello\n"
+
+
+def test_an_engine_that_fails_has_its_code() -> None:
+    failure = {"title": "No model", "message": "no such model", "exit_code": 3}
+    result = run(scenario={"load_failure": failure}, given="hi\n")
+    assert (result.returncode, said(result)) == (3, "no such model")
+
+
+def test_an_unexpected_error_names_the_log() -> None:
+    result = run(scenario={"raise": True})
+    assert result.returncode == ExitCode.FAILURE
+    assert said(result) == f"unexpected RuntimeError: a bug in the program; the traceback is in {log_path()}"
+    assert "RuntimeError: a bug" in log_path().read_text()
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = run("--debug", scenario={"raise": True})
+    assert result.returncode == ExitCode.FAILURE
+    assert result.stderr.startswith("Traceback")
+
+
+def test_ctrl_c_is_130() -> None:
+    scenario = json.dumps({"loading": [], "replies": [{"text": "one two three", "hold_after": 2}]})
+    child = subprocess.Popen(
+        [sys.executable, str(FACE), scenario], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(b"hi\n")
+    child.stdin.flush()
+    assert child.stdout.read(3) == b"one"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert child.returncode == ExitCode.INTERRUPTED
+    assert errors == b""
+
+
+def test_a_reader_that_leaves_is_141() -> None:
+    scenario = json.dumps({"loading": [], "replies": [{"text": "word " * 2_000, "tokens_per_s": 1_000}] * 3})
+    command = f"printf 'a\\nb\\nc\\n' | {sys.executable} {FACE} '{scenario}' | head -c 10; echo ${{PIPESTATUS[1]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.stdout.split()[-1] == str(int(ExitCode.BROKEN_PIPE))
+    assert result.stderr == ""
+
+
+def test_statistics_are_written_a_line_a_turn() -> None:
+    result = run("--stats-json", "stats.jsonl", scenario={"replies": ["a b c", "d"]}, given="one\ntwo\n")
+    assert result.returncode == 0
+    records = [json.loads(line) for line in Path("stats.jsonl").read_text().splitlines()]
+    assert [record["turn"] for record in records] == [1, 2]
+    assert records[0]["new_tokens"] == 3
+
+
+# --- what needs no model ----------------------------------------------------------------------------------------
+
+
+def test_help_and_version() -> None:
+    assert (result := run("--help")).returncode == 0
+    for setting in config.setting_fields():
+        assert config.flag_of(setting) in result.stdout
+    assert (result := run("--version")).returncode == 0
+    assert result.stdout.startswith(f"streamchat {__version__} (Python 3.")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"], ["verify", "--help"]])
+def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
+    report = Path("modules.txt")
+    run(*arguments, scenario={}, LOADED_MODULES=str(report))
+    loaded = set(report.read_text().split()) if report.exists() else set()
+    assert "streamchat.cli" in loaded
+    assert not loaded & {"torch", "transformers", "textual", "prompt_toolkit"}
+
+
+def test_config_prints_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "--cache-size", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "# from --cache-size\ncache_size = 64" in out
+    assert '# chat.stop = "escape"' in out
+    assert cli.main(["config", "--default"]) == 0
+    assert capsys.readouterr().out == config.render_toml()
+    assert cli.main(["config", "--path"]) == 0
+    assert capsys.readouterr().out.strip() == str(config.user_file())
+
+
+# --- small things -----------------------------------------------------------------------------------------------
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize(
+    ("plain", "stdin", "stdout", "term", "face"),
+    [
+        (False, True, True, "xterm", "app"),
+        (True, True, True, "xterm", "prompt"),
+        (False, True, True, "dumb", "prompt"),
+        (False, False, True, "xterm", "pipe"),
+        (True, True, False, "xterm", "pipe"),
+    ],
+)
+def test_the_face(plain: bool, stdin: bool, stdout: bool, term: str, face: str) -> None:
+    assert cli.choose_face(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
+    assert cli.choose_face(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (ModelNotFoundError("x"), 3),
+        (TurnError("x"), 1),
+        (StreamchatError("x"), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(7), 7),
+        (SystemExit("text"), 0),
+    ],
+)
+def test_exit_codes_of_errors(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main([]) == code
