@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size"))
     own = parser.add_argument_group("bench")
     own.add_argument("--ui", action="store_true", help="measure the app (the only bench so far)")
-    own.add_argument("--rounds", type=int, default=5, metavar="N", help="pairs of replies (default: 5)")
+    own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of three replies (default: 5)")
     own.add_argument("--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply (default: 128)")
     own.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             f"p95 {figures.key_to_screen_p95_ms:.1f} ms ({figures.keys} keys)\n"
             f"decode in the app              {figures.app_tps:.1f} tok/s\n"
             f"decode headless                {figures.headless_tps:.1f} tok/s\n"
-            f"ratio                          {figures.ratio:.3f}"
+            f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}"
         )
     sys.stdout.write(text + "\n")
     return ExitCode.OK

@@ -37,10 +37,12 @@ class UiFigures:
     key_to_screen_p95_ms: float
     keys: int
     app_tps: float
-    """Median decode speed in the app, typing included."""
+    """Median decode speed in the app, nobody typing."""
     headless_tps: float
     ratio: float
-    """app_tps / headless_tps; 1 = drawing and typing cost the decoding nothing."""
+    """Median of app / headless, a pair a round; 1 = drawing costs the decoding nothing."""
+    typing_ratio: float
+    """The same while some six keys a second are typed."""
     rounds: int
     tokens: int
     """Of each reply."""
@@ -51,26 +53,29 @@ class UiFigures:
 
 
 def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: Callable[[str], None]) -> UiFigures:
-    """Run the bench: one round to warm up, then `rounds` pairs of a headless reply and one in the app.
+    """Run the bench: a round to warm up, then `rounds` of three replies: headless, in the app, in the app with typing.
 
     Args:
         configuration: `max_new_tokens` is the length of each reply.
         load: Returns the loaded model; called once an engine.
-        rounds: Pairs.
+        rounds: How many.
         progress: Told what is going on.
     """
     headless: list[float] = []
     in_app: list[float] = []
+    typed: list[float] = []
     delays: list[float] = []
     tokens = 0
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
         plain = _headless(Engine(configuration, load))
         with shared_interpreter():
-            drawn, keys = asyncio.run(_in_app(Engine(configuration, load), configuration))
+            drawn, _ = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=False))
+            busy, keys = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=True))
         if number:  # the first one warms up
             headless.append(plain.decode_tps or 0.0)
             in_app.append(drawn.decode_tps or 0.0)
+            typed.append(busy.decode_tps or 0.0)
             delays += keys
             tokens = plain.new_tokens
     app_tps, headless_tps = statistics.median(in_app), statistics.median(headless)
@@ -82,6 +87,7 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
         app_tps=app_tps,
         headless_tps=headless_tps,
         ratio=statistics.median(a / b for a, b in zip(in_app, headless, strict=True)),
+        typing_ratio=statistics.median(a / b for a, b in zip(typed, headless, strict=True)),
         rounds=rounds,
         tokens=tokens,
     )
@@ -118,8 +124,8 @@ def _headless(engine: Engine) -> ev.TurnStats:
     return found[0]
 
 
-async def _in_app(engine: Engine, configuration: Configuration) -> tuple[ev.TurnStats, list[float]]:
-    """One reply in the app, with somebody typing; returns its figures and the delays of the keys in seconds."""
+async def _in_app(engine: Engine, configuration: Configuration, *, typing: bool) -> tuple[ev.TurnStats, list[float]]:
+    """One reply in the app; returns its figures and the delays of the keys in seconds."""
     app = StreamchatApp(engine, configuration)
     finished: list[ev.TurnStats] = []
 
@@ -136,7 +142,8 @@ async def _in_app(engine: Engine, configuration: Configuration) -> tuple[ev.Turn
         await pilot.press("enter")
         await _until(lambda: bool(app._chat.conversation.last_reply) or bool(finished))
         while not finished:
-            delays.append(await _one_key(app, prompt, pilot))
+            if typing:
+                delays.append(await _one_key(app, prompt, pilot))
             await asyncio.sleep(KEY_EVERY_S)
     engine.close(10)
     return finished[0], delays

@@ -48,7 +48,7 @@ WIDE = 100
 """Columns from which on the sidebar is shown unless the user hides it."""
 ROOM = 60
 """Columns without which there is no room for the sidebar at all."""
-FRAME_S = 1 / 25
+FRAME_S = 1 / 12
 """Least time between two batches of events on the screen."""
 PAUSE_S = 0.4
 """After so long without a key the text is measured."""
@@ -67,6 +67,7 @@ class ChatScreen(Screen[None]):
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
         self._hint = self._end_hint = ""
+        self._keys_shown: tuple[Phase, bool] | None = None
         self._message_size = MessageSize(lambda text: self.chat_app.engine.count_tokens(text))
         self._pause_timer: Timer | None = None
 
@@ -131,8 +132,9 @@ class ChatScreen(Screen[None]):
                 continue
             await self._narrator.tell(told)
             await self._follow_up(told)
-        await self.conversation.show_memory(self.chat_app.board.cache)
-        self._show_figures()
+        if any(not isinstance(event, ev.TextDelta) for event in events_):
+            await self.conversation.show_memory(self.chat_app.board.cache)
+            self._show_figures()
         self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
 
     async def _follow_up(self, event: ev.Event) -> None:
@@ -186,7 +188,14 @@ class ChatScreen(Screen[None]):
         board = self.chat_app.board
         self.query_one(StatusPanel).show(board, self._reading)
         self.query_one(StatusLine).show(board, self._reading)
-        self.refresh_bindings()
+        self._show_keys()
+
+    def _show_keys(self) -> None:
+        """Draw the footer anew where other keys work now: it costs as much as a frame."""
+        state = (self._outbox.phase, self._outbox.waiting is not None)
+        if state != self._keys_shown:
+            self._keys_shown = state
+            self.refresh_bindings()
 
     # --- messages and commands of the user ------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class ChatScreen(Screen[None]):
     async def _narrate(self, text: str) -> None:
         assert self._narrator is not None
         await self._narrator.send(text)
-        self.refresh_bindings()
+        self._show_keys()
 
     def run_slash(self, text: str) -> None:
         """Carry out a command as if it had been typed."""
@@ -273,7 +282,7 @@ class ChatScreen(Screen[None]):
         until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is over"
         self.query_one(WaitingMessage).offer(self._outbox.waiting, until)
         self.prompt.message_waits = self._outbox.waiting is not None
-        self.refresh_bindings()
+        self._show_keys()
 
     def _take_back(self, text: str | None) -> None:
         if text is not None:
