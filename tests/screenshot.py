@@ -18,13 +18,15 @@ from tests.app_driver import driving
 QUESTIONS = (
     "What is the capital of France?",
     "Name three things to see there, as a list.",
+    "What makes a good city? Answer in three sentences.",
     "Write a Python function that adds two numbers.",
 )
+PINNED = 1
 
 
 async def take(path: Path, columns: int, rows: int, theme: str) -> None:
     """Talk, then export the screen."""
-    settings = Settings(cache_size=256, max_new_tokens=120, temperature=0.0, theme=theme)
+    settings = Settings(cache_size=224, max_new_tokens=120, temperature=0.0, theme=theme)
     engine = Engine(Configuration(settings, {}, None))
     async with driving(engine, size=(columns, rows)) as driver:  # type: ignore[arg-type]
         await driver.until(lambda: driver.app.board.info is not None, "the model", 300)
@@ -33,6 +35,8 @@ async def take(path: Path, columns: int, rows: int, theme: str) -> None:
             await driver.until(
                 lambda n=number: driver.app.board.turns == n and not driver.app.board.busy, "the reply", 120
             )
+            if number == PINNED:
+                driver.app.engine.pin(PINNED)
         await driver.pilot.pause(0.5)
         path.write_text(driver.app.export_screenshot(title="streamchat"), encoding="utf-8")
 
@@ -41,8 +45,8 @@ def main() -> int:
     """Take the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--columns", type=int, default=120)
-    parser.add_argument("--rows", type=int, default=36)
+    parser.add_argument("--columns", type=int, default=130)
+    parser.add_argument("--rows", type=int, default=38)
     parser.add_argument("--theme", default="textual-dark")
     args = parser.parse_args()
     asyncio.run(take(args.file, args.columns, args.rows, args.theme))
