@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pexpect
@@ -41,6 +42,13 @@ def input_line(keys: Mapping[str, str] | None = None) -> InputLine:
     return InputLine(default_registry(), context, InMemoryHistory(), lambda columns: "toolbar", keys)
 
 
+async def until(happened: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end, f"timed out waiting for {what}"
+        await asyncio.sleep(0.01)
+
+
 async def asked(line: InputLine, default: str = "") -> str | None:
     return await asyncio.wait_for(line.ask(default), 20)
 
@@ -70,14 +78,12 @@ async def test_the_first_ctrl_c_says_what_the_next_one_does(keyboard: PipeInput)
     line = input_line()
     keyboard.send_text(CTRL_C)
     waiting = asyncio.ensure_future(line.ask())
-    while line.leave_hint not in line._toolbar_text():
-        await asyncio.sleep(0.01)
+    await until(lambda: line.leave_hint in line._toolbar_text(), "the hint")
     assert line.leave_hint == "press Ctrl+C again or Ctrl+D to leave"
     keyboard.send_text("x")
-    while line._toolbar_text() != "toolbar":
-        await asyncio.sleep(0.01)
+    await until(lambda: line._toolbar_text() == "toolbar", "the figures")
     keyboard.send_text("\r")
-    assert await waiting == "x"
+    assert await asyncio.wait_for(waiting, 20) == "x"
 
 
 async def test_what_was_taken_back_is_offered_again(keyboard: PipeInput) -> None:
@@ -123,8 +129,7 @@ async def test_the_editor_gets_the_draft(keyboard: PipeInput, monkeypatch: pytes
     line = input_line()
     waiting = asyncio.ensure_future(line.ask())
     keyboard.send_text("draft" + CTRL_G)
-    while line.session.default_buffer.text != "draft edited":
-        await asyncio.sleep(0.01)
+    await until(lambda: line.session.default_buffer.text == "draft edited", "the edited text")
     keyboard.send_text("\r")
     assert await asyncio.wait_for(waiting, 20) == "draft edited"
 
@@ -148,10 +153,13 @@ async def test_an_editor_that_fails_is_said(
     monkeypatch.delenv("VISUAL", raising=False)
     waiting = asyncio.ensure_future(input_line().ask())
     keyboard.send_text("draft" + CTRL_G)
-    said = ""
-    while sentence not in said:
-        await asyncio.sleep(0.01)
-        said += capsys.readouterr().out
+    said: list[str] = []
+
+    def is_said() -> bool:
+        said.append(capsys.readouterr().out)
+        return sentence in "".join(said)
+
+    await until(is_said, sentence)
     keyboard.send_text("\r")
     assert await asyncio.wait_for(waiting, 20) == "draft"
 

@@ -55,7 +55,7 @@ def test_text_is_not_held_back() -> None:
 
 
 def test_a_sequence_without_an_end_cannot_swallow_the_reply() -> None:
-    text = "\x1b]0;" + "x" * 1_000 + " the answer"
+    text = "\x1b]0;" + "x" * 1_000 + " the answer\x07"
     assert streamed([text[i : i + 7] for i in range(0, len(text), 7)]).endswith(" the answer")
     assert printable(text).endswith(" the answer")
 
