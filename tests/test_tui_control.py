@@ -166,7 +166,13 @@ async def test_an_editor_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, com
 
 
 async def test_keys_can_be_remapped() -> None:
-    changed = {"chat.sidebar": "f5", "prompt.send": "ctrl+s", "app.help": "f9"}
+    changed = {
+        "chat.sidebar": "f5",
+        "prompt.send": "ctrl+s",
+        "app.help": "f9",
+        "app.quit": "f4",
+        "chat.interrupt": "ctrl+x",
+    }
     engine = ScriptedEngine()
     app = StreamchatApp(engine, Configuration(engine.settings, keys=changed))
     async with app.run_test(size=(140, 40)) as pilot:
@@ -182,6 +188,9 @@ async def test_keys_can_be_remapped() -> None:
         assert driver.prompt.text == "a\nb"
         await pilot.press("ctrl+s")
         await driver.until(lambda: engine.submitted == ["a\nb"])
+        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 leaves" in driver.screen_text
+        await pilot.press("ctrl+x")
+        assert driver.toasts == ["press Ctrl+X again to quit"]
         await pilot.press("f9")
         await driver.until(lambda: "Ctrl+S" in driver.screen_text and "F9" in driver.screen_text)
     engine.close()

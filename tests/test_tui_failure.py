@@ -87,6 +87,11 @@ async def test_a_model_that_cannot_be_loaded(error: Exception, sentence: str, co
         assert "log: " in driver.screen_text
         assert "second line" not in driver.screen_text
         assert "Traceback" in log_path().read_text()
+        await driver.enter("/pin 1")
+        await driver.until(lambda: "the engine has ended; Ctrl+Q leaves" in driver.toasts)
+        driver.prompt.put("")
+        await driver.enter("/stats")  # needs no engine
+        await driver.until(lambda: driver.outputs)
         await driver.write("a draft")
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)

@@ -50,6 +50,8 @@ class SlashCommand:
     """Argument text so far -> (whole argument, explanation) pairs."""
     starts_over: Callable[[str], bool] = lambda argument: False
     """Whether it forgets the conversation: a running reply is stopped first."""
+    asks_engine: bool = False
+    """It is answered by an event, so never by an engine that has ended."""
 
 
 _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)

@@ -27,7 +27,7 @@ from streamchat.config import Configuration
 from streamchat.errors import ExitCode
 from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
-from streamchat.tui.bindings import bind
+from streamchat.tui.bindings import bind, hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
 from streamchat.tui.history import PromptHistory
@@ -40,6 +40,8 @@ from streamchat.tui.themes import user_themes
 
 CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
+PALETTE_HAS = {"clear", "copy", "help", "quit", "sidebar", "theme"}
+"""Commands that the palette offers in words."""
 AGAIN_S = 3.0
 """How long the first Ctrl+C counts."""
 
@@ -180,7 +182,7 @@ class StreamchatApp(App[int]):
             self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
             return
         self._quit_armed = True
-        self.notify("press Ctrl+C again to quit", timeout=AGAIN_S)
+        self.notify(f"press {hint(self, 'chat.interrupt')} again to quit", timeout=AGAIN_S)
         self.set_timer(AGAIN_S, self._disarm)
 
     def action_help_quit(self) -> None:
@@ -238,7 +240,7 @@ class StreamchatApp(App[int]):
         """The command palette: what has a key, and every slash command."""
         chat = self._chat
         yield SystemCommand("New conversation", "Forget it all; keep model and settings", self.action_new_conversation)
-        yield SystemCommand("Stop the reply", "As Esc", chat.action_stop)
+        yield SystemCommand("Stop the reply", f"As {hint(self, 'chat.stop')}", chat.action_stop)
         yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
         yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
         yield SystemCommand("Memory map", "Walk through what the model still sees", chat.action_focus_map)
@@ -255,7 +257,7 @@ class StreamchatApp(App[int]):
         )
         for command in self.registry:
             # those that work without an argument, but for what is above already
-            if command.arguments[:1] in ("", "[") and command.name not in ("clear", "help", "quit", "theme"):
+            if command.arguments[:1] in ("", "[") and command.name not in PALETTE_HAS:
                 yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
         yield SystemCommand("Quit", "Leave", self.action_quit)
 

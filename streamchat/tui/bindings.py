@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from textual.app import App
 from textual.binding import Binding
 
-from streamchat.keys import BY_ID
+from streamchat.keys import BY_ID, spoken
 
 
 def bind(key_id: str, action: str, **options: Any) -> Binding:
@@ -19,3 +20,10 @@ def bind(key_id: str, action: str, **options: Any) -> Binding:
     """
     key = BY_ID[key_id]
     return Binding(key.keys, action, key.label, id=key_id, tooltip=key.help, **{"show": False, **options})
+
+
+def hint(app: App[Any], key_id: str) -> str:
+    """The first key for something, as configured, for people: 'Ctrl+Q', 'Esc'."""
+    keys_of = getattr(app, "keys_of", None)  # a test may have an app of its own
+    keys: str = keys_of(key_id) if keys_of else BY_ID[key_id].keys
+    return spoken(keys).split(", ")[0].replace("Escape", "Esc")

@@ -14,8 +14,9 @@ from textual.widgets import Footer
 from streamchat.chat import events as ev
 from streamchat.chat import mentions, slash
 from streamchat.errors import ConfigError
-from streamchat.keys import key_names, spoken
+from streamchat.keys import key_names
 from streamchat.telemetry.log_file import log_path
+from streamchat.tui.bindings import hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import caught_up
 from streamchat.tui.clipboard import SENT
@@ -209,7 +210,7 @@ class ChatScreen(ReadingScreen):
                 self.prompt.take()
                 self._show_waiting()
             case Sent.REFUSED if self._outbox.phase is Phase.FAILED:
-                self._toast("the engine has ended; Ctrl+Q leaves", "error")
+                self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
             case Sent.REFUSED:
                 self._toast("one message waits already; this one stays in the input until it can be sent", "warning")
 
@@ -229,8 +230,9 @@ class ChatScreen(ReadingScreen):
         command = app.registry.find(name)
         parsed = slash.parse(text)
         starts_over = command is not None and parsed is not None and command.starts_over(parsed[1])
-        if starts_over and self._outbox.phase is Phase.FAILED:
-            self._toast("the engine has ended; Ctrl+Q leaves", "error")
+        asks = starts_over or (command is not None and command.asks_engine)
+        if asks and self._outbox.phase is Phase.FAILED:
+            self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
             return
         if starts_over and self._outbox.phase is Phase.REPLYING:
             app.engine.stop_reply()  # or it would run on to its end first
@@ -277,12 +279,10 @@ class ChatScreen(ReadingScreen):
     # --- the input ------------------------------------------------------------------------------------------
 
     def _use_keys(self, prompt: Prompt) -> None:
-        keys = self.chat_app.keys_of
-        prompt.send_keys = key_names(keys("prompt.send"))
-        send, newline = (spoken(keys(name)).split(", ")[0] for name in ("prompt.send", "prompt.newline"))
-        self._hint = f"{send} sends · {newline} new line"
+        prompt.send_keys = key_names(self.chat_app.keys_of("prompt.send"))
+        self._hint = f"{hint(self.app, 'prompt.send')} sends · {hint(self.app, 'prompt.newline')} new line"
         prompt.border_subtitle = self._hint
-        self._end_hint = f"▾ you are reading back · {spoken(keys('chat.follow')).split(', ')[0]} goes to the end"
+        self._end_hint = f"▾ you are reading back · {hint(self.app, 'chat.follow')} goes to the end"
 
     @on(Prompt.Edited)
     def _edited(self, message: Prompt.Edited) -> None:

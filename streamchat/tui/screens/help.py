@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from streamchat.chat.slash import SlashRegistry
 from streamchat.keys import KEYS, spoken
-from streamchat.tui.bindings import bind
+from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
 
 FIXED = (
@@ -39,7 +39,7 @@ class HelpScreen(ModalScreen[None]):
         """Two tables."""
         with VerticalScroll(id="help") as panel:
             panel.border_title = "Help"
-            panel.border_subtitle = "esc closes"
+            panel.border_subtitle = f"{hint(self.app, 'help.close').lower()} closes"
             yield Static("Keys", classes="section")
             yield KeyTable(self._rows())
             yield Static("Commands", classes="section")

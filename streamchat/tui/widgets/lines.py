@@ -9,6 +9,7 @@ from streamchat import __version__
 from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import one_line
+from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
 from streamchat.units import human_bytes, human_seconds
@@ -88,7 +89,12 @@ class Welcome(Vertical):
             "Older messages leave it and fade; the chat goes on.",
             classes="hint",
         )
-        yield Verbatim("Enter sends · Ctrl+J new line · / commands · F1 help · Ctrl+Q leaves", classes="hint")
+        send, newline, help_, leave = (
+            hint(self.app, key_id) for key_id in ("prompt.send", "prompt.newline", "app.help", "app.quit")
+        )
+        yield Verbatim(
+            f"{send} sends · {newline} new line · / commands · {help_} help · {leave} leaves", classes="hint"
+        )
 
 
 class FailurePanel(Vertical):
@@ -102,4 +108,6 @@ class FailurePanel(Vertical):
         """Title, sentence, keys."""
         yield Verbatim(one_line(self.event.title), classes="heading")
         yield Verbatim(one_line(self.event.message), classes="body")
-        yield Verbatim(f"Ctrl+Q leaves (exit code {self.event.exit_code}) · log: {self._log}", classes="hint")
+        yield Verbatim(
+            f"{hint(self.app, 'app.quit')} leaves (exit code {self.event.exit_code}) · log: {self._log}", classes="hint"
+        )

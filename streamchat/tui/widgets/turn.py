@@ -14,6 +14,7 @@ from streamchat.chat.events import PrefillProgress, TokensEvicted, TurnFinished
 from streamchat.chat.memory import Memory, TurnMemory
 from streamchat.chat.text import one_line
 from streamchat.settings import Thinking
+from streamchat.tui.bindings import hint
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
@@ -115,7 +116,7 @@ class Turn(Vertical):
             await self.mount(self._reply, before=self._figures)
             self._dress()
             self._head()
-            self._figures.show("writing · Esc stops")
+            self._figures.show(f"writing · {hint(self.app, 'chat.stop')} stops")
         await self._reply.add(text)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamchat.chat.text import one_line
+from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.text import Verbatim
 
 
@@ -19,4 +20,4 @@ class WaitingMessage(Verbatim):
         if text is not None:
             first = one_line(text)
             short = first if len(first) <= 60 else f"{first[:59]}…"
-            self.show(f"waits {until} (Esc takes it back): {short}")
+            self.show(f"waits {until} ({hint(self.app, 'chat.stop')} takes it back): {short}")
