@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -208,3 +210,26 @@ def test_files_and_another_interrupt_key_on_a_terminal() -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("moment", ["at the prompt", "in a reply"])
+def test_a_signal_ends_the_prompt_in_order(name: str, moment: str) -> None:
+    number = getattr(signal, name)
+    scenario = json.dumps({"replies": [{"text": "one two three", "hold_after": 2}]})
+    env = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"}
+    command = [str(FACE), scenario, "--plain"]
+    child = pexpect.spawn(sys.executable, command, timeout=20, dimensions=(24, 80), env=env, encoding="utf-8")
+    before = termios.tcgetattr(child.child_fd)
+    child.expect("you> ")
+    if moment == "in a reply":
+        child.send("hi\r")
+        child.expect("one two")
+    changed = termios.tcgetattr(child.child_fd)
+    assert changed[3] != before[3]  # no echo, no lines
+    child.kill(number)
+    child.expect(pexpect.EOF)
+    after = termios.tcgetattr(child.child_fd)
+    child.close()
+    assert after == before
+    assert child.exitstatus == 128 + number
