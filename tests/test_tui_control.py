@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,23 @@ async def test_another_model_without_a_restart() -> None:
         turn = await driver.ask("third")
         assert turn.number == 1
         assert driver.figures("model")
+
+
+async def test_what_an_old_model_leaves_is_collected() -> None:
+    class Model:
+        """In a cycle with itself, as modules with hooks are."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    async with driving(ScriptedEngine()) as driver:
+        old = Model()
+        gone = weakref.ref(old)
+        driver.app.model_ready()
+        del old
+        assert gone() is not None
+        driver.app.model_ready()
+        assert gone() is None
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_the_old_one() -> None:

@@ -117,7 +117,11 @@ class StreamchatApp(App[int]):
         self.call_after_refresh(self.engine.start)
 
     def model_ready(self) -> None:
-        """Some 400,000 objects of torch and transformers stay for good: the collector need not visit them again."""
+        """Some 400,000 objects of torch and transformers stay for long: the collector need not visit them again.
+
+        Those of a model before are let go first.
+        """
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
 
