@@ -56,15 +56,6 @@ def default_attention(name: str) -> str:
     return FAMILIES[name].attentions[0]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Tensors this small are slower on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_there_are_enough_of_them() -> None:
     assert len(SERVED) >= 50
     assert len(ROTATED) >= 45
