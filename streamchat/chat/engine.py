@@ -16,7 +16,7 @@ from streamchat.chat.assemble import Load, assemble, load_from_settings
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode, StreamchatError, TurnError
 from streamchat.settings import Settings
-from streamchat.telemetry.memory import device_memory, process_rss
+from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation, TurnOutcome
@@ -177,6 +177,8 @@ class Engine:
         self._device = assembled.device
         if previous is not None:
             previous.close()
+            previous = None
+            free_unused()
             self._emit(ev.ConversationCleared(self._settings.system_prompt, assembled.info.pinned_tokens))
         self._emit(ev.ModelReady(assembled.info, time.perf_counter() - started))
         for text in assembled.notes:
