@@ -56,6 +56,19 @@ async def test_a_short_message_with_a_long_file_is_measured_with_it() -> None:
         await driver.until(lambda: str(driver.prompt.border_subtitle) == words)
 
 
+async def test_values_are_offered_and_taken() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        completions = driver.chat.query_one(Completions)
+        driver.prompt.put("/set th")
+        await driver.until(lambda: completions.chosen == "/set thinking")
+        await driver.pilot.press("enter")
+        await driver.until(lambda: completions.chosen == "/set thinking collapse")
+        await driver.pilot.press("down", "enter")
+        assert driver.prompt.text == "/set thinking show"
+        await driver.pilot.press("enter")
+        await driver.until(lambda: driver.engine.settings.thinking == "show")
+
+
 # --- files -----------------------------------------------------------------------------------------------------
 
 

@@ -123,11 +123,15 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
 
 
 def _complete_set(context: SlashContext, argument: str) -> list[tuple[str, str]]:
-    name, space, _ = argument.partition(" ")
+    name, space, value = argument.partition(" ")
     settings = context.engine.settings
     if not space:
         return [(key, f"now {getattr(settings, key)}") for key in _live_settings() if key.startswith(name)]
-    return []
+    if name not in _live_settings():
+        return []
+    now = getattr(settings, name)
+    choices = [choice for choice in spec_of(name).choices if choice.startswith(value.lstrip())]
+    return [(f"{name} {choice}", "now" if choice == now else "") for choice in choices]
 
 
 def _stats(context: SlashContext, argument: str) -> SlashResult:
