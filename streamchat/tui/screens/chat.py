@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import on
@@ -42,10 +41,8 @@ from streamchat.tui.widgets.waiting import WaitingMessage
 if TYPE_CHECKING:
     from streamchat.tui.app import StreamchatApp
 
-FRAME_S, SLOWEST_FRAME_S = 1 / 15, 1 / 4
-"""Time between two batches of events on the screen."""
-DRAWING_SHARE = 0.06
-"""Of a core: frames are as far apart as that takes, for what is drawn is not decoded."""
+FRAME_S = 1 / 12
+"""Least time between two batches of events on the screen."""
 PAUSE_S = 0.4
 """After so long without a key the text is measured."""
 
@@ -61,7 +58,6 @@ class ChatScreen(ReadingScreen):
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
         self._hint = self._end_hint = ""
-        self._used = time.thread_time()
         self._keys_shown: tuple[Phase, bool] | None = None
         self._message_size = MessageSize(lambda text: self.chat_app.engine.count_tokens(text))
         self._pause_timer: Timer | None = None
@@ -125,13 +121,7 @@ class ChatScreen(ReadingScreen):
         if any(not isinstance(event, ev.TextDelta) for event in events_):
             await self.conversation.show_memory(self.chat_app.board.cache)
             self._show_figures()
-        self.set_timer(self._pause(), lambda: self.post_message(EventsArrived()))
-
-    def _pause(self) -> float:
-        """Seconds to the next frame, by what the last one cost this thread, layout and all."""
-        used = time.thread_time()
-        cost, self._used = used - self._used, used
-        return min(SLOWEST_FRAME_S, max(FRAME_S, cost / DRAWING_SHARE))
+        self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
 
     async def _follow_up(self, event: ev.Event) -> None:
         """What an event means for sending, input and app."""
