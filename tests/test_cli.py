@@ -123,7 +123,12 @@ def test_debug_shows_the_traceback() -> None:
 def test_ctrl_c_is_130() -> None:
     scenario = json.dumps({"loading": [], "replies": [{"text": "one two three", "hold_after": 2}]})
     child = subprocess.Popen(
-        [sys.executable, str(FACE), scenario], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, str(FACE), scenario],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a shell lets what it runs in the background ignore the signal, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdin is not None
     assert child.stdout is not None
