@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
 
 _log = logging.getLogger(__name__)
 
-STATUS_INTERVAL_S = 0.25
+STATUS_INTERVAL_S = 0.5
 IDLE_INTERVAL_S = 1.0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Markdown
+from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.chat.text import PrintableStream, printable
@@ -14,6 +17,9 @@ from streamchat.chat.thinking import Part, ThinkingStream, split
 from streamchat.settings import Thinking as ShowThinking
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
+
+if TYPE_CHECKING:
+    from textual.css.styles import RulesMap
 
 LINKS = ("http://", "https://", "mailto:")
 
@@ -32,10 +38,27 @@ class Fence(MarkdownFence):
         return super().highlight(code, language or "text", ansi, dark)
 
 
+class Paragraph(MarkdownParagraph):
+    """A paragraph that lets the screen be laid out anew only when it grows by a line, not at every word."""
+
+    def set_content(self, content: Content) -> None:
+        """Show `content`."""
+        width, height = self.content_size
+        # as Widget.get_content_height asks for it; the styles answer as a mapping of rules does
+        same = self.is_mounted and bool(width) and content.get_height(cast("RulesMap", self.styles), width) == height
+        self._content = content
+        self.update(content, layout=not same)
+
+
 class ReplyMarkdown(Markdown):
     """Markdown whose links open only where they lead to the web."""
 
-    BLOCKS = {**Markdown.BLOCKS, "fence": Fence, "code_block": Fence}  # noqa: RUF012 - as the base class has it
+    BLOCKS = {  # noqa: RUF012 - as the base class has it
+        **Markdown.BLOCKS,
+        "fence": Fence,
+        "code_block": Fence,
+        "paragraph_open": Paragraph,
+    }
 
     def __init__(self) -> None:
         super().__init__(parser_factory=make_parser, open_links=False)

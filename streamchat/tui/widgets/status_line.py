@@ -35,7 +35,7 @@ class StatusLine(Horizontal):
         elif board.decode_tps is not None:
             parts.append(f"{board.decode_tps:.1f} tok/s")
         text = " · ".join(parts) if board.info is not None else "the model is loading"
-        self.query_one("#line-text", Static).update(Content(text))
+        self.query_one("#line-text", Static).update(Content(text), layout=False)  # one line, always
 
     @property
     def text(self) -> str:

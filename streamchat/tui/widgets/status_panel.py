@@ -116,7 +116,9 @@ class StatusPanel(VerticalScroll, can_focus=False):
         info = board.info
         if info is None:
             return
-        self.query_one("#model-name", Static).update(one_line(info.name))
+        shown, name = self.query_one("#model-name", Static), one_line(info.name)
+        if shown.content != name:  # an update lays the whole screen out
+            shown.update(name)
         self.query_one("#model", Figures).show(
             [
                 Figure("device", one_line(info.device)),
