@@ -13,6 +13,7 @@ from streamchat.settings import Settings
 from streamchat.tui.history import MAX_ENTRIES, PromptHistory
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.widgets.completion import Completions
+from streamchat.tui.widgets.turn import Turn
 from tests.app_driver import NASTY, Driver, driving
 from tests.scripted_engine import Reply, ScriptedEngine
 
@@ -302,6 +303,21 @@ async def test_quit_while_streaming() -> None:
         await driver.enter("go")
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
         await driver.pilot.press("ctrl+q")
+        await driver.until(lambda: not driver.app.is_running)
+    assert driver.app.return_value == 0
+
+
+async def test_quit_at_the_moment_the_reply_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are told to widgets that Textual takes down meanwhile."""
+    add = Turn.add
+
+    async def leave_first(turn: Turn, text: str) -> None:
+        turn.app.exit(0)
+        await add(turn, text)
+
+    monkeypatch.setattr(Turn, "add", leave_first)
+    async with driving(ScriptedEngine(["hello"])) as driver:
+        await driver.enter("go")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 0
 

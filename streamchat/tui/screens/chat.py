@@ -8,7 +8,9 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.css.query import NoMatches
 from textual.timer import Timer
+from textual.widget import MountError
 from textual.widgets import Footer
 
 from streamchat.chat import events as ev
@@ -112,6 +114,16 @@ class ChatScreen(ReadingScreen):
             return
         for event in events_:
             self.chat_app.board.apply(event)
+        try:
+            await self._show_events(events_)
+        except (NoMatches, MountError):
+            if self.is_attached and self.app.is_running:
+                raise
+            return  # the user has left meanwhile: widgets are taken down, and nothing can be drawn any more
+        self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
+
+    async def _show_events(self, events_: list[ev.Event]) -> None:
+        assert self._narrator is not None
         for told in caught_up(events_, running=self._narrator.current is not None):
             if isinstance(told, PastTurn):
                 await self.conversation.skip(told)
@@ -121,7 +133,6 @@ class ChatScreen(ReadingScreen):
         if any(not isinstance(event, ev.TextDelta) for event in events_):
             await self.conversation.show_memory(self.chat_app.board.cache)
             self._show_figures()
-        self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
 
     async def _follow_up(self, event: ev.Event) -> None:
         """What an event means for sending, input and app."""
