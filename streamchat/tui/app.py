@@ -27,6 +27,7 @@ from streamchat.config import Configuration
 from streamchat.errors import ExitCode
 from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
+from streamchat.telemetry.memory import free_unused
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
@@ -121,8 +122,7 @@ class StreamchatApp(App[int]):
 
         Those of a model before are let go first.
         """
-        gc.unfreeze()
-        gc.collect()
+        free_unused()
         gc.freeze()
 
     def on_events_arrived(self, message: EventsArrived) -> None:
