@@ -23,7 +23,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "bench",
         help="measure how the app feels: key-to-screen delay, and what drawing costs",
         description="Measure on this machine, in one run and with one loaded model: the delay from a key to the screen "
-        "while a reply streams (p50, p95), and the decode speed in the app against headless.",
+        "while a reply streams (p50, p95), the decode speed in the app against headless, and the "
+        "processor time of drawing.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size"))
     own = parser.add_argument_group("bench")
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: Nothing was asked for, or a number is wrong.
         ModelError: The model cannot be had, or cannot stream.
+        StreamchatError: A reply failed, or was too short to be measured.
     """
     if not args.ui:
         raise ConfigError("nothing to measure; give --ui")
@@ -68,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             f"p95 {figures.key_to_screen_p95_ms:.1f} ms ({figures.keys} keys)\n"
             f"decode in the app              {figures.app_tps:.1f} tok/s\n"
             f"decode headless                {figures.headless_tps:.1f} tok/s\n"
-            f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}"
+            f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}\n"
+            f"drawing                        {100 * figures.core_share:.1f} % of a core"
         )
     sys.stdout.write(text + "\n")
     return ExitCode.OK

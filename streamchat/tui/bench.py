@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from textual import events
-from textual.pilot import Pilot
 
 from streamchat.chat import events as ev
 from streamchat.chat.assemble import Load
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
+from streamchat.errors import StreamchatError
 from streamchat.tui.app import StreamchatApp, shared_interpreter
 from streamchat.tui.widgets.prompt import Prompt
 
@@ -27,6 +27,8 @@ QUESTION = "Write a long story about a lighthouse keeper and the sea."
 SIZE = (140, 40)
 KEY_EVERY_S = 0.15
 PATIENCE_S = 600.0
+CLOSE_S = 10.0
+LONGER = "give a larger --max-new-tokens"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class UiFigures:
     """Median of app / headless, a pair a round; 1 = drawing costs the decoding nothing."""
     typing_ratio: float
     """The same while some six keys a second are typed."""
+    core_share: float
+    """Median share of one core that the app's thread takes while a reply streams, nobody typing."""
     rounds: int
     tokens: int
     """Of each reply."""
@@ -60,96 +64,135 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
         load: Returns the loaded model; called once an engine.
         rounds: How many.
         progress: Told what is going on.
+
+    Raises:
+        StreamchatError: A reply failed, or was too short to be measured.
     """
     headless: list[float] = []
     in_app: list[float] = []
     typed: list[float] = []
+    cores: list[float] = []
     delays: list[float] = []
     tokens = 0
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
         plain = _headless(Engine(configuration, load))
         with shared_interpreter():
-            drawn, _ = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=False))
-            busy, keys = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=True))
+            drawn = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=False))
+            busy = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=True))
         if number:  # the first one warms up
-            headless.append(plain.decode_tps or 0.0)
-            in_app.append(drawn.decode_tps or 0.0)
-            typed.append(busy.decode_tps or 0.0)
-            delays += keys
+            headless.append(_speed(plain))
+            in_app.append(_speed(drawn.stats))
+            typed.append(_speed(busy.stats))
+            cores.append(drawn.core_share)
+            delays += busy.delays
             tokens = plain.new_tokens
-    app_tps, headless_tps = statistics.median(in_app), statistics.median(headless)
+    if not delays:
+        raise StreamchatError(f"the replies of {tokens} tokens were over before a key was typed; {LONGER}")
     ordered = sorted(delays)
     return UiFigures(
         key_to_screen_p50_ms=1000 * _percentile(ordered, 0.5),
         key_to_screen_p95_ms=1000 * _percentile(ordered, 0.95),
         keys=len(ordered),
-        app_tps=app_tps,
-        headless_tps=headless_tps,
+        app_tps=statistics.median(in_app),
+        headless_tps=statistics.median(headless),
         ratio=statistics.median(a / b for a, b in zip(in_app, headless, strict=True)),
         typing_ratio=statistics.median(a / b for a, b in zip(typed, headless, strict=True)),
+        core_share=statistics.median(cores),
         rounds=rounds,
         tokens=tokens,
     )
 
 
+def _speed(stats: ev.TurnStats) -> float:
+    if not stats.decode_tps:
+        raise StreamchatError(f"a reply ended after {stats.new_tokens} token, too short for a speed; {LONGER}")
+    return stats.decode_tps
+
+
 def _percentile(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class _Outcome:
+    """How the one reply of an engine ends. Events come on the engine's thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.over = threading.Event()
+        self._stats: ev.TurnStats | None = None
+        self._problem = "the reply did not end"
+        engine.subscribe(self._take)
+
+    def _take(self, event: ev.Event) -> None:
+        match event:
+            case ev.TurnFinished(rolled_back=False):
+                self._stats = event.stats
+                self.over.set()
+            case ev.TurnFinished(message=message):
+                self._problem = message
+                self.over.set()
+            case ev.EngineFailed(message=message):
+                self._problem = message
+                self.over.set()
+            case _:
+                pass
+
+    @property
+    def stats(self) -> ev.TurnStats:
+        """Its figures.
+
+        Raises:
+            StreamchatError: There is none.
+        """
+        if self._stats is None:
+            raise StreamchatError(self._problem)
+        return self._stats
 
 
 def _headless(engine: Engine) -> ev.TurnStats:
     """One reply with nobody watching."""
-    done = threading.Event()
-    found: list[ev.TurnStats] = []
-    failed: list[str] = []
-
-    def take(event: ev.Event) -> None:
-        match event:
-            case ev.TurnFinished(stats=stats):
-                found.append(stats)
-                done.set()
-            case ev.EngineFailed(message=message):
-                failed.append(message)
-                done.set()
-            case _:
-                pass
-
-    engine.subscribe(take)
+    outcome = _Outcome(engine)
     engine.start()
     engine.submit(QUESTION)
-    if not done.wait(PATIENCE_S) or failed:
-        engine.close()
-        raise RuntimeError(failed[0] if failed else "the reply did not end")
-    engine.close(10)
-    return found[0]
+    outcome.over.wait(PATIENCE_S)
+    engine.close(CLOSE_S)
+    return outcome.stats
 
 
-async def _in_app(engine: Engine, configuration: Configuration, *, typing: bool) -> tuple[ev.TurnStats, list[float]]:
-    """One reply in the app; returns its figures and the delays of the keys in seconds."""
+@dataclass(frozen=True)
+class _Drawn:
+    """One reply in the app."""
+
+    stats: ev.TurnStats
+    delays: list[float]
+    """Of the keys, in seconds."""
+    core_share: float
+    """Processor time of the app's thread over the time that the reply took."""
+
+
+async def _in_app(engine: Engine, configuration: Configuration, *, typing: bool) -> _Drawn:
+    """One reply in the app, with somebody typing or not."""
     app = StreamchatApp(engine, configuration)
-    finished: list[ev.TurnStats] = []
-
-    def take(event: ev.Event) -> None:
-        if isinstance(event, ev.TurnFinished):
-            finished.append(event.stats)
-
-    engine.subscribe(take)
+    outcome = _Outcome(engine)
+    over = outcome.over.is_set
     delays: list[float] = []
-    async with app.run_test(size=SIZE) as pilot:
-        await _until(lambda: app.board.info is not None)
+    async with app.run_test(size=SIZE):
+        await _until(lambda: app.board.info is not None or over())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
-        await pilot.press("enter")
-        await _until(lambda: bool(app._chat.conversation.last_reply) or bool(finished))
-        while not finished:
+        app.post_message(events.Key("enter", "\r"))  # the pilot's way waits for a calm app, and there is none for long
+        await _until(lambda: bool(app._chat.conversation.last_reply) or over())
+        began, spent = time.perf_counter(), time.thread_time()
+        while not over():
             if typing:
-                delays.append(await _one_key(app, prompt, pilot))
+                delays.append(await _one_key(app, prompt))
             await asyncio.sleep(KEY_EVERY_S)
-    engine.close(10)
-    return finished[0], delays
+        core_share = (time.thread_time() - spent) / (time.perf_counter() - began)
+    engine.close(CLOSE_S)
+    return _Drawn(outcome.stats, delays, core_share)
 
 
-async def _one_key(app: StreamchatApp, prompt: Prompt, pilot: Pilot[int]) -> float:
+async def _one_key(app: StreamchatApp, prompt: Prompt) -> float:
     """Seconds from a key to the refresh that shows it."""
     painted = asyncio.Event()
     length = len(prompt.text)
@@ -166,5 +209,5 @@ async def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > end:
-            raise RuntimeError("the app did not get there")
+            raise StreamchatError(f"the app did not get on for {PATIENCE_S:.0f} s")
         await asyncio.sleep(0.01)

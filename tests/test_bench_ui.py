@@ -1,0 +1,52 @@
+"""`streamchat bench --ui` on a tiny model: what it counts, and its sentences where it cannot measure."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from streamchat.chat.assemble import Load
+from streamchat.config import Configuration
+from streamchat.errors import ModelNotFoundError, StreamchatError
+from streamchat.models.load import LoadedModel
+from streamchat.settings import Settings
+from streamchat.tui import bench
+from streamchat.tui.bench import UiFigures
+from tests.real_engine import tiny_loaded
+
+
+def measured(tokens: int, load: Load = lambda *_: tiny_loaded()) -> UiFigures:
+    """The figures of one round; with this seed the replies run to their limit."""
+    settings = Settings(max_new_tokens=tokens, cache_size=128, seed=1)
+    return bench.measure_ui(Configuration(settings), load, 1, lambda _: None)
+
+
+def unhurried(*_: object) -> LoadedModel:
+    """A model whose reply lasts long enough for a key."""
+    loaded = tiny_loaded()
+    loaded.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    return loaded
+
+
+def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "KEY_EVERY_S", 0.01)
+    figures = measured(96, unhurried)
+    assert (figures.rounds, figures.tokens) == (1, 96)
+    assert figures.keys >= 1
+    assert 0 < figures.key_to_screen_p50_ms <= figures.key_to_screen_p95_ms
+    assert figures.ratio == pytest.approx(figures.app_tps / figures.headless_tps)
+    assert 0 < figures.core_share < 1.5
+
+
+def test_a_reply_of_one_token_has_no_speed() -> None:
+    with pytest.raises(StreamchatError, match=r"ended after 1 token, .* --max-new-tokens"):
+        measured(1)
+
+
+def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
+    def load(*_: object) -> None:
+        raise ModelNotFoundError("no model 'nope' here")
+
+    with pytest.raises(StreamchatError, match="no model 'nope' here"):
+        measured(8, load)  # type: ignore[arg-type]
