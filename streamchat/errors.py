@@ -9,7 +9,9 @@ StreamchatError
 │   ├── ChunkTooLargeError     more new tokens than fit beside the pinned ones
 │   ├── CacheFullError         nothing may be evicted and the budget is reached
 │   └── CacheNotSeenError      a forward ran under the hook without the streaming cache
-└── TurnError              one turn failed and was rolled back; the chat goes on       exit 1
+├── TurnError              one turn failed and was rolled back; the chat goes on       exit 1
+└── StoreError             saved conversations cannot be read or written               exit 5
+    └── SessionError           a saved conversation is not there, or open elsewhere
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class ExitCode(IntEnum):
     """The model cannot be found, fetched, read or used."""
     CHECK_FAILED = 4
     """A check of `streamchat verify` does not hold."""
+    STORE = 5
+    """Saved conversations cannot be read or written, or the wanted one is not there or open elsewhere."""
     INTERRUPTED = 130
     """Ctrl+C outside a reply, as shells report it (128 + SIGINT)."""
     BROKEN_PIPE = 141
@@ -88,3 +92,14 @@ class TurnError(StreamchatError):
     """One turn failed and was rolled back."""
 
     title = "The turn failed"
+
+
+class StoreError(StreamchatError):
+    """Saved conversations cannot be read or written."""
+
+    exit_code = ExitCode.STORE
+    title = "Saved conversations"
+
+
+class SessionError(StoreError):
+    """A saved conversation is not there, or cannot be opened now."""

@@ -1,6 +1,6 @@
 """Where streamchat keeps its files. Everything follows the platform's conventions (platformdirs).
 
-`STREAMCHAT_HOME` puts configuration, cache and state into one folder, for tests and portable use.
+`STREAMCHAT_HOME` puts configuration, data, cache and state into one folder, for tests and portable use.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def config_dir() -> Path:
 def cache_dir() -> Path:
     """Folder of fetched and converted models; safe to delete. Not created here."""
     return _root("cache", _DIRS.user_cache_dir)
+
+
+def data_dir() -> Path:
+    """Folder of saved conversations. Not created here."""
+    return _root("data", _DIRS.user_data_dir)
 
 
 def state_dir() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.cache.fit import fit_positions
+from streamchat.cache.method import choose_fit
 from streamchat.chat import events as ev
 from streamchat.chat.conversation import Conversation, TurnOutcome
 from streamchat.chat.template import choose_format
@@ -26,6 +26,8 @@ class Chat:
     events: list[ev.Event] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
     script: list[int] = field(default_factory=list)
+    take_over: Callable[[], None] = lambda: None
+    """Let the next ids come from this chat's script, where there are several chats."""
 
     def say(self, text: str, reply: str | Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> TurnOutcome:
         """One turn in which the model samples the ids of `reply` (text, then the end token) or these ids."""
@@ -34,6 +36,7 @@ class Chat:
             self.script[:] = [*ids, self.tokenizer.eos_token_id]
         else:
             self.script[:] = reply
+        self.take_over()
         return self.conversation.run_turn(text, cancelled)
 
     @property
@@ -91,15 +94,18 @@ def make_chat(
         fed.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(watch, with_kwargs=True)
-    monkeypatch.setattr(module, "Sampler", ScriptedSampler)
+    def take_over() -> None:
+        monkeypatch.setattr(module, "Sampler", ScriptedSampler)
+
+    take_over()
     conversation = Conversation(
         model,
         tokenizer,
-        fit_positions(model),
+        choose_fit(model, checked=True),
         choose_format(tokenizer, "auto", chosen.system_prompt),
         chosen,
         cache_size,
         events.append,
     )
     fed.clear()
-    return Chat(conversation, tokenizer, events, fed, script)
+    return Chat(conversation, tokenizer, events, fed, script, take_over)

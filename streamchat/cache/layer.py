@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +122,41 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch."""
         self._select(lambda x: x[indices, ...])
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """What is held: views of `keys` and `values`, and of the `original_*` ones where there are any."""
+        if self.length == 0:
+            return {}
+        assert self.keys is not None
+        assert self.values is not None
+        held = {"keys": self.keys, "values": self.values}
+        if self._originals is not None:
+            held |= {"original_keys": self._originals[0], "original_values": self._originals[1]}
+        return held
+
+    def load(self, state: Mapping[str, Tensor], base: int, device: torch.device) -> None:
+        """Hold copies of what `state()` gave, from absolute position `base` on. The layer was reset before.
+
+        Buffers that are there are used; others are allocated on `device`.
+        """
+        if "keys" not in state:
+            return
+        keys, values = state["keys"], state["values"]
+        if not self.is_initialized or self._batch != keys.shape[0]:
+            self.lazy_initialization(keys[:, :, :0].to(device), values[:, :, :0].to(device))
+        assert self._buffers is not None
+        length = keys.shape[-2]
+        with torch.inference_mode(False), torch.no_grad():
+            for buffer, tensor in zip(self._buffers, (keys, values), strict=True):
+                buffer[:, :, :length] = tensor.to(buffer.device)
+            if "original_keys" in state:
+                originals = (state["original_keys"], state["original_values"])
+                moved = [tensor.to(self._buffers[0].device, copy=True) for tensor in originals]
+                self._originals = moved[0], moved[1]
+        self.start, self.end, self.base = 0, length, base
+        self._refresh_views()
 
     # --- streaming --------------------------------------------------------------------------------------------
 

@@ -39,8 +39,8 @@ class RecomputingCache(StreamingCache):
         """Tokens of the running forward that are read again."""
         self.fresh = 0
         """New tokens of the last forward; those before them were read again."""
-        self._stale = False
-        """The layers no longer hold what the ledger says."""
+        self.stale = False
+        """The layers no longer hold what the ledger says; the next forward puts that right."""
 
     @property
     def next_position(self) -> int:
@@ -54,7 +54,7 @@ class RecomputingCache(StreamingCache):
             CacheError: The ids of kept tokens are not known.
         """
         self._refill = 0
-        if not self._stale:
+        if not self.stale:
             return ids
         assert self.seen is not None
         if not self.seen.known:
@@ -68,20 +68,20 @@ class RecomputingCache(StreamingCache):
     def discard_partial_forward(self) -> None:
         """As for every cache; layers that a failed refill left short are read again at the next forward."""
         super().discard_partial_forward()
-        self._stale = self._stale or any(layer.length != self.length for layer in self.streaming_layers)
+        self.stale = self.stale or any(layer.length != self.length for layer in self.streaming_layers)
 
     def reset(self) -> None:
         """Empty everything."""
         super().reset()
-        self._stale, self._refill = False, 0
+        self.stale, self._refill = False, 0
 
     def _read(self, count: int) -> None:
         super()._read(count - self._refill)
         self.fresh = count - self._refill
-        self._stale, self._refill = False, 0
+        self.stale, self._refill = False, 0
 
     def _evict_from_layers(self, prefix: int, count: int) -> None:
-        self._stale = True
+        self.stale = True
 
     def _keep_positions_small(self, incoming: int) -> None:
         """Positions are slots, which the budget bounds."""

@@ -60,6 +60,8 @@ class EvictionOptions:
     """Token-level evictions drop at least this many."""
     clean_cut: Callable[[int], int] | None = None
     """Token log index -> the same or a later one at which the window may begin."""
+    before_evict: Callable[[], None] | None = field(default=None, repr=False)
+    """Called before anything is dropped, with the cache whole."""
     on_evict: Callable[[Eviction], None] | None = field(default=None, repr=False)
     """Called after every eviction."""
 
@@ -371,6 +373,8 @@ class StreamingCache(DynamicCache):
                 layer.rebase()
 
     def _evict(self, cuts: list[Cut], trigger: Trigger) -> None:
+        if self.options.before_evict is not None:
+            self.options.before_evict()
         before = self.length
         dropped: list[Run] = []
         for cut in cuts:

@@ -18,8 +18,9 @@ from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder, end_ids
 from streamchat.chat.feeder import Feeder
-from streamchat.chat.log import TokenLog, TurnRecord
+from streamchat.chat.log import Before, TokenLog, TurnRecord
 from streamchat.chat.reply import ReplyText
+from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
 from streamchat.chat.template import ChatFormat
@@ -99,11 +100,15 @@ class Conversation:
         )
         self._feeder = Feeder(model, self.cache, self.log)
         self._device = self._feeder.device
+        self.rollback = Rollback(self.cache, self.log, self._feeder)
+        self.cache.options.before_evict = self.rollback.before_evict
         self._generator = new_generator(settings.seed, self._device)
         self._exit = ExitStack()
         self._exit.enter_context(StreamingHook(model, self.cache))
         self.ttft_s: float | None = None
         self.decode_tps: float | None = None
+        self.system_tokens = 0
+        """Length of the system block, the first of the token log."""
         self.start_over(chat_format)
 
     def close(self) -> None:
@@ -160,7 +165,9 @@ class Conversation:
         self._end_ids = end_ids(self.model, self.tokenizer, encoder)
         self.cache.reset()
         self.log.clear()
+        self.rollback.forget()
         self.ttft_s = self.decode_tps = None
+        self.system_tokens = len(block)
         if block:
             self._feeder.feed(block)
             self.cache.pin(0, len(block))
@@ -205,12 +212,13 @@ class Conversation:
         """Take the seed of the settings from the next token on."""
         self._generator = new_generator(self.settings.seed, self._device)
 
-    def run_turn(self, text: str, cancelled: Callable[[], bool]) -> TurnOutcome:
+    def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Read `text`, write a reply, close the turn. Emits events up to, not including, `TurnFinished`.
 
         Args:
             text: The user's message.
             cancelled: Asked before each forward.
+            reply: The assistant's answer, where it is given and not to be generated.
 
         Raises:
             TurnError: It failed and was rolled back.
@@ -219,25 +227,31 @@ class Conversation:
         number = self.log.turns[-1].number + 1 if self.log.turns else 1
         first = not self.log.turns
         prompt = self.encoder.turn(text, first)
-        self._refuse_if_full(number, len(prompt))
+        given = None if reply is None else self.encoder.text(reply)
+        self._refuse_if_full(number, len(prompt) + len(given or ()))
         at = len(self.log)
         turn = TurnRecord(number, at, at + len(self.encoder.opening(first)), text=text)
         opening = self.encoder.reply_opening()
         follows = prompt[len(prompt) - len(opening) :] == opening
         turn.reply_first = at + len(prompt) - (len(opening) if follows else 0)
-        self._emit(ev.TurnStarted(number, text, len(prompt)))
-        self.ttft_s = self.decode_tps = None
-        reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
-        self.cache.begin_turn(len(prompt), reserve)
+        before = Before(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
         self.log.turns.append(turn)
         try:
+            self.rollback.begin(turn, before)
+            self._emit(ev.TurnStarted(number, text, len(prompt)))
+            self.ttft_s = self.decode_tps = None
+            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
+            self.cache.begin_turn(len(prompt), reserve if given is None else len(given))
             logits = self._prefill(turn, prompt, cancelled)
-            outcome = self._write_reply(turn, logits, started, len(prompt), cancelled)
+            if reply is None:
+                outcome = self._write_reply(turn, logits, started, len(prompt), cancelled)
+            else:
+                outcome = self._take_reply(turn, reply, started, len(prompt))
         except BaseException as error:
-            self._roll_back(turn)
+            self.undo()
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 self._free_memory()
                 raise TurnError(
                     f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
@@ -245,8 +259,29 @@ class Conversation:
                 ) from error
             raise
         if outcome.rolled_back:
-            self._roll_back(turn)
+            self.undo()
+        self.rollback.end()
         return outcome
+
+    def undo(self, *, same_draw: bool = True) -> TakenBack:
+        """Take the newest turn back, as if it had not been asked.
+
+        Args:
+            same_draw: The random generator is taken back, too: the same message would get the same reply.
+
+        Raises:
+            ConfigError: There is none, or it is too long ago.
+        """
+        if not self.log.turns:
+            raise ConfigError("there is no turn to take back; nothing was said yet")
+        turn = self.log.turns[-1]
+        if turn.before is None:
+            raise ConfigError(f"turn {turn.number} is too long ago; only the latest {REACH} turns can be taken back")
+        taken = self.rollback.take_back(turn)
+        if same_draw and turn.before.generator is not None:
+            self._generator.set_state(turn.before.generator)
+        self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
+        return taken
 
     def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
         """With `on_full = "stop"`: a turn needs room for its prompt, a token of reply and its end."""
@@ -316,6 +351,14 @@ class Conversation:
             turn.number, text.shown, reason, prompt_tokens, len(ids), self.ttft_s, self.decode_tps, rolled_back
         )
 
+    def _take_reply(self, turn: TurnRecord, reply: str, started: float, prompt_tokens: int) -> TurnOutcome:
+        """Feed a reply that somebody else wrote."""
+        ids = self.encoder.text(reply)
+        self._show(turn, reply)
+        self._feeder.feed(ids + self.encoder.close())
+        turn.stop, turn.reply = len(self.log), reply
+        return TurnOutcome(turn.number, reply, "stop", prompt_tokens, 0, None, None)
+
     def _show(self, turn: TurnRecord, text: str) -> None:
         if text:
             self._emit(ev.TextDelta(turn.number, text))
@@ -331,21 +374,14 @@ class Conversation:
         control = self.encoder.control_ids
         return [token for token in self.log.ids[-window:] if token not in control] if window else []
 
-    # --- taking back ------------------------------------------------------------------------------------------
-
     def _forget_from(self, index: int) -> None:
+        """Cut what a stop string took out of the running reply."""
         if self.cache.croppable:
             self.cache.forget_from(index)
             self.log.cut(index)
         else:
             self.log.cut(index)
             self._feeder.rebuild(index)
-
-    def _roll_back(self, turn: TurnRecord) -> None:
-        """Leave no trace of a turn but for what it evicted."""
-        self.cache.discard_partial_forward()
-        self.log.turns = self.log.turns[: turn.number - 1]
-        self._forget_from(turn.first)
 
     def _free_memory(self) -> None:
         if self._device.type == "cuda":
@@ -387,12 +423,7 @@ class Conversation:
                 cache_len_before=eviction.length_before,
                 cache_len_after=eviction.length_after,
                 trigger=eviction.trigger,
+                runs=eviction.dropped,
                 cache=self.state(),
             )
         )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch raises a plain RuntimeError, worded differently on each system.
-    words = ("not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)

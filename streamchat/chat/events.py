@@ -165,6 +165,8 @@ class TokensEvicted(Event):
     cache_len_before: int
     cache_len_after: int
     trigger: Trigger
+    runs: tuple[tuple[int, int], ...] = ()
+    """All that left, as `token_range`s without what is pinned in between."""
     cache: CacheState = field(default_factory=CacheState)
 
 

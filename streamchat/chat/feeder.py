@@ -59,8 +59,16 @@ class Feeder:
 
         For models with a recurrent state, from which nothing can be cut. The state then knows kept tokens only.
         """
+        runs = [(first, min(last, stop)) for first, last in self.cache.ledger.runs if first < stop]
+        self.read_again(runs, stop)
+
+    def read_again(self, runs: Sequence[tuple[int, int]], stop: int) -> int:
+        """Make the cache hold the tokens of the log at `runs`, as part of a stream of `stop` tokens; returns how many.
+
+        They take nothing any more from what was evicted before them. Pins, turn starts and counters stay, as far as
+        they are before `stop`.
+        """
         cache, log = self.cache, self.log
-        runs = [(first, min(last, stop)) for first, last in cache.ledger.runs if first < stop]
         kept = log.take(runs)
         starts = [start for start in cache.turn_starts if start < stop]
         pins, count = cache.pins, cache.compression_count
@@ -70,8 +78,13 @@ class Feeder:
             self.feed(kept)
         finally:
             self.log = log
-            cache.ledger.runs, cache.ledger.next_index = (runs, stop) if cache.length == len(kept) else ([], stop)
+            whole = cache.length == len(kept)
+            cache.ledger.runs, cache.ledger.next_index = (list(runs) if whole else []), stop
+            if cache.seen is not None and whole:
+                cache.seen.clear()
+                cache.seen.append(torch.tensor([log.ids[:stop].tolist()], dtype=torch.int32))
             cache.turn_starts, cache.pins, cache.compression_count = starts, pins, count
+        return len(kept)
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int]) -> Tensor:

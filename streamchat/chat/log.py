@@ -6,6 +6,23 @@ import bisect
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from streamchat.store.records import CacheMark
+
+if TYPE_CHECKING:  # the log itself needs no torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Before:
+    """How things stood before a turn, for taking it back."""
+
+    cache: CacheMark
+    generator: Tensor | None = None
+    """State of the random generator."""
+    ttft_s: float | None = None
+    decode_tps: float | None = None
 
 
 @dataclass
@@ -24,6 +41,8 @@ class TurnRecord:
     """One past its last token; None while it runs."""
     text: str = ""
     reply: str = ""
+    before: Before | None = None
+    """None where it is too long ago to be taken back."""
 
 
 @dataclass

@@ -1,0 +1,124 @@
+"""A cache at one moment: everything that is needed to have it back, exactly, here or in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.policy import Run
+from streamchat.cache.recompute import RecomputingCache
+from streamchat.cache.recurrent import Plain, is_recurrent, recurrent_state, set_recurrent_state
+from streamchat.cache.streaming import StreamingCache
+from streamchat.errors import CacheError
+
+
+@dataclass(frozen=True)
+class CacheCheckpoint:
+    """Copies of the tensors, on the CPU, and the bookkeeping.
+
+    Ids are not in it: they are in the token log, at the indices `runs`.
+    """
+
+    tensors: dict[str, Tensor]
+    """`{layer}.keys`, `.values` (batch, num_kv_heads, length, head_dim) in the cache's dtype;
+    `{layer}.original_keys`, `.original_values` in float32: sinks and pins that were moved, unrotated;
+    `{layer}.state.*` of recurrent layers."""
+    bases: tuple[int, ...]
+    """Absolute position of each layer's first slot; 0 for layers without tokens."""
+    runs: tuple[Run, ...]
+    """Token log indices of the slots, in order."""
+    next_index: int
+    pins: tuple[Run, ...] = ()
+    turn_starts: tuple[int, ...] = ()
+    compressions: int = 0
+    plain: dict[str, Plain] = field(default_factory=dict)
+    """`{layer}.*`: flags and sizes of recurrent layers."""
+    stale: bool = False
+    """The tensors are none: a model that reads again has not done so since its last eviction, and will."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return sum(stop - first for first, stop in self.runs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def take(cache: StreamingCache) -> CacheCheckpoint:
+    """The cache as it is now; O(budget)."""
+    cache.discard_partial_forward()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Plain] = {}
+    bases = []
+    stale = isinstance(cache, RecomputingCache) and cache.stale
+    for i, layer in enumerate(cache.layers):
+        parts: dict[str, Tensor] = {}
+        if isinstance(layer, StreamingLayer):
+            parts |= {} if stale else layer.state()
+        if is_recurrent(layer):
+            states, facts = recurrent_state(layer)
+            parts |= {f"state.{path}": tensor for path, tensor in states.items()}
+            plain |= {f"{i}.{path}": value for path, value in facts.items()}
+        bases.append(layer.base if isinstance(layer, StreamingLayer) else 0)
+        with torch.inference_mode(False):
+            for name, tensor in parts.items():
+                tensors[f"{i}.{name}"] = tensor.detach().to("cpu", copy=True).contiguous()
+    return CacheCheckpoint(
+        tensors,
+        tuple(bases),
+        tuple(cache.ledger.runs),
+        cache.ledger.next_index,
+        cache.pins,
+        tuple(cache.turn_starts),
+        cache.compression_count,
+        plain,
+        stale,
+    )
+
+
+def restore(cache: StreamingCache, checkpoint: CacheCheckpoint, device: torch.device) -> None:
+    """Make `cache` hold what `checkpoint` has, as if everything since had not been.
+
+    Args:
+        cache: Of the same model; its budget may be another one, if what was held fits.
+        checkpoint: Is not changed, and can be used again.
+        device: Where the model's cache lives; layers that hold something already keep their own.
+
+    Raises:
+        CacheError: It does not fit, or is of another model. The cache is empty then.
+    """
+    seen, cache.seen = cache.seen, None  # a record that goes on, not something held
+    cache.reset()
+    cache.seen = seen
+    if len(checkpoint.bases) != len(cache.layers) or checkpoint.length > cache.cache_size:
+        raise CacheError(
+            f"a checkpoint of {checkpoint.length} tokens in {len(checkpoint.bases)} layers does not fit into a cache "
+            f"of {cache.cache_size} in {len(cache.layers)}"
+        )
+    parts: list[dict[str, Tensor]] = [{} for _ in cache.layers]
+    for path, tensor in checkpoint.tensors.items():
+        layer_index, _, name = path.partition(".")
+        parts[int(layer_index)][name] = tensor
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, StreamingLayer) and not checkpoint.stale:
+            layer.load(parts[i], checkpoint.bases[i], device)
+            if layer.length != checkpoint.length:
+                cache.reset()
+                raise CacheError(f"layer {i} of the checkpoint has {layer.length} tokens and not {checkpoint.length}")
+        if is_recurrent(layer):
+            states = {n.removeprefix("state."): t for n, t in parts[i].items() if n.startswith("state.")}
+            facts = {n.partition(".")[2]: v for n, v in checkpoint.plain.items() if n.partition(".")[0] == str(i)}
+            set_recurrent_state(layer, states, facts, device)
+    cache.ledger.runs, cache.ledger.next_index = list(checkpoint.runs), checkpoint.next_index
+    cache.pins, cache.turn_starts = checkpoint.pins, list(checkpoint.turn_starts)
+    cache.compression_count = checkpoint.compressions
+    if cache.seen is not None:
+        cache.seen.cut(checkpoint.next_index)
+    if isinstance(cache, RecomputingCache):
+        cache.stale = checkpoint.stale

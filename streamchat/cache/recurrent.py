@@ -1,0 +1,60 @@
+"""What a recurrent layer of transformers knows, taken out and put back, whatever its attributes are called.
+
+They were renamed more than once between 5.12 and 5.24: single tensors and flags became dictionaries of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
+
+# What a layer with tokens has beside its state (see `StreamingLayer`), and what follows from the tensors.
+_OTHERS = frozenset(
+    "keys values cache_size rotation slots start end base _buffers _originals is_initialized dtype device".split()
+)
+Plain = bool | int | float | str | None
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Whether the layer has a state of constant size, with or without tokens beside it."""
+    return isinstance(layer, LinearAttentionLayer)
+
+
+def recurrent_state(layer: Any) -> tuple[dict[str, Tensor], dict[str, Plain]]:
+    """Tensors and plain values of the state by path: `conv_states`, or `conv_states.0` for an entry of it."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Plain] = {}
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            tensors[path] = value
+        elif isinstance(value, dict | list):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                visit(f"{path}.{key}", item)
+        elif isinstance(value, Plain):
+            plain[path] = value
+
+    for name, value in vars(layer).items():
+        if name not in _OTHERS:
+            visit(name, value)
+    return tensors, plain
+
+
+def set_recurrent_state(
+    layer: Any, tensors: dict[str, Tensor], plain: dict[str, Plain], device: torch.device
+) -> None:
+    """Put back what `recurrent_state` took from a layer of the same kind; the tensors are copied to `device`."""
+    with torch.inference_mode(False):
+        copies = {path: tensor.to(device, copy=True) for path, tensor in tensors.items()}
+    for path, value in (plain | copies).items():
+        name, _, key = path.partition(".")
+        if not key:
+            setattr(layer, name, value)
+            continue
+        container = getattr(layer, name)
+        container[int(key)] = value
+    if copies and hasattr(layer, "device"):
+        layer.dtype, layer.device = next(iter(copies.values())).dtype, device

@@ -1,0 +1,120 @@
+"""The tables, and how an older database becomes one of today. Append to `MIGRATIONS`; never change one that is there."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from streamchat.errors import StoreError
+
+_FIRST = """
+CREATE TABLE sessions (
+    id            TEXT PRIMARY KEY,
+    title         TEXT NOT NULL,
+    created       REAL NOT NULL,              -- seconds since 1970, as all times here
+    updated       REAL NOT NULL,
+    model         TEXT NOT NULL,              -- as --model takes it
+    model_name    TEXT NOT NULL,
+    dtype         TEXT NOT NULL,
+    fingerprint   TEXT NOT NULL,              -- of configuration and weights
+    tokenizer     TEXT NOT NULL,              -- fingerprint of tokenizer and chat format
+    settings      TEXT NOT NULL,              -- JSON object
+    system_ids    BLOB NOT NULL,              -- ids before the first turn; little-endian int32, as all ids here
+    held          TEXT NOT NULL DEFAULT '[]', -- JSON: runs [first, stop) of token log indices that the cache holds
+    pins          TEXT NOT NULL DEFAULT '[]', -- JSON: runs that never leave
+    compressions  INTEGER NOT NULL DEFAULT 0,
+    opened_by     INTEGER                     -- process that has it open; left behind where that was killed
+) STRICT;
+
+CREATE TABLE turns (
+    id            INTEGER PRIMARY KEY,
+    session       TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    number        INTEGER NOT NULL,
+    state         TEXT NOT NULL CHECK (state IN ('running', 'done', 'undone')),
+    started       REAL NOT NULL,
+    finished      REAL,
+    first         INTEGER NOT NULL,           -- token log indices, see TurnRecord
+    content       INTEGER NOT NULL,
+    reply_first   INTEGER NOT NULL,
+    ids           BLOB NOT NULL,
+    before        TEXT NOT NULL DEFAULT '{}', -- JSON: the cache before the turn, for undo
+    stats         TEXT,                       -- JSON object of a --stats-json line
+    finish_reason TEXT
+) STRICT;
+CREATE UNIQUE INDEX turns_by_number ON turns (session, number) WHERE state != 'undone';
+
+CREATE TABLE messages (
+    id            INTEGER PRIMARY KEY,
+    turn          INTEGER NOT NULL REFERENCES turns (id) ON DELETE CASCADE,
+    role          TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    text          TEXT NOT NULL,
+    UNIQUE (turn, role)
+) STRICT;
+
+CREATE TABLE evictions (
+    id            INTEGER PRIMARY KEY,
+    session       TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    turn          INTEGER NOT NULL,           -- number of the turn that made it necessary
+    at            REAL NOT NULL,
+    cause         TEXT NOT NULL,              -- between_turns, prefill, decode
+    runs          TEXT NOT NULL,              -- JSON: runs that left
+    length_before INTEGER NOT NULL,
+    length_after  INTEGER NOT NULL
+) STRICT;
+CREATE INDEX evictions_by_session ON evictions (session, turn);
+
+CREATE TABLE changes (
+    id            INTEGER PRIMARY KEY,
+    session       TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    at            REAL NOT NULL,
+    name          TEXT NOT NULL,              -- of a setting
+    value         TEXT NOT NULL               -- JSON
+) STRICT;
+
+CREATE VIRTUAL TABLE words USING fts5 (
+    text, content = 'messages', content_rowid = 'id', tokenize = "unicode61 remove_diacritics 2"
+);
+CREATE TRIGGER messages_added AFTER INSERT ON messages BEGIN
+    INSERT INTO words (rowid, text) VALUES (new.id, new.text);
+END;
+CREATE TRIGGER messages_gone AFTER DELETE ON messages BEGIN
+    INSERT INTO words (words, rowid, text) VALUES ('delete', old.id, old.text);
+END;
+CREATE TRIGGER messages_changed AFTER UPDATE OF text ON messages BEGIN
+    INSERT INTO words (words, rowid, text) VALUES ('delete', old.id, old.text);
+    INSERT INTO words (rowid, text) VALUES (new.id, new.text);
+END;
+"""
+
+MIGRATIONS = (_FIRST,)
+"""Script i takes a database from version i to i + 1 (`PRAGMA user_version`)."""
+
+
+def migrate(connection: sqlite3.Connection, place: str) -> None:
+    """Bring the database to the newest version, each step in a transaction of its own.
+
+    Args:
+        connection: In autocommit mode.
+        place: The file, for messages.
+
+    Raises:
+        StoreError: It was written by a newer program.
+    """
+    while True:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == len(MIGRATIONS):
+            return
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{place} was written by a newer streamchat (version {version} of its tables; this one knows "
+                f"{len(MIGRATIONS)}); update streamchat, or move the file away to begin a new one"
+            )
+        # `executescript` begins by committing what is open, so the transaction is part of the script. IMMEDIATE: of two
+        # programs that start at once the second waits, and its step then fails on the check in front of it.
+        step = f"BEGIN IMMEDIATE;\n{MIGRATIONS[version]}\nPRAGMA user_version = {version + 1};\nCOMMIT;"
+        try:
+            connection.executescript(step)
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if connection.execute("PRAGMA user_version").fetchone()[0] == version:
+                raise

@@ -1,0 +1,375 @@
+"""Reading and writing sessions. One `Store` belongs to one thread at a time; opening another one is cheap."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from streamchat.errors import SessionError
+from streamchat.store.database import connect, database_path, sentences, transaction
+from streamchat.store.records import (
+    CacheMark,
+    Found,
+    Run,
+    SessionInfo,
+    StoredEviction,
+    StoredSession,
+    StoredTurn,
+    packed,
+    unpacked,
+)
+from streamchat.store.search import query_of
+
+ID_LENGTH = 6
+_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+_INFO = """
+    SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS count
+    FROM sessions s
+"""
+
+
+class Store:
+    """The database of saved conversations. A context manager that closes it.
+
+    Args:
+        path: The file; the user's own by default.
+
+    Raises:
+        StoreError: It cannot be opened. Every other method raises it as well when the file fails later.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or database_path()
+        self._connection = connect(self.path)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing is pending."""
+        self._connection.close()
+
+    def snapshot_path(self, session: str) -> Path:
+        """Where the snapshot of a session's cache is, or would be."""
+        return self.path.parent / "snapshots" / f"{session}.safetensors"
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        title: str,
+        *,
+        model: str,
+        model_name: str,
+        dtype: str,
+        fingerprint: str,
+        tokenizer: str,
+        settings: Mapping[str, Any],
+        system_ids: Iterable[int],
+    ) -> str:
+        """Begin a session; returns its new id."""
+        now = time.time()
+        with sentences(self.path), transaction(self._connection):
+            while True:
+                new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
+                if not self._connection.execute("SELECT 1 FROM sessions WHERE id = ?", (new,)).fetchone():
+                    break
+            self._connection.execute(
+                "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
+                "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (new, clean(title), now, now, model, model_name, dtype, fingerprint, tokenizer)
+                + (json.dumps(dict(settings)), packed(system_ids)),
+            )
+        return new
+
+    def write(
+        self,
+        session: str,
+        *,
+        turns: Sequence[StoredTurn] = (),
+        cache: CacheMark | None = None,
+        evictions: Sequence[StoredEviction] = (),
+        undone_from: int | None = None,
+    ) -> None:
+        """Write what happened, all or nothing.
+
+        Args:
+            session: Its id.
+            turns: New ones, and ones that have grown.
+            cache: What the cache holds now.
+            evictions: Since the last call.
+            undone_from: Turns from this number on were taken back before all of this; they stay to be found by words.
+        """
+        with sentences(self.path), transaction(self._connection):
+            if undone_from is not None:
+                self._connection.execute(
+                    "UPDATE turns SET state = 'undone' WHERE session = ? AND number >= ? AND state != 'undone'",
+                    (session, undone_from),
+                )
+                self._connection.execute(
+                    "DELETE FROM evictions WHERE session = ? AND turn >= ?", (session, undone_from)
+                )
+            for turn in turns:
+                self._write_turn(session, turn)
+            self._connection.executemany(
+                "INSERT INTO evictions (session, turn, at, cause, runs, length_before, length_after) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (session, e.turn, e.at, e.cause, json.dumps(e.runs), e.length_before, e.length_after)
+                    for e in evictions
+                ],
+            )
+            if cache is not None:
+                self._connection.execute(
+                    "UPDATE sessions SET held = ?, pins = ?, compressions = ? WHERE id = ?",
+                    (json.dumps(cache.held), json.dumps(cache.pins), cache.compressions, session),
+                )
+            self._connection.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session))
+
+    def _write_turn(self, session: str, turn: StoredTurn) -> None:
+        values = (turn.state, turn.finished, turn.reply_first, packed(turn.ids), turn.finish_reason)
+        values += (None if turn.stats is None else json.dumps(dict(turn.stats)),)
+        known = self._connection.execute(
+            "SELECT id FROM turns WHERE session = ? AND number = ? AND state != 'undone'", (session, turn.number)
+        ).fetchone()
+        if known is None:
+            row = self._connection.execute(
+                "INSERT INTO turns (state, finished, reply_first, ids, finish_reason, stats, session, number, started, "
+                "first, content, before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, session, turn.number, turn.started, turn.first, turn.content)
+                + (json.dumps(asdict(turn.before)),),
+            ).lastrowid
+        else:
+            row = known["id"]
+            self._connection.execute(
+                "UPDATE turns SET state = ?, finished = ?, reply_first = ?, ids = ?, finish_reason = ?, stats = ? "
+                "WHERE id = ?",
+                (*values, row),
+            )
+        for role, text in (("user", turn.text), ("assistant", turn.reply)):
+            if text or role == "user":
+                self._connection.execute(
+                    "INSERT INTO messages (turn, role, text) VALUES (?, ?, ?) "
+                    "ON CONFLICT (turn, role) DO UPDATE SET text = excluded.text WHERE text != excluded.text",
+                    (row, role, clean(text)),
+                )
+
+    def change(self, session: str, name: str, value: Any, settings: Mapping[str, Any]) -> None:
+        """A setting took another value; `settings` are all that are in force now."""
+        with sentences(self.path), transaction(self._connection):
+            self._connection.execute(
+                "INSERT INTO changes (session, at, name, value) VALUES (?, ?, ?, ?)",
+                (session, time.time(), name, json.dumps(value)),
+            )
+            self._connection.execute(
+                "UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session)
+            )
+
+    def describe(self, session: str, *, dtype: str, fingerprint: str, tokenizer: str) -> None:
+        """The session goes on with another model, number format or chat format than before."""
+        with sentences(self.path):
+            self._connection.execute(
+                "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ? WHERE id = ?",
+                (dtype, fingerprint, tokenizer, session),
+            )
+
+    def mark_open(self, session: str, process: int | None = None) -> None:
+        """`process`, this one by default, has it open. The lock decides; this is for the message."""
+        with sentences(self.path):
+            self._connection.execute(
+                "UPDATE sessions SET opened_by = ? WHERE id = ?", (process or os.getpid(), session)
+            )
+
+    def mark_closed(self, session: str) -> None:
+        """It was left in order."""
+        with sentences(self.path):
+            self._connection.execute("UPDATE sessions SET opened_by = NULL WHERE id = ?", (session,))
+
+    def rename(self, session: str, title: str) -> None:
+        """Give it another title."""
+        with sentences(self.path):
+            self._connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (clean(title), session))
+
+    def delete(self, session: str) -> None:
+        """Delete it for good, with the snapshot of its cache."""
+        with sentences(self.path):
+            self.snapshot_path(session).unlink(missing_ok=True)
+            self._connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:
+        """All sessions, newest first; with `words` those whose title or messages have them all."""
+        where, values = "", ()
+        if query := query_of(words):
+            where = (
+                "WHERE s.title LIKE ? ESCAPE '\\' OR s.id IN (SELECT t.session FROM words JOIN messages m ON m.id = "
+                "words.rowid JOIN turns t ON t.id = m.turn WHERE words MATCH ?)"
+            )
+            escaped = words.strip().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+            values = (f"%{escaped}%", query)  # type: ignore[assignment]
+        with sentences(self.path):
+            rows = self._connection.execute(
+                f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", (*values, -1 if limit is None else limit)
+            ).fetchall()
+        return [_info(row) for row in rows]
+
+    def find(self, name: str) -> SessionInfo:
+        """The session that `name` means: 'last', an id, or the start of one.
+
+        Raises:
+            SessionError: There is none, or there are several.
+        """
+        with sentences(self.path):
+            if name == "last":
+                found = self._connection.execute(f"{_INFO} ORDER BY s.updated DESC LIMIT 1").fetchall()
+            else:
+                found = self._connection.execute(
+                    f"{_INFO} WHERE substr(s.id, 1, ?) = ? ORDER BY s.updated DESC LIMIT 4", (len(name), name.lower())
+                ).fetchall()
+        if len(found) == 1 or (found and found[0]["id"] == name.lower()):
+            return _info(found[0])
+        if found:
+            ids = ", ".join(row["id"] for row in found)
+            raise SessionError(f"several conversations begin with {name!r} ({ids}); give more of the id")
+        if name == "last":
+            raise SessionError("no conversation is saved yet; start one with `streamchat`")
+        raise SessionError(f"no saved conversation has the id {name!r}; `streamchat sessions` lists them")
+
+    def load(self, session: str) -> StoredSession:
+        """All of a session.
+
+        Raises:
+            SessionError: There is none of that id.
+        """
+        with sentences(self.path):
+            self._connection.execute("BEGIN")  # one state, though another process writes
+            try:
+                row = self._connection.execute(f"{_INFO} WHERE s.id = ?", (session,)).fetchone()
+                turns = self._connection.execute(
+                    "SELECT t.*, u.text AS said, a.text AS reply FROM turns t "
+                    "LEFT JOIN messages u ON u.turn = t.id AND u.role = 'user' "
+                    "LEFT JOIN messages a ON a.turn = t.id AND a.role = 'assistant' "
+                    "WHERE t.session = ? AND t.state != 'undone' ORDER BY t.number",
+                    (session,),
+                ).fetchall()
+                evictions = self._connection.execute(
+                    "SELECT * FROM evictions WHERE session = ? ORDER BY id", (session,)
+                ).fetchall()
+            finally:
+                self._connection.execute("COMMIT")
+        if row is None:
+            raise SessionError(f"no saved conversation has the id {session!r}; `streamchat sessions` lists them")
+        return StoredSession(
+            _info(row),
+            unpacked(row["system_ids"]),
+            tuple(_turn(turn) for turn in turns),
+            tuple(
+                StoredEviction(e["turn"], e["at"], e["cause"], _runs(e["runs"]), e["length_before"], e["length_after"])
+                for e in evictions
+            ),
+        )
+
+    def search(self, words: str, *, limit: int = 50) -> list[Found]:
+        """Messages of all sessions that have all `words`, best first."""
+        query = query_of(words)
+        if not query:
+            return []
+        with sentences(self.path):
+            rows = self._connection.execute(
+                "SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, "
+                "snippet(words, 0, '', '', '…', 24) AS excerpt FROM words "
+                "JOIN messages m ON m.id = words.rowid JOIN turns t ON t.id = m.turn JOIN sessions s ON s.id = t.session "
+                "WHERE words MATCH ? ORDER BY bm25(words), t.started DESC LIMIT ?",
+                (query, limit),
+            ).fetchall()
+        return [
+            Found(
+                row["session"],
+                row["title"],
+                row["number"],
+                row["role"],
+                row["started"],
+                " ".join(row["excerpt"].split()),
+                row["text"],
+                row["state"] == "undone",
+            )
+            for row in rows
+        ]
+
+    def check(self) -> str:
+        """What SQLite finds wrong with the file; '' where all is well."""
+        with sentences(self.path):
+            problems = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
+            problems += [f"a row of {row[0]} refers to nothing" for row in self._connection.execute("PRAGMA foreign_key_check")]
+            try:
+                self._connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
+            except sqlite3.DatabaseError as error:
+                problems.append(f"the index of words is wrong ({error})")
+        return "; ".join(problem for problem in problems if problem != "ok")
+
+
+def clean(text: str) -> str:
+    """Text that SQLite takes: lone surrogates (from undecodable input) are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _runs(text: str) -> tuple[Run, ...]:
+    return tuple((int(first), int(stop)) for first, stop in json.loads(text))
+
+
+def _info(row: sqlite3.Row) -> SessionInfo:
+    return SessionInfo(
+        id=row["id"],
+        title=row["title"],
+        created=row["created"],
+        updated=row["updated"],
+        model=row["model"],
+        model_name=row["model_name"],
+        dtype=row["dtype"],
+        fingerprint=row["fingerprint"],
+        tokenizer=row["tokenizer"],
+        settings=json.loads(row["settings"]),
+        held=_runs(row["held"]),
+        pins=_runs(row["pins"]),
+        compressions=row["compressions"],
+        opened_by=row["opened_by"],
+        turns=row["count"],
+    )
+
+
+def _turn(row: sqlite3.Row) -> StoredTurn:
+    before = json.loads(row["before"])
+    return StoredTurn(
+        number=row["number"],
+        text=row["said"] or "",
+        reply=row["reply"] or "",
+        first=row["first"],
+        content=row["content"],
+        reply_first=row["reply_first"],
+        ids=unpacked(row["ids"]),
+        before=CacheMark(
+            tuple(map(tuple, before.get("held", ()))),
+            tuple(map(tuple, before.get("pins", ()))),
+            tuple(before.get("turn_starts", ())),
+            before.get("compressions", 0),
+        ),
+        state=row["state"],
+        started=row["started"],
+        finished=row["finished"],
+        stats=json.loads(row["stats"]) if row["stats"] else None,
+        finish_reason=row["finish_reason"],
+    )
