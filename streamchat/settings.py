@@ -15,6 +15,7 @@ Format = Literal["auto", "template", "plain"]
 Evict = Literal["turns", "tokens"]
 OnFull = Literal["evict", "stop"]
 Thinking = Literal["collapse", "show", "hide"]
+Save = Literal["chats", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,21 @@ class Settings:
         "How turns are written for the model: its chat template, or plain 'User:' / 'Assistant:' lines; "
         "auto takes the template where the model has one",
         choices=("auto", "template", "plain"),
+    )
+
+    save: Save = _setting(
+        "chats",
+        "sessions",
+        "Which conversations are saved, to be resumed and searched: of app and prompt, also of pipes, or none",
+        choices=("chats", "always", "never"),
+    )
+    snapshot_turns: int = _setting(
+        10,
+        "sessions",
+        "Save the cache itself after every so many turns, and when leaving, so that resuming reads nothing again; 0 = "
+        "when leaving only",
+        minimum=0,
+        metavar="N",
     )
 
     plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from streamchat.chat import events as ev
@@ -12,6 +13,7 @@ from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
 from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
+from streamchat.store.store import Store
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -46,21 +48,33 @@ class Watched:
             assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout_s), (kind, self.events[-3:])
         return self.of(kind)[count - 1]
 
-    def turn(self, text: str) -> ev.TurnFinished:
-        """Say `text` and wait for the end of the turn."""
+    def turn(self, text: str, how: Callable[[str], object] | None = None) -> ev.TurnFinished:
+        """Say `text`, by `submit` or another way, and wait for the end of the turn."""
         count = len(self.of(ev.TurnFinished)) + 1
-        self.engine.submit(text)
+        (how or self.engine.submit)(text)
         finished = self.wait(ev.TurnFinished, count)
         assert isinstance(finished, ev.TurnFinished)
         return finished
 
 
 @contextmanager
-def running(load: Callable[..., LoadedModel] | None = None, start: bool = True, **settings: Any) -> Iterator[Watched]:
-    """An engine with these settings; closed at the end."""
+def running(
+    load: Callable[..., LoadedModel] | None = None,
+    start: bool = True,
+    *,
+    store: Path | None = None,
+    session: str | None = None,
+    **settings: Any,
+) -> Iterator[Watched]:
+    """An engine with these settings, saving into the database `store`; closed at the end."""
     chosen = Settings(**({"max_new_tokens": 12, "seed": 1, "cache_size": 128} | settings))
     origins = dict.fromkeys(settings, "flag")
-    engine = Engine(Configuration(chosen, origins, None), load or (lambda *_: tiny_loaded()))
+    engine = Engine(
+        Configuration(chosen, origins, None),
+        load or (lambda *_: tiny_loaded()),
+        open_store=None if store is None else lambda: Store(store),
+        session=session,
+    )
     watched = Watched(engine)
     try:
         if start:

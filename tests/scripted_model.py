@@ -94,6 +94,7 @@ def make_chat(
         fed.append(kwargs["input_ids"][0].tolist())
 
     model.register_forward_pre_hook(watch, with_kwargs=True)
+
     def take_over() -> None:
         monkeypatch.setattr(module, "Sampler", ScriptedSampler)
 

@@ -28,7 +28,9 @@ def facts(chat: Chat) -> dict[str, Any]:
     cache = conversation.cache
     return {
         "ids": conversation.log.ids.tolist(),
-        "turns": [(t.number, t.first, t.content, t.reply_first, t.stop, t.text, t.reply) for t in conversation.log.turns],
+        "turns": [
+            (t.number, t.first, t.content, t.reply_first, t.stop, t.text, t.reply) for t in conversation.log.turns
+        ],
         "runs": cache.ledger.runs,
         "next": cache.ledger.next_index,
         "pins": cache.pins,
@@ -153,9 +155,8 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
         out = []
         with StreamingHook(model, cache), torch.inference_mode():
             for token in range(at, at + count):
-                out.append(
-                    model(input_ids=ids[:, token : token + 1], use_cache=True, **{cache_keyword(model): cache}).logits[0, -1]
-                )
+                step = model(input_ids=ids[:, token : token + 1], use_cache=True, **{cache_keyword(model): cache})
+                out.append(step.logits[0, -1])
         return torch.stack(out)
 
     one = make_cache(model, fit, **sizes)  # type: ignore[arg-type]

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 # What a layer with tokens has beside its state (see `StreamingLayer`), and what follows from the tensors.
-_OTHERS = frozenset(
-    "keys values cache_size rotation slots start end base _buffers _originals is_initialized dtype device".split()
-)
+_OTHERS = {"keys", "values", "cache_size", "rotation", "slots", "start", "end", "base", "_buffers", "_originals"}
+_OTHERS |= {"is_initialized", "dtype", "device"}
 Plain = bool | int | float | str | None
 
 
@@ -43,9 +42,7 @@ def recurrent_state(layer: Any) -> tuple[dict[str, Tensor], dict[str, Plain]]:
     return tensors, plain
 
 
-def set_recurrent_state(
-    layer: Any, tensors: dict[str, Tensor], plain: dict[str, Plain], device: torch.device
-) -> None:
+def set_recurrent_state(layer: Any, tensors: dict[str, Tensor], plain: dict[str, Plain], device: torch.device) -> None:
     """Put back what `recurrent_state` took from a layer of the same kind; the tensors are copied to `device`."""
     with torch.inference_mode(False):
         copies = {path: tensor.to(device, copy=True) for path, tensor in tensors.items()}

@@ -44,15 +44,13 @@ def load_from_settings(configuration: Configuration, progress: Progress) -> Load
 
 
 def assemble(
-    configuration: Configuration, load: Load, emit: Callable[[ev.Event], None], progress: Progress
+    configuration: Configuration, loaded: LoadedModel, emit: Callable[[ev.Event], None], progress: Progress
 ) -> Assembled:
-    """Load the model of `configuration` and read its system block.
+    """A conversation on `loaded`, its system block read.
 
     Raises:
-        StreamchatError: The model cannot be had or served, or the settings do not fit it.
+        StreamchatError: The model cannot be served, or the settings do not fit it.
     """
-    loaded = load(configuration, progress)
-
     from streamchat.cache.context import context_length
     from streamchat.chat.budget import resolve_cache_size
     from streamchat.chat.conversation import Conversation

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch import Tensor
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import make_cache
-from streamchat.cache.streaming import Eviction, EvictionOptions
+from streamchat.cache.policy import Run
+from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder, end_ids
 from streamchat.chat.feeder import Feeder
+from streamchat.chat.forgetting import clean_cut, told
 from streamchat.chat.log import Before, TokenLog, TurnRecord
+from streamchat.chat.pins import set_pin
 from streamchat.chat.reply import ReplyText
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
@@ -94,8 +97,8 @@ class Conversation:
                 by=settings.evict,
                 on_full=settings.on_full,
                 block=EVICTION_BLOCK,
-                clean_cut=self._clean_cut,
-                on_evict=self._evicted,
+                clean_cut=lambda index: clean_cut(index, self.log, tokenizer),
+                on_evict=lambda eviction: self._emit(told(eviction, self.log, self.cache, self.state())),
             ),
         )
         self._feeder = Feeder(model, self.cache, self.log)
@@ -103,17 +106,22 @@ class Conversation:
         self.rollback = Rollback(self.cache, self.log, self._feeder)
         self.cache.options.before_evict = self.rollback.before_evict
         self._generator = new_generator(settings.seed, self._device)
-        self._exit = ExitStack()
-        self._exit.enter_context(StreamingHook(model, self.cache))
+        self._hook = StreamingHook(model, self.cache)
+        self._hook.attach()
         self.ttft_s: float | None = None
         self.decode_tps: float | None = None
+        self._text: ReplyText | None = None
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
         self.start_over(chat_format)
 
     def close(self) -> None:
         """Remove the hook from the model."""
-        self._exit.close()
+        self._hook.remove()
+
+    def reopen(self) -> None:
+        """Put the hook back on the model after `close`."""
+        self._hook.attach()
 
     # --- what it is -------------------------------------------------------------------------------------------
 
@@ -173,44 +181,64 @@ class Conversation:
             self.cache.pin(0, len(block))
 
     def set_pin(self, number: int, pinned: bool) -> int:
-        """Keep what the cache holds of turn `number` for good, or let it leave again; returns how much that is.
-
-        Raises:
-            ConfigError: There is no such turn, nothing of it is held, or pinning it would leave too little room.
-        """
-        if not 1 <= number <= len(self.log.turns):
-            has = f"the conversation has {len(self.log.turns)}" if self.log.turns else "nothing was said yet"
-            raise ConfigError(f"there is no turn {number}; {has}")
-        turn = self.log.turns[number - 1]
-        assert turn.stop is not None
-        cache = self.cache
-        first = max(turn.first, cache.num_sink_tokens)
-        tokens = cache.ledger.count_in(first, turn.stop)
-        if not pinned:
-            if not self._is_pinned(first, turn.stop):
-                raise ConfigError(f"turn {number} is not pinned")
-            cache.unpin(first, turn.stop)
-            return tokens
-        if not tokens:
-            raise ConfigError(f"turn {number} cannot be pinned: nothing of it is left in the cache")
-        if self._is_pinned(first, turn.stop):
-            raise ConfigError(f"turn {number} is pinned already")
-        least = max(SMALLEST_WINDOW, cache.cache_size // 4)
-        free = cache.cache_size - cache.kept - tokens
-        if free < least:
-            raise ConfigError(
-                f"pinning turn {number} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for "
-                f"the conversation, and at least {least} must stay; unpin something or start with a larger --cache-size"
-            )
-        cache.pin(first, turn.stop)
-        return tokens
-
-    def _is_pinned(self, first: int, stop: int) -> bool:
-        return any(a <= first and stop <= b for a, b in self.cache.pins)
+        """`pins.set_pin` on this conversation; returns how many tokens that is."""
+        return set_pin(self.cache, self.log, number, pinned, SMALLEST_WINDOW)
 
     def reseed(self) -> None:
         """Take the seed of the settings from the next token on."""
         self._generator = new_generator(self.settings.seed, self._device)
+
+    @property
+    def draw(self) -> Tensor:
+        """State of the random generator; set it to go on as from there."""
+        return self._generator.get_state()
+
+    @draw.setter
+    def draw(self, state: Tensor) -> None:
+        self._generator.set_state(state)
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids are fed."""
+        return self._device
+
+    @property
+    def shown(self) -> str:
+        """What the running reply, or the latest one, has shown so far."""
+        return "" if self._text is None else self._text.shown
+
+    def next_logits(self) -> Tensor:
+        """Logits (vocabulary,) after all that is held, with the cache as it was before. For checks.
+
+        Raises:
+            CacheError: A recurrent state, which cannot step back.
+        """
+        last = self.log.ids[-1]
+        self.cache.crop_newest(1)
+        self.log.cut(len(self.log) - 1)
+        return self._feeder.forward([last])
+
+    @contextmanager
+    def unheard(self, settings: Settings) -> Iterator[None]:
+        """Inside, nothing is told, and `settings` are in force."""
+        emit, self._emit = self._emit, lambda event: None
+        ours, self.settings = self.settings, settings
+        try:
+            yield
+        finally:
+            self._emit, self.settings = emit, ours
+
+    def read_again(self, runs: Sequence[Run], stop: int) -> int:
+        """Have the cache hold these runs of the log, by prefilling them; returns how many tokens."""
+        return self._feeder.read_again(runs, stop)
+
+    def close_cut_reply(self, ids: Sequence[int]) -> None:
+        """The newest turn was cut off inside its reply, whose ids the cache and the log end with: close it there."""
+        text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
+        for token in ids:
+            text.push(token)
+        text.finish()
+        self._close_reply(self.log.turns[-1], text, list(ids), len(self.log) - len(ids))
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Read `text`, write a reply, close the turn. Emits events up to, not including, `TurnFinished`.
@@ -237,6 +265,7 @@ class Conversation:
         before = Before(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
         self.log.turns.append(turn)
         try:
+            self._text = None
             self.rollback.begin(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
@@ -309,7 +338,7 @@ class Conversation:
     ) -> TurnOutcome:
         settings = self.settings
         sampler = Sampler(settings, self._device, self._generator)
-        text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
+        text = self._text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
         reply_start = len(self.log)
         ids: list[int] = []
         reason: ev.FinishReason = "length"
@@ -339,17 +368,21 @@ class Conversation:
                 reason = "stop"
                 break
         self._show(turn, text.finish())
-        kept = text.kept()
         rolled_back = reason == "cancelled" and not text.shown
         if not rolled_back:
-            fed = len(self.log) - reply_start
-            if kept.tokens < fed:
-                self._forget_from(reply_start + kept.tokens)
-            self._feeder.feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
-            turn.stop, turn.reply = len(self.log), text.shown
+            self._close_reply(turn, text, ids, reply_start)
         return TurnOutcome(
             turn.number, text.shown, reason, prompt_tokens, len(ids), self.ttft_s, self.decode_tps, rolled_back
         )
+
+    def _close_reply(self, turn: TurnRecord, text: ReplyText, ids: list[int], reply_start: int) -> None:
+        """Have log and cache say exactly what was shown, and close the message."""
+        kept = text.kept()
+        fed = len(self.log) - reply_start
+        if kept.tokens < fed:
+            self._forget_from(reply_start + kept.tokens)
+        self._feeder.feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
+        turn.stop, turn.reply = len(self.log), text.shown
 
     def _take_reply(self, turn: TurnRecord, reply: str, started: float, prompt_tokens: int) -> TurnOutcome:
         """Feed a reply that somebody else wrote."""
@@ -388,42 +421,3 @@ class Conversation:
             torch.cuda.empty_cache()
         elif self._device.type == "mps":
             torch.mps.empty_cache()
-
-    # --- eviction ---------------------------------------------------------------------------------------------
-
-    def _clean_cut(self, index: int) -> int:
-        """The next place from log index `index` on that is not inside a character or a message's opening."""
-        for turn in self.log.turns_touching(index, index + 1):
-            if turn.first < index < turn.content:
-                index = turn.content
-        stop = min(len(self.log), index + 4)  # a UTF-8 character has at most 4 bytes
-        while index < stop and self._continues_character(self.log.ids[index]):
-            index += 1
-        return index
-
-    def _continues_character(self, token: int) -> bool:
-        text: str = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return text.startswith("\N{REPLACEMENT CHARACTER}")
-
-    def _still_seen(self, turn: TurnRecord) -> bool:
-        """Whether more of it is held than sinks, which say nothing."""
-        assert turn.stop is not None
-        return self.cache.ledger.count_in(max(turn.first, self.cache.num_sink_tokens), turn.stop) > 0
-
-    def _evicted(self, eviction: Eviction) -> None:
-        first, stop = eviction.dropped[0][0], eviction.dropped[-1][1]
-        lost = {turn.number: turn for run in eviction.dropped for turn in self.log.turns_touching(*run)}
-        gone = tuple(turn.number for turn in lost.values() if turn.stop is not None and not self._still_seen(turn))
-        self._emit(
-            ev.TokensEvicted(
-                count=eviction.count,
-                token_range=(first, stop),
-                turns=tuple(lost),
-                turns_gone=gone,
-                cache_len_before=eviction.length_before,
-                cache_len_after=eviction.length_after,
-                trigger=eviction.trigger,
-                runs=eviction.dropped,
-                cache=self.state(),
-            )
-        )

@@ -282,6 +282,80 @@ class TurnPinned(Event):
     cache: CacheState
 
 
+# --- saved conversations --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SessionOpened(Event):
+    """What is said from now on is saved under this id."""
+
+    session: str
+
+
+@dataclass(frozen=True)
+class SavedTurn:
+    """A turn of a conversation that is resumed."""
+
+    number: int
+    text: str
+    reply: str
+    new_tokens: int = 0
+    ttft_s: float | None = None
+    decode_tps: float | None = None
+    finish_reason: FinishReason = "stop"
+
+
+@dataclass(frozen=True)
+class ConversationResumed(Event):
+    """A saved conversation takes the place of the running one."""
+
+    session: str
+    title: str
+    turns: tuple[SavedTurn, ...]
+    cache: CacheState
+    info: ModelInfo
+    system_prompt: str
+    seconds: float
+    """From the opened store to a cache that can go on."""
+    read_again: int = 0
+    """Tokens that had to be read again; 0 where the saved cache was used."""
+    message_back: str = ""
+    """A message whose reply had not begun when the program ended; it is the user's again."""
+    prompt_tokens: int = 0
+    """Read so far in all turns."""
+    new_tokens: int = 0
+    """Written so far in all turns."""
+
+
+@dataclass(frozen=True)
+class TurnUndone(Event):
+    """The newest turn was taken back, as if it had not been."""
+
+    turn: int
+    text: str
+    reply: str
+    cache: CacheState
+    restored: int = 0
+    """Tokens that the turn had pushed out and that the model sees again."""
+    read_again: int = 0
+    """Tokens that had to be read again for that."""
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    """Of the turn, for totals."""
+    new_tokens: int = 0
+    replaced: bool = False
+    """Another try follows at once."""
+
+
+@dataclass(frozen=True)
+class SummaryReady(Event):
+    """What the model says about the turns that would leave next. Nothing was kept of it yet."""
+
+    text: str
+    turns: tuple[int, int]
+    """First and last turn that it is about."""
+
+
 @dataclass(frozen=True)
 class TextCounted(Event):
     """A text was measured with the model's tokenizer."""

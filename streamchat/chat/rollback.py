@@ -54,9 +54,7 @@ class Rollback:
     def mark(self) -> CacheMark:
         """What the cache holds now, in words."""
         cache = self._cache
-        return CacheMark(
-            tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count
-        )
+        return CacheMark(tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count)
 
     def begin(self, turn: TurnRecord, before: Before) -> None:
         """`turn`, the newest of the log, begins; nothing of it was announced or fed yet."""

@@ -20,10 +20,9 @@ import transformers
 from streamchat import paths
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.method import choose_fit
+from streamchat.models.fingerprint import computed_config
 
 _log = logging.getLogger(__name__)
-# What a configuration says about files and texts, and not about the computation.
-_NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
 def remembered_fit(model: Any) -> PositionFit:
@@ -45,9 +44,8 @@ def remembered_fit(model: Any) -> PositionFit:
 
 def verdict_file(model: Any) -> Path:
     """Where the verdict on this model under these conditions is kept."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPUTED}
     conditions = {
-        "config": config,
+        "config": computed_config(model.config),
         "dtype": str(model.dtype),
         "device": model.get_input_embeddings().weight.device.type,
         "attention": str(model.config._attn_implementation),

@@ -75,6 +75,18 @@ class StoredEviction:
 
 
 @dataclass(frozen=True)
+class Described:
+    """What a session's ids and snapshots belong to."""
+
+    dtype: str
+    fingerprint: str
+    """Of configuration and weights."""
+    tokenizer: str
+    """Fingerprint of the tokenizer and of how turns are written."""
+    system_ids: array[int]
+
+
+@dataclass(frozen=True)
 class SessionInfo:
     """A conversation without its turns."""
 

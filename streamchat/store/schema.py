@@ -1,4 +1,7 @@
-"""The tables, and how an older database becomes one of today. Append to `MIGRATIONS`; never change one that is there."""
+"""The tables, and how an older database becomes one of today.
+
+Append to `MIGRATIONS`; never change one that is there.
+"""
 
 from __future__ import annotations
 

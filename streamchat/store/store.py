@@ -17,6 +17,7 @@ from streamchat.errors import SessionError
 from streamchat.store.database import connect, database_path, sentences, transaction
 from streamchat.store.records import (
     CacheMark,
+    Described,
     Found,
     Run,
     SessionInfo,
@@ -66,6 +67,11 @@ class Store:
         """Where the snapshot of a session's cache is, or would be."""
         return self.path.parent / "snapshots" / f"{session}.safetensors"
 
+    @property
+    def lock_folder(self) -> Path:
+        """Where the locks of open sessions are."""
+        return self.path.parent / "locks"
+
     # --- writing ------------------------------------------------------------------------------------------------
 
     def create(
@@ -81,7 +87,7 @@ class Store:
         system_ids: Iterable[int],
     ) -> str:
         """Begin a session; returns its new id."""
-        now = time.time()
+        now, as_json, system = time.time(), json.dumps(dict(settings)), packed(system_ids)
         with sentences(self.path), transaction(self._connection):
             while True:
                 new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
@@ -90,8 +96,7 @@ class Store:
             self._connection.execute(
                 "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
                 "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (new, clean(title), now, now, model, model_name, dtype, fingerprint, tokenizer)
-                + (json.dumps(dict(settings)), packed(system_ids)),
+                (new, clean(title), now, now, model, model_name, dtype, fingerprint, tokenizer, as_json, system),
             )
         return new
 
@@ -103,6 +108,7 @@ class Store:
         cache: CacheMark | None = None,
         evictions: Sequence[StoredEviction] = (),
         undone_from: int | None = None,
+        described: Described | None = None,
     ) -> None:
         """Write what happened, all or nothing.
 
@@ -112,8 +118,15 @@ class Store:
             cache: What the cache holds now.
             evictions: Since the last call.
             undone_from: Turns from this number on were taken back before all of this; they stay to be found by words.
+            described: The model that it goes on with.
         """
         with sentences(self.path), transaction(self._connection):
+            if described is not None:
+                self._connection.execute(
+                    "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",
+                    (described.dtype, described.fingerprint, described.tokenizer)
+                    + (packed(described.system_ids), session),
+                )
             if undone_from is not None:
                 self._connection.execute(
                     "UPDATE turns SET state = 'undone' WHERE session = ? AND number >= ? AND state != 'undone'",
@@ -140,22 +153,24 @@ class Store:
             self._connection.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session))
 
     def _write_turn(self, session: str, turn: StoredTurn) -> None:
-        values = (turn.state, turn.finished, turn.reply_first, packed(turn.ids), turn.finish_reason)
-        values += (None if turn.stats is None else json.dumps(dict(turn.stats)),)
+        stats = None if turn.stats is None else json.dumps(dict(turn.stats))
+        values = (turn.state, turn.first, turn.content, turn.reply_first, packed(turn.ids))
+        values += (turn.finished, turn.finish_reason, stats)  # type: ignore[assignment]
         known = self._connection.execute(
             "SELECT id FROM turns WHERE session = ? AND number = ? AND state != 'undone'", (session, turn.number)
         ).fetchone()
         if known is None:
             row = self._connection.execute(
-                "INSERT INTO turns (state, finished, reply_first, ids, finish_reason, stats, session, number, started, "
-                "first, content, before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, session, turn.number, turn.started, turn.first, turn.content)
-                + (json.dumps(asdict(turn.before)),),
+                "INSERT INTO turns (state, first, content, reply_first, ids, finished, finish_reason, stats, session, "
+                "number, started, before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, session, turn.number, turn.started, json.dumps(asdict(turn.before))),
             ).lastrowid
         else:
             row = known["id"]
+            # what is not known any more of a turn long ago stays as it was
             self._connection.execute(
-                "UPDATE turns SET state = ?, finished = ?, reply_first = ?, ids = ?, finish_reason = ?, stats = ? "
+                "UPDATE turns SET state = ?, first = ?, content = ?, reply_first = ?, ids = ?, finished = "
+                "coalesce(?, finished), finish_reason = coalesce(?, finish_reason), stats = coalesce(?, stats) "
                 "WHERE id = ?",
                 (*values, row),
             )
@@ -176,14 +191,6 @@ class Store:
             )
             self._connection.execute(
                 "UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session)
-            )
-
-    def describe(self, session: str, *, dtype: str, fingerprint: str, tokenizer: str) -> None:
-        """The session goes on with another model, number format or chat format than before."""
-        with sentences(self.path):
-            self._connection.execute(
-                "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ? WHERE id = ?",
-                (dtype, fingerprint, tokenizer, session),
             )
 
     def mark_open(self, session: str, process: int | None = None) -> None:
@@ -209,18 +216,25 @@ class Store:
             self.snapshot_path(session).unlink(missing_ok=True)
             self._connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
 
+    def delete_if_empty(self, session: str) -> None:
+        """Delete it where no turn of it was ever written, or kept and none is left."""
+        with sentences(self.path):
+            turns = self._connection.execute("SELECT 1 FROM turns WHERE session = ? AND state != 'undone'", (session,))
+            if turns.fetchone() is None:
+                self.delete(session)
+
     # --- reading ------------------------------------------------------------------------------------------------
 
     def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:
         """All sessions, newest first; with `words` those whose title or messages have them all."""
-        where, values = "", ()
+        where, values = "", list[str]()
         if query := query_of(words):
             where = (
                 "WHERE s.title LIKE ? ESCAPE '\\' OR s.id IN (SELECT t.session FROM words JOIN messages m ON m.id = "
                 "words.rowid JOIN turns t ON t.id = m.turn WHERE words MATCH ?)"
             )
             escaped = words.strip().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-            values = (f"%{escaped}%", query)  # type: ignore[assignment]
+            values = [f"%{escaped}%", query]
         with sentences(self.path):
             rows = self._connection.execute(
                 f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", (*values, -1 if limit is None else limit)
@@ -292,8 +306,8 @@ class Store:
             rows = self._connection.execute(
                 "SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, "
                 "snippet(words, 0, '', '', '…', 24) AS excerpt FROM words "
-                "JOIN messages m ON m.id = words.rowid JOIN turns t ON t.id = m.turn JOIN sessions s ON s.id = t.session "
-                "WHERE words MATCH ? ORDER BY bm25(words), t.started DESC LIMIT ?",
+                "JOIN messages m ON m.id = words.rowid JOIN turns t ON t.id = m.turn "
+                "JOIN sessions s ON s.id = t.session WHERE words MATCH ? ORDER BY bm25(words), t.started DESC LIMIT ?",
                 (query, limit),
             ).fetchall()
         return [
@@ -314,7 +328,8 @@ class Store:
         """What SQLite finds wrong with the file; '' where all is well."""
         with sentences(self.path):
             problems = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
-            problems += [f"a row of {row[0]} refers to nothing" for row in self._connection.execute("PRAGMA foreign_key_check")]
+            lost = self._connection.execute("PRAGMA foreign_key_check").fetchall()
+            problems += [f"a row of {row[0]} refers to nothing" for row in lost]
             try:
                 self._connection.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
             except sqlite3.DatabaseError as error:

@@ -1,0 +1,149 @@
+"""A conversation's cache as a file: safetensors, written whole or not at all, checked when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamchat import paths
+from streamchat.cache.checkpoint import CacheCheckpoint
+from streamchat.errors import StoreError
+
+FORMAT = 1
+"""Of the file; a program reads only its own."""
+_KEY = "streamchat"
+_IDS, _GENERATOR = "ids", "generator"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the file has."""
+
+    session: str
+    checkpoint: CacheCheckpoint
+    ids: array[int]
+    """Of the tokens held, slot by slot; they prove that the store speaks of the same conversation."""
+    generator: Tensor
+    """State of the random generator."""
+    fingerprint: str
+    """Of the model."""
+    dtype: str
+    settings: dict[str, Any]
+
+
+class SnapshotError(Exception):
+    """The file cannot be used; the text ends a sentence that begins with 'because'."""
+
+
+def save(path: Path, snapshot: Snapshot) -> int:
+    """Write it; returns the size in bytes. A file of that name is replaced at once, or stays as it was.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    checkpoint = snapshot.checkpoint
+    tensors = {f"cache.{name}": tensor for name, tensor in checkpoint.tensors.items()}
+    tensors[_IDS] = torch.tensor(snapshot.ids, dtype=torch.int32)
+    tensors[_GENERATOR] = snapshot.generator.cpu()
+    facts = {
+        "format": FORMAT,
+        "session": snapshot.session,
+        "fingerprint": snapshot.fingerprint,
+        "dtype": snapshot.dtype,
+        "settings": snapshot.settings,
+        "cache": {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "tensors"},
+    }
+    facts["checksum"] = _checksum(tensors, facts)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        paths.private_dir(path.parent)
+        for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
+        save_file(tensors, partial, {_KEY: json.dumps(facts)})
+        _flush(partial)
+        size = partial.stat().st_size
+        os.replace(partial, path)
+        _flush(path.parent)
+        return size
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StoreError(f"the cache could not be saved to {path}: {reason}; make room or make it writable") from error
+
+
+def load(path: Path) -> Snapshot:
+    """Read it, and check it against its checksum.
+
+    Raises:
+        SnapshotError: There is none, it is damaged, or another program version wrote it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[_KEY])
+            if facts["format"] != FORMAT:
+                raise SnapshotError(f"its saved cache has format {facts['format']} and this streamchat reads {FORMAT}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise SnapshotError("no cache was saved with it") from None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise SnapshotError("its saved cache is damaged") from error
+    checksum = facts.pop("checksum", "")
+    if checksum != _checksum(tensors, facts):
+        raise SnapshotError("its saved cache is damaged")
+    ids, generator = tensors.pop(_IDS), tensors.pop(_GENERATOR)
+    cache = facts["cache"]
+    checkpoint = CacheCheckpoint(
+        {name.removeprefix("cache."): tensor for name, tensor in tensors.items()},
+        tuple(cache["bases"]),
+        tuple((first, stop) for first, stop in cache["runs"]),
+        cache["next_index"],
+        tuple((first, stop) for first, stop in cache["pins"]),
+        tuple(cache["turn_starts"]),
+        cache["compressions"],
+        cache["plain"],
+        cache["stale"],
+    )
+    return Snapshot(
+        facts["session"],
+        checkpoint,
+        array("i", ids.tolist()),
+        generator,
+        facts["fingerprint"],
+        facts["dtype"],
+        facts["settings"],
+    )
+
+
+def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors, and over the facts without it."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have it on the disk, as far as the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

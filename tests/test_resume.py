@@ -1,0 +1,436 @@
+"""Saved conversations on a real engine: what is on the disk when, and that resuming goes on to the bit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamchat.chat import events as ev
+from streamchat.chat import snapshot as snapshots
+from streamchat.errors import ExitCode
+from streamchat.store.store import Store
+from tests.real_engine import Watched, running, tiny_loaded
+
+pytestmark = pytest.mark.smoke
+
+QUESTIONS = ["Tell me of the sea.", "And of the dragon?", "What then?", "Why is that, and how does it end?", "Go on."]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "streamchat.db"
+
+
+def said(chat: Watched, questions: list[str]) -> list[str]:
+    return [chat.turn(question).reply for question in questions]
+
+
+def logits_of(chat: Watched) -> torch.Tensor:
+    conversation: Any = chat.engine._conversation
+    return conversation.next_logits().clone()
+
+
+def session_of(database: Path) -> str:
+    with Store(database) as store:
+        return store.find("last").id
+
+
+@contextmanager
+def a_session(database: Path, questions: list[str] = QUESTIONS, **settings: Any) -> Iterator[tuple[Watched, str]]:
+    """An engine that has said `questions`, and its session."""
+    with running(store=database, **settings) as chat:
+        said(chat, questions)
+        yield chat, session_of(database)
+
+
+FAMILIES = ["llama", "gpt_neox", "gpt2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [96, 512], ids=["evicted", "whole"])
+def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path, family: str, size: int) -> None:
+    def load(*_: Any) -> Any:
+        return tiny_loaded(family=family)
+
+    size = min(size, 256) if family == "gpt2" else size
+    sampling: dict[str, Any] = {"cache_size": size, "temperature": 1.0}
+    with running(load, store=database, **sampling) as chat:
+        said(chat, QUESTIONS)
+        session = session_of(database)
+        conversation: Any = chat.engine._conversation
+        left = conversation.state()
+        assert (left.compressions > 0) == (size == 96)
+        ids = conversation.log.ids.tolist()
+    with running(load, **sampling) as other:  # one that never stopped
+        said(other, QUESTIONS)
+        expected = logits_of(other)
+        replies = said(other, ["one more", "and one more"])
+    with running(load, store=database, session=session, cache_size=16) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.read_again == 0
+        assert resumed.session == session
+        assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
+        conversation = chat.engine._conversation
+        assert conversation.log.ids.tolist() == ids
+        assert conversation.state() == left
+        assert chat.engine.settings.cache_size == size
+        assert torch.equal(logits_of(chat), expected)
+        assert said(chat, ["one more", "and one more"]) == replies
+
+
+def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path) -> None:
+    with a_session(database, cache_size=96) as (chat, session):
+        conversation: Any = chat.engine._conversation
+        held, ids = conversation.cache.ledger.runs, conversation.log.ids.tolist()
+        compressions = conversation.cache.compression_count
+        model = conversation.model
+    with Store(database) as store:
+        path = store.snapshot_path(session)
+    path.unlink()
+    with running(store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.read_again == sum(stop - first for first, stop in held)
+        assert "because no cache was saved with it" in chat.wait(ev.Notice).text
+        conversation = chat.engine._conversation
+        assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
+        assert conversation.cache.compression_count == compressions
+        assert conversation.cache.pins == ((0, conversation.system_tokens),)
+        got = logits_of(chat)
+        kept = conversation.log.take(held)
+        plain = tiny_loaded().model
+        assert plain is not model
+        torch.testing.assert_close(got, plain(torch.tensor([kept])).logits[0, -1], atol=2e-4, rtol=0)
+        assert chat.turn("and now?").stats.turn == 6
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def other_format(path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["streamchat"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {"streamchat": json.dumps(facts | {"format": 99})})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (damage, "its saved cache is damaged"),
+        (cut_short, "its saved cache is damaged"),
+        (lambda path: path.write_bytes(b""), "its saved cache is damaged"),
+        (other_format, "its saved cache has format 99 and this streamchat reads 1"),
+    ],
+    ids=["a bit", "short", "empty", "format"],
+)
+def test_a_snapshot_that_cannot_be_used_is_said_in_one_line(database: Path, change: Any, reason: str) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with Store(database) as store:
+        change(store.snapshot_path(session))
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).read_again > 0
+        assert reason in chat.wait(ev.Notice).text
+        chat.turn("and now?")
+
+
+def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> None:
+    with a_session(database) as (_, session):
+        pass
+
+    def other_weights(*_: Any) -> Any:
+        loaded = tiny_loaded()
+        loaded.model.get_input_embeddings().weight.data *= 1.5
+        return loaded
+
+    with running(other_weights, store=database, session=session) as chat:
+        assert "because its cache was saved with another model" in chat.wait(ev.Notice).text
+
+    def other_dtype(*_: Any) -> Any:
+        from dataclasses import replace
+
+        loaded = tiny_loaded()
+        return replace(loaded, model=loaded.model.bfloat16(), dtype="bfloat16")
+
+    with running(other_dtype, store=database, session=session) as chat:
+        assert "saved in float32 and the model runs in bfloat16" in chat.wait(ev.Notice).text
+        chat.turn("x")
+
+
+def test_another_tokenizer_reads_the_texts(database: Path) -> None:
+    """The ids of one mean nothing to the other."""
+    with a_session(database) as (_, session):
+        pass
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert len(resumed.turns) == 5
+        conversation: Any = chat.engine._conversation
+        text = conversation.tokenizer.decode(conversation.log.ids.tolist())
+        assert "User: Tell me of the sea." in text
+        assert "<|im_start|>" not in text
+        assert [n.text for n in chat.of(ev.Notice) if "tokenised anew" in n.text]
+        chat.turn("x")
+        ids = conversation.log.ids.tolist()
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.read_again == 0
+        assert chat.engine._conversation.log.ids.tolist() == ids  # type: ignore[union-attr]
+
+
+def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        assert chat.engine.settings.cache_size == 512
+
+    from tests import real_engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = real_engine.Configuration
+        patch.setattr(real_engine, "Configuration", lambda s, o, f: make(s, {"cache_size": "--cache-size"}, f))
+        with running(store=database, session=session, cache_size=160) as chat:
+            resumed = chat.wait(ev.ConversationResumed)
+            conversation: Any = chat.engine._conversation
+            assert resumed.cache.length <= 160
+            assert resumed.cache.first_visible_turn > 1
+            assert "does not fit into 160" in chat.wait(ev.Notice).text
+            first = conversation.log.turns[resumed.cache.first_visible_turn - 1].first
+            assert conversation.cache.ledger.runs == [(0, conversation.system_tokens), (first, len(conversation.log))]
+            chat.turn("go on")
+
+
+def test_a_message_is_on_the_disk_before_its_reply_begins_and_the_reply_as_it_streams(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamchat.chat.recorder.BATCH_S", 0.0)
+    seen: dict[str, list[Any]] = {"begun": [], "streamed": []}
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TurnStarted | ev.TextDelta):
+            with sqlite3.connect(database) as connection:
+                rows = connection.execute(
+                    "SELECT t.state, m.role, m.text, length(t.ids) FROM messages m JOIN turns t ON t.id = m.turn "
+                    "ORDER BY m.id"
+                ).fetchall()
+            seen["begun" if isinstance(event, ev.TurnStarted) else "streamed"].append(rows)
+
+    with running(store=database) as chat:
+        chat.engine.subscribe(look)
+        finished = chat.turn("remember the dragon")
+        with Store(database) as store:
+            whole = store.load(session_of(database))
+    assert seen["begun"] == [[("running", "user", "remember the dragon", 0)]]
+    replies = [rows[1][2] for rows in seen["streamed"] if len(rows) == 2]
+    assert replies == sorted(replies, key=len)
+    assert finished.reply.startswith(replies[0])
+    assert replies[-1] == finished.reply
+    sizes = [rows[0][3] for rows in seen["streamed"]]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+    [turn] = whole.turns
+    assert (turn.state, turn.reply, turn.finish_reason) == ("done", finished.reply, finished.finish_reason)
+    assert turn.stats == finished.stats.as_dict()
+
+
+def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
+    with running(store=database, cache_size=160) as chat:
+        said(chat, QUESTIONS[:2])
+        chat.engine.pin(2)
+        chat.engine.set_option("temperature", 0.25)
+        said(chat, QUESTIONS * 2)
+        told = chat.of(ev.TokensEvicted)
+        conversation: Any = chat.engine._conversation
+        pins = conversation.cache.pins
+        session = session_of(database)
+    assert len(told) > 2
+    with Store(database) as store:
+        saved = store.load(session)
+    assert [(e.runs, e.cause, e.length_after) for e in saved.evictions] == [
+        (e.runs, e.trigger, e.cache_len_after) for e in told
+    ]
+    assert saved.info.settings["temperature"] == 0.25
+    assert saved.info.pins == pins
+    assert len(pins) == 2
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        assert chat.engine._conversation.cache.pins == pins  # type: ignore[union-attr]
+        assert chat.engine.settings.temperature == 0.25
+
+
+def test_undo_retry_and_edit_on_the_disk(database: Path) -> None:
+    with running(store=database, temperature=1.0, cache_size=512) as chat:
+        said(chat, QUESTIONS[:3])
+        chat.engine.undo()
+        undone = chat.wait(ev.TurnUndone)
+        assert (undone.turn, undone.text, undone.replaced) == (3, QUESTIONS[2], False)
+        first = chat.of(ev.TurnFinished)[1].reply
+        again = chat.turn("", lambda _: chat.engine.retry())
+        assert (again.text, again.stats.turn) == (QUESTIONS[1], 2)
+        assert again.reply != first  # another draw
+        other = chat.turn("And of the knight?", chat.engine.edit)
+        assert other.stats.turn == 2
+        session = session_of(database)
+    with Store(database) as store:
+        saved = store.load(session)
+        assert [turn.text for turn in saved.turns] == [QUESTIONS[0], "And of the knight?"]
+        assert saved.turns[1].reply == other.reply
+        [found] = store.search("dragon")[:1]
+        assert found.undone
+    with running(store=database, session=session) as chat:
+        assert [turn.text for turn in chat.wait(ev.ConversationResumed).turns] == [QUESTIONS[0], "And of the knight?"]
+
+
+def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        for number in (5, 4):
+            chat.engine.undo()
+            assert chat.wait(ev.TurnUndone, 6 - number).turn == number
+        undone = chat.of(ev.TurnUndone)
+        assert all(event.read_again == 0 for event in undone)
+        conversation: Any = chat.engine._conversation
+        assert len(conversation.log) == conversation.log.turns[-1].stop == conversation.cache.ledger.next_index
+
+
+def test_nothing_to_replace_gives_the_text_back(database: Path) -> None:
+    with running(store=database) as chat:
+        finished = chat.turn("hello", chat.engine.edit)
+        assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "hello")
+        assert "nothing was said yet" in finished.message
+        chat.engine.undo()
+        assert "nothing was said yet" in chat.wait(ev.Notice).text
+
+
+def test_clear_begins_another_session_and_empty_ones_are_not_kept(database: Path) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:1])
+        chat.engine.clear()
+        said(chat, QUESTIONS[1:3])
+        chat.engine.clear()
+        chat.wait(ev.ConversationCleared, 2)
+    with Store(database) as store:
+        assert [(s.title, s.turns, s.opened_by) for s in store.sessions()] == [
+            (QUESTIONS[1], 2, None),
+            (QUESTIONS[0], 1, None),
+        ]
+
+
+def test_the_second_process_is_told(database: Path) -> None:
+    with a_session(database) as (_, session), running(store=database, session=session) as second:
+        failed = second.wait(ev.EngineFailed)
+        assert failed.exit_code == ExitCode.STORE
+        assert f"the conversation {session} is open in another streamchat (process " in failed.message
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+
+
+def test_opening_another_session_in_a_running_chat(database: Path) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with running(store=database, cache_size=512) as chat:
+        chat.wait(ev.ModelReady)
+        chat.turn("something else")
+        ours = session_of(database)
+        chat.engine.open_session(session)
+        assert chat.wait(ev.ConversationResumed).read_again == 0
+        assert chat.engine.settings.cache_size == 96
+        chat.turn("go on")
+        chat.engine.open_session("zzzzzz")
+        assert "no saved conversation has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
+        assert "the conversation that is open goes on" in chat.of(ev.Notice)[-1].text
+        assert chat.turn("still here").stats.turn == 7
+        chat.engine.open_session(ours)
+        assert chat.wait(ev.ConversationResumed, 2).cache.cache_size == 512
+        assert chat.turn("still there").stats.turn == 2
+    with Store(database) as store:
+        assert {(s.id, s.turns) for s in store.sessions()} == {(session, 7), (ours, 2)}
+
+
+def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(store=database) as chat:
+        chat.wait(ev.ModelReady)
+        chat.turn("one")
+        recorder: Any = chat.engine._owner._recorder
+        limit = recorder.store._connection.execute("PRAGMA page_count").fetchone()[0]
+        recorder.store._connection.execute(f"PRAGMA max_page_count = {limit}")
+        for _ in range(3):
+            chat.turn("a long message " * 300)
+        [told] = [notice.text for notice in chat.of(ev.Notice) if "not saved" in notice.text]
+        assert "database or disk is full; make room on the disk" in told
+        recorder.store._connection.execute("PRAGMA max_page_count = 100000")
+        chat.turn("two")
+        assert any("saved again" in notice.text for notice in chat.of(ev.Notice))
+    with Store(database) as store:
+        assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
+        assert store.check() == ""
+
+
+def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) -> None:
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"this is no database " * 100)
+    with running(store=database) as chat:
+        assert "is damaged; move it away" in chat.wait(ev.Notice).text
+        chat.turn("hello")
+    assert database.read_bytes().startswith(b"this is no database")
+
+
+def test_a_snapshot_every_so_many_turns(database: Path) -> None:
+    with running(store=database, snapshot_turns=2) as chat:
+        moments = []
+        for question in QUESTIONS:
+            chat.turn(question)
+            chat.engine.count_tokens("x")  # after the snapshot
+            chat.wait(ev.TextCounted, len(moments) + 1)
+            with Store(database) as store:
+                path = store.snapshot_path(session_of(database))
+            moments.append(snapshots.load(path).checkpoint.next_index if path.exists() else 0)
+        stops = [turn.stop for turn in chat.engine._conversation.log.turns]  # type: ignore[union-attr]
+    assert moments == [0, stops[1], stops[1], stops[3], stops[3]]
+    assert path.stat().st_mode & 0o077 == 0
+    assert snapshots.load(path).checkpoint.next_index == stops[4]
+
+
+def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> None:
+    with running(store=database, cache_size=512) as chat:
+        chat.turn("one")
+        finished = chat.turn("", lambda _: chat.engine.quote("> the sea is green", "Noted.", True))
+        assert (finished.text, finished.reply) == ("> the sea is green", "Noted.")
+        assert chat.wait(ev.TurnPinned).turn == 2
+
+
+def test_a_summary_changes_nothing(database: Path) -> None:
+    with running(store=database, cache_size=128) as chat:
+        said(chat, QUESTIONS)
+        conversation: Any = chat.engine._conversation
+        before = (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state())
+        chat.engine.compact()
+        summary = chat.wait(ev.SummaryReady)
+        assert summary.text
+        first, last = summary.turns
+        assert 1 <= first <= last < 5
+        assert (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state()) == before
+        assert not chat.engine.busy
+    with running() as chat:
+        chat.engine.compact()
+        assert chat.wait(ev.SummaryReady).text == ""
+        assert "nothing to sum up" in chat.wait(ev.Notice).text
