@@ -69,7 +69,7 @@ def _dispatch(argv: list[str]) -> int:
     args = parser.parse(argv)
     if args.command is not None:
         return parser.command(args.command).run(args)
-    return chat(flags.configuration_of(args))
+    return chat(flags.configuration_of(args), args.resume)
 
 
 def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
@@ -79,18 +79,44 @@ def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, envi
     return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"
 
 
-def make_engine(configuration: Configuration) -> ChatEngine:
-    """The engine of a run, not started yet."""
+def make_engine(configuration: Configuration, save: bool, session: str | None) -> ChatEngine:
+    """The engine of a run, not started yet.
+
+    Args:
+        save: The conversation is saved.
+        session: The saved conversation to go on with.
+    """
     from streamchat.chat.engine import Engine
+    from streamchat.store.store import Store
 
-    return Engine(configuration)
+    return Engine(configuration, open_store=Store if save else None, session=session)
 
 
-def chat(configuration: Configuration) -> int:
+def wanted_session(name: str) -> str:
+    """The id of the saved conversation that `--resume NAME` means; looked for before anything else begins.
+
+    Raises:
+        SessionError: There is none, or another process has it open.
+    """
+    from streamchat.store.lock import SessionLock
+    from streamchat.store.store import Store
+
+    with Store() as store:
+        found = store.find(name)
+        SessionLock(store.lock_folder, found.id, found.opened_by).release()
+    return found.id
+
+
+def chat(configuration: Configuration, resume: str | None = None) -> int:
     """Hold the conversation; returns the exit code.
+
+    Args:
+        configuration: All settings.
+        resume: 'last', or the start of a saved conversation's id.
 
     Raises:
         ConfigError: `stats_json` cannot be written.
+        SessionError: There is no such conversation, or another process has it open.
     """
     from streamchat.chat.events import TurnFinished
     from streamchat.telemetry.log_file import start_logging
@@ -100,8 +126,10 @@ def chat(configuration: Configuration) -> int:
     # transformers would write its warnings to the terminal, past the log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
+    session = None if resume is None else wanted_session(resume)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
-    engine = make_engine(configuration)
+    save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
+    engine = make_engine(configuration, save or session is not None, session)
 
     def record(event: Event) -> None:
         if stats is not None and isinstance(event, TurnFinished):

@@ -57,6 +57,8 @@ KEYS = (
     Key("chat.line_down", "ctrl+down", "Line down", "scroll a line down"),
     Key("chat.top", "ctrl+home", "To the top", "go to the oldest text; older turns come as you go on"),
     Key("chat.follow", "ctrl+end", "To the end", "go to the newest text and follow it (End in an empty input)"),
+    Key("chat.recall", "ctrl+r", "Recall", "find what was said, here and in other conversations"),
+    Key("chat.sessions", "ctrl+l", "Conversations", "saved conversations: find one and go on with it"),
     Key("chat.thoughts", "ctrl+o", "Thoughts", "open or fold the reasoning of replies"),
     Key("chat.sidebar", "ctrl+b", "Panel", "status panel on or off"),
     Key("app.help", "f1", "Help", "keys and commands"),
@@ -69,6 +71,12 @@ KEYS = (
     Key("map.open", "enter,space", "Go to", "go to the message"),
     Key("map.pin", "p", "Pin", "pin or unpin the turn"),
     Key("map.leave", "escape", "Back", "back to the input"),
+    Key("finder.close", "escape", "Close", "back to the chat"),
+    Key("finder.up", "up", "Up", "choose the row above"),
+    Key("finder.down", "down", "Down", "choose the row below"),
+    Key("finder.page_up", "pageup", "Page up", "choose a row further up"),
+    Key("finder.page_down", "pagedown", "Page down", "choose a row further down"),
+    Key("finder.keep", "ctrl+k", "Pin", "put what was found before the model again, pinned"),
     Key("help.close", "escape,f1,q,enter", "Close", "back to the chat"),
 )
 BY_ID = {key.id: key for key in KEYS}

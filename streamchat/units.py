@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 
 def human_bytes(count: float) -> str:
     """Bytes in the unit that reads best: 46.1 MB (powers of 1,000, as file and network tools show them)."""
@@ -19,3 +21,18 @@ def human_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def human_when(then: float, now: float) -> str:
+    """A moment as people say it: 'just now', '5 min ago', '3 h ago', '2 days ago', '2026-11-25'. Seconds since 1970."""
+    ago = max(0.0, now - then)
+    if ago < 60:
+        return "just now"
+    if ago < 3600:
+        return f"{int(ago // 60)} min ago"
+    if ago < 86400:
+        return f"{int(ago // 3600)} h ago"
+    if ago < 14 * 86400:
+        days = int(ago // 86400)
+        return f"{days} day{'s' if days != 1 else ''} ago"
+    return time.strftime("%Y-%m-%d", time.localtime(then))

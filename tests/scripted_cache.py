@@ -24,6 +24,7 @@ class ScriptedCache:
     log: TokenLog = field(default_factory=TokenLog)
     pins: tuple[tuple[int, int], ...] = ()
     compressions: int = 0
+    marks: list[tuple[list[tuple[int, int]], int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         block = self.num_sink_tokens + self.system_tokens
@@ -61,12 +62,16 @@ class ScriptedCache:
         """The turn is over."""
         turn.stop = len(self.log)
 
-    def take_back(self, turn: TurnRecord) -> None:
-        """Leave no trace of the newest turn but for what it evicted."""
-        self.ledger.crop(len(self.ledger) - self.ledger.slot_from(turn.first))
-        self.ledger.next_index = turn.first
-        self.log.cut(turn.first)
-        self.log.turns.remove(turn)
+    def mark(self) -> None:
+        """A turn will be announced; `take_back` comes back here."""
+        self.marks.append((list(self.ledger.runs), self.ledger.next_index, self.compressions, len(self.log.turns)))
+
+    def take_back(self) -> None:
+        """Leave no trace of the newest turn."""
+        runs, self.ledger.next_index, self.compressions, turns = self.marks.pop()
+        self.ledger.runs = runs
+        self.log.cut(self.ledger.next_index)
+        del self.log.turns[turns:]
 
     def make_room(self, incoming: int, reserve: int, trigger: ev.Trigger) -> ev.TokensEvicted | None:
         """Evict what is due; returns what to tell."""
@@ -127,4 +132,6 @@ class ScriptedCache:
 
     def fresh(self, system_tokens: int) -> ScriptedCache:
         """An empty one of the same size."""
-        return replace(self, system_tokens=system_tokens, ledger=Ledger(), log=TokenLog(), pins=(), compressions=0)
+        return replace(
+            self, system_tokens=system_tokens, ledger=Ledger(), log=TokenLog(), pins=(), compressions=0, marks=[]
+        )

@@ -113,6 +113,11 @@ class ScriptedEngine:
         self._closed_told = False
         self._thread: threading.Thread | None = None
         self._turn = 0
+        self._said: list[tuple[str, str]] = []
+        self.summary = "They spoke of the sea."
+        """What `compact` answers."""
+        self.sessions: dict[str, list[tuple[str, str]]] = {}
+        """What `open_session` knows: turns by id."""
         self._speed: tuple[float | None, float | None] = (None, None)
         system_tokens = len(tokens_of(self._settings.system_prompt))
         self.cache = ScriptedCache(self._settings.cache_size, self._settings.num_sink_tokens, system_tokens)
@@ -152,10 +157,13 @@ class ScriptedEngine:
         """Queue a user message."""
         self.calls.append(("submit", (text,)))
         self.submitted.append(text)
+        self._ask(lambda: self._do_turn(text))
+
+    def _ask(self, request: Callable[[], None]) -> None:
         with self._lock:
             self._pending += 1
             self._idle.clear()
-        self._requests.put(lambda: self._do_turn(text))
+        self._requests.put(request)
 
     def stop_reply(self) -> None:
         """Stop the running turn soon."""
@@ -199,6 +207,41 @@ class ScriptedEngine:
         """Measure a text."""
         self.calls.append(("count_tokens", (text,)))
         self._requests.put(lambda: self.emit(ev.TextCounted(text, len(tokens_of(text)))))
+
+    def undo(self, to_edit: bool = False) -> None:
+        """Take the newest turn back."""
+        self.calls.append(("undo", (to_edit,)))
+        self._requests.put(lambda: self._do_undo(to_edit=to_edit))
+
+    def retry(self) -> None:
+        """Answer the newest message again."""
+        self.calls.append(("retry", ()))
+        self._ask(lambda: self._do_replace(None))
+
+    def edit(self, text: str) -> None:
+        """Replace the newest message."""
+        self.calls.append(("edit", (text,)))
+        self._ask(lambda: self._do_replace(text))
+
+    def quote(self, text: str, reply: str, pin: bool) -> None:
+        """A turn with a given reply."""
+        self.calls.append(("quote", (text, reply, pin)))
+        self._ask(lambda: self._do_quote(text, reply, pin))
+
+    def compact(self) -> None:
+        """Tell the scripted summary of the oldest two turns."""
+        self.calls.append(("compact", ()))
+        self._requests.put(lambda: self.emit(ev.SummaryReady(self.summary, (1, 2) if self.summary else (0, 0))))
+
+    def open_session(self, session: str) -> None:
+        """Go on with the conversation in `sessions`."""
+        self.calls.append(("open_session", (session,)))
+        self._requests.put(lambda: self._do_resume(session))
+
+    @property
+    def saving(self) -> bool:
+        """Nothing is saved."""
+        return False
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time."""
@@ -281,16 +324,16 @@ class ScriptedEngine:
 
     def _do_clear(self) -> None:
         self.cache = self.cache.fresh(len(tokens_of(self._settings.system_prompt)))
-        self._turn = 0
+        self._turn, self._said = 0, []
         self._speed = (None, None)
         self.emit(ev.ConversationCleared(self._settings.system_prompt, self.cache.system_tokens))
         self._sample()
 
-    def _do_turn(self, text: str) -> None:
+    def _do_turn(self, text: str, reply: Reply | None = None) -> None:
         self._stop.clear()
         self._running = True
         try:
-            self._turn_body(text, self._next_reply(text))
+            self._turn_body(text, reply or self._next_reply(text))
         finally:
             self._running = False
             with self._lock:
@@ -306,6 +349,7 @@ class ScriptedEngine:
         self._speed = (None, None)
         self.emit(ev.TurnStarted(turn, text, prompt))
         room = self.cache.room
+        self.cache.mark()
         self._evict(min(prompt, room), "between_turns", min(self._settings.max_new_tokens, room // 4))
         self._record = self.cache.begin(text, prompt)
         if not self._prefill(turn, prompt, reply):
@@ -378,9 +422,10 @@ class ScriptedEngine:
     ) -> None:
         rolled_back = reason == "error" or (reason == "cancelled" and not shown)
         if rolled_back:
-            self.cache.take_back(self._record)
+            self.cache.take_back()
         else:
             self._turn = turn
+            self._said.append((text, "".join(shown)))
             self.cache.end(self._record)
         now = time.perf_counter()
         cache = self.cache.state()
@@ -417,6 +462,47 @@ class ScriptedEngine:
             self.emit(ev.TurnPinned(turn, pinned, tokens, self.cache.state()))
         else:
             self.emit(ev.Notice(f"turn {turn} cannot be pinned: nothing of it is left in the cache", "warning"))
+
+    def _do_undo(self, *, to_edit: bool = False, replaced: bool = False) -> str | None:
+        if not self._turn:
+            self.emit(ev.Notice("there is no turn to take back; nothing was said yet", "warning"))
+            return None
+        text, reply = self._said.pop()
+        self.cache.take_back()
+        self._turn -= 1
+        self.emit(ev.TurnUndone(self._turn + 1, text, reply, self.cache.state(), replaced=replaced, to_edit=to_edit))
+        self._sample()
+        return text
+
+    def _do_replace(self, text: str | None) -> None:
+        before = self._do_undo(replaced=True)
+        self._do_turn(before if text is None else text, self._next_reply(text or before or ""))
+
+    def _do_quote(self, text: str, reply: str, pin: bool) -> None:
+        self._do_turn(text, Reply(reply))
+        if pin:
+            self._do_pin(self._turn, True)
+
+    def _do_resume(self, session: str) -> None:
+        if session not in self.sessions:
+            self.emit(ev.Notice(f"no saved conversation has the id {session!r}", "error"))
+            return
+        turns = self.sessions[session]
+        self._do_clear()
+        for number, (text, reply) in enumerate(turns, 1):
+            self.cache.mark()
+            record = self.cache.begin(text, len(tokens_of(text)) + HEADER_TOKENS)
+            self.cache.append(len(tokens_of(text)) + HEADER_TOKENS + len(tokens_of(reply)))
+            self.cache.end(record)
+            self._turn, self._said = number, [*self._said, (text, reply)]
+        saved = tuple(ev.SavedTurn(i, text, reply, 8, 5, 0.1, 20.0) for i, (text, reply) in enumerate(turns, 1))
+        self.emit(ev.SessionOpened(session))
+        self.emit(
+            ev.ConversationResumed(
+                session, saved[0].text, saved, self.cache.state(), self._info(), self._settings.system_prompt, 0.2
+            )
+        )
+        self._sample()
 
     def _do_switch(self, name: str) -> None:
         self.emit(ev.ModelLoading(f"Loading {name}", 1, 2))

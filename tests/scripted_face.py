@@ -51,12 +51,12 @@ def main() -> int:
     scenario: dict[str, Any] = json.loads(sys.argv[1])
     if scenario.pop("raise", False):
 
-        def broken(configuration: Configuration) -> ScriptedEngine:
+        def broken(configuration: Configuration, *_: object) -> ScriptedEngine:
             raise RuntimeError("a bug\nin the program")
 
         cli.make_engine = broken
     else:
-        cli.make_engine = lambda configuration: build(scenario, configuration)
+        cli.make_engine = lambda configuration, *_: build(scenario, configuration)
     code = cli.main(sys.argv[2:])
     if report := os.environ.get("LOADED_MODULES"):
         with open(report, "w", encoding="utf-8") as file:

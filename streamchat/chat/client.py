@@ -72,6 +72,41 @@ class ChatEngine(Protocol):
         """Measure a text that may be sent; `TextCounted` follows once the engine is idle."""
         ...
 
+    def undo(self, to_edit: bool = False) -> None:
+        """Take the newest turn back, as if it had not been: `TurnUndone`, or a `Notice` that says why not.
+
+        `to_edit` is passed on with the event: the user wants the message back.
+        """
+        ...
+
+    def retry(self) -> None:
+        """Take the newest turn back and answer its message again: `TurnUndone`, then as after `submit`.
+
+        Where there is none, a `TurnFinished` with an error follows.
+        """
+        ...
+
+    def edit(self, text: str) -> None:
+        """Take the newest turn back and send `text` in its place; events as of `retry`."""
+        ...
+
+    def quote(self, text: str, reply: str, pin: bool) -> None:
+        """A turn with a given reply, pinned where asked for; events as of `submit`, then `TurnPinned`."""
+        ...
+
+    def compact(self) -> None:
+        """Have the model sum up what would leave next; `SummaryReady` follows. Nothing is changed."""
+        ...
+
+    def open_session(self, session: str) -> None:
+        """Go on with a saved conversation: `ConversationResumed`, or a `Notice` of level 'error' that says why not."""
+        ...
+
+    @property
+    def saving(self) -> bool:
+        """The cache is being written to the disk; leaving waits for that."""
+        ...
+
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time. May be called twice."""
         ...

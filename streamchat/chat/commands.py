@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamchat import config
 from streamchat.chat import mentions
 from streamchat.chat.model_names import complete_model
+from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.status import memory_figures
 from streamchat.settings import setting_fields, spec_of
@@ -79,6 +80,7 @@ def default_registry() -> SlashRegistry:
         SlashCommand("quit", "", "leave", lambda context, argument: SlashResult(quit=True), ("exit", "q")),
     ):
         registry.add(command)
+    SessionCommands().add_to(registry)
     return registry
 
 

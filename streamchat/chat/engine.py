@@ -129,9 +129,9 @@ class Engine:
             self._turns.append(turn)
         self._requests.put(turn)
 
-    def undo(self) -> None:
+    def undo(self, to_edit: bool = False) -> None:
         """Take the newest turn back."""
-        self._requests.put(self._owner.undo_as_asked)
+        self._requests.put(lambda: self._owner.undo_as_asked(to_edit))
 
     def compact(self) -> None:
         """Have the model sum up what would leave next."""

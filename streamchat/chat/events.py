@@ -299,6 +299,7 @@ class SavedTurn:
     number: int
     text: str
     reply: str
+    prompt_tokens: int = 0
     new_tokens: int = 0
     ttft_s: float | None = None
     decode_tps: float | None = None
@@ -321,10 +322,6 @@ class ConversationResumed(Event):
     """Tokens that had to be read again; 0 where the saved cache was used."""
     message_back: str = ""
     """A message whose reply had not begun when the program ended; it is the user's again."""
-    prompt_tokens: int = 0
-    """Read so far in all turns."""
-    new_tokens: int = 0
-    """Written so far in all turns."""
 
 
 @dataclass(frozen=True)
@@ -340,11 +337,10 @@ class TurnUndone(Event):
     read_again: int = 0
     """Tokens that had to be read again for that."""
     seconds: float = 0.0
-    prompt_tokens: int = 0
-    """Of the turn, for totals."""
-    new_tokens: int = 0
     replaced: bool = False
     """Another try follows at once."""
+    to_edit: bool = False
+    """The user wants the message back, to change it."""
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,28 @@ class Owner:
         if session is None:
             self._prepare(self._configuration)
             self._record_anew()
+            self._tell_of_the_killed()
         else:
             self._open_session(session)
+
+    def _tell_of_the_killed(self) -> None:
+        """Say once that the latest conversation ended with its process, and how to have it back."""
+        if self._store is None:
+            return
+        from streamchat.store.lock import is_locked
+
+        try:
+            latest = self._store.sessions(limit=1)
+            if latest and latest[0].opened_by and not is_locked(self._store.lock_folder, latest[0].id):
+                self._store.mark_closed(latest[0].id)
+                self.emit(
+                    ev.Notice(
+                        f"The last conversation ended without being closed; /resume {latest[0].id} goes on with it "
+                        f"({latest[0].turns} turn{'s' if latest[0].turns != 1 else ''})."
+                    )
+                )
+        except StoreError:
+            _log.warning("the saved conversations could not be looked at", exc_info=True)
 
     def _open_record(self, *, required: bool) -> None:
         if self._open_store is None:
@@ -221,15 +241,15 @@ class Owner:
         assert self.conversation is not None
         assert self._info is not None
         saved = {turn.number: turn for turn in stored.turns}
-        turns, read, written = [], 0, 0
+        turns = []
         for turn in self.conversation.log.turns:
             stats = saved[turn.number].stats or {}
-            read, written = read + stats.get("prompt_tokens", 0), written + stats.get("new_tokens", 0)
             turns.append(
                 ev.SavedTurn(
                     turn.number,
                     turn.text,
                     turn.reply,
+                    stats.get("prompt_tokens", 0),
                     stats.get("new_tokens", 0),
                     stats.get("ttft_s"),
                     stats.get("decode_tps"),
@@ -246,8 +266,6 @@ class Owner:
             seconds,
             how.read_again,
             how.message_back,
-            read,
-            written,
         )
 
     def _identify(self) -> Identity:
@@ -396,11 +414,12 @@ class Owner:
             finish_reason=outcome.finish_reason,
         )
 
-    def undo(self, *, replaced: bool = False) -> str:
+    def undo(self, *, replaced: bool = False, to_edit: bool = False) -> str:
         """Take the newest turn back; returns its message.
 
         Args:
             replaced: Another try follows.
+            to_edit: The user wants the message back.
 
         Raises:
             ConfigError: There is none.
@@ -409,9 +428,6 @@ class Owner:
         assert conversation is not None
         started = time.perf_counter()
         turn = conversation.log.turns[-1] if conversation.log.turns else None
-        tokens = (0, 0)
-        if turn is not None and turn.reply_first is not None and turn.stop is not None:
-            tokens = (turn.reply_first - turn.first, turn.stop - turn.reply_first)
         taken = conversation.undo(same_draw=not replaced)
         assert turn is not None
         self._unsaved_turns = True
@@ -426,16 +442,16 @@ class Owner:
                 taken.restored,
                 taken.read_again,
                 time.perf_counter() - started,
-                *tokens,
                 replaced,
+                to_edit,
             )
         )
         return turn.text
 
-    def undo_as_asked(self) -> None:
+    def undo_as_asked(self, to_edit: bool) -> None:
         """`undo`, with a notice where there is nothing to take back."""
         try:
-            self.undo()
+            self.undo(to_edit=to_edit)
         except ConfigError as error:
             self.emit(ev.Notice(str(error), "warning"))
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.events import Event
 from streamchat.chat.status import StatusBoard
-from streamchat.errors import ConfigError
+from streamchat.errors import ConfigError, StoreError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class SlashResult:
     """To be sent to the model, as if it had been typed."""
     insert: str = ""
     """To be put into the input, unsent."""
+    over: Callable[[Event], bool] | None = None
+    """The engine is at work as with a turn, until an event for which this is true."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class SlashCommand:
     """Whether it forgets the conversation: a running reply is stopped first."""
     asks_engine: bool = False
     """It is answered by an event, so never by an engine that has ended."""
+    needs_idle: bool = False
+    """It works on what was said, so not while a reply is written."""
 
 
 _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
@@ -111,7 +116,7 @@ class SlashRegistry:
             return SlashResult(f"/{name} is not a command; {hint} (//{name} sends it as text)", error=True)
         try:
             return command.run(context, argument)
-        except ConfigError as error:
+        except (ConfigError, StoreError) as error:
             return SlashResult(str(error), error=True)
 
     def completions(self, context: SlashContext, text: str) -> list[tuple[str, str]]:

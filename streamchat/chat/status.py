@@ -53,7 +53,11 @@ class StatusBoard:
     """Cache length over time."""
     speeds: Series = field(default_factory=Series)
     """Tokens a second over time, of replies only."""
+    session: str | None = None
+    """Id under which the conversation is saved; None before its first turn, and where nothing is saved."""
     _ready_at: float | None = None
+    _turns: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens read and written, of each turn."""
 
     @property
     def uptime_s(self) -> float | None:
@@ -81,14 +85,36 @@ class StatusBoard:
                 self.busy = False
                 self.ttft_s, self.decode_tps = stats.ttft_s, stats.decode_tps
                 if not event.rolled_back:
-                    self.turns = stats.turn
-                    self.prompt_tokens += stats.prompt_tokens
-                    self.new_tokens += stats.new_tokens
+                    self._count(stats.prompt_tokens, stats.new_tokens)
+            case ev.TurnUndone(cache=cache):
+                self.cache = cache
+                if self._turns:
+                    read, written = self._turns.pop()
+                    self.turns -= 1
+                    self.prompt_tokens -= read
+                    self.new_tokens -= written
             case ev.ConversationCleared():
-                self.turns = self.prompt_tokens = self.new_tokens = 0
-                self.ttft_s = self.decode_tps = None
+                self._count_anew()
+                self.session = self.ttft_s = self.decode_tps = None
+            case ev.SessionOpened(session=session):
+                self.session = session
+            case ev.ConversationResumed():
+                self.info, self.cache = event.info, event.cache
+                self._count_anew()
+                for turn in event.turns:
+                    self._count(turn.prompt_tokens, turn.new_tokens)
             case _:
                 pass
+
+    def _count(self, read: int, written: int) -> None:
+        self._turns.append((read, written))
+        self.turns += 1
+        self.prompt_tokens += read
+        self.new_tokens += written
+
+    def _count_anew(self) -> None:
+        self._turns.clear()
+        self.turns = self.prompt_tokens = self.new_tokens = 0
 
 
 def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:

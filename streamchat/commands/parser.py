@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol, cast
 from streamchat.commands import flags
 from streamchat.errors import ConfigError
 
-COMMANDS = ("verify", "bench", "models", "config")
+COMMANDS = ("sessions", "verify", "bench", "models", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
 
 Subparsers = argparse._SubParsersAction  # the type has no public name
@@ -94,6 +94,13 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
     )
     parser.add_argument("--version", action=_VersionAction, help="print the versions that matter and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="ID",
+        help="go on with a saved conversation: the last one, or the one whose id begins so (`streamchat sessions`)",
+    )
     flags.add_setting_flags(parser)
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
 
 from streamchat.chat import events as ev
@@ -15,6 +15,7 @@ from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
+from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext, SlashResult, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
@@ -22,7 +23,7 @@ from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
 
-QUIET = {"stats"}
+QUIET = {"stats", "said", "again"}
 """Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""
 
 
@@ -58,16 +59,18 @@ class Pipe:
         context = SlashContext(self._engine, self._board)
         self._engine.subscribe(self._take)
         self._engine.start()
-        if (code := self._until(ev.ModelReady)) is not None:
+        if (code := self._until(lambda event: isinstance(event, ev.ModelReady))) is not None:
             return code
         for line in self._lines(source):
             result = registry.run(context, line)
             message = message_text(line) if result is None else self._message_of(result)
             if message:
                 self._engine.submit(message)
-                code = self._until(ev.TurnFinished)
+                code = self._until(turn_over)
             elif result is None:
                 continue
+            elif result.over is not None:
+                code = self._until(result.over)
             else:
                 self._answer(result)
                 if result.quit:
@@ -97,12 +100,12 @@ class Pipe:
             self._answer(SlashResult(str(error), error=True))
             return ""
 
-    def _until(self, kind: type[ev.Event]) -> int | None:
-        """Handle events up to the next one of `kind`; returns an exit code where the engine ended before."""
+    def _until(self, over: Callable[[ev.Event], bool]) -> int | None:
+        """Handle events up to one for which `over` is true; returns an exit code where the engine ended before."""
         while True:
             event = self._events.get()
             code = self._handle(event)
-            if code is not None or isinstance(event, kind):
+            if code is not None or over(event):
                 return code
 
     def _drain(self) -> int | None:
@@ -132,6 +135,8 @@ class Pipe:
         return None
 
     def _show(self, piece: Piece) -> None:
+        if piece.kind == "answer":
+            piece = Piece("end", piece.text + "\n")
         if piece.kind in ("reply", "thought", "end"):
             if self._out is not None and piece.text:
                 self._out.write(piece.text)

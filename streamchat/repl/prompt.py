@@ -18,6 +18,7 @@ from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
+from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext, message_text
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
@@ -66,7 +67,8 @@ class Prompt:
         self._input: InputLine | None = None
 
         self._ready = False
-        self._finished: ev.TurnFinished | None = None
+        self._told: list[ev.Event] = []
+        """What came since the last request that may end it."""
         self._answered = self._loading = False
         self._failure: ev.EngineFailed | ev.EngineClosed | None = None
         self._interrupts = 0
@@ -119,6 +121,7 @@ class Prompt:
             if given is None:
                 return
             given = printable(given.lstrip("\n").rstrip())
+            self._begin()
             result = self._registry.run(self._context, given)
             if result is None or result.message:
                 text = await self._send(message_text(given) if result is None else result.message, given)
@@ -126,7 +129,9 @@ class Prompt:
             if result.quit:
                 return
             text = result.insert
-            if result.text:
+            if result.over is not None:
+                text = await self._wait(result.over)
+            elif result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
             elif not text:  # it answers through an event
                 self._answered = False
@@ -150,15 +155,29 @@ class Prompt:
 
     async def _turn(self, message: str) -> str:
         """One message and its reply; returns the text to offer again where the turn was taken back."""
-        self._begin_turn()
-        with self._interruptible(self._stop), between_prompts(self._interrupt_key):
-            self._engine.submit(message)
-            await self._until(lambda: self._finished is not None)
-        assert self._finished is not None
-        return self._finished.text if self._finished.rolled_back else ""
+        self._begin()
+        self._engine.submit(message)
+        return await self._wait(turn_over)
 
-    def _begin_turn(self) -> None:
-        self._finished, self._interrupts = None, 0
+    async def _wait(self, over: Callable[[ev.Event], bool]) -> str:
+        """Let the engine work until an event for which `over` is true; returns the text to offer then."""
+        with self._interruptible(self._stop), between_prompts(self._interrupt_key):
+            await self._until(lambda: any(over(event) for event in self._told))
+        last = next(event for event in self._told if over(event))
+        match last:
+            case ev.TurnFinished(rolled_back=True, text=text):
+                return text
+            case ev.TurnUndone(to_edit=True, text=text):
+                return text
+            case ev.SummaryReady(text=text) if text:
+                return f"/keep {printable(text)}"
+            case ev.ConversationResumed(message_back=text):
+                return text
+            case _:
+                return ""
+
+    def _begin(self) -> None:
+        self._told, self._interrupts = [], 0
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -180,8 +199,11 @@ class Prompt:
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C came before there was anything to stop
                     self._engine.stop_reply()
-            case ev.TurnFinished():
-                self._finished = event
+            case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
+                self._told.append(event)
+            case ev.Notice() if event.level != "info":
+                self._told.append(event)
+                self._answered = True
             case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True
                 if isinstance(event, ev.Notice) and event.level == "error":

@@ -14,10 +14,13 @@ from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
 from streamchat.chat.thinking import Part, ThinkingStream
+from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
 from streamchat.units import human_seconds
 
-Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats"]
+Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
+SHOWN_AGAIN = 3
+"""Turns of a resumed conversation that are written."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ class Narrator:
                 self._held.append(piece)
             case ev.ConversationCleared():
                 return [Piece("info", cleared_sentence(event))]
+            case ev.TurnUndone() if not event.replaced or event.restored or event.read_again:
+                return [Piece("info", undone_sentence(event))]
+            case ev.SummaryReady(text=text) if text:
+                return [
+                    Piece("answer", printable(text)),
+                    Piece("info", "/keep with this text pins it; change it first"),
+                ]
+            case ev.ConversationResumed():
+                return resumed_pieces(event)
             case ev.TurnPinned():
                 what = "pinned: it stays in the cache" if event.pinned else "unpinned"
                 return [Piece("info", f"turn {event.turn} ({event.tokens} tokens) is {what}")]
@@ -112,6 +124,16 @@ class Narrator:
     def _eviction(self) -> list[Piece]:
         event, self._evicted = self._evicted, None
         return [Piece("eviction", eviction_sentence(event))] if event else []
+
+
+def resumed_pieces(event: ev.ConversationResumed) -> list[Piece]:
+    """Which conversation goes on, and its latest turns."""
+    pieces = []
+    if len(event.turns) > SHOWN_AGAIN:
+        pieces.append(Piece("stats", f"({len(event.turns) - SHOWN_AGAIN} earlier turns)"))
+    for turn in event.turns[-SHOWN_AGAIN:]:
+        pieces += [Piece("said", printable(turn.text)), Piece("again", printable(turn.reply))]
+    return [*pieces, Piece("info", printable(resumed_sentence(event)))]
 
 
 def reason_piece(event: ev.TurnFinished) -> Piece | None:

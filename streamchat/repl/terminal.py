@@ -15,7 +15,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.repl.render import Piece
 
-REPLY_LABEL = "bot> "
+REPLY_LABEL, YOU_LABEL = "bot> ", "you> "
 STYLE = Style.from_dict(
     {
         "you": "bold ansigreen",
@@ -42,6 +42,12 @@ class Terminal:
         """Write one piece; lines are safe while a prompt is on the screen (it is drawn again below)."""
         if piece.kind == "thought":
             self.line(piece.text, "thought", end="")
+        elif piece.kind == "said":
+            self.line(YOU_LABEL, "you", end="")
+            self.line(piece.text)
+        elif piece.kind == "again":
+            self.line(REPLY_LABEL, "model", end="")
+            self.line(piece.text)
         elif piece.kind not in ("reply", "end"):
             self.line(piece.text, piece.kind)
         elif piece.text:

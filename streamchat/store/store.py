@@ -124,8 +124,13 @@ class Store:
             if described is not None:
                 self._connection.execute(
                     "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",
-                    (described.dtype, described.fingerprint, described.tokenizer)
-                    + (packed(described.system_ids), session),
+                    (
+                        described.dtype,
+                        described.fingerprint,
+                        described.tokenizer,
+                        packed(described.system_ids),
+                        session,
+                    ),
                 )
             if undone_from is not None:
                 self._connection.execute(

@@ -41,7 +41,7 @@ from streamchat.tui.themes import user_themes
 
 CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
-PALETTE_HAS = {"clear", "copy", "help", "quit", "sidebar", "theme"}
+PALETTE_HAS = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
 """Commands that the palette offers in words."""
 AGAIN_S = 3.0
 """How long the first Ctrl+C counts."""
@@ -167,7 +167,14 @@ class StreamchatApp(App[int]):
         self._bridge.close()
         # not a worker: Textual and asyncio would wait for a thread that hangs
         threading.Thread(target=self._close_engine, args=(code,), name="streamchat-close", daemon=True).start()
-        self.set_timer(CLOSE_S + 0.2, lambda: self.exit(code, return_code=code))
+        self.set_timer(CLOSE_S + 0.2, lambda: self._leave_unless_saving(code))
+
+    def _leave_unless_saving(self, code: int) -> None:
+        """The engine has not closed in time. A cache that is being saved is waited for; a second Ctrl+Q does not."""
+        if self.engine.saving:
+            self.notify(f"the conversation is being saved; {hint(self, 'app.quit')} leaves at once", timeout=30)
+        else:
+            self.exit(code, return_code=code)
 
     def _close_engine(self, code: int) -> None:
         in_time = self.engine.close(CLOSE_S)
@@ -232,6 +239,14 @@ class StreamchatApp(App[int]):
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.registry, self.keys_of))
 
+    def open_sessions(self, words: str) -> None:
+        """Show the saved conversations that have `words`."""
+        self._chat.action_sessions(words)
+
+    def open_recall(self, words: str) -> None:
+        """Show the messages that have `words`."""
+        self._chat.action_recall(words)
+
     def action_open_help(self) -> None:
         """Show keys and commands."""
         self.open_help()
@@ -247,6 +262,8 @@ class StreamchatApp(App[int]):
         yield SystemCommand("Stop the reply", f"As {hint(self, 'chat.stop')}", chat.action_stop)
         yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
         yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
+        yield SystemCommand("Recall", "Find what was said and put it before the model again", chat.action_recall)
+        yield SystemCommand("Conversations", "Find a saved one and go on with it", chat.action_sessions)
         yield SystemCommand("Memory map", "Walk through what the model still sees", chat.action_focus_map)
         yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
         for section in chat.panel_sections():

@@ -37,6 +37,14 @@ class AppActions(Protocol):
         """Show the help screen."""
         ...
 
+    def open_sessions(self, words: str) -> None:
+        """Show the saved conversations that have `words`."""
+        ...
+
+    def open_recall(self, words: str) -> None:
+        """Show the messages that have `words`."""
+        ...
+
 
 def app_registry(actions: AppActions) -> SlashRegistry:
     """The shared commands and those of the app."""
@@ -75,6 +83,18 @@ def app_registry(actions: AppActions) -> SlashRegistry:
         actions.toggle_sidebar()
         return SlashResult()
 
+    def sessions(context: SlashContext, argument: str) -> SlashResult:
+        actions.open_sessions(argument)
+        return SlashResult()
+
+    def recall(context: SlashContext, argument: str) -> SlashResult:
+        actions.open_recall(argument)
+        return SlashResult()
+
+    registry.add(SlashCommand("sessions", "[WORDS]", "find a saved conversation and go on with it", sessions))
+    registry.add(
+        SlashCommand("recall", "[WORDS]", "find what was said, and put it before the model again", recall, ("find",))
+    )
     registry.add(
         SlashCommand("help", "[COMMAND]", "keys and commands", show_help, shared_help.aliases, shared_help.complete)
     )

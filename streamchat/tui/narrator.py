@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from streamchat.chat import events as ev
 from streamchat.chat.text import one_line
+from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
-from streamchat.tui.widgets.turn import Turn
+from streamchat.tui.widgets.turn import Turn, past_turn
 
 Toast = Callable[[str, str], None]
 """(sentence, 'information' | 'warning' | 'error')"""
@@ -66,6 +67,15 @@ class Narrator:
                 self.current = None
                 await self._conversation.start_over(event.system_prompt)
                 await self._conversation.say("A new conversation. Model and settings are kept.")
+            case ev.TurnUndone():
+                await self._conversation.undo_turn(event.turn)
+                if not event.replaced or event.read_again:
+                    await self._conversation.say(undone_sentence(event))
+            case ev.ConversationResumed():
+                self.current = None
+                self._conversation.model = one_line(event.info.name)
+                await self._conversation.resume(map(past_turn, event.turns), event.system_prompt)
+                await self._conversation.say(one_line(resumed_sentence(event)))
             case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
                 what = f"keeps its {tokens:,} tokens in the cache" if pinned else "may leave the cache again"
                 await self._conversation.say(f"Turn {turn} is {'' if pinned else 'un'}pinned and {what}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from streamchat.chat.client import ChatEngine
+from streamchat.chat.events import Event
 
 
 class Phase(Enum):
@@ -34,6 +36,7 @@ class Outbox:
         self.phase = Phase.LOADING
         self.waiting: str | None = None
         """The message that goes out as soon as the engine is idle."""
+        self._over: Callable[[Event], bool] | None = None
 
     def offer(self, text: str) -> Sent:
         """Send `text`, or let it wait."""
@@ -44,6 +47,17 @@ class Outbox:
             return Sent.REFUSED
         self.waiting = text
         return Sent.WAITS
+
+    def begin(self, over: Callable[[Event], bool]) -> None:
+        """The engine works on something else than a message, until an event for which `over` is true."""
+        self.phase, self._over = Phase.REPLYING, over
+
+    def is_over(self, event: Event) -> bool:
+        """Whether `event` ends what `begin` told of."""
+        if self._over is None or not self._over(event):
+            return False
+        self._over = None
+        return True
 
     def idle(self) -> str | None:
         """The engine is ready or has finished a turn; returns the message that went out now, if one waited."""

@@ -50,6 +50,11 @@ class Past:
         """How many there are before turn `number`."""
         return self._place(number)
 
+    def remove(self, number: int) -> None:
+        """Turn `number`, the newest, was taken back."""
+        if self._turns and self._turns[-1].number == number:
+            self._turns.pop()
+
     def clear(self) -> None:
         """Forget all."""
         self._turns = []

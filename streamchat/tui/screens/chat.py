@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual import on
@@ -15,6 +16,9 @@ from textual.widgets import Footer
 
 from streamchat.chat import events as ev
 from streamchat.chat import mentions, slash
+from streamchat.chat.session_commands import turn_over
+from streamchat.chat.text import printable
+from streamchat.chat.told import ACKNOWLEDGED, quoted
 from streamchat.errors import ConfigError
 from streamchat.keys import key_names
 from streamchat.telemetry.log_file import log_path
@@ -29,6 +33,7 @@ from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
 from streamchat.tui.outbox import Outbox, Phase, Sent
 from streamchat.tui.past import PastTurn
+from streamchat.tui.screens.finder import Recalled, RecallScreen, SessionsScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
 from streamchat.tui.screens.reading import ReadingScreen
 from streamchat.tui.widgets.completion import Completions
@@ -130,6 +135,8 @@ class ChatScreen(ReadingScreen):
                 continue
             await self._narrator.tell(told)
             await self._follow_up(told)
+            if self._outbox.is_over(told) and not isinstance(told, ev.TurnFinished):
+                await self._engine_idle()
         if any(not isinstance(event, ev.TextDelta) for event in events_):
             await self.conversation.show_memory(self.chat_app.board.cache)
             self._show_figures()
@@ -148,6 +155,11 @@ class ChatScreen(ReadingScreen):
                 await self._engine_idle()  # another model could not be loaded
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
+            case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(message_back=text) if text:
+                self.prompt.give_back(text)
+            case ev.SummaryReady(text=text) if text:
+                self.prompt.give_back(f"/keep {printable(text)}")
+                self._toast("the summary is in the input: change it as you like, Enter pins it", "information")
             case ev.TextCounted(text=text, tokens=tokens):
                 self._message_size.counted(text, tokens)
                 self._show_size()
@@ -245,6 +257,10 @@ class ChatScreen(ReadingScreen):
         if asks and self._outbox.phase is Phase.FAILED:
             self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
             return
+        if command is not None and command.needs_idle and self._outbox.phase is not Phase.IDLE:
+            why = "the model is not ready yet" if self._outbox.phase is Phase.LOADING else "a reply is being written"
+            self._toast(f"/{command.name} has to wait: {why}", "warning")
+            return
         if starts_over and self._outbox.phase is Phase.REPLYING:
             app.engine.stop_reply()  # or it would run on to its end first
         result = app.registry.run(slash.SlashContext(app.engine, app.board), text)
@@ -256,6 +272,9 @@ class ChatScreen(ReadingScreen):
         if result.message:
             await self._send(result.message)
             return
+        if result.over is not None:
+            self._outbox.begin(result.over)
+            self._show_keys()
         if typed:
             self.prompt.take()
         if result.insert:
@@ -265,6 +284,33 @@ class ChatScreen(ReadingScreen):
             self.conversation.follow()
         if result.quit:
             await app.action_quit()
+
+    # --- what was said, here and elsewhere ------------------------------------------------------------------
+
+    def action_sessions(self, words: str = "") -> None:
+        """Choose a saved conversation to go on with."""
+
+        def go_on(session: str | None) -> None:
+            if session is not None:
+                self.run_slash(f"/resume {session}")
+
+        self.app.push_screen(SessionsScreen(words, self.chat_app.board.session), go_on)
+
+    def action_recall(self, words: str = "") -> None:
+        """Find what was said, and put it before the model again."""
+
+        def put(recalled: Recalled | None) -> None:
+            if recalled is None:
+                return
+            if self._outbox.phase is not Phase.IDLE:
+                self._toast("that has to wait until the model is ready for a message; find it again then", "warning")
+                return
+            self._outbox.begin(turn_over)
+            text = quoted(recalled.found, time.time())
+            self.chat_app.engine.quote(text, ACKNOWLEDGED, recalled.how == "keep")
+            self._show_keys()
+
+        self.app.push_screen(RecallScreen(words, self.chat_app.board.session), put)
 
     def _complete(self, text: str) -> list[tuple[str, str]]:
         if text.startswith("/"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
@@ -140,11 +142,26 @@ class Conversation(VerticalScroll, can_focus=False):
         await self.stretch.skip(past)
 
     async def remove_turn(self, turn: Turn) -> None:
-        """The turn was rolled back. What it pushed out of the cache stays out, and stays told."""
-        for event in turn.evictions:
-            await self.add(EvictionLine(event))
+        """The turn was rolled back: what it pushed out of the cache is seen again."""
         self.stretch.turns.pop(turn.number, None)
         await turn.remove()
+
+    async def undo_turn(self, number: int) -> None:
+        """Turn `number`, the newest, was taken back."""
+        self.stretch.past.remove(number)
+        turn = self.turn(number)
+        if turn is not None:
+            await self.remove_turn(turn)
+        if not self.stretch.turns and len(self.stretch.past):
+            await self.stretch.show_newest()
+
+    async def resume(self, turns: Iterable[PastTurn], system_prompt: str) -> None:
+        """Another conversation takes the place of this one."""
+        await self.start_over(system_prompt)
+        for turn in turns:
+            self.stretch.past.add(turn)
+        await self.stretch.show_newest()
+        self.follow()
 
     async def evicted(self, event: TokensEvicted, current: Turn | None) -> None:
         """Tokens left the cache: say so in `current`, or by itself."""

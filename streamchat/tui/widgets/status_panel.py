@@ -110,6 +110,8 @@ class StatusPanel(VerticalScroll, can_focus=False):
         ]
         if board.uptime_s is not None:
             rows.append(Figure("up", duration(board.uptime_s)))
+        if board.session is not None:
+            rows.append(Figure("saved as", board.session))
         self.query_one("#totals", Figures).show(rows)
 
     def _show_model(self, board: StatusBoard) -> None:

@@ -111,6 +111,11 @@ class Stretch:
         wanted = [*self.past.before(number, STEP // 2), *self.past.after(number - 1, STEP)]
         await self._bring_back([past for past in wanted if past.number not in self.turns], at_top=True)
 
+    async def show_newest(self) -> None:
+        """Mount the last turns where none is mounted."""
+        if not self.turns:
+            await self._bring_back(self.past.before(1 << 62, STEP), at_top=False)
+
     async def leave_the_past(self) -> None:
         """Back at the end: only the newest turns, without a gap."""
         if self.gap is None:

@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widget import Widget
 
-from streamchat.chat.events import PrefillProgress, TokensEvicted, TurnFinished
+from streamchat.chat.events import FinishReason, PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
 from streamchat.chat.memory import Memory, TurnMemory
 from streamchat.chat.text import one_line
 from streamchat.settings import Thinking
@@ -209,19 +209,34 @@ def was_cut(event: TurnFinished) -> bool:
     return event.finish_reason in ("length", "cancelled")
 
 
+def past_turn(turn: SavedTurn) -> PastTurn:
+    """A turn of a saved conversation."""
+    figures = _figures_line(turn.finish_reason, turn.reply, turn.new_tokens, turn.decode_tps, turn.ttft_s)
+    cut = turn.finish_reason in ("length", "cancelled")
+    return PastTurn(turn.number, turn.text, turn.reply, figures, cut)
+
+
 def turn_figures(event: TurnFinished) -> str:
     """Tokens, speed and time to first token, and why the reply ended where that is not its own end."""
     stats = event.stats
+    return _figures_line(event.finish_reason, event.reply, stats.new_tokens, stats.decode_tps, stats.ttft_s)
+
+
+def _figures_line(
+    reason: FinishReason, reply: str, new_tokens: int, decode_tps: float | None, ttft_s: float | None
+) -> str:
+    if reply and not new_tokens and ttft_s is None and reason == "stop":
+        return "not written by the model"
     parts = []
-    if event.finish_reason == "cancelled":
+    if reason == "cancelled":
         parts.append("stopped")
-    elif event.finish_reason == "length":
-        parts.append(f"stopped at the limit of {stats.new_tokens:,} tokens (/set max_new_tokens)")
-    elif not event.reply:
+    elif reason == "length":
+        parts.append(f"stopped at the limit of {new_tokens:,} tokens (/set max_new_tokens)")
+    elif not reply:
         parts.append("the model ended its turn without a word")
-    parts.append(f"{stats.new_tokens:,} token{'s' if stats.new_tokens != 1 else ''}")
-    if stats.decode_tps is not None:
-        parts.append(f"{stats.decode_tps:.1f} tok/s")
-    if stats.ttft_s is not None:
-        parts.append(f"first token {human_seconds(stats.ttft_s)}")
+    parts.append(f"{new_tokens:,} token{'s' if new_tokens != 1 else ''}")
+    if decode_tps is not None:
+        parts.append(f"{decode_tps:.1f} tok/s")
+    if ttft_s is not None:
+        parts.append(f"first token {human_seconds(ttft_s)}")
     return " · ".join(parts)

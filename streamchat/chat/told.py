@@ -1,0 +1,57 @@
+"""Sentences about saved conversations and turns taken back, the same in every face."""
+
+from __future__ import annotations
+
+from streamchat.chat import events as ev
+from streamchat.store.records import Found, SessionInfo
+from streamchat.units import human_seconds, human_when
+
+
+def undone_sentence(event: ev.TurnUndone) -> str:
+    """What taking a turn back came to, and what it cost."""
+    text = f"Turn {event.turn} was taken back."
+    if event.restored:
+        text += f" {event.restored:,} tokens that had left for it are seen again"
+        how = f"read again in {human_seconds(event.seconds)}" if event.read_again else "nothing was read again"
+        text += f" ({how})."
+    elif event.read_again:
+        text += f" {event.read_again:,} tokens were read again in {human_seconds(event.seconds)}."
+    return text
+
+
+def resumed_sentence(event: ev.ConversationResumed) -> str:
+    """Which conversation goes on, and how its cache came back."""
+    turns = len(event.turns)
+    cache = f"{event.cache.length:,} tokens in the cache"
+    how = "read again" if event.read_again else f"back in {human_seconds(event.seconds)}, nothing read again"
+    return f"“{event.title}” ({event.session}) goes on after {turns} turn{'s' if turns != 1 else ''}; {cache}, {how}."
+
+
+def session_line(info: SessionInfo, now: float) -> str:
+    """One line of a list."""
+    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {info.model_name}  {info.title}"
+
+
+def found_line(number: int, found: Found, now: float, here: str | None) -> str:
+    """One line of what was found."""
+    who = "you" if found.role == "user" else "model"
+    place = f"turn {found.turn}" if found.session == here else f"{found.session}, turn {found.turn}"
+    undone = ", taken back" if found.undone else ""
+    return f"{number:>3}. {human_when(found.at, now)}, {place}, {who}{undone}: {found.excerpt}"
+
+
+def quoted(found: Found, now: float) -> str:
+    """A found message as it is put before the model again."""
+    who = "I said" if found.role == "user" else "you said"
+    lines = "\n".join(f"> {line}" for line in found.text.splitlines())
+    return f"Remember what {who} {human_when(found.at, now)}:\n\n{lines}"
+
+
+def kept(text: str) -> str:
+    """A summary as it is put before the model."""
+    return f"Remember this about our conversation so far:\n\n{text}"
+
+
+ACKNOWLEDGED = "Noted."
+"""The reply that is given to what the user puts before the model."""

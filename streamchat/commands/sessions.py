@@ -1,0 +1,189 @@
+"""`streamchat sessions`: list, show, rename, delete, export and import saved conversations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat.chat.told import session_line
+from streamchat.errors import ConfigError, ExitCode, SessionError
+from streamchat.store.export import export, held_turns, read_export, write_export
+from streamchat.store.lock import is_locked
+from streamchat.store.records import SessionInfo
+from streamchat.store.store import Store
+from streamchat.units import human_when
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+
+DO = ("list", "show", "rename", "delete", "export", "import")
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command and what it can do."""
+    parser = subparsers.add_parser(
+        "sessions",
+        help="list, show, rename, delete, export and import saved conversations",
+        description="Saved conversations. `streamchat --resume ID` goes on with one; ID is 'last', an id, or the start "
+        "of one.",
+    )
+    actions = parser.add_subparsers(title="what to do", dest="do", metavar="DO", parser_class=type(parser))
+
+    listing = actions.add_parser("list", help="list them, newest first (the default)")
+    listing.add_argument("words", nargs="*", metavar="WORD", help="only those whose title or messages have these words")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default: 50)")
+
+    def one(name: str, text: str) -> argparse.ArgumentParser:
+        action: argparse.ArgumentParser = actions.add_parser(name, help=text)
+        action.add_argument("id", metavar="ID", help="'last', an id, or the start of one")
+        return action
+
+    one("show", "print one; messages that the model no longer sees are marked")
+    one("rename", "give it another title").add_argument("title", metavar="TITLE")
+    one("delete", "delete it for good").add_argument("--yes", action="store_true", help="do not ask")
+    exporting = one("export", "write it to a file or to stdout")
+    exporting.add_argument(
+        "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
+    )
+    exporting.add_argument("-o", "--output", metavar="FILE", help="a new file; stdout without it")
+    importing = actions.add_parser("import", help="read one that was exported as jsonl or replay")
+    importing.add_argument("file", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code.
+
+    Raises:
+        StoreError: The database or a file cannot be used.
+        SessionError: There is no such conversation, or it is open.
+    """
+    with Store() as store:
+        match args.do:
+            case "show":
+                _show(store, store.find(args.id))
+            case "rename":
+                _rename(store, store.find(args.id), args.title)
+            case "delete":
+                return _delete(store, store.find(args.id), args.yes)
+            case "export":
+                _export(store, store.find(args.id), args)
+            case "import":
+                _import(store, Path(args.file).expanduser())
+            case _:
+                _list(store, args)
+    return ExitCode.OK
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _list(store: Store, args: argparse.Namespace) -> None:
+    words = " ".join(getattr(args, "words", []))
+    limit = getattr(args, "limit", 50)
+    if limit < 1:
+        raise ConfigError(f"--limit {limit} must be at least 1")
+    found = store.sessions(words, limit=limit + 1)
+    if getattr(args, "json", False):
+        for info in found[:limit]:
+            _say(json.dumps(_as_dict(store, info), ensure_ascii=False))
+        return
+    if not found:
+        _say(
+            f"No saved conversation has {words!r}."
+            if words
+            else "No conversation is saved yet; `streamchat` begins one."
+        )
+        return
+    now = time.time()
+    for info in found[:limit]:
+        _say(session_line(info, now) + ("  (open)" if is_locked(store.lock_folder, info.id) else ""))
+    if len(found) > limit:
+        _say("... and more; --limit N shows them")
+
+
+def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
+    path = store.snapshot_path(info.id)
+    return {
+        "id": info.id,
+        "title": info.title,
+        "created": info.created,
+        "updated": info.updated,
+        "model": info.model,
+        "model_name": info.model_name,
+        "dtype": info.dtype,
+        "turns": info.turns,
+        "compressions": info.compressions,
+        "tokens_held": sum(stop - first for first, stop in info.held),
+        "snapshot_bytes": path.stat().st_size if path.exists() else None,
+        "open": is_locked(store.lock_folder, info.id),
+    }
+
+
+def _show(store: Store, info: SessionInfo) -> None:
+    session = store.load(info.id)
+    memory = held_turns(session)
+    held = sum(stop - first for first, stop in info.held)
+    _say(f"{info.title}\n{info.id}, {info.model_name} ({info.dtype}), begun {human_when(info.created, time.time())}")
+    _say(f"{info.turns} turns, {held} tokens in the cache, {info.compressions} compressions")
+    marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
+    for turn in session.turns:
+        cut = " (cut off)" if turn.state == "running" else ""
+        _say(
+            f"\n{turn.number}. you{marks[memory[turn.number]]}\n{turn.text}\n\n{turn.number}. model{cut}\n{turn.reply}"
+        )
+
+
+def _rename(store: Store, info: SessionInfo, title: str) -> None:
+    title = " ".join(title.split())
+    if not title:
+        raise ConfigError("a title needs at least one character")
+    store.rename(info.id, title)
+    _say(f"{info.id} is called “{title}” now.")
+
+
+def _delete(store: Store, info: SessionInfo, yes: bool) -> int:
+    if is_locked(store.lock_folder, info.id):
+        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
+        answer = input(f"Delete “{info.title}” ({info.turns} turns) for good? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            _say("Nothing was deleted.")
+            return ExitCode.FAILURE
+    store.delete(info.id)
+    _say(f"{info.id} was deleted.")
+    return ExitCode.OK
+
+
+def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
+    session = store.load(info.id)
+    text = export(session, args.format)
+    if args.output:
+        write_export(Path(args.output).expanduser(), text)
+        print(f"streamchat: {len(session.turns)} turns were written to {args.output}", file=sys.stderr)
+    else:
+        sys.stdout.write(text)
+
+
+def _import(store: Store, path: Path) -> None:
+    imported = read_export(path)
+    session = store.create(
+        imported.title,
+        model=imported.model,
+        model_name=imported.model_name,
+        dtype="",
+        fingerprint="",
+        tokenizer="",  # so its texts are read, and not ids
+        settings=imported.settings,
+        system_ids=[],
+    )
+    store.write(session, turns=imported.turns)
+    turns = f"{len(imported.turns)} turn{'s' if len(imported.turns) != 1 else ''}"
+    _say(f"{session}: {turns} were imported; `streamchat --resume {session}` goes on with them.")

@@ -1,0 +1,231 @@
+"""A saved conversation as Markdown for people, as JSON lines for programs, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from streamchat.errors import StoreError
+from streamchat.store.records import StoredSession, StoredTurn
+
+Format = Literal["markdown", "jsonl", "replay"]
+FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
+"""By the end of a file's name."""
+VERSION = 1
+
+
+def export(session: StoredSession, kind: Format) -> str:
+    """The whole text of the file.
+
+    `markdown` is for reading and marks the edge of memory; `jsonl` has everything that `read_export` needs, a line a
+    message; `replay` is one line {"messages": [...]}, as `streamchat replay` and many data sets have it.
+    """
+    if kind == "markdown":
+        return "\n".join(_markdown(session)) + "\n"
+    if kind == "replay":
+        return json.dumps({"id": session.info.id, "messages": _messages(session)}, ensure_ascii=False) + "\n"
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(session))
+
+
+def write_export(path: Path, text: str) -> None:
+    """Write a new file, readable by the user only.
+
+    Raises:
+        StoreError: It exists already, or cannot be written.
+    """
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise StoreError(f"{path} exists already; give another name") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StoreError(f"{path} cannot be written ({reason}); give another name") from error
+
+
+def _system_prompt(session: StoredSession) -> str:
+    return str(session.info.settings.get("system_prompt") or "")
+
+
+def _messages(session: StoredSession) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": prompt}] if (prompt := _system_prompt(session)) else []
+    for turn in session.turns:
+        messages.append({"role": "user", "content": turn.text})
+        if turn.reply:
+            messages.append({"role": "assistant", "content": turn.reply})
+    return messages
+
+
+def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
+    info = session.info
+    yield {
+        "streamchat": VERSION,
+        "id": info.id,
+        "title": info.title,
+        "created": info.created,
+        "model": info.model,
+        "model_name": info.model_name,
+        "settings": dict(info.settings),
+    }
+    for turn in session.turns:
+        about = {"turn": turn.number, "at": turn.started}
+        yield {"role": "user", "content": turn.text, **about}
+        more = {"finish_reason": turn.finish_reason} if turn.finish_reason else {}
+        yield {"role": "assistant", "content": turn.reply, **about, **more}
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------
+
+
+def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
+    """What of each turn the cache still holds; sinks do not count."""
+    sinks = int(session.info.settings.get("num_sink_tokens", 0))
+    answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
+    for turn in session.turns:
+        first, stop = max(turn.first, sinks), turn.first + len(turn.ids)
+        held = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
+        answer[turn.number] = "seen" if held >= stop - first else "partly" if held > 0 else "forgotten"
+    return answer
+
+
+def _markdown(session: StoredSession) -> Iterator[str]:
+    info = session.info
+    yield f"# {_one_line(info.title)}"
+    yield ""
+    yield f"{info.model_name}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
+    if prompt := _system_prompt(session):
+        yield ""
+        yield "## System prompt"
+        yield ""
+        yield prompt
+    memory = held_turns(session)
+    forgotten_before = any(state == "forgotten" for state in memory.values())
+    edge = next(
+        (turn.number for turn in session.turns if memory[turn.number] != "forgotten" and not _is_pinned(session, turn)),
+        None,
+    )
+    for turn in session.turns:
+        if turn.number == edge and (forgotten_before or memory[turn.number] == "partly"):
+            yield ""
+            yield "---"
+            yield ""
+            yield "*Edge of memory: what stands above is no longer seen by the model, but for pinned turns.*"
+            yield ""
+            yield "---"
+        pinned = " (pinned)" if _is_pinned(session, turn) else ""
+        yield ""
+        yield f"## {turn.number}. You{pinned}"
+        yield ""
+        yield turn.text
+        yield ""
+        yield f"## {turn.number}. {_one_line(info.model_name)}"
+        yield ""
+        yield turn.reply or "*(no reply)*"
+
+
+def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
+    first = max(turn.first, int(session.info.settings.get("num_sink_tokens", 0)))
+    return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _date(then: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(then))
+
+
+# --- and back ---------------------------------------------------------------------------------------------------
+
+
+class ImportedSession:
+    """What a JSON lines export says."""
+
+    def __init__(self, head: dict[str, Any], turns: list[StoredTurn]) -> None:
+        self.title = str(head.get("title") or "imported")
+        self.model = str(head.get("model") or "default")
+        self.model_name = str(head.get("model_name") or self.model)
+        settings = head.get("settings")
+        self.settings: dict[str, Any] = dict(settings) if isinstance(settings, dict) else {}
+        self.turns = turns
+
+
+def read_export(path: Path) -> ImportedSession:
+    """Read what `export(..., 'jsonl')` or 'replay' wrote.
+
+    Raises:
+        StoreError: The file cannot be read, or a line of it is no message; with its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise StoreError(f"{path} is not UTF-8 text; only exports of streamchat can be imported") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+    head: dict[str, Any] = {}
+    messages: list[tuple[str, str, float]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record = _record(line, path, number)
+        if "messages" in record and isinstance(record["messages"], list):
+            head = head or {"title": record.get("title") or path.stem, "settings": {}}
+            for message in record["messages"]:
+                _take(message, path, number, head, messages)
+        elif "streamchat" in record:
+            if record["streamchat"] != VERSION:
+                raise StoreError(f"{path}: format {record['streamchat']} is not known; this streamchat reads {VERSION}")
+            head = record
+        else:
+            _take(record, path, number, head, messages)
+    turns = _turns(messages)
+    if not turns:
+        raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
+    return ImportedSession(head or {"title": path.stem}, turns)
+
+
+def _record(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise StoreError(f"{path}, line {number}: this is no JSON; nothing was imported") from None
+    if not isinstance(record, dict):
+        raise StoreError(f"{path}, line {number}: a JSON object is wanted; nothing was imported")
+    return record
+
+
+def _take(message: Any, path: Path, number: int, head: dict[str, Any], messages: list[tuple[str, str, float]]) -> None:
+    role = message.get("role") if isinstance(message, dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
+    if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        raise StoreError(
+            f'{path}, line {number}: a message needs "role" (system, user or assistant) and "content" (text); nothing '
+            "was imported"
+        )
+    if role == "system":
+        head.setdefault("settings", {})["system_prompt"] = content
+        return
+    at = message.get("at")
+    messages.append((role, content, float(at) if isinstance(at, int | float) else time.time()))
+
+
+def _turns(messages: list[tuple[str, str, float]]) -> list[StoredTurn]:
+    """User and assistant in pairs; messages of one role in a row are one message, and a missing one is empty."""
+    turns: list[StoredTurn] = []
+    last = ""
+    for role, content, at in messages:
+        if role == "user" and last == "user":
+            turns[-1].text += "\n\n" + content
+        elif role == "user" or not turns:
+            text, reply = (content, "") if role == "user" else ("", content)
+            turns.append(StoredTurn(len(turns) + 1, text, reply, 0, 0, 0, array("i"), started=at, finished=at))
+        else:
+            turns[-1].reply += ("\n\n" if turns[-1].reply else "") + content
+        last = role
+    return turns
