@@ -107,7 +107,7 @@ from tests.scripted_engine import ScriptedEngine
 def broken(self):
     raise ZeroDivisionError("in the interface")
 ChatScreen.action_follow = broken
-cli.make_engine = lambda configuration: ScriptedEngine(settings=configuration.settings)
+cli.make_engine = lambda configuration, *_: ScriptedEngine(settings=configuration.settings)
 sys.exit(cli.main([]))
 """.replace("ROOT", repr(str(Path(__file__).parents[1])))
 

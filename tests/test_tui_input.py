@@ -194,7 +194,7 @@ async def test_set_refuses_what_is_illegal() -> None:
 
 
 async def test_help_lists_keys_and_commands() -> None:
-    async with driving(ScriptedEngine(), size=(100, 60)) as driver:
+    async with driving(ScriptedEngine(), size=(100, 90)) as driver:
         await driver.pilot.press("f1")
         await driver.until(lambda: "Keys" in driver.screen_text)
         for word in ("Ctrl+J", "Shift+drag", "/set [NAME [VALUE]]", "/theme [NAME]", "/quit"):

@@ -65,7 +65,7 @@ class Owner:
         self._device = "cpu"
         self._recorder: Recorder | None = None
         self._store: Store | None = None
-        self._identity: Identity | None = None
+        self._identified: tuple[Any, tuple[object, ...], Identity] | None = None
         self._busy = False
         self._last_status = 0.0
         self._unsaved_turns = False
@@ -163,7 +163,9 @@ class Owner:
     def _take(self, configuration: Configuration, loaded: LoadedModel, assembled: Assembled) -> None:
         self._loaded, self._info, self.conversation = loaded, assembled.info, assembled.conversation
         self._configuration, self.settings = configuration, configuration.settings
-        self._device, self._identity = assembled.device, None
+        self._device = assembled.device
+        if self._identified is not None and self._identified[0] is not loaded.model:
+            self._identified = None
         self._unsaved_turns = False
 
     def switch_model(self, name: str) -> None:
@@ -229,9 +231,12 @@ class Owner:
             lock.release()
             raise
         self._recorder.adopt(self.conversation, identity, self.settings, lock, rewrite=how.rewritten)
+        if how.cut_turn:
+            self.conversation.close_cut_reply(how.cut_reply)
+            self._recorder.closed(how.cut_turn)
         if how.message_back:
             self._recorder.undone(len(self.conversation.log.turns) + 1)
-        self._unsaved_turns = bool(how.reason)
+        self._unsaved_turns = bool(how.reason or how.cut_turn)
         self.emit(ev.SessionOpened(stored_info.id))
         self.emit(self._resumed(stored, how, time.perf_counter() - started))
         for text in _sentences(how):
@@ -269,24 +274,25 @@ class Owner:
         )
 
     def _identify(self) -> Identity:
-        """Of the loaded model; some 50 ms, once a model."""
+        """Of the loaded model; some 50 ms, once a model and format."""
         from streamchat.chat.recorder import Identity
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 
-        if self._identity is None:
-            conversation, info = self.conversation, self._info
-            assert conversation is not None
-            assert info is not None
-            turns = conversation.encoder.format
-            parts = (turns.first_user_open, turns.user_open, turns.generation, turns.assistant_close, turns.strips)
-            self._identity = Identity(
+        conversation, info = self.conversation, self._info
+        assert conversation is not None
+        assert info is not None
+        turns = conversation.encoder.format
+        parts = (turns.first_user_open, turns.user_open, turns.generation, turns.assistant_close, turns.strips)
+        if self._identified is None or self._identified[:2] != (conversation.model, parts):
+            identity = Identity(
                 _lasting_name(self.settings.model),
                 info.name,
                 info.dtype,
                 model_fingerprint(conversation.model),
                 tokenizer_fingerprint(conversation.tokenizer, parts),
             )
-        return self._identity
+            self._identified = (conversation.model, parts, identity)
+        return self._identified[2]
 
     def _record_anew(self) -> None:
         if self._recorder is not None:

@@ -117,16 +117,12 @@ class Recorder:
         """
         if self.session is not None:
             session = self.session
-            self._guarded(lambda: self._close(session))
+            self._guarded(lambda: self.store.mark_closed(session))
         if self._lock is not None:
             self._lock.release()
         self.session = self._lock = self._conversation = None
         self._evictions, self._times = [], {}
         self._unwritten = self._undone_from = None
-
-    def _close(self, session: str) -> None:
-        self.store.mark_closed(session)
-        self.store.delete_if_empty(session)
 
     def flush(self) -> None:
         """Write what a failure kept from being written."""
@@ -167,6 +163,12 @@ class Recorder:
                 self._guarded(lambda: self._write_change(name, value))
             case _:
                 pass
+
+    def closed(self, number: int) -> None:
+        """Turn `number`, whose reply was cut off when a process was killed, is whole again."""
+        self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
+        self._changed(number)
+        self._guarded(self._write)
 
     def undone(self, number: int) -> None:
         """Turn `number` and later ones were taken back."""

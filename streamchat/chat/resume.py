@@ -35,7 +35,9 @@ class Resumed:
     reason: str = ""
     """Why, as the end of a sentence; '' with a snapshot."""
     cut_turn: int = 0
-    """The turn whose reply was cut off and kept; 0 for none."""
+    """The turn whose reply was cut off and is still open; 0 for none."""
+    cut_reply: tuple[int, ...] = ()
+    """The ids of that reply, for `close_cut_reply`."""
     message_back: str = ""
     """A message whose reply had not begun; it is not part of the conversation."""
     rewritten: bool = False
@@ -72,11 +74,11 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
         reason = str(error)
         read = _read_again(conversation, held, pins, turns, stored)
     conversation.cache.compression_count = compressions
-    cut_turn = 0
+    cut_turn, cut_reply = 0, list[int]()
     if turns and turns[-1].state == "running":
-        cut_turn = turns[-1].number
-        conversation.close_cut_reply(_reply_ids(conversation, turns[-1]))
-    return Resumed(time.perf_counter() - started, conversation.cache.length, read, reason, cut_turn, message_back)
+        cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
+    seconds = time.perf_counter() - started
+    return Resumed(seconds, conversation.cache.length, read, reason, cut_turn, tuple(cut_reply), message_back)
 
 
 def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequence[StoredTurn]) -> None:

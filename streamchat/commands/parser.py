@@ -9,7 +9,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
@@ -39,9 +39,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's message in our words."""
-        if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose", message):
-            word = wrong[1].strip("'\"")
-            message = f"{word} is not a command{_did_you_mean(word, COMMANDS)}"
+        if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose from (.*)\)", message):
+            word, choices = wrong[1].strip("'\""), re.findall(r"[\w-]+", wrong[2])
+            message = f"{word} is not a command{_did_you_mean(word, choices) or '; there are ' + ', '.join(choices)}"
         elif stray := re.match(r"unrecognized arguments: (.*)", message):
             message = f"{stray[1]} does not belong here"
         else:
@@ -107,7 +107,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
     )
     for name in COMMANDS:
         command(name).add_parser(subparsers)
-    for subparser in subparsers.choices.values():
+    for subparser in _all_below(subparsers):
         subparser.allow_abbrev = False
     return parser, subparsers
 
@@ -121,7 +121,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser, subparsers = build_parser()
     known: set[str] = set()
-    for each in (parser, *subparsers.choices.values()):
+    for each in (parser, *_all_below(subparsers)):
         known.update(each._option_string_actions)
     # Looked for first: argparse would take the value of a mistyped flag for the command.
     for word in argv:
@@ -131,6 +131,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if re.match(r"--?[A-Za-z]", word) and " " not in name and name not in known:
             raise ConfigError(f"{name} is not a flag{_did_you_mean(name, known)}; see streamchat --help")
     return parser.parse_args(argv)
+
+
+def _all_below(subparsers: Subparsers[Any]) -> Iterator[argparse.ArgumentParser]:
+    """Parsers of commands, and of what these can do."""
+    for each in subparsers.choices.values():
+        yield each
+        for action in each._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from _all_below(action)
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

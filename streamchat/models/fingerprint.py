@@ -34,7 +34,9 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def tokenizer_fingerprint(tokenizer: Any, format_parts: Any) -> str:
-    """Of the vocabulary and of how turns are written: where it differs, ids mean something else."""
-    text = json.dumps([sorted(tokenizer.get_vocab().items()), format_parts], default=str)
+def tokenizer_fingerprint(tokenizer: Any, format_parts: tuple[object, ...]) -> str:
+    """Of the vocabulary and of how turns are written: where it differs, ids mean something else. Some 40 ms."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+    text = "\0".join([*by_id, str(max(vocabulary.values(), default=0)), json.dumps(format_parts)])
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]

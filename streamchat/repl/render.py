@@ -48,14 +48,16 @@ class Narrator:
         self._held: list[Piece] = []
         self._speaking = False
         self._said = ""  # the last character shown of this reply
+        self._left = False  # an eviction of this turn was told
 
     def take(self, event: ev.Event) -> list[Piece]:
         """What `event` adds."""
         match event:
             case ev.TurnStarted():
                 self._stream, self._parts = PrintableStream(), ThinkingStream()
-                self._speaking, self._said, self._thought_words = False, "", 0
+                self._speaking, self._said, self._thought_words, self._left = False, "", 0, False
             case ev.TokensEvicted(trigger="between_turns") if not self._speaking:
+                self._left = True
                 return [Piece("eviction", eviction_sentence(event))]
             case ev.TokensEvicted():
                 self._evicted = merged(self._evicted, event)
@@ -118,6 +120,8 @@ class Narrator:
         line_open = self._said != "\n" if self._said else not event.rolled_back
         pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]
         self._held, self._speaking = [], False
+        if event.rolled_back and self._left:
+            pieces.append(Piece("eviction", "what had left the cache for it is seen again"))
         reason = reason_piece(event)
         return [*pieces, *([reason] if reason else []), Piece("stats", stats_line(event.stats))]
 

@@ -221,13 +221,6 @@ class Store:
             self.snapshot_path(session).unlink(missing_ok=True)
             self._connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
 
-    def delete_if_empty(self, session: str) -> None:
-        """Delete it where no turn of it was ever written, or kept and none is left."""
-        with sentences(self.path):
-            turns = self._connection.execute("SELECT 1 FROM turns WHERE session = ? AND state != 'undone'", (session,))
-            if turns.fetchone() is None:
-                self.delete(session)
-
     # --- reading ------------------------------------------------------------------------------------------------
 
     def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:

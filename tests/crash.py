@@ -1,0 +1,302 @@
+"""Kills a chat at random points, again and again, and proves each time that nothing was lost.
+
+    python -m tests.crash --times 100 [--seed 0]
+
+A process talks to a tiny model and is killed with SIGKILL: after some forwards of a prompt or a reply, inside a
+transaction of the store, inside the writing of a snapshot, or after a random time. Another one then resumes the
+conversation and checks that the database is intact, that every turn that was told as finished is there with its reply,
+that what the cache holds is exactly the saved ids, and that the next-token logits are those of a plain forward over
+them. Then a third one goes on with it. POSIX only: processes are forked, as loading torch anew each time takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from streamchat.chat import events as ev
+from streamchat.chat import recorder
+from streamchat.chat import snapshot as snapshots
+from streamchat.chat.feeder import Feeder
+from streamchat.chat.owner import Owner
+from streamchat.config import Configuration
+from streamchat.models.load import LoadedModel
+from streamchat.settings import Settings
+from streamchat.store import store as stores
+from streamchat.store.store import Store
+from tests.real_engine import tiny_loaded
+
+POINTS = ("prefill", "reply", "transaction", "snapshot", "between", "time")
+WORDS = ("the sea", "and a dragon", "a knight who sings,", "the green hill", "far away;", "why so?", "tell it again")
+
+
+@dataclass
+class Chat:
+    """A conversation without threads: what `Engine` has on its thread."""
+
+    owner: Owner
+    events: list[ev.Event]
+
+
+def open_chat(loaded: LoadedModel, database: Path, session: str | None, **settings: Any) -> Chat:
+    """Begin a conversation, or resume one."""
+    events: list[ev.Event] = []
+    chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
+    owner = Owner(Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database))
+    owner.begin(session)
+    return Chat(owner, events)
+
+
+# --- the process that is killed ---------------------------------------------------------------------------------
+
+
+def die() -> None:
+    """At once, without any cleaning up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(point: str, rng: random.Random) -> Callable[[], None]:
+    """Let this process die at a random occurrence of `point`; returns what to call between turns."""
+    left = rng.randint(
+        1, {"prefill": 12, "reply": 60, "transaction": 120, "snapshot": 8, "between": 5, "time": 1}[point]
+    )
+
+    def tick(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            die()
+
+    def before(owner: Any, name: str, tick: Callable[..., None]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            tick(*args)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    match point:
+        case "prefill":
+            before(Feeder, "forward", lambda self, ids: tick() if len(ids) > 1 else None)
+        case "reply":
+            before(Feeder, "forward", lambda self, ids: tick() if len(ids) == 1 else None)
+        case "transaction":
+            connect = stores.connect
+
+            def traced(path: Path) -> Any:
+                connection = connect(path)
+                connection.set_trace_callback(tick)
+                return connection
+
+            stores.connect = traced  # type: ignore[assignment]
+        case "snapshot":
+            for owner, name in ((snapshots, "save_file"), (snapshots, "_flush"), (snapshots.os, "replace")):
+                before(owner, name, tick)
+        case "between":
+            return tick
+        case _:
+            threading.Timer(rng.uniform(0.0, 1.5), die).start()
+    return lambda: None
+
+
+def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rng: random.Random, size: int) -> None:
+    """Say things until killed; finished turns are written to `told`, a line each: number and reply."""
+    recorder.BATCH_S = rng.choice((0.0, 0.5))
+    between = arm(rng.choice(POINTS), rng)
+    chat = open_chat(loaded, database, session, cache_size=size, seed=rng.randrange(10**6))
+    for _ in range(12):
+        text = " ".join(rng.choices(WORDS, k=rng.choice((2, 5, 30))))
+        chat.owner.take_turn(text, lambda: False, over=lambda: None)
+        finished = chat.events[-1]
+        while not isinstance(finished, ev.TurnFinished):
+            chat.events.pop()
+            finished = chat.events[-1]
+        if not finished.rolled_back:
+            os.write(told, f"{finished.stats.turn}\t{finished.reply!r}\n".encode())
+        between()
+        if rng.random() < 0.15:
+            os.write(told, b"undoing\n")
+            chat.owner.undo()
+            os.write(told, b"undone\n")
+    chat.owner.end()
+
+
+# --- the process that checks ------------------------------------------------------------------------------------
+
+
+def check(loaded: LoadedModel, database: Path, told: list[str], size: int) -> str:
+    """Resume and compare; returns how it was resumed.
+
+    Raises:
+        AssertionError: Something was lost, or is wrong.
+    """
+    with Store(database) as store:
+        assert store.check() == "", store.check()
+        known = store.sessions(limit=1)
+        if not known:
+            assert not told
+            return "nothing was begun"
+        session, saved = known[0].id, store.load(known[0].id)
+    numbers = [turn.number for turn in saved.turns]
+    assert numbers == list(range(1, len(numbers) + 1)), numbers
+    assert all(turn.state == "done" for turn in saved.turns[:-1])
+    for number, reply in finished_turns(told).items():
+        assert number <= len(saved.turns), f"turn {number} was finished and is not there"
+        assert saved.turns[number - 1].reply == reply, number
+
+    chat = open_chat(loaded, database, session, cache_size=size)
+    [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
+    fresh = resumed.read_again > 0
+    compare(chat, loaded, exact=pure(chat) or not saved.evictions)
+    state = (chat.owner.conversation.log.ids.tolist(), chat.owner.conversation.cache.ledger.runs)  # type: ignore[union-attr]
+    chat.owner.end()
+    with Store(database) as store:
+        store.snapshot_path(session).unlink(missing_ok=True)
+    again = open_chat(loaded, database, session, cache_size=size)
+    compare(again, loaded, exact=pure(again))
+    assert state == (again.owner.conversation.log.ids.tolist(), again.owner.conversation.cache.ledger.runs)  # type: ignore[union-attr]
+    again.owner.end()
+    return "read again" if fresh else "from the snapshot"
+
+
+def pure(chat: Chat) -> bool:
+    """Whether the cache was read again, and nothing left it since: closing a reply that was cut off may need room."""
+    [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
+    return resumed.read_again > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
+
+
+def finished_turns(told: list[str]) -> dict[int, str]:
+    """What the killed process had told: replies by turn, those that were taken back left out."""
+    replies: dict[int, str] = {}
+    for line in told:
+        if line == "undoing":  # and done, or cut off before
+            replies.popitem()
+        elif line != "undone":
+            number, _, reply = line.partition("\t")
+            replies[int(number)] = eval(reply)  # a repr that we wrote
+    return replies
+
+
+def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
+    """The cache against the saved ids, and against a plain forward over what it holds."""
+    conversation = chat.owner.conversation
+    assert conversation is not None
+    cache, log = conversation.cache, conversation.log
+    assert cache.lengths == [cache.length] * len(cache.streaming_layers)
+    assert cache.ledger.next_index == len(log)
+    assert cache.length <= cache.cache_size
+    for turn in log.turns:
+        assert turn.stop is not None
+    if not cache.length:
+        return
+    kept = log.take(cache.ledger.runs)
+    got = conversation.next_logits()
+    if exact:
+        conversation.close()
+        with torch.inference_mode():
+            plain = loaded.model(torch.tensor([kept])).logits[0, -1]
+        conversation.reopen()
+        torch.testing.assert_close(got, plain, atol=2e-4, rtol=0)
+
+
+# --- one after the other ----------------------------------------------------------------------------------------
+
+
+def in_a_child(work: Callable[[int], None]) -> tuple[int, str]:
+    """Run `work(fd)` in a forked process; returns its wait status and what it wrote to the descriptor."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        code = 1
+        try:
+            work(write)
+            code = 0
+        except BaseException:
+            import traceback
+
+            os.write(write, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    os.close(write)
+    parts = []
+    while part := os.read(read, 65536):
+        parts.append(part)
+    os.close(read)
+    return os.waitpid(child, 0)[1], b"".join(parts).decode("utf-8", "replace")
+
+
+def crash(times: int, seed: int, folder: Path, say: Callable[[str], None] = lambda text: None) -> Counter[str]:
+    """Kill `times` processes; returns how each conversation was had back.
+
+    Raises:
+        AssertionError: One of them was not.
+    """
+    torch.set_num_threads(1)
+    loaded = tiny_loaded()
+    rng = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    kills = begun = 0
+    while kills < times:
+        if kills % 10 == 0:  # a new conversation from time to time
+            begun += 1
+            size = rng.choice((96, 1024))
+        database = folder / str(begun) / "streamchat.db"
+        session = None
+        if database.exists():
+            with Store(database) as store:
+                session = store.sessions(limit=1)[0].id if store.sessions(limit=1) else None
+        own = random.Random(rng.random())
+        status, said = in_a_child(lambda fd: talk(loaded, database, session, fd, own, size))  # noqa: B023
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, said
+        killed = os.WIFSIGNALED(status)
+        told = said.splitlines() if killed else []
+
+        def checked(fd: int, told: list[str] = told, database: Path = database, size: int = size) -> None:
+            if database.exists():
+                os.write(fd, check(loaded, database, told, size).encode())
+            else:
+                os.write(fd, b"nothing was begun")
+
+        status, answer = in_a_child(checked)
+        assert status == 0, f"after kill {kills + 1}: {answer}"
+        if killed:
+            kills += 1
+            outcomes[answer] += 1
+            say(f"{kills}: {answer}")
+    return outcomes
+
+
+def main() -> int:
+    """Run it and print what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["STREAMCHAT_HOME"] = folder
+        outcomes = crash(args.times, args.seed, Path(folder), lambda text: print(text, file=sys.stderr))
+    listed = ", ".join(f"{count} {how}" for how, count in outcomes.most_common())
+    print(f"killed {args.times} times in {time.perf_counter() - started:.0f} s; conversations had back: {listed}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
