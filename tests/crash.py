@@ -201,8 +201,13 @@ def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
     assert cache.lengths == [cache.length] * len(cache.streaming_layers)
     assert cache.ledger.next_index == len(log)
     assert cache.length <= cache.cache_size
+    assert not cache.length or cache.ledger.runs[-1][1] == len(log), "the newest token is not held"
     for turn in log.turns:
         assert turn.stop is not None
+        said = conversation.tokenizer.decode(log.ids[turn.first : turn.stop].tolist())
+        assert turn.text.strip(), turn.number
+        assert turn.text in said, (turn.text, said)
+        assert turn.reply in said, (turn.reply, said)
     if not cache.length:
         return
     kept = log.take(cache.ledger.runs)
