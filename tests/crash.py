@@ -204,7 +204,7 @@ def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
     assert not cache.length or cache.ledger.runs[-1][1] == len(log), "the newest token is not held"
     for turn in log.turns:
         assert turn.stop is not None
-        said = conversation.tokenizer.decode(log.ids[turn.first : turn.stop].tolist())
+        said = conversation.tokenizer.decode(log.ids[turn.first : turn.stop].tolist(), skip_special_tokens=True)
         assert turn.text.strip(), turn.number
         assert turn.text in said, (turn.text, said)
         assert turn.reply in said, (turn.reply, said)
