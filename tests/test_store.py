@@ -83,6 +83,9 @@ def test_what_is_written_is_read(store: Store) -> None:
     grown = replace(turns[1], reply="and so", state="done", stats={"turn": 2, "ttft_s": None}, finish_reason="stop")
     store.write(session, turns=[grown])
     assert list(store.load(session).turns) == [turns[0], grown]
+    # and shrinks again, where only a part of a character was there
+    store.write(session, turns=[replace(grown, reply="")])
+    assert store.load(session).turns[1].reply == ""
     assert store.check() == ""
 
 

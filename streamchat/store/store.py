@@ -180,7 +180,11 @@ class Store:
                 (*values, row),
             )
         for role, text in (("user", turn.text), ("assistant", turn.reply)):
-            if text or role == "user":
+            if (
+                not text and role == "assistant"
+            ):  # not begun; or cut off within its first character, and nothing is left
+                self._connection.execute("DELETE FROM messages WHERE turn = ? AND role = ?", (row, role))
+            else:
                 self._connection.execute(
                     "INSERT INTO messages (turn, role, text) VALUES (?, ?, ?) "
                     "ON CONFLICT (turn, role) DO UPDATE SET text = excluded.text WHERE text != excluded.text",
