@@ -1,0 +1,239 @@
+"""Taking back, finding, keeping and resuming in the app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual.widgets import Input, OptionList
+
+from streamchat.chat import events as ev
+from streamchat.settings import Settings
+from streamchat.store.store import Store
+from streamchat.tui.outbox import Phase
+from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.screens.finder import RecallScreen, SessionsScreen
+from streamchat.tui.widgets.turn import Turn
+from tests.app_driver import NASTY, Driver, driving
+from tests.scripted_engine import Reply, ScriptedEngine
+from tests.test_store import a_session, a_turn
+
+
+def stored(*titles: str) -> list[str]:
+    """Sessions in the user's own store, each with a turn about its title."""
+    ids = []
+    with Store() as store:
+        for title in titles:
+            ids.append(a_session(store, title))
+            store.write(ids[-1], turns=[a_turn(1, f"Tell me about {title}", f"{title} is {NASTY}")])
+    return ids
+
+
+async def idle(driver: Driver) -> None:
+    await driver.until(lambda: driver.chat._outbox.phase is Phase.IDLE, "an idle engine")
+
+
+async def test_undo_takes_the_turn_off_the_screen_and_out_of_the_figures() -> None:
+    async with driving(ScriptedEngine(["first", "second"])) as driver:
+        await driver.ask("one")
+        await driver.ask("two")
+        await driver.enter("/undo")
+        await driver.until(lambda: "Turn 2 was taken back." in driver.lines)
+        assert [turn.text for turn in driver.turns] == ["one"]
+        board = driver.app.board
+        assert (board.turns, board.new_tokens) == (1, 1)
+        assert driver.prompt.text == ""
+        await idle(driver)
+        await driver.ask("three")
+        assert [(turn.number, turn.text) for turn in driver.turns] == [(1, "one"), (2, "three")]
+
+
+async def test_what_comes_back_is_told_with_its_cost() -> None:
+    settings = Settings(cache_size=64, num_sink_tokens=4, max_new_tokens=16)
+    async with driving(ScriptedEngine(["word " * 14] * 3, settings=settings)) as driver:
+        for text in ("one", "two", "three"):
+            await driver.ask(text)
+        event = ev.TurnUndone(3, "three", "word", driver.engine.cache.state(), 31, 52, 0.25)
+        driver.engine.emit(event)
+        await driver.until(lambda: any("taken back" in line for line in driver.lines))
+        assert driver.lines[-1] == (
+            "Turn 3 was taken back. 31 tokens that had left for it are seen again (read again in 250 ms)."
+        )
+
+
+async def test_retry_and_edit_replace_the_turn() -> None:
+    engine = ScriptedEngine(["first", "second", "third", "fourth"])
+    async with driving(engine) as driver:
+        await driver.ask("one")
+        await driver.enter("/retry")
+        await driver.until(lambda: [t.reply_text for t in driver.turns] == ["second"])
+        await idle(driver)
+        await driver.enter("/edit two")
+        await driver.until(lambda: [(t.text, t.reply_text) for t in driver.turns] == [("two", "third")])
+        await idle(driver)
+        await driver.enter("/edit")
+        await driver.until(lambda: driver.prompt.text == "two")
+        assert driver.turns == []
+        await driver.pilot.press("!", "enter")
+        await driver.until(lambda: [(t.text, t.reply_text) for t in driver.turns] == [("two!", "fourth")])
+        assert engine.submitted == ["one", "two!"]
+
+
+async def test_nothing_to_take_back() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        await driver.enter("/undo")
+        await driver.until(lambda: any("nothing was said yet" in line for line in driver.lines))
+        await idle(driver)
+        for command in ("/retry", "/edit", "/edit x"):
+            await driver.enter(command)
+            assert "yet" in driver.toasts[-1]
+            driver.prompt.clear()
+
+
+async def test_what_works_on_turns_waits_for_the_reply() -> None:
+    async with driving(ScriptedEngine([Reply("a slow reply", hold_after=1)])) as driver:
+        await driver.enter("one")
+        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        for command in ("/undo", "/retry", "/edit x", "/compact", "/keep x", "/resume abc"):
+            await driver.enter(command)
+            assert driver.toasts[-1] == f"{command.split()[0]} has to wait: a reply is being written"
+            driver.prompt.clear()
+        driver.engine.release()
+
+
+async def test_recall_finds_while_one_types_and_enter_puts_it_before_the_model() -> None:
+    stored("the sea", "a dragon")
+    engine = ScriptedEngine()
+    async with driving(engine) as driver:
+        await driver.pilot.press("ctrl+r")
+        await driver.until(lambda: isinstance(driver.app.screen, RecallScreen))
+        assert "Type words to find what was said." in driver.screen_text
+        await driver.pilot.press(*"drag")
+        rows = driver.app.screen.query_one(OptionList)
+        await driver.until(lambda: rows.option_count == 2)
+        assert f"a dragon is {NASTY}" in driver.screen_text
+        await driver.pilot.press("down")
+        assert rows.highlighted == 1
+        await driver.pilot.press("enter")
+        await driver.until(lambda: engine.calls[-1][0] == "quote")
+        text, reply, pin = engine.calls[-1][1]
+        assert (text.startswith("Remember what "), "a dragon" in text, reply, pin) == (True, True, "Noted.", False)
+        await driver.until(lambda: driver.turns and driver.turns[0].reply_text == "Noted.")
+        await idle(driver)
+
+
+async def test_recall_with_words_and_pinning() -> None:
+    stored("the sea")
+    engine = ScriptedEngine()
+    async with driving(engine) as driver:
+        await driver.enter("/recall the sea")
+        await driver.until(lambda: isinstance(driver.app.screen, RecallScreen))
+        assert driver.app.screen.query_one(Input).value == "the sea"
+        await driver.until(lambda: driver.app.screen.query_one(OptionList).option_count == 2)
+        await driver.pilot.press("ctrl+k")
+        await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
+        assert engine.calls[-1][1][2] is True
+        await driver.until(lambda: driver.turns[0].memory.pinned)
+
+
+async def test_nothing_found_and_back() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        await driver.enter("/recall unicorn")
+        await driver.until(lambda: "Nothing was said with “unicorn”." in driver.screen_text)
+        await driver.pilot.press("enter", "ctrl+k", "down")
+        assert isinstance(driver.app.screen, RecallScreen)
+        await driver.pilot.press("escape")
+        assert isinstance(driver.app.screen, ChatScreen)
+        await driver.pilot.press("ctrl+l")
+        await driver.until(lambda: "No conversation is saved yet." in driver.screen_text)
+        await driver.pilot.press("escape")
+        assert driver.app.focused is driver.prompt
+
+
+async def test_a_conversation_is_chosen_and_goes_on() -> None:
+    sea, dragon = stored("the sea", "a dragon")
+    engine = ScriptedEngine()
+    engine.sessions = {sea: [(f"question {n}", f"answer {n}") for n in range(1, 31)]}
+    async with driving(engine) as driver:
+        await driver.ask("something else")
+        await driver.pilot.press("ctrl+l")
+        screen: Any = driver.app.screen
+        assert isinstance(screen, SessionsScreen)
+        assert [info.id for info in screen._sessions] == [dragon, sea]
+        await driver.pilot.press(*"sea")
+        await driver.until(lambda: [info.id for info in screen._sessions] == [sea])
+        await driver.pilot.press("enter")
+        await driver.until(lambda: driver.app.board.turns == 30)
+        assert engine.calls[-1] == ("open_session", (sea,))
+        await driver.until(lambda: [turn.number for turn in driver.turns] == list(range(21, 31)))
+        assert driver.turns[-1].reply_text == "answer 30"
+        assert driver.turns[-1].figures_text == "5 tokens · 20.0 tok/s · first token 100 ms"
+        assert driver.lines[-1] == (
+            f"“question 1” ({sea}) goes on after 30 turns; {driver.app.board.cache.length} tokens in the cache, "
+            "back in 200 ms, nothing read again."
+        )
+        assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("ElsewhereLine"))
+        await idle(driver)
+        last = await driver.ask("go on")
+        assert last.number == 31
+        # the older ones come back as one scrolls to them
+        turn = await driver.conversation.go_to(3)
+        assert isinstance(turn, Turn)
+        assert (turn.text, turn.reply_text) == ("question 3", "answer 3")
+
+
+async def test_a_conversation_that_cannot_be_opened_changes_nothing() -> None:
+    [sea] = stored("the sea")
+    async with driving(ScriptedEngine()) as driver:
+        await driver.ask("one")
+        await driver.enter(f"/resume {sea}")
+        await driver.until(lambda: any("no saved conversation" in line for line in driver.lines))
+        await idle(driver)
+        assert [turn.text for turn in driver.turns] == ["one"]
+        await driver.enter("/resume zzz")
+        assert "no saved conversation has the id 'zzz'" in driver.toasts[-1]
+
+
+async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:
+    engine = ScriptedEngine()
+    async with driving(engine) as driver:
+        await driver.ask("one")
+        await driver.enter("/compact")
+        await driver.until(lambda: driver.prompt.text == "/keep They spoke of the sea.")
+        await idle(driver)
+        await driver.pilot.press("backspace", "!", "enter")
+        await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
+        text, reply, pin = next(args for name, args in engine.calls if name == "quote")
+        assert text == "Remember this about our conversation so far:\n\nThey spoke of the sea!"
+        assert (reply, pin) == ("Noted.", True)
+
+
+async def test_a_message_that_was_never_answered_is_in_the_input_again() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        cache, info = driver.engine.cache.state(), driver.app.board.info
+        assert info is not None
+        driver.engine.emit(ev.ConversationResumed("abc", "The sea", (), cache, info, "", 0.1, 0, "why is it green?"))
+        await driver.until(lambda: driver.prompt.text == "why is it green?")
+
+
+async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
+    [sea] = stored("the sea")
+    async with driving(ScriptedEngine()) as driver:
+        await driver.enter("/export")
+        assert "begins with its first turn" in driver.toasts[-1]
+        driver.prompt.clear()
+        driver.engine.emit(ev.SessionOpened(sea))
+        await driver.ask("one")
+        await driver.until(lambda: driver.figures("totals")["saved as"] == sea)
+        await driver.enter("/export sea.md")
+        await driver.until(lambda: bool(driver.outputs))
+        assert driver.outputs[-1] == "1 turn(s) written to sea.md"
+        await driver.enter("/export sea.md")
+        assert "exists already" in driver.toasts[-1]
+        driver.prompt.clear()
+        await driver.enter("/export sea.doc")
+        assert "must end in one of .md, .jsonl, .json" in driver.toasts[-1]
+        driver.prompt.clear()
+        await driver.enter("/title  Of the   sea ")
+        await driver.until(lambda: "“Of the sea”" in driver.outputs[-1])
+    with Store() as store:
+        assert store.find(sea).title == "Of the sea"
