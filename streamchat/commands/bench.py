@@ -1,36 +1,46 @@
-"""`streamchat bench --ui`: how the app feels, in figures."""
+"""`streamchat bench`: how the app feels, and what resuming costs, in figures."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
 from streamchat.commands import flags
+from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
+from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
+    from streamchat.models.load import LoadedModel
+
+Progress = Callable[..., None]
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure how the app feels: key-to-screen delay, and what drawing costs",
-        description="Measure on this machine, in one run and with one loaded model: the delay from a key to the screen "
-        "while a reply streams (p50, p95), the decode speed in the app against headless, and the "
-        "processor time of drawing.",
+        help="measure how the app feels, and what resuming costs",
+        description="Measure on this machine, in one run and with one loaded model. --ui: the delay from a key to the "
+        "screen while a reply streams (p50, p95), the decode speed in the app against headless, and the processor time "
+        "of drawing. --resume: putting a saved cache back, against reading its tokens again.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size"))
     own = parser.add_argument_group("bench")
-    own.add_argument("--ui", action="store_true", help="measure the app (the only bench so far)")
-    own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of three replies (default: 5)")
-    own.add_argument("--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply (default: 128)")
+    what = own.add_mutually_exclusive_group()
+    what.add_argument("--ui", action="store_true", help="measure the app")
+    what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
+    own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default: 5)")
+    own.add_argument(
+        "--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply with --ui (default: 128)"
+    )
     own.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -42,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         ModelError: The model cannot be had, or cannot stream.
         StreamchatError: A reply failed, or was too short to be measured.
     """
-    if not args.ui:
-        raise ConfigError("nothing to measure; give --ui")
+    if not (args.ui or args.resume):
+        raise ConfigError("nothing to measure; give --ui or --resume")
     if args.rounds < 1:
         raise ConfigError(f"--rounds {args.rounds} must be at least 1")
     configuration = flags.configuration_of(args)
@@ -56,22 +66,45 @@ def run(args: argparse.Namespace) -> int:
         from streamchat.chat.assemble import load_from_settings
 
         loaded = load_from_settings(configuration, progress)
-        # headless commands know nothing of the app; this one is about it
-        bench: Any = import_module("streamchat.tui.bench")
-        figures = bench.measure_ui(configuration, lambda *_: loaded, args.rounds, progress)
+        measure = _ui if args.ui else _resume
+        figures, text = measure(configuration, loaded, args.rounds, progress)
     finally:
         line.clear()
-    if args.json:
-        text = json.dumps(figures.as_dict())
-    else:
-        text = (
-            f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.rounds} rounds of {figures.tokens} tokens\n"
-            f"key to screen while streaming  p50 {figures.key_to_screen_p50_ms:.1f} ms, "
-            f"p95 {figures.key_to_screen_p95_ms:.1f} ms ({figures.keys} keys)\n"
-            f"decode in the app              {figures.app_tps:.1f} tok/s\n"
-            f"decode headless                {figures.headless_tps:.1f} tok/s\n"
-            f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}\n"
-            f"drawing                        {100 * figures.core_share:.1f} % of a core"
-        )
-    sys.stdout.write(text + "\n")
+    sys.stdout.write((json.dumps(figures) if args.json else text) + "\n")
     return ExitCode.OK
+
+
+def _ui(
+    configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
+) -> tuple[dict[str, Any], str]:
+    # headless commands know nothing of the app; this one is about it
+    bench: Any = import_module("streamchat.tui.bench")
+    figures = bench.measure_ui(configuration, lambda *_: loaded, rounds, progress)
+    text = (
+        f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.rounds} rounds of {figures.tokens} tokens\n"
+        f"key to screen while streaming  p50 {figures.key_to_screen_p50_ms:.1f} ms, "
+        f"p95 {figures.key_to_screen_p95_ms:.1f} ms ({figures.keys} keys)\n"
+        f"decode in the app              {figures.app_tps:.1f} tok/s\n"
+        f"decode headless                {figures.headless_tps:.1f} tok/s\n"
+        f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}\n"
+        f"drawing                        {100 * figures.core_share:.1f} % of a core"
+    )
+    return figures.as_dict(), text
+
+
+def _resume(
+    configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
+) -> tuple[dict[str, Any], str]:
+    from streamchat.chat.bench import measure_resume
+
+    figures = measure_resume(configuration, loaded, rounds, progress)
+    same = "equal to the bit" if figures.same_logits else "NOT equal"
+    text = (
+        f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.tokens} tokens in the cache, "
+        f"{figures.rounds} rounds\n"
+        f"saving           {figures.save_ms:.0f} ms, {human_bytes(figures.snapshot_bytes)}\n"
+        f"resuming         {figures.resume_ms:.0f} ms; the next logits are {same}\n"
+        f"reading it again {figures.prefill_ms:.0f} ms\n"
+        f"ratio            {figures.ratio:.1f}"
+    )
+    return figures.as_dict(), text

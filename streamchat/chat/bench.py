@@ -1,0 +1,120 @@
+"""What resuming costs, in figures: a saved cache put back, against reading its tokens again."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamchat.cache import checkpoint
+from streamchat.chat.assemble import assemble
+from streamchat.chat.conversation import Conversation
+from streamchat.chat.snapshot import Snapshot, load, save
+from streamchat.config import Configuration
+from streamchat.models.load import LoadedModel
+
+SENTENCE = "The keeper of the lighthouse wrote down every ship, its flag, its course and the colour of the sky. "
+
+
+@dataclass(frozen=True)
+class ResumeFigures:
+    """The result of one run. Medians, in milliseconds."""
+
+    tokens: int
+    """In the cache, which was full and had evicted."""
+    snapshot_bytes: int
+    save_ms: float
+    """Copying the cache and writing the file, flushed to the disk."""
+    resume_ms: float
+    """Reading the file, checking it, and filling the cache."""
+    prefill_ms: float
+    """Reading the same tokens again, in the chunks that a chat uses."""
+    ratio: float
+    """Median of prefill / resume, a pair a round."""
+    same_logits: bool
+    """The next-token logits after resuming equal those before, to the bit."""
+    rounds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure_resume(
+    configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Callable[[str], None]
+) -> ResumeFigures:
+    """Fill a cache past its budget, then save, resume and prefill it in turn.
+
+    Args:
+        configuration: `cache_size` is the size that is measured.
+        loaded: The model.
+        rounds: How many; one more warms up.
+        progress: Told what is going on.
+
+    Raises:
+        StreamchatError: The settings do not fit the model.
+    """
+    assembled = assemble(configuration, loaded, lambda event: None, lambda stage, *_: progress(stage))
+    conversation = assembled.conversation
+    cache = conversation.cache
+    progress("Filling the cache")
+    reply = SENTENCE * max(2, cache.cache_size // 100)
+    while cache.compression_count < 3:
+        conversation.run_turn("Go on with the log book, please.", lambda: False, reply=reply)
+    saving, resuming, prefilling = list[float](), list[float](), list[float]()
+    same, size = True, 0
+    runs, length = tuple(cache.ledger.runs), len(conversation.log)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cache.safetensors"
+        for number in range(rounds + 1):
+            progress(f"Round {number} of {rounds}")
+            started = time.perf_counter()
+            size = save(path, _snapshot(conversation))
+            saved = time.perf_counter()
+            before = _logits(conversation)
+            cache.reset()
+            resumed_from = time.perf_counter()
+            checkpoint.restore(cache, load(path).checkpoint, conversation.device)
+            resumed = time.perf_counter()
+            same = same and torch.equal(_logits(conversation), before)
+            prefill_from = time.perf_counter()
+            conversation.read_again(runs, length)
+            done = time.perf_counter()
+            # the cache as it was: what was read again lacks what it had taken from evicted tokens
+            checkpoint.restore(cache, load(path).checkpoint, conversation.device)
+            if number:
+                saving.append(saved - started)
+                resuming.append(resumed - resumed_from)
+                prefilling.append(done - prefill_from)
+    conversation.close()
+    return ResumeFigures(
+        tokens=cache.length,
+        snapshot_bytes=size,
+        save_ms=1000 * statistics.median(saving),
+        resume_ms=1000 * statistics.median(resuming),
+        prefill_ms=1000 * statistics.median(prefilling),
+        ratio=statistics.median(a / b for a, b in zip(prefilling, resuming, strict=True)),
+        same_logits=same,
+        rounds=rounds,
+    )
+
+
+def _snapshot(conversation: Conversation) -> Snapshot:
+    taken = checkpoint.take(conversation.cache)
+    ids = array("i", conversation.log.take(taken.runs))
+    return Snapshot("bench", taken, ids, conversation.draw, "", "", {})
+
+
+def _logits(conversation: Conversation) -> torch.Tensor:
+    """Next-token logits, with the cache left as it was."""
+    kept = checkpoint.take(conversation.cache)
+    logits = conversation.next_logits().clone()
+    checkpoint.restore(conversation.cache, kept, conversation.device)
+    return logits
