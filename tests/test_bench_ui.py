@@ -1,11 +1,13 @@
-"""`streamchat bench --ui` on a tiny model: what it counts, and its sentences where it cannot measure."""
+"""`streamchat bench` on a tiny model: what it counts, and its sentences where it cannot measure."""
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
+from streamchat import cli
 from streamchat.chat.assemble import Load
 from streamchat.config import Configuration
 from streamchat.errors import ModelNotFoundError, StreamchatError
@@ -50,3 +52,17 @@ def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
 
     with pytest.raises(StreamchatError, match="no model 'nope' here"):
         measured(8, load)  # type: ignore[arg-type]
+
+
+def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("streamchat.chat.assemble.load_from_settings", lambda *_: tiny_loaded())
+    assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["same_logits"] is True
+    assert 64 < figures["tokens"] <= 128
+    assert figures["rounds"] == 2
+    assert min(figures["save_ms"], figures["resume_ms"], figures["prefill_ms"], figures["ratio"]) > 0
+    assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "1"]) == 0
+    assert "the next logits are equal to the bit" in capsys.readouterr().out
+    assert cli.main(["bench"]) == 2
+    assert "give --ui or --resume" in capsys.readouterr().err

@@ -434,3 +434,71 @@ def test_a_summary_changes_nothing(database: Path) -> None:
         chat.engine.compact()
         assert chat.wait(ev.SummaryReady).text == ""
         assert "nothing to sum up" in chat.wait(ev.Notice).text
+
+
+def test_the_next_start_says_that_the_last_conversation_was_not_closed(database: Path) -> None:
+    with a_session(database) as (_, session):
+        pass
+    with Store(database) as store:
+        store.mark_open(session, 4711)  # as a process leaves it that is killed
+    with running(store=database) as chat:
+        told = chat.wait(ev.Notice).text
+        assert told == f"The last conversation ended without being closed; /resume {session} goes on with it (5 turns)."
+    with running(store=database) as chat:
+        chat.turn("x")
+        assert not [notice for notice in chat.of(ev.Notice) if "closed" in notice.text]
+
+
+def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a crash: the turn is still running in the store."""
+    monkeypatch.setattr("streamchat.chat.recorder.BATCH_S", 0.0)
+    with a_session(database, QUESTIONS[:2], cache_size=512, max_new_tokens=30) as (chat, session):
+        chat.engine.submit("a long story")
+        chat.wait(ev.TextDelta, len(chat.of(ev.TextDelta)) + 10)
+        with Store(database) as store:
+            killed = store.load(session).turns[-1]
+        chat.wait(ev.TurnFinished, 3)
+    assert killed.state == "running"
+    with Store(database) as store:
+        row = "(SELECT id FROM turns WHERE number = 3)"
+        store._connection.execute(f"UPDATE messages SET text = 'x' WHERE role = 'assistant' AND turn = {row}")
+        sql = "UPDATE turns SET state = 'running', ids = ?, stats = NULL, finish_reason = NULL WHERE number = 3"
+        from streamchat.store.records import packed
+
+        store._connection.execute(sql, (packed(killed.ids),))
+        held = [(0, killed.first + len(killed.ids))]
+        store._connection.execute("UPDATE sessions SET held = ?", (json.dumps(held),))
+    with running(store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        last = resumed.turns[-1]
+        conversation: Any = chat.engine._conversation
+        opening = len(conversation.encoder.reply_opening())
+        written = len(killed.ids) - (killed.reply_first - killed.first) - opening
+        assert last.finish_reason == "cancelled"
+        assert 0 < last.new_tokens <= written
+        assert last.reply
+        assert killed.reply.startswith(last.reply[:3])
+        assert any("is kept" in notice.text for notice in chat.of(ev.Notice))
+        assert chat.turn("go on").stats.turn == 4
+    with Store(database) as store:
+        assert [turn.state for turn in store.load(session).turns] == ["done"] * 4
+
+
+def test_an_imported_conversation_goes_on(database: Path) -> None:
+    from array import array
+
+    from streamchat.store.records import StoredTurn
+
+    with Store(database) as store:
+        facts = {"model": "default", "model_name": "x", "dtype": "", "fingerprint": "", "tokenizer": ""}
+        session = store.create("Imported", settings={"system_prompt": "Be kind."}, system_ids=[], **facts)
+        turns = [StoredTurn(n, f"question {n}", f"answer {n}", 0, 0, 0, array("i")) for n in (1, 2)]
+        store.write(session, turns=turns)
+    with running(store=database, session=session, cache_size=256) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.system_prompt == "Be kind."
+        conversation: Any = chat.engine._conversation
+        text = conversation.tokenizer.decode(conversation.log.take(conversation.cache.ledger.runs))
+        assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
+        assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")
+        assert chat.turn("and 3?").stats.turn == 3

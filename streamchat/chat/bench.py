@@ -19,7 +19,10 @@ from streamchat.chat.conversation import Conversation
 from streamchat.chat.snapshot import Snapshot, load, save
 from streamchat.config import Configuration
 from streamchat.models.load import LoadedModel
+from streamchat.store.records import CacheMark, StoredTurn
+from streamchat.store.store import Store
 
+TRANSCRIPT_TURNS = 1000
 SENTENCE = "The keeper of the lighthouse wrote down every ship, its flag, its course and the colour of the sky. "
 
 
@@ -40,6 +43,8 @@ class ResumeFigures:
     """Median of prefill / resume, a pair a round."""
     same_logits: bool
     """The next-token logits after resuming equal those before, to the bit."""
+    transcript_ms: float
+    """Reading `TRANSCRIPT_TURNS` saved turns from the store: this grows with their number, the rest does not."""
     rounds: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,8 +107,28 @@ def measure_resume(
         prefill_ms=1000 * statistics.median(prefilling),
         ratio=statistics.median(a / b for a, b in zip(prefilling, resuming, strict=True)),
         same_logits=same,
+        transcript_ms=1000 * _transcript_s(rounds),
         rounds=rounds,
     )
+
+
+def _transcript_s(rounds: int) -> float:
+    """Median seconds of reading a long conversation from a store of its own."""
+    held = CacheMark(((0, 4), (99_004, 100_004)), ((0, 4),), tuple(range(99_004, 100_004, 100)), 90)
+    turns = [
+        StoredTurn(n, SENTENCE, SENTENCE * 4, 4 + 100 * n, 8 + 100 * n, 30 + 100 * n, array("i", range(100)), held)
+        for n in range(TRANSCRIPT_TURNS)
+    ]
+    times = []
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "bench.db") as store:
+        about = {"model": "", "model_name": "", "dtype": "", "fingerprint": "", "tokenizer": ""}
+        session = store.create("bench", settings={}, system_ids=range(4), **about)
+        store.write(session, turns=turns, cache=held)
+        for _ in range(rounds):
+            started = time.perf_counter()
+            store.load(session)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def _snapshot(conversation: Conversation) -> Snapshot:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation, TurnOutcome
+    from streamchat.chat.log import TurnRecord
     from streamchat.chat.recorder import Identity, Recorder
     from streamchat.chat.resume import Resumed
     from streamchat.models.load import LoadedModel
@@ -245,26 +246,12 @@ class Owner:
     def _resumed(self, stored: StoredSession, how: Resumed, seconds: float) -> ev.ConversationResumed:
         assert self.conversation is not None
         assert self._info is not None
-        saved = {turn.number: turn for turn in stored.turns}
-        turns = []
-        for turn in self.conversation.log.turns:
-            stats = saved[turn.number].stats or {}
-            turns.append(
-                ev.SavedTurn(
-                    turn.number,
-                    turn.text,
-                    turn.reply,
-                    stats.get("prompt_tokens", 0),
-                    stats.get("new_tokens", 0),
-                    stats.get("ttft_s"),
-                    stats.get("decode_tps"),
-                    stats.get("finish_reason", "cancelled"),
-                )
-            )
+        stats = {turn.number: turn.stats for turn in stored.turns}
+        turns = tuple(self._saved_turn(turn, stats[turn.number]) for turn in self.conversation.log.turns)
         return ev.ConversationResumed(
             stored.info.id,
             stored.info.title,
-            tuple(turns),
+            turns,
             self.conversation.state(),
             self._info,
             self.settings.system_prompt,
@@ -272,6 +259,27 @@ class Owner:
             how.read_again,
             how.message_back,
         )
+
+    def _saved_turn(self, turn: TurnRecord, stats: Mapping[str, Any] | None) -> ev.SavedTurn:
+        if stats is not None:
+            return ev.SavedTurn(
+                turn.number,
+                turn.text,
+                turn.reply,
+                stats.get("prompt_tokens", 0),
+                stats.get("new_tokens", 0),
+                stats.get("ttft_s"),
+                stats.get("decode_tps"),
+                stats.get("finish_reason", "stop"),
+            )
+        # cut off by a crash, or imported: counted from the ids
+        assert self.conversation is not None
+        encoder = self.conversation.encoder
+        opening, close = len(encoder.reply_opening()), len(encoder.close())
+        reply_first = turn.first if turn.reply_first is None else turn.reply_first
+        stop = reply_first if turn.stop is None else turn.stop
+        read, written = reply_first - turn.first + opening, max(0, stop - reply_first - opening - close)
+        return ev.SavedTurn(turn.number, turn.text, turn.reply, read, written, finish_reason="cancelled")
 
     def _identify(self) -> Identity:
         """Of the loaded model; some 50 ms, once a model and format."""

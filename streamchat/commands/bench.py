@@ -95,7 +95,7 @@ def _ui(
 def _resume(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    from streamchat.chat.bench import measure_resume
+    from streamchat.chat.bench import TRANSCRIPT_TURNS, measure_resume
 
     figures = measure_resume(configuration, loaded, rounds, progress)
     same = "equal to the bit" if figures.same_logits else "NOT equal"
@@ -105,6 +105,7 @@ def _resume(
         f"saving           {figures.save_ms:.0f} ms, {human_bytes(figures.snapshot_bytes)}\n"
         f"resuming         {figures.resume_ms:.0f} ms; the next logits are {same}\n"
         f"reading it again {figures.prefill_ms:.0f} ms\n"
-        f"ratio            {figures.ratio:.1f}"
+        f"ratio            {figures.ratio:.1f}\n"
+        f"the transcript   {figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns, beside that"
     )
     return figures.as_dict(), text
