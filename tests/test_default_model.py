@@ -98,7 +98,7 @@ def test_it_answers_over_many_evictions(default_model_home: Path) -> None:
             assert "\N{REPLACEMENT CHARACTER}" not in finished.reply
             if question == QUESTIONS[0]:
                 assert "Paris" in finished.reply
-        cache: Any = chat.engine._conversation.cache  # type: ignore[union-attr]
+        cache: Any = chat.engine.conversation.cache  # type: ignore[union-attr]
         assert cache.lengths == [cache.length] * 30
         last = chat.of(ev.TurnFinished)[-1].stats
     assert last.compressions >= 5

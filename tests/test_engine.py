@@ -24,7 +24,7 @@ def test_a_conversation_far_beyond_the_cache() -> None:
     """Every figure told is what the layers hold; turns are told when they go, each once."""
     with running() as chat:
         chat.wait(ev.ModelReady)
-        cache = chat.engine._conversation.cache  # type: ignore[union-attr]
+        cache = chat.engine.conversation.cache  # type: ignore[union-attr]
         lengths: list[list[int]] = []
         chat.engine.subscribe(lambda event: lengths.append(cache.lengths))
         for number in range(1, 13):
@@ -44,7 +44,7 @@ def test_a_conversation_far_beyond_the_cache() -> None:
         assert (info.dtype, info.device, info.cache_size, info.chat_format) == ("float32", "cpu", 128, "template")
         assert info.pinned_tokens > 0
         # tied or not, each weight counts once
-        assert info.parameters == sum(p.numel() for p in chat.engine._conversation.model.parameters())  # type: ignore[union-attr]
+        assert info.parameters == sum(p.numel() for p in chat.engine.conversation.model.parameters())  # type: ignore[union-attr]
 
 
 def test_the_order_of_events_of_a_run() -> None:
@@ -145,7 +145,7 @@ def test_a_turn_that_waits_can_be_taken_back() -> None:
 def test_a_turn_that_fails_is_taken_back_and_said_and_the_chat_goes_on() -> None:
     with running(temperature=0.0) as chat:
         chat.turn("one")
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         before = conversation.state()
         ids = conversation.log.ids[:]
 
@@ -206,7 +206,7 @@ def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> Non
     ) as chat:
         for number in range(8):
             chat.turn(f"story {number} about the sea")
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         cache = conversation.cache
         assert cache.compression_count >= 3
         chat.engine.close(30)
@@ -224,7 +224,7 @@ def test_a_roll_back_on_models_that_cannot_be_cut_or_moved(family: str) -> None:
     with running(other_model(family), temperature=0.0, cache_size=128, repetition_penalty=1.0) as chat:
         for text in ("one", "two", "three"):
             chat.turn(text)
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         before, ids = conversation.state(), conversation.log.ids[:]
 
         def fail(*args: Any) -> None:
@@ -268,7 +268,7 @@ def test_closing_ends_a_running_reply_and_drops_what_waits() -> None:
         assert chat.engine.close(30)
         assert chat.wait(ev.TurnFinished).finish_reason == "cancelled"
         assert len(chat.of(ev.TurnStarted)) == 1
-        model: Any = chat.engine._conversation.model  # type: ignore[union-attr]
+        model: Any = chat.engine.conversation.model  # type: ignore[union-attr]
         assert not model._forward_pre_hooks
         assert chat.engine.close()  # a second time
 
@@ -302,7 +302,7 @@ def test_only_the_engine_s_thread_touches_the_model() -> None:
     with running() as chat:
         chat.wait(ev.ModelReady)
         threads: set[str] = set()
-        model: Any = chat.engine._conversation.model  # type: ignore[union-attr]
+        model: Any = chat.engine.conversation.model  # type: ignore[union-attr]
         model.register_forward_pre_hook(lambda *_: threads.add(threading.current_thread().name))
         chat.turn("hi")
         chat.engine.clear()

@@ -114,7 +114,7 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         for number in range(1, 9):
             await driver.enter(f"Tell me story {number} about the sea and the dragon.")
             await driver.until(lambda n=number: driver.app.board.turns == n and not driver.app.board.busy, "the turn")
-        conversation = engine._conversation
+        conversation = engine.conversation
         assert conversation is not None
         cache = conversation.cache
         await driver.until(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.smoke
 
 def segments_of(watched: Watched) -> dict[tuple[str, int], ev.Segment]:
     """The newest ones, checked against the layers."""
-    conversation: Any = watched.engine._conversation
+    conversation: Any = watched.engine.conversation
     state = conversation.state()
     assert sum(segment.tokens for segment in state.segments) == state.length == max(conversation.cache.lengths)
     return {(segment.part, segment.turn): segment for segment in state.segments}
@@ -29,14 +29,14 @@ def test_segments_name_sinks_system_block_and_messages_in_slot_order() -> None:
     with running(system_prompt="Be brief.") as watched:
         watched.turn("one")
         watched.turn("two and more words")
-        state = watched.engine._conversation.state()  # type: ignore[union-attr]
+        state = watched.engine.conversation.state()  # type: ignore[union-attr]
         parts = [(segment.part, segment.turn) for segment in state.segments]
         expected = [("user", 1), ("assistant", 1), ("user", 2), ("assistant", 2)]
         assert parts == [("sinks", 0), ("system", 0), *expected]
         assert all(segment.tokens == segment.total for segment in state.segments)
-        log = watched.engine._conversation.log  # type: ignore[union-attr]
+        log = watched.engine.conversation.log  # type: ignore[union-attr]
         second = log.turns[1]
-        tokenizer = watched.engine._conversation.tokenizer  # type: ignore[union-attr]
+        tokenizer = watched.engine.conversation.tokenizer  # type: ignore[union-attr]
         user, reply = log.ids[second.first : second.reply_first], log.ids[second.reply_first : second.stop]
         assert tokenizer.decode(user) == "<|im_start|>user\ntwo and more words"
         assert tokenizer.decode(reply).startswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -58,7 +58,7 @@ def test_segments_follow_what_leaves() -> None:
 def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
     with running(cache_size=256, max_new_tokens=8) as watched:
         watched.turn("remember me")
-        tokens, before = held(watched, 1), watched.engine._conversation.state().pinned  # type: ignore[union-attr]
+        tokens, before = held(watched, 1), watched.engine.conversation.state().pinned  # type: ignore[union-attr]
         watched.engine.pin(1)
         pinned = watched.wait(ev.TurnPinned)
         assert (pinned.turn, pinned.pinned, pinned.tokens) == (1, True, tokens)
@@ -110,14 +110,14 @@ def test_another_model_takes_over_and_begins_anew() -> None:
 
     with running(load) as watched:
         watched.turn("hello")
-        before: Any = watched.engine._conversation
+        before: Any = watched.engine.conversation
         watched.engine.switch_model("missing")
         assert "missing is not a model" in watched.wait(ev.Notice).text
-        assert watched.engine._conversation is before
+        assert watched.engine.conversation is before
         assert watched.turn("still there?").stats.turn == 2
         watched.engine.switch_model("other")
         watched.wait(ev.ModelReady, 2)
-        after: Any = watched.engine._conversation
+        after: Any = watched.engine.conversation
         assert after.model.config.model_type == "gpt_neox"
         assert watched.engine.settings.model == "other"
         assert not before.model._forward_pre_hooks

@@ -33,7 +33,7 @@ def said(chat: Watched, questions: list[str]) -> list[str]:
 
 
 def logits_of(chat: Watched) -> torch.Tensor:
-    conversation: Any = chat.engine._conversation
+    conversation: Any = chat.engine.conversation
     return conversation.next_logits().clone()
 
 
@@ -64,7 +64,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
     with running(load, store=database, **sampling) as chat:
         said(chat, QUESTIONS)
         session = session_of(database)
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         left = conversation.state()
         assert (left.compressions > 0) == (size == 96)
         ids = conversation.log.ids.tolist()
@@ -77,7 +77,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
         assert resumed.read_again == 0
         assert resumed.session == session
         assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
-        conversation = chat.engine._conversation
+        conversation = chat.engine.conversation
         assert conversation.log.ids.tolist() == ids
         assert conversation.state() == left
         assert chat.engine.settings.cache_size == size
@@ -87,7 +87,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
 
 def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path) -> None:
     with a_session(database, cache_size=96) as (chat, session):
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         held, ids = conversation.cache.ledger.runs, conversation.log.ids.tolist()
         compressions = conversation.cache.compression_count
         model = conversation.model
@@ -98,7 +98,7 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.read_again == sum(stop - first for first, stop in held)
         assert "because no cache was saved with it" in chat.wait(ev.Notice).text
-        conversation = chat.engine._conversation
+        conversation = chat.engine.conversation
         assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
         assert conversation.cache.compression_count == compressions
         assert conversation.cache.pins == ((0, conversation.system_tokens),)
@@ -181,7 +181,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert len(resumed.turns) == 5
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
@@ -191,7 +191,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.read_again == 0
-        assert chat.engine._conversation.log.ids.tolist() == ids  # type: ignore[union-attr]
+        assert chat.engine.conversation.log.ids.tolist() == ids  # type: ignore[union-attr]
 
 
 def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
         patch.setattr(real_engine, "Configuration", lambda s, o, f: make(s, {"cache_size": "--cache-size"}, f))
         with running(store=database, session=session, cache_size=160) as chat:
             resumed = chat.wait(ev.ConversationResumed)
-            conversation: Any = chat.engine._conversation
+            conversation: Any = chat.engine.conversation
             assert resumed.cache.length <= 160
             assert resumed.cache.first_visible_turn > 1
             assert "does not fit into 160" in chat.wait(ev.Notice).text
@@ -257,7 +257,7 @@ def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
         chat.engine.set_option("temperature", 0.25)
         said(chat, QUESTIONS * 2)
         told = chat.of(ev.TokensEvicted)
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         pins = conversation.cache.pins
         session = session_of(database)
     assert len(told) > 2
@@ -271,7 +271,7 @@ def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
     assert len(pins) == 2
     with running(store=database, session=session) as chat:
         chat.wait(ev.ConversationResumed)
-        assert chat.engine._conversation.cache.pins == pins  # type: ignore[union-attr]
+        assert chat.engine.conversation.cache.pins == pins  # type: ignore[union-attr]
         assert chat.engine.settings.temperature == 0.25
 
 
@@ -308,7 +308,7 @@ def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
             assert chat.wait(ev.TurnUndone, 6 - number).turn == number
         undone = chat.of(ev.TurnUndone)
         assert all(event.read_again == 0 for event in undone)
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         assert len(conversation.log) == conversation.log.turns[-1].stop == conversation.cache.ledger.next_index
 
 
@@ -404,7 +404,7 @@ def test_a_snapshot_every_so_many_turns(database: Path) -> None:
             with Store(database) as store:
                 path = store.snapshot_path(session_of(database))
             moments.append(snapshots.load(path).checkpoint.next_index if path.exists() else 0)
-        stops = [turn.stop for turn in chat.engine._conversation.log.turns]  # type: ignore[union-attr]
+        stops = [turn.stop for turn in chat.engine.conversation.log.turns]  # type: ignore[union-attr]
     assert moments == [0, stops[1], stops[1], stops[3], stops[3]]
     assert path.stat().st_mode & 0o077 == 0
     assert snapshots.load(path).checkpoint.next_index == stops[4]
@@ -421,7 +421,7 @@ def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> 
 def test_a_summary_changes_nothing(database: Path) -> None:
     with running(store=database, cache_size=128) as chat:
         said(chat, QUESTIONS)
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         before = (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state())
         chat.engine.compact()
         summary = chat.wait(ev.SummaryReady)
@@ -471,7 +471,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         last = resumed.turns[-1]
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         opening = len(conversation.encoder.reply_opening())
         written = len(killed.ids) - (killed.reply_first - killed.first) - opening
         assert last.finish_reason == "cancelled"
@@ -497,7 +497,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
     with running(store=database, session=session, cache_size=256) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
-        conversation: Any = chat.engine._conversation
+        conversation: Any = chat.engine.conversation
         text = conversation.tokenizer.decode(conversation.log.take(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
         assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")

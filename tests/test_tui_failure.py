@@ -58,7 +58,7 @@ def nan(output: Any) -> Any:
 async def test_a_turn_that_fails_is_said_and_the_chat_goes_on(hook: Callable[..., Any], sentence: str) -> None:
     async with real() as driver:
         await driver.ask("The sea.")
-        conversation = driver.engine._conversation  # type: ignore[attr-defined]
+        conversation = driver.engine.conversation  # type: ignore[attr-defined]
         handle = conversation.model.register_forward_hook(hook)
         await driver.enter("The dragon and the king.")
         await driver.until(lambda: any("The turn was taken back" in line for line in driver.lines))

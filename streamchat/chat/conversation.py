@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -388,7 +389,9 @@ class Conversation:
         """Feed a reply that somebody else wrote."""
         ids = self.encoder.text(reply)
         self._show(turn, reply)
-        self._feeder.feed(ids + self.encoder.close())
+        fed = ids + self.encoder.close()
+        if fed:
+            self._checked(self._feeder.feed(fed))
         turn.stop, turn.reply = len(self.log), reply
         return TurnOutcome(turn.number, reply, "stop", prompt_tokens, 0, None, None)
 
@@ -397,7 +400,8 @@ class Conversation:
             self._emit(ev.TextDelta(turn.number, text))
 
     def _checked(self, logits: Tensor) -> Tensor:
-        if bool(torch.isnan(logits).any()):
+        # the largest one is NaN where any is, and infinite where one is
+        if not math.isfinite(float(logits.max())):
             raise TurnError(
                 "the model's output is not a number; the turn was taken back, and --dtype float32 usually helps"
             )

@@ -91,7 +91,8 @@ class Engine:
         return self._owner.saving.is_set()
 
     @property
-    def _conversation(self) -> Conversation | None:
+    def conversation(self) -> Conversation | None:
+        """What the engine's thread works on. For subscribers, which are called on that thread, and for nobody else."""
         return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:

@@ -1,0 +1,301 @@
+"""`streamchat replay FILE...`: scripted conversations through the living cache, every turn checked, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat import paths
+from streamchat.chat.text import one_line
+from streamchat.commands import flags
+from streamchat.config import Configuration
+from streamchat.errors import ConfigError, ExitCode
+from streamchat.replay.durations import seconds_of
+from streamchat.replay.script import FORMATS, Script, read_scripts, steps
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+    from streamchat.replay.invariants import Violation
+    from streamchat.replay.run import Folder, Run
+
+KEPT = ("files", "format", "strict", "fresh", "teacher_forced", "repeat", "duration", "max_turns", "max_drift")
+"""Arguments that `--resume-run` takes from the run it goes on with."""
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "replay",
+        help="run scripted conversations through the cache, check every turn, and write a report",
+        description="Say what the files say, turn by turn, in one endless conversation; check after every turn that "
+        "the cache is what it should be, that memory stays, and that nothing gets slower; write report.json, "
+        "report.html and turns.jsonl. Exit code 0 if everything held, 4 if something did not.",
+    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="scripts: conversations, MT-Bench, messages or text")
+    own = parser.add_argument_group("replay")
+    own.add_argument(
+        "--format", choices=FORMATS, default="auto", help="of the files; auto looks at them (default: auto)"
+    )
+    own.add_argument("--strict", action="store_true", help="a line that cannot be used ends the run before it begins")
+    own.add_argument("--fresh", action="store_true", help="a new conversation for every record of a script")
+    own.add_argument(
+        "--teacher-forced", action="store_true", help="feed the answers of the script in place of generating some"
+    )
+    own.add_argument("--repeat", default="1", metavar="N", help="go through the files so often, or 'forever'")
+    own.add_argument("--duration", metavar="TIME", help="begin no turn after 90s, 30m, 8h, 2d")
+    own.add_argument("--max-turns", type=int, metavar="N", help="end after so many turns")
+    own.add_argument(
+        "--max-drift",
+        type=float,
+        default=25.0,
+        metavar="PERCENT",
+        help="times may grow by so much over the latest 400 turns (default: 25)",
+    )
+    own.add_argument("--out", metavar="FOLDER", help="a new folder for the report (default: one in the state folder)")
+    own.add_argument("--resume-run", metavar="FOLDER", help="go on with a run that was ended")
+    own.add_argument("--quiet", action="store_true", help="no line a turn, no progress bar")
+    flags.add_setting_flags(
+        parser,
+        (
+            *("model", "device", "dtype", "attention", "cache_size", "compression_ratio", "num_sink_tokens", "evict"),
+            *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
+            *("system_prompt", "chat_format", "snapshot_turns"),
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code.
+
+    Raises:
+        ConfigError: An argument or a file is wrong.
+        ModelError: The model cannot be had, or cannot stream.
+    """
+    from streamchat.replay.run import Folder
+    from streamchat.telemetry.log_file import start_logging
+
+    start_logging()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    configuration = flags.configuration_of(args)
+    rows: list[dict[str, Any]] = []
+    if args.resume_run:
+        folder = Folder(Path(args.resume_run).expanduser())
+        configuration = _go_on(args, folder, configuration)
+        rows = folder.rows()
+        folder.keep_whole(rows)
+    else:
+        folder = Folder(_new_folder(args.out))
+    repeat = _repeat(args.repeat)
+    until = None if args.duration is None else seconds_of(args.duration, "--duration")
+    _check_numbers(args)
+    script = _read(args)
+    if not args.resume_run:
+        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = {name: getattr(args, name) for name in KEPT}
+        about["files"] = [str(Path(file).expanduser().resolve()) for file in args.files]
+        folder.about.write_text(json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1), "utf-8")
+    return _replay(args, configuration, folder, script, rows, repeat, until)
+
+
+def _replay(
+    args: argparse.Namespace,
+    configuration: Configuration,
+    folder: Folder,
+    script: Script,
+    rows: list[dict[str, Any]],
+    repeat: int | None,
+    until: float | None,
+) -> int:
+    from streamchat.chat.engine import Engine
+    from streamchat.commands.replay_view import View
+    from streamchat.replay.invariants import Inspector
+    from streamchat.replay.report import make_report, write_report
+    from streamchat.replay.run import Run, restored_totals
+    from streamchat.store.store import Store
+
+    session = rows[-1]["session"] if rows else ""
+    engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None)
+    said = steps(script, fresh=args.fresh, teacher_forced=args.teacher_forced, repeat=repeat)
+    total = None if repeat is None else script.turns * repeat
+    if args.max_turns is not None:
+        total = args.max_turns if total is None else min(total, args.max_turns)
+        said = islice(said, args.max_turns)
+    view = View(sys.stderr, total, quiet=args.quiet, done=len(rows), until=until)
+
+    def on_violation(violation: Violation) -> None:
+        path = going.dump(violation)
+        where = f"; see {path}" if path else ""
+        view.say(f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}")
+
+    def on_turn(row: dict[str, Any]) -> None:
+        rows.append(row)
+        view.turn(row, going.totals)
+
+    inspector = Inspector(args.max_drift / 100, on_violation)
+    going = Run(engine, islice(said, len(rows), None), folder, inspector, on_turn, until)
+    going.totals = restored_totals(rows)
+    going.session = session
+    if session:
+        going.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
+    engine.subscribe(view.loading)
+    for problem in script.problems[:10]:
+        view.say(f"left out: {problem}")
+    if len(script.problems) > 10:
+        view.say(f"left out: {len(script.problems) - 10} more lines")
+    with view, _stopping(going, view):
+        going.run()
+    engine.close(60.0)
+    if going.failure is not None and not rows:
+        view.say(going.failure.message)
+        return going.failure.exit_code
+    inspector.check_trends()
+    ended = _why(going, until, total)
+    report = make_report(
+        about=json.loads(folder.about.read_text(encoding="utf-8")),
+        settings=asdict(configuration.settings),
+        model=asdict(going.info) if going.info is not None else {"name": "?", "dtype": "?", "device": "?"},
+        totals=going.totals,
+        invariants=inspector.invariants.values(),
+        rows=rows,
+        problems=[str(problem) for problem in script.problems],
+        ended=ended,
+    )
+    as_json, as_html = write_report(folder.path, report, rows)
+    _print(report, as_json, as_html)
+    if going.failure is not None:
+        return going.failure.exit_code
+    if not inspector.holds:
+        return ExitCode.CHECK_FAILED
+    return ExitCode.INTERRUPTED if going.stop.is_set() else ExitCode.OK
+
+
+def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
+    totals = report["totals"]
+    lines = [
+        f"{totals['turns']:,} turns, {totals['tokens']:,} tokens, {totals['compressions']:,} compressions, "
+        f"{totals['tokens_evicted']:,} tokens evicted; {report['ended']}"
+    ]
+    width = max(len(check["name"]) for check in report["invariants"])
+    for check in report["invariants"]:
+        state = "holds" if check["holds"] else "VIOLATED"
+        if not check["checked"]:
+            state = "not looked at"
+        detail = check["first"] or check["last"]
+        lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
+    lines += [f"report: {as_html}", f"        {as_json}"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _why(run: Run, until: float | None, total: int | None) -> str:
+    if run.failure is not None:
+        return f"ended by a failure: {run.failure.message}"
+    if run.stop.is_set():
+        return "stopped by the user"
+    if until is not None and (total is None or run.totals.turns < total):
+        return "the duration was over"
+    return "all was said"
+
+
+@contextmanager
+def _stopping(run: Run, view: Any) -> Iterator[None]:
+    """Ctrl+C ends the run after the turn, a second one stops the reply, a third one leaves at once."""
+    presses = 0
+
+    def stop(*_: object) -> None:
+        nonlocal presses
+        presses += 1
+        run.stop.set()
+        if presses == 1:
+            view.say("stopping after this turn; Ctrl+C again stops the reply")
+        elif presses == 2:
+            run.engine.stop_reply()
+        else:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------
+
+
+def _new_folder(given: str | None) -> Path:
+    if given is None:
+        name = time.strftime("%Y%m%d-%H%M%S")
+        path = paths.state_dir() / "runs" / name
+        number = 1
+        while path.exists():
+            number += 1
+            path = path.with_name(f"{name}-{number}")
+        return path
+    path = Path(given).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"--out {given}: there is something already; give a new folder, or --resume-run {given}")
+    return path
+
+
+def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuration) -> Configuration:
+    """Arguments and settings of the run in `folder`; some may be given anew."""
+    from dataclasses import replace
+
+    from streamchat.config import check_value
+    from streamchat.settings import setting_fields
+
+    try:
+        about = json.loads(folder.about.read_text(encoding="utf-8"))
+        settings = about.pop("settings")
+        known = {name: about[name] for name in KEPT}
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise ConfigError(f"--resume-run {folder.path}: there is no run in it that could go on") from None
+    if args.files:
+        raise ConfigError("--resume-run goes on with the files of that run; give no FILE")
+    for name, value in known.items():
+        if name not in ("duration", "max_turns") or getattr(args, name) is None:
+            setattr(args, name, value)
+    place = str(folder.about)
+    values = {name: check_value(name, settings[name], place) for name in setting_fields() if name in settings}
+    return replace(
+        configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, place)
+    )
+
+
+def _repeat(given: str) -> int | None:
+    if given == "forever":
+        return None
+    if not str(given).isdecimal() or int(given) < 1:
+        raise ConfigError(f"--repeat {given}: a number from 1 on, or 'forever', is wanted")
+    return int(given)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.max_turns is not None and args.max_turns < (0 if args.resume_run else 1):
+        raise ConfigError(f"--max-turns {args.max_turns} must be at least 1")
+    if not args.max_drift > 0:
+        raise ConfigError(f"--max-drift {args.max_drift:g} must be above 0")
+
+
+def _read(args: argparse.Namespace) -> Script:
+    if not args.files:
+        raise ConfigError("nothing to say; give at least one FILE")
+    script = read_scripts([Path(file).expanduser() for file in args.files], args.format)
+    if args.strict and script.problems:
+        more = f" (and {len(script.problems) - 1} more)" if len(script.problems) > 1 else ""
+        raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are left out")
+    if not script.turns:
+        first = f": {script.problems[0]}" if script.problems else ""
+        raise ConfigError(f"{', '.join(args.files)}: nothing is said in it{first}")
+    return script

@@ -1,0 +1,108 @@
+"""What a run shows while it goes: a progress bar on a terminal, a line a turn elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from streamchat.chat import events as ev
+from streamchat.chat.progress import ProgressLine
+from streamchat.chat.text import one_line
+from streamchat.replay.run import line_of
+from streamchat.units import human_bytes
+
+if TYPE_CHECKING:
+    from streamchat.replay.run import Totals
+
+
+class View:
+    """On `stream`. `say` and `loading` may be called on any thread.
+
+    Args:
+        total: Turns in all; None where that is not known.
+        quiet: Only violations and what was left out.
+        done: Turns that an earlier process made.
+        until: Seconds that the run lasts at most.
+    """
+
+    def __init__(
+        self, stream: TextIO, total: int | None, *, quiet: bool, done: int = 0, until: float | None = None
+    ) -> None:
+        self._stream, self._quiet, self._until = stream, quiet, until
+        self._loading = ProgressLine(stream)
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if stream.isatty() and not quiet:
+            self._bar = Progress(
+                TextColumn("turn"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(file=stream),
+            )
+            self._task = self._bar.add_task("", total=total, completed=done, figures="", start=False)
+        self._begun = time.monotonic()
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loading.clear()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def loading(self, event: ev.Event) -> None:
+        """Show the loading of the model, and begin to count when it is there."""
+        if isinstance(event, ev.ModelLoading):
+            self._loading.show(event)
+        elif isinstance(event, ev.ModelReady):
+            self._loading.clear()
+            if self._bar is not None and self._task is not None:
+                self._bar.start_task(self._task)
+                self._bar.start()
+        elif isinstance(event, ev.Notice) and event.level != "info":
+            self.say(event.text)
+
+    def turn(self, row: dict[str, Any], totals: Totals) -> None:
+        """A turn is over."""
+        if self._bar is not None and self._task is not None:
+            speed = f"{row['decode_tps']:.1f} tok/s · " if row["decode_tps"] else ""
+            figures = (
+                f"{speed}cache {row['cache_len']}/{row['cache_size']} · {totals.compressions} compressions · "
+                f"{human_bytes(row['rss_bytes'])}"
+            )
+            self._bar.update(self._task, advance=1, figures=figures)
+        elif not self._quiet:
+            self._write(line_of(row, totals))
+
+    def say(self, text: str) -> None:
+        """A sentence, beside the bar."""
+        self._write(f"streamchat: {one_line(text)}")
+
+    def _write(self, line: str) -> None:
+        with self._lock:
+            self._loading.clear()
+            if self._bar is not None and self._bar.live.is_started:
+                self._bar.console.print(Text(line))
+            else:
+                print(line, file=self._stream, flush=True)

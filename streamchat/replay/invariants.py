@@ -1,0 +1,281 @@
+"""What must hold at every turn of a run. Each has a name, and says with values where it does not hold.
+
+Checks by the engine's thread, between turns, read the layers themselves. The account of what was evicted is kept here
+from the events alone, independently of the cache's own ledger.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streamchat.cache.policy import merged_runs
+from streamchat.chat import events as ev
+from streamchat.replay.trend import Trend, trend
+from streamchat.units import human_bytes
+
+if TYPE_CHECKING:
+    from streamchat.chat.conversation import Conversation
+
+WINDOW = 400
+"""Turns over which times are watched."""
+MEMORY_WINDOW = 200
+"""Turns over which memory is watched."""
+MEMORY_WARM_UP = 100
+"""First turns whose memory is not looked at: libraries keep what they compile for each length of a prompt."""
+TREND_EVERY = 25
+MEMORY_GROWTH = 0.05
+"""Process or device memory may grow by this share over the window, ..."""
+MEMORY_LEAST = 32_000_000
+"""... or by so many bytes, if that is more."""
+WARM_UP = 10
+"""First turns of a run whose times are not looked at."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that does not hold."""
+
+    name: str
+    turn: int
+    """Of the run, counted from 1."""
+    detail: str
+
+
+@dataclass
+class Invariant:
+    """One of them, over a run."""
+
+    name: str
+    what: str
+    """A sentence for the report."""
+    checked: int = 0
+    violations: int = 0
+    first: str = ""
+    """Detail of the first violation."""
+    last: str = ""
+    """The latest figure, for those that have one."""
+
+    @property
+    def holds(self) -> bool:
+        """So far."""
+        return self.violations == 0
+
+
+def all_invariants(drift: float) -> dict[str, Invariant]:
+    """By name, in the order of the report."""
+    share = f"{100 * drift:.0f} %"
+    memory = f"{100 * MEMORY_GROWTH:.0f} % or {human_bytes(MEMORY_LEAST)}, the larger, after {MEMORY_WARM_UP} turns"
+    every = (
+        ("layer-lengths", "Every layer holds exactly what the ledger says, and never more than the budget."),
+        ("storage", "The bytes of the cache's buffers do not change once they are allocated."),
+        ("cached-ids", "The cache holds the ids of the rendered conversation minus the ranges that were told evicted."),
+        ("turns", "Every turn came to its end."),
+        ("logits-finite", "No logit was NaN or infinite where a token was drawn or a reply was fed."),
+        ("process-memory", f"Process memory does not grow over {MEMORY_WINDOW} turns by more than {memory}."),
+        ("device-memory", f"Device memory does not grow over {MEMORY_WINDOW} turns by more than {memory}."),
+        ("first-token-time", f"Time to first token, prompt length allowed for, does not grow by more than {share}."),
+        ("decode-time", f"Time of a token with a full cache does not grow by more than {share}."),
+    )
+    return {name: Invariant(name, what) for name, what in every}
+
+
+@dataclass
+class Inspector:
+    """Checks a run. `see` every event and `turn_over` after each turn, on the engine's thread.
+
+    Args:
+        drift: Share by which times may drift over the window.
+        report: Called at once with each violation.
+    """
+
+    drift: float
+    report: Callable[[Violation], None]
+    invariants: dict[str, Invariant] = field(default_factory=dict)
+    _turn: int = 0
+    _evicted: list[tuple[int, int]] = field(default_factory=list)
+    _storage: tuple[int, int] | None = None
+    """Id of the cache, and the bytes of its buffers."""
+    _rss: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_WINDOW))
+    _vram: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_WINDOW))
+    _first: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _drifting: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.invariants = all_invariants(self.drift)
+
+    @property
+    def holds(self) -> bool:
+        """All of them, so far."""
+        return all(invariant.holds for invariant in self.invariants.values())
+
+    def see(self, event: ev.Event, conversation: Conversation | None) -> None:
+        """Keep account, and look at the layers where the cache has just changed."""
+        match event:
+            case ev.ConversationCleared():
+                self._evicted = []
+            case ev.ConversationResumed() | ev.TurnUndone():
+                # what was evicted before is known from the cache alone
+                self._evicted = []
+                if conversation is not None:
+                    self._evicted = _gaps(conversation.cache.ledger.runs, len(conversation.log))
+            case ev.TokensEvicted(runs=runs):
+                self._evicted = merged_runs([*self._evicted, *runs])
+                if conversation is not None:
+                    self._lengths(conversation)
+            case _:
+                pass
+
+    def turn_over(self, event: ev.TurnFinished, conversation: Conversation) -> None:
+        """All checks that a finished turn allows."""
+        self._turn += 1
+        stats = event.stats
+        if event.finish_reason == "error":
+            finite = "not a number" not in event.message
+            self._check("turns", False, event.message)
+            self._check("logits-finite", finite, event.message)
+        else:
+            self._check("turns", True)
+            self._check("logits-finite", True)
+        self._lengths(conversation, stats.cache_len)
+        self._bytes(conversation)
+        if not event.rolled_back:
+            self._ids(conversation)
+        if self._turn > MEMORY_WARM_UP:
+            self._rss.append(stats.rss_bytes)
+            if stats.vram_bytes is not None:
+                self._vram.append(stats.vram_bytes)
+        if self._turn > WARM_UP and not event.rolled_back:
+            if stats.ttft_s is not None:
+                self._first.append((stats.prompt_tokens, stats.ttft_s))
+            if stats.decode_tps and stats.new_tokens >= 4 and stats.compressions:
+                self._decode.append(1 / stats.decode_tps)
+        if self._turn % TREND_EVERY == 0:
+            self.check_trends()
+
+    def check_trends(self) -> None:
+        """Memory and times over the window."""
+        for name, values in (("process-memory", self._rss), ("device-memory", self._vram)):
+            found = trend(list(values)) if len(values) == MEMORY_WINDOW else None
+            if found is not None:
+                bound = max(MEMORY_LEAST, MEMORY_GROWTH * found.median)
+                self._trend(name, found, bound, human_bytes)
+        first = trend(_without_length(list(self._first)))
+        if first is not None:
+            self._trend("first-token-time", first, self.drift, _percent)
+        decode = trend(list(self._decode))
+        if decode is not None:
+            usual = decode.median
+            scaled = Trend(decode.change / usual, decode.low / usual, decode.high / usual, 1.0, decode.count)
+            self._trend("decode-time", scaled, self.drift, _percent)
+
+    # --- each by itself -------------------------------------------------------------------------------------------
+
+    def _check(self, name: str, holds: bool, detail: str = "") -> None:
+        invariant = self.invariants[name]
+        invariant.checked += 1
+        if not holds:
+            invariant.violations += 1
+            invariant.first = invariant.first or f"turn {self._turn}: {detail}"
+            if invariant.violations <= 3:
+                self.report(Violation(name, self._turn, detail))
+
+    def _trend(self, name: str, found: Trend, bound: float, words: Callable[[float], str]) -> None:
+        text = (
+            f"{words(found.change)} over {found.count} turns (99 % interval {words(found.low)} to {words(found.high)}; "
+            f"bound {words(bound)})"
+        )
+        self.invariants[name].last = text
+        grows = found.grows(bound)
+        if not grows:
+            self._drifting.discard(name)
+            self._check(name, True)
+        elif name not in self._drifting:  # told once, and again only after it was well in between
+            self._drifting.add(name)
+            self._check(name, False, text)
+
+    def _lengths(self, conversation: Conversation, told: int | None = None) -> None:
+        cache = conversation.cache
+        lengths = cache.lengths
+        right = set(lengths) == {cache.length} and cache.length <= cache.cache_size and told in (None, cache.length)
+        self._check(
+            "layer-lengths",
+            right,
+            f"layers hold {_short(lengths)}, the ledger says {cache.length}, the budget is {cache.cache_size}"
+            + ("" if told is None else f", and {told} was told"),
+        )
+
+    def _bytes(self, conversation: Conversation) -> None:
+        now = (id(conversation.cache), conversation.cache.kv_bytes)
+        if self._storage is None or self._storage[0] != now[0]:
+            self._storage = now
+        self._check(
+            "storage",
+            self._storage == now,
+            f"the buffers take {human_bytes(now[1])} and took {human_bytes(self._storage[1])}",
+        )
+
+    def _ids(self, conversation: Conversation) -> None:
+        log, cache = conversation.log, conversation.cache
+        held = _gaps(self._evicted, len(log))
+        if list(cache.ledger.runs) != held:
+            self._check(
+                "cached-ids", False, f"runs {_short(cache.ledger.runs)} are held, and by the events {_short(held)}"
+            )
+            return
+        turn = log.turns[-1]
+        rendered = conversation.encoder.turn(turn.text, len(log.turns) == 1)
+        fed = log.ids[turn.first : turn.stop].tolist()
+        close = conversation.encoder.close()
+        right = fed[: len(rendered)] == rendered and (not close or fed[-len(close) :] == close)
+        if right:
+            reply = fed[len(rendered) : len(fed) - len(close)]
+            said = conversation.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            right = _same_text(said, turn.reply)
+        self._check("cached-ids", right, f"turn {turn.number} was rendered otherwise than it is in the token log")
+
+
+def _same_text(said: str, shown: str) -> bool:
+    """White space at the start is not shown, and a character that was cut off is neither."""
+    said, shown = said.strip().rstrip("\N{REPLACEMENT CHARACTER}"), shown.strip().rstrip("\N{REPLACEMENT CHARACTER}")
+    return said == shown
+
+
+def _gaps(runs: list[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
+    """What of `[0, stop)` is in none of the ascending runs."""
+    out, at = [], 0
+    for first, end in runs:
+        if first > at:
+            out.append((at, first))
+        at = max(at, end)
+    if at < stop:
+        out.append((at, stop))
+    return out
+
+
+def _without_length(figures: list[tuple[int, float]]) -> list[float]:
+    """Times over what a straight line in prompt tokens would give: 1.0 is usual."""
+    import numpy as np
+
+    if len(figures) < 2:
+        return []
+    tokens, seconds = np.array([f[0] for f in figures], float), np.array([f[1] for f in figures], float)
+    if np.ptp(tokens) == 0:
+        expected = np.full(len(seconds), float(np.median(seconds)))
+    else:
+        line = np.polyfit(tokens, seconds, 1)
+        # a line may cross zero where most prompts are short
+        expected = np.maximum(np.polyval(line, tokens), 0.25 * float(np.median(seconds)))
+    return [float(x) for x in seconds / expected]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
+def _short(values: Any) -> str:
+    text = str(list(values))
+    return text if len(text) <= 200 else text[:120] + " ... " + text[-60:]

@@ -1,0 +1,318 @@
+"""A run: one step after the other through the engine, every turn checked and written down before the next begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat.chat import events as ev
+from streamchat.replay.invariants import Inspector, Violation
+from streamchat.replay.script import Step
+from streamchat.units import human_seconds
+
+if TYPE_CHECKING:
+    from streamchat.chat.engine import Engine
+
+DUMPS = 10
+"""So many violations are written down with all that reproduces them."""
+
+
+@dataclass
+class Folder:
+    """The files of a run. Everything is written so that a crash leaves whole lines."""
+
+    path: Path
+
+    @property
+    def turns(self) -> Path:
+        """One JSON object a turn."""
+        return self.path / "turns.jsonl"
+
+    @property
+    def about(self) -> Path:
+        """What was asked for; `--resume-run` reads it."""
+        return self.path / "run.json"
+
+    @property
+    def store(self) -> Path:
+        """The run's own database of what was said."""
+        return self.path / "streamchat.db"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The turns so far; a line that a crash cut in half is left out."""
+        rows = []
+        try:
+            for line in self.turns.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        except FileNotFoundError:
+            pass
+        return rows
+
+    def keep_whole(self, rows: list[dict[str, Any]]) -> None:
+        """Have exactly `rows` in the file."""
+        fresh = self.turns.with_suffix(".part")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(fresh, self.turns)
+
+
+@dataclass
+class Totals:
+    """What a run came to."""
+
+    turns: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    given_tokens: int = 0
+    """Of replies that were fed as given."""
+    conversations: int = 0
+    compressions: int = 0
+    tokens_evicted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All that went through the cache."""
+        return self.prompt_tokens + self.new_tokens + self.given_tokens
+
+
+@dataclass
+class Run:
+    """One run of steps.
+
+    Args:
+        engine: Not started.
+        steps: What is said.
+        folder: Where it is written down.
+        inspector: Checks; its reports come on the engine's thread.
+        on_turn: Called after each turn with its row.
+        until: Seconds from the start of the first turn; None = no limit.
+        fresh: Every record of the script is a conversation of its own.
+    """
+
+    engine: Engine
+    steps: Iterator[Step]
+    folder: Folder
+    inspector: Inspector
+    on_turn: Callable[[dict[str, Any]], None]
+    until: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set: no further turn begins."""
+    totals: Totals = field(default_factory=Totals)
+    failure: ev.EngineFailed | None = None
+    info: ev.ModelInfo | None = None
+    session: str = ""
+    resumed_at: int | None = None
+    """Turns of the conversation that is resumed and that are written down; later ones are taken back first."""
+    _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
+    _step: Step | None = None
+    _evictions: list[tuple[int, int]] = field(default_factory=list)
+    _dumps: int = 0
+    _before: tuple[int, int] = (0, 0)
+    """Compressions and evicted tokens of the conversation, as last told."""
+
+    def __post_init__(self) -> None:
+        self.engine.subscribe(self._take)
+
+    def run(self, *, started: bool = False) -> None:
+        """Say all steps; returns when they are over, stopped, or the engine has failed.
+
+        Args:
+            started: Somebody else starts the engine.
+        """
+        if not started:
+            self.engine.start()
+        if not self._until(ev.ModelReady):
+            return
+        if self.resumed_at is not None and not self._go_back_to(self.resumed_at):
+            return
+        begin = time.monotonic()
+        with open(self.folder.turns, "a", encoding="utf-8") as file:
+            for step in self.steps:
+                if self.stop.is_set() or (self.until is not None and time.monotonic() - begin >= self.until):
+                    return
+                anew = step.starts and (self.totals.turns > 0 or step.system is not None)
+                if anew and not self._begin_conversation(step):
+                    return
+                self._step = step
+                if step.reply is None:
+                    self.engine.submit(step.text)
+                else:
+                    self.engine.quote(step.text, step.reply, False)
+                finished = self._until(ev.TurnFinished)
+                if finished is None:
+                    return
+                assert isinstance(finished, ev.TurnFinished)
+                row = self._row(step, finished)
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                self.on_turn(row)
+
+    def _go_back_to(self, turns: int) -> bool:
+        """The process before may have ended between a turn and its line."""
+        resumed = self._until(ev.ConversationResumed)
+        if not isinstance(resumed, ev.ConversationResumed):
+            return False
+        for _ in resumed.turns[turns:]:
+            self.engine.undo()
+            if self._until(ev.TurnUndone) is None:
+                return False
+        return True
+
+    def _begin_conversation(self, step: Step) -> bool:
+        if step.system is not None:
+            self.engine.set_system_prompt(step.system)
+        else:
+            self.engine.clear()
+        return self._until(ev.ConversationCleared, ev.Notice) is not None
+
+    def _until(self, *kinds: type[ev.Event]) -> ev.Event | None:
+        """The next event of one of these kinds; None where the engine has ended."""
+        while True:
+            event = self._events.get()
+            if isinstance(event, ev.Notice) and event.level != "error":
+                continue
+            if isinstance(event, kinds):
+                return event
+            if isinstance(event, ev.EngineFailed | ev.EngineClosed):
+                return None
+
+    # --- on the engine's thread -----------------------------------------------------------------------------------
+
+    def _take(self, event: ev.Event) -> None:
+        conversation = self.engine.conversation
+        self.inspector.see(event, conversation)
+        match event:
+            case ev.ModelReady(info=info):
+                self.info = info
+            case ev.SessionOpened(session=session):
+                self.session = session
+            case ev.ConversationCleared():
+                self._before = (0, 0)
+            case ev.ConversationResumed(cache=cache):
+                self._before = (cache.compressions, cache.tokens_evicted)
+            case ev.TurnStarted():
+                self._evictions = []
+            case ev.TokensEvicted(runs=runs):
+                self._evictions += runs
+            case ev.EngineFailed():
+                self.failure = event
+            case ev.TurnFinished() if conversation is not None:
+                self.inspector.turn_over(event, conversation)
+            case _:
+                pass
+        if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress):
+            self._events.put(event)
+
+    # --- writing down ---------------------------------------------------------------------------------------------
+
+    def _row(self, step: Step, finished: ev.TurnFinished) -> dict[str, Any]:
+        stats, totals = finished.stats, self.totals
+        given = 0
+        totals.turns += 1
+        totals.conversations += step.starts
+        if finished.rolled_back:
+            totals.failed += 1
+        else:
+            conversation = self.engine.conversation
+            if step.reply is not None and conversation is not None:
+                turn = conversation.log.turns[-1]
+                given = (turn.stop or 0) - (turn.first + stats.prompt_tokens)
+            totals.prompt_tokens += stats.prompt_tokens
+            totals.new_tokens += stats.new_tokens
+            totals.given_tokens += given
+            compressions, evicted = self._before
+            totals.compressions += max(0, stats.compressions - compressions)
+            totals.tokens_evicted += max(0, stats.tokens_evicted - evicted)
+            self._before = (stats.compressions, stats.tokens_evicted)
+        return {
+            "index": step.index,
+            "at": time.time(),
+            "place": step.place,
+            "conversation": totals.conversations,
+            "session": self.session,
+            **stats.as_dict(),
+            "given_tokens": given,
+            "evicted": [list(run) for run in self._evictions],
+            "failed": finished.message if finished.rolled_back else None,
+        }
+
+    def dump(self, violation: Violation) -> Path | None:
+        """Write down what reproduces a violation. On the engine's thread, at that moment."""
+        self._dumps += 1
+        if self._dumps > DUMPS:
+            return None
+        conversation, step = self.engine.conversation, self._step
+        path = self.folder.path / f"violation-{self._dumps:02}-{violation.name}.json"
+        record: dict[str, Any] = {"violation": asdict(violation), "step": None if step is None else asdict(step)}
+        if conversation is not None:
+            cache = conversation.cache
+            record["cache"] = {
+                "lengths": cache.lengths,
+                "ledger": cache.ledger.runs,
+                "next_index": cache.ledger.next_index,
+                "pins": cache.pins,
+                "compressions": cache.compression_count,
+                "kv_bytes": cache.kv_bytes,
+                "evicted_by_events": self.inspector._evicted,
+            }
+            record["ids_held"] = conversation.log.take(cache.ledger.runs)
+            record["settings"] = asdict(conversation.settings)
+        record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
+        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        return path
+
+
+def versions() -> dict[str, str]:
+    """What a reader needs to know about the machine's software."""
+    from importlib.metadata import version
+
+    from streamchat import __version__
+
+    names = ("torch", "transformers", "textual")
+    return {
+        "streamchat": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "system": platform.platform(),
+    }
+
+
+def restored_totals(rows: list[dict[str, Any]]) -> Totals:
+    """The totals of turns that an earlier process made."""
+    totals, before, conversation = Totals(), (0, 0), 0
+    for row in rows:
+        totals.turns += 1
+        if row["conversation"] != conversation:
+            conversation, before = row["conversation"], (0, 0)
+        totals.conversations = conversation
+        if row["failed"] is not None:
+            totals.failed += 1
+            continue
+        totals.prompt_tokens += row["prompt_tokens"]
+        totals.new_tokens += row["new_tokens"]
+        totals.given_tokens += row["given_tokens"]
+        totals.compressions += max(0, row["compressions"] - before[0])
+        totals.tokens_evicted += max(0, row["tokens_evicted"] - before[1])
+        before = (row["compressions"], row["tokens_evicted"])
+    return totals
+
+
+def line_of(row: dict[str, Any], totals: Totals) -> str:
+    """A turn as a line of a log."""
+    speed = f"{row['decode_tps']:.1f} tok/s" if row["decode_tps"] else "- tok/s"
+    first = human_seconds(row["ttft_s"]) if row["ttft_s"] is not None else "-"
+    return (
+        f"turn {totals.turns}: {row['prompt_tokens']} + {row['new_tokens'] or row['given_tokens']} tokens, {speed}, "
+        f"first token {first}, cache {row['cache_len']}/{row['cache_size']}, {totals.compressions} compressions"
+    )
