@@ -199,7 +199,7 @@ class Run:
                 self.session = session
             case ev.ConversationCleared():
                 self._before = (0, 0)
-            case ev.ConversationResumed(cache=cache):
+            case ev.ConversationResumed(cache=cache) | ev.TurnUndone(cache=cache):
                 self._before = (cache.compressions, cache.tokens_evicted)
             case ev.TurnStarted():
                 self._evictions = []

@@ -1,0 +1,560 @@
+"""`streamchat replay`: scripts, runs on a real engine, invariants with faults put in, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamchat import cli
+from streamchat.chat import events as ev
+from streamchat.chat.conversation import Conversation
+from streamchat.errors import ConfigError
+from streamchat.replay import invariants, trend
+from streamchat.replay.durations import seconds_of
+from streamchat.replay.script import Format, Problem, read_scripts, steps
+from streamchat.telemetry import memory
+from tests.real_engine import tiny_loaded
+
+# --- scripts ----------------------------------------------------------------------------------------------------
+
+
+def script_of(tmp_path: Path, text: str | bytes, kind: Format = "auto") -> Any:
+    path = tmp_path / "script"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_scripts([path], kind)
+
+
+def said(script: Any) -> list[list[tuple[str, str | None]]]:
+    return [[(turn.text, turn.reply) for turn in dialogue.turns] for dialogue in script.dialogues]
+
+
+def test_conversations(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]},
+        {"id": 2, "messages": [{"role": "user", "content": "d"}, {"role": "user", "content": "e"},
+                               {"role": "assistant", "content": "f"}, {"role": "assistant", "content": "g"}]},
+    ]  # fmt: skip
+    script = script_of(tmp_path, "\n".join(map(json.dumps, rows)) + "\n\n")
+    assert said(script) == [[("a", "b"), ("c", None)], [("d", None), ("e", "f\n\ng")]]
+    assert [dialogue.system for dialogue in script.dialogues] == ["Be kind.", None]
+    assert script.problems == []
+    assert script.turns == 4
+
+
+def test_mt_bench_messages_and_text(tmp_path: Path) -> None:
+    assert said(script_of(tmp_path, '{"question_id": 1, "turns": ["a", "b"]}\n{"turns": ["c"]}')) == [
+        [("a", None), ("b", None)],
+        [("c", None)],
+    ]
+    lines = [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("system", "Now be brief."), ("user", "c")]
+    script = script_of(tmp_path, "\n".join(json.dumps({"role": r, "content": c}) for r, c in lines))
+    assert said(script) == [[("a", "b"), ("System: Now be brief.", None), ("c", None)]]
+    assert script.dialogues[0].system == "Be kind."
+    assert said(script_of(tmp_path, "\ufeffhello\r\n\r\n{not json\r\n  bye  ")) == [
+        [("hello", None), ("{not json", None), ("bye", None)]
+    ]
+    assert said(script_of(tmp_path, '{"turns": ["a"]}', "text")) == [[('{"turns": ["a"]}', None)]]
+
+
+def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
+    from streamchat.store.export import export
+    from streamchat.store.store import Store
+    from tests.test_sessions_command import saved
+
+    session = saved()
+    for kind in ("jsonl", "replay"):
+        with Store() as store:
+            script = script_of(tmp_path, export(store.load(session), kind))  # type: ignore[arg-type]
+        assert said(script) == [[(f"question {n}", f"answer *{n}*") for n in (1, 2, 3)]]
+        assert script.dialogues[0].system == "Be kind."
+        assert script.problems == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", "this is no JSON object"),
+        ("[1, 2]", "this is no JSON object"),
+        ('{"messages": 7}', '"messages" must be a list'),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', 'a message needs "role"'),
+        ('{"messages": [{"role": "user", "content": null}]}', 'a message needs "role"'),
+        ('{"messages": []}', "nothing is said by the user"),
+        ('{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}', "were left out"),
+        ("[" * 50_000, "this is no JSON object"),
+    ],
+)
+def test_broken_lines_are_told_with_their_place(tmp_path: Path, line: str, reason: str) -> None:
+    good = '{"messages": [{"role": "user", "content": "a"}]}'
+    script = script_of(tmp_path, f"{good}\n{line}\n{good}")
+    [problem] = script.problems
+    assert problem.place.endswith("script:2")
+    assert reason in problem.reason
+    assert [("a", None)] in said(script)
+    assert said(script)[0] == said(script)[-1]
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    script = script_of(tmp_path, b"caf\xe9\nfine")
+    assert script.problems == [
+        Problem(str(tmp_path / "script"), "not all of it is UTF-8 text; the bytes were replaced")
+    ]
+    assert said(script) == [[("caf\N{REPLACEMENT CHARACTER}", None), ("fine", None)]]
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_scripts([tmp_path / "missing"])
+
+
+def test_the_steps_of_a_run(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": "S1"}, {"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]},
+        {"messages": [{"role": "system", "content": "S2"}, {"role": "user", "content": "d"}]},
+    ]  # fmt: skip
+    script = script_of(tmp_path, "\n".join(map(json.dumps, rows)))
+    endless = list(steps(script, fresh=False, teacher_forced=True, repeat=2))
+    assert [(s.index, s.text, s.reply, s.starts, s.system) for s in endless] == [
+        (0, "a", "b", True, "S1"),
+        (1, "c", None, False, None),
+        (2, "System: S2\n\nd", None, False, None),
+        (3, "a", "b", False, None),
+        (4, "c", None, False, None),
+        (5, "System: S2\n\nd", None, False, None),
+    ]
+    fresh = list(steps(script, fresh=True, teacher_forced=False, repeat=1))
+    assert [(s.text, s.reply, s.starts, s.system) for s in fresh] == [
+        ("a", None, True, "S1"),
+        ("c", None, False, None),
+        ("d", None, True, "S2"),
+    ]
+    forever = steps(script, fresh=True, teacher_forced=False, repeat=None)
+    assert [next(forever).index for _ in range(10)] == list(range(10))
+    assert list(steps(script_of(tmp_path, ""), fresh=False, teacher_forced=False, repeat=None)) == []
+
+
+def test_durations() -> None:
+    assert [seconds_of(text, "--duration") for text in ("45", "90s", "30m", "8h", "2d", "1h30m", "0.5h")] == [
+        45, 90, 1800, 28800, 172800, 5400, 1800,
+    ]  # fmt: skip
+    for wrong in ("", "h", "8 hours", "-5s", "0", "1x", "5s!"):
+        with pytest.raises(ConfigError, match="a duration such as 90s, 30m, 8h or 2d is wanted"):
+            seconds_of(wrong, "--duration")
+
+
+# --- trends -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trend_is_robust_and_honest_about_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, generator=generator)
+    flat = (100 + noise).tolist()
+    flat[50] = 10_000.0  # one slow turn is no trend
+    found = trend.trend(flat)
+    assert found is not None
+    assert abs(found.change) < 1
+    assert found.low < 0 < found.high
+    rising = trend.trend((100 + noise + torch.arange(400) * 0.05).tolist())
+    assert rising is not None
+    assert rising.grows(15)
+    assert not rising.grows(25)
+    assert rising.change == pytest.approx(20, abs=1)
+    assert trend.trend([1.0] * 29) is None
+    long = trend.trend([float(i) for i in range(5000)])
+    assert long is not None
+    assert long.change == pytest.approx(4999)
+
+
+def test_prompt_length_is_allowed_for() -> None:
+    """Longer prompts later on are no slowing down; a slower machine is."""
+    longer = [(tokens, 0.01 + 0.001 * tokens) for tokens in range(20, 220)]
+    found = trend.trend(invariants._without_length(longer))
+    assert found is not None
+    assert abs(found.change) < 0.01
+    slower = [(20 + 40 * (i % 5), (0.01 + 0.001 * (20 + 40 * (i % 5))) * (1 + i / 200)) for i in range(200)]
+    found = trend.trend(invariants._without_length(slower))
+    assert found is not None
+    assert found.grows(0.25)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+TURNS = [f"question {n} about the sea and the dragon" for n in range(12)]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine loads a tiny random model."""
+    monkeypatch.setattr("streamchat.chat.engine.load_from_settings", lambda *_: tiny_loaded())
+    from streamchat.chat.engine import Engine
+
+    init = Engine.__init__
+
+    def patched(self: Any, configuration: Any, load: Any = lambda *_: tiny_loaded(), **rest: Any) -> None:
+        init(self, configuration, load, **rest)
+
+    monkeypatch.setattr(Engine, "__init__", patched)
+
+
+class Ran:
+    """What a run left."""
+
+    def __init__(self, code: int, folder: Path, out: str, err: str) -> None:
+        self.code, self.folder, self.out, self.err = code, folder, out, err
+
+    @property
+    def report(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return loaded
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "turns.jsonl").read_text().splitlines()]
+
+    def state(self, name: str) -> str:
+        [check] = [check for check in self.report["invariants"] if check["name"] == name]
+        return "holds" if check["holds"] and check["checked"] else "violated" if not check["holds"] else "not looked at"
+
+    @property
+    def violated(self) -> list[str]:
+        return [check["name"] for check in self.report["invariants"] if not check["holds"]]
+
+
+@pytest.fixture
+def replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command on a script of plain text or JSON lines."""
+    count = 0
+
+    def run(lines: list[str], *argv: str) -> Ran:
+        nonlocal count
+        count += 1
+        script, folder = tmp_path / f"script{count}", tmp_path / f"run{count}"
+        script.write_text("\n".join(lines))
+        code = cli.main(
+            ["replay", str(script), "--out", str(folder), "--cache-size", "128", "--max-new-tokens", "12",
+             "--seed", "1", *argv]
+        )  # fmt: skip
+        out, err = capsys.readouterr()
+        return Ran(code, folder, out, err)
+
+    return run
+
+
+def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
+    ran = replay(TURNS)
+    assert ran.code == 0, ran.out
+    report = ran.report
+    assert report["verdict"] == "all hold"
+    assert report["ended"] == "all was said"
+    assert [row["turn"] for row in ran.rows] == list(range(1, 13))
+    assert report["totals"]["turns"] == 12
+    assert report["totals"]["compressions"] == ran.rows[-1]["compressions"] > 3
+    assert report["totals"]["tokens"] == sum(row["prompt_tokens"] + row["new_tokens"] for row in ran.rows)
+    assert max(row["cache_len"] for row in ran.rows) <= 128
+    gone = [tuple(run) for row in ran.rows for run in row["evicted"]]
+    assert sum(stop - first for first, stop in gone) == report["totals"]["tokens_evicted"]
+    for name in ("layer-lengths", "storage", "cached-ids", "turns", "logits-finite"):
+        assert ran.state(name) == "holds"
+    assert ran.state("device-memory") == "not looked at"
+    assert ran.err.splitlines()[0].startswith("turn 1: ")
+    page = (ran.folder / "report.html").read_text()
+    assert "All invariants hold" in page
+    assert page.count("<svg") == 5
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+
+
+def test_teacher_forced_and_fresh(tiny: None, replay: Callable[..., Ran]) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": f"Be kind, {n}."}, {"role": "user", "content": "Who are you?"},
+                      {"role": "assistant", "content": f"I am number {n}."}, {"role": "user", "content": "Yes?"}]}
+        for n in range(4)
+    ]  # fmt: skip
+    lines = [json.dumps(row) for row in rows]
+    forced = replay(lines, "--teacher-forced")
+    assert forced.code == 0, forced.out
+    assert [row["new_tokens"] == 0 for row in forced.rows] == [True, False] * 4
+    assert [row["given_tokens"] > 0 for row in forced.rows] == [True, False] * 4
+    assert forced.report["totals"]["conversations"] == 1
+    fresh = replay(lines, "--fresh")
+    assert fresh.code == 0, fresh.out
+    assert [row["turn"] for row in fresh.rows] == [1, 2] * 4
+    assert [row["conversation"] for row in fresh.rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len({row["session"] for row in fresh.rows}) == 4
+    from streamchat.store.store import Store
+
+    with Store(fresh.folder / "streamchat.db") as store:
+        prompts = {info.settings["system_prompt"] for info in store.sessions()}
+    assert prompts == {f"Be kind, {n}." for n in range(4)}
+
+
+def test_how_long_a_run_is(tiny: None, replay: Callable[..., Ran]) -> None:
+    assert len(replay(TURNS[:3], "--repeat", "3").rows) == 9
+    limited = replay(TURNS[:3], "--repeat", "forever", "--max-turns", "7")
+    assert (limited.code, len(limited.rows)) == (0, 7)
+    timed = replay(TURNS[:3], "--repeat", "forever", "--duration", "1s")
+    assert timed.report["ended"] == "the duration was over"
+    assert len(timed.rows) >= 1
+
+
+def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran], capsys: Any) -> None:
+    """The second half of a run in two parts equals that of a run in one."""
+    whole = replay(TURNS, "--temperature", "1")
+    first = replay(TURNS, "--temperature", "1", "--max-turns", "7")
+    # a crash: half a line, and one turn in the store that is in no line
+    turns = first.folder / "turns.jsonl"
+    lines = turns.read_text().splitlines(keepends=True)
+    turns.write_text("".join(lines[:6]) + lines[6][:40])
+    about = json.loads((first.folder / "run.json").read_text())
+    (first.folder / "run.json").write_text(json.dumps({**about, "max_turns": None}))
+    assert cli.main(["replay", "--resume-run", str(first.folder)]) == 0
+    again = Ran(0, first.folder, *capsys.readouterr())
+    same = ("index", "turn", "prompt_tokens", "cache_len", "compressions", "tokens_evicted", "evicted")
+    assert [[row[name] for name in same] for row in again.rows[:6]] == [
+        [row[name] for name in same] for row in whole.rows[:6]
+    ]
+    assert [row["index"] for row in again.rows] == list(range(12))
+    assert [row["turn"] for row in again.rows] == list(range(1, 13))
+    assert again.report["totals"]["turns"] == 12
+    assert again.report["totals"]["compressions"] == again.rows[-1]["compressions"]
+    assert again.violated == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "nothing to say; give at least one FILE"),
+        (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
+        (["empty"], "nothing is said in it"),
+        (["words", "--repeat", "0"], "--repeat 0: a number from 1 on, or 'forever', is wanted"),
+        (["words", "--duration", "soon"], "--duration soon: a duration such as"),
+        (["words", "--max-turns", "0"], "--max-turns 0 must be at least 1"),
+        (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),
+        (["words", "--out", "."], "there is something already; give a new folder"),
+        (["--resume-run", "nowhere"], "there is no run in it that could go on"),
+        (["broken", "--strict"], "broken:2: this is no JSON object; without --strict such lines are left out"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").write_text("\n")
+    Path("words").write_text("hello")
+    Path("broken").write_text('{"turns": ["a"]}\n{broken\n')
+    assert cli.main(["replay", *argv]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]) -> None:
+    ran = replay(['{"turns": ["a"]}', "{broken", '{"turns": ["b"]}'])
+    assert ran.code == 0
+    assert "left out: " in ran.err
+    assert "script1:2: this is no JSON object" in ran.err
+    assert len(ran.report["problems"]) == 1
+    assert "this is no JSON object" in (ran.folder / "report.html").read_text()
+
+
+# --- faults -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def after_turn(monkeypatch: pytest.MonkeyPatch, number: int, harm: Callable[[Conversation], None]) -> Iterator[None]:
+    """Do `harm` at the end of turn `number`, and of all later ones."""
+    run_turn = Conversation.run_turn
+
+    def harmed(self: Conversation, *args: Any, **kwargs: Any) -> Any:
+        outcome = run_turn(self, *args, **kwargs)
+        if outcome.turn >= number:
+            harm(self)
+        return outcome
+
+    monkeypatch.setattr(Conversation, "run_turn", harmed)
+    yield
+
+
+def grow_one_layer(conversation: Conversation) -> None:
+    """What a hook does that edits only some layers: one holds a token more than the ledger says."""
+    layer = conversation.cache.streaming_layers[1]
+    layer.end += 1
+    layer._refresh_views()
+
+
+def grow_the_buffers(conversation: Conversation) -> None:
+    """A cache that allocates with every turn."""
+    layer = conversation.cache.streaming_layers[0]
+    assert layer._buffers is not None
+    keys, values = layer._buffers
+    layer._buffers = (torch.cat([keys, keys[:, :, :8]], dim=2), torch.cat([values, values[:, :, :8]], dim=2))
+    layer._refresh_views()
+
+
+def forget_an_eviction(conversation: Conversation) -> None:
+    """A ledger that says another thing than what was told."""
+    ledger = conversation.cache.ledger
+    first, stop = ledger.runs[-1]
+    ledger.runs[-1] = (first - 1, stop - 1)
+
+
+def change_an_id(conversation: Conversation) -> None:
+    """A token log that is not what was rendered."""
+    turn = conversation.log.turns[-1]
+    conversation.log.ids[turn.first + 4] += 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "detail"),
+    [
+        (grow_one_layer, "layer-lengths", "the ledger says"),
+        (grow_the_buffers, "storage", "the buffers take"),
+        (forget_an_eviction, "cached-ids", "are held, and by the events"),
+        (change_an_id, "cached-ids", "was rendered otherwise"),
+    ],
+)
+def test_a_broken_cache_is_caught_and_named(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, harm: Any, name: str, detail: str
+) -> None:
+    with after_turn(monkeypatch, 6, harm):
+        ran = replay(TURNS[:6])
+    assert ran.code == 4
+    assert ran.violated == [name]
+    [line] = [line for line in ran.err.splitlines() if "violated: " in line]
+    assert f"violated: {name} at turn 6: " in line
+    assert detail in line
+    dump = json.loads((ran.folder / f"violation-01-{name}.json").read_text())
+    assert dump["violation"]["name"] == name
+    assert dump["step"]["text"] == TURNS[5]
+    assert dump["cache"]["lengths"]
+    assert dump["ids_held"]
+    assert "Violated" in (ran.folder / "report.html").read_text()
+    assert f"{name} " in ran.out
+    assert "VIOLATED" in ran.out
+
+
+def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_turn = Conversation.run_turn
+
+    def poisoned(self: Conversation, text: str, *rest: Any, **kwargs: Any) -> Any:
+        bias = next(p for n, p in self.model.named_parameters() if "norm" in n)
+        kept = bias.detach().clone()
+        if text == TURNS[3]:
+            bias.data.fill_(float("nan"))
+        try:
+            return run_turn(self, text, *rest, **kwargs)
+        finally:
+            bias.data.copy_(kept)
+
+    monkeypatch.setattr(Conversation, "run_turn", poisoned)
+    ran = replay(TURNS[:6])
+    assert ran.code == 4
+    assert ran.violated == ["turns", "logits-finite"]
+    assert ran.rows[3]["failed"].startswith("the model's output is not a number")
+    assert [row["failed"] for row in ran.rows[4:]] == [None, None]
+    assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
+    assert ran.report["totals"]["failed"] == 1
+
+
+def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tensor a turn: some 60 MB over the window, as the process would show them."""
+    monkeypatch.setattr(invariants, "MEMORY_WARM_UP", 5)
+    monkeypatch.setattr(invariants, "MEMORY_WINDOW", 45)
+    monkeypatch.setattr(invariants, "TREND_EVERY", 5)
+    leaked: list[torch.Tensor] = []
+    with after_turn(monkeypatch, 1, lambda conversation: leaked.append(torch.ones(350_000))):
+        ran = replay(TURNS[:5], "--repeat", "12", "--max-new-tokens", "2")
+    assert ran.violated == ["process-memory"]
+    assert ran.code == 4
+    assert "99 % interval" in ran.report["invariants"][5]["first"]
+
+
+def test_turns_that_get_slower_are_caught_and_named(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamchat.chat.feeder import Feeder
+
+    forward, calls = Feeder.forward, 0
+
+    def slower(self: Feeder, ids: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        time.sleep(calls * 2e-5)
+        return forward(self, ids)
+
+    monkeypatch.setattr(Feeder, "forward", slower)
+    monkeypatch.setattr(memory, "process_rss", lambda: 1)
+    ran = replay(TURNS[:5], "--repeat", "15", "--max-new-tokens", "6")
+    assert set(ran.violated) == {"first-token-time", "decode-time"}
+    # told once, though looked at more often
+    assert ran.err.count("violated: decode-time") == 1
+
+
+def test_one_slow_turn_is_no_trend(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    with after_turn(monkeypatch, 40, lambda conversation: time.sleep(0.3 if len(conversation.log.turns) == 40 else 0)):
+        ran = replay(TURNS[:5], "--repeat", "12", "--max-new-tokens", "6", "--max-drift", "300")
+    assert ran.violated == []
+
+
+def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> None:
+    script, folder = tmp_path / "script", tmp_path / "run"
+    script.write_text("\n".join(TURNS))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from streamchat import cli\nfrom streamchat.chat import engine\nfrom tests.real_engine import tiny_loaded\n"
+        "engine.Engine.__init__.__defaults__ = (lambda *_: tiny_loaded(),)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), "replay", str(script), "--out", str(folder)]
+    command += ["--repeat", "forever", "--cache-size", "128", "--max-new-tokens", "8"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    lines: list[str] = []
+    assert child.stderr is not None
+    reader = threading.Thread(target=lambda: lines.extend(child.stderr))  # type: ignore[arg-type]
+    reader.start()
+    end = time.monotonic() + 60
+    while sum(line.startswith("turn ") for line in lines) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 130, lines
+    reader.join()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["ended"] == "stopped by the user"
+    assert report["totals"]["turns"] >= 3
+    assert any("stopping after this turn" in line for line in lines)
+    assert child.stdout is not None
+    assert "report: " in child.stdout.read()
+    child.stdout.close()
+    child.stderr.close()
+
+
+def test_a_model_that_fails_has_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words").write_text("hello")
+    code = cli.main(["replay", str(tmp_path / "words"), "--model", "./nowhere", "--out", str(tmp_path / "run")])
+    assert code == 3
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_events_of_a_clean_run_leave_no_account() -> None:
+    """What was evicted is known from the events alone, merged."""
+    told: list[Any] = []
+    inspector = invariants.Inspector(0.25, told.append)
+    for runs in (((10, 20),), ((20, 25), (30, 31)), ((25, 30),)):
+        event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs)
+        inspector.see(event, None)
+    assert invariants._gaps(inspector._evicted, 40) == [(0, 10), (31, 40)]
+    inspector.see(ev.ConversationCleared(), None)
+    assert invariants._gaps(inspector._evicted, 40) == [(0, 40)]
+    assert invariants._gaps([(0, 40)], 40) == []
+    assert told == []
