@@ -196,7 +196,7 @@ def test_a_newer_file_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match=r"newer streamchat \(version 99 of its tables; this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"newer streamchat \(version 99 of its tables; this one knows 2\)"):
         Store(path)
 
 
@@ -212,14 +212,15 @@ def test_an_older_file_is_migrated_and_a_failed_step_changes_nothing(
     with Store(path) as store:
         session = a_session(store)
         store.write(session, turns=[a_turn(1, "kept")])
+    version = len(schema.MIGRATIONS)
     broken = "ALTER TABLE sessions ADD COLUMN mood TEXT; INSERT INTO nowhere VALUES (1);"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
     with pytest.raises(StoreError, match="no such table: nowhere"):
         Store(path)
     good = "ALTER TABLE sessions ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';"
-    monkeypatch.setattr(schema, "MIGRATIONS", (schema.MIGRATIONS[0], good))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:version], good))
     with Store(path) as store:
-        assert store._connection.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert store._connection.execute("PRAGMA user_version").fetchone()[0] == version + 1
         assert store._connection.execute("SELECT mood FROM sessions").fetchone()[0] == "calm"
         assert store.load(session).turns[0].text == "kept"
 

@@ -77,10 +77,10 @@ def default_registry() -> SlashRegistry:
         ),
         SlashCommand("set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set),
         SlashCommand("stats", "", "cache, memory and speed so far", _stats, ("status",)),
-        SlashCommand("quit", "", "leave", lambda context, argument: SlashResult(quit=True), ("exit", "q")),
     ):
         registry.add(command)
     SessionCommands().add_to(registry)
+    registry.add(SlashCommand("quit", "", "leave", lambda context, argument: SlashResult(quit=True), ("exit", "q")))
     return registry
 
 

@@ -565,15 +565,16 @@ class Owner:
             reserved_bytes=device.reserved if device else None,
             total_bytes=device.total if device else None,
         )
-        self._tell(
-            ev.StatusSampled(
-                cache=conversation.state(),
-                memory=memory,
-                ttft_s=conversation.ttft_s,
-                decode_tps=conversation.decode_tps,
-                busy=self._busy,
-            )
+        sample = ev.StatusSampled(
+            cache=conversation.state(),
+            memory=memory,
+            ttft_s=conversation.ttft_s,
+            decode_tps=conversation.decode_tps,
+            busy=self._busy,
         )
+        if self._recorder is not None:
+            self._recorder.sampled(sample, self._info)
+        self._tell(sample)
 
 
 def _same_model(one: Settings, other: Settings) -> bool:

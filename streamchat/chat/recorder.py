@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 BATCH_S = 0.5
 """Time between two writes of a running reply."""
 TITLE_LENGTH = 60
+LIVE_S, LIVE_IDLE_S = 1.0, 15.0
+"""Time between two writes of the live figures."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Recorder:
     _undone_from: int | None = None
     _last_write: float = 0.0
     _failed: bool = False
+    _last_live: float = 0.0
+    _was_busy: bool = False
 
     # --- which conversation -------------------------------------------------------------------------------------
 
@@ -163,6 +167,19 @@ class Recorder:
                 self._guarded(lambda: self._write_change(name, value))
             case _:
                 pass
+
+    def sampled(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+        """Let other processes see how things stand: once a second while a reply is written, else now and then."""
+        now = time.monotonic()
+        due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
+        if self.session is None or now - self._last_live < due:
+            return
+        self._last_live, self._was_busy = now, event.busy
+        session, sample = self.session, asdict(event) | {"info": None if info is None else asdict(info)}
+        try:
+            self.store.write_live(session, sample)
+        except StoreError:  # what is said matters more, and tells of a store that fails
+            _log.warning("the live figures could not be written", exc_info=True)
 
     def closed(self, number: int) -> None:
         """Turn `number`, whose reply was cut off when a process was killed, is whole again."""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol, cast
 from streamchat.commands import flags
 from streamchat.errors import ConfigError
 
-COMMANDS = ("replay", "sessions", "verify", "bench", "models", "config")
+COMMANDS = ("replay", "monitor", "sessions", "verify", "bench", "models", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
 
 Subparsers = argparse._SubParsersAction  # the type has no public name

@@ -88,7 +88,15 @@ CREATE TRIGGER messages_changed AFTER UPDATE OF text ON messages BEGIN
 END;
 """
 
-MIGRATIONS = (_FIRST,)
+_LIVE = """
+CREATE TABLE live (
+    session       TEXT PRIMARY KEY REFERENCES sessions (id) ON DELETE CASCADE,
+    at            REAL NOT NULL,
+    sample        TEXT NOT NULL               -- JSON: figures of the moment, for `streamchat monitor`
+) STRICT;
+"""
+
+MIGRATIONS = (_FIRST, _LIVE)
 """Script i takes a database from version i to i + 1 (`PRAGMA user_version`)."""
 
 

@@ -214,6 +214,15 @@ class Store:
         with sentences(self.path):
             self._connection.execute("UPDATE sessions SET opened_by = NULL WHERE id = ?", (session,))
 
+    def write_live(self, session: str, sample: Mapping[str, Any]) -> None:
+        """The figures of this moment, in place of those before."""
+        with sentences(self.path):
+            self._connection.execute(
+                "INSERT INTO live (session, at, sample) VALUES (?, ?, ?) "
+                "ON CONFLICT (session) DO UPDATE SET at = excluded.at, sample = excluded.sample",
+                (session, time.time(), json.dumps(dict(sample))),
+            )
+
     def rename(self, session: str, title: str) -> None:
         """Give it another title."""
         with sentences(self.path):
@@ -298,6 +307,22 @@ class Store:
                 for e in evictions
             ),
         )
+
+    def live(self, session: str) -> tuple[float, dict[str, Any]] | None:
+        """When the latest figures were written, and which; None before the first."""
+        with sentences(self.path):
+            row = self._connection.execute("SELECT at, sample FROM live WHERE session = ?", (session,)).fetchone()
+        return None if row is None else (row["at"], json.loads(row["sample"]))
+
+    def stats(self, session: str, after: int = 0) -> list[dict[str, Any]]:
+        """The figures of all finished turns behind turn `after`, in order."""
+        with sentences(self.path):
+            rows = self._connection.execute(
+                "SELECT stats FROM turns WHERE session = ? AND state = 'done' AND number > ? AND stats IS NOT NULL "
+                "ORDER BY number",
+                (session, after),
+            ).fetchall()
+        return [json.loads(row["stats"]) for row in rows]
 
     def search(self, words: str, *, limit: int = 50) -> list[Found]:
         """Messages of all sessions that have all `words`, best first."""

@@ -57,7 +57,7 @@ class StreamchatApp(App[int]):
 
     TITLE = "streamchat"
     # Textual does not read the sheet that a default screen names
-    CSS_PATH = "screens/chat.tcss"
+    CSS_PATH: ClassVar[list[str]] = ["screens/figures.tcss", "screens/chat.tcss"]  # type: ignore[assignment]
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("app.help", "open_help", show=True),

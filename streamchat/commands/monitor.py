@@ -1,0 +1,97 @@
+"""`streamchat monitor [SESSION|RUN]`: look at a running or finished chat or replay from another terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from streamchat.chat.watch import Watched, Watcher, everything, watched
+from streamchat.commands import flags
+from streamchat.errors import ExitCode, SessionError
+from streamchat.units import human_bytes, human_seconds, human_when
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "monitor",
+        help="watch a running or finished chat or replay from another terminal",
+        description="The status panel of a chat or a replay in another process: live figures, history since its start, "
+        "violations of a replay. It only reads. Without a name the one that is running, or was last.",
+    )
+    parser.add_argument(
+        "name", nargs="?", metavar="SESSION|RUN", help="an id, the start of one, or the folder of a run"
+    )
+    parser.add_argument("--list", action="store_true", help="list what can be watched")
+    parser.add_argument("--once", action="store_true", help="print the figures of this moment and leave")
+    parser.add_argument("--json", action="store_true", help="with --once: one JSON object")
+    flags.add_setting_flags(parser, ("theme",))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code.
+
+    Raises:
+        SessionError: There is nothing of that name.
+        StoreError: The store cannot be read.
+    """
+    if args.list:
+        return _list()
+    what = _what(args.name)
+    if args.once or args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return _once(what, args.json)
+    configuration = flags.configuration_of(args)
+    # headless commands know nothing of Textual; this one is an app
+    code: int = import_module("streamchat.tui.monitor").run_monitor(what, configuration.settings.theme)
+    return code
+
+
+def _what(name: str | None) -> Watched:
+    if name is not None:
+        return watched(name)
+    found = everything(limit=1)
+    if not found:
+        raise SessionError("nothing can be watched yet; `streamchat` or `streamchat replay` begins something")
+    return found[0]
+
+
+def _list() -> int:
+    now = time.time()
+    for each in everything():
+        state = "running" if each.running else "       "
+        turns = f"{each.info.turns:,} turns"
+        sys.stdout.write(f"{state}  {each.name}  {human_when(each.info.updated, now)}  {turns}  {each.info.title}\n")
+    return ExitCode.OK
+
+
+def _once(what: Watched, as_json: bool) -> int:
+    watcher = Watcher(what)
+    watcher.look()
+    if as_json:
+        sys.stdout.write(json.dumps(watcher.as_dict(), ensure_ascii=False) + "\n")
+        return ExitCode.OK
+    board, info = watcher.board, watcher.what.info
+    cache = board.cache
+    rows = [
+        ("conversation", f"{info.title} ({watcher.what.name})"),
+        ("state", "running" if watcher.what.running else "not running"),
+        ("model", f"{info.model_name} ({info.dtype})"),
+        ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens read, {board.new_tokens:,} written)"),
+        ("cache", f"{cache.length:,} / {cache.cache_size:,} tokens, {cache.compressions:,} compressions"),
+    ]
+    if board.memory is not None:
+        rows.append(("process memory", human_bytes(board.memory.rss_bytes)))
+    if board.ttft_s is not None:
+        rows.append(("first token", human_seconds(board.ttft_s)))
+    if board.decode_tps is not None:
+        rows.append(("speed", f"{board.decode_tps:.1f} tok/s"))
+    rows += [("violated", violation) for violation in watcher.violations]
+    sys.stdout.write("".join(f"{label:<15} {value}\n" for label, value in rows))
+    return ExitCode.OK

@@ -1,0 +1,144 @@
+"""`streamchat monitor`: the status panel of a chat or a replay in another process. It only reads."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.widgets import DataTable, Footer
+
+from streamchat.chat.text import one_line
+from streamchat.chat.watch import Watched, Watcher, everything
+from streamchat.errors import ExitCode, StoreError
+from streamchat.tui.widgets.status_line import StatusLine
+from streamchat.tui.widgets.status_panel import StatusPanel
+from streamchat.tui.widgets.text import Verbatim
+from streamchat.units import human_when
+
+LOOK_S = 1.0
+LIST_S = 5.0
+SILENT_S = 60.0
+"""A run that is open and has written nothing for so long is said to be silent."""
+WIDE = 90
+
+
+class MonitorApp(App[int]):
+    """All conversations on the left, the figures of the chosen one on the right.
+
+    Args:
+        first: The one to begin with.
+    """
+
+    TITLE = "streamchat monitor"
+    CSS_PATH: ClassVar[list[str]] = ["screens/figures.tcss", "monitor.tcss"]  # type: ignore[assignment]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,ctrl+q,ctrl+c", "leave", "Quit", priority=True),
+        Binding("r", "refresh_list", "Look again"),
+    ]
+
+    def __init__(self, first: Watched, theme: str = "textual-dark") -> None:
+        super().__init__()
+        self._watcher = Watcher(first)
+        self._rows: list[Watched] = []
+        self._wanted_theme = theme
+
+    def compose(self) -> ComposeResult:
+        """What is watched, the list, the panel, a line for narrow terminals."""
+        with Horizontal(id="body"):
+            with Vertical(id="watched"):
+                yield Verbatim("", id="title")
+                yield Verbatim("", id="state")
+                yield Verbatim("", id="alerts")
+                yield DataTable(id="all", cursor_type="row", zebra_stripes=True)
+            yield StatusPanel(id="sidebar")
+        yield StatusLine(id="status-line")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Look at once, and then every second."""
+        if self._wanted_theme in self.available_themes:
+            self.theme = self._wanted_theme
+        table = self.query_one(DataTable)
+        for name in ("state", "turns", "last", "compr.", "title"):
+            table.add_column(name, key=name)
+        table.focus()
+        self._list()
+        self._look()
+        self.set_interval(LOOK_S, self._look)
+        self.set_interval(LIST_S, self._list)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The panel needs room."""
+        narrow = event.size.width < WIDE
+        self.set_class(narrow, "-narrow")
+        self.query_one(StatusLine).display = narrow
+
+    def _list(self) -> None:
+        """All that can be watched; the chosen row stays chosen."""
+        table = self.query_one(DataTable)
+        chosen = self._watcher.what.name
+        self._rows = everything()
+        now = time.time()
+        table.clear()
+        for each in self._rows:
+            kind = "replay" if each.run is not None else "chat"
+            state = f"● {kind}" if each.running else f"  {kind}"
+            info = each.info
+            row = (state, f"{info.turns:,}", human_when(info.updated, now), f"{info.compressions:,}")
+            table.add_row(*row, one_line(info.title), key=each.name)
+        names = [each.name for each in self._rows]
+        if chosen in names:
+            table.move_cursor(row=names.index(chosen))
+
+    @on(DataTable.RowSelected)
+    def _chosen(self, message: DataTable.RowSelected) -> None:
+        message.stop()
+        self._watcher = Watcher(self._rows[message.cursor_row])
+        self._look()
+
+    def _look(self) -> None:
+        watcher = self._watcher
+        try:
+            watcher.look()
+        except StoreError as error:
+            self.query_one("#state", Verbatim).show(one_line(str(error)))
+            return
+        self.query_one("#title", Verbatim).show(one_line(f"{watcher.what.info.title}  ({watcher.what.name})"))
+        self.query_one("#state", Verbatim).show(self._state(watcher))
+        alerts = self.query_one("#alerts", Verbatim)
+        alerts.display = bool(watcher.violations)
+        alerts.show("\n".join(f"violated: {one_line(each)}" for each in watcher.violations))
+        self.query_one(StatusPanel).show(watcher.board)
+        self.query_one(StatusLine).show(watcher.board)
+
+    def _state(self, watcher: Watcher) -> str:
+        info = watcher.what.info
+        since = f"begun {human_when(info.created, time.time())}"
+        if not watcher.what.running:
+            return f"not running · {since} · {info.turns:,} turns"
+        if watcher.seen_at is None:
+            return f"running · {since} · no figures yet"
+        silent = time.time() - watcher.seen_at
+        if silent > SILENT_S:
+            return f"running · {since} · silent for {silent:.0f} s"
+        return f"{'writing' if watcher.board.busy else 'waiting for a message'} · {since}"
+
+    def action_refresh_list(self) -> None:
+        """Look for new ones."""
+        self._list()
+        self._look()
+
+    def action_leave(self) -> None:
+        """Leave."""
+        self.exit(ExitCode.OK)
+
+
+def run_monitor(first: Watched, theme: str) -> int:
+    """Run it until the user leaves; returns the exit code."""
+    app = MonitorApp(first, theme)
+    code = app.run()
+    return ExitCode.FAILURE if code is None else code
