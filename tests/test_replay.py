@@ -551,7 +551,7 @@ def test_events_of_a_clean_run_leave_no_account() -> None:
     told: list[Any] = []
     inspector = invariants.Inspector(0.25, told.append)
     for runs in (((10, 20),), ((20, 25), (30, 31)), ((25, 30),)):
-        event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs)
+        event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs=runs)
         inspector.see(event, None)
     assert invariants._gaps(inspector._evicted, 40) == [(0, 10), (31, 40)]
     inspector.see(ev.ConversationCleared(), None)

@@ -165,9 +165,9 @@ class TokensEvicted(Event):
     cache_len_before: int
     cache_len_after: int
     trigger: Trigger
+    cache: CacheState = field(default_factory=CacheState)
     runs: tuple[tuple[int, int], ...] = ()
     """All that left, as `token_range`s without what is pinned in between."""
-    cache: CacheState = field(default_factory=CacheState)
 
 
 @dataclass(frozen=True)
