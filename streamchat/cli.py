@@ -115,10 +115,11 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         resume: 'last', or the start of a saved conversation's id.
 
     Raises:
-        ConfigError: `stats_json` cannot be written.
+        ConfigError: `stats_json` cannot be written, or the port of the metrics cannot be had.
         SessionError: There is no such conversation, or another process has it open.
     """
     from streamchat.chat.events import TurnFinished
+    from streamchat.chat.observed import observe
     from streamchat.telemetry.log_file import start_logging
     from streamchat.telemetry.stats_log import StatsLog
 
@@ -136,6 +137,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             stats.write(event.stats.as_dict())
 
     engine.subscribe(record)
+    metrics = observe(engine, configuration.settings)
     ended = False
     code: int = ExitCode.INTERRUPTED
     try:
@@ -144,6 +146,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         pass
     finally:
         ended = engine.close()
+        if metrics is not None:
+            metrics.close()
         if stats is not None:
             stats.close()
     if stats is not None and stats.failure:

@@ -208,6 +208,20 @@ class Settings:
         live=True,
     )
     history: bool = _setting(True, "interface", "Remember what you typed across restarts")
+    metrics_port: int = _setting(
+        0,
+        "interface",
+        "Serve figures for Prometheus at http://METRICS_HOST:PORT/metrics; 0 = off",
+        minimum=0,
+        maximum=65535,
+        metavar="PORT",
+    )
+    metrics_host: str = _setting(
+        "127.0.0.1",
+        "interface",
+        "Where the metrics are served; others than this machine see them elsewhere",
+        metavar="HOST",
+    )
     stats_json: str = _setting(
         "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE"
     )

@@ -133,7 +133,7 @@ class Watcher:
             self.board.session = session
         if not running:
             self.board.busy = False
-        return bool(news) or fresh or self._new_violations()
+        return any((news, fresh, self._new_violations()))
 
     def _follow_the_run(self, store: Store) -> None:
         """A replay with `--fresh` goes from conversation to conversation."""

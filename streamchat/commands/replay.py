@@ -69,7 +69,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         (
             *("model", "device", "dtype", "attention", "cache_size", "compression_ratio", "num_sink_tokens", "evict"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
-            *("system_prompt", "chat_format", "snapshot_turns"),
+            *("system_prompt", "chat_format", "snapshot_turns", "metrics_port", "metrics_host"),
         ),
     )
 
@@ -117,6 +117,7 @@ def _replay(
     until: float | None,
 ) -> int:
     from streamchat.chat.engine import Engine
+    from streamchat.chat.observed import observe
     from streamchat.commands.replay_view import View
     from streamchat.replay.invariants import Inspector
     from streamchat.replay.report import make_report, write_report
@@ -135,6 +136,8 @@ def _replay(
     def on_violation(violation: Violation) -> None:
         path = going.dump(violation)
         where = f"; see {path}" if path else ""
+        if metrics is not None:
+            metrics.violations.labels(violation.name).inc()
         view.say(f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}")
 
     def on_turn(row: dict[str, Any]) -> None:
@@ -148,6 +151,7 @@ def _replay(
     if session:
         going.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
     engine.subscribe(view.loading)
+    metrics = observe(engine, configuration.settings)
     for problem in script.problems[:10]:
         view.say(f"left out: {problem}")
     if len(script.problems) > 10:
@@ -155,6 +159,8 @@ def _replay(
     with view, _stopping(going, view):
         going.run()
     engine.close(60.0)
+    if metrics is not None:
+        metrics.close()
     if going.failure is not None and not rows:
         view.say(going.failure.message)
         return going.failure.exit_code

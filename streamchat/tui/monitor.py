@@ -107,7 +107,7 @@ class MonitorApp(App[int]):
         except StoreError as error:
             self.query_one("#state", Verbatim).show(one_line(str(error)))
             return
-        self.query_one("#title", Verbatim).show(one_line(f"{watcher.what.info.title}  ({watcher.what.name})"))
+        self.query_one("#title", Verbatim).show(one_line(f"{watcher.what.info.title} ({watcher.what.name})"))
         self.query_one("#state", Verbatim).show(self._state(watcher))
         alerts = self.query_one("#alerts", Verbatim)
         alerts.display = bool(watcher.violations)
