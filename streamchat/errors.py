@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     MODEL = 3
     """The model cannot be found, fetched, read or used."""
     CHECK_FAILED = 4
-    """A check of `streamchat verify` does not hold."""
+    """A check of `streamchat verify`, or an invariant of `streamchat replay`, does not hold."""
     STORE = 5
     """Saved conversations cannot be read or written, or the wanted one is not there or open elsewhere."""
     INTERRUPTED = 130

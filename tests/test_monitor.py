@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_metrics_are_what_the_events_say() -> None:
             assert figures["streamchat_failed_turns_total"] == 0
     finally:
         metrics.close()
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = json.loads((Path(__file__).parents[1] / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    asked = {name for panel in dashboard["panels"] for target in panel["targets"]
+             for name in re.findall(r"streamchat_\w+", target["expr"])}  # fmt: skip
+    metrics = Metrics("127.0.0.1", 0)
+    metrics.violations.labels("storage").inc()
+    try:
+        served = {name.split("{")[0] for name in fetched(metrics.port)}
+    finally:
+        metrics.close()
+    assert asked <= served
+    assert len(asked) > 10
 
 
 def test_the_port_is_on_loopback_and_a_taken_one_is_said() -> None:

@@ -374,3 +374,31 @@ asyncio.run(main())
 """.replace("ROOT", repr(str(Path(__file__).parents[1])))
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert out.stdout.split() == ["False", "False"]
+
+
+async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
+    engine = ScriptedEngine(["A reply.", "Another one."])
+    app = StreamchatApp(engine, Configuration(engine.settings), watching=True)
+    async with app.run_test(size=(120, 40)) as pilot:
+        driver = Driver(app, engine, pilot)
+        await driver.ready()
+        assert not driver.prompt.display
+        engine.submit("from a script")
+        await driver.until(lambda: [turn.reply_text for turn in driver.turns] == ["A reply."])
+        names = {command.title for command in app.get_system_commands(app.screen)}
+        assert {"Copy last reply", "Memory map", "Theme", "Quit"} <= names
+        assert not names & {
+            "New conversation",
+            "Stop the reply",
+            "Recall",
+            "Conversations",
+            "Editor",
+            "/retry",
+            "/undo",
+        }
+        await pilot.press("x", "enter", "ctrl+r", "ctrl+l")
+        assert app.screen is driver.chat
+        engine.submit("and again")
+        await driver.until(lambda: len(driver.turns) == 2)
+        assert engine.submitted == ["from a script", "and again"]
+    assert engine.close()

@@ -105,6 +105,10 @@ class Engine:
 
         return unsubscribe
 
+    def tell(self, event: ev.Event) -> None:
+        """Say something to all subscribers, in the engine's name, on the caller's thread."""
+        self._emit(event)
+
     def start(self) -> None:
         """Start loading the model."""
         self._thread.start()

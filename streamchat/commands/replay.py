@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +65,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     own.add_argument("--out", metavar="FOLDER", help="a new folder for the report (default: one in the state folder)")
     own.add_argument("--resume-run", metavar="FOLDER", help="go on with a run that was ended")
+    own.add_argument("--tui", action="store_true", help="look on in the app: the conversation and the status panel")
     own.add_argument("--quiet", action="store_true", help="no line a turn, no progress bar")
     flags.add_setting_flags(
         parser,
@@ -117,6 +120,7 @@ def _replay(
     until: float | None,
 ) -> int:
     from streamchat.chat.engine import Engine
+    from streamchat.chat.events import Notice
     from streamchat.chat.observed import observe
     from streamchat.commands.replay_view import View
     from streamchat.replay.invariants import Inspector
@@ -131,14 +135,18 @@ def _replay(
     if args.max_turns is not None:
         total = args.max_turns if total is None else min(total, args.max_turns)
         said = islice(said, args.max_turns)
-    view = View(sys.stderr, total, quiet=args.quiet, done=len(rows), until=until)
+    view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows), until=until)
 
     def on_violation(violation: Violation) -> None:
         path = going.dump(violation)
         where = f"; see {path}" if path else ""
         if metrics is not None:
             metrics.violations.labels(violation.name).inc()
-        view.say(f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}")
+        text = f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}"
+        if args.tui:
+            engine.tell(Notice(text, "error"))
+        else:
+            view.say(text)
 
     def on_turn(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -150,14 +158,18 @@ def _replay(
     going.session = session
     if session:
         going.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
-    engine.subscribe(view.loading)
+    if not args.tui:
+        engine.subscribe(view.loading)
     metrics = observe(engine, configuration.settings)
     for problem in script.problems[:10]:
         view.say(f"left out: {problem}")
     if len(script.problems) > 10:
         view.say(f"left out: {len(script.problems) - 10} more lines")
-    with view, _stopping(going, view):
-        going.run()
+    if args.tui:
+        _look_on(going, configuration)
+    else:
+        with view, _stopping(going, view):
+            going.run()
     engine.close(60.0)
     if metrics is not None:
         metrics.close()
@@ -210,6 +222,26 @@ def _why(run: Run, until: float | None, total: int | None) -> str:
     if until is not None and (total is None or run.totals.turns < total):
         return "the duration was over"
     return "all was said"
+
+
+def _look_on(going: Run, configuration: Configuration) -> None:
+    """The run on a thread of its own, the app in front. Leaving the app ends the run."""
+    from streamchat.chat.events import Notice
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("--tui needs a terminal; leave it out for lines of text")
+
+    def work() -> None:
+        going.run(started=True)
+        going.engine.tell(Notice("The run is over; the report is written when you leave.", "info"))
+
+    worker = threading.Thread(target=work, name="streamchat-replay", daemon=True)
+    worker.start()
+    # headless commands know nothing of Textual; this one was asked for the app
+    import_module("streamchat.tui.app").run_app(going.engine, configuration, watching=True)
+    if worker.is_alive():
+        going.stop.set()
+        worker.join(60.0)
 
 
 @contextmanager

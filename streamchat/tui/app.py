@@ -53,6 +53,7 @@ class StreamchatApp(App[int]):
     Args:
         engine: Not started yet; it is closed when the app ends.
         configuration: For theme and history.
+        watching: Somebody else talks to the engine; the user looks on.
     """
 
     TITLE = "streamchat"
@@ -68,9 +69,9 @@ class StreamchatApp(App[int]):
         ),
     ]
 
-    def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
+    def __init__(self, engine: ChatEngine, configuration: Configuration, *, watching: bool = False) -> None:
         super().__init__()
-        self.engine = engine
+        self.engine, self.watching = engine, watching
         self.board = StatusBoard()
         self.registry = app_registry(self)
         self.failure: ev.EngineFailed | None = None
@@ -258,29 +259,35 @@ class StreamchatApp(App[int]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: what has a key, and every slash command."""
         chat = self._chat
-        yield SystemCommand("New conversation", "Forget it all; keep model and settings", self.action_new_conversation)
-        yield SystemCommand("Stop the reply", f"As {hint(self, 'chat.stop')}", chat.action_stop)
+        if not self.watching:
+            yield from self._talking_commands()
         yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
         yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
-        yield SystemCommand("Recall", "Find what was said and put it before the model again", chat.action_recall)
-        yield SystemCommand("Conversations", "Find a saved one and go on with it", chat.action_sessions)
         yield SystemCommand("Memory map", "Walk through what the model still sees", chat.action_focus_map)
         yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
         for section in chat.panel_sections():
             yield SystemCommand(f"Panel: {section.title}", "Fold or unfold", lambda s=section: s.fold(not s.folded))
         yield SystemCommand("Reasoning", "Open or fold what replies thought", chat.action_toggle_thoughts)
         yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
-        yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
         yield SystemCommand("Theme", "Choose the colours", self.action_change_theme)
         yield SystemCommand("Help", "Keys and commands", self.action_open_help)
         yield SystemCommand(
             "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
         )
+        yield SystemCommand("Quit", "Leave", self.action_quit)
+
+    def _talking_commands(self) -> Iterable[SystemCommand]:
+        """Those that change the conversation or the input."""
+        chat = self._chat
+        yield SystemCommand("New conversation", "Forget it all; keep model and settings", self.action_new_conversation)
+        yield SystemCommand("Stop the reply", f"As {hint(self, 'chat.stop')}", chat.action_stop)
+        yield SystemCommand("Recall", "Find what was said and put it before the model again", chat.action_recall)
+        yield SystemCommand("Conversations", "Find a saved one and go on with it", chat.action_sessions)
+        yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
         for command in self.registry:
             # those that work without an argument, but for what is above already
             if command.arguments[:1] in ("", "[") and command.name not in PALETTE_HAS:
                 yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
-        yield SystemCommand("Quit", "Leave", self.action_quit)
 
 
 @contextmanager
@@ -298,13 +305,13 @@ def shared_interpreter() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def run_app(engine: ChatEngine, configuration: Configuration) -> int:
-    """Run the app until the user leaves; returns the exit code.
+def run_app(engine: ChatEngine, configuration: Configuration, *, watching: bool = False) -> int:
+    """Run the app until the user leaves; returns the exit code. With `watching` there is no input.
 
     After `EngineFailed` that is its exit code, and its sentence is printed to stderr once the terminal is back.
     """
     log_file.start_logging()
-    app = StreamchatApp(engine, configuration)
+    app = StreamchatApp(engine, configuration, watching=watching)
     with guarded_terminal(), shared_interpreter():
         code = app.run()
     if app.failure is not None:

@@ -93,7 +93,9 @@ class ChatScreen(ReadingScreen):
         """Be usable at once; events may wait already."""
         prompt = self.query_one(Prompt)
         self._use_keys(prompt)
-        prompt.focus()
+        prompt.display = not self.chat_app.watching
+        if prompt.display:
+            prompt.focus()
         self.conversation.thinking = self.chat_app.engine.settings.thinking
         self._narrator = Narrator(self.conversation, self._toast)
         await self.conversation.show_system_prompt(self.chat_app.engine.settings.system_prompt)
@@ -289,6 +291,8 @@ class ChatScreen(ReadingScreen):
 
     def action_sessions(self, words: str = "") -> None:
         """Choose a saved conversation to go on with."""
+        if self.chat_app.watching:
+            return
 
         def go_on(session: str | None) -> None:
             if session is not None:
@@ -298,6 +302,8 @@ class ChatScreen(ReadingScreen):
 
     def action_recall(self, words: str = "") -> None:
         """Find what was said, and put it before the model again."""
+        if self.chat_app.watching:
+            return
 
         def put(recalled: Recalled | None) -> None:
             if recalled is None:
