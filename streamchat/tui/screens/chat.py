@@ -94,6 +94,7 @@ class ChatScreen(ReadingScreen):
         prompt = self.query_one(Prompt)
         self._use_keys(prompt)
         prompt.display = not self.chat_app.watching
+        prompt.disabled = self.chat_app.watching
         if prompt.display:
             prompt.focus()
         self.conversation.thinking = self.chat_app.engine.settings.thinking
