@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from streamchat.chat.text import one_line
-from streamchat.commands import flags, parser
+from streamchat.commands import flags, parser, serve
 from streamchat.errors import ExitCode, StreamchatError
 
 if TYPE_CHECKING:
@@ -69,11 +69,16 @@ def _dispatch(argv: list[str]) -> int:
     args = parser.parse(argv)
     if args.command is not None:
         return parser.command(args.command).run(args)
+    if args.serve is not None:
+        flags.configuration_of(args)  # what is wrong is said here, and not in each tab
+        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
     return chat(flags.configuration_of(args), args.resume)
 
 
 def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
     """Which face talks to the user: the pipe where one end is no terminal, the prompt where asked for, else the app."""
+    if serve.WEB_DRIVER in environ.get("TEXTUAL_DRIVER", ""):
+        return "app"  # in a browser; its ends are pipes
     if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):
         return "pipe"
     return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"

@@ -501,10 +501,27 @@ def test_turns_that_get_slower_are_caught_and_named(
     assert ran.err.count("violated: decode-time") == 1
 
 
-def test_one_slow_turn_is_no_trend(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    with after_turn(monkeypatch, 40, lambda conversation: time.sleep(0.3 if len(conversation.log.turns) == 40 else 0)):
-        ran = replay(TURNS[:5], "--repeat", "12", "--max-new-tokens", "6", "--max-drift", "300")
-    assert ran.violated == []
+def test_one_slow_turn_is_named_and_is_no_trend(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamchat.chat.feeder import Feeder
+
+    forward, text = Feeder.forward, f"{TURNS[0]} at last"
+    stalled: list[int] = []
+
+    def stalls(self: Feeder, ids: Any) -> Any:
+        turns = self.log.turns
+        if turns and turns[-1].text == text and not stalled:
+            stalled.append(turns[-1].number)
+            time.sleep(4.0)
+        return forward(self, ids)
+
+    monkeypatch.setattr(Feeder, "forward", stalls)
+    ran = replay([*TURNS[:5] * 9, text, *TURNS[:5]], "--max-new-tokens", "6", "--max-drift", "300")
+    assert stalled == [46]
+    assert ran.violated == ["turn-time"]
+    assert "violated: turn-time at turn 46: it took 4." in ran.err
+    assert ran.code == 4
 
 
 def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
 from streamchat.commands import flags
+from streamchat.commands.serve import HOST, PORT
 from streamchat.errors import ConfigError
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "bench", "models", "config")
@@ -100,6 +101,17 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         const="last",
         metavar="ID",
         help="go on with a saved conversation: the last one, or the one whose id begins so (`streamchat sessions`)",
+    )
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const=PORT,
+        type=int,
+        metavar="PORT",
+        help=f"show the app in a browser, at http://{HOST}:PORT (default: {PORT}); needs streamchat[serve]",
+    )
+    parser.add_argument(
+        "--serve-host", default=HOST, metavar="HOST", help=f"where to serve it (default: {HOST}, this machine only)"
     )
     flags.add_setting_flags(parser)
     subparsers = parser.add_subparsers(

@@ -6,6 +6,7 @@ from the events alone, independently of the cache's own ledger.
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ MEMORY_GROWTH = 0.05
 """Process or device memory may grow by this share over the window, ..."""
 MEMORY_LEAST = 32_000_000
 """... or by so many bytes, if that is more."""
+OVERHEAD_TOKENS = 16
+"""What a forward costs by itself, in tokens of prefill, roughly."""
+STALL_TIMES, STALL_S = 10, 2.0
+"""A turn is slow that took so many times what is usual, and so many seconds more."""
 WARM_UP = 10
 """First turns of a run whose times are not looked at."""
 
@@ -76,6 +81,7 @@ def all_invariants(drift: float) -> dict[str, Invariant]:
         ("logits-finite", "No logit was NaN or infinite where a token was drawn or a reply was fed."),
         ("process-memory", f"Process memory does not grow over {MEMORY_WINDOW} turns by more than {memory}."),
         ("device-memory", f"Device memory does not grow over {MEMORY_WINDOW} turns by more than {memory}."),
+        ("turn-time", f"No turn took {STALL_TIMES} times what its tokens usually take, and {STALL_S:g} s more."),
         ("first-token-time", f"Time to first token, prompt length allowed for, does not grow by more than {share}."),
         ("decode-time", f"Time of a token with a full cache does not grow by more than {share}."),
     )
@@ -102,6 +108,8 @@ class Inspector:
     _vram: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_WINDOW))
     _first: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """Seconds a token, with a cache that has evicted."""
+    _every_decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _drifting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -149,6 +157,7 @@ class Inspector:
             if stats.vram_bytes is not None:
                 self._vram.append(stats.vram_bytes)
         if self._turn > WARM_UP and not event.rolled_back:
+            self._time(stats)
             if stats.ttft_s is not None:
                 self._first.append((stats.prompt_tokens, stats.ttft_s))
             if stats.decode_tps and stats.new_tokens >= 4 and stats.compressions:
@@ -207,6 +216,22 @@ class Inspector:
             f"layers hold {_short(lengths)}, the ledger says {cache.length}, the budget is {cache.cache_size}"
             + ("" if told is None else f", and {told} was told"),
         )
+
+    def _time(self, stats: ev.TurnStats) -> None:
+        """Against the median of the turns before: of prefill a token, and of decoding a token."""
+        took = usual = 0.0
+        if stats.ttft_s is not None and len(self._first) >= WARM_UP:
+            tokens = stats.prompt_tokens + OVERHEAD_TOKENS
+            took += stats.ttft_s
+            usual += tokens * statistics.median(s / (t + OVERHEAD_TOKENS) for t, s in self._first)
+        if stats.decode_tps and len(self._every_decode) >= WARM_UP:
+            took += stats.new_tokens / stats.decode_tps
+            usual += stats.new_tokens * statistics.median(self._every_decode)
+        if stats.decode_tps:
+            self._every_decode.append(1 / stats.decode_tps)
+        if usual:
+            slow = took > STALL_TIMES * usual and took > usual + STALL_S
+            self._check("turn-time", not slow, f"it took {took:.1f} s, and {usual:.2f} s are usual for its tokens")
 
     def _bytes(self, conversation: Conversation) -> None:
         now = (id(conversation.cache), conversation.cache.kv_bytes)
