@@ -21,6 +21,8 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name in list(os.environ):
         if name.startswith(("STREAMCHAT_", "HF_", "TRANSFORMERS_")):
             monkeypatch.delenv(name)
+    for name in ("COLUMNS", "LINES"):  # set in the workers of pytest-xdist, and believed by programs under test
+        monkeypatch.delenv(name, raising=False)
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("STREAMCHAT_HOME", str(home / "streamchat"))

@@ -59,9 +59,6 @@ def app_on_a_terminal(scenario: dict[str, Any], shows: str = "Write a message") 
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     command = [str(FACE), json.dumps(scenario)]
     child = pexpect.spawn(sys.executable, command, timeout=30, dimensions=(40, 140), env=env, encoding="utf-8")
-    child.expect(r"\x1b\[\?1049h")
-    # pexpect gives the size after the fork, on a busy machine after the program has asked for it
-    child.setwinsize(40, 140)
     child.expect(shows)
     return child
 
