@@ -116,7 +116,8 @@ class Turn(Vertical):
             await self.mount(self._reply, before=self._figures)
             self._dress()
             self._head()
-            self._figures.show(f"writing · {hint(self.app, 'chat.stop')} stops")
+            looking_on = getattr(self.app, "watching", False)
+            self._figures.show("writing" if looking_on else f"writing · {hint(self.app, 'chat.stop')} stops")
         await self._reply.add(text)
 
     @property
