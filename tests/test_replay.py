@@ -327,6 +327,9 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
     assert [row["index"] for row in again.rows] == list(range(12))
     assert [row["turn"] for row in again.rows] == list(range(1, 13))
     assert again.report["totals"]["turns"] == 12
+    # the account goes on, too
+    counts = {check["name"]: check["checked"] for check in again.report["invariants"]}
+    assert counts["storage"] == 7 + 6  # the seventh turn was said twice
     assert again.report["totals"]["compressions"] == again.rows[-1]["compressions"]
     assert again.violated == []
 
@@ -442,6 +445,27 @@ def test_a_broken_cache_is_caught_and_named(
     assert "Violated" in (ran.folder / "report.html").read_text()
     assert f"{name} " in ran.out
     assert "VIOLATED" in ran.out
+
+
+def test_a_violation_is_not_forgotten_by_the_next_process(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, after_turn(patch, 6, grow_the_buffers):
+        ran = replay(TURNS[:6])
+    assert cli.main(["replay", "--resume-run", str(ran.folder), "--max-turns", "6"]) == 4
+    capsys.readouterr()
+    assert ran.violated == ["storage"]
+    assert ran.report["totals"]["turns"] == 6
+
+
+def test_without_matplotlib_the_report_says_how_to_get_plots(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = replay(TURNS[:2])
+    page = (ran.folder / "report.html").read_text()
+    assert "<svg" not in page
+    assert "pip install &#39;streamchat[plot]&#39;" in page or "pip install 'streamchat[plot]'" in page
 
 
 def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:

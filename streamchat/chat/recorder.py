@@ -147,7 +147,7 @@ class Recorder:
             case ev.TextDelta() if time.monotonic() - self._last_write >= BATCH_S:
                 self._changed(event.turn)
                 self._guarded(self._write)
-            case ev.TokensEvicted():
+            case ev.TokensEvicted() if self._conversation.log.turns:
                 turn = self._conversation.log.turns[-1].number
                 self._evictions.append(
                     StoredEviction(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 KEPT = ("files", "format", "strict", "fresh", "teacher_forced", "repeat", "duration", "max_turns", "max_drift")
 """Arguments that `--resume-run` takes from the run it goes on with."""
 
+ACCOUNT_EVERY = 25
+"""Turns between two writes of what the invariants found."""
+
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
@@ -151,8 +154,11 @@ def _replay(
     def on_turn(row: dict[str, Any]) -> None:
         rows.append(row)
         view.turn(row, going.totals)
+        if len(rows) % ACCOUNT_EVERY == 0 or not inspector.holds:
+            folder.keep_account(inspector.account())
 
     inspector = Inspector(args.max_drift / 100, on_violation)
+    inspector.go_on(folder.read_account(), len(rows))
     going = Run(engine, islice(said, len(rows), None), folder, inspector, on_turn, until)
     going.totals = restored_totals(rows)
     going.session = session
@@ -177,6 +183,7 @@ def _replay(
         view.say(going.failure.message)
         return going.failure.exit_code
     inspector.check_trends()
+    folder.keep_account(inspector.account())
     ended = _why(going, until, total)
     report = make_report(
         about=json.loads(folder.about.read_text(encoding="utf-8")),

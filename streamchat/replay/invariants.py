@@ -101,6 +101,9 @@ class Inspector:
     report: Callable[[Violation], None]
     invariants: dict[str, Invariant] = field(default_factory=dict)
     _turn: int = 0
+    """Of the run, counted from 1."""
+    _here: int = 0
+    """Of this process."""
     _evicted: list[tuple[int, int]] = field(default_factory=list)
     _storage: tuple[int, int] | None = None
     """Id of the cache, and the bytes of its buffers."""
@@ -119,6 +122,19 @@ class Inspector:
     def holds(self) -> bool:
         """All of them, so far."""
         return all(invariant.holds for invariant in self.invariants.values())
+
+    def account(self) -> dict[str, dict[str, Any]]:
+        """What was found so far, for `go_on`."""
+        kept = ("checked", "violations", "first", "last")
+        return {name: {key: getattr(each, key) for key in kept} for name, each in self.invariants.items()}
+
+    def go_on(self, account: dict[str, dict[str, Any]], turns: int) -> None:
+        """Add to what an earlier process found in so many turns."""
+        self._turn = turns
+        for name, found in account.items():
+            if name in self.invariants:
+                for key, value in found.items():
+                    setattr(self.invariants[name], key, value)
 
     def see(self, event: ev.Event, conversation: Conversation | None) -> None:
         """Keep account, and look at the layers where the cache has just changed."""
@@ -140,6 +156,7 @@ class Inspector:
     def turn_over(self, event: ev.TurnFinished, conversation: Conversation) -> None:
         """All checks that a finished turn allows."""
         self._turn += 1
+        self._here += 1
         stats = event.stats
         if event.finish_reason == "error":
             finite = "not a number" not in event.message
@@ -152,11 +169,11 @@ class Inspector:
         self._bytes(conversation)
         if not event.rolled_back:
             self._ids(conversation)
-        if self._turn > MEMORY_WARM_UP:
+        if self._here > MEMORY_WARM_UP:
             self._rss.append(stats.rss_bytes)
             if stats.vram_bytes is not None:
                 self._vram.append(stats.vram_bytes)
-        if self._turn > WARM_UP and not event.rolled_back:
+        if self._here > WARM_UP and not event.rolled_back:
             self._time(stats)
             if stats.ttft_s is not None:
                 self._first.append((stats.prompt_tokens, stats.ttft_s))

@@ -42,6 +42,25 @@ class Folder:
         return self.path / "run.json"
 
     @property
+    def account(self) -> Path:
+        """What the invariants found so far."""
+        return self.path / "invariants.json"
+
+    def keep_account(self, account: dict[str, Any]) -> None:
+        """Write it, whole or not at all."""
+        fresh = self.account.with_suffix(".part")
+        fresh.write_text(json.dumps(account), encoding="utf-8")
+        os.replace(fresh, self.account)
+
+    def read_account(self) -> dict[str, Any]:
+        """What `keep_account` wrote; empty where nothing was."""
+        try:
+            account: dict[str, Any] = json.loads(self.account.read_text(encoding="utf-8"))
+            return account
+        except (OSError, ValueError):
+            return {}
+
+    @property
     def store(self) -> Path:
         """The run's own database of what was said."""
         return self.path / "streamchat.db"
