@@ -370,7 +370,7 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
     with running(store=database) as chat:
         chat.wait(ev.ModelReady)
         chat.turn("one")
-        recorder: Any = chat.engine._owner._recorder
+        recorder: Any = chat.engine._owner.archive.recorder
         limit = recorder.store._connection.execute("PRAGMA page_count").fetchone()[0]
         recorder.store._connection.execute(f"PRAGMA max_page_count = {limit}")
         for _ in range(3):

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.archive import OpenStore
 from streamchat.chat.assemble import Load, load_from_settings
-from streamchat.chat.owner import OpenStore, Owner
+from streamchat.chat.owner import Owner
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.settings import Settings
@@ -88,7 +89,7 @@ class Engine:
     @property
     def saving(self) -> bool:
         """The cache is being written to the disk; leaving waits for that."""
-        return self._owner.saving.is_set()
+        return self._owner.archive.saving.is_set()
 
     @property
     def conversation(self) -> Conversation | None:
@@ -191,7 +192,7 @@ class Engine:
             return True
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-            if self._owner.saving.is_set():
+            if self._owner.archive.saving.is_set():
                 self._thread.join(SAVING_S)
         return not self._thread.is_alive()
 

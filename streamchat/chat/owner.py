@@ -6,34 +6,26 @@ Nothing here may be called from another thread; `Engine` is the way in.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.archive import Archive, Held, OpenStore
 from streamchat.chat.assemble import Assembled, Load, Progress, assemble
 from streamchat.chat.sessions import resumed_configuration
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, StoreError, StreamchatError, TurnError
+from streamchat.errors import ConfigError, StreamchatError, TurnError
 from streamchat.settings import Settings
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation, TurnOutcome
-    from streamchat.chat.log import TurnRecord
-    from streamchat.chat.recorder import Identity, Recorder
-    from streamchat.chat.resume import Resumed
     from streamchat.models.load import LoadedModel
-    from streamchat.store.records import StoredSession
-    from streamchat.store.store import Store
 
 _log = logging.getLogger(__name__)
 STATUS_INTERVAL_S = 0.5
-OpenStore = Callable[[], "Store"]
 
 
 class Owner:
@@ -58,18 +50,12 @@ class Owner:
         self._configuration, self._load, self._tell, self._progress = configuration, load, emit, progress
         self.settings = configuration.settings
         self.conversation: Conversation | None = None
-        self.saving = threading.Event()
-        """Set while the cache is written to the disk: leaving waits for it."""
-        self._open_store = open_store
+        self.archive = Archive(open_store, emit)
         self._loaded: LoadedModel | None = None
         self._info: ev.ModelInfo | None = None
         self._device = "cpu"
-        self._recorder: Recorder | None = None
-        self._store: Store | None = None
-        self._identified: tuple[Any, tuple[object, ...], Identity] | None = None
         self._busy = False
         self._last_status = 0.0
-        self._unsaved_turns = False
 
     # --- beginning and ending ----------------------------------------------------------------------------------
 
@@ -79,60 +65,34 @@ class Owner:
         Raises:
             StreamchatError: There is no conversation to be had.
         """
-        self._open_record(required=session is not None)
+        self.archive.open(required=session is not None)
         if session is None:
             self._prepare(self._configuration)
-            self._record_anew()
-            self._tell_of_the_killed()
+            self.archive.begin(self._held)
+            if sentence := self.archive.killed():
+                self.emit(ev.Notice(sentence))
         else:
             self._open_session(session)
-
-    def _tell_of_the_killed(self) -> None:
-        """Say once that the latest conversation ended with its process, and how to have it back."""
-        if self._store is None:
-            return
-        from streamchat.store.lock import is_locked
-
-        try:
-            latest = self._store.sessions(limit=1)
-            if latest and latest[0].opened_by and not is_locked(self._store.lock_folder, latest[0].id):
-                self._store.mark_closed(latest[0].id)
-                self.emit(
-                    ev.Notice(
-                        f"The last conversation ended without being closed; /resume {latest[0].id} goes on with it "
-                        f"({latest[0].turns} turn{'s' if latest[0].turns != 1 else ''})."
-                    )
-                )
-        except StoreError:
-            _log.warning("the saved conversations could not be looked at", exc_info=True)
-
-    def _open_record(self, *, required: bool) -> None:
-        if self._open_store is None:
-            return
-        from streamchat.chat.recorder import Recorder
-
-        try:
-            self._store = self._open_store()
-        except StoreError as error:
-            if required:
-                raise
-            _log.warning("nothing will be saved", exc_info=True)
-            self.emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
-            return
-        self._recorder = Recorder(self._store, self._tell)
 
     def end(self) -> None:
         """Save what can be saved and let go of everything."""
         try:
             self._leave_in_order()
-            if self._recorder is not None:
-                self._recorder.leave()
+            self.archive.close()
         except Exception:
             _log.exception("saving at the end failed")
         if self.conversation is not None:
             self.conversation.close()
-        if self._store is not None:
-            self._store.close()
+
+    @property
+    def _held(self) -> Held:
+        assert self.conversation is not None
+        assert self._info is not None
+        return Held(self.conversation, self._info, self.settings)
+
+    def _leave_in_order(self) -> None:
+        """The running conversation may be left now."""
+        self.archive.leave_in_order(None if self.conversation is None else self._held)
 
     # --- the model ---------------------------------------------------------------------------------------------
 
@@ -152,6 +112,8 @@ class Owner:
                 previous.reopen()
             raise
         self._take(configuration, loaded, assembled)
+        if not same:
+            self.archive.forget_model()
         if previous is not None:
             previous.close()
             previous = None
@@ -165,9 +127,6 @@ class Owner:
         self._loaded, self._info, self.conversation = loaded, assembled.info, assembled.conversation
         self._configuration, self.settings = configuration, configuration.settings
         self._device = assembled.device
-        if self._identified is not None and self._identified[0] is not loaded.model:
-            self._identified = None
-        self._unsaved_turns = False
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; the old one stays where that fails."""
@@ -185,16 +144,16 @@ class Owner:
             text = f"{name} could not be loaded ({type(error).__name__}: {first}); the conversation goes on"
             self.emit(ev.Notice(text, "error"))
         else:
-            self._record_anew()
+            self.archive.begin(self._held)
 
     # --- saved conversations -----------------------------------------------------------------------------------
 
     def open_session(self, session: str) -> None:
         """Leave the running conversation, which stays saved, for another one."""
-        if self._recorder is None:
+        if self.archive.recorder is None:
             self.emit(ev.Notice("Conversations are not saved in this run, so none can be opened.", "error"))
             return
-        if session == self._recorder.session:
+        if session == self.archive.session:
             self.emit(ev.Notice(f"The conversation {session} is the one that is open."))
             return
         self._leave_in_order()
@@ -210,140 +169,21 @@ class Owner:
                 what += "; the conversation that is open goes on"
             else:
                 what += "; it stays saved, and a new conversation was begun"
-                self._record_anew()
+                self.archive.begin(self._held)
             self.emit(ev.Notice(what, "error"))
 
     def _open_session(self, session: str) -> None:
-        from streamchat.chat.resume import resume
-        from streamchat.store.lock import SessionLock
-
-        assert self._store is not None
-        assert self._recorder is not None
-        stored_info = self._store.find(session)
-        lock = SessionLock(self._store.lock_folder, stored_info.id, stored_info.opened_by)
+        opening = self.archive.claim(session)
         try:
-            self._prepare(resumed_configuration(self._configuration, stored_info), reuse=True)
-            started = time.perf_counter()
-            stored = self._store.load(stored_info.id)
-            identity = self._identify()
-            assert self.conversation is not None
-            how = resume(self.conversation, stored, identity, self._store.snapshot_path(stored_info.id))
+            self._prepare(resumed_configuration(self._configuration, opening.info), reuse=True)
+            event, sentences = self.archive.restore(self._held, opening)
         except BaseException:
-            lock.release()
+            opening.lock.release()
             raise
-        self._recorder.adopt(self.conversation, identity, self.settings, lock, rewrite=how.rewritten)
-        if how.cut_turn:
-            self.conversation.close_cut_reply(how.cut_reply)
-            self._recorder.closed(how.cut_turn)
-        if how.message_back:
-            self._recorder.undone(len(self.conversation.log.turns) + 1)
-        self._unsaved_turns = bool(how.reason or how.cut_turn)
-        self.emit(ev.SessionOpened(stored_info.id))
-        self.emit(self._resumed(stored, how, time.perf_counter() - started))
-        for text in _sentences(how):
+        self.emit(ev.SessionOpened(event.session))
+        self.emit(event)
+        for text in sentences:
             self.emit(ev.Notice(text))
-
-    def _resumed(self, stored: StoredSession, how: Resumed, seconds: float) -> ev.ConversationResumed:
-        assert self.conversation is not None
-        assert self._info is not None
-        stats = {turn.number: turn.stats for turn in stored.turns}
-        turns = tuple(self._saved_turn(turn, stats[turn.number]) for turn in self.conversation.log.turns)
-        return ev.ConversationResumed(
-            stored.info.id,
-            stored.info.title,
-            turns,
-            self.conversation.state(),
-            self._info,
-            self.settings.system_prompt,
-            seconds,
-            how.read_again,
-            how.message_back,
-        )
-
-    def _saved_turn(self, turn: TurnRecord, stats: Mapping[str, Any] | None) -> ev.SavedTurn:
-        if stats is not None:
-            return ev.SavedTurn(
-                turn.number,
-                turn.text,
-                turn.reply,
-                stats.get("prompt_tokens", 0),
-                stats.get("new_tokens", 0),
-                stats.get("ttft_s"),
-                stats.get("decode_tps"),
-                stats.get("finish_reason", "stop"),
-            )
-        # cut off by a crash, or imported: counted from the ids
-        assert self.conversation is not None
-        encoder = self.conversation.encoder
-        opening, close = len(encoder.reply_opening()), len(encoder.close())
-        reply_first = turn.first if turn.reply_first is None else turn.reply_first
-        stop = reply_first if turn.stop is None else turn.stop
-        read, written = reply_first - turn.first + opening, max(0, stop - reply_first - opening - close)
-        return ev.SavedTurn(turn.number, turn.text, turn.reply, read, written, finish_reason="cancelled")
-
-    def _identify(self) -> Identity:
-        """Of the loaded model; some 50 ms, once a model and format."""
-        from streamchat.chat.recorder import Identity
-        from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-
-        conversation, info = self.conversation, self._info
-        assert conversation is not None
-        assert info is not None
-        turns = conversation.encoder.format
-        parts = (turns.first_user_open, turns.user_open, turns.generation, turns.assistant_close, turns.strips)
-        if self._identified is None or self._identified[:2] != (conversation.model, parts):
-            identity = Identity(
-                _lasting_name(self.settings.model),
-                info.name,
-                info.dtype,
-                model_fingerprint(conversation.model),
-                tokenizer_fingerprint(conversation.tokenizer, parts),
-            )
-            self._identified = (conversation.model, parts, identity)
-        return self._identified[2]
-
-    def _record_anew(self) -> None:
-        if self._recorder is not None:
-            assert self.conversation is not None
-            settings = replace(self.settings, model=_lasting_name(self.settings.model))
-            self._recorder.begin(self.conversation, self._identify(), settings)
-
-    def _leave_in_order(self) -> None:
-        """The running conversation may be left now: have all of it on the disk."""
-        if self._recorder is not None:
-            self._recorder.flush()
-        self.snapshot()
-
-    def snapshot(self) -> None:
-        """Save the cache of the running session, where it has changed since."""
-        recorder, conversation = self._recorder, self.conversation
-        if recorder is None or recorder.session is None or conversation is None or not self._unsaved_turns:
-            return
-        if not conversation.log.turns:
-            return
-        from dataclasses import asdict
-
-        from streamchat.cache import checkpoint
-        from streamchat.chat.snapshot import Snapshot, save
-
-        assert self._store is not None
-        self.saving.set()
-        try:
-            identity = self._identify()
-            taken = checkpoint.take(conversation.cache)
-            ids = conversation.log.ids
-            held = type(ids)("i", conversation.log.take(taken.runs))
-            saved = Snapshot(
-                recorder.session, taken, held, conversation.draw, identity.fingerprint, identity.dtype,
-                asdict(self.settings),
-            )  # fmt: skip
-            save(self._store.snapshot_path(recorder.session), saved)
-            self._unsaved_turns = False
-        except StoreError as error:
-            _log.warning("no snapshot", exc_info=True)
-            self.emit(ev.Notice(f"{error}; resuming will read the cache again", "warning"))
-        finally:
-            self.saving.clear()
 
     # --- turns -------------------------------------------------------------------------------------------------
 
@@ -375,13 +215,13 @@ class Owner:
                 outcome = self._unstarted(
                     "error", f"the turn failed and was taken back: {type(error).__name__}: {first}"
                 )
-        self._unsaved_turns |= not outcome.rolled_back
+        self.archive.changed |= not outcome.rolled_back
         self._busy = False
         over()
         self._finish(text, outcome)
         every = self.settings.snapshot_turns
         if every and not outcome.rolled_back and outcome.turn % every == 0:
-            self.snapshot()
+            self.archive.snapshot(self._held)
         return not outcome.rolled_back
 
     def refuse_turn(self, text: str, message: str) -> None:
@@ -444,9 +284,7 @@ class Owner:
         turn = conversation.log.turns[-1] if conversation.log.turns else None
         taken = conversation.undo(same_draw=not replaced)
         assert turn is not None
-        self._unsaved_turns = True
-        if self._recorder is not None:
-            self._recorder.undone(turn.number)
+        self.archive.undone(turn.number)
         self.emit(
             ev.TurnUndone(
                 turn.number,
@@ -508,8 +346,7 @@ class Owner:
             self.emit(ev.Notice(f"Nothing was changed: {error}", "error"))
             return
         self.settings = conversation.settings = settings
-        self._unsaved_turns = False
-        self._record_anew()
+        self.archive.begin(self._held)
         self.emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
 
     def count(self, text: str) -> None:
@@ -525,7 +362,7 @@ class Owner:
         except ConfigError as error:
             self.emit(ev.Notice(str(error), "warning"))
             return
-        self._unsaved_turns = True
+        self.archive.changed = True
         self.emit(ev.TurnPinned(number, pinned, tokens, self.conversation.state()))
 
     def set_pin_of_newest(self) -> None:
@@ -545,8 +382,7 @@ class Owner:
 
     def emit(self, event: ev.Event) -> None:
         """Record it, tell it, and say how things stand where that is due."""
-        if self._recorder is not None:
-            self._recorder.take(event)
+        self.archive.take(event)
         self._tell(event)
         if time.perf_counter() - self._last_status >= STATUS_INTERVAL_S:
             self.sample_status()
@@ -572,8 +408,7 @@ class Owner:
             decode_tps=conversation.decode_tps,
             busy=self._busy,
         )
-        if self._recorder is not None:
-            self._recorder.sampled(sample, self._info)
+        self.archive.sampled(sample, self._info)
         self._tell(sample)
 
 
@@ -581,26 +416,3 @@ def _same_model(one: Settings, other: Settings) -> bool:
     """Whether settings load the same weights in the same way."""
     names = ("model", "device", "dtype", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
-def _lasting_name(model: str) -> str:
-    """A model's name that means the same from another folder."""
-    with suppress(OSError, RuntimeError, ValueError):
-        path = Path(model).expanduser()
-        if path.exists():
-            return str(path.resolve())
-    return model
-
-
-def _sentences(how: Resumed) -> list[str]:
-    """What the user should know, a sentence each."""
-    said = []
-    if how.read_again:
-        said.append(f"{how.read_again:,} tokens were read again in {how.seconds:.1f} s, because {how.reason}.")
-    if how.cut_turn:
-        said.append(
-            f"streamchat ended while the reply of turn {how.cut_turn} was written; what was saved of it is kept."
-        )
-    if how.message_back:
-        said.append("streamchat ended before the last message was answered; it is not part of the conversation.")
-    return said
