@@ -72,6 +72,19 @@ def test_a_full_cache_is_not_emptied_for_padding() -> None:
     assert cache.tokens_evicted == 3
 
 
+def test_few_lengths_are_met_also_where_there_is_no_room_for_padding() -> None:
+    """Libraries keep what they compile for each length: a full cache must not meet every one of them."""
+    model = tiny_model("llama")
+    turns = [17 + (7 * i) % 29 for i in range(60)]
+    _, expected, many = run(model, 1, turns)
+    feeder, logits, few = run(model, 8, turns)
+    assert feeder.cache.tokens_evicted > 1000
+    for ours, theirs in zip(logits, expected, strict=True):
+        assert (ours - theirs).abs().max() < 2e-5
+    assert {width for width in few if width > 8} == {16}
+    assert len({width for width in many if width > 8}) >= 6
+
+
 def test_only_16_bit_models_on_a_cpu_are_padded() -> None:
     for dtype, padded_to in ((torch.float32, 1), (torch.bfloat16, 16)):
         model = tiny_model("llama").to(dtype)

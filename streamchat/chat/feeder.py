@@ -90,6 +90,11 @@ class Feeder:
     def forward(self, ids: Sequence[int]) -> Tensor:
         """Feed `ids` as one chunk; logits (vocabulary,) after the last one."""
         padding = self._padding(len(ids))
+        rest = len(ids) % self.padded_to
+        if rest and not padding and len(ids) > self.padded_to:
+            # No room for padding: the whole multiples first, so that few lengths are ever met.
+            self.forward(ids[:-rest])
+            return self.forward(ids[-rest:])
         # Causal: what follows a token changes nothing for it. The padding is cut off again below.
         tokens = torch.tensor([[*ids, *[ids[-1]] * padding]], dtype=torch.long, device=self.device)
         out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=padding + 1, **{self._cache_name: self.cache})
