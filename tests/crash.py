@@ -12,6 +12,7 @@ them. Then a third one goes on with it. POSIX only: processes are forked, as loa
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import random
 import signal
@@ -189,7 +190,7 @@ def finished_turns(told: list[str]) -> dict[int, str]:
             replies.popitem()
         elif line != "undone":
             number, _, reply = line.partition("\t")
-            replies[int(number)] = eval(reply)  # a repr that we wrote
+            replies[int(number)] = ast.literal_eval(reply)
     return replies
 
 

@@ -502,3 +502,26 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
         assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")
         assert chat.turn("and 3?").stats.turn == 3
+
+
+def test_who_asks_as_soon_as_it_is_ready_meets_the_resumed_conversation(database: Path) -> None:
+    with a_session(database, QUESTIONS[:2]) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ModelReady)
+        kinds = [type(event) for event in chat.events]
+        assert kinds.index(ev.SessionOpened) < kinds.index(ev.ConversationResumed) < kinds.index(ev.ModelReady)
+
+
+def test_an_undo_that_could_not_be_written_is_written_when_leaving(database: Path) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:3])
+        recorder: Any = chat.engine._owner.archive.recorder
+        connection = recorder.store._connection
+        connection.execute("PRAGMA query_only = ON")
+        chat.engine.undo()
+        chat.wait(ev.TurnUndone)
+        assert any("not saved" in notice.text for notice in chat.of(ev.Notice))
+        connection.execute("PRAGMA query_only = OFF")
+    with Store(database) as store:
+        assert [turn.text for turn in store.load(session_of(database)).turns] == QUESTIONS[:2]

@@ -64,7 +64,9 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == [second, first]
     assert "1 turn  SmolLM2  Dragons" in lines[0]
     assert "3 turns  SmolLM2  The sea" in lines[1]
-    lock = SessionLock(Store().lock_folder, first)
+    with Store() as store:
+        store.mark_open(first)
+        lock = SessionLock(store.lock_folder, first)
     assert run(capsys, "list", "sea")[1].rstrip().endswith("The sea  (open)")
     lock.release()
     assert run(capsys, "list", "whale")[1] == "No saved conversation has 'whale'.\n"

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ import pytest
 
 from streamchat.errors import ExitCode, SessionError, StoreError
 from streamchat.store import schema
-from streamchat.store.lock import SessionLock, is_locked
+from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import CacheMark, StoredEviction, StoredTurn, packed, unpacked
 from streamchat.store.search import query_of
 from streamchat.store.store import Store
@@ -279,14 +280,36 @@ def test_one_process_a_session(tmp_path: Path) -> None:
         assert ready.wait(30)
         with pytest.raises(SessionError, match=r"abc is open in another streamchat \(process 123\)"):
             SessionLock(tmp_path / "locks", "abc", 123)
-        assert is_locked(tmp_path / "locks", "abc")
+        with Store(tmp_path / "x.db") as store:
+            info = replace(store.find(a_session(store)), id="abc", opened_by=123)
+        assert is_open(tmp_path / "locks", info)
         SessionLock(tmp_path / "locks", "other").release()
     finally:
         other.kill()
         other.join()
     # a process that was killed holds nothing
     SessionLock(tmp_path / "locks", "abc").release()
-    assert not is_locked(tmp_path / "locks", "abc")
+    assert not is_open(tmp_path / "locks", info)
+
+
+def test_a_look_keeps_nobody_from_opening(tmp_path: Path) -> None:
+    """The monitor looks every second."""
+    with Store(tmp_path / "x.db") as store:
+        free = store.find(a_session(store))
+    assert not is_open(tmp_path / "locks", free)
+    assert not (tmp_path / "locks").exists()
+    # one that was killed is looked at through its lock, for a moment: who opens it then waits that long
+    held = threading.Event()
+
+    def look() -> None:
+        lock = SessionLock(tmp_path / "locks", free.id)
+        held.set()
+        time.sleep(0.1)
+        lock.release()
+
+    threading.Thread(target=look).start()
+    assert held.wait(10)
+    SessionLock(tmp_path / "locks", free.id, patience_s=10).release()
 
 
 def test_the_same_process_is_no_exception(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from streamchat.store.store import Store
 from streamchat.tui.outbox import Phase
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.finder import RecallScreen, SessionsScreen
+from streamchat.tui.widgets.lines import Welcome
+from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.turn import Turn
 from tests.app_driver import NASTY, Driver, driving
 from tests.scripted_engine import Reply, ScriptedEngine
@@ -158,9 +160,9 @@ async def test_a_conversation_is_chosen_and_goes_on() -> None:
         await driver.pilot.press("ctrl+l")
         screen: Any = driver.app.screen
         assert isinstance(screen, SessionsScreen)
-        assert [info.id for info in screen._sessions] == [dragon, sea]
+        assert [info.id for info in screen._rows] == [dragon, sea]
         await driver.pilot.press(*"sea")
-        await driver.until(lambda: [info.id for info in screen._sessions] == [sea])
+        await driver.until(lambda: [info.id for info in screen._rows] == [sea])
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.app.board.turns == 30)
         assert engine.calls[-1] == ("open_session", (sea,))
@@ -237,3 +239,19 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         await driver.until(lambda: "“Of the sea”" in driver.outputs[-1])
     with Store() as store:
         assert store.find(sea).title == "Of the sea"
+
+
+async def test_a_resumed_conversation_has_no_welcome_in_it() -> None:
+    async with driving(ScriptedEngine(hold_loading=True), ready=False) as driver:
+        await driver.until(lambda: driver.conversation.query(LoadingPanel), "the loading panel")
+        turn = ev.SavedTurn(1, "one", "first")
+        info, cache = driver.engine._info(), driver.engine.cache.state()
+        driver.engine.emit(ev.ConversationResumed("abc", "one", (turn,), cache, info, "", 0.1))
+        driver.engine.release()
+        await driver.ready()
+        await idle(driver)
+        assert [turn.reply_text for turn in driver.turns] == ["first"]
+        assert not driver.conversation.query(Welcome)
+        assert not driver.conversation.query(LoadingPanel)
+        await driver.enter("/clear")
+        await driver.until(lambda: driver.turns == [])

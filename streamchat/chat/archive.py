@@ -159,11 +159,11 @@ class Archive:
         """A sentence about the latest conversation where it ended with its process, once; '' otherwise."""
         if self._store is None:
             return ""
-        from streamchat.store.lock import is_locked
+        from streamchat.store.lock import is_open
 
         try:
             latest = next(iter(self._store.sessions(limit=1)), None)
-            if latest is None or not latest.opened_by or is_locked(self._store.lock_folder, latest.id):
+            if latest is None or latest.opened_by is None or is_open(self._store.lock_folder, latest):
                 return ""
             self._store.mark_closed(latest.id)
         except StoreError:

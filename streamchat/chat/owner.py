@@ -96,8 +96,16 @@ class Owner:
 
     # --- the model ---------------------------------------------------------------------------------------------
 
-    def _prepare(self, configuration: Configuration, *, reuse: bool = False) -> None:
-        """Have a conversation on the model of `configuration`; with `reuse`, on the loaded one where it is that."""
+    def _prepare(
+        self, configuration: Configuration, *, reuse: bool = False, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have a conversation on the model of `configuration`, and say that it is ready.
+
+        Args:
+            configuration: Settings and their origins.
+            reuse: On the model that is loaded, where it is that one.
+            then: Done before it is ready: a face that asks at once meets what this made.
+        """
         started = time.perf_counter()
         self._progress("Starting", 0, 0, "")
         same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
@@ -119,7 +127,9 @@ class Owner:
             previous = None
             free_unused()
             self.emit(ev.ConversationCleared(self.settings.system_prompt, assembled.info.pinned_tokens))
-        self.emit(ev.ModelReady(assembled.info, time.perf_counter() - started))
+        load_s = time.perf_counter() - started
+        then()
+        self.emit(ev.ModelReady(assembled.info, load_s))
         for text in assembled.notes:
             self.emit(ev.Notice(text))
 
@@ -170,18 +180,24 @@ class Owner:
             else:
                 what += "; it stays saved, and a new conversation was begun"
                 self.archive.begin(self._held)
+                self.emit(ev.ModelReady(self._held.info, 0.0))
             self.emit(ev.Notice(what, "error"))
 
     def _open_session(self, session: str) -> None:
         opening = self.archive.claim(session)
+        sentences: list[str] = []
+
+        def restore() -> None:
+            event, told = self.archive.restore(self._held, opening)
+            sentences.extend(told)
+            self.emit(ev.SessionOpened(event.session))
+            self.emit(event)
+
         try:
-            self._prepare(resumed_configuration(self._configuration, opening.info), reuse=True)
-            event, sentences = self.archive.restore(self._held, opening)
+            self._prepare(resumed_configuration(self._configuration, opening.info), reuse=True, then=restore)
         except BaseException:
             opening.lock.release()
             raise
-        self.emit(ev.SessionOpened(event.session))
-        self.emit(event)
         for text in sentences:
             self.emit(ev.Notice(text))
 

@@ -130,7 +130,8 @@ class Recorder:
 
     def flush(self) -> None:
         """Write what a failure kept from being written."""
-        if self._conversation is not None and self.session is not None and self._unwritten is not None:
+        pending = self._unwritten is not None or self._undone_from is not None
+        if self._conversation is not None and self.session is not None and pending:
             self._guarded(self._write)
 
     # --- what happens -------------------------------------------------------------------------------------------

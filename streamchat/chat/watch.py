@@ -14,7 +14,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.status import StatusBoard
 from streamchat.errors import SessionError, StoreError
 from streamchat.store.database import database_path
-from streamchat.store.lock import is_locked
+from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo
 from streamchat.store.store import Store
 
@@ -73,7 +73,7 @@ def everything(limit: int = 50) -> list[Watched]:
 
 def _in_store(path: Path, run: Path | None, limit: int) -> list[Watched]:
     with Store(path) as store:
-        return [Watched(path, info, is_locked(store.lock_folder, info.id), run) for info in store.sessions(limit=limit)]
+        return [Watched(path, info, is_open(store.lock_folder, info), run) for info in store.sessions(limit=limit)]
 
 
 def watched(name: str) -> Watched:
@@ -92,7 +92,7 @@ def watched(name: str) -> Watched:
     path = database_path()
     with Store(path) as store:
         info = store.find(name)
-        return Watched(path, info, is_locked(store.lock_folder, info.id))
+        return Watched(path, info, is_open(store.lock_folder, info))
 
 
 @dataclass
@@ -120,8 +120,9 @@ class Watcher:
             session = self.what.info.id
             news = store.stats(session, self._turn)
             live = store.live(session)
-            running = is_locked(store.lock_folder, session)
-            self.what = Watched(self.what.store, store.find(session), running, self.what.run)
+            saved = store.find(session)
+            running = is_open(store.lock_folder, saved)
+            self.what = Watched(self.what.store, saved, running, self.what.run)
         self._apply(news)
         fresh = live is not None and live[0] != self.seen_at
         if live is not None and fresh:

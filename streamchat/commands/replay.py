@@ -138,7 +138,7 @@ def _replay(
     if args.max_turns is not None:
         total = args.max_turns if total is None else min(total, args.max_turns)
         said = islice(said, args.max_turns)
-    view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows), until=until)
+    view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows))
 
     def on_violation(violation: Violation) -> None:
         path = going.dump(violation)
@@ -152,9 +152,8 @@ def _replay(
             view.say(text)
 
     def on_turn(row: dict[str, Any]) -> None:
-        rows.append(row)
         view.turn(row, going.totals)
-        if len(rows) % ACCOUNT_EVERY == 0 or not inspector.holds:
+        if going.totals.turns % ACCOUNT_EVERY == 0 or not inspector.holds:
             folder.keep_account(inspector.account())
 
     inspector = Inspector(args.max_drift / 100, on_violation)
@@ -179,6 +178,7 @@ def _replay(
     engine.close(60.0)
     if metrics is not None:
         metrics.close()
+    rows = folder.rows()  # not kept while it runs: a week has very many
     if going.failure is not None and not rows:
         view.say(going.failure.message)
         return going.failure.exit_code

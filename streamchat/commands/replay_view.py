@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -36,13 +35,10 @@ class View:
         total: Turns in all; None where that is not known.
         quiet: Only violations and what was left out.
         done: Turns that an earlier process made.
-        until: Seconds that the run lasts at most.
     """
 
-    def __init__(
-        self, stream: TextIO, total: int | None, *, quiet: bool, done: int = 0, until: float | None = None
-    ) -> None:
-        self._stream, self._quiet, self._until = stream, quiet, until
+    def __init__(self, stream: TextIO, total: int | None, *, quiet: bool, done: int = 0) -> None:
+        self._stream, self._quiet = stream, quiet
         self._loading = ProgressLine(stream)
         self._lock = threading.Lock()
         self._bar: Progress | None = None
@@ -59,7 +55,6 @@ class View:
                 console=Console(file=stream),
             )
             self._task = self._bar.add_task("", total=total, completed=done, figures="", start=False)
-        self._begun = time.monotonic()
 
     def __enter__(self) -> View:
         return self

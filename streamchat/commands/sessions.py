@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.chat.told import session_line
 from streamchat.errors import ConfigError, ExitCode, SessionError
 from streamchat.store.export import export, held_turns, read_export, write_export
-from streamchat.store.lock import is_locked
+from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import SessionInfo
 from streamchat.store.store import Store
 from streamchat.units import human_when
@@ -102,7 +102,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         return
     now = time.time()
     for info in found[:limit]:
-        _say(session_line(info, now) + ("  (open)" if is_locked(store.lock_folder, info.id) else ""))
+        _say(session_line(info, now) + ("  (open)" if is_open(store.lock_folder, info) else ""))
     if len(found) > limit:
         _say("... and more; --limit N shows them")
 
@@ -121,7 +121,7 @@ def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
         "compressions": info.compressions,
         "tokens_held": sum(stop - first for first, stop in info.held),
         "snapshot_bytes": path.stat().st_size if path.exists() else None,
-        "open": is_locked(store.lock_folder, info.id),
+        "open": is_open(store.lock_folder, info),
     }
 
 
@@ -148,8 +148,17 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
 
 
 def _delete(store: Store, info: SessionInfo, yes: bool) -> int:
-    if is_locked(store.lock_folder, info.id):
-        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first")
+    try:
+        lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
+    except SessionError:
+        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
+    try:
+        return _delete_locked(store, info, yes)
+    finally:
+        lock.release()
+
+
+def _delete_locked(store: Store, info: SessionInfo, yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")

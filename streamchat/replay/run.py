@@ -116,7 +116,6 @@ class Run:
         inspector: Checks; its reports come on the engine's thread.
         on_turn: Called after each turn with its row.
         until: Seconds from the start of the first turn; None = no limit.
-        fresh: Every record of the script is a conversation of its own.
     """
 
     engine: Engine
@@ -151,9 +150,9 @@ class Run:
         """
         if not started:
             self.engine.start()
-        if not self._until(ev.ModelReady):
-            return
         if self.resumed_at is not None and not self._go_back_to(self.resumed_at):
+            return
+        if self.resumed_at is None and not self._until(ev.ModelReady):
             return
         begin = time.monotonic()
         with open(self.folder.turns, "a", encoding="utf-8") as file:

@@ -8,6 +8,10 @@ from filelock import FileLock, Timeout
 
 from streamchat import paths
 from streamchat.errors import SessionError, StoreError
+from streamchat.store.records import SessionInfo
+
+PATIENCE_S = 0.5
+"""Longer than a look of `is_open` lasts, which has the lock for a moment."""
 
 
 class SessionLock:
@@ -17,16 +21,19 @@ class SessionLock:
         folder: Of the lock files.
         session: Its id.
         holder: Process that is known to have it open, for the message.
+        patience_s: How long to wait for it.
 
     Raises:
         SessionError: Another process has it.
     """
 
-    def __init__(self, folder: Path, session: str, holder: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, session: str, holder: int | None = None, *, patience_s: float = PATIENCE_S
+    ) -> None:
         self.session = session
         try:
-            self._lock = FileLock(paths.private_dir(folder) / f"{session}.lock", timeout=0, is_singleton=False)
-            self._lock.acquire()
+            self._lock = FileLock(paths.private_dir(folder) / f"{session}.lock", timeout=patience_s, is_singleton=False)
+            self._lock.acquire(poll_interval=0.02)
         except Timeout:
             who = f"process {holder}" if holder else "another process"
             raise SessionError(
@@ -41,10 +48,15 @@ class SessionLock:
         self._lock.release()
 
 
-def is_locked(folder: Path, session: str) -> bool:
-    """Whether some process has the session open."""
+def is_open(folder: Path, info: SessionInfo) -> bool:
+    """Whether some process has the session open: it says so in the store, and it lives.
+
+    Where nobody says so the lock is left alone: a look must not keep anybody from opening it.
+    """
+    if info.opened_by is None:
+        return False
     try:
-        SessionLock(folder, session).release()
+        SessionLock(folder, info.id, patience_s=0).release()
     except SessionError:
         return True
     return False

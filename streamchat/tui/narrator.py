@@ -30,6 +30,8 @@ class Narrator:
         self.current: Turn | None = None
         """The turn that was sent and is not over."""
         self._loading: LoadingPanel | None = None
+        self._resumed = False
+        """What was said before stands there, and no welcome over it."""
 
     async def send(self, text: str) -> None:
         """The user sent a message; it is shown before the engine takes it."""
@@ -64,7 +66,7 @@ class Narrator:
                 if level != "info":
                     self._toast(text, level)
             case ev.ConversationCleared():
-                self.current = None
+                self.current, self._resumed = None, False
                 await self._conversation.start_over(event.system_prompt)
                 await self._conversation.say("A new conversation. Model and settings are kept.")
             case ev.TurnUndone():
@@ -72,7 +74,8 @@ class Narrator:
                 if not event.replaced or event.read_again:
                     await self._conversation.say(undone_sentence(event))
             case ev.ConversationResumed():
-                self.current = None
+                await self._loaded()
+                self.current, self._resumed = None, True
                 self._conversation.model = one_line(event.info.name)
                 await self._conversation.resume(map(past_turn, event.turns), event.system_prompt)
                 await self._conversation.say(one_line(resumed_sentence(event)))
@@ -98,7 +101,8 @@ class Narrator:
     async def _ready(self, event: ev.ModelReady) -> None:
         await self._loaded()
         self._conversation.model = one_line(event.info.name)
-        await self._conversation.add(Welcome(event.info, event.load_s))
+        if not self._resumed:
+            await self._conversation.add(Welcome(event.info, event.load_s))
 
     async def _finish(self, event: ev.TurnFinished) -> None:
         turn, self.current = self.current, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from rich.text import Text
 from textual import on
@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 
 from streamchat.chat.text import one_line
 from streamchat.errors import StoreError
-from streamchat.store.records import Found, SessionInfo
+from streamchat.store.records import Found
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
@@ -53,6 +53,11 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     """Type to search, Up and Down to choose, Enter to take, Esc to go back.
 
     Subclasses say what is looked for and what taking means.
+
+    Args:
+        words: To begin with.
+        here: The conversation that is open.
+        open_store: Opens the store for one search.
     """
 
     CSS_PATH = "finder.tcss"
@@ -66,13 +71,14 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         bind("finder.page_down", "move(8)", priority=True),
     ]
 
-    def __init__(self, words: str = "", open_store: Callable[[], Store] = Store) -> None:
+    def __init__(self, words: str = "", here: str | None = None, open_store: Callable[[], Store] = Store) -> None:
         super().__init__()
-        self._words, self._open_store = words, open_store
-        self._shown = False
+        self._words, self._here, self._open_store = words, here, open_store
+        self._rows: list[Any] = []
+        """What the rows of the list stand for."""
 
     def look(self, store: Store, words: str) -> list[Row]:
-        """What `words` find, best first. Remembers what the rows stand for."""
+        """What `words` find, best first; sets `_rows`."""
         raise NotImplementedError
 
     def keys(self) -> str:
@@ -153,26 +159,17 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
 
 class SessionsScreen(FinderScreen[str]):
-    """Saved conversations; the result is an id.
-
-    Args:
-        here: The one that is open.
-    """
+    """Saved conversations; the result is an id."""
 
     TITLE = "Conversations"
     ASK = "words of the title or of what was said"
 
-    def __init__(self, words: str = "", here: str | None = None, open_store: Callable[[], Store] = Store) -> None:
-        super().__init__(words, open_store)
-        self._here = here
-        self._sessions: list[SessionInfo] = []
-
     def look(self, store: Store, words: str) -> list[Row]:
         """Newest first."""
-        self._sessions = store.sessions(words, limit=LIMIT)
+        self._rows = store.sessions(words, limit=LIMIT)
         now = time.time()
         rows = []
-        for info in self._sessions:
+        for info in self._rows:
             turns = f"{info.turns:,} turn{'s' if info.turns != 1 else ''}"
             here = " · open" if info.id == self._here else ""
             rows.append(
@@ -191,7 +188,7 @@ class SessionsScreen(FinderScreen[str]):
     def take(self) -> None:
         """Go on with it."""
         if self.chosen is not None:
-            self.dismiss(self._sessions[self.chosen].id)
+            self.dismiss(self._rows[self.chosen].id)
 
 
 @dataclass(frozen=True)
@@ -203,27 +200,18 @@ class Recalled:
 
 
 class RecallScreen(FinderScreen[Recalled]):
-    """Everything ever said.
-
-    Args:
-        here: The conversation that is open.
-    """
+    """Everything ever said."""
 
     TITLE = "Recall"
     ASK = "words of what was said, in any conversation"
     BINDINGS: ClassVar[list[BindingType]] = [bind("finder.keep", "keep", priority=True)]
 
-    def __init__(self, words: str = "", here: str | None = None, open_store: Callable[[], Store] = Store) -> None:
-        super().__init__(words, open_store)
-        self._here = here
-        self._found: list[Found] = []
-
     def look(self, store: Store, words: str) -> list[Row]:
         """Best first."""
-        self._found = store.search(words, limit=LIMIT)
+        self._rows = store.search(words, limit=LIMIT)
         now = time.time()
         rows = []
-        for found in self._found:
+        for found in self._rows:
             who = "You" if found.role == "user" else "The model"
             place = "here" if found.session == self._here else found.title
             undone = " · taken back" if found.undone else ""
@@ -250,4 +238,4 @@ class RecallScreen(FinderScreen[Recalled]):
 
     def _end(self, how: Literal["quote", "keep"]) -> None:
         if self.chosen is not None:
-            self.dismiss(Recalled(self._found[self.chosen], how))
+            self.dismiss(Recalled(self._rows[self.chosen], how))
