@@ -87,7 +87,7 @@ def test_what_cannot_be_served_is_one_sentence(
     assert "cache_size must be" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)
     assert cli.main(["--serve"]) == 2
-    assert "--serve needs textual-serve; install it with: pip install 'streamchat[serve]'" in capsys.readouterr().err
+    assert "--serve needs textual-serve; install it with: pip install textual-serve" in capsys.readouterr().err
 
 
 def test_a_tab_is_an_app_though_its_ends_are_pipes() -> None:

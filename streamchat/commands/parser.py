@@ -108,7 +108,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         const=PORT,
         type=int,
         metavar="PORT",
-        help=f"show the app in a browser, at http://{HOST}:PORT (default: {PORT}); needs streamchat[serve]",
+        help=f"show the app in a browser, at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
     )
     parser.add_argument(
         "--serve-host", default=HOST, metavar="HOST", help=f"where to serve it (default: {HOST}, this machine only)"

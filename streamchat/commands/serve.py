@@ -30,7 +30,7 @@ def serve(argv: Sequence[str], host: str, port: int) -> int:
     try:
         from textual_serve.server import Server
     except ImportError:
-        raise ConfigError("--serve needs textual-serve; install it with: pip install 'streamchat[serve]'") from None
+        raise ConfigError("--serve needs textual-serve; install it with: pip install textual-serve") from None
     if not 1 <= port <= 65535:
         raise ConfigError(f"--serve {port}: a port from 1 to 65535 is wanted")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
