@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -12,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from streamchat.charts.chart import Chart, Series
+from streamchat.charts.figure import can_draw, svg_of
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals, versions
 from streamchat.units import human_bytes, human_seconds
@@ -107,55 +108,30 @@ def _when(then: float) -> str:
 
 def _charts(rows: list[dict[str, Any]]) -> list[dict[str, str]] | None:
     """Title, words and SVG of each plot; None where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
+    if not can_draw():
         return None
-    matplotlib.use("svg")
     thinned = rows[:: max(1, -(-len(rows) // PLOTTED))]
-    plots: list[tuple[str, str, str, Callable[[dict[str, Any]], float | None], str]] = [
-        (
-            "Cache length",
-            "tokens",
-            "Tokens that every layer holds; dashed: the budget.",
-            _of("cache_len"),
-            "-",
-        ),
-        ("Compressions", "", "Evictions of the conversation so far.", _of("compressions"), "-"),
-        ("Process memory", "MB", "Resident memory of the process.", _of("rss_bytes", 1e-6), "-"),
-        ("Device memory", "MB", "Device memory in live tensors.", _of("vram_bytes", 1e-6), "-"),
-        ("Time to first token", "ms", "From the message to the first token of the reply.", _of("ttft_s", 1e3), "."),
-        ("Decode speed", "tok/s", "Tokens a second after the first one.", _of("decode_tps"), "."),
+    plots: list[tuple[str, str, str, Callable[[dict[str, Any]], float | None], bool]] = [
+        ("Cache length", "tokens", "Tokens that every layer holds; dashed: the budget.", _of("cache_len"), False),
+        ("Compressions", "", "Evictions of the conversation so far.", _of("compressions"), False),
+        ("Process memory", "MB", "Resident memory of the process.", _of("rss_bytes", 1e-6), False),
+        ("Device memory", "MB", "Device memory in live tensors.", _of("vram_bytes", 1e-6), False),
+        ("Time to first token", "ms", "From the message to the first token of the reply.", _of("ttft_s", 1e3), True),
+        ("Decode speed", "tok/s", "Tokens a second after the first one.", _of("decode_tps"), True),
     ]
     charts = []
-    for title, unit, words, figure, style in plots:
+    for title, unit, words, figure, dots in plots:
         points = [(row["index"] + 1, figure(row)) for row in thinned]
-        known = [(x, y) for x, y in points if y is not None]
+        known = [(float(x), y) for x, y in points if y is not None]
         if known:
-            budget = thinned[-1]["cache_size"] if title == "Cache length" else None
-            charts.append({"title": title, "words": words, "svg": _plot(known, unit, style, budget)})
+            xs, ys = [x for x, _ in known], [y for _, y in known]
+            budget = float(thinned[-1]["cache_size"]) if title == "Cache length" else None
+            series = Series(title, xs, ys, dots)
+            # the page has the title and the words beside the plot
+            chart = Chart(title, "", words, "turn", unit, (series,), from_zero=True, line_at=budget)
+            charts.append({"title": title, "words": words, "svg": svg_of(chart, (6.4, 2.4))})
     return charts
 
 
 def _of(name: str, scale: float = 1.0) -> Callable[[dict[str, Any]], float | None]:
     return lambda row: None if row[name] is None else row[name] * scale
-
-
-def _plot(points: list[tuple[int, float]], unit: str, style: str, budget: int | None) -> str:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 2.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([x for x, _ in points], [y for _, y in points], style, color="C0", linewidth=1.2, markersize=2)
-    if budget is not None:
-        axes.axhline(budget, color="C7", linestyle="--", linewidth=1)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("turn")
-    axes.set_ylabel(unit)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    out = io.StringIO()
-    # no date: the same run gives the same file
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]

@@ -43,7 +43,9 @@ class Outcome:
 
 
 @dataclass
-class _Counter:
+class Counter:
+    """What a hook counts."""
+
     value: int = 0
 
 
@@ -60,8 +62,8 @@ def show_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int,
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids], device=device)
 
-    def plain(name: str, handling: Callable[[Any, _Counter], Any] | None = None) -> Outcome:
-        cache, counter = DynamicCache(config=model.config), _Counter()
+    def plain(name: str, handling: Callable[[Any, Counter], Any] | None = None) -> Outcome:
+        cache, counter = DynamicCache(config=model.config), Counter()
         if handling is None:
             perplexity = _score(model, cache, tokens, cache_size)
         else:
@@ -81,7 +83,7 @@ def show_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int,
         ),
         plain(
             "keys cut, positions left alone",
-            lambda cache, counter: _cutting_pre_hook(model, counter, cache_size, num_sink_tokens),
+            lambda cache, counter: cutting_pre_hook(model, counter, cache_size, num_sink_tokens),
         ),
         streaming,
     ]
@@ -103,7 +105,7 @@ def _score(model: Any, cache: DynamicCache, tokens: Tensor, first: int) -> float
 
 
 @contextmanager
-def _forward_hook(model: nn.Module, cache: Any, counter: _Counter, cache_size: int, sinks: int) -> Iterator[None]:
+def _forward_hook(model: nn.Module, cache: Any, counter: Counter, cache_size: int, sinks: int) -> Iterator[None]:
     """Mistake 1."""
 
     def shorten(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -123,8 +125,11 @@ def _forward_hook(model: nn.Module, cache: Any, counter: _Counter, cache_size: i
 
 
 @contextmanager
-def _cutting_pre_hook(model: nn.Module, counter: _Counter, cache_size: int, sinks: int) -> Iterator[None]:
-    """Mistake 2."""
+def cutting_pre_hook(model: nn.Module, counter: Counter, cache_size: int, sinks: int) -> Iterator[None]:
+    """Mistake 2: a hook on `model` that keeps any plain cache at `cache_size`, its first `sinks` tokens included.
+
+    Hybrid models' sliding and recurrent layers are left alone.
+    """
 
     def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         layers = [

@@ -1,0 +1,1 @@
+"""Plots: SVG and PNG with matplotlib, and characters for a terminal. Nothing here knows models."""

@@ -1,0 +1,113 @@
+"""Pictures as SVG and PNG, with matplotlib (an extra: it is asked for where it is needed)."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamchat.charts.chart import Bars, Chart, Heatmap, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HOW_TO_GET = "pip install matplotlib"
+_STYLES = ("-", "--", "-.", ":")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transparent: bool = True) -> str:
+    """The `<svg>` element. `size` is in inches; the same picture gives the same text."""
+    import matplotlib
+
+    out = io.StringIO()
+    # no date and no random ids
+    with matplotlib.rc_context({"svg.hashsalt": picture.name}):
+        _figure(picture, size).savefig(out, format="svg", transparent=transparent, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def save_pictures(folder: Path, pictures: Iterable[Picture]) -> list[Path]:
+    """Write NAME.svg and NAME.png of each into `folder`, on white; returns their paths."""
+    written = []
+    for picture in pictures:
+        as_svg, as_png = folder / f"{picture.name}.svg", folder / f"{picture.name}.png"
+        as_svg.write_text(svg_of(picture, transparent=False) + "\n", encoding="utf-8")
+        _figure(picture, (6.4, 3.6)).savefig(as_png, format="png", dpi=150)
+        written += [as_svg, as_png]
+    return written
+
+
+def _figure(picture: Picture, size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Any = figure.add_subplot()
+    if isinstance(picture, Chart):
+        _draw_chart(axes, picture)
+    elif isinstance(picture, Bars):
+        _draw_bars(axes, picture)
+    else:
+        _draw_heatmap(figure, axes, picture)
+    axes.set_title(picture.title, fontsize=10, loc="left")
+    return figure
+
+
+def _draw_chart(axes: Any, chart: Chart) -> None:
+    for number, series in enumerate(chart.series):
+        style: dict[str, Any] = {"linewidth": 1.3, "linestyle": _STYLES[number // 10 % len(_STYLES)]}
+        if series.dots:
+            style = {"linestyle": "none", "marker": ".", "markersize": 2}
+        axes.plot(series.x, series.y, label=series.name, color=f"C{number % 10}", **style)
+    if chart.line_at is not None:
+        axes.axhline(chart.line_at, color="C7", linestyle="--", linewidth=1)
+    if chart.log_x:
+        axes.set_xscale("log")
+    if chart.log_y:
+        axes.set_yscale("log")
+    if chart.from_zero:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    if len(chart.series) > 1:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _draw_bars(axes: Any, picture: Bars) -> None:
+    names, values = [name for name, _ in picture.bars], [value for _, value in picture.bars]
+    drawn = axes.barh(names, values, color="C0")
+    axes.bar_label(drawn, fmt=lambda value: f"{value:,.3g}", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(picture.label)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_heatmap(figure: Any, axes: Any, picture: Heatmap) -> None:
+    import numpy as np
+
+    values = np.array(picture.values, dtype=float)
+    known = values[np.isfinite(values)]
+    drawn = axes.imshow(values, aspect="auto", cmap="viridis_r" if picture.low_is_good else "viridis")
+    axes.set_xticks(range(len(picture.columns)), picture.columns)
+    axes.set_yticks(range(len(picture.rows)), picture.rows)
+    axes.set_xlabel(picture.column_label)
+    axes.set_ylabel(picture.row_label)
+    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if math.isfinite(value):
+                dark = (value > middle) == picture.low_is_good
+                text = f"{value:,.{picture.decimals}f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+    figure.colorbar(drawn, ax=axes)

@@ -1,0 +1,116 @@
+"""Pictures in characters, with plotext, so that they can be looked at over SSH."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from streamchat.charts.chart import Bars, Chart, Heatmap, Picture
+
+MIN_WIDTH, MAX_WIDTH = 40, 140
+HEIGHT = 16
+_COLOURS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
+_ASCII_MARKERS = "*+xo#%@&"
+_PLAIN = str.maketrans("┌┐└┘─│┤├┬┴┼█▌▐", "++++-|++++" + "+###")
+_SHADES = " ░▒▓█"
+_PLAIN_SHADES = " .:*#"
+
+
+def text_of(picture: Picture, width: int, *, colour: bool, encoding: str = "utf-8") -> str:
+    """The picture as lines of at most `width` characters, without a line end.
+
+    Args:
+        picture: What to show.
+        width: Of the terminal; at least 40 and at most 140 are used.
+        colour: Whether escape sequences for colours may be used; curves are told apart by their marks otherwise.
+        encoding: Of the terminal; one that lacks braille and box characters gets ASCII.
+    """
+    width = max(MIN_WIDTH, min(width, MAX_WIDTH))
+    rich = _can_encode(encoding)
+    if isinstance(picture, Heatmap):
+        return _heatmap(picture, rich)
+    return _plotted(picture, width, colour, rich)
+
+
+def _can_encode(encoding: str) -> bool:
+    try:
+        "⣿┌█".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _plotted(picture: Chart | Bars, width: int, colour: bool, rich: bool) -> str:
+    import plotext
+
+    plot: Any = plotext
+    # its figure is one of the whole module
+    plot.clear_figure()
+    plot.theme("clear")
+    if isinstance(picture, Bars):
+        _draw_bars(plot, picture, width, rich)
+    else:
+        _draw_chart(plot, picture, width, colour, rich)
+    plot.title(picture.title)
+    text: str = plot.build()
+    plot.clear_figure()
+    if not colour:
+        text = plot.uncolorize(text)
+    if not rich:
+        text = text.translate(_PLAIN)
+    return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+
+
+def _draw_chart(plot: Any, chart: Chart, width: int, colour: bool, rich: bool) -> None:
+    plot.plotsize(width, HEIGHT)
+    for number, series in enumerate(chart.series):
+        points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
+        if not points:
+            continue
+        # without colours, or with ASCII only, each curve has a mark of its own
+        marker = "braille" if rich and (colour or len(chart.series) == 1) else _ASCII_MARKERS[number % 8]
+        draw = plot.scatter if series.dots else plot.plot
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        draw(xs, ys, label=series.name, marker=marker, color=_COLOURS[number % len(_COLOURS)])
+    if chart.log_x:
+        plot.xscale("log")
+    if chart.log_y:
+        plot.yscale("log")
+    if chart.from_zero:
+        plot.ylim(lower=0)
+    if chart.line_at is not None:
+        plot.hline(chart.line_at, "gray")
+    plot.xlabel(chart.x_label)
+    plot.ylabel(chart.y_label)
+
+
+def _draw_bars(plot: Any, picture: Bars, width: int, rich: bool) -> None:
+    names = [f"{name}  {value:,.3g}" for name, value in picture.bars]
+    plot.plotsize(width, 2 * len(names) + 5)
+    values = [value for _, value in picture.bars]
+    plot.bar(names[::-1], values[::-1], orientation="horizontal", width=0.5, marker="sd" if rich else "#")
+    plot.xlabel(picture.label)
+
+
+def _heatmap(picture: Heatmap, rich: bool) -> str:
+    """Numbers with a shade behind each: it reads without colours too."""
+    known = [value for line in picture.values for value in line if math.isfinite(value)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    shades = _SHADES if rich else _PLAIN_SHADES
+
+    def cell(value: float) -> str:
+        if not math.isfinite(value):
+            return "-"
+        share = (value - low) / (high - low) if high > low else 0.0
+        return f"{shades[round(share * (len(shades) - 1))] * 2} {value:,.{picture.decimals}f}"
+
+    lines = [[cell(value) for value in line] for line in picture.values]
+    head = max([len(picture.row_label), *map(len, picture.rows)])
+    widths = [max(len(name), *(len(line[column]) for line in lines)) for column, name in enumerate(picture.columns)]
+    titles = "  ".join(name.rjust(width) for name, width in zip(picture.columns, widths, strict=True))
+    body = [
+        f"{name.ljust(head)}  " + "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for name, line in zip(picture.rows, lines, strict=True)
+    ]
+    top = [picture.title, f"{picture.row_label.ljust(head)}  {picture.column_label}", f"{' ' * head}  {titles}"]
+    return "\n".join([*top, *body])

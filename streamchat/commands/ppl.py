@@ -1,0 +1,232 @@
+"""`streamchat ppl`: perplexity of texts under several ways to bound the cache."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from streamchat.chat.events import ModelLoading
+from streamchat.chat.progress import ProgressLine
+from streamchat.commands import flags
+from streamchat.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+    from streamchat.evidence.page import Page
+    from streamchat.evidence.texts import Document, Tokens
+    from streamchat.models.load import LoadedModel
+
+DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
+DEFAULT_TOKENS = 4096
+DEFAULT_CHUNK = 16
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "ppl",
+        help="perplexity of texts under several ways to bound the cache",
+        description="Score texts token by token, each given what the cache holds before it, under each policy: dense "
+        "(a growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens: streamchat), "
+        "no-rerotation (the same tokens, with positions left to the cache's new length: the classic mistake), "
+        "recompute (the latest tokens read again without a cache).",
+    )
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "num_sink_tokens"))
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="texts, each a document of its own; - is stdin (default: Python's help)",
+    )
+    own = parser.add_argument_group("perplexity")
+    own.add_argument(
+        "--policies",
+        default=DEFAULT_POLICIES,
+        metavar="LIST",
+        help="KIND[:BUDGET[:SINKS]],... of dense, window, sinks, no-rerotation, recompute "
+        f"(default: {DEFAULT_POLICIES})",
+    )
+    own.add_argument(
+        "--cache-size", default="512", metavar="TOKENS", help="budget of policies that name none (default: 512)"
+    )
+    own.add_argument(
+        "--max-tokens",
+        type=int,
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help=f"of each document; 0 = all (default: {DEFAULT_TOKENS})",
+    )
+    own.add_argument(
+        "--chunk",
+        type=int,
+        default=DEFAULT_CHUNK,
+        metavar="N",
+        help="tokens a forward where there is a budget, room is made for so many at a time; 1 is exactly what happens "
+        f"when a reply is written, and slow (default: {DEFAULT_CHUNK})",
+    )
+    own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens of a row of the table (default: 1/8)")
+    add_output_flags(own)
+
+
+def add_output_flags(group: argparse._ArgumentGroup) -> None:
+    """What the commands of this kind share."""
+    group.add_argument(
+        "--charts",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draw the pictures in the terminal (default: when stdout is one)",
+    )
+    group.add_argument(
+        "--out", metavar="DIR", help="write JSON, an HTML page, and pictures (these with matplotlib) into this folder"
+    )
+    group.add_argument("--json", action="store_true", help="the last line is a JSON object with all figures")
+
+
+def print_page(page: Page, args: argparse.Namespace, folder: Any) -> None:
+    """The page, as the flags of `add_output_flags` say."""
+    from streamchat.evidence.page import show
+
+    charts = sys.stdout.isatty() if args.charts is None else args.charts
+    no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_colour=no_colour)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code.
+
+    Raises:
+        ConfigError: A policy, a size or a file is wrong, or it would not fit into memory.
+        ModelError: The model cannot be had, or cannot stream.
+    """
+    from streamchat.evidence.page import prepare_folder
+    from streamchat.evidence.policies import parse_policies
+    from streamchat.evidence.texts import read_documents
+
+    settings = flags.configuration_of(args).settings
+    for name, least in (("max_tokens", 0), ("chunk", 1), ("segment", 0)):
+        if (value := getattr(args, name)) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
+    documents = read_documents(args.files)
+    folder = None if args.out is None else prepare_folder(args.out)
+    line = ProgressLine(sys.stderr)
+
+    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
+
+    try:
+        progress("Starting torch")
+
+        from streamchat.models.load import load_model
+
+        loaded = load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            attention=settings.attention,
+            progress=progress,
+        )
+        progress("Reading the texts")
+        tokens, notes = _tokens(documents, loaded, args.max_tokens)
+    finally:
+        line.clear()
+    return _score(args, loaded, tokens, policies, [*loaded.notes, *notes], folder)
+
+
+def _tokens(documents: Sequence[Document], loaded: LoadedModel, most: int) -> tuple[list[Tokens], list[str]]:
+    """The documents that can be scored, and what the reader should know."""
+    from streamchat.evidence.texts import tokenize
+
+    tokens: list[Tokens] = []
+    notes: list[str] = []
+    short: list[str] = []
+    for document in documents:
+        notes += document.notes
+        found = tokenize(document, loaded.tokenizer, most)
+        if len(found.ids) < 2:
+            short.append(document.name)
+        else:
+            tokens.append(found)
+    if not tokens:
+        raise ConfigError(f"nothing to score: {', '.join(short)} has fewer than two tokens")
+    if short:
+        notes.append(f"Not scored, with fewer than two tokens: {', '.join(short)}.")
+    return tokens, notes
+
+
+def _score(
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    tokens: list[Tokens],
+    policies: list[Any],
+    notes: list[str],
+    folder: Any,
+) -> int:
+    from streamchat.cache.context import context_length
+    from streamchat.commands.bar import Bar
+    from streamchat.evidence import perplexity as ppl
+    from streamchat.evidence.perplexity_page import make_page
+    from streamchat.evidence.prediction import measure_cost, require_memory
+    from streamchat.models.device import free_memory
+    from streamchat.models.quiet import quiet
+    from streamchat.models.verdicts import remembered_fit
+
+    model = loaded.model
+    longest = max(len(each.ids) for each in tokens)
+    attention = str(model.config._attn_implementation)
+    with quiet():
+        fit = remembered_fit(model)
+        require_memory(
+            policies, longest, measure_cost(model), args.chunk, attention == "eager", free_memory(loaded.device)
+        )
+    context = context_length(model.config)
+    if context is not None and longest > context and any(policy.kind == "dense" for policy in policies):
+        notes.append(
+            f"{loaded.name} was made for {context:,} tokens; dense goes beyond that from token {context:,} on."
+        )
+    work = sum(len(each.ids) for each in tokens) * len(policies)
+    results: list[ppl.Scored] = []
+    stopped = False
+    try:
+        with quiet(), Bar(sys.stderr, work) as bar:
+            scored = ppl.score_all(
+                model,
+                fit,
+                tokens,
+                policies,
+                args.chunk,
+                lambda policy, document, count: bar.advance(f"{policy.name}, {document.name}", count),
+            )
+            results.extend(scored)
+    except KeyboardInterrupt:
+        stopped = True
+    if stopped:
+        if not results:
+            raise KeyboardInterrupt
+        notes.append("Stopped before all was scored: policies and documents that are missing were not finished.")
+    notes += _unscorable(results)
+    about = {
+        "command": "ppl",
+        "model": loaded.name,
+        "source": loaded.source,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "attention": attention,
+        "chunk": args.chunk,
+    }
+    heading = f"{loaded.name}, {loaded.dtype} on {loaded.device}, {args.chunk} tokens a forward where there is a budget"
+    size = args.segment or ppl.default_segment(longest)
+    print_page(make_page(results, ppl.segments(longest, size), about, heading, notes), args, folder)
+    return ExitCode.INTERRUPTED if stopped else ExitCode.OK
+
+
+def _unscorable(results: Sequence[Any]) -> list[str]:
+    return [
+        f"{result.policy.name}, {result.document.name}: {result.scores.unscorable:,} tokens could not be scored (no "
+        "position is left for them, or the model gave no number)."
+        for result in results
+        if result.scores.unscorable
+    ]

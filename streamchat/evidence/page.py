@@ -1,0 +1,141 @@
+"""What a run found, as tables and pictures, and the forms it takes: terminal, HTML page, Markdown, JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TextIO
+
+from streamchat.charts import figure, terminal
+from streamchat.charts.chart import Picture
+from streamchat.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the first column is named by the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: str = ""
+    """What the columns mean, where their names do not say it."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The result of one run of a command."""
+
+    name: str
+    """Of its files, without an ending."""
+    title: str
+    lines: tuple[str, ...]
+    """What was run on what, a line each."""
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+    """What the reader should know, a sentence each."""
+    data: dict[str, Any]
+    """All figures, for programs."""
+
+
+def as_text(page: Page, width: int) -> str:
+    """Lines for a terminal, without pictures and colours."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    # a table that does not fit is wrapped by the terminal rather than cut
+    console = Console(file=out, width=max(width, 200), color_system=None, legacy_windows=False)
+    console.print(page.title, *page.lines, sep="\n", markup=False, highlight=False)
+    for table in page.tables:
+        console.print()
+        console.print(_rich_table(table))
+        if table.words:
+            console.print(table.words, markup=False, highlight=False)
+    if page.notes:
+        console.print()
+        console.print(*page.notes, sep="\n", markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _rich_table(table: Table) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        title=Text(table.title), title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for number, name in enumerate(table.columns):
+        drawn.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def as_markdown(table: Table) -> str:
+    """The table of a Markdown page."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| --- |" + " ---: |" * (len(table.columns) - 1)
+    return "\n".join([line(table.columns), rule, *map(line, table.rows)])
+
+
+def as_html(page: Page) -> str:
+    """One file that needs nothing beside it; without matplotlib it has no pictures and says so."""
+    import jinja2
+
+    source = (resources.files("streamchat.evidence") / "page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    drawn = [(picture, figure.svg_of(picture)) for picture in page.pictures] if figure.can_draw() else None
+    return environment.from_string(source).render(page=page, pictures=drawn, how=figure.HOW_TO_GET) + "\n"
+
+
+def prepare_folder(folder: str) -> Path:
+    """The folder for the files of a run, made where it is missing.
+
+    Raises:
+        ConfigError: It cannot be made or written.
+    """
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".streamchat-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written ({error.strerror or error})") from None
+    return path
+
+
+def write(page: Page, folder: Path) -> list[Path]:
+    """NAME.json and NAME.html, and NAME.svg and NAME.png of each picture where matplotlib is installed."""
+    as_json, html = folder / f"{page.name}.json", folder / f"{page.name}.html"
+    as_json.write_text(json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    html.write_text(as_html(page), encoding="utf-8")
+    return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
+
+
+def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_colour: bool) -> None:
+    """Print the page; with `folder`, write its files first. The last line is a JSON object where `as_json` is set."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    parts = [as_text(page, width)]
+    if charts:
+        colour = out.isatty() and not no_colour
+        encoding = out.encoding or "utf-8"
+        parts += [terminal.text_of(picture, width, colour=colour, encoding=encoding) for picture in page.pictures]
+    text = "\n\n".join(parts)
+    if folder is not None:
+        written = write(page, folder)
+        missing = "" if figure.can_draw() or not page.pictures else f"; for pictures: {figure.HOW_TO_GET}"
+        text += f"\n\nWritten to {folder}: {', '.join(path.name for path in written)}{missing}"
+    out.write(text + "\n")
+    if as_json:
+        out.write(json.dumps(page.data, ensure_ascii=False) + "\n")

@@ -1,0 +1,114 @@
+"""What scoring a text will take of memory, told before it is begun: a growing cache can end a machine."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword
+from streamchat.errors import ConfigError
+from streamchat.evidence.policies import Policy
+from streamchat.evidence.streams import DENSE_CHUNK
+from streamchat.units import human_bytes
+
+PROBE_TOKENS = 4
+DENSE = Policy("dense")
+SHARE = 0.9
+"""Of the free memory that may be used."""
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What one more token takes, measured on the model's own cache."""
+
+    layer_bytes: tuple[int, ...]
+    """Keys and values, by layer."""
+    windows: tuple[int | None, ...]
+    """Tokens after which a layer stops growing."""
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Keys and values of `tokens` tokens in a plain cache."""
+        pairs = zip(self.layer_bytes, self.windows, strict=True)
+        return sum(each * (tokens if window is None else min(tokens, window)) for each, window in pairs)
+
+
+@torch.inference_mode()
+def measure_cost(model: Any) -> TokenCost:
+    """Feed `PROBE_TOKENS` tokens to a plain cache and look at its tensors."""
+    cache, device = DynamicCache(config=model.config), model.get_input_embeddings().weight.device
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
+    model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache})
+    sizes, windows, groups = [], [], 1
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        tensors = [x for x in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(x, Tensor)]
+        if tensors and tensors[0].dim() == 4:
+            groups = max(groups, tensors[0].shape[1])
+        sizes.append(sum(x.nbytes for x in tensors) // PROBE_TOKENS)
+        windows.append(layer.sliding_window if getattr(layer, "is_sliding", False) else None)
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", groups)
+    return TokenCost(tuple(sizes), tuple(windows), heads, groups, vocabulary)
+
+
+def predicted_bytes(policy: Policy, tokens: int, cost: TokenCost, chunk: int, eager: bool) -> int:
+    """Memory beside the weights at the end of a text, in bytes.
+
+    Keys and values; for a growing cache also one layer's copy of them (a token is appended by copying), that copy
+    once more for every query head where heads share keys, the scores of a chunk where attention is eager, and the
+    logits of a chunk in the model's dtype and twice in float32.
+
+    Args:
+        policy: How the cache is kept.
+        tokens: Of the text.
+        cost: Of this model.
+        chunk: Tokens a forward.
+        eager: Whether attention writes its scores out.
+    """
+    held = tokens if policy.kind == "dense" else min(tokens, policy.budget)
+    fed = max(chunk, DENSE_CHUNK) if policy.kind == "dense" else chunk
+    if policy.kind == "recompute":
+        fed = held
+    layer = max(cost.layer_bytes, default=0) * held
+    copies = layer * (1 + cost.heads // max(1, cost.key_value_heads))
+    scores = 3 * 4 * cost.heads * fed * held if eager else 0
+    return cost.cache_bytes(held) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
+
+
+def require_memory(
+    policies: list[Policy], tokens: int, cost: TokenCost, chunk: int, eager: bool, free: int | None
+) -> None:
+    """Refuse what would not fit, before anything is run.
+
+    Args:
+        policies: That will run, one after the other.
+        tokens: Of the longest text.
+        cost: Of this model.
+        chunk: Tokens a forward.
+        eager: Whether attention writes its scores out.
+        free: Bytes that can be allocated; None where nobody knows.
+
+    Raises:
+        ConfigError: With the sizes, and how many tokens would fit.
+    """
+    if free is None:
+        return
+    usable = int(SHARE * free)
+    for policy in policies:
+        need = predicted_bytes(policy, tokens, cost, chunk, eager)
+        if need <= usable:
+            continue
+        what = f"{policy.name} over {tokens:,} tokens would take {human_bytes(need)} of memory and "
+        what += f"{human_bytes(free)} are free"
+        if policy.kind != "dense":
+            raise ConfigError(f"{what}; give a smaller budget than {policy.budget}")
+        fits = bisect.bisect_right(range(tokens), usable, key=lambda n: predicted_bytes(DENSE, n, cost, chunk, eager))
+        raise ConfigError(f"{what}; give --max-tokens {max(fits - 1, 1)} or less, or leave dense out of --policies")

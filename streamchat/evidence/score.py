@@ -1,0 +1,71 @@
+"""Teacher-forced scoring: how well each next token of a text was foreseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamchat.evidence.streams import Stream
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Negative log-likelihoods of one document under one policy."""
+
+    losses: NDArray[np.float64]
+    """(n - 1,) in nats: of tokens 1 .. n-1 of the ids, NaN where the model gave no number."""
+    unscorable: int
+    """Tokens of `losses` without a number, and tokens beyond what the policy can be fed."""
+    longest: int
+    """Tokens in the longest layer at any time."""
+    kv_bytes: int
+    """Bytes allocated for keys and values at the end."""
+    seconds: float = 0.0
+
+    @property
+    def counted(self) -> int:
+        """Tokens with a loss."""
+        return int(np.isfinite(self.losses).sum())
+
+
+def score(stream: Stream, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
+    """Feed (n,) `ids` and score all but the first, each given what the stream holds before it.
+
+    Args:
+        stream: Fresh.
+        ids: At least two; on the model's device.
+        tick: Told how many more tokens were fed.
+    """
+    fed = ids if stream.limit is None else ids[: stream.limit]
+    losses = np.full(max(0, len(fed) - 1), np.nan)
+    longest, at, last = 0, 0, None
+    for chunk in torch.split(fed, stream.chunk):
+        logits = stream.feed(chunk)
+        before = logits[:-1] if last is None else torch.cat([last, logits[:-1]])
+        targets = chunk[1:] if last is None else chunk
+        if len(targets):
+            start = at if last is None else at - 1
+            losses[start : start + len(targets)] = _losses(before, targets)
+        last, at = logits[-1:], at + len(chunk)
+        longest = max(longest, stream.length)
+        tick(len(chunk))
+    lost = int((~np.isfinite(losses)).sum())
+    losses[~np.isfinite(losses)] = np.nan
+    return Scores(losses, lost + len(ids) - len(fed), longest, stream.kv_bytes)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return losses.double().cpu().numpy()
+
+
+def perplexity(losses: NDArray[np.float64]) -> float | None:
+    """exp of the mean loss in nats; None where no token has one."""
+    known = losses[np.isfinite(losses)]
+    return math.exp(min(float(known.mean()), 700.0)) if len(known) else None

@@ -1,0 +1,117 @@
+"""A text fed to a model under one policy, chunk by chunk: ids in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.context import context_length
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.method import make_cache
+from streamchat.evidence.policies import Policy
+from streamchat.verify.measure import layer_lengths, storage_bytes
+from streamchat.verify.pitfalls import Counter, cutting_pre_hook
+
+DENSE_CHUNK = 256
+"""Tokens a forward where nothing is evicted: there the size changes nothing but the speed."""
+
+
+class Stream(Protocol):
+    """One text under one policy."""
+
+    chunk: int
+    """At most so many tokens in a forward, after the first."""
+    limit: int | None
+    """Tokens that can be fed in all; None = any number."""
+
+    def feed(self, ids: Tensor) -> Tensor:
+        """Feed (n,) ids; logits (n, vocabulary) in the model's dtype."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longest layer, read from its tensors."""
+        ...
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        ...
+
+
+@contextmanager
+def open_stream(policy: Policy, model: Any, fit: PositionFit, chunk: int) -> Iterator[Stream]:
+    """A new stream on `model`, which carries the policy's hook, if any, until the block is left.
+
+    Args:
+        policy: How the cache is kept.
+        model: A causal LM in eval mode without hooks of ours.
+        fit: `choose_fit(model)`.
+        chunk: Tokens a forward that are wanted; the stream may take fewer.
+    """
+    fitting = min(chunk, max(1, (policy.budget - policy.sinks) // 4))
+    single = 1 if fit.single_steps else fitting
+    if policy.kind == "recompute":
+        yield _Recomputing(model, policy.budget, fitting)
+    elif policy.kind == "dense":
+        # learned positions are a table with an end
+        limit = context_length(model.config) if fit.method == "recompute" else None
+        size = 1 if fit.single_steps else max(chunk, DENSE_CHUNK)
+        yield _Cached(model, DynamicCache(config=model.config), size, limit)
+    elif policy.kind == "no-rerotation":
+        with cutting_pre_hook(model, Counter(), policy.budget, policy.sinks):
+            yield _Cached(model, DynamicCache(config=model.config), single)
+    else:
+        cache = make_cache(model, fit, cache_size=policy.budget, num_sink_tokens=policy.sinks)
+        with StreamingHook(model, cache):
+            yield _Cached(model, cache, single)
+
+
+class _Cached:
+    """A cache, plain or streaming, with whatever hook is on the model."""
+
+    def __init__(self, model: Any, cache: DynamicCache, chunk: int, limit: int | None = None) -> None:
+        self.chunk, self.limit = chunk, limit
+        self._model, self._cache = model, cache
+        self._arguments = {"use_cache": True, cache_keyword(model): cache}
+
+    @torch.inference_mode()
+    def feed(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self._model(input_ids=ids[None], **self._arguments).logits[0]
+        return logits
+
+    @property
+    def length(self) -> int:
+        return max(layer_lengths(self._cache), default=0)
+
+    @property
+    def kv_bytes(self) -> int:
+        return storage_bytes(self._cache)
+
+
+class _Recomputing:
+    """The paper's sliding window with re-computation: no cache, the window is read anew for each chunk."""
+
+    limit: int | None = None
+    length = 0
+    kv_bytes = 0
+
+    def __init__(self, model: Any, budget: int, chunk: int) -> None:
+        self.chunk = chunk
+        self._model, self._budget = model, budget
+        self._window = torch.empty(0, dtype=torch.long)
+        self._trims = "logits_to_keep" in parameter_names(model)
+
+    @torch.inference_mode()
+    def feed(self, ids: Tensor) -> Tensor:
+        self._window = torch.cat([self._window.to(ids.device), ids])[-self._budget :]
+        more = {"logits_to_keep": len(ids)} if self._trims else {}
+        logits: Tensor = self._model(input_ids=self._window[None], use_cache=False, **more).logits[0, -len(ids) :]
+        return logits

@@ -1,0 +1,143 @@
+"""Texts to score: files in whatever encoding, documents kept apart."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from streamchat.chat.text import one_line
+from streamchat.errors import ConfigError
+from streamchat.units import human_bytes
+from streamchat.verify.text import help_topics
+
+# longest first: the mark of UTF-32 begins with the one of UTF-16
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+FALLBACK = "windows-1252"
+MAX_BYTES = 200_000_000
+"""Of one file: a tokenizer takes some ten times that in memory."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, scored as a stream of its own."""
+
+    name: str
+    text: str
+    notes: tuple[str, ...] = ()
+    """What was done to its bytes, a sentence each."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A document as ids."""
+
+    name: str
+    ids: list[int] = field(repr=False)
+    """What is fed, with the BOS token first where the model's own tokenizer puts one."""
+    total: int
+    """Of the whole document."""
+
+
+def default_document() -> Document:
+    """The documentation behind `help("topics")`, which comes with Python itself; it differs a little by version."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Document(f"Python {version}'s own help topics", help_topics())
+
+
+def read_documents(paths: Sequence[str]) -> list[Document]:
+    """The documents of these files; '-' is standard input. Without any, the default text.
+
+    Raises:
+        ConfigError: One cannot be read, or is not text.
+    """
+    if not paths:
+        return [default_document()]
+    documents = [_read(path) for path in paths]
+    names = [document.name for document in documents]
+    # files of one name in several folders are told apart by their paths
+    return [
+        replace(document, name=one_line(path)) if names.count(document.name) > 1 else document
+        for path, document in zip(paths, documents, strict=True)
+    ]
+
+
+def _read(path: str) -> Document:
+    shown = one_line(path)
+    try:
+        if path == "-":
+            name, content = "standard input", sys.stdin.buffer.read()
+        else:
+            file = Path(path).expanduser()
+            if file.is_dir():
+                raise ConfigError(f"{shown} is a folder; name the text files in it")
+            if (size := file.stat().st_size) > MAX_BYTES:
+                raise ConfigError(
+                    f"{shown} has {human_bytes(size)}, and at most {human_bytes(MAX_BYTES)} are read; split it"
+                )
+            name, content = one_line(file.name), file.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{shown}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    text, notes = decode(content, name)
+    return Document(name, text, tuple(notes))
+
+
+def decode(content: bytes, name: str) -> tuple[str, list[str]]:
+    """Text of `content` with plain line ends, and what was done for that.
+
+    A byte order mark decides; then UTF-8; then Windows-1252, where bytes that mean nothing become U+FFFD.
+
+    Raises:
+        ConfigError: It is not text.
+    """
+    notes = []
+    encoding = next((known for mark, known in _MARKS if content.startswith(mark)), None)
+    if encoding is None and b"\0" in content:
+        raise ConfigError(f"{name} is not a text file (byte {content.index(0)} is NUL)")
+    try:
+        text = content.decode(encoding or "utf-8")
+        if encoding not in (None, "utf-8-sig"):
+            notes.append(f"{name} is {encoding.upper()}.")
+        elif encoding:
+            notes.append(f"{name} begins with a byte order mark, which was left out.")
+    except UnicodeDecodeError as error:
+        if encoding is not None and encoding != "utf-8-sig":
+            raise ConfigError(f"{name} begins as {encoding.upper()} and is damaged at byte {error.start}") from None
+        text = content.removeprefix(codecs.BOM_UTF8).decode(FALLBACK, errors="replace")
+        lost = text.count("\ufffd")
+        unknown = f", {lost} bytes of it mean nothing and became U+FFFD" if lost else ""
+        notes.append(f"{name} is not UTF-8 (byte {error.start}); it was read as Windows-1252{unknown}.")
+    if "\r" in text:
+        notes.append(f"{name} has carriage returns; its line ends were made plain.")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text, notes
+
+
+def tokenize(document: Document, tokenizer: Any, max_tokens: int) -> Tokens:
+    """The ids of a document: its text, behind the BOS token where the tokenizer begins texts so.
+
+    Args:
+        document: The text.
+        tokenizer: Of the model.
+        max_tokens: So many of the text at most; 0 = all.
+    """
+    # a tokenizer warns about texts beyond the model's length, which are the point here
+    ids = list(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
+    total = len(ids)
+    if max_tokens:
+        ids = ids[:max_tokens]
+    bos = tokenizer.bos_token_id
+    if ids and bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]:
+        ids = [bos, *ids]
+    return Tokens(document.name, ids, total)
