@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOW_TO_GET = "pip install matplotlib"
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+"""The same picture gives the same file."""
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -28,9 +30,9 @@ def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transpar
     import matplotlib
 
     out = io.StringIO()
-    # no date and no random ids
+    # no random ids
     with matplotlib.rc_context({"svg.hashsalt": picture.name}):
-        _figure(picture, size).savefig(out, format="svg", transparent=transparent, metadata={"Date": None})
+        _figure(picture, size).savefig(out, format="svg", transparent=transparent, metadata=_NO_METADATA)
     text = out.getvalue()
     return text[text.index("<svg") :]
 

@@ -8,7 +8,49 @@ from typing import Any
 from streamchat.chat.template import ChatFormat
 
 
-class ChatEncoder:
+class TextEncoder:
+    """Encodes text in which the names of control tokens are only letters.
+
+    Args:
+        tokenizer: The model's tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # Added tokens of white space (GPT-NeoX has runs of spaces) are text; all others are control.
+        control = {text for text in tokenizer.get_added_vocab() if text.strip()} | set(tokenizer.all_special_tokens)
+        pattern = "|".join(re.escape(text) for text in sorted(control, key=len, reverse=True))
+        self._control = re.compile(pattern) if control else None
+        self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(control)))
+
+    def text(self, text: str) -> list[int]:
+        """Plain text, without control tokens."""
+        return [token for piece in self._harmless_pieces(text) for token in self._encode(piece)]
+
+    def _has_control(self, text: str) -> bool:
+        return self._control is not None and self._control.search(text) is not None
+
+    def _harmless_pieces(self, text: str) -> list[str]:
+        """Cut `text` inside every control token's name, so that no piece contains one."""
+        if self._control is None or not text:
+            return [text] if text else []
+        pieces, at = [], 0
+        while match := self._control.search(text, at):
+            # One character names (rare) cannot be cut; they are left out.
+            cut = match.start() + 1 if len(match[0]) > 1 else match.start()
+            pieces.append(text[at:cut])
+            at = cut if len(match[0]) > 1 else match.end()
+        pieces.append(text[at:])
+        return [piece for piece in pieces if piece]
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        # without its warning of texts that are longer than the model's context
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+class ChatEncoder(TextEncoder):
     """Encodes the pieces of turns, each as it would be encoded inside the whole conversation.
 
     Args:
@@ -17,13 +59,8 @@ class ChatEncoder:
     """
 
     def __init__(self, tokenizer: Any, format: ChatFormat) -> None:  # noqa: A002 - the word for it
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.format = format
-        # Added tokens of white space (GPT-NeoX has runs of spaces) are text; all others are control.
-        control = {text for text in tokenizer.get_added_vocab() if text.strip()} | set(tokenizer.all_special_tokens)
-        pattern = "|".join(re.escape(text) for text in sorted(control, key=len, reverse=True))
-        self._control = re.compile(pattern) if control else None
-        self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(control)))
 
     def system_block(self) -> list[int]:
         """What comes before the first turn."""
@@ -52,31 +89,6 @@ class ChatEncoder:
     def close(self) -> list[int]:
         """The ids that close a reply."""
         return self._encode_after(".", self.format.assistant_close)
-
-    def text(self, text: str) -> list[int]:
-        """Plain text, without control tokens."""
-        return [token for piece in self._harmless_pieces(text) for token in self._encode(piece)]
-
-    def _has_control(self, text: str) -> bool:
-        return self._control is not None and self._control.search(text) is not None
-
-    def _harmless_pieces(self, text: str) -> list[str]:
-        """Cut `text` inside every control token's name, so that no piece contains one."""
-        if self._control is None or not text:
-            return [text] if text else []
-        pieces, at = [], 0
-        while match := self._control.search(text, at):
-            # One character names (rare) cannot be cut; they are left out.
-            cut = match.start() + 1 if len(match[0]) > 1 else match.start()
-            pieces.append(text[at:cut])
-            at = cut if len(match[0]) > 1 else match.end()
-        pieces.append(text[at:])
-        return [piece for piece in pieces if piece]
-
-    def _encode(self, text: str) -> list[int]:
-        if not text:
-            return []
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode_after(self, before: str, text: str) -> list[int]:
         """`text` as it is encoded behind `before`: some tokenizers write the start of a text differently."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from streamchat.chat.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
 from streamchat.commands import flags
+from streamchat.commands.output import add_output_flags, print_page
 from streamchat.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
-    from streamchat.evidence.page import Page
     from streamchat.evidence.texts import Document, Tokens
     from streamchat.models.load import LoadedModel
 
@@ -69,29 +68,6 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens of a row of the table (default: 1/8)")
     add_output_flags(own)
-
-
-def add_output_flags(group: argparse._ArgumentGroup) -> None:
-    """What the commands of this kind share."""
-    group.add_argument(
-        "--charts",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="draw the pictures in the terminal (default: when stdout is one)",
-    )
-    group.add_argument(
-        "--out", metavar="DIR", help="write JSON, an HTML page, and pictures (these with matplotlib) into this folder"
-    )
-    group.add_argument("--json", action="store_true", help="the last line is a JSON object with all figures")
-
-
-def print_page(page: Page, args: argparse.Namespace, folder: Any) -> None:
-    """The page, as the flags of `add_output_flags` say."""
-    from streamchat.evidence.page import show
-
-    charts = sys.stdout.isatty() if args.charts is None else args.charts
-    no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_colour=no_colour)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -110,5 +110,6 @@ def require_memory(
         what += f"{human_bytes(free)} are free"
         if policy.kind != "dense":
             raise ConfigError(f"{what}; give a smaller budget than {policy.budget}")
-        fits = bisect.bisect_right(range(tokens), usable, key=lambda n: predicted_bytes(DENSE, n, cost, chunk, eager))
-        raise ConfigError(f"{what}; give --max-tokens {max(fits - 1, 1)} or less, or leave dense out of --policies")
+        # the first length that does not fit; a BOS token may come on top of what is asked for
+        first = bisect.bisect_right(range(tokens), usable, key=lambda n: predicted_bytes(DENSE, n, cost, chunk, eager))
+        raise ConfigError(f"{what}; give --max-tokens {max(first - 2, 1)} or less, or leave dense out of --policies")

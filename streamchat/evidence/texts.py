@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streamchat.chat.encoding import TextEncoder
 from streamchat.chat.text import one_line
 from streamchat.errors import ConfigError
 from streamchat.units import human_bytes
@@ -125,15 +126,16 @@ def decode(content: bytes, name: str) -> tuple[str, list[str]]:
 
 
 def tokenize(document: Document, tokenizer: Any, max_tokens: int) -> Tokens:
-    """The ids of a document: its text, behind the BOS token where the tokenizer begins texts so.
+    """The ids of a document, behind the BOS token where the tokenizer begins texts so.
+
+    Names of control tokens in it are only letters.
 
     Args:
         document: The text.
         tokenizer: Of the model.
         max_tokens: So many of the text at most; 0 = all.
     """
-    # a tokenizer warns about texts beyond the model's length, which are the point here
-    ids = list(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = TextEncoder(tokenizer).text(document.text)
     total = len(ids)
     if max_tokens:
         ids = ids[:max_tokens]

@@ -1,0 +1,217 @@
+"""`streamchat sweep`: perplexity, speed and memory over a grid of sinks, budgets, policies and models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any, get_args
+
+from streamchat.commands import flags
+from streamchat.commands.output import add_output_flags, print_page
+from streamchat.errors import ConfigError, ExitCode, StreamchatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamchat.commands.parser import Subparsers
+    from streamchat.evidence.policies import Kind
+    from streamchat.evidence.pools import Work
+
+DEFAULT_OUT = "streamchat-sweep"
+DEFAULT_TOKENS = 2048
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="perplexity, speed and memory over sinks x budgets x policies x models",
+        description="Score texts under every combination, in worker processes, and recommend a budget and a number of "
+        "sinks. Results are kept in --out as they come: the same command goes on where it was stopped.",
+    )
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention"))
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="texts, each a document of its own; - is stdin (default: Python's help)",
+    )
+    grid = parser.add_argument_group("grid, lists with commas")
+    grid.add_argument("--models", metavar="LIST", help="models by name (default: that of --model)")
+    grid.add_argument(
+        "--policies",
+        default="sinks",
+        metavar="LIST",
+        help="of dense, window, sinks, no-rerotation, recompute (default: sinks)",
+    )
+    grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="numbers of sinks (default: 0,1,4)")
+    grid.add_argument(
+        "--cache-sizes", default="256,512,1024", metavar="LIST", help="budgets in tokens (default: 256,512,1024)"
+    )
+    own = parser.add_argument_group("sweep")
+    own.add_argument(
+        "--max-tokens",
+        type=int,
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help=f"of each document; 0 = all (default: {DEFAULT_TOKENS})",
+    )
+    own.add_argument(
+        "--chunk", type=int, default=16, metavar="N", help="tokens a forward where there is a budget (default: 16)"
+    )
+    own.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="the smallest budget whose perplexity is at most so much above the lowest is recommended (default: 0.02)",
+    )
+    own.add_argument(
+        "--workers", type=int, metavar="N", help="processes, each with its own model (default: half the cores)"
+    )
+    own.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster instead; 'local' starts one here; needs ray"
+    )
+    add_output_flags(own)
+    parser.set_defaults(out=DEFAULT_OUT)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code: 1 where a combination failed.
+
+    Raises:
+        ConfigError: A list, a file or the folder is wrong, or the cluster cannot be reached.
+        StreamchatError: A worker process died.
+    """
+    from streamchat.evidence.page import prepare_folder
+    from streamchat.evidence.sweep import Journal
+
+    work = _work(args)
+    folder = prepare_folder(args.out)
+    journal = Journal(folder / "sweep.jsonl")
+    missing = [(cell, document) for cell, document in work if journal.result(cell) is None]
+    if len(missing) < len(work):
+        print(f"streamchat: {len(work) - len(missing)} of {len(work)} are there already", file=sys.stderr)
+    stopped = False
+    failed: StreamchatError | None = None
+    failures: dict[str, str] = {}
+    try:
+        failures = _run_missing(args, missing, journal)
+    except KeyboardInterrupt:
+        stopped = True
+    except ConfigError:
+        raise
+    except StreamchatError as error:
+        failed = error
+    _print(args, work, journal, folder, [f"{name}: {why}" for name, why in failures.items()], stopped)
+    if failed is not None:
+        raise failed
+    return ExitCode.INTERRUPTED if stopped else ExitCode.FAILURE if failures else ExitCode.OK
+
+
+def _work(args: argparse.Namespace) -> Work:
+    from streamchat.evidence.cell import ModelSpec
+    from streamchat.evidence.sweep import cells_of, grid
+    from streamchat.evidence.texts import read_documents
+
+    settings = flags.configuration_of(args).settings
+    for name, value, least in (
+        ("max-tokens", args.max_tokens, 0),
+        ("chunk", args.chunk, 1),
+        ("workers", args.workers, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} must be at least {least}")
+    if not 0 <= args.tolerance <= 1:
+        raise ConfigError(f"--tolerance {args.tolerance} must be from 0 to 1")
+    if args.ray and args.workers:
+        raise ConfigError("--workers is for processes of this machine; --ray has the workers of its cluster")
+    names = _words(args.models, "--models") if args.models else [settings.model]
+    models = [ModelSpec(name, settings.device, settings.dtype, settings.attention) for name in names]
+    kinds = _kinds(args.policies)
+    policies = grid(kinds, _numbers(args.cache_sizes, "--cache-sizes"), _numbers(args.sinks, "--sinks"))
+    return cells_of(models, policies, read_documents(args.files), args.max_tokens, args.chunk)
+
+
+def _words(text: str, flag: str) -> list[str]:
+    found = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    if not found:
+        raise ConfigError(f"{flag} names nothing")
+    return found
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    words = _words(text, flag)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"{flag}: {wrong[0]} is no whole number")
+    return [int(word) for word in words]
+
+
+def _kinds(text: str) -> list[Kind]:
+    from streamchat.evidence.policies import KINDS, Kind
+
+    known = get_args(Kind)
+    words = _words(text, "--policies")
+    if wrong := [word for word in words if word not in known]:
+        hint = "; give budgets with --cache-sizes and sinks with --sinks" if ":" in wrong[0] else ""
+        raise ConfigError(f"{wrong[0]} is no policy; there are {', '.join(known)}{hint}")
+    return [kind for kind in KINDS if kind in words]
+
+
+def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
+    """Run what is not known; the cells that failed, with the reason."""
+    from streamchat.commands.bar import Bar
+    from streamchat.evidence.pools import default_workers, in_processes, on_ray
+
+    if not missing:
+        return {}
+    results = on_ray(missing, args.ray) if args.ray else in_processes(missing, args.workers or default_workers())
+    failures = {}
+    with Bar(sys.stderr, len(missing)) as bar:
+        bar.advance(f"{len(missing)} to run")
+        for cell, result in results:
+            journal.write(cell, result)
+            bar.advance(cell.name, 1)
+            if "error" in result:
+                failures[cell.name] = result["error"]
+    return failures
+
+
+def _print(
+    args: argparse.Namespace, work: Work, journal: Any, folder: Path, problems: list[str], stopped: bool
+) -> None:
+    from streamchat.evidence.sweep import recommend, rows_of
+    from streamchat.evidence.sweep_page import make_page
+
+    known = [(cell, result) for cell, _ in work if (result := journal.result(cell)) is not None]
+    whole = {cell for cell, _ in known}
+    # a mean over some of the documents is no mean over all
+    partial = {(cell.model, cell.policy) for cell, _ in work if cell not in whole}
+    rows = rows_of((cell, result) for cell, result in known if (cell.model, cell.policy) not in partial)
+    if not rows:
+        for problem in problems[:1]:
+            raise StreamchatError(f"nothing could be measured: {problem}")
+        if stopped:
+            raise KeyboardInterrupt
+        return
+    documents = list(dict.fromkeys(document.name for _, document in work))
+    lines = [
+        f"{len(documents)} document{'s' if len(documents) > 1 else ''} ({', '.join(documents)}), at most "
+        f"{args.max_tokens:,} tokens of each, {args.chunk} tokens a forward where there is a budget"
+        if args.max_tokens
+        else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens a forward"
+    ]
+    notes = [f"Failed: {problem}" for problem in problems]
+    if partial:
+        notes.append(f"{len(partial)} combinations are not finished; the same command goes on with them.")
+    about = {
+        "command": "sweep",
+        "documents": documents,
+        "max_tokens": args.max_tokens,
+        "chunk": args.chunk,
+        "tolerance": args.tolerance,
+        "failed": problems,
+        "finished": len(known),
+        "of": len(work),
+    }
+    print_page(make_page(rows, recommend(rows, args.tolerance), lines, notes, about), args, folder)

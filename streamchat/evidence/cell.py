@@ -1,0 +1,142 @@
+"""One cell of a sweep: a model, a policy and a text, run where the work is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamchat.errors import StreamchatError
+from streamchat.evidence.policies import Policy
+from streamchat.evidence.texts import Document
+
+if TYPE_CHECKING:
+    from streamchat.cache.fit import PositionFit
+    from streamchat.models.load import LoadedModel
+
+DECODE_STEPS = 24
+"""Single tokens that are timed at the end of the text, with the cache as full as it gets."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is loaded; settings as text."""
+
+    name: str
+    device: str
+    dtype: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one result is of."""
+
+    model: ModelSpec
+    policy: Policy
+    document: str
+    digest: str
+    """SHA-256 of the text."""
+    max_tokens: int
+    chunk: int
+
+    @property
+    def id(self) -> str:
+        """The same for the same question."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.model.name}, {self.policy.name}, {self.document}"
+
+
+def digest_of(document: Document) -> str:
+    """SHA-256 of its text."""
+    return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def run_cell(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
+    """The figures of a cell, or {"error": a sentence}. The model stays loaded for the next cell of this process.
+
+    Args:
+        cell: What to measure.
+        document: Its text.
+        threads: Of torch in this process; 0 = as they are.
+    """
+    try:
+        return _measure(cell, document, threads)
+    except StreamchatError as error:
+        return {"error": str(error)}
+    except Exception as error:  # one cell must not end the others
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
+    import torch
+
+    from streamchat.evidence.prediction import measure_cost, require_memory
+    from streamchat.evidence.score import score
+    from streamchat.evidence.streams import open_stream
+    from streamchat.evidence.texts import tokenize
+    from streamchat.models.device import free_memory
+    from streamchat.models.quiet import quiet
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded, fit = _model(cell.model)
+    tokens = tokenize(document, loaded.tokenizer, cell.max_tokens)
+    if len(tokens.ids) < 2:
+        return {"error": f"{document.name} has fewer than two tokens"}
+    model, policy = loaded.model, cell.policy
+    with quiet():
+        eager = str(model.config._attn_implementation) == "eager"
+        free = free_memory(loaded.device)
+        require_memory([policy], len(tokens.ids), measure_cost(model), cell.chunk, eager, free)
+        device: Any = model.get_input_embeddings().weight.device
+        ids = torch.tensor(tokens.ids, device=device)
+        started = time.perf_counter()
+        with open_stream(policy, model, fit, cell.chunk) as stream:
+            scores = score(stream, ids)
+            seconds = time.perf_counter() - started
+            times = []
+            if stream.limit is None:
+                for token in ids[:DECODE_STEPS]:
+                    begun = time.perf_counter()
+                    stream.feed(token[None])[-1, 0].item()  # waits for the device
+                    times.append(time.perf_counter() - begun)
+    losses = scores.losses[~(scores.losses != scores.losses)]  # without NaN
+    return {
+        "loss": float(losses.sum()),
+        "scored": len(losses),
+        "unscorable": scores.unscorable,
+        "tokens": len(tokens.ids),
+        "of": tokens.total,
+        "longest_cache": scores.longest,
+        "kv_bytes": scores.kv_bytes,
+        "weight_bytes": sum(p.nbytes for p in {p.data_ptr(): p for p in model.parameters()}.values()),
+        "seconds": seconds,
+        "decode_ms": 1000 * statistics.median(times) if times else None,
+        "ran_in": f"{loaded.dtype} on {loaded.device}",
+    }
+
+
+_kept: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
+"""The one model that this process holds."""
+
+
+def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
+    from streamchat.models.load import load_model
+    from streamchat.models.quiet import quiet
+    from streamchat.models.verdicts import remembered_fit
+
+    if not _kept or _kept[0][0] != spec:
+        _kept.clear()
+        loaded = load_model(spec.name, device=spec.device, dtype=spec.dtype, attention=spec.attention)
+        with quiet():
+            _kept.append((spec, loaded, remembered_fit(loaded.model)))
+    return _kept[0][1], _kept[0][2]

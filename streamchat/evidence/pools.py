@@ -1,0 +1,94 @@
+"""Where the cells of a sweep run: in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from streamchat.errors import ConfigError, StreamchatError
+from streamchat.evidence.cell import Cell, run_cell
+from streamchat.evidence.texts import Document
+
+Work = Sequence[tuple[Cell, Document]]
+Result = tuple[Cell, dict[str, Any]]
+
+
+def default_workers() -> int:
+    """Half of the cores: each process holds a model of its own."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def in_processes(work: Work, workers: int) -> Iterator[Result]:
+    """Run the cells in `workers` fresh processes, each result as it comes. Torch's threads share the cores.
+
+    Raises:
+        StreamchatError: A process died, most often for lack of memory.
+    """
+    workers = min(workers, len(work))
+    threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
+    # not forked: torch's threads do not live through it
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        waiting = iter(work)
+        running: dict[Future[dict[str, Any]], Cell] = {}
+        while True:
+            # few at a time: texts are sent along, and an end in between leaves little behind
+            while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
+                cell, document = following
+                running[pool.submit(run_cell, cell, document, threads)] = cell
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(done), done.result()
+    except BrokenProcessPool:
+        raise StreamchatError(
+            "a worker process died, most often for lack of memory; what was finished is kept: run it again with fewer "
+            "--workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+
+
+def on_ray(work: Work, address: str) -> Iterator[Result]:
+    """Run the cells as tasks of a Ray cluster, one CPU each.
+
+    Models are found, or fetched, by each machine itself; what is installed there must include streamchat.
+
+    Args:
+        work: Cells and their texts.
+        address: Of the cluster, as `ray.init` takes it; 'local' starts one on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray; pip install ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers that it runs
+    ray: Any = import_module("ray")
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
+    try:
+        task = ray.remote(run_cell)
+        texts = {document.name: ray.put(document) for _, document in work}
+        running = {task.remote(cell, texts[document.name], 1): cell for cell, document in work}
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                cell = running.pop(reference)
+                try:
+                    yield cell, ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    yield cell, {"error": f"a Ray worker failed ({' '.join(str(error).split())[:200]})"}
+    finally:
+        ray.shutdown()

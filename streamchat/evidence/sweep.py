@@ -1,0 +1,173 @@
+"""A grid of questions, what is known of it already, and what to choose."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import ConfigError
+from streamchat.evidence.cell import Cell, ModelSpec, digest_of
+from streamchat.evidence.policies import Kind, Policy, make_policy
+from streamchat.evidence.texts import Document
+
+
+def grid(kinds: Sequence[Kind], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:
+    """All policies of these, each once.
+
+    Raises:
+        ConfigError: A combination is impossible.
+    """
+    found = [make_policy(kind, budget, sink) for kind in kinds for budget in budgets for sink in sinks]
+    return list(dict.fromkeys(found))
+
+
+def cells_of(
+    models: Sequence[ModelSpec],
+    policies: Sequence[Policy],
+    documents: Sequence[Document],
+    max_tokens: int,
+    chunk: int,
+) -> list[tuple[Cell, Document]]:
+    """Every question, those of one model together: a process that changes its model loads another one."""
+    digests = [digest_of(document) for document in documents]
+    return [
+        (Cell(model, policy, document.name, digest, max_tokens, chunk), document)
+        for model in models
+        for policy in policies
+        for document, digest in zip(documents, digests, strict=True)
+    ]
+
+
+class Journal:
+    """What is known, a JSON line a cell, written as it comes.
+
+    Args:
+        path: Of the file; a line that was cut off by a crash is left out.
+
+    Raises:
+        ConfigError: The file is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+                self._known[row["id"]] = row["result"]
+            except (ValueError, KeyError, TypeError):
+                continue
+        if text.strip() and not self._known and text.endswith("\n"):
+            raise ConfigError(f"{path} is not a journal of streamchat sweep; give another --out")
+        if text and not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write("\n")
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """The figures of a cell; None where it has to be run. One that failed is tried again."""
+        found = self._known.get(cell.id)
+        return None if found is None or "error" in found else found
+
+    def write(self, cell: Cell, result: dict[str, Any]) -> None:
+        """Keep a result."""
+        self._known[cell.id] = result
+        row = {"id": cell.id, "at": time.time(), "cell": asdict(cell), "result": result}
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model under one policy, over all documents."""
+
+    model: str
+    policy: Policy
+    perplexity: float
+    decode_ms: float | None
+    """Median of a single token at the end of a text, over documents."""
+    score_tps: float
+    """Tokens scored a second."""
+    kv_bytes: int
+    weight_bytes: int
+    documents: int
+    ran_in: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        numbers = {"cache_size": self.policy.budget or None, "num_sink_tokens": self.policy.sinks}
+        rest = {key: value for key, value in asdict(self).items() if key != "policy"}
+        return {"policy": self.policy.kind, "spec": self.policy.spec, **numbers, **rest}
+
+
+def rows_of(results: Iterable[tuple[Cell, dict[str, Any]]]) -> list[Row]:
+    """A row for each model and policy of which all documents are there without an error."""
+    groups: dict[tuple[str, Policy], list[dict[str, Any]]] = {}
+    for cell, result in results:
+        groups.setdefault((cell.model.name, cell.policy), []).append(result)
+    rows = []
+    for (model, policy), parts in groups.items():
+        if any("error" in part for part in parts) or not sum(part["scored"] for part in parts):
+            continue
+        times = sorted(part["decode_ms"] for part in parts if part["decode_ms"] is not None)
+        rows.append(
+            Row(
+                model,
+                policy,
+                math.exp(min(700.0, sum(part["loss"] for part in parts) / sum(part["scored"] for part in parts))),
+                times[len(times) // 2] if times else None,
+                sum(part["tokens"] for part in parts) / sum(part["seconds"] for part in parts),
+                max(part["kv_bytes"] for part in parts),
+                parts[0]["weight_bytes"],
+                len(parts),
+                parts[0]["ran_in"],
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to set for one model."""
+
+    row: Row
+    best: Row
+    """With the lowest perplexity of the grid."""
+
+    @property
+    def text(self) -> str:
+        """A sentence."""
+        policy, above = self.row.policy, self.row.perplexity / self.best.perplexity - 1
+        found = (
+            f"the lowest of the grid ({self.row.perplexity:.2f})"
+            if above < 5e-4
+            else f"{100 * above:.1f} % above the lowest of the grid ({self.best.perplexity:.2f} with "
+            f"{self.best.policy.name})"
+        )
+        return (
+            f"{self.row.model}: cache_size = {policy.budget}, num_sink_tokens = {policy.sinks}; perplexity "
+            f"{self.row.perplexity:.2f}, {found}."
+        )
+
+
+def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
+    """For each model the smallest budget, and then the fewest sinks, within `tolerance` of the best.
+
+    Only what streamchat does is looked at: `sinks`, and `window` as no sinks at all.
+    """
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        usable = [row for row in rows if row.model == model and row.policy.kind in ("sinks", "window")]
+        if not usable:
+            continue
+        best = min(usable, key=lambda row: row.perplexity)
+        good = [row for row in usable if row.perplexity <= best.perplexity * (1 + tolerance)]
+        found.append(Recommendation(min(good, key=lambda row: (row.policy.budget, row.policy.sinks)), best))
+    return found

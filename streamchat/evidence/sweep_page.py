@@ -1,0 +1,109 @@
+"""The page of `streamchat sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamchat.charts.chart import Heatmap
+from streamchat.evidence.page import Page, Table
+from streamchat.evidence.sweep import Recommendation, Row
+from streamchat.units import human_bytes
+
+Figure = Callable[[Row], float | None]
+
+
+def make_page(
+    rows: Sequence[Row],
+    recommendations: Sequence[Recommendation],
+    lines: Sequence[str],
+    notes: Sequence[str],
+    about: dict[str, Any],
+) -> Page:
+    """All that is known of the grid.
+
+    Args:
+        rows: In the order of the grid.
+        recommendations: A model each.
+        lines: What was asked for, a line each.
+        notes: Sentences for the reader.
+        about: The same for programs.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    tables = [_table(model, [row for row in rows if row.model == model]) for model in models]
+    pictures = [
+        picture for model in models for picture in _heatmaps(model, [row for row in rows if row.model == model], models)
+    ]
+    advice = [f"Recommended for {each.text}" for each in recommendations]
+    return Page(
+        "sweep",
+        "Sweep",
+        tuple(lines),
+        tuple(tables),
+        tuple(pictures),
+        (*advice, *notes),
+        {
+            **about,
+            "rows": [row.as_dict() for row in rows],
+            "recommendations": [
+                {
+                    "model": each.row.model,
+                    "cache_size": each.row.policy.budget,
+                    "num_sink_tokens": each.row.policy.sinks,
+                    "perplexity": each.row.perplexity,
+                    "lowest_perplexity": each.best.perplexity,
+                }
+                for each in recommendations
+            ],
+        },
+    )
+
+
+def _table(model: str, rows: Sequence[Row]) -> Table:
+    def of(row: Row) -> tuple[str, ...]:
+        return (
+            row.policy.name,
+            f"{row.perplexity:.2f}" if row.perplexity < 1e5 else f"{row.perplexity:.1e}",
+            f"{row.decode_ms:.1f}" if row.decode_ms is not None else "-",
+            f"{row.score_tps:,.0f}",
+            human_bytes(row.kv_bytes),
+            human_bytes(row.weight_bytes + row.kv_bytes),
+        )
+
+    columns = ("policy", "perplexity", "ms a token", "scored tok/s", "keys and values", "with weights")
+    words = "ms a token: one token at the end of the text, median. Speeds are of processes that ran side by side."
+    return Table(f"{model}, {rows[0].ran_in}", columns, tuple(map(of, rows)), words)
+
+
+def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[Heatmap]:
+    """Perplexity, time of a token and memory over sinks and budget; a policy without sinks counts as 0 of them."""
+    found = {(row.policy.sinks, row.policy.budget): row for row in rows if row.policy.kind in ("sinks", "window")}
+    sinks, budgets = sorted({key[0] for key in found}), sorted({key[1] for key in found})
+    if len(found) < 2:
+        return []
+    number = "" if len(models) == 1 else f"-{models.index(model) + 1}"
+    figures: list[tuple[str, str, str, int, Figure]] = [
+        ("perplexity", "Perplexity", "Lower is better.", 2, lambda row: row.perplexity),
+        ("time", "Milliseconds a token", "One token with the cache full.", 1, lambda row: row.decode_ms),
+        ("memory", "MB of keys and values", "Allocated buffers.", 1, lambda row: row.kv_bytes / 1e6),
+    ]
+
+    def cell(sink: int, budget: int, figure: Figure) -> float:
+        row = found.get((sink, budget))
+        value = None if row is None else figure(row)
+        return float("nan") if value is None else value
+
+    return [
+        Heatmap(
+            f"sweep-{name}{number}",
+            f"{title}, {model}",
+            words,
+            "sinks",
+            "budget in tokens",
+            tuple(map(str, sinks)),
+            tuple(f"{budget:,}" for budget in budgets),
+            tuple(tuple(cell(sink, budget, figure) for budget in budgets) for sink in sinks),
+            decimals,
+        )
+        for name, title, words, decimals, figure in figures
+    ]
