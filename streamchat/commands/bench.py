@@ -1,4 +1,4 @@
-"""`streamchat bench`: how the app feels, and what resuming costs, in figures."""
+"""`streamchat bench`: speed beside other ways, how the app feels, and what resuming costs, in figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.chat.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
-from streamchat.commands import flags
+from streamchat.commands import bench_peers, flags
+from streamchat.commands.output import add_output_flags
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.units import human_bytes
@@ -27,21 +28,25 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure how the app feels, and what resuming costs",
-        description="Measure on this machine, in one run and with one loaded model. --ui: the delay from a key to the "
-        "screen while a reply streams (p50, p95), the decode speed in the app against headless, and the processor time "
-        "of drawing. --resume: putting a saved cache back, against reading its tokens again.",
+        help="measure speed and memory beside other ways, the app, and resuming",
+        description="Measure on this machine, in one run and with one loaded model. By default the ways to hold a long "
+        "conversation side by side: streamchat, transformers' generate with a growing cache, the whole history read "
+        "again at each turn, the window read again for each token, and a hook that cuts keys and leaves positions "
+        "alone. --ui: the delay from a key to the screen while a reply streams (p50, p95), the decode speed in the app "
+        "against headless, and the processor time of drawing. --resume: putting a saved cache back, against reading "
+        "its tokens again.",
     )
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size", "num_sink_tokens"))
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
     what.add_argument("--ui", action="store_true", help="measure the app")
     what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default: 5)")
+    bench_peers.add_flags(parser.add_argument_group("side by side"))
     own.add_argument(
         "--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply with --ui (default: 128)"
     )
-    own.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_output_flags(own)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +57,6 @@ def run(args: argparse.Namespace) -> int:
         ModelError: The model cannot be had, or cannot stream.
         StreamchatError: A reply failed, or was too short to be measured.
     """
-    if not (args.ui or args.resume):
-        raise ConfigError("nothing to measure; give --ui or --resume")
     if args.rounds < 1:
         raise ConfigError(f"--rounds {args.rounds} must be at least 1")
     configuration = flags.configuration_of(args)
@@ -63,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
 
     try:
+        if not (args.ui or args.resume):
+            return bench_peers.run(args, configuration, progress, line.clear)
+
         from streamchat.chat.assemble import load_from_settings
 
         loaded = load_from_settings(configuration, progress)
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         figures, text = measure(configuration, loaded, args.rounds, progress)
     finally:
         line.clear()
-    sys.stdout.write((json.dumps(figures) if args.json else text) + "\n")
+    sys.stdout.write(text + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
     return ExitCode.OK
 
 

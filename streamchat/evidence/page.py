@@ -54,6 +54,7 @@ def as_text(page: Page, width: int) -> str:
     console.print(page.title, *page.lines, sep="\n", markup=False, highlight=False)
     for table in page.tables:
         console.print()
+        console.print(table.title, markup=False, highlight=False)
         console.print(_rich_table(table))
         if table.words:
             console.print(table.words, markup=False, highlight=False)
@@ -68,9 +69,7 @@ def _rich_table(table: Table) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(
-        title=Text(table.title), title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(table.columns):
         drawn.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
     for row in table.rows:

@@ -1,0 +1,286 @@
+"""Ways to hold a long conversation with one model, each as its users run it: read a prompt, write tokens."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+
+from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.method import make_cache
+from streamchat.cache.streaming import EvictionOptions
+from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
+from streamchat.chat.log import TokenLog
+from streamchat.verify.measure import storage_bytes
+from streamchat.verify.pitfalls import Counter, cutting_pre_hook
+
+
+class Method(ABC):
+    """One way, on one stream of ids. Tokens are chosen greedily."""
+
+    name: str
+    words: str
+    """What it is, for the reader."""
+    slow_steps = False
+    """A token costs as much as a prompt: few of them are timed."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin a new, empty stream."""
+
+    @abstractmethod
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        """Read `ids` behind what was there; the next token, the device being done.
+
+        Args:
+            ids: A prompt.
+            reserve: So many tokens of reply are expected behind it.
+        """
+
+    @abstractmethod
+    def step(self, token: int) -> int:
+        """Read one token; the next one, the device being done."""
+
+    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+        """Read `ids` without being timed; a way that keeps nothing only notes them."""
+        self.read(ids, reserve)
+
+    def write(self, token: int, count: int) -> list[float]:
+        """Write `count` tokens behind `token`; seconds of each."""
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            token = self.step(token)
+            times.append(time.perf_counter() - started)
+        return times
+
+    @property
+    @abstractmethod
+    def kv_bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to leave
+        """Take everything off the model again."""
+
+
+def _device_of(model: Any) -> torch.device:
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+class Streamchat(Method):
+    """What the chat runs: its feeder on its cache, under its hook."""
+
+    name = "streamchat"
+    words = "sinks and window, positions kept consistent"
+
+    def __init__(self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> None:
+        self._model, self._fit = model, fit
+        self._cache_size, self._sinks = cache_size, num_sink_tokens
+        self._hook: StreamingHook | None = None
+
+    def start(self) -> None:
+        self.close()
+        options = EvictionOptions(by="turns")
+        self._cache = make_cache(
+            self._model, self._fit, cache_size=self._cache_size, num_sink_tokens=self._sinks, options=options
+        )
+        self._hook = StreamingHook(self._model, self._cache)
+        self._hook.attach()
+        self._feeder = Feeder(self._model, self._cache, TokenLog())
+
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        if reserve:
+            self._cache.begin_turn(len(ids), reserve)
+        return int(self._feeder.feed(ids).argmax())
+
+    def step(self, token: int) -> int:
+        return int(self._feeder.forward([token]).argmax())
+
+    @property
+    def kv_bytes(self) -> int:
+        return self._cache.kv_bytes
+
+    def close(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+
+class _Stamps(StoppingCriteria):
+    """Notes the time after each token of `generate`; stops nothing."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Any:
+        input_ids[0, -1].item()  # waits for the device
+        self.at.append(time.perf_counter())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class Generate(Method):
+    """`model.generate` with a cache that goes on growing."""
+
+    name = "generate"
+    words = "transformers' generate, a growing cache"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._keyword = cache_keyword(model)
+
+    def start(self) -> None:
+        self._ids: list[int] = []
+        self._cache = DynamicCache(config=self._model.config)
+
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        self._ids += ids
+        self._generate(1)
+        return self._ids.pop()
+
+    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+        # In chunks: at once, a long text would need memory for all of its logits.
+        with torch.inference_mode():
+            for chunk in torch.tensor([list(ids)], device=_device_of(self._model)).split(PREFILL_CHUNK, dim=1):  # type: ignore[no-untyped-call]
+                self._model(input_ids=chunk, use_cache=True, **{self._keyword: self._cache}, **_last_only(self._model))
+        self._ids += ids
+
+    def step(self, token: int) -> int:
+        self._ids.append(token)
+        self._generate(1)
+        return self._ids.pop()
+
+    def write(self, token: int, count: int) -> list[float]:
+        self._ids.append(token)
+        started = time.perf_counter()
+        stamps = self._generate(count)
+        return [later - earlier for earlier, later in zip([started, *stamps], stamps, strict=False)]
+
+    def _generate(self, count: int) -> list[float]:
+        """`count` more ids; when each of them was there."""
+        ids = torch.tensor([self._ids], device=_device_of(self._model))
+        stamps = _Stamps()
+        out: Tensor = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            stopping_criteria=StoppingCriteriaList([stamps]),
+            **{self._keyword: self._cache},
+        )
+        self._ids = out[0].tolist()
+        return stamps.at
+
+    @property
+    def kv_bytes(self) -> int:
+        return storage_bytes(self._cache)
+
+
+class ReRead(Generate):
+    """`model.generate` over the whole history at every turn, as `transformers chat` and most scripts do."""
+
+    name = "re-read"
+    words = "generate over the whole history at each turn, as `transformers chat` does"
+
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        self._cache = DynamicCache(config=self._model.config)
+        return super().read(ids, reserve)
+
+    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+        self._ids += ids
+
+
+class Recompute(Method):
+    """The paper's sliding window with re-computation: no cache, the window is read anew for each token."""
+
+    name = "recompute"
+    words = "the window read anew for each token"
+    slow_steps = True
+
+    def __init__(self, model: Any, cache_size: int) -> None:
+        self._model, self._cache_size = model, cache_size
+
+    def start(self) -> None:
+        self._ids: list[int] = []
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        self._ids = [*self._ids, *ids][-self._cache_size :]
+        tokens = torch.tensor([self._ids], device=_device_of(self._model))
+        return int(self._model(input_ids=tokens, use_cache=False, **_last_only(self._model)).logits[0, -1].argmax())
+
+    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+        self._ids = [*self._ids, *ids][-self._cache_size :]
+
+    def step(self, token: int) -> int:
+        return self.read([token])
+
+    @property
+    def kv_bytes(self) -> int:
+        return 0
+
+
+class Cut(Method):
+    """The classic hook: keys and values of every layer are cut before a forward, positions follow the new length."""
+
+    name = "cut"
+    words = "a hook that cuts every layer's keys and leaves positions alone: wrong text, see `streamchat ppl`"
+
+    def __init__(self, model: Any, cache_size: int, num_sink_tokens: int) -> None:
+        self._model, self._cache_size, self._sinks = model, cache_size, num_sink_tokens
+        self._keyword = cache_keyword(model)
+        self._hook: AbstractContextManager[None] | None = None
+
+    def start(self) -> None:
+        self.close()
+        self._cache = DynamicCache(config=self._model.config)
+        self._hook = cutting_pre_hook(self._model, Counter(), self._cache_size, self._sinks)
+        self._hook.__enter__()
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+        # a prompt that does not fit beside the sinks cannot be read at once
+        size = min(PREFILL_CHUNK, max(1, (self._cache_size - self._sinks) // 4))
+        last = 0
+        for chunk in torch.tensor([list(ids)], device=_device_of(self._model)).split(size, dim=1):  # type: ignore[no-untyped-call]
+            out = self._model(
+                input_ids=chunk, use_cache=True, **{self._keyword: self._cache}, **_last_only(self._model)
+            )
+            last = int(out.logits[0, -1].argmax())
+        return last
+
+    def step(self, token: int) -> int:
+        return self.read([token])
+
+    @property
+    def kv_bytes(self) -> int:
+        return storage_bytes(self._cache)
+
+    def close(self) -> None:
+        if self._hook is not None:
+            self._hook.__exit__(None, None, None)
+            self._hook = None
+
+
+def _last_only(model: Any) -> dict[str, int]:
+    """Only the last logits, where the model can leave out the others."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in parameter_names(model) else {}
+
+
+def make_methods(model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> list[Method]:
+    """All ways that need nothing beside transformers; ours first."""
+    return [
+        Streamchat(model, fit, cache_size, num_sink_tokens),
+        Generate(model),
+        ReRead(model),
+        Recompute(model, cache_size),
+        Cut(model, cache_size, num_sink_tokens),
+    ]

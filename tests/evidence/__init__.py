@@ -1,0 +1,1 @@
+"""Makes docs/evidence.md: see `python -m tests.evidence --help`."""

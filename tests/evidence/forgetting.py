@@ -1,0 +1,70 @@
+"""What the method does not do: a fact is asked for after more and more text in between."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from streamchat.evidence.policies import Policy
+from streamchat.evidence.score import score
+from streamchat.evidence.streams import open_stream
+
+BUDGET = 256
+DISTANCES = (16, 64, 128, 192, 224, 240, 256, 272, 320, 384, 512, 768)
+"""Tokens between the fact and the question."""
+TRIALS = 12
+POLICIES = (Policy("dense"), Policy("sinks", BUDGET, 4))
+OPENING = "Notes of a traveller.\n\n"
+FACT = "Remember this: the number of the locker is {number}.\n\n"
+QUESTION = "\n\nRemember this: the number of the locker is"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How well the answer was foreseen at one distance."""
+
+    policy: Policy
+    distance: int
+    loss: float
+    """Mean nats a token of the answer, over trials; guessing a digit at random costs 2.3."""
+    known: float
+    """Share of trials in which every digit had more than half of the probability."""
+
+
+def ask(model: Any, tokenizer: Any, fit: Any, filler: str, tick: Any) -> list[Asked]:
+    """Ask for five random digits that were said before `distance` tokens of `filler`.
+
+    Args:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer; it should write digits as single tokens.
+        fit: `choose_fit(model)`.
+        filler: A long text; a new stretch of it in each trial.
+        tick: Told what is done.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    between, found = encode(filler), []
+    for policy in POLICIES:
+        for distance in DISTANCES:
+            losses = []
+            for trial in range(TRIALS):
+                draw = random.Random(trial)
+                number = "".join(draw.choices("0123456789", k=5))
+                start = draw.randrange(0, len(between) - distance)
+                answer = encode(f" {number}")
+                head = encode(OPENING + FACT.format(number=number))
+                ids = [*head, *between[start : start + distance], *encode(QUESTION), *answer]
+                with open_stream(policy, model, fit, 16) as stream:
+                    # the first token of the answer is the space before it, for some tokenizers
+                    losses.append(score(stream, torch.tensor(ids)).losses[-5:])
+            tick(f"{policy.name}, {distance} tokens between")
+            each = np.stack(losses)
+            known = float((each < np.log(2)).all(axis=1).mean())
+            found.append(Asked(policy, distance, float(each.mean()), known))
+    return found
