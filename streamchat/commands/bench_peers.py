@@ -168,7 +168,7 @@ def _measure(
             ids = (ids * -(-LATE * size // len(ids)))[: LATE * size]
         # reading everything again happens once a turn: a text without turns is `generate`
         ways = [method for method in methods if method.name != "re-read"]
-        decode = measure_decode(ways, ids, size, args.new_tokens, args.rounds, progress)
+        decode = measure_decode(ways, ids, size, args.new_tokens, args.rounds, progress, loaded.device)
     if "chat" in wanted:
         said = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
         chat = measure_chat(methods, said, turns, SAMPLES, args.limit, progress)

@@ -84,6 +84,7 @@ def _ours_decode(decode: dict[str, DecodeFigures]) -> DecodeFigures:
 
 def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
     ours = _ours_decode(decode)
+    device = next((each.device_bytes for each in decode.values() if each.device_bytes is not None), None)
     rows = []
     for name, each in decode.items():
         late = statistics.median(each.late_ms) if each.late_ms else None
@@ -98,6 +99,7 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
                 _times(_ratio(each.late_ms, each.early_ms)),
                 human_bytes(each.kv_bytes) if each.late_ms else "-",
                 f"{each.rss_bytes / 1e6:+,.0f} MB" if each.late_ms else "-",
+                *([] if device is None else [human_bytes(each.device_bytes or 0)]),
             )
         )
     columns = (
@@ -110,6 +112,7 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
         "late / early",
         "keys and values",
         "process",
+        *([] if device is None else ["device, most"]),
     )
     words = (
         f"Prefill: a prompt of {size:,} tokens into an empty cache. Then tokens are written behind {size:,} and behind "
@@ -169,6 +172,7 @@ def _decode_data(name: str, decode: dict[str, DecodeFigures]) -> dict[str, Any]:
         "late_to_early": _ratio(each.late_ms, each.early_ms),
         "kv_bytes": each.kv_bytes,
         "rss_bytes": each.rss_bytes,
+        "device_bytes": each.device_bytes,
         "failure": each.failure or None,
     }
 

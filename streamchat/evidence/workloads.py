@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from streamchat.errors import StreamchatError
 from streamchat.evidence.methods import Method
-from streamchat.telemetry.memory import free_unused, process_rss
+from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 
 SLOW_TOKENS = 3
 """Timed where each token costs as much as a prompt."""
@@ -31,6 +31,8 @@ class DecodeFigures:
     """At the end."""
     rss_bytes: int = 0
     """How much the process grew in one round, from an empty stream to its end."""
+    device_bytes: int | None = None
+    """The most that was allocated on the device beside what was there before the round; None on a CPU."""
     failure: str = ""
     """Why it has no figures."""
 
@@ -42,6 +44,7 @@ def measure_decode(
     new_tokens: int,
     rounds: int,
     progress: Callable[[str], None],
+    device: str = "cpu",
 ) -> dict[str, DecodeFigures]:
     """Endless decoding: each round runs every way in turn, so that all see the same machine.
 
@@ -52,6 +55,7 @@ def measure_decode(
         new_tokens: Written and timed at each of the two places.
         rounds: Counted; one more before them warms up.
         progress: Told what is going on.
+        device: Of the model.
     """
     found = {method.name: DecodeFigures() for method in methods}
     for number in range(rounds + 1):
@@ -61,7 +65,9 @@ def measure_decode(
                 continue
             progress(f"Endless text, round {number} of {rounds}: {method.name}")
             try:
-                _decode_round(method, ids, cache_size, new_tokens, figures if number else DecodeFigures())
+                with peak_memory(device) as peak:
+                    _decode_round(method, ids, cache_size, new_tokens, figures if number else DecodeFigures())
+                figures.device_bytes = peak()
             except (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 figures.failure = _short(error)
             finally:

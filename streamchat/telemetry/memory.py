@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -46,6 +47,22 @@ def device_memory(device: str) -> DeviceMemory | None:
             torch.mps.recommended_max_memory(),
         )
     return None
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
+    """Yields a function: the most bytes of live tensors since the block began, beside those that were there then.
+
+    None where the device does not keep count (CPU, MPS).
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        yield lambda: None
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield lambda: int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def free_unused() -> None:
