@@ -46,6 +46,7 @@ def _plotted(picture: Chart | Bars, width: int, colour: bool, rich: bool) -> str
     plot: Any = plotext
     # its figure is one of the whole module
     plot.clear_figure()
+    plot.limit_size(False, False)  # the caller knows how wide the terminal is
     plot.theme("clear")
     if isinstance(picture, Bars):
         _draw_bars(plot, picture, width, rich)
