@@ -25,7 +25,7 @@ from streamchat.settings import Settings, default_of, setting_fields, spec_of
 CONFIG_VERSION = 1
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with our prefix that are not settings.
-ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG"}
+ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
 
 
 @dataclass(frozen=True)

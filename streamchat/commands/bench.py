@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from streamchat import config
 from streamchat.chat.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
 from streamchat.commands import bench_peers, flags
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from streamchat.models.load import LoadedModel
 
 Progress = Callable[..., None]
+SETTINGS = ("model", "device", "dtype", "attention", "cache_size", "num_sink_tokens")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -33,13 +35,14 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "conversation side by side: streamchat, transformers' generate with a growing cache, the whole history read "
         "again at each turn, the window read again for each token, and a hook that cuts keys and leaves positions "
         "alone. --ui: the delay from a key to the screen while a reply streams (p50, p95), the decode speed in the app "
-        "against headless, and the processor time of drawing. --resume: putting a saved cache back, against reading "
-        "its tokens again.",
+        "against headless, and the processor time of drawing. --startup: first paint, ready model, first token. "
+        "--resume: putting a saved cache back, against reading its tokens again.",
     )
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "cache_size", "num_sink_tokens"))
+    flags.add_setting_flags(parser, SETTINGS)
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
     what.add_argument("--ui", action="store_true", help="measure the app")
+    what.add_argument("--startup", action="store_true", help="measure starting, from the command to the first token")
     what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default: 5)")
     bench_peers.add_flags(parser.add_argument_group("side by side"))
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
         line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
 
     try:
+        if args.startup:
+            return _startup(args, progress, line.clear)
         if not (args.ui or args.resume):
             return bench_peers.run(args, configuration, progress, line.clear)
 
@@ -77,6 +82,18 @@ def run(args: argparse.Namespace) -> int:
     finally:
         line.clear()
     sys.stdout.write(text + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
+    return ExitCode.OK
+
+
+def _startup(args: argparse.Namespace, progress: Progress, done: Callable[[], None]) -> int:
+    from streamchat.commands import bench_startup
+
+    arguments = [
+        f"{config.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
+    ]
+    figures = bench_startup.measure(arguments, args.rounds, progress)
+    done()
+    sys.stdout.write(bench_startup.as_text(figures) + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
     return ExitCode.OK
 
 

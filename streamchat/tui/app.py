@@ -28,6 +28,7 @@ from streamchat.errors import ExitCode
 from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
+from streamchat.telemetry.trace import mark
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
@@ -116,6 +117,7 @@ class StreamchatApp(App[int]):
         if not self.is_headless:
             self._watch_signals()
         self.engine.subscribe(self._bridge.put)
+        self.call_after_refresh(mark, "first paint")
         self.call_after_refresh(self.engine.start)
 
     def model_ready(self) -> None:

@@ -1,0 +1,139 @@
+"""`streamchat bench --startup`: from the command to the first paint, the ready model and the first token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import StreamchatError
+from streamchat.telemetry import trace
+
+SIZE = (40, 140)
+PATIENCE_S = 300.0
+PAINT, READY, TOKEN = "first paint", "model ready", "first token"
+QUIT = b"\x11"
+
+
+def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Seconds of each, medians over rounds after one to warm up the disk's cache.
+
+    Args:
+        arguments: Settings for the chat, as on the command line.
+        rounds: How many.
+        progress: Told what is going on.
+
+    Raises:
+        StreamchatError: A start failed, or took too long; or this system has no pseudo-terminals.
+    """
+    if os.name != "posix":
+        raise StreamchatError("--startup needs a pseudo-terminal, which this system does not have")
+    program = [sys.executable, "-m", "streamchat"]
+    samples: dict[str, list[float]] = {}
+    for number in range(rounds + 1):
+        progress(f"Round {number} of {rounds}")
+        figures = {
+            "python": _wall([sys.executable, "-c", "pass"], 0),
+            "--help": _wall([*program, "--help"], 0),
+            "a wrong flag": _wall([*program, "--no-such-flag"], 2),
+            **_app([*program, *arguments]),
+        }
+        for name, seconds in figures.items():
+            if number:
+                samples.setdefault(name, []).append(seconds)
+    return {
+        name: {"median_s": statistics.median(values), "min_s": min(values), "max_s": max(values)}
+        for name, values in samples.items()
+    }
+
+
+def as_text(figures: dict[str, Any]) -> str:
+    """A line each."""
+    words = {
+        "python": "an empty Python",
+        "--help": "streamchat --help",
+        "a wrong flag": "a wrong flag",
+        PAINT: "first paint of the app",
+        READY: "model ready",
+        TOKEN: "first token of a reply to a message typed at once",
+    }
+    width = max(map(len, words.values()))
+    return "\n".join(
+        f"{words[name]:<{width}}  {each['median_s']:6.2f} s ({each['min_s']:.2f}-{each['max_s']:.2f})"
+        for name, each in figures.items()
+    )
+
+
+def _wall(command: Sequence[str], code: int) -> float:
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
+    if done.returncode != code:
+        raise StreamchatError(f"{' '.join(command[-2:])} ended with exit code {done.returncode}")
+    return time.monotonic() - started
+
+
+def _app(command: Sequence[str]) -> dict[str, float]:
+    """The app in a pseudo-terminal, which types a message as soon as the model is ready."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "trace")
+        environment = {**os.environ, trace.VARIABLE: path, "TERM": "xterm-256color", "STREAMCHAT_SAVE": "never"}
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        )
+        os.close(theirs)
+        try:
+            moments = _watch(process, ours, path, started)
+        finally:
+            _end(process, ours)
+    return {name: moments[name] - started for name in (PAINT, READY, TOKEN)}
+
+
+def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: float) -> dict[str, float]:
+    import select
+
+    typed = False
+    while time.monotonic() - started < PATIENCE_S:
+        if select.select([terminal], [], [], 0.005)[0]:
+            with contextlib.suppress(OSError):  # the other end is closed: see below
+                os.read(terminal, 65536)
+        moments = trace.marks(path)
+        if READY in moments and not typed:
+            typed = True
+            os.write(terminal, b"Say hello.\r")
+        if TOKEN in moments:
+            return moments
+        if process.poll() is not None:
+            raise StreamchatError(f"the app ended with exit code {process.returncode} before its first token")
+    raise StreamchatError(f"no token was written within {PATIENCE_S:.0f} s of the start")
+
+
+def _end(process: subprocess.Popen[bytes], terminal: int) -> None:
+    """Ask it to quit; what it still writes must be read, or it could not go on."""
+    import select
+
+    with contextlib.suppress(OSError):
+        os.write(terminal, QUIT)
+    deadline = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 65536)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    os.close(terminal)
