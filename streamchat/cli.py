@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from streamchat.chat.text import one_line
+from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.errors import ExitCode, StreamchatError
 
@@ -21,6 +21,10 @@ Face = Literal["pipe", "prompt", "app"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run streamchat; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A locale that cannot show a character must not end the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
@@ -60,7 +64,7 @@ def _show_traceback() -> None:
     if os.environ.get("STREAMCHAT_DEBUG", "0") not in ("", "0") and sys.stderr is not None:
         import traceback
 
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:

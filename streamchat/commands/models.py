@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from streamchat.chat.text import printable
 from streamchat.models import catalogue
 from streamchat.models.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
 from streamchat.models.folder import inspect
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = inventory()
         text = _inventory_text(report)
-    sys.stdout.write((json.dumps(report, indent=1, ensure_ascii=False) if args.json else text) + "\n")
+    # names of folders and files may hold anything
+    sys.stdout.write((json.dumps(report, indent=1) if args.json else printable(text)) + "\n")
     return 0
 
 

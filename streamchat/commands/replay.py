@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat import paths
-from streamchat.chat.text import one_line
+from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
@@ -218,7 +218,7 @@ def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
         detail = check["first"] or check["last"]
         lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
     lines += [f"report: {as_html}", f"        {as_json}"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines)) + "\n")
 
 
 def _why(run: Run, until: float | None, total: int | None) -> str:

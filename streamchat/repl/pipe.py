@@ -34,10 +34,6 @@ def run_pipe(engine: ChatEngine) -> int:
         KeyboardInterrupt: Ctrl+C.
         BrokenPipeError: Nobody reads stdout any more.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A locale that cannot show a character must not end the run.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     source = sys.stdin.buffer if sys.stdin is not None else None
     return Pipe(engine, sys.stdout, sys.stderr).run(source)
 
