@@ -191,7 +191,7 @@ def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = 
     if explicit is None and environ.get("STREAMCHAT_CONFIG"):
         explicit = Path(environ["STREAMCHAT_CONFIG"])
     if explicit is not None:
-        return explicit.expanduser()
+        return paths.user_path(explicit)
     local = Path("config.toml")
     if local.is_file() and _is_ours(local):
         return local

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.chat.detokenizer import REPLACEMENT, Detokenizer
@@ -40,7 +40,7 @@ def test_text_without_spaces_is_not_held_back() -> None:
     assert all(detokenizer.push(token) for token in ids)
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.fuzz
 @given(st.lists(st.integers(0, VOCABULARY - 1), max_size=60))
 def test_any_ids_join_to_the_one_shot_decoding(ids: list[int]) -> None:
     tokenizer = _SHARED
@@ -71,7 +71,7 @@ def test_characters_of_byte_tokens_are_shown_whole_and_at_once(text: str) -> Non
     assert shown == len(text.encode())
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.fuzz
 @given(st.lists(st.integers(0, FIRST_WORD + len(WORDS) - 1), max_size=60))
 def test_any_ids_of_a_tokenizer_with_byte_tokens(ids: list[int]) -> None:
     """Rows of bytes that are no text lose only what is broken of them."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from streamchat.chat import events as ev
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
+from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
@@ -181,7 +181,7 @@ class SessionCommands:
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
         session = self._saved(context)
-        path = Path(argument or f"streamchat-{session}.md").expanduser()
+        path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
             raise ConfigError(f"{path.name}: the name must end in one of {', '.join(FORMATS)}")

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     configuration = flags.configuration_of(args)
     rows: list[dict[str, Any]] = []
     if args.resume_run:
-        folder = Folder(Path(args.resume_run).expanduser())
+        folder = Folder(paths.user_path(args.resume_run))
         configuration = _go_on(args, folder, configuration)
         rows = folder.rows()
         folder.keep_whole(rows)
@@ -106,10 +106,13 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     script = _read(args)
     if not args.resume_run:
-        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"--out {folder.path} cannot be made: {error.strerror or error}") from error
         about = {name: getattr(args, name) for name in KEPT}
-        about["files"] = [str(Path(file).expanduser().resolve()) for file in args.files]
-        folder.about.write_text(json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1), "utf-8")
+        about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
+        paths.write_private(folder.about, json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1))
     return _replay(args, configuration, folder, script, rows, repeat, until)
 
 
@@ -137,7 +140,7 @@ def _replay(
     total = None if repeat is None else script.turns * repeat
     if args.max_turns is not None:
         total = args.max_turns if total is None else min(total, args.max_turns)
-        said = islice(said, args.max_turns)
+        said = islice(said, min(args.max_turns, sys.maxsize))
     view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows))
 
     def on_violation(violation: Violation) -> None:
@@ -287,8 +290,8 @@ def _new_folder(given: str | None) -> Path:
             number += 1
             path = path.with_name(f"{name}-{number}")
         return path
-    path = Path(given).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = paths.user_path(given)
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"--out {given}: there is something already; give a new folder, or --resume-run {given}")
     return path
 
@@ -336,7 +339,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> Script:
     if not args.files:
         raise ConfigError("nothing to say; give at least one FILE")
-    script = read_scripts([Path(file).expanduser() for file in args.files], args.format)
+    script = read_scripts([paths.user_path(file) for file in args.files], args.format)
     if args.strict and script.problems:
         more = f" (and {len(script.problems) - 1} more)" if len(script.problems) > 1 else ""
         raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are left out")

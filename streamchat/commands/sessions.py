@@ -12,6 +12,7 @@ from streamchat.chat.text import one_line, printable
 from streamchat.chat.told import session_line
 from streamchat.errors import ConfigError, ExitCode, SessionError
 from streamchat.jsonlines import json_line
+from streamchat.paths import user_path
 from streamchat.store.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import SessionInfo
@@ -21,6 +22,8 @@ from streamchat.units import human_when
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
 
+MANY = 2**31
+"""More than can be listed, and not more than SQLite can count."""
 DO = ("list", "show", "rename", "delete", "export", "import")
 
 
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             case "export":
                 _export(store, store.find(args.id), args)
             case "import":
-                _import(store, Path(args.file).expanduser())
+                _import(store, user_path(args.file))
             case _:
                 _list(store, args)
     return ExitCode.OK
@@ -89,6 +92,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     limit = getattr(args, "limit", 50)
     if limit < 1:
         raise ConfigError(f"--limit {limit} must be at least 1")
+    limit = min(limit, MANY)
     found = store.sessions(words, limit=limit + 1)
     if getattr(args, "json", False):
         for info in found[:limit]:
@@ -180,7 +184,7 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     session = store.load(info.id)
     text = export(session, args.format)
     if args.output:
-        write_export(Path(args.output).expanduser(), text)
+        write_export(user_path(args.output), text)
         count = len(session.turns)
         turns = "1 turn was" if count == 1 else f"{count} turns were"
         print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)

@@ -15,7 +15,7 @@ from streamchat.config import check_value
 from streamchat.errors import ConfigError, StoreError
 from streamchat.jsonlines import json_line, split_lines
 from streamchat.settings import setting_fields
-from streamchat.store.records import StoredSession, StoredTurn
+from streamchat.store.records import StoredSession, StoredTurn, clean
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -163,7 +163,7 @@ class ImportedSession:
 
 def _text(head: dict[str, Any], name: str) -> str:
     value = head.get(name)
-    return value if isinstance(value, str) else ""
+    return clean(value) if isinstance(value, str) else ""
 
 
 def _legal_settings(given: Any) -> dict[str, Any]:
@@ -228,6 +228,7 @@ def _take(message: Any, path: Path, number: int, head: dict[str, Any], messages:
             f'{path}, line {number}: a message needs "role" (system, user or assistant) and "content" (text); nothing '
             "was imported"
         )
+    content = clean(content)
     if role == "system":
         settings = head.get("settings")
         head["settings"] = {**(settings if isinstance(settings, dict) else {}), "system_prompt": content}
