@@ -31,6 +31,8 @@ ARGUMENTS = st.one_of(
 
 @given(COMMANDS, ARGUMENTS, st.sampled_from([" ", "=", "\n", "\t", "  "]))
 @example("pin", "²", " ")
+@example("pin", "9" * 5000, " ")
+@example("quote", "9" * 5000, " ")
 @example("keep", "²", " ")
 @example("set", "seed " + "9" * 5000, " ")
 @example("export", "a\0b.md", " ")

@@ -13,6 +13,7 @@ from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
+from streamchat.units import whole_number
 
 LISTED = 10
 FOUND = 12
@@ -123,7 +124,7 @@ class SessionCommands:
         return SlashResult(over=turn_over)
 
     def _chosen(self, argument: str) -> Found | None:
-        number = int(argument) if argument.isdecimal() else 0
+        number = whole_number(argument) or 0
         return self._found[number - 1] if 1 <= number <= len(self._found) else None
 
     def _which(self, command: str, argument: str) -> str:

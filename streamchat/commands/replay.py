@@ -24,6 +24,7 @@ from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
+from streamchat.units import whole_number
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -324,9 +325,9 @@ def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuratio
 def _repeat(given: str) -> int | None:
     if given == "forever":
         return None
-    if not str(given).isdecimal() or int(given) < 1:
+    if not (number := whole_number(str(given))):
         raise ConfigError(f"--repeat {given}: a number from 1 on, or 'forever', is wanted")
-    return int(given)
+    return number
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
