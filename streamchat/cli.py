@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
+from streamchat.commands.faces import Face, choose_face
 from streamchat.errors import ExitCode, StreamchatError
 
 if TYPE_CHECKING:
     from streamchat.chat.client import ChatEngine
     from streamchat.chat.events import Event
     from streamchat.config import Configuration
-
-Face = Literal["pipe", "prompt", "app"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,15 +76,6 @@ def _dispatch(argv: list[str]) -> int:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
     return chat(flags.configuration_of(args), args.resume)
-
-
-def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
-    """Which face talks to the user: the pipe where one end is no terminal, the prompt where asked for, else the app."""
-    if serve.WEB_DRIVER in environ.get("TEXTUAL_DRIVER", ""):
-        return "app"  # in a browser; its ends are pipes
-    if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):
-        return "pipe"
-    return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"
 
 
 def make_engine(configuration: Configuration, save: bool, session: str | None) -> ChatEngine:

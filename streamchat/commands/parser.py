@@ -17,7 +17,7 @@ from streamchat.commands import flags
 from streamchat.commands.serve import HOST, PORT
 from streamchat.errors import ConfigError
 
-COMMANDS = ("replay", "monitor", "sessions", "verify", "bench", "models", "config")
+COMMANDS = ("replay", "monitor", "sessions", "verify", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
 
 Subparsers = argparse._SubParsersAction  # the type has no public name
