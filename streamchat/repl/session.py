@@ -65,6 +65,7 @@ class InputLine:
     ) -> None:
         self._toolbar, self._keys = toolbar, keys or {}
         self._leave_armed = False
+        self._over: BaseException | None = None
         interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
         self.leave_hint = f"press {interrupt} again or Ctrl+D to leave"
         self.session: PromptSession[str] = PromptSession(
@@ -89,7 +90,7 @@ class InputLine:
         self._leave_armed = False
         while True:
             try:
-                return await self.session.prompt_async(default=default)
+                return await self.session.prompt_async(default=default, pre_run=self._end_where_over)
             except EOFError:
                 return None
             except KeyboardInterrupt:  # a dumb terminal, where only prompt-toolkit's own keys work
@@ -104,9 +105,14 @@ class InputLine:
             self.session.app.invalidate()
 
     def end(self, error: BaseException) -> None:
-        """Let a running `ask` raise `error`."""
+        """Let `ask` raise `error`: a running one, or the next."""
+        self._over = error
         if self.session.app.is_running and not self.session.app.is_done:
             self.session.app.exit(exception=error)
+
+    def _end_where_over(self) -> None:
+        if self._over is not None:
+            self.session.app.exit(exception=self._over)
 
     def _toolbar_text(self) -> str:
         if self._leave_armed:
