@@ -32,11 +32,12 @@ def configuration_page() -> str:
         NOTE,
         "",
         *_paragraph(
-            "Every setting is a flag (`--cache-size 2048`), an environment variable (`STREAMCHAT_CACHE_SIZE=2048`) and "
-            "a line in `config.toml` (`cache_size = 2048` under `[cache]`). A flag wins over a variable, a variable "
-            "over the file. The file is `--config FILE`, else `./config.toml` where that has a `[streamchat]` table, else "
-            "the user's; `streamchat config --path` prints which. `streamchat config` prints what is in force and where "
-            "each value came from, `streamchat config --default` a whole file to start from."
+            "Every setting is a flag (`--cache-size 2048`), an environment variable "
+            "(`STREAMCHAT_CACHE_SIZE=2048`) and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A "
+            "flag wins over a variable, a variable over the file. The file is `--config FILE`, else "
+            "`./config.toml` where that has a `[streamchat]` table, else the user's; `streamchat config --path` "
+            "prints which. `streamchat config` prints what is in force and where each value came from, "
+            "`streamchat config --default` a whole file to start from."
         ),
     ]
     section = ""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,6 @@ def test_a_base_model_that_goes_on_as_the_user_is_stopped(monkeypatch: pytest.Mo
 def test_a_stop_string_leaves_screen_transcript_and_cache_alike(monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
     """FR-13"""
     chat = make_chat(monkeypatch, template=None)
-    from dataclasses import replace
-
     encoder = chat.conversation.encoder
     encoder.format = replace(encoder.format, stop_strings=(stop,))
     ids = chat.tokenizer(f" The city of {stop}s is", add_special_tokens=False)["input_ids"]
