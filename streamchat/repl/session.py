@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.application import create_app_session, get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -15,6 +17,8 @@ from prompt_toolkit.filters import Condition, has_focus, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.plain_text import PlainTextOutput
+from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.chat import editor, mentions
 from streamchat.chat.slash import SlashContext, SlashRegistry
@@ -68,13 +72,20 @@ class InputLine:
         self._over: BaseException | None = None
         interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
         self.leave_hint = f"press {interrupt} again or Ctrl+D to leave"
-        self.session: PromptSession[str] = PromptSession(
+        # or the escape codes of the cursor are written to a dumb terminal
+        plain = create_app_session(output=PlainTextOutput(sys.stdout)) if is_dumb_terminal() else nullcontext()
+        with plain:
+            self.session = self._session(history, MessageCompleter(registry, context))
+        self.session.default_buffer.on_text_changed += self._disarm
+
+    def _session(self, history: History, completer: Completer) -> PromptSession[str]:
+        return PromptSession(
             message=FormattedText([("class:you", PROMPT)]),
             multiline=True,
             prompt_continuation=lambda width, line, wrapped: " " * width,
             style=STYLE,
             history=history,
-            completer=MessageCompleter(registry, context),
+            completer=completer,
             # only then: room for the menu would be kept under every message
             complete_while_typing=Condition(self._completes),
             auto_suggest=AutoSuggestFromHistory(),
@@ -83,7 +94,6 @@ class InputLine:
             enable_suspend=True,
             tempfile_suffix=".md",
         )
-        self.session.default_buffer.on_text_changed += self._disarm
 
     async def ask(self, default: str = "") -> str | None:
         """Read a message; `default` is already on the line. Returns None when the user leaves."""
