@@ -126,12 +126,15 @@ _KINDS = {
     "folder": "a local folder",
     "gguf": "a local GGUF file",
     "hub-cache": "a Hub model, in the local Hub cache",
-    "hub": "a Hub model",
+    "hub": "a Hub model, not here",
 }
 
 
 def _describe_text(report: dict[str, Any]) -> str:
-    rows = [("model", report["model"]), ("what", _KINDS[report["kind"]])]
+    what = _KINDS[report["kind"]]
+    if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
+        what = "the form of a Hub id; whether there is such a model is found out when it is fetched"
+    rows = [("model", report["model"]), ("what", what)]
     if report["id"]:
         rows.append(("Hub id", report["id"]))
     if report["location"] != report["id"]:

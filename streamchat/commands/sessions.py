@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         return action
 
     one("show", "print one; messages that the model no longer sees are marked")
-    one("rename", "give it another title").add_argument("title", metavar="TITLE")
+    one("rename", "give it another title").add_argument("title", metavar="TITLE", help="the new title")
     one("delete", "delete it for good").add_argument("--yes", action="store_true", help="do not ask")
     exporting = one("export", "write it to a file or to stdout")
     exporting.add_argument(
@@ -56,7 +56,9 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="a new file; stdout without it")
     importing = actions.add_parser("import", help="read one that was exported as jsonl or replay")
-    importing.add_argument("file", metavar="FILE")
+    importing.add_argument(
+        "file", metavar="FILE", help="what was exported, or conversations of another program in that form"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
