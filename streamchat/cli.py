@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from streamchat.chat.text import one_line
+from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
+from streamchat.commands.faces import Face, choose_face
 from streamchat.errors import ExitCode, StreamchatError
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from streamchat.chat.events import Event
     from streamchat.config import Configuration
 
-Face = Literal["pipe", "prompt", "app"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run streamchat; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A locale that cannot show a character must not end the run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
@@ -60,7 +63,7 @@ def _show_traceback() -> None:
     if os.environ.get("STREAMCHAT_DEBUG", "0") not in ("", "0") and sys.stderr is not None:
         import traceback
 
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -73,15 +76,6 @@ def _dispatch(argv: list[str]) -> int:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
     return chat(flags.configuration_of(args), args.resume)
-
-
-def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
-    """Which face talks to the user: the pipe where one end is no terminal, the prompt where asked for, else the app."""
-    if serve.WEB_DRIVER in environ.get("TEXTUAL_DRIVER", ""):
-        return "app"  # in a browser; its ends are pipes
-    if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):
-        return "pipe"
-    return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"
 
 
 def make_engine(configuration: Configuration, save: bool, session: str | None) -> ChatEngine:

@@ -20,6 +20,7 @@ from typing import Any
 
 from streamchat import keys, paths
 from streamchat.errors import ConfigError
+from streamchat.jsonlines import json_line
 from streamchat.settings import Settings, default_of, setting_fields, spec_of
 
 CONFIG_VERSION = 1
@@ -190,7 +191,7 @@ def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = 
     if explicit is None and environ.get("STREAMCHAT_CONFIG"):
         explicit = Path(environ["STREAMCHAT_CONFIG"])
     if explicit is not None:
-        return explicit.expanduser()
+        return paths.user_path(explicit)
     local = Path("config.toml")
     if local.is_file() and _is_ours(local):
         return local
@@ -317,7 +318,8 @@ def render_toml(configuration: Configuration | None = None) -> str:
         legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
         lines += _wrap_comment(f"{spec.help}{legal}.")
         if given.is_explicit(name):
-            lines.append(f"# from {' '.join(given.place(name).split())}")
+            place = " ".join(given.place(name).split())
+            lines.append(f"# from {''.join(letter for letter in place if letter.isprintable())}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
     about = (
         "Keys of the full-screen app; several have commas between them. The prompt (--plain) shares prompt.send, "
@@ -338,5 +340,5 @@ def _wrap_comment(text: str) -> list[str]:
 
 
 def _toml_value(value: Any) -> str:
-    # JSON strings, numbers and booleans are valid TOML once non-ASCII is kept as it is.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # JSON strings, numbers and booleans are valid TOML where letters are kept as they are.
+    return json_line(value)

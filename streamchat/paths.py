@@ -13,9 +13,17 @@ from platformdirs import PlatformDirs
 _DIRS = PlatformDirs("streamchat", appauthor=False)
 
 
+def user_path(text: str | Path) -> Path:
+    """`text` as a path; `~` is the home folder, and `~name` of nobody here stays as it is (and is not found)."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def _root(kind: str, default: str) -> Path:
     home = os.environ.get("STREAMCHAT_HOME")
-    return Path(home).expanduser() / kind if home else Path(default)
+    return user_path(home) / kind if home else Path(default)
 
 
 def config_dir() -> Path:
@@ -36,6 +44,17 @@ def data_dir() -> Path:
 def state_dir() -> Path:
     """Folder of prompt history and logs. Not created here."""
     return _root("state", _DIRS.user_state_dir)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open(..., opener=private_opener)`: a file that is new is readable by the user only."""
+    return os.open(path, flags, 0o600)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file of the user's own as UTF-8; what cannot be encoded (undecodable file names) is replaced."""
+    with open(path, "w", encoding="utf-8", errors="replace", opener=private_opener) as file:
+        file.write(text)
 
 
 def private_dir(path: Path) -> Path:

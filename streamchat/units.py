@@ -5,6 +5,11 @@ from __future__ import annotations
 import time
 
 
+def whole_number(text: str) -> int | None:
+    """The number that `text` is in digits; None where it is none, or has more than 18 of them, as nothing here has."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
 def human_bytes(count: float) -> str:
     """Bytes in the unit that reads best: 46.1 MB (powers of 1,000, as file and network tools show them)."""
     for unit in ("B", "kB", "MB", "GB"):

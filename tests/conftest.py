@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: on tensors this small two threads are slower than one, and far slower where the machine is
 # shared (247 s instead of 7 s for one test).
@@ -13,6 +14,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Taken before any test clears the environment: a cache folder that outlives one run.
 MODEL_CACHE = os.environ.get("STREAMCHAT_TEST_MODEL_CACHE")
+
+
+_ALLOWED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]  # the machine may be busy; no state is shared
+settings.register_profile("short", deadline=None, max_examples=60, suppress_health_check=_ALLOWED)
+settings.register_profile("long", deadline=None, max_examples=3000, suppress_health_check=_ALLOWED)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest -m fuzz` runs the tests with generated input at length; elsewhere they are short."""
+    asked = str(config.getoption("markexpr"))
+    settings.load_profile("long" if "fuzz" in asked and "not fuzz" not in asked else "short")
 
 
 @pytest.fixture(autouse=True)

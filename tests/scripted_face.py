@@ -4,6 +4,7 @@
 
 SCENARIO is a JSON object: `replies` (texts or the fields of `Reply`), `notes` (sent when the model is ready), and the
 keyword arguments of `ScriptedEngine`. `loading` and `load_failure` are fields of their events.
+SUBMITTED in the environment names a file that gets each message as a JSON line.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ def build(scenario: dict[str, Any], configuration: Configuration) -> ScriptedEng
     crash = scenario.pop("crash", "")
     engine = ScriptedEngine(replies, settings=configuration.settings, **scenario)
 
+    report = os.environ.get("SUBMITTED")
+
     def after_ready(event: ev.Event) -> None:
+        if report and isinstance(event, ev.TurnFinished):
+            with open(report, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event.text) + "\n")
         if isinstance(event, ev.ModelReady):
             for note in notes:
                 engine.emit(note)

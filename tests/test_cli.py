@@ -49,6 +49,8 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
         (["--cache-size", "3"], "--cache-size: cache_size = 3 is not legal; it must be at least 16"),
         (["--cache-size"], "--cache-size: expected one argument"),
         (["verfy"], "verfy is not a command; did you mean verify?"),
+        (["hello"], "hello is not a command; there are replay, monitor, "),
+        (["hello"], ", and without one the chat opens; see streamchat --help"),
         (["config", "stray"], "stray does not belong here"),
         (["config", "--path", "--default"], "not allowed with"),
         (["--config", "missing.toml"], "missing.toml: no such configuration file"),
@@ -60,6 +62,43 @@ def test_wrong_flags_are_one_sentence_and_2(arguments: list[str], sentence: str)
     assert result.returncode == ExitCode.USAGE
     assert sentence in said(result)
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/x", "x" * 5000], ids=["home of nobody", "too long"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["models", "PATH.gguf"], 3),
+        (["verify", "--model", "PATH/more/more"], 3),
+        (["--config", "PATH"], 2),
+        (["--stats-json", "PATH"], 2),
+        (["sessions", "import", "PATH"], 5),
+        (["monitor", "PATH"], 5),
+        (["replay", "PATH"], 2),
+        (["replay", "--resume-run", "PATH"], 2),
+        (["replay", "said.txt", "--out", "PATH/run", "--model", "./missing"], 2),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_paths_that_cannot_be_are_one_sentence(
+    arguments: list[str], code: int, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("said.txt").write_text("hello\n")
+    if "--out" in arguments and path.startswith("~"):
+        code = 3  # a folder of that name can be made; there is no model
+    assert cli.main([word.replace("PATH", path) for word in arguments]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "unexpected" not in error
+
+
+def test_huge_numbers_are_taken_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    many = "9" * 30
+    assert cli.main(["sessions", "list", "--limit", many]) == 0
+    Path("said.txt").write_text("hello\n")
+    assert cli.main(["replay", "said.txt", "--max-turns", many, "--model", "./missing"]) == 3
+    assert cli.main(["replay", "said.txt", "--repeat", "9" * 5000]) == 2
+    assert "unexpected" not in capsys.readouterr().err
 
 
 def test_wrong_variables_and_files_are_2() -> None:
@@ -92,6 +131,12 @@ def test_a_failed_turn_is_1_and_the_others_are_answered() -> None:
     result = run(scenario=scenario, given="one\ntwo\n")
     assert (result.returncode, result.stdout) == (1, "fine\n")
     assert "it broke" in said(result)
+
+
+def test_a_line_without_an_end_is_left_out() -> None:
+    result = run(scenario={}, given="x" * 5_000_000 + "\nhello\n")
+    assert (result.returncode, result.stdout) == (1, "You said: hello\n")
+    assert said(result) == "line 1 of the input has more than 2.0 MB and is left out"
 
 
 def test_a_wrong_command_is_1() -> None:

@@ -58,6 +58,8 @@ def test_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "Hub id    EleutherAI/pythia-410m" in text
     assert "here      no" in text
+    run("nosuch")
+    assert "whether there is such a model is found out when it is fetched" in capsys.readouterr().out
     folder = save(tiny_neox(), tmp_path / "mine")
     capsys.readouterr()
     run(str(folder))

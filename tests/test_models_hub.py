@@ -240,6 +240,8 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot be reached (Connection refused)" in text
     assert "--model default" in text
     assert refusal("pythia-41").startswith("'pythia-41' is no folder, .gguf file or alias")
+    assert refusal("pythia-41").endswith("; did you mean pythia-410m?")
+    assert "did you mean" not in refusal("Qwen/Qwen3-1.7B")  # an alias means the same
 
 
 def test_hanging_name_lookup_does_not_hang_us(monkeypatch: pytest.MonkeyPatch) -> None:

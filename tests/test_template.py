@@ -95,6 +95,16 @@ def test_user_text_never_becomes_control_tokens(template: str | None) -> None:
         assert tokenizer.decode(encoder.text(NASTY)) == NASTY
 
 
+@pytest.mark.parametrize("prompt", [*toy.CONTROL, "system", "s"])
+def test_a_system_prompt_that_is_a_word_of_the_format_stays_in_its_place(prompt: str) -> None:
+    tokenizer = toy.toy_tokenizer()
+    ids = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", prompt)).system_block()
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    control = {start, end, tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+    assert [(i, token) for i, token in enumerate(ids) if token in control] == [(0, start), (ids.index(end), end)]
+    assert tokenizer.decode(ids) == f"<|im_start|>system\n{prompt}<|im_end|>\n"
+
+
 def test_the_start_token_comes_once() -> None:
     tokenizer = toy.toy_tokenizer(None)
     from tokenizers.processors import TemplateProcessing

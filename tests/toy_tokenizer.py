@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -70,3 +70,31 @@ def toy_tokenizer(chat_template: str | None = CHATML) -> Any:
     )
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+WORDS = ["▁", "▁hello", "▁world", "hello", "a", ".", "\n", "\N{REPLACEMENT CHARACTER}"]
+"""Tokens of `byte_token_tokenizer` behind 3 control tokens and 256 bytes."""
+
+
+def byte_token_tokenizer() -> Any:
+    """As Llama 2, Mistral and Gemma: words with a mark for the space, and `<0x00>` to `<0xFF>` for everything else."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256)), *WORDS]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=[],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )

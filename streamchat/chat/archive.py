@@ -9,11 +9,11 @@ from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
 from streamchat.errors import StoreError
+from streamchat.paths import user_path
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -245,7 +245,7 @@ class Archive:
 def lasting_name(model: str) -> str:
     """A model's name that means the same from another folder."""
     with suppress(OSError, RuntimeError, ValueError):
-        path = Path(model).expanduser()
+        path = user_path(model)
         if path.exists():
             return str(path.resolve())
     return model

@@ -9,7 +9,7 @@ from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.status import memory_figures
 from streamchat.settings import setting_fields, spec_of
-from streamchat.units import human_bytes, human_seconds
+from streamchat.units import human_bytes, human_seconds, whole_number
 
 
 def default_registry() -> SlashRegistry:
@@ -215,9 +215,7 @@ def _turn_of(context: SlashContext, argument: str) -> int | SlashResult:
         if not context.board.turns:
             return SlashResult("there is no turn yet", error=True)
         return context.board.turns
-    if not argument.isdecimal() or int(argument) < 1:
-        return SlashResult(f"{argument} is not the number of a turn", error=True)
-    return int(argument)
+    return whole_number(argument) or SlashResult(f"{argument} is not the number of a turn", error=True)
 
 
 def _pinned_turns(context: SlashContext) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -12,15 +13,20 @@ CONTEXT = 4
 class Detokenizer:
     """Streams text so that the joined pieces equal the tokenizer's decoding of all ids at once.
 
-    A byte-level tokenizer may spread one character over several tokens. Only such an unfinished character at the very
-    end is held back; a replacement character inside the text is real and is shown.
+    Two kinds of tokenizers spread one character over several tokens:
+
+    - Byte-level ones (GPT-2, Llama 3, Qwen). Only an unfinished character at the very end is held back; a replacement
+      character inside the text is real and is shown.
+    - Those with byte tokens, `<0xE2>`, for what they have no token for (Llama 2, Mistral, Gemma). Their bytes are
+      decoded here, as the library shows a row of them as replacement characters until all of it is valid. Where a row
+      never becomes valid, the whole characters in it are shown, which the library would lose.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._bytes = _byte_tokens(tokenizer)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._ids: list[int] = []
-        self._context = 0
-        """How many of `_ids` are context, already shown."""
         self._shown = ""
         """Text of `_ids` that was already returned."""
         self.complete = True
@@ -28,6 +34,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Text that `token` adds, '' while a character is unfinished."""
+        value = self._bytes.get(token, 0)
+        if value >= 0x80:
+            return self._push_byte(value)
+        ended = self._utf8.decode(b"", final=True)
         self._ids.append(token)
         text = self._decode(self._ids)
         # Whatever follows, an unfinished UTF-8 sequence shows as exactly one replacement character at the end.
@@ -36,19 +46,42 @@ class Detokenizer:
         new = stable[len(self._shown) :] if stable.startswith(self._shown) else ""
         if new:
             self._shown = stable
-        if self.complete and len(self._ids) > 2 * CONTEXT:
-            self._ids = self._ids[-CONTEXT:]
-            self._shown = self._decode(self._ids)
-        return new
+        if self.complete and len(self._ids) > 2 * CONTEXT and (context := self._decode(self._ids[-CONTEXT:])):
+            # not where that is control tokens only, which would be no context
+            self._ids, self._shown = self._ids[-CONTEXT:], context
+        return ended + new
 
     def flush(self) -> str:
         """What is held back at the end of the ids: an unfinished character, as a replacement character."""
-        text = self._decode(self._ids)
-        rest = text[len(self._shown) :] if text.startswith(self._shown) else ""
-        self._shown = text
         self.complete = True
-        return rest
+        return self._utf8.decode(b"", final=True) + self._rest()
+
+    def _push_byte(self, value: int) -> str:
+        """One byte of a character of several."""
+        text = self._rest() + self._utf8.decode(bytes([value]))
+        self.complete = not self._utf8.getstate()[0]
+        # a full stop stands for what was said so far: the library must not see parts of a row
+        self._ids = [token for token, byte in self._bytes.items() if byte == ord(".")]
+        self._shown = self._decode(self._ids)
+        return text
+
+    def _rest(self) -> str:
+        """Text of `_ids` that was not returned yet."""
+        text, shown = self._decode(self._ids), self._shown
+        self._shown = text
+        return text[len(shown) :] if text.startswith(shown) else ""
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _byte_tokens(tokenizer: Any) -> dict[int, int]:
+    """Id -> byte of the tokens `<0x00>` to `<0xFF>`, where the tokenizer has all of them and decodes them as bytes."""
+    names = [f"<0x{value:02X}>" for value in range(256)]
+    if tokenizer.convert_tokens_to_ids(names[0]) in (None, tokenizer.unk_token_id):  # most: the quick way out
+        return {}
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if len(set(ids)) < 256 or tokenizer.decode([ids[ord(".")]], clean_up_tokenization_spaces=False) != ".":
+        return {}
+    return {int(token): value for value, token in enumerate(ids)}

@@ -64,10 +64,10 @@ class ChatEncoder(TextEncoder):
 
     def system_block(self) -> list[int]:
         """What comes before the first turn."""
-        before, prompt, after = self.format.system_block.partition(self.format.system_prompt or "\0")
+        prompt = self.format.system_prompt
         if not self._has_control(prompt):
             return self._encode(self.format.system_block)
-        return self._encode(before) + self.text(prompt) + self._encode(after)
+        return self._encode(self.format.system_open) + self.text(prompt) + self._encode(self.format.system_close)
 
     def opening(self, first: bool) -> list[int]:
         """The ids that open a user message; a window must not begin inside them."""

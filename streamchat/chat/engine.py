@@ -14,6 +14,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.archive import OpenStore
 from streamchat.chat.assemble import Load, load_from_settings
 from streamchat.chat.owner import Owner
+from streamchat.chat.text import encodable
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.settings import Settings
@@ -116,7 +117,7 @@ class Engine:
 
     def submit(self, text: str) -> None:
         """Queue a user message."""
-        self._queue(_Turn(text))
+        self._queue(_Turn(encodable(text)))
 
     def retry(self) -> None:
         """Take the newest turn back and answer its message once more."""
@@ -124,11 +125,11 @@ class Engine:
 
     def edit(self, text: str) -> None:
         """Take the newest turn back and send `text` in its place."""
-        self._queue(_Turn(text, replacing=True))
+        self._queue(_Turn(encodable(text), replacing=True))
 
     def quote(self, text: str, reply: str, pin: bool) -> None:
         """Put a text before the model with a given reply, and keep it where `pin` says so."""
-        self._queue(_Turn(text, reply=reply, pin=pin))
+        self._queue(_Turn(encodable(text), reply=encodable(reply), pin=pin))
 
     def _queue(self, turn: _Turn) -> None:
         with self._lock:
@@ -159,7 +160,7 @@ class Engine:
 
     def set_system_prompt(self, text: str) -> None:
         """Start over with another system prompt."""
-        self._requests.put(lambda: self._owner.start_over(system_prompt=text))
+        self._requests.put(lambda: self._owner.start_over(system_prompt=encodable(text)))
 
     def set_option(self, name: str, value: Any) -> None:
         """Change a live setting from the next turn on."""

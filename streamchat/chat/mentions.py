@@ -12,6 +12,7 @@ from pathlib import Path
 
 from streamchat.chat.text import one_line
 from streamchat.errors import ConfigError
+from streamchat.paths import user_path
 from streamchat.units import human_bytes
 
 MAX_BYTES = 2_000_000
@@ -43,12 +44,11 @@ def expand(message: str) -> str:
 def _without_punctuation(word: str) -> tuple[str, str]:
     """A path ends before the punctuation of its sentence, unless the file is named so."""
     bare = word.rstrip(".,;:!?)]}'")
-    return (word, "") if Path(word).expanduser().exists() or not bare else (bare, word[len(bare) :])
+    return (word, "") if os.path.exists(user_path(word)) or not bare else (bare, word[len(bare) :])
 
 
 def _is_path(word: str) -> bool:
-    path = Path(word).expanduser()
-    if path.exists():
+    if os.path.exists(user_path(word)):  # (Path.exists raises for a name that is too long)
         return True
     return "/" in word or os.sep in word or bool(re.search(r"\.\w{1,8}$", word))
 
@@ -59,7 +59,7 @@ def read_file(name: str) -> str:
     Raises:
         ConfigError: It is not there, no file, too large, or not UTF-8 text.
     """
-    path, shown = Path(name).expanduser(), one_line(name)
+    path, shown = user_path(name), one_line(name)
     try:
         if path.is_dir():
             raise ConfigError(f"{shown} is a folder; name a file in it")
@@ -118,7 +118,7 @@ def complete_path(typed: str) -> list[tuple[str, str]]:
     prefix = f"{folder}/" if folder or typed.startswith("/") else ""
     found = []
     try:
-        with os.scandir(Path(prefix).expanduser() if prefix else Path()) as entries:
+        with os.scandir(user_path(prefix)) as entries:
             for entry in entries:
                 hidden = entry.name.startswith(".") and not start.startswith(".")
                 if hidden or not entry.name.startswith(start) or re.search(r'[\s"]', entry.name):

@@ -15,6 +15,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.archive import Archive, Held, OpenStore
 from streamchat.chat.assemble import Assembled, Load, Progress, assemble
 from streamchat.chat.sessions import resumed_configuration
+from streamchat.chat.text import encodable
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, StreamchatError, TurnError
 from streamchat.settings import Settings
@@ -368,7 +369,7 @@ class Owner:
     def count(self, text: str) -> None:
         """Measure a text."""
         assert self.conversation is not None
-        self.emit(ev.TextCounted(text, len(self.conversation.encoder.text(text))))
+        self.emit(ev.TextCounted(text, len(self.conversation.encoder.text(encodable(text)))))
 
     def set_pin(self, number: int, pinned: bool) -> None:
         """Keep a turn, or let it leave again."""

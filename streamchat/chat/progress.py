@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TextIO
 
@@ -21,7 +22,7 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._live = stream is not None and stream.isatty()
+        self._live = stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._shown = ""
         self._last: tuple[str, int] | None = None
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from streamchat.chat import events as ev
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
+from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
+from streamchat.units import whole_number
 
 LISTED = 10
 FOUND = 12
@@ -123,7 +124,7 @@ class SessionCommands:
         return SlashResult(over=turn_over)
 
     def _chosen(self, argument: str) -> Found | None:
-        number = int(argument) if argument.isdecimal() else 0
+        number = whole_number(argument) or 0
         return self._found[number - 1] if 1 <= number <= len(self._found) else None
 
     def _which(self, command: str, argument: str) -> str:
@@ -181,7 +182,7 @@ class SessionCommands:
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
         session = self._saved(context)
-        path = Path(argument or f"streamchat-{session}.md").expanduser()
+        path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
             raise ConfigError(f"{path.name}: the name must end in one of {', '.join(FORMATS)}")

@@ -25,10 +25,12 @@ class ChatFormat:
 
     name: str
     """'template' or 'plain'."""
-    system_block: str
-    """Everything before the first turn, system prompt included; pinned in the cache."""
+    system_open: str
+    """What the format writes before the system prompt."""
     system_prompt: str
-    """The owner's words within `system_block`; '' for none."""
+    """The owner's words; '' for none."""
+    system_close: str
+    """What the format writes between the system prompt and the first turn."""
     first_user_open: str
     user_open: str
     generation: str
@@ -40,6 +42,11 @@ class ChatFormat:
     """Messages are stripped of white space at both ends."""
     notes: tuple[str, ...] = ()
     """What the user should know, a sentence each."""
+
+    @property
+    def system_block(self) -> str:
+        """Everything before the first turn, system prompt included; pinned in the cache."""
+        return self.system_open + self.system_prompt + self.system_close
 
     def message(self, text: str) -> str:
         """The message as the format writes it."""
@@ -75,11 +82,11 @@ def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat
 
 def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
     """'User:' / 'Assistant:' lines for models without a chat template, with text stop strings."""
-    head = f"{system_prompt.strip()}\n\n" if system_prompt.strip() else ""
     return ChatFormat(
         name="plain",
-        system_block=_automatic_start(tokenizer) + head,
+        system_open=_automatic_start(tokenizer),
         system_prompt=system_prompt.strip(),
+        system_close="\n\n" if system_prompt.strip() else "",
         first_user_open="User: ",
         user_open="User: ",
         generation="\nAssistant:",
@@ -124,14 +131,15 @@ def template_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
     else:
         block, first_open = head, ""
     if fold:
-        block, first_open = head + system_prompt + "\n\n", ""
+        before, after, first_open = head, "\n\n", ""
     else:
-        block = block.replace(SYSTEM, system_prompt)
+        before, _, after = block.partition(SYSTEM)
     spaced = _render(tokenizer, [_user(f" {USER_1} ")])
     return ChatFormat(
         name="template",
-        system_block=block,
+        system_open=before,
         system_prompt=system_prompt,
+        system_close=after,
         first_user_open=first_open,
         user_open=user_open,
         generation=generation,

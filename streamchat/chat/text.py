@@ -27,7 +27,12 @@ def printable(text: str) -> str:
 
     Lone surrogates (undecodable bytes) become U+FFFD, so that the result can always be encoded as UTF-8.
     """
-    return _SURROGATES.sub("�", _CONTROLS.sub("", _SEQUENCE.sub("", text)))
+    return encodable(_CONTROLS.sub("", _SEQUENCE.sub("", text)))
+
+
+def encodable(text: str) -> str:
+    """`text` with U+FFFD in place of lone surrogates, which neither a tokenizer nor UTF-8 takes."""
+    return _SURROGATES.sub("�", text)
 
 
 def one_line(text: str) -> str:

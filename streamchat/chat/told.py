@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamchat.chat import events as ev
+from streamchat.chat.text import one_line
 from streamchat.store.records import Found, SessionInfo
 from streamchat.units import human_seconds, human_when
 
@@ -30,7 +31,8 @@ def resumed_sentence(event: ev.ConversationResumed) -> str:
 def session_line(info: SessionInfo, now: float) -> str:
     """One line of a list."""
     turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
-    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {info.model_name}  {info.title}"
+    name, title = one_line(info.model_name), one_line(info.title)
+    return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 
 
 def found_line(number: int, found: Found, now: float, here: str | None) -> str:

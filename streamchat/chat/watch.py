@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,8 +83,8 @@ def watched(name: str) -> Watched:
     Raises:
         SessionError: There is none.
     """
-    folder = Path(name).expanduser()
-    if (folder / "run.json").exists():
+    folder = paths.user_path(name)
+    if os.path.exists(folder / "run.json"):  # (Path.exists raises for a name that is too long)
         path = folder / "streamchat.db"
         found = _in_store(path, folder, 1) if path.exists() else []
         if not found:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from streamchat import config
+from streamchat.chat.text import one_line
 from streamchat.commands import flags
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; raises ConfigError for wrong settings (not with `--path` or `--default`)."""
     if args.path:
-        print(config.find_file(flags.config_file_of(args)) or config.user_file())
+        print(one_line(str(config.find_file(flags.config_file_of(args)) or config.user_file())))
     elif args.default:
         print(config.render_toml(), end="")
     else:

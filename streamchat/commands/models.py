@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from streamchat.chat.text import printable
 from streamchat.models import catalogue
 from streamchat.models.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
 from streamchat.models.folder import inspect
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = inventory()
         text = _inventory_text(report)
-    sys.stdout.write((json.dumps(report, indent=1, ensure_ascii=False) if args.json else text) + "\n")
+    # names of folders and files may hold anything
+    sys.stdout.write((json.dumps(report, indent=1) if args.json else printable(text)) + "\n")
     return 0
 
 
@@ -124,12 +126,15 @@ _KINDS = {
     "folder": "a local folder",
     "gguf": "a local GGUF file",
     "hub-cache": "a Hub model, in the local Hub cache",
-    "hub": "a Hub model",
+    "hub": "a Hub model, not here",
 }
 
 
 def _describe_text(report: dict[str, Any]) -> str:
-    rows = [("model", report["model"]), ("what", _KINDS[report["kind"]])]
+    what = _KINDS[report["kind"]]
+    if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
+        what = "the form of a Hub id; whether there is such a model is found out when it is fetched"
+    rows = [("model", report["model"]), ("what", what)]
     if report["id"]:
         rows.append(("Hub id", report["id"]))
     if report["location"] != report["id"]:

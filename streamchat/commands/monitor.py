@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from streamchat.chat.text import one_line
 from streamchat.chat.watch import Watched, Watcher, everything, watched
 from streamchat.commands import flags
 from streamchat.errors import ExitCode, SessionError
+from streamchat.jsonlines import json_line
 from streamchat.units import human_bytes, human_seconds, human_when
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def _list() -> int:
     for each in everything():
         state = "running" if each.running else "       "
         turns = f"{each.info.turns:,} turns"
-        sys.stdout.write(f"{state}  {each.name}  {human_when(each.info.updated, now)}  {turns}  {each.info.title}\n")
+        name, title = one_line(each.name), one_line(each.info.title)
+        sys.stdout.write(f"{state}  {name}  {human_when(each.info.updated, now)}  {turns}  {title}\n")
     return ExitCode.OK
 
 
@@ -75,7 +77,7 @@ def _once(what: Watched, as_json: bool) -> int:
     watcher = Watcher(what)
     watcher.look()
     if as_json:
-        sys.stdout.write(json.dumps(watcher.as_dict(), ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line(watcher.as_dict()) + "\n")
         return ExitCode.OK
     board, info = watcher.board, watcher.what.info
     cache = board.cache
@@ -93,5 +95,5 @@ def _once(what: Watched, as_json: bool) -> int:
     if board.decode_tps is not None:
         rows.append(("speed", f"{board.decode_tps:.1f} tok/s"))
     rows += [("violated", violation) for violation in watcher.violations]
-    sys.stdout.write("".join(f"{label:<15} {value}\n" for label, value in rows))
+    sys.stdout.write("".join(f"{label:<15} {one_line(value)}\n" for label, value in rows))
     return ExitCode.OK

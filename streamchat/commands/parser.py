@@ -17,7 +17,7 @@ from streamchat.commands import flags
 from streamchat.commands.serve import HOST, PORT
 from streamchat.errors import ConfigError
 
-COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "config")
+COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
 
 Subparsers = argparse._SubParsersAction  # the type has no public name
@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose from (.*)\)", message):
             word, choices = wrong[1].strip("'\""), re.findall(r"[\w-]+", wrong[2])
             message = f"{word} is not a command{_did_you_mean(word, choices) or '; there are ' + ', '.join(choices)}"
+            if self.prog == "streamchat" and not _did_you_mean(word, choices):
+                message += ", and without one the chat opens"
         elif stray := re.match(r"unrecognized arguments: (.*)", message):
             message = f"{stray[1]} does not belong here"
         else:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat import paths
-from streamchat.chat.text import one_line
+from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
+from streamchat.units import whole_number
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     configuration = flags.configuration_of(args)
     rows: list[dict[str, Any]] = []
     if args.resume_run:
-        folder = Folder(Path(args.resume_run).expanduser())
+        folder = Folder(paths.user_path(args.resume_run))
         configuration = _go_on(args, folder, configuration)
         rows = folder.rows()
         folder.keep_whole(rows)
@@ -106,10 +107,13 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     script = _read(args)
     if not args.resume_run:
-        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"--out {folder.path} cannot be made: {error.strerror or error}") from error
         about = {name: getattr(args, name) for name in KEPT}
-        about["files"] = [str(Path(file).expanduser().resolve()) for file in args.files]
-        folder.about.write_text(json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1), "utf-8")
+        about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
+        paths.write_private(folder.about, json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1))
     return _replay(args, configuration, folder, script, rows, repeat, until)
 
 
@@ -137,7 +141,7 @@ def _replay(
     total = None if repeat is None else script.turns * repeat
     if args.max_turns is not None:
         total = args.max_turns if total is None else min(total, args.max_turns)
-        said = islice(said, args.max_turns)
+        said = islice(said, min(args.max_turns, sys.maxsize))
     view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows))
 
     def on_violation(violation: Violation) -> None:
@@ -218,7 +222,7 @@ def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
         detail = check["first"] or check["last"]
         lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
     lines += [f"report: {as_html}", f"        {as_json}"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines)) + "\n")
 
 
 def _why(run: Run, until: float | None, total: int | None) -> str:
@@ -287,8 +291,8 @@ def _new_folder(given: str | None) -> Path:
             number += 1
             path = path.with_name(f"{name}-{number}")
         return path
-    path = Path(given).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = paths.user_path(given)
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"--out {given}: there is something already; give a new folder, or --resume-run {given}")
     return path
 
@@ -321,9 +325,9 @@ def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuratio
 def _repeat(given: str) -> int | None:
     if given == "forever":
         return None
-    if not str(given).isdecimal() or int(given) < 1:
+    if not (number := whole_number(str(given))):
         raise ConfigError(f"--repeat {given}: a number from 1 on, or 'forever', is wanted")
-    return int(given)
+    return number
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -336,7 +340,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> Script:
     if not args.files:
         raise ConfigError("nothing to say; give at least one FILE")
-    script = read_scripts([Path(file).expanduser() for file in args.files], args.format)
+    script = read_scripts([paths.user_path(file) for file in args.files], args.format)
     if args.strict and script.problems:
         more = f" (and {len(script.problems) - 1} more)" if len(script.problems) > 1 else ""
         raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are left out")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamchat.chat.text import one_line, printable
 from streamchat.chat.told import session_line
 from streamchat.errors import ConfigError, ExitCode, SessionError
+from streamchat.jsonlines import json_line
+from streamchat.paths import user_path
 from streamchat.store.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import SessionInfo
@@ -20,6 +22,8 @@ from streamchat.units import human_when
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
 
+MANY = 2**31
+"""More than can be listed, and not more than SQLite can count."""
 DO = ("list", "show", "rename", "delete", "export", "import")
 
 
@@ -44,7 +48,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         return action
 
     one("show", "print one; messages that the model no longer sees are marked")
-    one("rename", "give it another title").add_argument("title", metavar="TITLE")
+    one("rename", "give it another title").add_argument("title", metavar="TITLE", help="the new title")
     one("delete", "delete it for good").add_argument("--yes", action="store_true", help="do not ask")
     exporting = one("export", "write it to a file or to stdout")
     exporting.add_argument(
@@ -52,7 +56,9 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="a new file; stdout without it")
     importing = actions.add_parser("import", help="read one that was exported as jsonl or replay")
-    importing.add_argument("file", metavar="FILE")
+    importing.add_argument(
+        "file", metavar="FILE", help="what was exported, or conversations of another program in that form"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,14 +79,14 @@ def run(args: argparse.Namespace) -> int:
             case "export":
                 _export(store, store.find(args.id), args)
             case "import":
-                _import(store, Path(args.file).expanduser())
+                _import(store, user_path(args.file))
             case _:
                 _list(store, args)
     return ExitCode.OK
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def _list(store: Store, args: argparse.Namespace) -> None:
@@ -88,10 +94,11 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     limit = getattr(args, "limit", 50)
     if limit < 1:
         raise ConfigError(f"--limit {limit} must be at least 1")
+    limit = min(limit, MANY)
     found = store.sessions(words, limit=limit + 1)
     if getattr(args, "json", False):
         for info in found[:limit]:
-            _say(json.dumps(_as_dict(store, info), ensure_ascii=False))
+            _say(json_line(_as_dict(store, info)))
         return
     if not found:
         _say(
@@ -129,8 +136,10 @@ def _show(store: Store, info: SessionInfo) -> None:
     session = store.load(info.id)
     memory = held_turns(session)
     held = sum(stop - first for first, stop in info.held)
-    _say(f"{info.title}\n{info.id}, {info.model_name} ({info.dtype}), begun {human_when(info.created, time.time())}")
-    _say(f"{info.turns} turns, {held} tokens in the cache, {info.compressions} compressions")
+    title, name = one_line(info.title), one_line(info.model_name)
+    _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")
+    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+    _say(f"{turns}, {held} tokens in the cache, {info.compressions} compressions")
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
     for turn in session.turns:
         cut = " (cut off)" if turn.state == "running" else ""
@@ -162,7 +171,9 @@ def _delete_locked(store: Store, info: SessionInfo, yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
-        answer = input(f"Delete “{info.title}” ({info.turns} turns) for good? [y/N] ")
+        answer = input(
+            f"Delete “{one_line(info.title)}” ({info.turns} turn{'s' if info.turns != 1 else ''}) for good? [y/N] "
+        )
         if answer.strip().lower() not in ("y", "yes"):
             _say("Nothing was deleted.")
             return ExitCode.FAILURE
@@ -175,8 +186,12 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     session = store.load(info.id)
     text = export(session, args.format)
     if args.output:
-        write_export(Path(args.output).expanduser(), text)
-        print(f"streamchat: {len(session.turns)} turns were written to {args.output}", file=sys.stderr)
+        write_export(user_path(args.output), text)
+        count = len(session.turns)
+        turns = "1 turn was" if count == 1 else f"{count} turns were"
+        print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)
+    elif sys.stdout.isatty():
+        sys.stdout.write(printable(text))  # without what would control the terminal
     else:
         sys.stdout.write(text)
 
@@ -194,5 +209,5 @@ def _import(store: Store, path: Path) -> None:
         system_ids=[],
     )
     store.write(session, turns=imported.turns)
-    turns = f"{len(imported.turns)} turn{'s' if len(imported.turns) != 1 else ''}"
-    _say(f"{session}: {turns} were imported; `streamchat --resume {session}` goes on with them.")
+    turns = "1 turn was" if len(imported.turns) == 1 else f"{len(imported.turns)} turns were"
+    _say(f"{session}: {turns} imported; `streamchat --resume {session}` goes on with them.")

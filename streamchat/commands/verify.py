@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.chat.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
+from streamchat.chat.text import printable
 from streamchat.commands import flags
 from streamchat.errors import ConfigError, ExitCode
 
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         heading = f"{loaded.name}, {loaded.dtype} on {loaded.device}, {attention} attention"
         text = as_text(result, heading, all_steps=args.all_steps)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
     return ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
 
 

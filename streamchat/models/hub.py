@@ -89,7 +89,8 @@ def _tried(repo_id: str, asked: str) -> str:
 
 
 def _local_ways(asked: str) -> str:
-    hint = catalogue.did_you_mean(asked) if catalogue.lookup(asked) is None else ""
+    known = catalogue.lookup(asked) is not None or asked in catalogue.ALIASES.values()
+    hint = "" if known else catalogue.did_you_mean(asked)
     return f"use a local folder or .gguf file, or the bundled model (--model {catalogue.DEFAULT}){hint}"
 
 

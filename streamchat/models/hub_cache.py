@@ -8,6 +8,7 @@ from pathlib import Path
 
 from streamchat.errors import ModelError
 from streamchat.models.folder import inspect, is_whole
+from streamchat.paths import user_path
 
 PUBLIC_HUB = "https://huggingface.co"
 
@@ -16,9 +17,9 @@ def hub_cache_dir() -> Path:
     """Where huggingface_hub keeps models, read from the environment now (the library reads it once, at import)."""
     for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(variable):
-            return Path(os.path.expandvars(value)).expanduser() / below
+            return user_path(os.path.expandvars(value)) / below
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "huggingface" / "hub"
+    return user_path(base) / "huggingface" / "hub"
 
 
 def endpoint() -> str:

@@ -12,6 +12,7 @@ from streamchat.errors import ModelNotFoundError
 from streamchat.models import catalogue
 from streamchat.models.default import NAME, default_model_dir, is_default_model_here
 from streamchat.models.hub_cache import cached_snapshot
+from streamchat.paths import user_path
 
 Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -45,7 +46,7 @@ def resolve(name: str) -> Source:
         raise ModelNotFoundError(f"The model has no name; give one, or {catalogue.DEFAULT!r} for the bundled model")
     if name == catalogue.DEFAULT:
         return _bundled()
-    path = Path(name).expanduser()
+    path = user_path(name)
     if source := _local(path, explicit=_looks_like_path(name)):
         return source
     if catalogue.is_bundled(name):
@@ -78,12 +79,13 @@ def _looks_like_path(name: str) -> bool:
 
 def _local(path: Path, *, explicit: bool) -> Source | None:
     """The folder or file at `path`; `explicit` paths must exist, other names may be an alias or a Hub id."""
-    if path.is_file():
+    # (the methods of Path raise for a name that is too long)
+    if os.path.isfile(path):
         if path.suffix.lower() == ".gguf":
             return Source("gguf", path.stem, str(path.resolve()), True)
         if explicit:
             raise ModelNotFoundError(f"{path} is not a model; give its folder, or a .gguf file")
-    elif path.is_dir() and (explicit or (path / "config.json").is_file()):
+    elif os.path.isdir(path) and (explicit or (path / "config.json").is_file()):
         return Source("folder", path.resolve().name, str(path.resolve()), True)
     elif explicit:
         what = "file" if path.suffix.lower() == ".gguf" else "folder"

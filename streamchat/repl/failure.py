@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from streamchat.chat import events as ev
-from streamchat.chat.text import one_line
+from streamchat.chat.text import one_line, printable
 from streamchat.errors import ExitCode
 from streamchat.telemetry import log_file
 
@@ -20,6 +20,6 @@ def told_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
             sentence += f" (the traceback is in {path})"
     if stream is not None:
         if event.details and log_file.debug_wanted():
-            print(event.details, file=stream)
+            print(printable(event.details), file=stream)
         print(f"streamchat: {one_line(sentence)}", file=stream, flush=True)
     return event.exit_code

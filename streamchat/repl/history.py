@@ -22,7 +22,8 @@ class PrivateHistory(FileHistory):
         path = paths.private_dir(paths.state_dir()) / "history"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.fchmod(descriptor, 0o600)
+            if hasattr(os, "fchmod"):  # not on Windows
+                os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
         super().__init__(str(path))

@@ -22,6 +22,7 @@ from streamchat.chat.text import printable
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
+from streamchat.units import human_bytes
 
 QUIET = {"stats", "said", "again"}
 """Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""
@@ -34,12 +35,12 @@ def run_pipe(engine: ChatEngine) -> int:
         KeyboardInterrupt: Ctrl+C.
         BrokenPipeError: Nobody reads stdout any more.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A locale that cannot show a character must not end the run.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     source = sys.stdin.buffer if sys.stdin is not None else None
     return Pipe(engine, sys.stdout, sys.stderr).run(source)
+
+
+MAX_LINE_BYTES = 2_000_000
+"""As of a file in a message; far more than any cache holds."""
 
 
 class Pipe:
@@ -151,7 +152,7 @@ class Pipe:
     def _lines(self, source: BinaryIO | None) -> Iterator[str]:
         """The lines that say something, without line ends; undecodable bytes are replaced and noted once."""
         noted = False
-        for number, raw in enumerate(source or (), start=1):
+        for number, raw in enumerate(self._raw_lines(source), start=1):
             data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             line = data.decode("utf-8", errors="replace").rstrip("\r\n")
             if not noted and not _is_utf8(data):
@@ -159,6 +160,22 @@ class Pipe:
                 self._tell(f"streamchat: line {number} of the input is not UTF-8 text; the bytes were replaced")
             if line.strip():
                 yield line
+
+    def _raw_lines(self, source: BinaryIO | None) -> Iterator[bytes]:
+        """The lines as bytes; one that no memory could hold is left out."""
+        number = 0
+        while source is not None and (raw := source.readline(MAX_LINE_BYTES)):
+            number += 1
+            if len(raw) < MAX_LINE_BYTES or raw.endswith(b"\n"):
+                yield raw
+                continue
+            self._failed = True
+            self._tell(
+                f"streamchat: line {number} of the input has more than {human_bytes(MAX_LINE_BYTES)} and is left out"
+            )
+            while raw and not raw.endswith(b"\n"):
+                raw = source.readline(MAX_LINE_BYTES)
+            yield b"\n"
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -112,6 +112,8 @@ class Prompt:
             self._engine.start()
             await self._until(lambda: self._ready)
         self._input = InputLine(self._registry, self._context, self._history, self._toolbar, self._keys)
+        if self._failure is not None:  # it came when there was no input to end
+            raise _EngineGone
         if self._history_note:
             self._terminal.line(self._history_note, "warning")
         text = ""

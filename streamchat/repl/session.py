@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.application import create_app_session, get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -15,6 +17,8 @@ from prompt_toolkit.filters import Condition, has_focus, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.plain_text import PlainTextOutput
+from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.chat import editor, mentions
 from streamchat.chat.slash import SlashContext, SlashRegistry
@@ -65,15 +69,23 @@ class InputLine:
     ) -> None:
         self._toolbar, self._keys = toolbar, keys or {}
         self._leave_armed = False
+        self._over: BaseException | None = None
         interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
         self.leave_hint = f"press {interrupt} again or Ctrl+D to leave"
-        self.session: PromptSession[str] = PromptSession(
+        # or the escape codes of the cursor are written to a dumb terminal
+        plain = create_app_session(output=PlainTextOutput(sys.stdout)) if is_dumb_terminal() else nullcontext()
+        with plain:
+            self.session = self._session(history, MessageCompleter(registry, context))
+        self.session.default_buffer.on_text_changed += self._disarm
+
+    def _session(self, history: History, completer: Completer) -> PromptSession[str]:
+        return PromptSession(
             message=FormattedText([("class:you", PROMPT)]),
             multiline=True,
             prompt_continuation=lambda width, line, wrapped: " " * width,
             style=STYLE,
             history=history,
-            completer=MessageCompleter(registry, context),
+            completer=completer,
             # only then: room for the menu would be kept under every message
             complete_while_typing=Condition(self._completes),
             auto_suggest=AutoSuggestFromHistory(),
@@ -82,14 +94,13 @@ class InputLine:
             enable_suspend=True,
             tempfile_suffix=".md",
         )
-        self.session.default_buffer.on_text_changed += self._disarm
 
     async def ask(self, default: str = "") -> str | None:
         """Read a message; `default` is already on the line. Returns None when the user leaves."""
         self._leave_armed = False
         while True:
             try:
-                return await self.session.prompt_async(default=default)
+                return await self.session.prompt_async(default=default, pre_run=self._end_where_over)
             except EOFError:
                 return None
             except KeyboardInterrupt:  # a dumb terminal, where only prompt-toolkit's own keys work
@@ -104,9 +115,14 @@ class InputLine:
             self.session.app.invalidate()
 
     def end(self, error: BaseException) -> None:
-        """Let a running `ask` raise `error`."""
+        """Let `ask` raise `error`: a running one, or the next."""
+        self._over = error
         if self.session.app.is_running and not self.session.app.is_done:
             self.session.app.exit(exception=error)
+
+    def _end_where_over(self) -> None:
+        if self._over is not None:
+            self.session.app.exit(exception=self._over)
 
     def _toolbar_text(self) -> str:
         if self._leave_armed:

@@ -13,6 +13,7 @@ from typing import Any
 
 from streamchat.charts.chart import Chart, Series
 from streamchat.charts.figure import can_draw, svg_of
+from streamchat.paths import write_private
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals, versions
 from streamchat.units import human_bytes, human_seconds
@@ -84,8 +85,8 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[Path, Path]:
     """Write both files; returns their paths."""
     as_json, as_html = folder / "report.json", folder / "report.html"
-    as_json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    as_html.write_text(html_of(report, rows), encoding="utf-8")
+    write_private(as_json, json.dumps(report, indent=1) + "\n")
+    write_private(as_html, html_of(report, rows))
     return as_json, as_html
 
 

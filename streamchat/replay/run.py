@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.paths import private_opener, write_private
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
 from streamchat.units import human_seconds
@@ -49,7 +50,7 @@ class Folder:
     def keep_account(self, account: dict[str, Any]) -> None:
         """Write it, whole or not at all."""
         fresh = self.account.with_suffix(".part")
-        fresh.write_text(json.dumps(account), encoding="utf-8")
+        write_private(fresh, json.dumps(account))
         os.replace(fresh, self.account)
 
     def read_account(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Folder:
     def keep_whole(self, rows: list[dict[str, Any]]) -> None:
         """Have exactly `rows` in the file."""
         fresh = self.turns.with_suffix(".part")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_private(fresh, "".join(json.dumps(row) + "\n" for row in rows))
         os.replace(fresh, self.turns)
 
 
@@ -155,7 +156,7 @@ class Run:
         if self.resumed_at is None and not self._until(ev.ModelReady):
             return
         begin = time.monotonic()
-        with open(self.folder.turns, "a", encoding="utf-8") as file:
+        with open(self.folder.turns, "a", encoding="utf-8", opener=private_opener) as file:
             for step in self.steps:
                 if self.stop.is_set() or (self.until is not None and time.monotonic() - begin >= self.until):
                     return
@@ -287,7 +288,7 @@ class Run:
             record["ids_held"] = conversation.log.take(cache.ledger.runs)
             record["settings"] = asdict(conversation.settings)
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_private(path, json.dumps(record, indent=1))
         return path
 
 

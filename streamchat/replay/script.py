@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamchat.errors import ConfigError
+from streamchat.jsonlines import split_lines
 
 Format = Literal["auto", "conversations", "mt-bench", "messages", "text"]
 FORMATS: tuple[Format, ...] = ("auto", "conversations", "mt-bench", "messages", "text")
@@ -80,7 +81,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     if "\N{REPLACEMENT CHARACTER}" in text and b"\xef\xbf\xbd" not in data:
         script.problems.append(Problem(str(path), "not all of it is UTF-8 text; the bytes were replaced"))
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     kind = _detect(lines) if wanted == "auto" else wanted
     reader = _Reader(path, script)
     for number, line in lines:
@@ -130,7 +131,8 @@ class _Reader:
         elif kind == "conversations":
             self._messages(place, record)
         elif "streamchat" in record:  # the head of an export
-            prompt = (record.get("settings") or {}).get("system_prompt")
+            settings = record.get("settings")
+            prompt = settings.get("system_prompt") if isinstance(settings, dict) else None
             self._open = None
             self._whole(place).system = prompt if isinstance(prompt, str) and prompt else None
         else:

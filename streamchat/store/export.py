@@ -7,16 +7,22 @@ import os
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from streamchat.errors import StoreError
-from streamchat.store.records import StoredSession, StoredTurn
+from streamchat.config import check_value
+from streamchat.errors import ConfigError, StoreError
+from streamchat.jsonlines import json_line, split_lines
+from streamchat.settings import setting_fields
+from streamchat.store.records import StoredSession, StoredTurn, clean
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
 """By the end of a file's name."""
 VERSION = 1
+LATEST = 253402300799.0
+"""The end of the year 9999, in seconds since 1970; later times cannot be written as a date."""
 
 
 def export(session: StoredSession, kind: Format) -> str:
@@ -28,8 +34,8 @@ def export(session: StoredSession, kind: Format) -> str:
     if kind == "markdown":
         return "\n".join(_markdown(session)) + "\n"
     if kind == "replay":
-        return json.dumps({"id": session.info.id, "messages": _messages(session)}, ensure_ascii=False) + "\n"
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(session))
+        return json_line({"id": session.info.id, "messages": _messages(session)}) + "\n"
+    return "".join(json_line(row) + "\n" for row in _rows(session))
 
 
 def write_export(path: Path, text: str) -> None:
@@ -148,12 +154,26 @@ class ImportedSession:
     """What a JSON lines export says."""
 
     def __init__(self, head: dict[str, Any], turns: list[StoredTurn]) -> None:
-        self.title = str(head.get("title") or "imported")
-        self.model = str(head.get("model") or "default")
-        self.model_name = str(head.get("model_name") or self.model)
-        settings = head.get("settings")
-        self.settings: dict[str, Any] = dict(settings) if isinstance(settings, dict) else {}
+        self.title = " ".join(_text(head, "title").split()) or "imported"
+        self.model = _text(head, "model") or "default"
+        self.model_name = " ".join(_text(head, "model_name").split()) or self.model
+        self.settings = _legal_settings(head.get("settings"))
         self.turns = turns
+
+
+def _text(head: dict[str, Any], name: str) -> str:
+    value = head.get(name)
+    return clean(value) if isinstance(value, str) else ""
+
+
+def _legal_settings(given: Any) -> dict[str, Any]:
+    """Those that this streamchat knows and takes; one of another version is no reason to refuse a conversation."""
+    settings: dict[str, Any] = {}
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if name in setting_fields():
+            with suppress(ConfigError):
+                settings[name] = check_value(name, value, "the file")
+    return settings
 
 
 def read_export(path: Path) -> ImportedSession:
@@ -163,7 +183,7 @@ def read_export(path: Path) -> ImportedSession:
         StoreError: The file cannot be read, or a line of it is no message; with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = split_lines(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise StoreError(f"{path} is not UTF-8 text; only exports of streamchat can be imported") from None
     except OSError as error:
@@ -175,7 +195,7 @@ def read_export(path: Path) -> ImportedSession:
             continue
         record = _record(line, path, number)
         if "messages" in record and isinstance(record["messages"], list):
-            head = head or {"title": record.get("title") or path.stem, "settings": {}}
+            head = head or {"title": _text(record, "title") or path.stem}
             for message in record["messages"]:
                 _take(message, path, number, head, messages)
         elif "streamchat" in record:
@@ -208,11 +228,18 @@ def _take(message: Any, path: Path, number: int, head: dict[str, Any], messages:
             f'{path}, line {number}: a message needs "role" (system, user or assistant) and "content" (text); nothing '
             "was imported"
         )
+    content = clean(content)
     if role == "system":
-        head.setdefault("settings", {})["system_prompt"] = content
+        settings = head.get("settings")
+        head["settings"] = {**(settings if isinstance(settings, dict) else {}), "system_prompt": content}
         return
-    at = message.get("at")
-    messages.append((role, content, float(at) if isinstance(at, int | float) else time.time()))
+    messages.append((role, content, _moment(message.get("at"))))
+
+
+def _moment(at: Any) -> float:
+    """Seconds since 1970 where `at` is such a time, else now."""
+    legal = isinstance(at, int | float) and not isinstance(at, bool) and 0 <= at <= LATEST
+    return float(at) if legal else time.time()
 
 
 def _turns(messages: list[tuple[str, str, float]]) -> list[StoredTurn]:

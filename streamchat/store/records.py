@@ -13,6 +13,11 @@ Run = tuple[int, int]
 TurnState = Literal["running", "done"]
 
 
+def clean(text: str) -> str:
+    """Text that SQLite takes: lone surrogates (from undecodable input) are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def packed(ids: Iterable[int]) -> bytes:
     """Ids as they are stored: little-endian int32."""
     values = array("i", ids)

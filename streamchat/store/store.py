@@ -24,6 +24,7 @@ from streamchat.store.records import (
     StoredEviction,
     StoredSession,
     StoredTurn,
+    clean,
     packed,
     unpacked,
 )
@@ -96,7 +97,19 @@ class Store:
             self._connection.execute(
                 "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
                 "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (new, clean(title), now, now, model, model_name, dtype, fingerprint, tokenizer, as_json, system),
+                (
+                    new,
+                    clean(title),
+                    now,
+                    now,
+                    clean(model),
+                    clean(model_name),
+                    dtype,
+                    fingerprint,
+                    tokenizer,
+                    as_json,
+                    system,
+                ),
             )
         return new
 
@@ -238,7 +251,7 @@ class Store:
 
     def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:
         """All sessions, newest first; with `words` those whose title or messages have them all."""
-        where, values = "", list[str]()
+        where, values, words = "", list[str](), clean(words)
         if query := query_of(words):
             where = (
                 "WHERE s.title LIKE ? ESCAPE '\\' OR s.id IN (SELECT t.session FROM words JOIN messages m ON m.id = "
@@ -258,6 +271,7 @@ class Store:
         Raises:
             SessionError: There is none, or there are several.
         """
+        name = clean(name)
         with sentences(self.path):
             if name == "last":
                 found = self._connection.execute(f"{_INFO} ORDER BY s.updated DESC LIMIT 1").fetchall()
@@ -326,7 +340,7 @@ class Store:
 
     def search(self, words: str, *, limit: int = 50) -> list[Found]:
         """Messages of all sessions that have all `words`, best first."""
-        query = query_of(words)
+        query = query_of(clean(words))
         if not query:
             return []
         with sentences(self.path):
@@ -362,11 +376,6 @@ class Store:
             except sqlite3.DatabaseError as error:
                 problems.append(f"the index of words is wrong ({error})")
         return "; ".join(problem for problem in problems if problem != "ok")
-
-
-def clean(text: str) -> str:
-    """Text that SQLite takes: lone surrogates (from undecodable input) are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _runs(text: str) -> tuple[Run, ...]:

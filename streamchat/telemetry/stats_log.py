@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from streamchat.errors import ConfigError
+from streamchat.paths import private_opener, user_path
 
 
 class StatsLog:
@@ -27,8 +27,8 @@ class StatsLog:
         self._path = path
         self._lock = threading.Lock()
         try:
-            self._file = open(Path(path).expanduser(), "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        except (OSError, ValueError, RuntimeError) as error:  # null bytes; ~user that does not exist
+            self._file = open(user_path(path), "a", encoding="utf-8", opener=private_opener)  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError) as error:  # null bytes
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"stats_json = {path!r} cannot be written ({reason}); give another file") from None
 

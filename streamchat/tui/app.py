@@ -17,6 +17,7 @@ from rich.text import Text
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 
 from streamchat.chat import events as ev
@@ -84,6 +85,15 @@ class StreamchatApp(App[int]):
         self._chat = ChatScreen(self._bridge, self._outbox, PromptHistory.open(configuration.settings.history))
         self._leaving = False
         self._quit_armed = False
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's choice, with pastes guarded where that is the driver of Linux and macOS."""
+        chosen = super().get_driver_class()
+        if chosen.__module__ != "textual.drivers.linux_driver":  # Windows, a browser, a test
+            return chosen
+        from streamchat.tui.keyboard import KeyboardDriver
+
+        return KeyboardDriver
 
     def keys_of(self, key_id: str) -> str:
         """Names of the keys for something, as configured."""

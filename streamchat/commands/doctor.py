@@ -1,0 +1,285 @@
+"""`streamchat doctor`: what is installed, what this machine can do, where files are, and what a chat would use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import locale
+import os
+import platform
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from streamchat import __version__, config, paths
+from streamchat.chat.text import printable
+from streamchat.commands import flags
+from streamchat.commands.faces import choose_face
+from streamchat.config import Configuration
+from streamchat.errors import ExitCode, StreamchatError
+from streamchat.settings import default_of, setting_fields
+from streamchat.units import human_bytes
+
+if TYPE_CHECKING:
+    from streamchat.commands.parser import Subparsers
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "huggingface-hub",
+    "textual",
+    "prompt-toolkit",
+)
+OPTIONAL = {
+    "matplotlib": "plots of reports",
+    "textual-serve": "--serve",
+    "ray": "sweep --ray",
+    "llama-cpp-python": "bench --peers",
+}
+Rows = dict[str, Any]
+
+
+@dataclass
+class Report:
+    """What was found: sections of rows, and what is wrong."""
+
+    sections: dict[str, Rows] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """A sentence each."""
+
+
+def add_parser(subparsers: Subparsers[Any]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="print versions, device, terminal, files, and what a chat would use",
+        description="Look at the installation and at this machine: versions, devices and number formats, the terminal, "
+        "where files are and how large, and which model a chat would use, on which device, and why. Nothing is fetched "
+        "or loaded. Exit code 1 where something is wrong.",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "cache_size", "plain"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit code."""
+    report = examine(args)
+    text = json.dumps({**report.sections, "problems": report.problems}, indent=1) if args.json else as_text(report)
+    sys.stdout.write(printable(text) + "\n")
+    return ExitCode.FAILURE if report.problems else ExitCode.OK
+
+
+def examine(args: argparse.Namespace) -> Report:
+    """Look at everything. A part that fails is named among the problems and the others are there all the same."""
+    report = Report()
+    configuration = Configuration()
+
+    def part(name: str, look: Callable[[Report], Rows]) -> None:
+        try:
+            report.sections[name] = look(report)
+        except StreamchatError as error:
+            report.problems.append(f"{name}: {error}")
+        except Exception as error:  # whatever is broken, the rest must be seen
+            report.problems.append(f"{name}: {type(error).__name__}: {error}")
+
+    def settings(report: Report) -> Rows:
+        nonlocal configuration
+        configuration = flags.configuration_of(args)
+        return _settings(configuration, flags.config_file_of(args))
+
+    part("versions", _versions)
+    part("settings", settings)
+    part("device", _device)
+    part("terminal", lambda report: _terminal(configuration))
+    part("files", _files)
+    part("chat", lambda report: _chat(configuration))
+    return report
+
+
+def as_text(report: Report) -> str:
+    """The report for people."""
+    lines: list[str] = []
+    for name, rows in report.sections.items():
+        lines += [name, *(_row(label, value) for label, value in rows.items()), ""]
+    lines += [f"problem: {problem}" for problem in report.problems] or ["no problem found"]
+    return "\n".join(lines)
+
+
+def _row(label: str, value: Any) -> str:
+    return f"  {label.removesuffix(' bytes'):<18} {_in_words(label, value)}".rstrip()
+
+
+def _in_words(label: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and label.endswith("bytes"):
+        return human_bytes(value)
+    if isinstance(value, dict) and "path" in value:
+        size = f"  ({human_bytes(value['bytes'])})" if value["bytes"] is not None else "  (not there yet)"
+        return f"{value['path']}{size}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "" if value is None else str(value)
+
+
+# --- the parts --------------------------------------------------------------------------------------------------
+
+
+def _versions(report: Report) -> Rows:
+    rows: Rows = {"streamchat": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in (*PACKAGES, *OPTIONAL):
+        try:
+            rows[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            rows[package] = f"not installed (for {OPTIONAL[package]})" if package in OPTIONAL else "not installed"
+            if package not in OPTIONAL:
+                report.problems.append(f"{package} is not installed; install streamchat again with pip")
+    report.problems += _outside_their_range()
+    return rows
+
+
+def _outside_their_range() -> list[str]:
+    """Packages of other versions than those that streamchat was tested with."""
+    from packaging.requirements import Requirement
+
+    wrong = []
+    for line in metadata.requires("streamchat") or ():
+        wanted = Requirement(line)
+        if wanted.name not in PACKAGES or (wanted.marker is not None and not wanted.marker.evaluate()):
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            continue  # told above
+        if not wanted.specifier.contains(found, prereleases=True):
+            wrong.append(f"{wanted.name} {found} is installed, and streamchat wants {wanted.specifier}")
+    return wrong
+
+
+def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
+    file = configuration.file
+    rows: Rows = {"file": str(file) if file else f"none; {config.user_file()} would be read"}
+    for name in setting_fields():
+        value = getattr(configuration.settings, name)
+        if value != default_of(name):
+            rows[name] = f"{value}  (from {configuration.place(name)})"
+    return rows
+
+
+def _device(report: Report) -> Rows:
+    import psutil
+    import torch
+
+    from streamchat.models import device as devices
+
+    memory = psutil.virtual_memory()
+    rows: Rows = {
+        "devices": devices.available_devices(),
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads of torch": torch.get_num_threads(),
+        "memory bytes": int(memory.total),
+        "free bytes": int(memory.available),
+        "bfloat16 on cpu": devices.cpu_has_bfloat16(),
+    }
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(i)
+            rows[f"cuda:{i}"] = f"{about.name}, {human_bytes(about.total_memory)}"
+        rows["bfloat16 on cuda"] = devices.choose_dtype("auto", "cuda")[0] == "bfloat16"
+    return rows
+
+
+def _terminal(configuration: Configuration) -> Rows:
+    size = shutil.get_terminal_size()
+    variables = ("TERM", "COLORTERM", "NO_COLOR", "TMUX", "SSH_CONNECTION", "LC_ALL", "LC_CTYPE", "LANG")
+    rows: Rows = {
+        "stdin": _end(sys.stdin),
+        "stdout": _end(sys.stdout),
+        "size": f"{size.columns} x {size.lines}",
+        "encoding": f"{getattr(sys.stdout, 'encoding', None)} (locale {locale.getpreferredencoding(False)})",
+        "face": choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ),
+    }
+    return rows | {name: os.environ[name] for name in variables if os.environ.get(name)}
+
+
+def _end(stream: IO[str] | None) -> str:
+    return "terminal" if stream is not None and stream.isatty() else "no terminal"
+
+
+def _files(report: Report) -> Rows:
+    from streamchat.models.hub_cache import hub_cache_dir
+    from streamchat.models.staging import models_dir
+    from streamchat.store.database import database_path
+    from streamchat.telemetry.log_file import log_path
+
+    database, snapshots = database_path(), paths.data_dir() / "snapshots"
+    rows: Rows = {
+        "models": _place(models_dir()),
+        "hub cache": _place(hub_cache_dir()),
+        "conversations": _place(database),
+        "saved caches": _place(snapshots),
+        "log": _place(log_path()),
+        "replays": _place(paths.state_dir() / "runs"),
+    }
+    for folder in (paths.cache_dir(), paths.data_dir(), paths.state_dir()):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            report.problems.append(f"{folder} cannot be written; make it writable, or set STREAMCHAT_HOME")
+    for private in (paths.data_dir(), database, paths.state_dir()):
+        if os.name == "posix" and private.exists() and stat.S_IMODE(private.stat().st_mode) & 0o077:
+            report.problems.append(f"{private} can be read by other users; chmod go= {private}")
+    rows["free disk bytes"] = shutil.disk_usage(_existing(paths.cache_dir())).free
+    return rows
+
+
+def _place(path: Path) -> dict[str, Any]:
+    """A path and how many bytes are in it; None where nothing is there."""
+    if not path.exists():
+        return {"path": str(path), "bytes": None}
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
+    return {"path": str(path), "bytes": sum(each.stat().st_size for each in files)}
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _chat(configuration: Configuration) -> Rows:
+    """What `streamchat` would use now, and why."""
+    from streamchat.models import device as devices
+    from streamchat.models.folder import inspect
+    from streamchat.models.resolve import resolve
+
+    settings, here = configuration.settings, ", ".join(devices.available_devices())
+    source = resolve(settings.model)
+    device = devices.choose_device(settings.device)
+    dtype, notes = devices.choose_dtype(settings.dtype, device)
+    where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
+    rows: Rows = {
+        "model": f"{source.name} ({settings.model}, {configuration.place('model')})",
+        "from": where,
+        "device": f"{device} ({_why(configuration, 'device', f'the best of {here}')})",
+        "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast there')})",
+        "cache": f"{settings.cache_size} tokens ({configuration.place('cache_size')})",
+    }
+    if source.available and source.kind != "gguf":
+        contents = inspect(Path(source.location))
+        rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
+        devices.check_memory(contents.parameters, dtype, device, source.name)
+    if notes:
+        rows["note"] = " ".join(notes)
+    return rows
+
+
+def _why(configuration: Configuration, name: str, automatic: str) -> str:
+    if getattr(configuration.settings, name) == "auto":
+        return f"auto: {automatic}"
+    return f"from {configuration.place(name)}"

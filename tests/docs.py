@@ -1,0 +1,149 @@
+"""The pages of docs/ that follow from the program itself.
+
+    python -m tests.docs --write
+
+docs/configuration.md comes from the settings, docs/commands.md from the parser of every command. A test says when they
+differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streamchat import keys
+from streamchat.chat.commands import default_registry
+from streamchat.commands import parser
+from streamchat.config import flag_of
+from streamchat.settings import default_of, setting_fields, spec_of
+
+DOCS = Path(__file__).parents[1] / "docs"
+NOTE = "*Made by `python -m tests.docs --write`; changes here are overwritten.*"
+
+
+def configuration_page() -> str:
+    """Every setting and every key."""
+    lines = [
+        "# Configuration",
+        "",
+        NOTE,
+        "",
+        *_paragraph(
+            "Every setting is a flag (`--cache-size 2048`), an environment variable "
+            "(`STREAMCHAT_CACHE_SIZE=2048`) and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A "
+            "flag wins over a variable, a variable over the file. The file is `--config FILE`, else "
+            "`./config.toml` where that has a `[streamchat]` table, else the user's; `streamchat config --path` "
+            "prints which. `streamchat config` prints what is in force and where each value came from, "
+            "`streamchat config --default` a whole file to start from."
+        ),
+    ]
+    section = ""
+    for name in setting_fields():
+        spec = spec_of(name)
+        if spec.section != section:
+            section = spec.section
+            lines += ["", f"## [{section}]", "", "| setting | default | legal | meaning |", "| --- | --- | --- | --- |"]
+        default = default_of(name)
+        shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
+        live = " Can be changed in a chat with `/set`." if spec.live else ""
+        legal = "true or false" if isinstance(default, bool) else spec.legal()
+        lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
+    lines += ["", "## [keys]", "", 'Names of keys, with commas between several: `chat.stop = "escape, ctrl+g"`.', ""]
+    lines += ["| key | default | does |", "| --- | --- | --- |"]
+    lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keys.KEYS]
+    lines += ["", "## Other environment variables", "", "| variable | meaning |", "| --- | --- |"]
+    lines += [
+        "| `STREAMCHAT_HOME` | one folder for configuration, models, conversations and logs |",
+        "| `STREAMCHAT_CONFIG` | the configuration file, as `--config` |",
+        "| `STREAMCHAT_DEBUG` | anything but 0: show the traceback of an error, as `--debug` |",
+        "| `NO_COLOR` | no colours |",
+        "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """Every command with its arguments, and the slash commands."""
+    top, subparsers = parser.build_parser()
+    lines = ["# Commands", "", NOTE, "", *_of(top, "streamchat")]
+    for name in parser.COMMANDS:
+        lines += ["", *_of(subparsers.choices[name], f"streamchat {name}")]
+    lines += ["", "## In the chat", "", "| command | does |", "| --- | --- |"]
+    for command in default_registry():
+        lines.append(f"| `/{f'{command.name} {command.arguments}'.strip()}` | {_cell(command.help)} |")
+    lines += [
+        "",
+        "`//word` sends `/word` to the model. `@path` puts a text file into the message, `\\@` an @ as it is.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[str]:
+    yield f"{'#' * level} {name}"
+    yield ""
+    yield from _paragraph(each.description or "")
+    rows, settings, below = [], [], []
+    for action in each._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below.append(action)
+        elif action.dest in setting_fields() and action.default is argparse.SUPPRESS:
+            settings.append(f"`{flag_of(action.dest)}`")
+        elif action.dest != "help":
+            rows.append(f"| `{_usage(action)}` | {_cell((action.help or '').replace('%%', '%'))} |")
+    if rows:
+        yield from ["", "| argument | meaning |", "| --- | --- |", *rows]
+    if settings:
+        yield ""
+        yield from _paragraph(f"Settings ([configuration](configuration.md)): {', '.join(settings)}.")
+    for action in below:
+        for word, lower in action.choices.items() if each.prog != "streamchat" else ():
+            about = next((choice.help for choice in action._choices_actions if choice.dest == word), "")
+            lower.description = lower.description or f"{str(about)[:1].upper()}{str(about)[1:]}."
+            yield ""
+            yield from _of(lower, f"{name} {word}", level + 1)
+
+
+def _usage(action: argparse.Action) -> str:
+    value: Any = action.metavar or (
+        f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
+    )
+    several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} [{value} ...]"}.get(str(action.nargs), value)
+    if not action.option_strings:
+        return str(several)
+    flag = ", ".join(action.option_strings)
+    return flag if action.nargs == 0 else f"{flag} {several}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _paragraph(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+
+
+def main(argv: list[str]) -> int:
+    """Write the pages, or say which differ."""
+    texts = {name: page() for name, page in PAGES.items()}
+    differ = [name for name, text in texts.items() if not _is(DOCS / name, text)]
+    for name in differ:
+        print(name, "is written" if "--write" in argv else "differs; run: python -m tests.docs --write")
+        if "--write" in argv:
+            (DOCS / name).write_text(texts[name], encoding="utf-8")
+    return 0 if "--write" in argv else len(differ)
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
