@@ -248,7 +248,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 x = original[:, :, :prefix]
                 if rotation is not None:
                     x = rotation.apply(x, rotation.source.angles_range(self.base, prefix, buffer.device))
-                buffer[:, :, self.start : self.start + prefix] = x
+                buffer.narrow(2, self.start, prefix).copy_(x)
         self._refresh_views()
 
     def _move_to_front(self) -> None:

@@ -31,12 +31,12 @@ class LoadedModel:
     """Folder, file or Hub id that it came from."""
     device: str
     dtype: str
+    notes: tuple[str, ...] = ()
+    """Sentences that the user should see once."""
     weights: str = "native"
     """"native", or what a few tokens at once are multiplied by: "int8" or "int4"."""
     packed_bytes: int = 0
     """Memory of the packed weights, beside the native ones."""
-    notes: tuple[str, ...] = ()
-    """Sentences that the user should see once."""
 
 
 def load_model(
@@ -104,9 +104,9 @@ def load_model(
         source.repo_id or source.location,
         chosen_device,
         chosen_dtype,
+        (*notes, *attention_notes, *weight_notes),
         used,
         packed_bytes(model),
-        (*notes, *attention_notes, *weight_notes),
     )
 
 
