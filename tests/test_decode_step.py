@@ -37,6 +37,10 @@ GROUPED = BASE | {"num_key_value_heads": 2}
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", GROUPED),
     "llama, one head of keys": ("LlamaConfig", BASE | {"num_key_value_heads": 1}),
+    "llama, three heads of queries to one of keys": (
+        "LlamaConfig",
+        BASE | {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2},
+    ),
     "llama, biases": ("LlamaConfig", GROUPED | {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": ("LlamaConfig", GROUPED | {"head_dim": 64}),
     "llama, gelu": ("LlamaConfig", GROUPED | {"hidden_act": "gelu"}),
