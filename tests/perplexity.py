@@ -1,6 +1,7 @@
 """Teacher-forced perplexity of one text under several ways to bound the cache, against a slow reference.
 
-    python -m tests.perplexity MODEL_FOLDER TEXT_FILE --tokens 3000 --cache-size 512
+    python -m tests.perplexity MODEL TEXT_FILE --tokens 3000 --cache-size 512
+    python -m tests.perplexity default TEXT_FILE --dtype bfloat16 --weights int4 --only streamchat,
 
 Prints a line a policy and a JSON line. Also the functions that the tests use.
 """
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import StreamingCache
+from streamchat.models.load import load_model
 from tests.reference import Reference
 
 Feed = Callable[[Tensor], Tensor]
@@ -105,14 +107,17 @@ class Policies:
 def main() -> int:
     """Run all policies on one text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model")
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=3000)
     parser.add_argument("--cache-size", type=int, default=512)
     parser.add_argument("--sinks", type=int, default=4)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--weights", default="native")
+    parser.add_argument("--only", default="", metavar="POLICY", help="policies whose name begins so")
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    loaded = load_model(args.model, device="cpu", dtype=args.dtype, weights=args.weights)
+    model, tokenizer = loaded.model, loaded.tokenizer
     transformers.logging.set_verbosity_error()  # a text longer than the model's context is the point
     text = args.text.read_text(encoding="utf-8-sig")
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, : args.tokens]
@@ -127,10 +132,13 @@ def main() -> int:
     }
     results = {}
     for name, make in policies.items():
+        if not name.startswith(args.only):
+            continue
         started = time.perf_counter()
         results[name] = perplexity(make(), ids)
         print(f"{name:<36} {results[name]:10.4f}   {time.perf_counter() - started:6.0f} s", flush=True)
-    print(json.dumps({"tokens": len(ids), "cache_size": size, "sinks": sinks, "perplexity": results}))
+    about = {"tokens": len(ids), "cache_size": size, "sinks": sinks, "dtype": loaded.dtype, "weights": loaded.weights}
+    print(json.dumps(about | {"perplexity": results}))
     return 0
 
 

@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.settings import Settings
@@ -81,3 +88,73 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
     # 256 / 1.002 = 255.5, which bfloat16 rounds to 255
     assert draw(torch.tensor([255.0, 256.0], dtype=torch.bfloat16), (1,)) == 1
     assert sampler()(torch.full((4,), -60000.0, dtype=torch.float16), ()) in range(4)
+
+
+FILTERS: list[dict[str, Any]] = [
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"top_k": 40},
+    {"top_k": 1000},
+    {"min_p": 0.02},
+    {"top_k": 200, "top_p": 0.8},
+    {"top_p": 0.95, "min_p": 0.01},
+    {"top_k": 300, "top_p": 0.97, "min_p": 0.001, "temperature": 1.7},
+    {"temperature": 0.3, "top_p": 0.5},
+    {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.3},
+]
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize("settings", FILTERS, ids=str)
+def test_what_stays_and_its_shares_are_those_of_transformers(settings: dict[str, Any], spread: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(5000, generator=generator) * spread
+    recent = [3, 17, 17, 4000]
+    expected = reference(logits, recent, settings)
+
+    draw = sampler(**settings)
+    seen: list[torch.Tensor] = []
+    draw._draw = lambda scores: seen.append(scores) or 0  # type: ignore[method-assign, func-returns-value]
+    draw(logits.clone(), recent)
+    shares = seen[0].double().softmax(-1)
+    kept = expected[expected > 0].sort(descending=True).values
+    # a running sum of float32 may put one token of 5,000 on the other side of top_p
+    assert abs(len(shares) - len(kept)) <= (1 if "top_p" in settings else 0)
+    n = min(len(shares), len(kept))
+    torch.testing.assert_close(shares[:n], kept[:n], rtol=1e-3, atol=1e-9)
+
+
+def reference(logits: torch.Tensor, recent: list[int], settings: dict[str, Any]) -> torch.Tensor:
+    """Probabilities (vocabulary,) after the processors of transformers."""
+    scores, ids = logits[None].double(), torch.tensor([recent])
+    for processor in (
+        RepetitionPenaltyLogitsProcessor(settings.get("repetition_penalty", 1.0)),
+        TemperatureLogitsWarper(settings.get("temperature", 1.0)),
+        *([TopKLogitsWarper(settings["top_k"])] if "top_k" in settings else []),
+        *([TopPLogitsWarper(settings["top_p"])] if "top_p" in settings else []),
+        *([MinPLogitsWarper(settings["min_p"])] if "min_p" in settings else []),
+    ):
+        scores = processor(ids, scores)
+    return scores[0].softmax(-1)
+
+
+def test_equal_scores_at_the_edge_of_top_k_stay_together() -> None:
+    logits = torch.full((1000,), -5.0)
+    logits[:7] = torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    draw = sampler(top_k=3)
+    assert {draw(logits, ()) for _ in range(600)} == set(range(6))
+
+
+def test_each_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should() -> None:
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(2))
+    draw = sampler()
+    counts = torch.bincount(torch.tensor([draw(logits, ()) for _ in range(20000)]), minlength=3000)
+    expected = 20000 * logits.double().softmax(-1)
+    # chi-squared with 2,999 degrees of freedom: mean 2,999, deviation 77
+    assert ((counts - expected) ** 2 / expected).sum().item() < 2999 + 5 * 77
+
+
+def test_logits_are_left_as_they_were() -> None:
+    logits = LOGITS.clone()
+    sampler(temperature=0.5, repetition_penalty=2.0)(logits, (0, 1))
+    assert torch.equal(logits, LOGITS)

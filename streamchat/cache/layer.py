@@ -81,8 +81,9 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             )
         if self.end + count > self.slots:
             self._move_to_front()
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.end : self.end + count] = states
+        keys, values = self._buffers
+        keys.narrow(2, self.end, count).copy_(key_states)
+        values.narrow(2, self.end, count).copy_(value_states)
         self.end += count
         self._refresh_views()
         assert self.keys is not None
@@ -247,7 +248,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 x = original[:, :, :prefix]
                 if rotation is not None:
                     x = rotation.apply(x, rotation.source.angles_range(self.base, prefix, buffer.device))
-                buffer[:, :, self.start : self.start + prefix] = x
+                buffer.narrow(2, self.start, prefix).copy_(x)
         self._refresh_views()
 
     def _move_to_front(self) -> None:
@@ -270,4 +271,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _refresh_views(self) -> None:
         assert self._buffers is not None
-        self.keys, self.values = (b[:, :, self.start : self.end] for b in self._buffers)
+        keys, values = self._buffers
+        length = self.end - self.start
+        self.keys, self.values = keys.narrow(2, self.start, length), values.narrow(2, self.start, length)

@@ -75,8 +75,8 @@ class RecomputingCache(StreamingCache):
         super().reset()
         self.stale, self._refill = False, 0
 
-    def _read(self, count: int) -> None:
-        super()._read(count - self._refill)
+    def count_read(self, count: int) -> None:
+        super().count_read(count - self._refill)
         self.fresh = count - self._refill
         self.stale, self._refill = False, 0
 

@@ -111,18 +111,21 @@ class TensorRotation:
         if self.reverse != undo:
             sin = -sin
         pairs = cos.shape[-1]
-        stop = self.offset + 2 * pairs
         x = x.float()
-        part = x[..., self.offset : stop]
+        if 2 * pairs == x.shape[-1]:
+            return self._turn(x, cos, sin)
         out = x.clone()
-        target = out[..., self.offset : stop]
-        if self.interleaved:
-            a, b = part[..., ::2], part[..., 1::2]
-            target[..., ::2], target[..., 1::2] = a * cos - b * sin, b * cos + a * sin
-        else:
-            a, b = part[..., :pairs], part[..., pairs:]
-            target[..., :pairs], target[..., pairs:] = a * cos - b * sin, b * cos + a * sin
+        part = out.narrow(-1, self.offset, 2 * pairs)
+        part.copy_(self._turn(part, cos, sin))
         return out
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(..., n, 2 x pairs), all of it rotated: `x * cos + partner * sin`, in few operations for all dimensions."""
+        if self.interleaved:
+            a, b = x[..., ::2], x[..., 1::2]
+            return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        partner = torch.roll(x, cos.shape[-1], -1)
+        return x * torch.cat([cos, cos], dim=-1) + partner * torch.cat([-sin, sin], dim=-1)
 
 
 def difference(to: Angles, start: Angles) -> Angles:

@@ -319,7 +319,7 @@ class StreamingCache(DynamicCache):
         """Append one layer's states; the ledger follows when the last layer has them."""
         result: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self._last:
-            self._read(key_states.shape[-2])
+            self.count_read(key_states.shape[-2])
         return result
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -353,8 +353,8 @@ class StreamingCache(DynamicCache):
         """The next forward feeds these (batch, n) ids; None for embeddings. Called by the hook."""
         self._pending = ids
 
-    def _read(self, count: int) -> None:
-        """All layers have `count` new tokens."""
+    def count_read(self, count: int) -> None:
+        """All layers have got `count` new tokens: the ledger follows. For those who feed the layers themselves."""
         self.ledger.append(count)
         if self.seen is not None:
             if self._pending is None:

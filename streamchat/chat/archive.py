@@ -230,7 +230,7 @@ class Archive:
             identity = Identity(
                 lasting_name(held.settings.model),
                 held.info.name,
-                held.info.dtype,
+                held.info.precision,
                 model_fingerprint(conversation.model),
                 tokenizer_fingerprint(conversation.tokenizer, parts),
             )

@@ -39,6 +39,7 @@ def load_from_settings(configuration: Configuration, progress: Progress) -> Load
         device=settings.device,
         dtype=settings.dtype,
         attention=settings.attention,
+        weights=settings.weights,
         progress=progress,
     )
 
@@ -71,7 +72,8 @@ def assemble(
         device=loaded.device,
         dtype=loaded.dtype,
         parameters=sum(p.numel() for p in weights),
-        weight_bytes=sum(p.numel() * p.element_size() for p in weights),
+        weights=loaded.weights,
+        weight_bytes=sum(p.numel() * p.element_size() for p in weights) + loaded.packed_bytes,
         context_length=context or 0,
         cache_size=cache_size,
         num_sink_tokens=settings.num_sink_tokens,

@@ -145,7 +145,7 @@ def _stats(context: SlashContext, argument: str) -> SlashResult:
         rows.append(
             (
                 "model",
-                f"{info.name} ({info.dtype} on {info.device}, {human_bytes(info.weight_bytes)} of weights)",
+                f"{info.name} ({info.precision} on {info.device}, {human_bytes(info.weight_bytes)} of weights)",
             )
         )
     parts = f"{cache.sinks} sinks, {cache.pinned} pinned, {cache.window} window"
@@ -177,7 +177,7 @@ def _model(context: SlashContext, argument: str) -> SlashResult:
     info = context.board.info
     if info is None:
         return SlashResult(f"{context.engine.settings.model} is being loaded")
-    return SlashResult(f"{info.name} ({info.dtype} on {info.device}), from {info.source}")
+    return SlashResult(f"{info.name} ({info.precision} on {info.device}), from {info.source}")
 
 
 def _complete_model(context: SlashContext, argument: str) -> list[tuple[str, str]]:

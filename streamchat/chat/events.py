@@ -59,6 +59,13 @@ class ModelInfo:
     attention: str
     chat_format: str
     """'template' or 'plain'."""
+    weights: str = "native"
+    """'native', or how new tokens are computed: with packed 'int8' or 'int4' weights."""
+
+    @property
+    def precision(self) -> str:
+        """Number format and weights in words: 'bfloat16', 'bfloat16, int4 weights'."""
+        return self.dtype if self.weights == "native" else f"{self.dtype}, {self.weights} weights"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from streamchat.speed.linear import packed_layers
+
 # What a configuration says about files and texts, and not about the computation.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 SAMPLES = 64
@@ -23,7 +25,8 @@ def computed_config(config: Any) -> dict[str, Any]:
 def model_fingerprint(model: Any) -> str:
     """Of configuration and weights: shapes of all, and some values of each, spread over it.
 
-    The values are those of the loaded number format: the same model in another one has another fingerprint.
+    The values are those of the loaded number format: the same model in another one, or with packed
+    weights, has another fingerprint.
     """
     digest = hashlib.sha256(json.dumps(computed_config(model.config), sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
@@ -31,6 +34,10 @@ def model_fingerprint(model: Any) -> str:
         step = max(1, flat.numel() // SAMPLES)
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(flat[::step][:SAMPLES].float().cpu().numpy().tobytes())
+    for name, layer in packed_layers(model).items():
+        scales = layer.packed.scales.reshape(-1)
+        digest.update(f"{name} {layer.packed.kind}".encode())
+        digest.update(scales[:: max(1, scales.numel() // SAMPLES)][:SAMPLES].float().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

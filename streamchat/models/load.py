@@ -33,10 +33,20 @@ class LoadedModel:
     dtype: str
     notes: tuple[str, ...] = ()
     """Sentences that the user should see once."""
+    weights: str = "native"
+    """"native", or what a few tokens at once are multiplied by: "int8" or "int4"."""
+    packed_bytes: int = 0
+    """Memory of the packed weights, beside the native ones."""
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: str = "auto", attention: str = "sdpa", progress: Progress | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    weights: str = "native",
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load the model that `name` means; fetched or converted first where needed. Prints nothing.
 
@@ -45,12 +55,13 @@ def load_model(
         device: `auto`, `cpu`, `cuda` or `mps`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
+        weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
         progress: Told what is going on; may raise to cancel.
 
     Raises:
         ModelNotFoundError: Not there, not to be had, damaged, or too big for this machine.
         UnsupportedModelError: Found, but not a causal language model that can be loaded safely.
-        ConfigError: The asked device is not here.
+        ConfigError: The asked device is not here, or the asked weights cannot be had.
     """
     progress = progress or silent
     source = resolve(name)
@@ -62,6 +73,10 @@ def load_model(
     contents = inspect(folder)
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
     progress(f"Loading {source.name}", 0, 0, "")
+    from streamchat.models.weights import use_weights
+    from streamchat.speed.forward import install
+    from streamchat.speed.linear import packed_bytes
+
     with quiet():
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
@@ -75,8 +90,24 @@ def load_model(
             devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
             model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
     progress(f"Loading {source.name}", 0, 0, "")
-    shown = source.repo_id or source.location
-    return LoadedModel(model, tokenizer, source.name, shown, chosen_device, chosen_dtype, (*notes, *attention_notes))
+    if weights == "auto" and dtype == "float32":
+        weights = "native"  # who asks for exact numbers gets them
+    used, weight_notes = use_weights(
+        model, tokenizer, weights, device=chosen_device, name=source.name, progress=progress
+    )
+    install(model)
+    progress(f"Loading {source.name}", 0, 0, "")
+    return LoadedModel(
+        model,
+        tokenizer,
+        source.name,
+        source.repo_id or source.location,
+        chosen_device,
+        chosen_dtype,
+        (*notes, *attention_notes, *weight_notes),
+        used,
+        packed_bytes(model),
+    )
 
 
 def _folder_of(source: Source, asked: str, progress: Progress) -> Path:

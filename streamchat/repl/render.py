@@ -178,7 +178,7 @@ def ready_sentence(info: ev.ModelInfo) -> str:
     """What is loaded and how, once at the start."""
     pinned = f", {info.pinned_tokens} pinned" if info.pinned_tokens else ""
     text = (
-        f"{info.name} on {info.device}, {info.dtype}; cache {info.cache_size} tokens "
+        f"{info.name} on {info.device}, {info.precision}; cache {info.cache_size} tokens "
         f"({info.num_sink_tokens} sinks{pinned}); /help lists the commands"
     )
     return printable(text)

@@ -17,7 +17,7 @@ def toolbar_text(board: StatusBoard, columns: int) -> str:
     if board.decode_tps is not None:
         parts.append(f"{board.decode_tps:.1f} tok/s")
     if board.info is not None:
-        parts.append(f"{board.info.name} on {board.info.device}, {board.info.dtype}")
+        parts.append(f"{board.info.name} on {board.info.device}, {board.info.precision}")
     text = " " + parts[0]
     for part in parts[1:]:
         longer = f"{text} · {part}"

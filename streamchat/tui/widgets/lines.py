@@ -79,7 +79,7 @@ class Welcome(Vertical):
         facts = [
             one_line(info.name),
             f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)})",
-            f"{info.dtype} on {one_line(info.device)}",
+            f"{info.precision} on {one_line(info.device)}",
             f"ready in {human_seconds(self._load_s)}",
         ]
         yield Verbatim(" · ".join(facts), classes="facts")

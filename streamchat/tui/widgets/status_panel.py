@@ -124,7 +124,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         self.query_one("#model", Figures).show(
             [
                 Figure("device", one_line(info.device)),
-                Figure("dtype", info.dtype),
+                Figure("dtype", info.precision),
                 Figure("weights", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
                 Figure("trained context", f"{info.context_length:,}" if info.context_length else "n/a"),
             ]

@@ -1,0 +1,117 @@
+"""Weight matrices in few bits, multiplied by PyTorch's own CPU kernels. Activations stay as they are.
+
+A decode step reads every weight once for one token, so its time is that of reading them: int8 has half the bytes of
+bfloat16, int4 less than a third. With many tokens at once the kernels are slower than a plain bfloat16 product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["int8", "int4"]
+
+GROUP = 32
+"""Weights of a row that share a scale and a zero in int4: the groups of GGUF's Q4_0 and Q4_1."""
+TILE_ROWS = 64
+"""Rows of an int4 matrix that the kernels' layout keeps together, on any CPU."""
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix of `rows` x `columns` weights (out_features x in_features), with bfloat16 scales.
+
+    int8: one scale a row, `w = scale * q`. int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
+    """
+
+    kind: Kind
+    data: Tensor
+    """int8: (rows, columns) int8. int4: (rows, columns / 2) uint8, in the layout of this CPU's kernel."""
+    scales: Tensor
+    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16."""
+
+    @property
+    def rows(self) -> int:
+        """Output features."""
+        return self.data.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both tensors."""
+        return self.data.nbytes + self.scales.nbytes
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(n, columns) -> (n, rows), in the dtype of `x`; the product itself takes `x` in bfloat16."""
+        half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
+        if self.kind == "int8":
+            product = torch._weight_int8pack_mm(half, self.data, self.scales)
+        else:
+            product = torch._weight_int4pack_mm_for_cpu(half, self.data, GROUP, self.scales)
+        return product if x.dtype == torch.bfloat16 else product.to(x.dtype)
+
+    def part(self, first: int, stop: int) -> PackedWeight:
+        """Rows `[first, stop)`, as views as far as the kernels take them.
+
+        `first` must be a multiple of `TILE_ROWS` for int4, and `stop` too or the end.
+        """
+        if self.kind == "int8":
+            return PackedWeight("int8", self.data[first:stop], self.scales[first:stop])
+        assert first % TILE_ROWS == 0
+        assert stop % TILE_ROWS == 0 or stop == self.rows
+        return PackedWeight("int4", self.data[first:stop], self.scales[:, first:stop].contiguous())
+
+
+def packs(kind: Kind, rows: int, columns: int) -> bool:
+    """Whether the kernels take a matrix of this size (outside of it int8 reads past the end, unchecked)."""
+    return columns % GROUP == 0 and (kind == "int8" or rows % 16 == 0)
+
+
+def pack(weight: Tensor, kind: Kind) -> PackedWeight:
+    """Round a (rows, columns) matrix on the CPU, of any float dtype.
+
+    int4 finds the codes of a matrix that was in such groups before (GGUF's Q4_1) exactly, also where it was rounded
+    to bfloat16 since: smallest and largest weight of a group are its codes 0 and 15.
+
+    Raises:
+        ValueError: The size is none that `packs` allows.
+    """
+    rows, columns = weight.shape
+    if not packs(kind, rows, columns):
+        raise ValueError(f"a matrix of {rows} x {columns} cannot be packed in {kind}")
+    weight = weight.float().contiguous()
+    return _int8(weight) if kind == "int8" else _int4(weight)
+
+
+def _int8(weight: Tensor) -> PackedWeight:
+    scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
+    # 127 x a scale that was rounded down lies below the largest weight
+    codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
+    return PackedWeight("int8", codes.to(torch.int8), scales)
+
+
+def _int4(weight: Tensor) -> PackedWeight:
+    rows, columns = weight.shape
+    codes, scales = int4_codes(weight)
+    data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
+    return PackedWeight("int4", data, scales.transpose(0, 1).contiguous())
+
+
+def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) bfloat16 scales and zeros.
+
+    The scale and the zero of a group are those that fit its codes best (least squares).
+    """
+    groups = weight.view(weight.shape[0], -1, GROUP)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    step = ((high - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = ((groups - low) / step).round_().clamp_(0, 15)
+    centred = codes - codes.mean(-1, keepdim=True)
+    mean = groups.mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True)
+    scale = torch.where(variance > 0, (centred * (groups - mean)).sum(-1, keepdim=True) / variance, step)
+    scale = scale.to(torch.bfloat16).float()
+    zero = mean - scale * (codes.mean(-1, keepdim=True) - 8)
+    return codes.to(torch.int32), torch.cat([scale, zero], dim=-1).to(torch.bfloat16)

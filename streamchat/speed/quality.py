@@ -1,0 +1,79 @@
+"""How far packed weights are from a model's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamchat.speed.linear import always_packed, never_packed
+from streamchat.speed.packed import GROUP, int4_codes
+
+AUTO_LIMIT = 0.00995
+"""Nats a token that `auto` accepts: with the model's own predictions as the truth, 1 % of perplexity."""
+TOKENS = 256
+SAMPLED_ROWS = 64
+GROUPED_LIMIT = 0.1
+"""Of a step: weights that were rounded to groups before leave some 0.03, any others 0.29."""
+TEXT = """\
+The mill stood where the river bends, half a mile below the village, and in the spring its wheel could be heard from \
+the church. Anna's grandfather had built it with two of his brothers. They were not rich people; what they earned in \
+good years went into the roof, and in bad years the roof had to wait. When the railway came, grain was carried to the \
+large steam mills in the city, and one after another the small ones fell silent.
+
+"Why did he not sell it?" asked the boy. He was looking at the photograph over the fireplace, in which three men in \
+dark coats stood before a door.
+
+"Because nobody offered anything for it," she said and laughed. "Later somebody did. A company wanted the water for a \
+power station. That was in 1924. He read the letter twice, put it into his pocket and went out to clean the grating. \
+He never spoke of it again, but from that day on he paid his taxes on time."
+
+To measure the flow of a stream, choose a straight part of it, mark a distance of ten metres, and drop an orange into \
+the middle. The time that it takes gives the speed at the surface; about four fifths of that is the mean speed. \
+Multiply it by the width and by the mean depth, and you have the volume that passes in one second. For example, with \
+0.5 m/s, a width of 3 m and a depth of 0.4 m, it is 0.6 cubic metres.
+"""
+
+
+def is_grouped(model: Any) -> bool:
+    """Whether the weights of `model` lie on 16 evenly spaced values in each group of 32, as those of a Q4_1 file do."""
+    return all(_residual(weight) <= GROUPED_LIMIT for weight in _samples(model))
+
+
+def _samples(model: Any) -> list[Tensor]:
+    """Some rows of the first layers' matrices."""
+    found = []
+    output = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not output and module.in_features % GROUP == 0:
+            found.append(module.weight.detach()[:SAMPLED_ROWS].float())
+        if len(found) == 8:
+            break
+    # without any there is nothing that could be exact
+    return found or [torch.rand(1, GROUP)]
+
+
+def _residual(weight: Tensor) -> float:
+    """Root mean square distance from the values that int4 codes stand for, in units of their step."""
+    codes, scales = int4_codes(weight)
+    step, zero = (part.float().unsqueeze(-1) for part in scales.unbind(-1))
+    distance = (weight.view(weight.shape[0], -1, GROUP) - zero) / step - (codes - 8)
+    return float(distance.square().mean().sqrt())
+
+
+@torch.inference_mode()
+def divergence(model: Any, tokenizer: Any) -> float:
+    """Mean Kullback-Leibler divergence, in nats a token, of the packed model's predictions from the plain one's.
+
+    Over 256 tokens of an English text. Where the plain model's predictions are taken as the truth, it is the
+    logarithm of the factor by which the perplexity grows.
+    """
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
+    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    with never_packed(model):
+        plain = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    with always_packed(model):
+        packed = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
+    nats = (plain.exp() * (plain - packed)).sum(-1).mean()
+    return float(nats) if bool(torch.isfinite(nats)) else float("inf")

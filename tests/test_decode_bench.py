@@ -1,0 +1,51 @@
+"""The measurement itself: what it runs on which path, and that it leaves a model as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamchat.chat import decode_bench
+from streamchat.chat.decode_bench import measure_decode, measure_flat
+from streamchat.models.load import LoadedModel, load_model
+from tests.models_help import save, tiny_llama
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tiny_llama(**SIZES, max_position_embeddings=2048), tmp_path / "llama")
+
+
+def test_four_ways_are_timed_on_a_full_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    streams: list[decode_bench._Stream] = []
+
+    def load(weights: str) -> LoadedModel:
+        asked.append(weights)
+        return load_model(str(folder), device="cpu", dtype="bfloat16", weights=weights)
+
+    class Stream(decode_bench._Stream):
+        def __init__(self, loaded: LoadedModel, cache_size: int, short_path: bool) -> None:
+            super().__init__(loaded, cache_size, short_path)
+            streams.append(self)
+
+    monkeypatch.setattr(decode_bench, "_Stream", Stream)
+    figures = measure_decode(load, weights="int8", cache_size=64, tokens=20, rounds=2)
+    assert asked == ["int8", "native"]
+    assert (figures.weights, figures.cached, figures.tokens) == ("int8", 64, 20)
+    assert min(figures.engine_ms, figures.native_ms, figures.plain_ms, figures.plain_native_ms) > 0
+    assert figures.as_dict()["prefill_tps"] > 0
+    assert [stream.short_path for stream in streams] == [True, False, True, False]
+    for stream in streams:
+        assert stream.cache.ledger.next_index == 64 + decode_bench.WARM_UP + 20
+        assert stream.cache.compression_count >= 1
+
+
+def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
+    loaded = load_model(str(folder), device="cpu", dtype="float32")
+    times = measure_flat(loaded, cache_size=32, tokens=50)
+    assert len(times) == 50
+    assert min(times) > 0

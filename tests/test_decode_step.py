@@ -1,0 +1,272 @@
+"""The short decode path gives the logits and the cache of the plain forward, and steps aside where it does not fit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import DynamicCache
+
+from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.fit import fit_positions
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.press import StreamingPress
+from streamchat.cache.streaming import StreamingCache
+from streamchat.models.load import load_model
+from streamchat.speed import forward as short
+from streamchat.speed.forward import install, uninstall
+from streamchat.speed.replace import groups, pack_group, replace
+from streamchat.speed.steps import decode_step
+from tests.families import build, text
+
+VOCABULARY = 160
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
+GROUPED = BASE | {"num_key_value_heads": 2}
+KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", GROUPED),
+    "llama, one head of keys": ("LlamaConfig", BASE | {"num_key_value_heads": 1}),
+    "llama, three heads of queries to one of keys": (
+        "LlamaConfig",
+        BASE | {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 2},
+    ),
+    "llama, biases": ("LlamaConfig", GROUPED | {"attention_bias": True, "mlp_bias": True}),
+    "llama, wide heads": ("LlamaConfig", GROUPED | {"head_dim": 64}),
+    "llama, gelu": ("LlamaConfig", GROUPED | {"hidden_act": "gelu"}),
+    "llama 3": (
+        "LlamaConfig",
+        GROUPED
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 512,
+            }
+        },
+    ),
+    "llama, tied": ("LlamaConfig", GROUPED | {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", GROUPED | {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", GROUPED),
+    "qwen3": ("Qwen3Config", GROUPED | {"head_dim": 32}),
+    "gpt_neox": ("GPTNeoXConfig", BASE),
+    "gpt_neox, one after the other": ("GPTNeoXConfig", BASE | {"use_parallel_residual": False}),
+    "gpt_neox, all rotary": (
+        "GPTNeoXConfig",
+        BASE | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+    ),
+}
+
+
+def make(name: str) -> Any:
+    """A seeded model in which a wrong position, bias or norm shows."""
+    kind, sizes = KNOWN[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model = model.eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for path, weights in model.named_parameters():
+        noise = torch.randn(weights.shape, generator=generator)
+        if weights.dim() < 2:
+            weights += 0.15 * noise
+        else:
+            weights.copy_(noise if "embed" in path else 1.3 * noise / weights.shape[-1] ** 0.5)
+    return model
+
+
+def cache_of(model: Any, size: int, sinks: int = 4) -> StreamingCache:
+    return StreamingCache(model.config, fit_positions(model), cache_size=size, num_sink_tokens=sinks)
+
+
+def stream(model: Any, cache: StreamingCache, ids: Tensor, prompt: int) -> Tensor:
+    """(tokens, vocabulary) logits: the prompt at once, the rest one by one."""
+    name = cache_keyword(model)
+    pieces = [ids[:, :prompt], *ids[:, prompt:].split(1, dim=1)]
+    with torch.inference_mode(), StreamingHook(model, cache):
+        return torch.cat([model(input_ids=piece, use_cache=True, **{name: cache}).logits[0] for piece in pieces])
+
+
+def counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the inputs that the plain forward gets from now on."""
+    seen: list[int] = []
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["input_ids"].shape[1])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(name)
+    ids = text(150)
+    expected_cache, cache = cache_of(model, 64), cache_of(model, 64)
+    expected = stream(model, expected_cache, ids, 40)
+    seen = counted(model, monkeypatch)
+    assert install(model)
+    found = stream(model, cache, ids, 40)
+    assert seen == [40]  # all others took the short path
+    assert cache.compression_count == expected_cache.compression_count > 50
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert cache.lengths == expected_cache.lengths == [64] * 3
+    assert cache.ledger == expected_cache.ledger
+    for ours, theirs in zip(cache.streaming_layers, expected_cache.streaming_layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_one(
+    name: str, kind: Any, dtype: torch.dtype
+) -> None:
+    model = make(name).to(dtype)
+    replace(model, {group: pack_group(model, group, kind) for group in groups(model, kind)})
+    ids = text(60)
+    expected = stream(model, cache_of(model, 48), ids, 20).float()
+    assert install(model)
+    found = stream(model, cache_of(model, 48), ids, 20).float()
+    # the prompt is long enough for native weights: the same to the bit
+    assert torch.equal(found[:20], expected[:20])
+    error = (found - expected)[20:].square().mean().sqrt() / expected.std()
+    assert error < (0.01 if dtype == torch.float32 else 0.05)
+    native = stream(make(name).to(dtype), cache_of(model, 48), ids, 20).float()
+    assert (native - expected)[20:].square().mean() > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon_h1", "gemma", "mixtral", "stablelm"])
+def test_families_that_are_not_known_keep_their_forward(family: str) -> None:
+    model = build(family)
+    assert decode_step(model) is None
+    assert not install(model)
+    assert "forward" not in model.__dict__
+
+
+def test_sliding_windows_eager_attention_and_look_alikes_are_not_known() -> None:
+    sliding = transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED, sliding_window=8)).eval()
+    assert decode_step(sliding) is None
+    eager = make("llama")
+    eager.set_attn_implementation("eager")
+    assert decode_step(eager) is None
+
+    class LlamaForCausalLM(transformers.LlamaForCausalLM):
+        """Of the same name, elsewhere."""
+
+    assert decode_step(LlamaForCausalLM(transformers.LlamaConfig(**GROUPED)).eval()) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output_hidden_states": True},
+        {"output_attentions": True},
+        {"labels": torch.tensor([[3]])},
+        {"use_cache": False},
+        {"return_dict": False},
+        {"input_ids": torch.tensor([[3], [4]])},
+        {"input_ids": None, "inputs_embeds": torch.zeros(1, 1, 128)},
+        {"position_ids": None},
+        {"past_key_values": None},
+        {"attention_mask": torch.ones(1, 1)},
+    ],
+)
+def test_calls_of_another_kind_get_the_plain_forward(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama")
+    cache = cache_of(model, 16)
+    call = {"input_ids": torch.tensor([[3]]), "position_ids": torch.tensor([[0]]), "use_cache": True}
+    call |= {"past_key_values": cache, "logits_to_keep": 1, "attention_mask": None}
+    with torch.inference_mode():
+        assert short._fitting_cache((), call) is cache
+        assert short._fitting_cache((), call | change) is None
+        assert short._fitting_cache((torch.tensor([[3]]),), call) is None
+        assert short._fitting_cache((), call | {"past_key_values": DynamicCache(config=model.config)}) is None
+    assert short._fitting_cache((), call) is None  # with gradients
+
+
+def test_signature_hooks_and_generate_are_as_before() -> None:
+    model = make("llama")
+    names = parameter_names(model)
+    ids = text(20)
+
+    def written() -> Tensor:
+        with StreamingPress(model, num_sink_tokens=2, cache_size=24) as press:
+            out = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=0)
+            assert set(press.lengths) == {24}
+            assert press.compression_count > 20
+        return torch.as_tensor(out)
+
+    before = written()
+    install(model)
+    assert parameter_names(model) == names
+    assert torch.equal(written(), before)
+    uninstall(model)
+    assert "forward" not in model.__dict__
+
+
+def test_a_step_that_fails_half_way_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama")
+    install(model)
+    ids = text(30)
+    cache, twin = cache_of(model, 16), cache_of(model, 16)
+    expected = stream(model, twin, ids, 10)
+    name = cache_keyword(model)
+    stream(model, cache, ids[:, :20], 10)
+    broken = cache.layers[2]
+    update = broken.update
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(broken, "update", fail)
+    with torch.inference_mode(), StreamingHook(model, cache), pytest.raises(MemoryError):
+        model(input_ids=ids[:, 20:21], use_cache=True, **{name: cache})
+    assert cache.lengths == [16, 16, 15]
+    monkeypatch.setattr(broken, "update", update)
+    assert cache.length == 15
+    found = stream(model, cache, ids[:, 20:], 1)
+    torch.testing.assert_close(found, expected[20:], rtol=0, atol=1e-4)
+
+
+def test_a_copy_of_the_cache_goes_on_alone() -> None:
+    model = make("llama")
+    install(model)
+    cache = cache_of(model, 32)
+    ids = text(40)
+    stream(model, cache, ids[:, :20], 10)
+    twin = copy.deepcopy(cache)
+    torch.testing.assert_close(stream(model, twin, ids[:, 20:], 1), stream(model, cache, ids[:, 20:], 1))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("dtype", "weights", "limit"), [("float32", "native", 1e-3), ("bfloat16", "int8", 0.05)])
+def test_the_default_model_predicts_the_same_on_both_paths(
+    default_model_home: None, dtype: str, weights: str, limit: float
+) -> None:
+    loaded = load_model("default", device="cpu", dtype=dtype, weights=weights)
+    model = loaded.model
+    ids = loaded.tokenizer("The river ran past the mill, and the wheel " * 8, return_tensors="pt")["input_ids"]
+    found = stream(model, cache_of(model, 48), ids, 16).float()
+    uninstall(model)
+    expected = stream(model, cache_of(model, 48), ids, 16).float()
+    error = (found - expected).square().mean().sqrt() / expected.std()
+    assert error < limit
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
