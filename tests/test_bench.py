@@ -22,6 +22,8 @@ from streamchat.evidence.chat_text import make_turns
 from streamchat.evidence.methods import Method, make_methods
 from streamchat.evidence.page import as_text
 from streamchat.evidence.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
+from streamchat.speed.linear import MAX_ROWS, packed_layers
+from streamchat.speed.replace import groups, pack_group, replace
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model
 from tests.toy_tokenizer import toy_tokenizer
@@ -114,6 +116,26 @@ def test_only_ours_and_the_cut_stay_in_the_budget() -> None:
             assert held == early
         elif name == "cut":
             assert held == early * BUDGET / 40
+
+
+def test_others_have_the_model_s_own_weights() -> None:
+    model = tiny_model("llama")
+    fit = choose_fit(model)
+    plain = [method for method in make_methods(model, fit, BUDGET, 4) if method.name != "streamchat"]
+    written = []
+    for packed in (False, True):
+        if packed:
+            names = groups(model, "int8")
+            replace(model, {group: pack_group(model, group, "int8") for group in names})
+        for method in plain:
+            method.start()
+            token = method.read(IDS[:20])
+            written.append((method.name, packed, token, method.step(token)))
+            rows = {layer.max_rows for layer in packed_layers(model).values()}
+            assert rows == ({0} if packed else set())
+            method.close()
+    assert len({(token, following) for _, _, token, following in written}) == 1
+    assert {layer.max_rows for layer in packed_layers(model).values()} == {MAX_ROWS}
 
 
 def test_nothing_stays_on_the_model() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streamchat.models.load import LoadedModel
 
 Progress = Callable[..., None]
-SETTINGS = ("model", "device", "dtype", "attention", "cache_size", "num_sink_tokens")
+SETTINGS = ("model", "device", "dtype", "attention", "weights", "cache_size", "num_sink_tokens")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

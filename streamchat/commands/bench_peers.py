@@ -26,6 +26,9 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     """Flags of the comparison."""
     group.add_argument("--peers", action="store_true", help="llama.cpp too, where llama-cpp-python is installed")
     group.add_argument(
+        "--float32", action="store_true", help="generate in float32 too, with a second copy of the model"
+    )
+    group.add_argument(
         "--methods", metavar="LIST", help="of streamchat, generate, re-read, recompute, cut (default: all of them)"
     )
     group.add_argument("--workloads", default="decode,chat", metavar="LIST", help="of decode, chat (default: both)")
@@ -117,13 +120,18 @@ def _methods(
 ) -> tuple[list[Method], list[str]]:
     import torch
 
-    from streamchat.evidence.methods import make_methods
+    from streamchat.evidence.methods import Generate, make_methods
     from streamchat.evidence.peers import find_peers
+    from streamchat.models.load import load_model
     from streamchat.models.verdicts import remembered_fit
 
     sinks = configuration.settings.num_sink_tokens
     known = make_methods(loaded.model, remembered_fit(loaded.model), size, sinks)
     methods = [method for method in known if method.name in names]
+    if args.float32:
+        settings = configuration.settings
+        whole = load_model(settings.model, device=settings.device, dtype="float32", attention=settings.attention)
+        methods.append(Generate(whole.model, "float32"))
     if not args.peers:
         return methods, []
     peers, notes = find_peers(_gguf(configuration, loaded), size, sinks, torch.get_num_threads())
@@ -173,9 +181,10 @@ def _measure(
         said = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
         chat = measure_chat(methods, said, turns, SAMPLES, args.limit, progress)
     where = f"{loaded.dtype} on {loaded.device}"
+    packed = f", streamchat with {loaded.weights} weights" if loaded.weights != "native" else ""
     threads = torch.get_num_threads() if loaded.device == "cpu" else 0
     lines = [
-        f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}, budget {size:,} tokens, "
+        f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}{packed}, budget {size:,} tokens, "
         f"{configuration.settings.num_sink_tokens} sinks, {args.rounds} rounds in turn after one to warm up"
     ]
     about = {
@@ -184,6 +193,7 @@ def _measure(
         "source": loaded.source,
         "device": loaded.device,
         "dtype": loaded.dtype,
+        "weights": loaded.weights,
         "attention": str(loaded.model.config._attn_implementation),
         "threads": threads,
         "cache_size": size,

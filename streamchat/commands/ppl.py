@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "no-rerotation (the same tokens, with positions left to the cache's new length: the classic mistake), "
         "recompute (the latest tokens read again without a cache).",
     )
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "num_sink_tokens"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "num_sink_tokens"))
     parser.add_argument(
         "files",
         nargs="*",
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     from streamchat.evidence.policies import parse_policies
     from streamchat.evidence.texts import read_documents
 
-    settings = flags.configuration_of(args).settings
+    configuration = flags.configuration_of(args)
+    settings = configuration.settings
     for name, least in (("max_tokens", 0), ("chunk", 1), ("segment", 0)):
         if (value := getattr(args, name)) < least:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}")
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
             device=settings.device,
             dtype=settings.dtype,
             attention=settings.attention,
+            # policies are compared on the model itself, unless packed weights are what is asked about
+            weights=settings.weights if configuration.is_explicit("weights") else "native",
             progress=progress,
         )
         progress("Reading the texts")
@@ -149,6 +152,7 @@ def _score(
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
     from streamchat.models.verdicts import remembered_fit
+    from streamchat.speed.linear import always_packed
 
     model = loaded.model
     longest = max(len(each.ids) for each in tokens)
@@ -167,7 +171,8 @@ def _score(
     results: list[ppl.Scored] = []
     stopped = False
     try:
-        with quiet(), Bar(sys.stderr, work) as bar:
+        # chunks of many tokens would use the model's own weights
+        with quiet(), always_packed(model), Bar(sys.stderr, work) as bar:
             scored = ppl.score_all(
                 model,
                 fit,
@@ -190,10 +195,13 @@ def _score(
         "source": loaded.source,
         "device": loaded.device,
         "dtype": loaded.dtype,
+        "weights": loaded.weights,
         "attention": attention,
         "chunk": args.chunk,
     }
-    heading = f"{loaded.name}, {loaded.dtype} on {loaded.device}, {args.chunk} tokens a forward where there is a budget"
+    packed = f", {loaded.weights} weights" if loaded.weights != "native" else ""
+    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{packed}"
+    heading = f"{where}, {args.chunk} tokens a forward where there is a budget"
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), about, heading, notes), args, folder)
     return ExitCode.INTERRUPTED if stopped else ExitCode.OK

@@ -19,6 +19,7 @@ from streamchat.cache.method import make_cache
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
+from streamchat.speed.linear import never_packed
 from streamchat.verify.measure import storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 
@@ -126,17 +127,37 @@ class _Stamps(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-class Generate(Method):
+class _Native(Method):
+    """A way that has the model's own weights, whatever ours are packed as."""
+
+    _model: Any
+    _own: AbstractContextManager[None] | None = None
+
+    def start(self) -> None:
+        self.close()
+        self._own = never_packed(self._model)
+        self._own.__enter__()
+
+    def close(self) -> None:
+        if self._own is not None:
+            self._own.__exit__(None, None, None)
+            self._own = None
+
+
+class Generate(_Native):
     """`model.generate` with a cache that goes on growing."""
 
     name = "generate"
     words = "transformers' generate, a growing cache"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: str = "") -> None:
         self._model = model
         self._keyword = cache_keyword(model)
+        if dtype:
+            self.name, self.words = f"generate, {dtype}", f"{self.words}, in {dtype}"
 
     def start(self) -> None:
+        super().start()
         self._ids: list[int] = []
         self._cache = DynamicCache(config=self._model.config)
 
@@ -198,7 +219,7 @@ class ReRead(Generate):
         self._ids += ids
 
 
-class Recompute(Method):
+class Recompute(_Native):
     """The paper's sliding window with re-computation: no cache, the window is read anew for each token."""
 
     name = "recompute"
@@ -209,6 +230,7 @@ class Recompute(Method):
         self._model, self._cache_size = model, cache_size
 
     def start(self) -> None:
+        super().start()
         self._ids: list[int] = []
 
     @torch.inference_mode()
@@ -228,7 +250,7 @@ class Recompute(Method):
         return 0
 
 
-class Cut(Method):
+class Cut(_Native):
     """The classic hook: keys and values of every layer are cut before a forward, positions follow the new length."""
 
     name = "cut"
@@ -240,7 +262,7 @@ class Cut(Method):
         self._hook: AbstractContextManager[None] | None = None
 
     def start(self) -> None:
-        self.close()
+        super().start()
         self._cache = DynamicCache(config=self._model.config)
         self._hook = cutting_pre_hook(self._model, Counter(), self._cache_size, self._sinks)
         self._hook.__enter__()
@@ -265,6 +287,7 @@ class Cut(Method):
         return storage_bytes(self._cache)
 
     def close(self) -> None:
+        super().close()
         if self._hook is not None:
             self._hook.__exit__(None, None, None)
             self._hook = None
