@@ -20,8 +20,13 @@ from streamchat.telemetry.stats_log import StatsLog
 
 @pytest.fixture(autouse=True)
 def _no_handler_stays() -> Iterator[None]:
-    """The root logger is the process's."""
+    """The root logger is the process's: neither one of another test nor one of these stays."""
+    _without_handler()
     yield
+    _without_handler()
+
+
+def _without_handler() -> None:
     if log_file._handler is not None:
         logging.getLogger().removeHandler(log_file._handler)
         log_file._handler.close()

@@ -142,6 +142,8 @@ def test_an_export_is_exact_in_a_file_and_harmless_on_a_terminal(capsys: pytest.
     session = bad_session()
     assert cli.main(["sessions", "export", session]) == 0
     assert f"answer {BAD}" in capsys.readouterr().out
+    done = run("sessions", "export", session, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
+    assert "\x9b" in done.stdout
     child = pexpect.spawn(sys.executable, ["-m", "streamchat", "sessions", "export", session], timeout=30)
     child.expect(pexpect.EOF)
     said = child.before.decode()

@@ -192,8 +192,9 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
         print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)
     elif sys.stdout.isatty():
         sys.stdout.write(printable(text))  # without what would control the terminal
-    else:
-        sys.stdout.write(text)
+    else:  # UTF-8 whatever the locale: a file for others
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
 
 
 def _import(store: Store, path: Path) -> None:

@@ -63,11 +63,17 @@ class KeyboardDriver(LinuxDriver):
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():
-                if selector.select(WAIT_S) and (text := guard.feed(decoder.decode(os.read(self.fileno, BLOCK_BYTES)))):
-                    for event in parser.feed(text):
-                        self.process_message(event)
+                if selector.select(WAIT_S):
+                    data = os.read(self.fileno, BLOCK_BYTES)
+                    if not data:  # the terminal is gone; a signal says so
+                        self.exit_event.wait(WAIT_S)
+                    elif text := guard.feed(decoder.decode(data)):
+                        for event in parser.feed(text):
+                            self.process_message(event)
                 for event in parser.tick():
                     self.process_message(event)
+            if selector.select(WAIT_S):
+                os.read(self.fileno, BLOCK_BYTES)  # late answers of the terminal are not for the shell
         with suppress(EOFError, ParseError):
             for _ in parser.feed(""):
                 pass
