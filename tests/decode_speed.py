@@ -2,8 +2,10 @@
 
     python -m tests.decode_speed --model default --cache-size 1024 --tokens 100
     python -m tests.decode_speed --model FOLDER --cache-size 256 --flat 51000
+    python -m tests.decode_speed --threads 1 --cpu-time --profile
 
-Prints a table and a JSON line.
+Prints a table and a JSON line. On a machine that others use, too, `--threads 1 --cpu-time` counts the time that one
+thread really ran.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import argparse
 import json
 import statistics
 import sys
+import time
 
-from streamchat.chat.decode_bench import measure_decode, measure_flat
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from streamchat.chat.decode_bench import full_stream, measure_decode, measure_flat
 from streamchat.models.load import LoadedModel, load_model
 
 EARLY = (2000, 3000)
@@ -31,19 +37,41 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flat", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true", help="time that this thread ran; with --threads 1")
+    parser.add_argument("--profile", action="store_true", help="where the time of a token goes, by operation")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    clock = time.thread_time if args.cpu_time else time.perf_counter
 
     def load(weights: str) -> LoadedModel:
         return load_model(args.model, device="cpu", dtype=args.dtype, weights=weights)
 
+    if args.profile:
+        stream = full_stream(load(args.weights), cache_size=args.cache_size)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            stream.decode(args.tokens)
+        print(f"per token, of {args.tokens}:")
+        rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
+        for row in rows[:20]:
+            each = row.self_cpu_time_total / 1000 / args.tokens
+            print(f"{row.key:<55}{each:8.3f} ms {row.count / args.tokens:8.1f} calls")
+        return 0
     if args.flat:
-        times = [1000 * t for t in measure_flat(load(args.weights), cache_size=args.cache_size, tokens=args.flat)]
+        found = measure_flat(load(args.weights), cache_size=args.cache_size, tokens=args.flat, clock=clock)
+        times = [1000 * seconds for seconds in found]
         early, late = statistics.median(times[slice(*EARLY)]), statistics.median(times[-LATE:])
         print(f"tokens {EARLY[0]} to {EARLY[1]}: {early:.3f} ms, the last {LATE} of {args.flat}: {late:.3f} ms")
         print(json.dumps({"early_ms": early, "late_ms": late, "ratio": late / early}))
         return 0
     figures = measure_decode(
-        load, weights=args.weights, cache_size=args.cache_size, tokens=args.tokens, rounds=args.rounds
+        load,
+        weights=args.weights,
+        cache_size=args.cache_size,
+        tokens=args.tokens,
+        rounds=args.rounds,
+        clock=clock,
     )
     rows = [
         (f"engine, {figures.weights} weights", figures.engine_ms),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,18 +22,18 @@ def folder(tmp_path: Path) -> Path:
 
 def test_four_ways_are_timed_on_a_full_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    streams: list[decode_bench._Stream] = []
+    streams: list[decode_bench.Stream] = []
 
     def load(weights: str) -> LoadedModel:
         asked.append(weights)
         return load_model(str(folder), device="cpu", dtype="bfloat16", weights=weights)
 
-    class Stream(decode_bench._Stream):
-        def __init__(self, loaded: LoadedModel, cache_size: int, short_path: bool) -> None:
-            super().__init__(loaded, cache_size, short_path)
+    class Stream(decode_bench.Stream):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             streams.append(self)
 
-    monkeypatch.setattr(decode_bench, "_Stream", Stream)
+    monkeypatch.setattr(decode_bench, "Stream", Stream)
     figures = measure_decode(load, weights="int8", cache_size=64, tokens=20, rounds=2)
     assert asked == ["int8", "native"]
     assert (figures.weights, figures.cached, figures.tokens) == ("int8", 64, 20)

@@ -114,6 +114,7 @@ def counted(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", KNOWN)
 def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name)

@@ -23,6 +23,9 @@ from streamchat.models.verdicts import remembered_fit
 from streamchat.settings import Settings
 from streamchat.speed.forward import install, uninstall
 
+Clock = Callable[[], float]
+"""Seconds, from any moment on."""
+
 WARM_UP = 8
 """Tokens before the first that counts."""
 
@@ -56,11 +59,12 @@ class DecodeFigures:
         return asdict(self)
 
 
-class _Stream:
+class Stream:
     """A full cache on one model, decoding with the default sampling."""
 
-    def __init__(self, loaded: LoadedModel, cache_size: int, short_path: bool) -> None:
+    def __init__(self, loaded: LoadedModel, cache_size: int, short_path: bool, clock: Clock) -> None:
         model = loaded.model
+        self._clock = clock
         self.model, self.short_path = model, short_path
         options = EvictionOptions(block=EVICTION_BLOCK)
         self.cache = make_cache(model, remembered_fit(model), cache_size=cache_size, num_sink_tokens=4, options=options)
@@ -76,9 +80,9 @@ class _Stream:
             self._logits = self._feeder.feed(ids[:PREFILL_CHUNK])  # warms up
             self.cache.reset()
             self._log.clear()
-            started = time.perf_counter()
+            started = clock()
             self._logits = self._feeder.feed(ids)
-            self.prefill_s = time.perf_counter() - started
+            self.prefill_s = clock() - started
 
     def decode(self, count: int) -> list[float]:
         """Seconds of each of `count` tokens."""
@@ -88,10 +92,10 @@ class _Stream:
             install(self.model)
         with self._hook:
             for _ in range(count):
-                started = time.perf_counter()
+                started = self._clock()
                 token = self._sample(self._logits, self._log.ids[-self._sample.window :])
                 self._logits = self._feeder.forward([token])
-                times.append(time.perf_counter() - started)
+                times.append(self._clock() - started)
         return times
 
 
@@ -102,6 +106,7 @@ def measure_decode(
     cache_size: int = 1024,
     tokens: int = 100,
     rounds: int = 5,
+    clock: Clock = time.perf_counter,
 ) -> DecodeFigures:
     """Time the same model in four ways, a few tokens each in turn, so that a busy machine slows all alike.
 
@@ -111,10 +116,11 @@ def measure_decode(
         cache_size: Budget of the cache, which is full from the start.
         tokens: Timed for each way.
         rounds: Turns that they are spread over.
+        clock: Seconds; `time.thread_time` where one thread is used on a busy machine.
     """
     packed, native = load(weights), load("native")
     streams = {
-        (loaded, short): _Stream(model, cache_size, short)
+        (loaded, short): Stream(model, cache_size, short, clock)
         for loaded, model in (("packed", packed), ("native", native))
         for short in (True, False)
     }
@@ -142,8 +148,13 @@ def measure_decode(
     )
 
 
-def measure_flat(loaded: LoadedModel, *, cache_size: int, tokens: int) -> list[float]:
-    """Seconds of each of `tokens` tokens of one endless reply, on a cache that is full from the start."""
-    stream = _Stream(loaded, cache_size, short_path=True)
+def full_stream(loaded: LoadedModel, *, cache_size: int, clock: Clock = time.perf_counter) -> Stream:
+    """An endless reply as the chat decodes it, on a cache that is full, past its first tokens."""
+    stream = Stream(loaded, cache_size, True, clock)
     stream.decode(WARM_UP)
-    return stream.decode(tokens)
+    return stream
+
+
+def measure_flat(loaded: LoadedModel, *, cache_size: int, tokens: int, clock: Clock = time.perf_counter) -> list[float]:
+    """Seconds of each of `tokens` tokens of one endless reply."""
+    return full_stream(loaded, cache_size=cache_size, clock=clock).decode(tokens)

@@ -58,7 +58,7 @@ def _llama(model: Any) -> Step:
     """Llama and its kin: Mistral, Qwen2 (biases), Qwen3 (norms of queries and keys)."""
     body, dtype = model.model, model.dtype
     blocks = [_llama_block(layer, dtype) for layer in body.layers]
-    head = projection(model.lm_head)
+    head = projection(model.get_output_embeddings())
     return _step(body.embed_tokens, body.rotary_emb, blocks, rms_norm(body.norm, dtype), head)
 
 
@@ -91,7 +91,7 @@ def _neox(model: Any) -> Step:
     """GPT-NeoX: Pythia."""
     body, dtype = model.gpt_neox, model.dtype
     blocks = [_neox_block(layer, dtype) for layer in body.layers]
-    head = projection(model.lm_head)
+    head = projection(model.get_output_embeddings())
     return _step(body.embed_in, body.rotary_emb, blocks, layer_norm(body.final_layer_norm, dtype), head)
 
 
