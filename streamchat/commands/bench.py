@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat import config
-from streamchat.chat.events import ModelLoading
-from streamchat.chat.progress import ProgressLine
 from streamchat.commands import bench_peers, flags
-from streamchat.commands.output import add_output_flags
+from streamchat.commands.loading import Progress, loading_line
+from streamchat.commands.output import add_output_flags, print_page
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.units import human_bytes
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
     from streamchat.models.load import LoadedModel
 
-Progress = Callable[..., None]
 SETTINGS = ("model", "device", "dtype", "attention", "weights", "cache_size", "num_sink_tokens")
 
 
@@ -63,38 +60,31 @@ def run(args: argparse.Namespace) -> int:
     if args.rounds < 1:
         raise ConfigError(f"--rounds {args.rounds} must be at least 1")
     configuration = flags.configuration_of(args)
-    line = ProgressLine(sys.stderr)
-
-    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
-
-    try:
+    with loading_line() as progress:
         if args.startup:
-            return _startup(args, progress, line.clear)
-        if not (args.ui or args.resume):
-            return bench_peers.run(args, configuration, progress, line.clear)
+            figures, text = _startup(args, progress)
+        elif args.ui or args.resume:
+            from streamchat.chat.assemble import load_from_settings
 
-        from streamchat.chat.assemble import load_from_settings
-
-        loaded = load_from_settings(configuration, progress)
-        measure = _ui if args.ui else _resume
-        figures, text = measure(configuration, loaded, args.rounds, progress)
-    finally:
-        line.clear()
+            loaded = load_from_settings(configuration, progress)
+            figures, text = (_ui if args.ui else _resume)(configuration, loaded, args.rounds, progress)
+        else:
+            page, folder = bench_peers.measure(args, configuration, progress)
+    if not (args.startup or args.ui or args.resume):
+        print_page(page, args, folder)
+        return ExitCode.OK
     sys.stdout.write(text + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
     return ExitCode.OK
 
 
-def _startup(args: argparse.Namespace, progress: Progress, done: Callable[[], None]) -> int:
+def _startup(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], str]:
     from streamchat.commands import bench_startup
 
     arguments = [
         f"{config.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
     ]
     figures = bench_startup.measure(arguments, args.rounds, progress)
-    done()
-    sys.stdout.write(bench_startup.as_text(figures) + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
-    return ExitCode.OK
+    return figures, bench_startup.as_text(figures)
 
 
 def _ui(

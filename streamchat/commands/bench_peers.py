@@ -8,14 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.commands.output import print_page
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode
+from streamchat.errors import ConfigError
 
 if TYPE_CHECKING:
     from streamchat.evidence.methods import Method
+    from streamchat.evidence.page import Page
     from streamchat.models.load import LoadedModel
 
+METHODS = ("streamchat", "generate", "re-read", "recompute", "cut")
 WORKLOADS = ("decode", "chat")
 SAMPLES = 3
 """Turns in a row whose first token is timed at each place."""
@@ -50,14 +51,15 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def run(args: argparse.Namespace, configuration: Configuration, progress: Callable[..., None], done: Any) -> int:
-    """Measure and show; returns the exit code.
+def measure(
+    args: argparse.Namespace, configuration: Configuration, progress: Callable[..., None]
+) -> tuple[Page, Path | None]:
+    """Measure; the page, and the folder that its files are wanted in.
 
     Args:
         args: Of the command line.
         configuration: All settings.
         progress: Told what is going on.
-        done: Called when nothing more is going on.
 
     Raises:
         ConfigError: A list or a number is wrong.
@@ -84,13 +86,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Callab
     with quiet():
         methods, notes = _methods(args, configuration, loaded, size, names)
         notes += [note] if note else []
-        page = _measure(args, configuration, loaded, methods, wanted, turns, size, notes, progress)
-    done()
-    print_page(page, args, folder)
-    return ExitCode.OK
-
-
-METHODS = ("streamchat", "generate", "re-read", "recompute", "cut")
+        return _measure(args, configuration, loaded, methods, wanted, turns, size, notes, progress), folder
 
 
 def _names(text: str, known: Sequence[str], flag: str) -> list[str]:
@@ -160,7 +156,7 @@ def _measure(
     size: int,
     notes: list[str],
     progress: Callable[..., None],
-) -> Any:
+) -> Page:
     import torch
 
     from streamchat.evidence.bench_page import make_page

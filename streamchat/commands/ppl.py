@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat.events import ModelLoading
-from streamchat.chat.progress import ProgressLine
 from streamchat.commands import flags
+from streamchat.commands.loading import loading_line
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.errors import ConfigError, ExitCode
 
@@ -89,12 +88,7 @@ def run(args: argparse.Namespace) -> int:
     policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
     documents = read_documents(args.files)
     folder = None if args.out is None else prepare_folder(args.out)
-    line = ProgressLine(sys.stderr)
-
-    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
-
-    try:
+    with loading_line() as progress:
         progress("Starting torch")
 
         from streamchat.models.load import load_model
@@ -110,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
         )
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
-    finally:
-        line.clear()
     return _score(args, loaded, tokens, policies, [*loaded.notes, *notes], folder)
 
 

@@ -7,10 +7,9 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat.events import ModelLoading
-from streamchat.chat.progress import ProgressLine
 from streamchat.chat.text import printable
 from streamchat.commands import flags
+from streamchat.commands.loading import loading_line
 from streamchat.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -57,12 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = flags.configuration_of(args).settings
     _check_sizes(settings.cache_size, settings.num_sink_tokens, args.new_tokens)
-    line = ProgressLine(sys.stderr)
-
-    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
-
-    try:
+    with loading_line() as progress:
         progress("Starting torch")
 
         from streamchat.models.load import load_model
@@ -90,8 +84,6 @@ def run(args: argparse.Namespace) -> int:
                 pitfall_ids=ids if args.show_pitfalls else (),
                 progress=progress,
             )
-    finally:
-        line.clear()
     attention = str(loaded.model.config._attn_implementation)
     about = {
         "name": loaded.name,

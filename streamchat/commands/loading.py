@@ -1,0 +1,33 @@
+"""The line on stderr that says what a command is loading."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from streamchat.chat.events import ModelLoading
+from streamchat.chat.progress import ProgressLine
+
+
+class Progress(Protocol):
+    """What loading tells: a stage, and how much of it is done."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        """Show it."""
+        ...
+
+
+@contextmanager
+def loading_line() -> Iterator[Progress]:
+    """Yields what shows progress; the line is gone at the end, however that comes."""
+    line = ProgressLine(sys.stderr)
+
+    def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+        line.show(ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
+
+    try:
+        yield progress
+    finally:
+        line.clear()
