@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 HOW_TO_GET = "pip install matplotlib"
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 """The same picture gives the same file."""
+MAX_PLACES = 8
+"""Values of a logarithmic axis that are named one by one."""
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -73,6 +75,10 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
         axes.axhline(chart.line_at, color="C7", linestyle="--", linewidth=1)
     if chart.log_x:
         axes.set_xscale("log")
+        places = sorted({x for series in chart.series for x in series.x})
+        if len(places) <= MAX_PLACES:  # powers of ten would say little of them
+            axes.set_xticks(places, [f"{x:,g}" for x in places])
+            axes.minorticks_off()
     if chart.log_y:
         axes.set_yscale("log")
     if chart.from_zero:

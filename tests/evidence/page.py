@@ -62,7 +62,8 @@ def _table(results: Sequence[Scored], policies: Sequence[Policy], names: Sequenc
     for policy, name in zip(policies, names, strict=True):
         own = of_policy(results, policy)
         each = [_number(result.perplexity) for result in own]
-        rows.append((name, _number(_of(results, policy)), *each, f"{max(r.scores.kv_bytes for r in own) / 1e6:.1f} MB"))
+        held = max(result.scores.kv_bytes for result in own)
+        rows.append((name, _number(_of(results, policy)), *each, f"{held / 1e6:.1f} MB" if held else "-"))
     return as_markdown(Table("", ("", "perplexity", *documents, "keys and values"), tuple(rows)))
 
 
@@ -180,6 +181,7 @@ def _markdown(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str
         mistake_factor=f"{of(MISTAKE) / of(OURS):.1f}",
         sinks=_table(results, [WINDOW, *counts], ["0 sinks", *(f"{count} sink{'s' * (count > 1)}" for count in SINKS)]),
         budgets=_table(results, budgets, [f"{policy.budget:,}" for policy in budgets]),
+        one_is_enough=of(Policy("sinks", BUDGET, 1)) < 1.01 * min(of(policy) for policy in counts),
         trials=forgetting.TRIALS,
         asked_budget=forgetting.BUDGET,
         asked=_asked_table(asked),
