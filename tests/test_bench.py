@@ -215,10 +215,28 @@ def test_the_first_token_is_timed_at_the_turns_asked_for(clock: list[float]) -> 
         assert times == pytest.approx([0.01] * 3)
     assert found["growing"].seconds[5] == pytest.approx([0.17, 0.21, 0.25])
     assert found["growing"].seconds[100] == pytest.approx([3.97, 4.01, 4.05])
+    assert found["growing"].unread == {}
     limited = measure_chat([flat, growing], turns, [5, 20, 100], 3, 2.0, lambda words: None)
     assert set(limited["flat"].seconds) == {5, 20, 100}
     assert set(limited["growing"].seconds) == {5, 20}
     assert limited["growing"].skipped[100] == pytest.approx(4.0, rel=0.5)
+
+
+def test_a_history_that_takes_too_long_to_be_read_is_given_up(clock: list[float]) -> None:
+    class Slow(Fake):
+        def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+            self._clock[0] += 0.1
+
+    turns = [Turn([1] * 10, [2] * 30)] * 103
+    found = measure_chat([Slow("slow", clock, 0.001)], turns, [5, 100], 3, 1.0, lambda words: None)["slow"]
+    assert set(found.seconds) == {5}
+    # 0.2 s a turn from turn 8 on, 6 s in all
+    assert found.unread == {100: 38}
+    page = make_page([], {}, {"slow": found}, [], [], {"cache_size": 64})
+    assert (
+        "slow was not measured at turn 100: when the time was over, it had read the history up to turn 38"
+        in as_text(page, 100)
+    )
 
 
 def test_turns_are_those_of_a_chat() -> None:

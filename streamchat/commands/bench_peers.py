@@ -47,7 +47,8 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=20.0,
         metavar="SECONDS",
-        help="turns that would take longer than this to their first token are left out (default: 20)",
+        help="turns that would take longer than this to their first token are left out, and so are those whose "
+        "history takes six times as long to be read (default: 20)",
     )
 
 

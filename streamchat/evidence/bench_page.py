@@ -42,12 +42,17 @@ def make_page(
             for name, each in chat.items()
             for place, seconds in each.skipped.items()
         ]
-    ways = tuple((method.name, method.words) for method in methods)
-    tables.append(Table("What was run", ("", "is"), ways))
+        told += [
+            f"{name} was not measured at turn {place}: when the time was over, it had read the history up to turn "
+            f"{number}; raise --limit."
+            for name, each in chat.items()
+            for place, number in each.unread.items()
+        ]
+    ways = [f"{method.name}: {method.words}" for method in methods]
     return Page(
         "bench",
         "Benchmark",
-        tuple(lines),
+        (*lines, *ways),
         tuple(tables),
         tuple(pictures),
         tuple(told),
@@ -188,6 +193,7 @@ def _chat_data(name: str, chat: dict[str, ChatFigures]) -> dict[str, Any]:
         },
         "history": {str(place): length for place, length in each.history.items()},
         "kv_bytes": {str(place): held for place, held in each.kv_bytes.items()},
+        "not_reached": {str(place): number for place, number in each.unread.items()},
         "not_measured": {str(place): seconds for place, seconds in each.skipped.items()},
         "failure": each.failure or None,
     }

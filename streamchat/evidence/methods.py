@@ -17,6 +17,7 @@ from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import make_cache
 from streamchat.cache.streaming import EvictionOptions
+from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
 from streamchat.speed.linear import never_packed
@@ -90,7 +91,7 @@ class Streamchat(Method):
 
     def start(self) -> None:
         self.close()
-        options = EvictionOptions(by="turns")
+        options = EvictionOptions(by="turns", block=EVICTION_BLOCK)
         self._cache = make_cache(
             self._model, self._fit, cache_size=self._cache_size, num_sink_tokens=self._sinks, options=options
         )

@@ -13,6 +13,8 @@ from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 
 SLOW_TOKENS = 3
 """Timed where each token costs as much as a prompt."""
+FILL = 6
+"""Times the limit of a turn: so long the history before a place may take to be read."""
 LATE = 4
 """The second measurement of endless decoding is at so many budgets of text."""
 
@@ -113,6 +115,8 @@ class ChatFigures:
     """Tokens said before each turn."""
     skipped: dict[int, float] = field(default_factory=dict)
     """Turns that were not measured, and the seconds that one of them would have taken."""
+    unread: dict[int, int] = field(default_factory=dict)
+    """Turns that were not reached, and the turn up to which the history had been read when the time was over."""
     failure: str = ""
 
 
@@ -131,7 +135,8 @@ def measure_chat(
         turns: At least max(at) + samples - 1.
         at: Turns, counted from 1, ascending.
         samples: Turns in a row that are timed at each place.
-        limit_s: What would take longer for one turn, by its growth so far, is left out.
+        limit_s: What would take longer for one turn, by its growth so far, is left out, and so is a place whose
+            history takes `FILL` times as long to be read.
         progress: Told what is going on.
     """
     found = {}
@@ -170,11 +175,16 @@ def _chat(
             figures.skipped[place] = guess
             figures.history[place] = coming
             continue
-        for number, turn in enumerate(ahead):
+        until = time.perf_counter() + FILL * limit_s
+        for number, turn in enumerate(ahead, start=done + 1):
             if number % 25 == 0:
-                progress(f"Chat: {method.name}, turn {done + number + 1}")
+                progress(f"Chat: {method.name}, turn {number}")
             method.skip(turn.prompt, len(turn.reply))
             method.skip(turn.reply)
+            if time.perf_counter() > until:
+                figures.unread[place] = number
+                figures.history[place] = coming
+                return
         said, times = coming, []
         figures.history[place] = said
         for turn in turns[place - 1 : place - 1 + samples]:
