@@ -230,11 +230,11 @@ def test_a_history_that_takes_too_long_to_be_read_is_given_up(clock: list[float]
     turns = [Turn([1] * 10, [2] * 30)] * 103
     found = measure_chat([Slow("slow", clock, 0.001)], turns, [5, 100], 3, 1.0, lambda words: None)["slow"]
     assert set(found.seconds) == {5}
-    # 0.2 s a turn from turn 8 on, 6 s in all
-    assert found.unread == {100: 38}
+    # 0.1 s a turn from turn 8 on, 6 s in all
+    assert found.unread == {100: 68}
     page = make_page([], {}, {"slow": found}, [], [], {"cache_size": 64})
     assert (
-        "slow was not measured at turn 100: when the time was over, it had read the history up to turn 38"
+        "slow was not measured at turn 100: when the time was over, it had read the history up to turn 68"
         in as_text(page, 100)
     )
 

@@ -179,8 +179,8 @@ def _chat(
         for number, turn in enumerate(ahead, start=done + 1):
             if number % 25 == 0:
                 progress(f"Chat: {method.name}, turn {number}")
-            method.skip(turn.prompt, len(turn.reply))
-            method.skip(turn.reply)
+            # both at once, which is quicker; a turn begins here all the same
+            method.skip([*turn.prompt, *turn.reply], 1)
             if time.perf_counter() > until:
                 figures.unread[place] = number
                 figures.history[place] = coming
