@@ -117,11 +117,11 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         ConfigError: `stats_json` cannot be written, or the port of the metrics cannot be had.
         SessionError: There is no such conversation, or another process has it open.
     """
-    from streamchat.chat.events import ModelReady, TextDelta, TurnFinished
+    from streamchat.chat.events import TurnFinished
     from streamchat.chat.observed import observe
+    from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
     from streamchat.telemetry.stats_log import StatsLog
-    from streamchat.telemetry.trace import mark
 
     start_logging()
     # transformers would write its warnings to the terminal, past the log
@@ -133,14 +133,12 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     engine = make_engine(configuration, save or session is not None, session)
 
     def record(event: Event) -> None:
-        if isinstance(event, ModelReady):
-            mark("model ready")
-        elif isinstance(event, TextDelta):
-            mark("first token")
         if stats is not None and isinstance(event, TurnFinished):
             stats.write(event.stats.as_dict())
 
     engine.subscribe(record)
+    if trace.wanted():
+        engine.subscribe(_mark_start)
     metrics = observe(engine, configuration.settings)
     ended = False
     code: int = ExitCode.INTERRUPTED
@@ -160,6 +158,17 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     if not ended:
         _leave_at_once(code)
     return code
+
+
+def _mark_start(event: Event) -> None:
+    """For who measures the start; nobody else subscribes it."""
+    from streamchat.chat.events import ModelReady, TextDelta
+    from streamchat.telemetry.trace import mark
+
+    if isinstance(event, ModelReady):
+        mark("model ready")
+    elif isinstance(event, TextDelta):
+        mark("first token")
 
 
 def _run_face(face: Face, engine: ChatEngine, configuration: Configuration) -> int:

@@ -19,8 +19,8 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from streamchat.chat.decode_bench import full_stream, measure_decode, measure_flat
 from streamchat.models.load import LoadedModel, load_model
+from tests.decode_bench import full_stream, measure_decode, measure_flat
 
 EARLY = (2000, 3000)
 LATE = 1000

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import decode_bench
-from streamchat.chat.decode_bench import measure_decode, measure_flat
 from streamchat.models.load import LoadedModel, load_model
+from tests import decode_bench
+from tests.decode_bench import measure_decode, measure_flat
 from tests.models_help import save, tiny_llama
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}

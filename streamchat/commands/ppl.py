@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.commands import flags
 from streamchat.commands.loading import loading_line
 from streamchat.commands.output import add_output_flags, print_page
+from streamchat.commands.scoring import add_text_flags, require_least
 from streamchat.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
 DEFAULT_TOKENS = 4096
-DEFAULT_CHUNK = 16
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -33,13 +33,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "recompute (the latest tokens read again without a cache).",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "num_sink_tokens"))
-    parser.add_argument(
-        "files",
-        nargs="*",
-        metavar="FILE",
-        help="texts, each a document of its own; - is stdin (default: Python's help)",
-    )
     own = parser.add_argument_group("perplexity")
+    add_text_flags(parser, own, DEFAULT_TOKENS)
     own.add_argument(
         "--policies",
         default=DEFAULT_POLICIES,
@@ -49,21 +44,6 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     own.add_argument(
         "--cache-size", default="512", metavar="TOKENS", help="budget of policies that name none (default: 512)"
-    )
-    own.add_argument(
-        "--max-tokens",
-        type=int,
-        default=DEFAULT_TOKENS,
-        metavar="N",
-        help=f"of each document; 0 = all (default: {DEFAULT_TOKENS})",
-    )
-    own.add_argument(
-        "--chunk",
-        type=int,
-        default=DEFAULT_CHUNK,
-        metavar="N",
-        help="tokens a forward where there is a budget, room is made for so many at a time; 1 is exactly what happens "
-        f"when a reply is written, and slow (default: {DEFAULT_CHUNK})",
     )
     own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens of a row of the table (default: 1/8)")
     add_output_flags(own)
@@ -82,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     configuration = flags.configuration_of(args)
     settings = configuration.settings
-    for name, least in (("max_tokens", 0), ("chunk", 1), ("segment", 0)):
-        if (value := getattr(args, name)) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+    require_least(args, max_tokens=0, chunk=1, segment=0)
     policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
     documents = read_documents(args.files)
     folder = None if args.out is None else prepare_folder(args.out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from streamchat.commands import flags
 from streamchat.commands.output import add_output_flags, print_page
+from streamchat.commands.scoring import add_text_flags, require_least
 from streamchat.errors import ConfigError, ExitCode, StreamchatError
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "sinks. Results are kept in --out as they come: the same command goes on where it was stopped.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention"))
-    parser.add_argument(
-        "files",
-        nargs="*",
-        metavar="FILE",
-        help="texts, each a document of its own; - is stdin (default: Python's help)",
-    )
     grid = parser.add_argument_group("grid, lists with commas")
     grid.add_argument("--models", metavar="LIST", help="models by name (default: that of --model)")
     grid.add_argument(
@@ -49,16 +44,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "--cache-sizes", default="256,512,1024", metavar="LIST", help="budgets in tokens (default: 256,512,1024)"
     )
     own = parser.add_argument_group("sweep")
-    own.add_argument(
-        "--max-tokens",
-        type=int,
-        default=DEFAULT_TOKENS,
-        metavar="N",
-        help=f"of each document; 0 = all (default: {DEFAULT_TOKENS})",
-    )
-    own.add_argument(
-        "--chunk", type=int, default=16, metavar="N", help="tokens a forward where there is a budget (default: 16)"
-    )
+    add_text_flags(parser, own, DEFAULT_TOKENS)
     own.add_argument(
         "--tolerance",
         type=float,
@@ -115,13 +101,7 @@ def _work(args: argparse.Namespace) -> Work:
     from streamchat.evidence.texts import read_documents
 
     settings = flags.configuration_of(args).settings
-    for name, value, least in (
-        ("max-tokens", args.max_tokens, 0),
-        ("chunk", args.chunk, 1),
-        ("workers", args.workers, 1),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value} must be at least {least}")
+    require_least(args, max_tokens=0, chunk=1, workers=1)
     if not 0 <= args.tolerance <= 1:
         raise ConfigError(f"--tolerance {args.tolerance} must be from 0 to 1")
     if args.ray and args.workers:

@@ -77,6 +77,7 @@ def run_cell(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
 
 
 def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
+    import numpy as np
     import torch
 
     from streamchat.evidence.prediction import measure_cost, require_memory
@@ -109,7 +110,7 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
                     begun = time.perf_counter()
                     stream.feed(token[None])[-1, 0].item()  # waits for the device
                     times.append(time.perf_counter() - begun)
-    losses = scores.losses[~(scores.losses != scores.losses)]  # without NaN
+    losses = scores.losses[np.isfinite(scores.losses)]
     return {
         "loss": float(losses.sum()),
         "scored": len(losses),

@@ -10,6 +10,11 @@ VARIABLE = "STREAMCHAT_TRACE"
 """Names the file; without it nothing is written."""
 
 
+def wanted() -> bool:
+    """Whether somebody measures this start."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def mark(name: str) -> None:
     """Append `name` and the time of a clock that all processes of this machine share."""
     if path := os.environ.get(VARIABLE):
