@@ -386,3 +386,21 @@ def test_the_default_model_needs_sinks_and_turned_positions(
     assert dense < sinks < 1.4 * dense
     assert window > 1.5 * sinks
     assert mistake > 3 * sinks
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="no kernels here")
+def test_packed_weights_are_scored_where_they_are_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.txt").write_text("one two three four " * 20)
+    found = {}
+    for weights in ("native", "int8"):
+        arguments = ["a.txt", "--policies", "dense,sinks:32:4", "--dtype", "bfloat16", "--weights", weights, "--json"]
+        assert run(folder, *arguments) == ExitCode.OK
+        text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+        data = json.loads(last)
+        assert data["weights"] == weights
+        assert ("int8 weights" in text) == (weights == "int8")
+        found[weights] = [policy["perplexity"] for policy in data["policies"]]
+    # chunks are longer than what a chat computes with packed weights
+    for native, packed in zip(found["native"], found["int8"], strict=True):
+        assert packed != native
+        assert packed == pytest.approx(native, rel=0.02)
