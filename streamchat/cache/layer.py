@@ -74,6 +74,20 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 "reset it first"
             )
         count = key_states.shape[-2]
+        first = self.claim(count)
+        keys, values = self._buffers
+        keys.narrow(2, first, count).copy_(key_states)
+        values.narrow(2, first, count).copy_(value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def claim(self, count: int) -> int:
+        """Make `count` more slots of the buffers part of what is held, for the caller to write; the first of them.
+
+        Raises:
+            CacheError: The budget would be exceeded.
+        """
         if self.length + count > self.cache_size:
             raise CacheError(
                 f"{count} tokens on top of {self.length} would exceed the cache of {self.cache_size}; run the model "
@@ -81,14 +95,10 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             )
         if self.end + count > self.slots:
             self._move_to_front()
-        keys, values = self._buffers
-        keys.narrow(2, self.end, count).copy_(key_states)
-        values.narrow(2, self.end, count).copy_(value_states)
+        first = self.end
         self.end += count
         self._refresh_views()
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
+        return first
 
     @property
     def _batch(self) -> int:

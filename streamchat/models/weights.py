@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streamchat import paths
 from streamchat.errors import ConfigError, ModelNotFoundError
+from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.staging import ensure, read_manifest
@@ -79,7 +80,8 @@ def use_weights(
 
 def packed_folder(model: Any, kind: Kind) -> Path:
     """Where the packed copy of this model is or would be: it depends on the weights, the kernels and the format."""
-    conditions = [model_fingerprint(model), kind, FORMAT, torch.__version__, torch.backends.cpu.get_cpu_capability()]
+    layout = "compiled" if kernels() is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
+    conditions = [model_fingerprint(model), kind, FORMAT, layout]
     digest = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:32]
     return paths.cache_dir() / "weights" / f"{digest}-{kind}"
 
@@ -88,8 +90,8 @@ def _obstacle(model: Any, device: str) -> str:
     """Why packed weights cannot be used; '' where they can."""
     if device != "cpu":
         return f"their kernels are for a CPU and the model is on {device}"
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return "this CPU has no fast kernels for them (AVX2 or AVX-512)"
+    if kernels() is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return f"PyTorch's kernels for them need AVX2 or AVX-512, and there are no compiled ones: {missing()}"
     if model.dtype not in (torch.bfloat16, torch.float32):
         return f"their kernels take bfloat16 and the model runs in {str(model.dtype).removeprefix('torch.')}"
     need, free = int(2 * SHARE * sum(p.numel() for p in model.parameters())), devices.free_memory("cpu")

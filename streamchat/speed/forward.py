@@ -13,7 +13,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
-from streamchat.speed.steps import decode_step
+from streamchat.kernels.library import kernels
+from streamchat.speed.compiled import CompiledStep, compiles
+from streamchat.speed.families import describe
+from streamchat.speed.steps import Step, decode_step
 
 # Arguments that change nothing for one token; any other one that is given leads to the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
@@ -25,8 +28,10 @@ def install(model: Any) -> bool:
 
     Hooks on the model itself run as ever; those on its inner modules do not, for such a token.
     """
-    step = decode_step(model)
-    if step is None or model.get_input_embeddings().weight.device.type != "cpu":
+    if model.get_input_embeddings().weight.device.type != "cpu":
+        return False
+    step = _step(model)
+    if step is None:
         return False
     plain = model.forward
 
@@ -43,6 +48,13 @@ def install(model: Any) -> bool:
 
     model.forward = forward
     return True
+
+
+def _step(model: Any) -> Step | None:
+    described, compiled = describe(model), kernels()
+    if described is not None and compiled is not None and compiles(described):
+        return CompiledStep(described, compiled)
+    return decode_step(model)
 
 
 def uninstall(model: Any) -> None:

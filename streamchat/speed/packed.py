@@ -1,4 +1,4 @@
-"""Weight matrices in few bits, multiplied by PyTorch's own CPU kernels. Activations stay as they are.
+"""Weight matrices in few bits, multiplied by compiled kernels where there are some, by PyTorch's own elsewhere.
 
 A decode step reads every weight once for one token, so its time is that of reading them: int8 has half the bytes of
 bfloat16, int4 less than a third. With many tokens at once the kernels are slower than a plain bfloat16 product.
@@ -7,15 +7,18 @@ bfloat16, int4 less than a third. With many tokens at once the kernels are slowe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from streamchat.kernels.library import kernels
+from streamchat.kernels.operations import GROUP as GROUP
+from streamchat.kernels.operations import TILE, Product, program
+
 Kind = Literal["int8", "int4"]
 
-GROUP = 32
-"""Weights of a row that share a scale and a zero in int4: the groups of GGUF's Q4_0 and Q4_1."""
+BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 TILE_ROWS = 64
 """Rows of an int4 matrix that the kernels' layout keeps together, on any CPU."""
 
@@ -29,14 +32,20 @@ class PackedWeight:
 
     kind: Kind
     data: Tensor
-    """int8: (rows, columns) int8. int4: (rows, columns / 2) uint8, in the layout of this CPU's kernel."""
+    """int8: (rows, columns) int8. int4: (rows, columns / 2) uint8, in the layout of PyTorch's kernel for this CPU; or
+    tiled, (rows / 16, columns / 32, 320) uint8, with the scales in it, in the layout of the compiled ones."""
     scales: Tensor
-    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16."""
+    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty where tiled."""
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it is in the layout of the compiled kernels."""
+        return self.data.dim() == 3
 
     @property
     def rows(self) -> int:
         """Output features."""
-        return self.data.shape[0]
+        return self.data.shape[0] * (TILE if self.tiled else 1)
 
     @property
     def nbytes(self) -> int:
@@ -44,13 +53,35 @@ class PackedWeight:
         return self.data.nbytes + self.scales.nbytes
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(n, columns) -> (n, rows), in the dtype of `x`; the product itself takes `x` in bfloat16."""
+        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's own kernels take `x` in bfloat16."""
+        compiled = kernels()
+        if compiled is not None:
+            return self._multiply_compiled(compiled, x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
         if self.kind == "int8":
             product = torch._weight_int8pack_mm(half, self.data, self.scales)
         else:
             product = torch._weight_int4pack_mm_for_cpu(half, self.data, GROUP, self.scales)
         return product if x.dtype == torch.bfloat16 else product.to(x.dtype)
+
+    def _multiply_compiled(self, compiled: Any, x: Tensor) -> Tensor:
+        count, columns = x.shape
+        x_floats = x.detach().float().contiguous()
+        out = torch.empty(count, self.rows)
+        scratch = torch.empty(count * compiled.product_scratch(columns))
+        product = Product(
+            data=self.data.data_ptr(),
+            scales=self.scales.data_ptr(),
+            x=x_floats.data_ptr(),
+            out=out.data_ptr(),
+            scratch=scratch.data_ptr(),
+            rows=self.rows,
+            columns=columns,
+            bits=BITS[self.kind],
+            count=count,
+        )
+        compiled.run(program([product]), 1, torch.get_num_threads())
+        return out.to(x.dtype)
 
     def part(self, first: int, stop: int) -> PackedWeight:
         """Rows `[first, stop)`, as views as far as the kernels take them.
@@ -59,6 +90,8 @@ class PackedWeight:
         """
         if self.kind == "int8":
             return PackedWeight("int8", self.data[first:stop], self.scales[first:stop])
+        if self.tiled:
+            return PackedWeight("int4", self.data[first // TILE : stop // TILE], self.scales)
         assert first % TILE_ROWS == 0
         assert stop % TILE_ROWS == 0 or stop == self.rows
         return PackedWeight("int4", self.data[first:stop], self.scales[:, first:stop].contiguous())
@@ -66,7 +99,7 @@ class PackedWeight:
 
 def packs(kind: Kind, rows: int, columns: int) -> bool:
     """Whether the kernels take a matrix of this size (outside of it int8 reads past the end, unchecked)."""
-    return columns % GROUP == 0 and (kind == "int8" or rows % 16 == 0)
+    return columns % GROUP == 0 and (kind == "int8" or rows % TILE == 0)
 
 
 def pack(weight: Tensor, kind: Kind) -> PackedWeight:
@@ -95,8 +128,21 @@ def _int8(weight: Tensor) -> PackedWeight:
 def _int4(weight: Tensor) -> PackedWeight:
     rows, columns = weight.shape
     codes, scales = int4_codes(weight)
+    if kernels() is not None:
+        return PackedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16))
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
     return PackedWeight("int4", data, scales.transpose(0, 1).contiguous())
+
+
+def _tiles(codes: Tensor, scales: Tensor) -> Tensor:
+    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels, whose sources describe it."""
+    rows, count = codes.shape[:2]
+    # (tile, row, group, quarter, nibble, half): four nibbles are a 16-bit word, two words a row's share of a quarter
+    nibbles = codes.view(rows // TILE, TILE, count, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
+    words = (nibbles << (4 * torch.arange(4, dtype=torch.int32))).sum(-1, dtype=torch.int32)
+    data = words.to(torch.uint16).reshape(rows // TILE, count, -1).view(torch.uint8)
+    pairs = scales.view(rows // TILE, TILE, count, 2).transpose(1, 2).reshape(rows // TILE, count, -1)
+    return torch.cat([data, pairs.view(torch.uint8)], dim=-1)
 
 
 def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,154 @@
+"""From the sources in this package to a shared library for this very processor, kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from streamchat import paths
+
+_log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "source"
+COMPILERS = ("gcc", "cc")
+FLAGS = (
+    "-std=c11",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    # sums may be taken in any order. Not -ffast-math: linked in, it changes the arithmetic of the whole process
+    "-fassociative-math",
+    "-fno-signed-zeros",
+    "-fno-strict-aliasing",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-shared",
+)
+TARGETS = ("-march=native", "-mcpu=native", "")
+"""For this processor, as compilers for x86 and for ARM say it; else for any of its kind."""
+COMPILE_S = 120
+CHECK_S = 60
+
+
+class KernelsUnavailableError(Exception):
+    """There are no compiled kernels here; the text says why, for people."""
+
+
+def library() -> Path:
+    """The compiled kernels, made now where they are not there yet (about 2 s). Needs Linux and gcc.
+
+    Raises:
+        KernelsUnavailableError: They cannot be had here.
+    """
+    if sys.platform != "linux" or sys.byteorder != "little":
+        raise KernelsUnavailableError(f"they are for Linux, and this is {platform.system()}")
+    compiler = find_compiler()
+    target = paths.cache_dir() / "kernels" / f"{_digest(compiler)}.so"
+    try:
+        if target.is_file():
+            _check_owner(target)
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / "kernels.so"
+            _compile(compiler, made)
+            _check(made)
+            _check_owner(made)
+            made.replace(target)
+    except OSError as error:
+        raise KernelsUnavailableError(f"they cannot be kept in {target.parent}: {error.strerror or error}") from error
+    return target
+
+
+def find_compiler() -> str:
+    """Path of the compiler: what `CC` names, or gcc.
+
+    Raises:
+        KernelsUnavailableError: There is none.
+    """
+    named = os.environ.get("CC", "").split()
+    for name in named[:1] or COMPILERS:
+        if found := shutil.which(name):
+            return found
+    raise KernelsUnavailableError("no C compiler (gcc) was found; install one for about three times the speed")
+
+
+def _compile(compiler: str, to: Path) -> None:
+    """Try the flags for this very processor first."""
+    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    for target in TARGETS:
+        flags = [*FLAGS, *([target] if target else [])]
+        try:
+            done = subprocess.run(
+                [compiler, *flags, *sources, "-o", str(to)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise KernelsUnavailableError(f"{compiler} did not finish: {error}") from error
+        if done.returncode == 0:
+            _log.info("compiled the kernels with %s %s", compiler, target)
+            return
+        _log.info("%s %s failed: %s", compiler, target, done.stderr.strip()[:2000])
+    message = next((line for line in done.stderr.splitlines() if "error" in line), "").strip()
+    raise KernelsUnavailableError(f"{compiler} could not compile them ({message or done.returncode})")
+
+
+def _check(made: Path) -> None:
+    """Compare with plain Python in a process of its own, which may crash."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamchat.kernels.check", str(made)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelsUnavailableError(f"their check did not finish: {error}") from error
+    if done.returncode:
+        _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
+        raise KernelsUnavailableError(f"what the compiler made failed its check (status {done.returncode})")
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse to run code that somebody else could have put there."""
+    for each in (path, path.parent):
+        found = each.stat()
+        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise KernelsUnavailableError(f"others may write to {each}; make it yours alone (chmod go-w)")
+
+
+def _digest(compiler: str) -> str:
+    """Of all that the library depends on."""
+    found = Path(compiler).resolve().stat()
+    digest = hashlib.sha256(json.dumps([FLAGS, TARGETS, compiler, found.st_size, found.st_mtime]).encode())
+    digest.update(_processor().encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What tells this processor's instructions from another's that shares the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    kept = [line for line in lines if line.partition(":")[0].strip() in ("flags", "Features", "model name")]
+    return "\n".join([platform.machine(), *sorted(set(kept))])

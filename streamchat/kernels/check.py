@@ -1,0 +1,214 @@
+"""Compares compiled kernels with plain Python: `python -m streamchat.kernels.check LIBRARY`. Needs no torch.
+
+Run in a process of its own when they were compiled: where the compiler used what the processor lacks, that one dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import random
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from streamchat.kernels.operations import GELU, SILU, Activation, Attention, Norm, Product, declare, program
+
+TOLERANCE = 2e-4
+"""Of the largest number of a result."""
+
+
+def main(path: str) -> None:
+    """Raise AssertionError where a kernel computes something else."""
+    kernels = ctypes.CDLL(path)
+    declare(kernels)
+    random.seed(1)
+    _check_products(kernels)
+    _check_attention(kernels)
+    _check_rows(kernels)
+
+
+def _check_products(kernels: Any) -> None:
+    rows, columns = 48, 96
+    x, bias = _noise(2 * columns), _noise(rows)
+    scratch = _floats(2 * kernels.product_scratch(columns))
+    for bits in (4, 8, 16, 32):
+        data, scales, meant = _matrix(bits, rows, columns)
+        out = _floats(2 * rows)
+        product = Product(rows=rows, columns=columns, bits=bits, count=2)
+        _point(product, data=data, scales=scales, x=_floats(x), bias=_floats(bias), out=out, scratch=scratch)
+        _run(kernels, product)
+        expected = [
+            bias[r] + sum(a * b for a, b in zip(meant[r], x[n * columns : (n + 1) * columns], strict=True))
+            for n in range(2)
+            for r in range(rows)
+        ]
+        _compare(f"a product with weights of {bits} bits", out, expected)
+
+
+def _matrix(bits: int, rows: int, columns: int) -> tuple[Any, Any, list[list[float]]]:
+    """Random data, its scales, and the weights that it stands for."""
+    if bits == 4:
+        return _int4_matrix(rows, columns)
+    if bits == 8:
+        codes = [[random.randint(-127, 127) for _ in range(columns)] for _ in range(rows)]
+        scales = [_rounded(0.01 * random.random()) for _ in range(rows)]
+        meant = [[s * code for code in row] for s, row in zip(scales, codes, strict=True)]
+        data = b"".join(struct.pack(f"{columns}b", *row) for row in codes)
+        return data, b"".join(map(_bfloat16, scales)), meant
+    weights = [[_rounded(value) for value in _noise(columns)] for _ in range(rows)]
+    flat = [value for row in weights for value in row]
+    if bits == 16:
+        return b"".join(map(_bfloat16, flat)), None, weights
+    return _floats(flat), None, weights
+
+
+def _int4_matrix(rows: int, columns: int) -> tuple[bytes, None, list[list[float]]]:
+    codes = [[random.randint(0, 15) for _ in range(columns)] for _ in range(rows)]
+    scales = [[_rounded(0.1 * random.random()) for _ in range(columns // 32)] for _ in range(rows)]
+    zeros = [[_rounded(random.random() - 0.5) for _ in range(columns // 32)] for _ in range(rows)]
+    data = b""
+    for tile in range(0, rows, 16):
+        for g in range(columns // 32):
+            for i in range(4):
+                for r in range(tile, tile + 16):
+                    for half in (0, 1):
+                        word = [codes[r][32 * g + 8 * i + 2 * j + half] << (4 * j) for j in range(4)]
+                        data += struct.pack("<H", sum(word))
+            for r in range(tile, tile + 16):
+                data += _bfloat16(scales[r][g]) + _bfloat16(zeros[r][g])
+    meant = [[scales[r][k // 32] * (codes[r][k] - 8) + zeros[r][k // 32] for k in range(columns)] for r in range(rows)]
+    return data, None, meant
+
+
+def _check_attention(kernels: Any) -> None:
+    heads, queries, held, threads = 2, 3, 130, 3
+    for dim, width, size in ((64, 64, 2), (64, 16, 4), (48, 48, 2), (128, 128, 4)):
+        slots, scale = held + 5, 0.7 / math.sqrt(dim)
+        q, k, v = _noise(heads * queries * dim), _noise(heads * dim), _noise(heads * dim)
+        angles = _noise(width // 2) * 2
+        cos, sin = [math.cos(a) for a in angles], [math.sin(a) for a in angles]
+        stored = [[_rounded(value) for value in _noise(heads * slots * dim)] for _ in range(2)]
+        contents = [b"".join(map(_bfloat16, row)) if size == 2 else bytes(_floats(row)) for row in stored]
+        buffers = [ctypes.create_string_buffer(content, len(content)) for content in contents]
+        out = _floats(heads * queries * dim)
+        attention = Attention(
+            query_step=dim,
+            key_step=dim,
+            head_bytes=slots * dim * size,
+            held=held,
+            width=width,
+            heads=heads,
+            queries=queries,
+            dim=dim,
+            bytes=size,
+            spans=threads,
+            scale=scale,
+        )
+        scratch = _floats(kernels.attention_scratch(heads, queries, dim, threads))
+        _point(attention, query=_floats(q), key=_floats(k), value=_floats(v), cos=_floats(cos), sin=_floats(sin))
+        _point(attention, keys=buffers[0], values=buffers[1], out=out, scratch=scratch)
+        _run(kernels, attention)
+        expected = []
+        for h in range(heads):
+            at = slice(h * slots * dim, (h * slots + held) * dim)
+            rows = [_cut(stored[i][at], dim) for i in range(2)]
+            new = _turned(k[h * dim : (h + 1) * dim], cos, sin), v[h * dim : (h + 1) * dim]
+            for i in range(2):
+                rows[i].append([_rounded(value) for value in new[i]] if size == 2 else list(new[i]))
+            for i in range(queries):
+                first = (h * queries + i) * dim
+                turned = _turned(q[first : first + dim], cos, sin)
+                scores = [scale * sum(a * b for a, b in zip(turned, row, strict=True)) for row in rows[0]]
+                shares = [math.exp(score - max(scores)) for score in scores]
+                expected += [
+                    sum(s * row[d] for s, row in zip(shares, rows[1], strict=True)) / sum(shares) for d in range(dim)
+                ]
+        _compare(f"attention with heads of {dim} in {size} bytes", out, expected)
+
+
+def _turned(x: Sequence[float], cos: Sequence[float], sin: Sequence[float]) -> list[float]:
+    """Rotary position by halves over the first of `x`."""
+    half = len(cos) // 2
+    low = [x[d] * cos[d] - x[d + half] * sin[d] for d in range(half)]
+    high = [x[d + half] * cos[d + half] + x[d] * sin[d + half] for d in range(half)]
+    return [*low, *high, *x[len(cos) :]]
+
+
+def _check_rows(kernels: Any) -> None:
+    width = 72
+    for centred in (0, 1):
+        rows = [_noise(width) for _ in range(5)]
+        hidden, added, more, weight, bias = rows
+        h, out = _floats(hidden), _floats(width)
+        norm = Norm(width=width, rows=1, centred=centred, eps=1e-5)
+        _point(norm, hidden=h, added=_floats(added), more=_floats(more), weight=_floats(weight), out=out)
+        if centred:
+            _point(norm, bias=_floats(bias))
+        _run(kernels, norm)
+        total = [sum(each) for each in zip(hidden, added, more, strict=True)]
+        mean = sum(total) / width if centred else 0.0
+        scale = 1 / math.sqrt(sum((t - mean) ** 2 for t in total) / width + 1e-5)
+        expected = [
+            (t - mean) * scale * w + (b if centred else 0.0) for t, w, b in zip(total, weight, bias, strict=True)
+        ]
+        _compare("a sum", h, total)
+        _compare("a norm", out, expected)
+    x, up = [4 * value for value in _noise(width)], _noise(width)
+    wanted = {SILU: [v / (1 + math.exp(-v)) for v in x], GELU: [v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x]}
+    for function, expected in wanted.items():
+        out = _floats(width)
+        activation = Activation(width=width, function=function)
+        _point(activation, x=_floats(x), out=out)
+        _run(kernels, activation)
+        _compare("an activation", out, expected)
+        _point(activation, up=_floats(up))
+        _run(kernels, activation)
+        _compare("a gate", out, [e * u for e, u in zip(expected, up, strict=True)])
+
+
+def _point(operation: Any, **members: Any) -> None:
+    """Set pointers to arrays, and keep those alive."""
+    for name, array in members.items():
+        operation.__dict__.setdefault("kept", []).append(array)
+        setattr(operation, name, ctypes.cast(array, ctypes.c_void_p))
+
+
+def _run(kernels: Any, operation: ctypes.Structure) -> None:
+    made = program([operation])
+    kernels.run(made, len(made), 2)
+
+
+def _noise(count: int) -> list[float]:
+    return [random.gauss(0, 1) for _ in range(count)]
+
+
+def _floats(values: Any) -> Any:
+    """A C array of numbers, or of that many zeros."""
+    return (ctypes.c_float * values)() if isinstance(values, int) else (ctypes.c_float * len(values))(*values)
+
+
+def _cut(row: list[float], size: int) -> list[list[float]]:
+    return [row[first : first + size] for first in range(0, len(row), size)]
+
+
+def _bfloat16(value: float) -> bytes:
+    """To the nearest, ties to even."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    return struct.pack("<H", (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+def _rounded(value: float) -> float:
+    (number,) = struct.unpack("<f", b"\0\0" + _bfloat16(value))
+    return float(number)
+
+
+def _compare(what: str, found: Any, expected: Sequence[float]) -> None:
+    largest = max(abs(value) for value in expected)
+    worst = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    assert worst <= TOLERANCE * largest, f"{what} is off by {worst}, of {largest}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

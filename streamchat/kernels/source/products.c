@@ -1,0 +1,202 @@
+/* Matrices times a few vectors. A token reads every weight once, so that fewer bits are less time.
+ *
+ * For weights in few bits a vector is rounded to 16-bit integers in groups of 32, each with its own scale: finer than
+ * bfloat16 for the larger numbers of a group, and integers are multiplied 16 or 32 at a time on any x86 of ten years.
+ */
+#include "operations.h"
+
+enum { GROUP = 32, TILE = 16, BLOCK_BYTES = 320 };
+
+/* Floats that a product of one vector needs to work in: its integers, and a scale and a sum for each group. */
+EXPORT long product_scratch(long columns) { return columns / 2 + 2 * (columns / GROUP); }
+
+typedef struct {
+    int16_t *codes; /* (columns) */
+    float *scales;  /* (columns / 32) */
+    float *sums;    /* (columns / 32): of the rounded numbers */
+} Rounded;
+
+static Rounded rounded(const Product *p, int n) {
+    float *scratch = p->scratch + n * product_scratch(p->columns);
+    Rounded found = {(int16_t *)scratch, scratch + p->columns / 2, scratch + p->columns / 2 + p->columns / GROUP};
+    return found;
+}
+
+static void round_group(const float *from, Rounded to, long g) {
+    int16_t *codes = to.codes + g * GROUP;
+    float most = 0.0f, poison = 0.0f;
+    for (int k = 0; k < GROUP; k++) {
+        float size = from[k] < 0 ? -from[k] : from[k];
+        most = size > most ? size : most;
+        poison += from[k] * 0.0f; /* what is infinite or not a number shall show */
+    }
+    float inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
+    int32_t sum = 0;
+    for (int k = 0; k < GROUP; k++) {
+        float code = from[k] * inverse;
+        int32_t whole = (int32_t)(code < 0 ? code - 0.5f : code + 0.5f);
+        codes[k] = (int16_t)whole;
+        sum += whole;
+    }
+    to.scales[g] = most / 32767.0f + poison;
+    to.sums[g] = to.scales[g] * (float)sum;
+}
+
+/* One group of 16 rows of int4: 256 bytes of codes, then 16 pairs of scale and zero in bfloat16.
+ * A 32-bit word of the codes belongs to one row; nibble j of its halves are columns 8 i + 2 j and 8 i + 2 j + 1 of
+ * the i-th 64 bytes. w = scale * (code - 8) + zero. */
+#if defined(__AVX512BW__)
+INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(sum, a, b);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+}
+
+INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
+    const __m512i mask = _mm512_set1_epi16(15), high = _mm512_set1_epi32((int)0xffff0000);
+    __m512 total = _mm512_setzero_ps();
+    for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
+        const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
+        __m512i even = _mm512_setzero_si512(), odd = even;
+        for (int i = 0; i < 4; i++) {
+            __m512i codes = _mm512_loadu_si512(block + 64 * i);
+            even = add_pairs(even, _mm512_and_si512(codes, mask), _mm512_set1_epi32(pairs[4 * i]));
+            odd = add_pairs(odd, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask), _mm512_set1_epi32(pairs[4 * i + 1]));
+            even = add_pairs(even, _mm512_and_si512(_mm512_srli_epi16(codes, 8), mask), _mm512_set1_epi32(pairs[4 * i + 2]));
+            odd = add_pairs(odd, _mm512_srli_epi16(codes, 12), _mm512_set1_epi32(pairs[4 * i + 3]));
+        }
+        __m512i both = _mm512_loadu_si512(block + 256);
+        __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, high));
+        __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), _mm512_set1_ps(x.scales[g]));
+        dot = _mm512_fnmadd_ps(_mm512_set1_ps(8.0f), _mm512_set1_ps(x.sums[g]), dot);
+        total = _mm512_fmadd_ps(scale, dot, total);
+        total = _mm512_fmadd_ps(zero, _mm512_set1_ps(x.sums[g]), total);
+    }
+    _mm512_storeu_ps(out, total);
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
+    const __m256i mask = _mm256_set1_epi16(15), high = _mm256_set1_epi32((int)0xffff0000);
+    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
+        const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
+        for (int half = 0; half < 2; half++) {
+            __m256i sum = _mm256_setzero_si256();
+            for (int i = 0; i < 4; i++) {
+                __m256i codes = _mm256_loadu_si256((const __m256i *)(block + 64 * i + 32 * half));
+                for (int j = 0; j < 4; j++) {
+                    __m256i pair = _mm256_set1_epi32(pairs[4 * i + j]);
+                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(codes, mask), pair));
+                    codes = _mm256_srli_epi16(codes, 4);
+                }
+            }
+            __m256i both = _mm256_loadu_si256((const __m256i *)(block + 256 + 32 * half));
+            __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+            __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(both, high));
+            __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(x.scales[g]));
+            dot = _mm256_fnmadd_ps(_mm256_set1_ps(8.0f), _mm256_set1_ps(x.sums[g]), dot);
+            total[half] = _mm256_fmadd_ps(scale, dot, total[half]);
+            total[half] = _mm256_fmadd_ps(zero, _mm256_set1_ps(x.sums[g]), total[half]);
+        }
+    }
+    _mm256_storeu_ps(out, total[0]);
+    _mm256_storeu_ps(out + 8, total[1]);
+}
+#else
+INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
+    memset(out, 0, sizeof(float) * TILE);
+    for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
+        int32_t sum[TILE] = {0};
+        uint16_t codes[2 * TILE], both[2 * TILE];
+        for (int i = 0; i < 4; i++) {
+            memcpy(codes, block + 64 * i, sizeof codes);
+            for (int j = 0; j < 4; j++) {
+                const int16_t *pair = x.codes + g * GROUP + 8 * i + 2 * j;
+                for (int r = 0; r < TILE; r++)
+                    sum[r] += ((codes[2 * r] >> (4 * j)) & 15) * pair[0] + ((codes[2 * r + 1] >> (4 * j)) & 15) * pair[1];
+            }
+        }
+        memcpy(both, block + 256, sizeof both);
+        for (int r = 0; r < TILE; r++) {
+            float dot = x.scales[g] * (float)sum[r] - 8.0f * x.sums[g];
+            out[r] += from_bfloat16(both[2 * r]) * dot + from_bfloat16(both[2 * r + 1]) * x.sums[g];
+        }
+    }
+}
+#endif
+
+/* A row of int8 times a rounded vector, without the row's scale. */
+#if defined(__AVX512BW__)
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    __m512 total = _mm512_setzero_ps();
+    for (long g = 0; g < groups; g++) {
+        __m512i w = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(row + g * GROUP)));
+        __m512i dots = _mm512_madd_epi16(w, _mm512_loadu_si512(x.codes + g * GROUP));
+        total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(x.scales[g]), total);
+    }
+    return _mm512_reduce_add_ps(total);
+}
+#else
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    float total = 0.0f;
+    for (long g = 0; g < groups; g++) {
+        int32_t dot = 0;
+        SIMD_SUM(dot)
+        for (int k = 0; k < GROUP; k++)
+            dot += (int32_t)row[g * GROUP + k] * x.codes[g * GROUP + k];
+        total += (float)dot * x.scales[g];
+    }
+    return total;
+}
+#endif
+
+INLINE float bfloat16_row(const bfloat16 *row, const float *x, long columns) {
+    float total = 0.0f;
+    SIMD_SUM(total)
+    for (long k = 0; k < columns; k++)
+        total += from_bfloat16(row[k]) * x[k];
+    return total;
+}
+
+INLINE float float32_row(const float *row, const float *x, long columns) {
+    float total = 0.0f;
+    SIMD_SUM(total)
+    for (long k = 0; k < columns; k++)
+        total += row[k] * x[k];
+    return total;
+}
+
+void team_multiply(const Product *p) {
+    long groups = p->columns / GROUP, tiles = (p->rows + TILE - 1) / TILE;
+    if (p->bits <= 8) {
+#pragma omp for schedule(static)
+        for (long each = 0; each < p->count * groups; each++) {
+            int n = (int)(each / groups);
+            round_group(p->x + n * p->columns + each % groups * GROUP, rounded(p, n), each % groups);
+        }
+    }
+#pragma omp for schedule(static)
+    for (long t = 0; t < tiles; t++) {
+        long first = t * TILE, last = first + TILE < p->rows ? first + TILE : p->rows;
+        for (int n = 0; n < p->count; n++) {
+            const float *x = p->x + n * p->columns;
+            float *out = p->out + n * p->rows;
+            if (p->bits == 4)
+                int4_tile((const uint8_t *)p->data + t * groups * BLOCK_BYTES, rounded(p, n), groups, out + first);
+            for (long r = first; r < last; r++) {
+                long at = r * p->columns;
+                if (p->bits == 8)
+                    out[r] = from_bfloat16(p->scales[r]) * int8_row((const int8_t *)p->data + at, rounded(p, n), groups);
+                else if (p->bits == 16)
+                    out[r] = bfloat16_row((const bfloat16 *)p->data + at, x, p->columns);
+                else if (p->bits == 32)
+                    out[r] = float32_row((const float *)p->data + at, x, p->columns);
+                if (p->bias)
+                    out[r] += p->bias[r];
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+/* What happens to rows of numbers between the products. */
+#include "operations.h"
+
+static void add(float *to, const float *from, long width) {
+    SIMD
+    for (long i = 0; i < width; i++)
+        to[i] += from[i];
+}
+
+static void norm(const Norm *n, const float *x, float *out) {
+    float sum = 0.0f, squares = 0.0f, mean = 0.0f;
+    long width = n->width;
+    if (n->centred) {
+        SIMD_SUM(sum)
+        for (long i = 0; i < width; i++)
+            sum += x[i];
+        mean = sum / (float)width;
+    }
+    SIMD_SUM(squares)
+    for (long i = 0; i < width; i++)
+        squares += (x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / __builtin_sqrtf(squares / (float)width + n->eps);
+    SIMD
+    for (long i = 0; i < width; i++)
+        out[i] = (x[i] - mean) * scale * n->weight[i];
+    if (n->bias)
+        add(out, n->bias, width);
+}
+
+void team_norm(const Norm *n) {
+#pragma omp single
+    {
+        if (n->added)
+            add(n->hidden, n->added, n->width);
+        if (n->more)
+            add(n->hidden, n->more, n->width);
+        for (int row = 0; row < n->rows; row++)
+            norm(n, n->hidden + row * n->width, n->out + row * n->width);
+    }
+}
+
+INLINE float silu(float x) {
+    float power = exp_negative(x < 0 ? x : -x);
+    return x * (x < 0 ? power : 1.0f) / (1.0f + power);
+}
+
+/* With erf by Abramowitz and Stegun's 7.1.26, whose error is below 1.5e-7. */
+INLINE float gelu(float x) {
+    float z = (x < 0 ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
+    float sum = 1.061405429f;
+    sum = sum * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    float tail = 0.5f * sum * t * exp_negative(-z * z); /* of the normal distribution, beyond |x| */
+    return x * (x < 0 ? tail : 1.0f - tail);
+}
+
+void team_activate(const Activation *a) {
+    const float *x = a->x, *up = a->up;
+    float *out = a->out;
+    if (a->function == SILU) {
+#pragma omp for simd schedule(static)
+        for (long i = 0; i < a->width; i++)
+            out[i] = up ? silu(x[i]) * up[i] : silu(x[i]);
+    } else {
+#pragma omp for simd schedule(static)
+        for (long i = 0; i < a->width; i++)
+            out[i] = up ? gelu(x[i]) * up[i] : gelu(x[i]);
+    }
+}

@@ -1,0 +1,27 @@
+/* Operations one after the other, by a team of threads that is called together once. */
+#include "operations.h"
+
+extern int omp_get_max_threads(void);
+
+/* Threads that the OpenMP runtime of this library would use: tells whether it is PyTorch's. */
+EXPORT int pool_threads(void) { return omp_get_max_threads(); }
+
+EXPORT void run(const Operation *operations, long count, int threads) {
+#pragma omp parallel num_threads(threads)
+    for (long i = 0; i < count; i++) {
+        const Operation *each = operations + i;
+        switch (each->kind) {
+        case PRODUCT:
+            team_multiply(&each->product);
+            break;
+        case ATTENTION:
+            team_attend(&each->attention);
+            break;
+        case NORM:
+            team_norm(&each->norm);
+            break;
+        default:
+            team_activate(&each->activation);
+        }
+    }
+}
