@@ -11,6 +11,7 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
+Kernels = Literal["auto", "torch"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 Evict = Literal["turns", "tokens"]
@@ -88,6 +89,13 @@ class Settings:
         "Weights that new tokens are computed with on a CPU: the model's own, or packed in int8 or int4, which reads "
         "less memory; auto packs where that is measured to cost no more than 1 % of perplexity",
         choices=("auto", "native", "int8", "int4"),
+    )
+    kernels: Kernels = _setting(
+        "auto",
+        "model",
+        "What computes new tokens on a CPU: auto compiles kernels for this very processor, once, where Linux and gcc "
+        "are there, and takes PyTorch's elsewhere; torch takes PyTorch's always",
+        choices=("auto", "torch"),
     )
     attention: Attention = _setting(
         "sdpa", "model", "Attention implementation of transformers", choices=("sdpa", "eager")

@@ -257,7 +257,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             for buffer, original, rotation in pairs:
                 x = original[:, :, :prefix]
                 if rotation is not None:
-                    x = rotation.apply(x, rotation.source.angles_range(self.base, prefix, buffer.device))
+                    x = rotation.place(x, self.base)
                 buffer.narrow(2, self.start, prefix).copy_(x)
         self._refresh_views()
 

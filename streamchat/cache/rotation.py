@@ -28,6 +28,7 @@ class RotarySource:
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._module, self._args, self._kwargs = module, args, kwargs
         self._memo: tuple[tuple[int, int, torch.device], Angles] | None = None
+        self._wide: tuple[tuple[int, int, torch.device], Angles] | None = None
         device = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), torch.device("cpu"))
         first, second = self._call(torch.tensor(PROBE_POSITIONS, device=device))
         # At position 0 the sine is 0 everywhere.
@@ -72,6 +73,14 @@ class RotarySource:
             self._memo = (key, self.angles(torch.arange(start, start + count, device=device)))
         return self._memo[1]
 
+    def wide_range(self, start: int, count: int, device: torch.device) -> Angles:
+        """`angles_range` for rotating by halves, each (count, 2 x pairs): (cos | cos) and (-sin | sin)."""
+        key = (start, count, device)
+        if self._wide is None or self._wide[0] != key:
+            cos, sin = self.angles_range(start, count, device)
+            self._wide = (key, (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)))
+        return self._wide[1]
+
 
 @dataclass(frozen=True)
 class _Copies:
@@ -104,6 +113,14 @@ class TensorRotation:
     """Pairs are (0, 1), (2, 3), ... instead of (0, h), (1, h + 1), ..."""
     reverse: bool = False
     """Turns by minus the angle."""
+
+    def place(self, x: Tensor, start: int) -> Tensor:
+        """Rotate unrotated float32 `x` (..., n, head_dim) to absolute positions `start` .. `start + n - 1`."""
+        count, device = x.shape[-2], x.device
+        cos, sin = self.source.wide_range(start, count, device)
+        if self.interleaved or self.reverse or cos.shape[-1] != x.shape[-1]:
+            return self.apply(x, self.source.angles_range(start, count, device))
+        return torch.addcmul(x * cos, torch.roll(x, cos.shape[-1] // 2, -1), sin)
 
     def apply(self, x: Tensor, angles: Angles, *, undo: bool = False) -> Tensor:
         """Rotate `x` (..., n, head_dim) by angles (n, pairs); returns float32. `undo` rotates back."""

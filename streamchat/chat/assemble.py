@@ -40,6 +40,7 @@ def load_from_settings(configuration: Configuration, progress: Progress) -> Load
         dtype=settings.dtype,
         attention=settings.attention,
         weights=settings.weights,
+        kernels=settings.kernels,
         progress=progress,
     )
 

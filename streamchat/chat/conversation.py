@@ -32,7 +32,7 @@ from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
-EVICTION_BLOCK = 16
+EVICTION_BLOCK = 32
 # Fewer tokens than this beside the pinned ones are no window to talk in.
 SMALLEST_WINDOW = 8
 

@@ -431,5 +431,5 @@ class Owner:
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Whether settings load the same weights in the same way."""
-    names = ("model", "device", "dtype", "weights", "attention")
+    names = ("model", "device", "dtype", "weights", "kernels", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -10,7 +10,7 @@ from streamchat.errors import ConfigError
 from streamchat.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
-OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "attention"})
+OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
 """Settings that belong to where one chats, not to what is said."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}

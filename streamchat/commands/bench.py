@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
     from streamchat.models.load import LoadedModel
 
-SETTINGS = ("model", "device", "dtype", "attention", "weights", "cache_size", "num_sink_tokens")
+SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

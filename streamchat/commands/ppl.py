@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "no-rerotation (the same tokens, with positions left to the cache's new length: the classic mistake), "
         "recompute (the latest tokens read again without a cache).",
     )
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "num_sink_tokens"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS)
     own.add_argument(
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             attention=settings.attention,
             # policies are compared on the model itself, unless packed weights are what is asked about
             weights=settings.weights if configuration.is_explicit("weights") else "native",
+            kernels=settings.kernels,
             progress=progress,
         )
         progress("Reading the texts")

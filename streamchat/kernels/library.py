@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,36 +15,47 @@ from streamchat.kernels.operations import declare
 _log = logging.getLogger(__name__)
 
 
-class Kernels(Protocol):
+class Kernels:
     """The functions of `source/`; tensors are passed by address."""
 
-    run: Any
-    """(program, its length, threads): the operations one after the other."""
-    product_scratch: Any
-    """(columns) -> floats that a product needs for each vector."""
-    attention_scratch: Any
-    """(heads, queries, dim, spans) -> floats."""
-    pool_threads: Any
-    """() -> threads of the OpenMP runtime."""
+    def __init__(self, loaded: Any) -> None:
+        declare(loaded)
+        self.run = loaded.run
+        """(program, its length, threads): the operations one after the other."""
+        self.product_scratch = loaded.product_scratch
+        """(columns) -> floats that a product needs for each vector."""
+        self.attention_scratch = loaded.attention_scratch
+        """(heads, queries, dim, spans) -> floats."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
+        return self  # a copied model uses the same library
+
+
+_allowed = True
+
+
+def allow(choice: str) -> None:
+    """`auto`: compiled kernels are used from now on where there are some; `torch`: they are not."""
+    global _allowed
+    _allowed = choice == "auto"
 
 
 def kernels() -> Kernels | None:
-    """The compiled kernels; None where there are none, `missing()` says why. Compiles them at first."""
-    return _loaded()[0]
+    """The compiled kernels; None where there are none, `missing()` says why. Compiles them at first (some 2 s)."""
+    return _loaded()[0] if _allowed else None
 
 
 def missing() -> str:
     """Why there are no compiled kernels; '' where there are."""
-    return _loaded()[1]
+    return _loaded()[1] if _allowed else "kernels = 'torch' was chosen"
 
 
 @functools.cache
 def _loaded() -> tuple[Kernels | None, str]:
     try:
-        path = library()
-        found: Any = ctypes.CDLL(str(path))
-        declare(found)
-        if not _shares_threads(found):
+        loaded = ctypes.CDLL(str(library()))
+        found = Kernels(loaded)
+        if not _shares_threads(loaded):
             raise KernelsUnavailableError("they would use another thread pool than PyTorch")
     except (KernelsUnavailableError, OSError, AttributeError) as error:
         _log.info("no compiled kernels: %s", error)
@@ -52,11 +63,11 @@ def _loaded() -> tuple[Kernels | None, str]:
     return found, ""
 
 
-def _shares_threads(found: Any) -> bool:
+def _shares_threads(loaded: Any) -> bool:
     """Whether OpenMP is the one that PyTorch uses: threads of two pools would wait for each other's cores."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
-        return bool(found.pool_threads() == before + 1)
+        return bool(loaded.pool_threads() == before + 1)
     finally:
         torch.set_num_threads(before)

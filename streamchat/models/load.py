@@ -46,6 +46,7 @@ def load_model(
     dtype: str = "auto",
     attention: str = "sdpa",
     weights: str = "native",
+    kernels: str = "auto",
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load the model that `name` means; fetched or converted first where needed. Prints nothing.
@@ -56,6 +57,7 @@ def load_model(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
+        kernels: `auto`: compiled kernels for single tokens on a CPU, where there is a compiler; `torch`: PyTorch's own.
         progress: Told what is going on; may raise to cancel.
 
     Raises:
@@ -73,6 +75,7 @@ def load_model(
     contents = inspect(folder)
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
     progress(f"Loading {source.name}", 0, 0, "")
+    from streamchat.kernels.library import allow
     from streamchat.models.weights import use_weights
     from streamchat.speed.forward import install
     from streamchat.speed.linear import packed_bytes
@@ -90,6 +93,7 @@ def load_model(
             devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
             model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
     progress(f"Loading {source.name}", 0, 0, "")
+    allow(kernels)
     if weights == "auto" and dtype == "float32":
         weights = "native"  # who asks for exact numbers gets them
     used, weight_notes = use_weights(

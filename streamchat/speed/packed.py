@@ -6,13 +6,13 @@ bfloat16, int4 less than a third. With many tokens at once the kernels are slowe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from streamchat.kernels.library import kernels
+from streamchat.kernels.library import Kernels, kernels
 from streamchat.kernels.operations import GROUP as GROUP
 from streamchat.kernels.operations import TILE, Product, program
 
@@ -37,6 +37,9 @@ class PackedWeight:
     scales: Tensor
     """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty where tiled."""
 
+    kernels: Kernels | None = field(default_factory=kernels, repr=False, compare=False)
+    """The compiled ones that multiply, where they serve; tiled weights need them."""
+
     @property
     def tiled(self) -> bool:
         """Whether it is in the layout of the compiled kernels."""
@@ -54,9 +57,8 @@ class PackedWeight:
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's own kernels take `x` in bfloat16."""
-        compiled = kernels()
-        if compiled is not None:
-            return self._multiply_compiled(compiled, x)
+        if self.kernels is not None:
+            return self._multiply_compiled(self.kernels, x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
         if self.kind == "int8":
             product = torch._weight_int8pack_mm(half, self.data, self.scales)
@@ -64,7 +66,7 @@ class PackedWeight:
             product = torch._weight_int4pack_mm_for_cpu(half, self.data, GROUP, self.scales)
         return product if x.dtype == torch.bfloat16 else product.to(x.dtype)
 
-    def _multiply_compiled(self, compiled: Any, x: Tensor) -> Tensor:
+    def _multiply_compiled(self, compiled: Kernels, x: Tensor) -> Tensor:
         count, columns = x.shape
         x_floats = x.detach().float().contiguous()
         out = torch.empty(count, self.rows)

@@ -1,0 +1,385 @@
+"""The compiled kernels: right to the rounding of their formats, built once, and never in the way where they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamchat import paths
+from streamchat.kernels import build, library
+from streamchat.kernels.build import KernelsUnavailableError
+from streamchat.kernels.library import allow, kernels, missing
+from streamchat.kernels.operations import (
+    GELU,
+    SILU,
+    Activation,
+    Attention,
+    Norm,
+    program,
+)
+from streamchat.models.load import load_model
+from streamchat.speed.compiled import CompiledStep, compiles
+from streamchat.speed.families import describe
+from streamchat.speed.forward import install
+from streamchat.speed.packed import Kind, PackedWeight, int4_codes, pack
+from tests.models_help import save, tiny_llama
+from tests.test_decode_step import make
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason=missing())
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- what they compute -----------------------------------------------------------------------------------------
+
+
+def stands_for(weight: Tensor, kind: Kind) -> Tensor:
+    """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
+    if kind == "int8":
+        packed = pack(weight, kind)
+        return packed.data.double() * packed.scales.double()[:, None]
+    codes, scales = int4_codes(weight)
+    scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
+    return ((codes - 8) * scale + zero).reshape(weight.shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 32), (48, 96), (192, 576), (576, 1536)])
+def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
+    weight, x = noise(rows, columns), noise(count, columns, seed=2)
+    x[0, 3] = 40.0  # as the large numbers of some channels
+    packed = pack(weight, kind)
+    assert packed.tiled == (kind == "int4")
+    meant = stands_for(weight, kind)
+    # half a step of each group's 16 bits, times the weights of the group
+    steps = x.view(count, -1, 32).abs().amax(-1) / 32767
+    allowed = 0.51 * steps.double() @ meant.abs().view(rows, -1, 32).sum(-1).T
+    found = packed.multiply(x)
+    assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_shows_in_every_row(kind: Kind, value: float) -> None:
+    x = noise(1, 64)
+    x[0, 40] = value
+    assert not torch.isfinite(pack(noise(32, 64), kind).multiply(x)).any()
+
+
+@needs_kernels
+def test_a_vector_of_zeros_gives_zeros() -> None:
+    for kind in ("int8", "int4"):
+        assert not pack(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()  # type: ignore[arg-type]
+
+
+def run(operation: Any, threads: int = 2) -> None:
+    compiled = kernels()
+    assert compiled is not None
+    compiled.run(program([operation]), 1, threads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 4, 80), (5, 2, 64)])
+@pytest.mark.parametrize(("held", "spans"), [(0, 1), (0, 3), (1, 2), (63, 2), (64, 1), (200, 4)])
+def test_attention_is_that_of_a_plain_softmax(
+    dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int
+) -> None:
+    compiled = kernels()
+    assert compiled is not None
+    slots, width = held + 3, dim // 2
+    keys, values = noise(heads, slots, dim, seed=2).to(dtype), noise(heads, slots, dim, seed=3).to(dtype)
+    # scores far apart: the running maximum moves, and most shares vanish
+    q, k, v = 3 * noise(heads * queries, dim), noise(heads, dim, seed=4), noise(heads, dim, seed=5)
+    angles = noise(width // 2, seed=6).repeat(2)
+    cos, sin = angles.cos(), angles.sin()
+    before = keys.clone(), values.clone()
+    out, scratch = (
+        torch.empty(heads * queries, dim),
+        torch.empty(compiled.attention_scratch(heads, queries, dim, spans)),
+    )
+    operation = Attention(
+        query=q.data_ptr(),
+        key=k.data_ptr(),
+        value=v.data_ptr(),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        out=out.data_ptr(),
+        scratch=scratch.data_ptr(),
+        query_step=dim,
+        key_step=dim,
+        head_bytes=slots * dim * dtype.itemsize,
+        held=held,
+        width=width,
+        heads=heads,
+        queries=queries,
+        dim=dim,
+        bytes=dtype.itemsize,
+        spans=spans,
+        scale=dim**-0.5,
+    )
+    run(operation)
+
+    def turned(x: Tensor) -> Tensor:
+        part = x[..., :width]
+        half = torch.cat([-part[..., width // 2 :], part[..., : width // 2]], dim=-1)
+        return torch.cat([part * cos + half * sin, x[..., width:]], dim=-1)
+
+    new = turned(k).to(dtype), v.to(dtype)
+    for buffer, old, fresh in zip((keys, values), before, new, strict=True):
+        torch.testing.assert_close(buffer[:, held], fresh, rtol=2**-7, atol=1e-6)
+        assert torch.equal(buffer[:, :held], old[:, :held])
+        assert torch.equal(buffer[:, held + 1 :], old[:, held + 1 :])
+    seen = keys[:, : held + 1].double(), values[:, : held + 1].double()
+    scores = turned(q).double().view(heads, queries, dim) @ seen[0].transpose(1, 2) * dim**-0.5
+    expected = (scores.softmax(-1) @ seen[1]).view(heads * queries, dim)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
+
+
+@needs_kernels
+def test_activations_and_norms_are_those_of_torch() -> None:
+    x, up = torch.linspace(-30, 30, 999), noise(999)
+    for function, expected in ((SILU, torch.nn.functional.silu(x)), (GELU, torch.nn.functional.gelu(x))):
+        out = torch.empty(999)
+        run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, function=function))
+        torch.testing.assert_close(out, expected * up, rtol=2e-6, atol=2e-6)
+    rows, weight = noise(4, 72), noise(72, seed=2)
+    for centred in (0, 1):
+        out = rows.clone()
+        run(
+            Norm(
+                hidden=out.data_ptr(),
+                weight=weight.data_ptr(),
+                out=out.data_ptr(),  # in place, as for queries and keys
+                width=72,
+                rows=4,
+                centred=centred,
+                eps=1e-5,
+            )
+        )
+        plain = torch.nn.functional.layer_norm if centred else torch.nn.functional.rms_norm
+        torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
+
+
+# --- in a model ------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_the_setting_chooses_between_them_and_pytorchs(tmp_path: Path) -> None:
+    save(tiny_llama(), tmp_path / "model")
+    try:
+        for choice, expected in (("auto", True), ("torch", False)):
+            loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8", kernels=choice)
+            step = loaded.model.forward.__closure__  # type: ignore[attr-defined]
+            assert any(isinstance(cell.cell_contents, CompiledStep) for cell in step) == expected
+            assert (kernels() is not None) == expected
+    finally:
+        allow("auto")
+
+
+@pytest.mark.parametrize(
+    ("change", "served"),
+    [
+        ({}, True),
+        ({"hidden_act": "gelu"}, True),
+        ({"hidden_act": "gelu_pytorch_tanh"}, False),
+        ({"hidden_act": "gelu_new"}, False),
+        ({"hidden_act": "relu"}, False),
+        ({"head_dim": 512}, False),
+        ({"num_attention_heads": 32, "num_key_value_heads": 1, "head_dim": 4}, False),
+    ],
+)
+def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change))).eval()
+    described = describe(model)
+    assert described is not None
+    assert compiles(described) == served
+    half = describe(model.to(torch.float16))
+    assert half is not None
+    assert not compiles(half)
+
+
+@needs_kernels
+def test_the_number_of_threads_may_change_between_tokens() -> None:
+    from tests.test_decode_step import cache_of, stream, text
+
+    model = make("llama, three heads of queries to one of keys")
+    ids, before = text(40), torch.get_num_threads()
+    expected = stream(model, cache_of(model, 24), ids, 10)
+    install(model)
+    cache = cache_of(model, 24)
+    pieces = [stream(model, cache, ids[:, :10], 10)]
+    try:
+        for i in range(10, 40):
+            torch.set_num_threads(1 + i % 3)
+            pieces.append(stream(model, cache, ids[:, i : i + 1], 1))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(torch.cat(pieces), expected, rtol=0, atol=1e-4)
+
+
+# --- building --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder, and nothing loaded yet; returns where the kernels will be."""
+    monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    library._loaded.cache_clear()
+    return paths.cache_dir() / "kernels"
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Any:
+    yield
+    library._loaded.cache_clear()
+
+
+def compiler(folder: Path, body: str) -> str:
+    """A program in the place of a compiler."""
+    path = folder / "fakecc"
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_kernels
+def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build.library()
+    assert made.parent == fresh
+    assert [path.name for path in fresh.iterdir()] == [made.name]
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert build.library() == made
+    assert kernels() is not None
+
+
+@needs_kernels
+def test_other_sources_another_compiler_or_processor_make_another_library(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gcc = build.find_compiler()
+    first = build._digest(gcc)
+    assert build._digest(gcc) == first
+    assert build._digest(compiler(tmp_path, "true")) != first
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_processor", lambda: "another one")
+        assert build._digest(gcc) != first
+    sources = tmp_path / "source"
+    sources.mkdir()
+    for path in build.SOURCES.iterdir():
+        (sources / path.name).write_bytes(path.read_bytes() + (b"\n" if path.name == "common.h" else b""))
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert build._digest(gcc) != first
+
+
+def test_without_a_compiler_the_reason_is_told_and_models_run(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kernels() is None
+    assert "gcc" in missing()
+    save(tiny_llama(), tmp_path / "model")
+    loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8")
+    assert loaded.weights == "int8"
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("echo 'x.c:1: error: no such luck' >&2; exit 1", "no such luck"),
+        ("exit 0", "cannot be kept|failed its check"),  # says that it worked, and made nothing
+        ("while [ $# -gt 1 ]; do shift; done; echo rubbish > $1", "failed its check"),
+    ],
+)
+def test_a_compiler_that_fails_is_told(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, reason: str
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, body))
+    with pytest.raises(KernelsUnavailableError, match=reason):
+        build.library()
+    assert not list(fresh.iterdir())
+    assert kernels() is None
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
+        ("attention.c", "total += share * sum[at];", "total += sum[at];"),
+        ("products.c", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
+        ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
+        ("rows.c", "if (n->more)", "if (0)"),
+        ("run.c", "for (long i = 0;", "*(volatile int *)0 = 1; for (long i = 0;"),  # crashes
+    ],
+)
+def test_kernels_that_compute_something_else_are_refused(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str
+) -> None:
+    sources = tmp_path / "source"
+    sources.mkdir()
+    for path in build.SOURCES.iterdir():
+        text = path.read_text(encoding="utf-8")
+        if path.name == file:
+            assert old in text
+            text = text.replace(old, new)
+        (sources / path.name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    with pytest.raises(KernelsUnavailableError, match="failed its check"):
+        build.library()
+    assert not list(fresh.iterdir())
+
+
+@needs_kernels
+@pytest.mark.parametrize("which", ["folder", "file"])
+def test_what_others_can_write_is_not_run(fresh: Path, which: str) -> None:
+    made = build.library()
+    (made if which == "file" else made.parent).chmod(0o777)
+    with pytest.raises(KernelsUnavailableError, match="others may write"):
+        build.library()
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started something"))
+    with pytest.raises(KernelsUnavailableError, match="Linux"):
+        build.library()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a folder that cannot be written to")
+def test_a_folder_that_cannot_be_written_to_is_told(fresh: Path) -> None:
+    fresh.parent.mkdir(parents=True)
+    fresh.parent.chmod(0o500)
+    with pytest.raises(KernelsUnavailableError, match="cannot be kept"):
+        build.library()
+
+
+@needs_kernels
+def test_weights_that_were_packed_for_them_stay_with_them() -> None:
+    packed = pack(noise(32, 64), "int4")
+    try:
+        allow("torch")
+        x = noise(1, 64)
+        assert isinstance(packed, PackedWeight)
+        assert (packed.multiply(x) - pack(noise(32, 64), "int4").multiply(x)).abs().max() < 0.2
+        assert not pack(noise(32, 64), "int4").tiled
+    finally:
+        allow("auto")
