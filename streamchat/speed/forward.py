@@ -13,6 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
+from streamchat.speed.captured import CapturedStep, CudaGraphs, Graphs
+from streamchat.speed.static import static_step
 from streamchat.speed.steps import decode_step
 
 # Arguments that change nothing for one token; any other one that is given leads to the plain forward.
@@ -21,12 +23,21 @@ _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fie
 
 
 def install(model: Any) -> bool:
-    """Give `model` a short path for one new token on a `StreamingCache`; returns whether its family has one.
+    """Give `model` a short path for one new token on a `StreamingCache`; returns whether there is one.
 
-    Hooks on the model itself run as ever; those on its inner modules do not, for such a token.
+    On a CPU a shorter forward, on one CUDA device a captured one, and none on others. Hooks on the model itself run
+    as ever; those on its inner modules do not, for such a token.
     """
+    devices = {weights.device for weights in model.parameters()}
+    device = devices.pop() if len(devices) == 1 else None
+    if device is None or device.type not in ("cpu", "cuda"):
+        return False
+    return _install_short(model) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
+
+
+def _install_short(model: Any) -> bool:
     step = decode_step(model)
-    if step is None or model.get_input_embeddings().weight.device.type != "cpu":
+    if step is None:
         return False
     plain = model.forward
 
@@ -36,13 +47,42 @@ def install(model: Any) -> bool:
         if cache is None:
             return plain(*args, **kwargs)
         layers: Any = cache.layers
-        logits = step(kwargs["input_ids"], kwargs["position_ids"], layers)
-        cache.count_read(1)
-        given: Any = {"logits": logits, _CACHE_FIELD: cache}
-        return CausalLMOutputWithPast(**given)
+        return _read(cache, step(kwargs["input_ids"], kwargs["position_ids"], layers))
 
     model.forward = forward
     return True
+
+
+def install_captured(model: Any, graphs: Graphs) -> bool:
+    """Record the step of `model` by `graphs` when it decodes; returns whether it has one that can be recorded."""
+    step = static_step(model)
+    if step is None:
+        return False
+    captured = CapturedStep(step, model.get_input_embeddings().weight.device, model.dtype, graphs)
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cache = _fitting_cache(args, kwargs)
+        if cache is None:
+            return plain(*args, **kwargs)
+        layers: Any = cache.layers
+        logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
+        if logits is not None:
+            return _read(cache, logits)
+        output = plain(*args, **kwargs)
+        captured.compare(output.logits)
+        return output
+
+    model.forward = forward
+    return True
+
+
+def _read(cache: StreamingCache, logits: Tensor) -> CausalLMOutputWithPast:
+    """What a forward returns, for one token that all layers of `cache` have got."""
+    cache.count_read(1)
+    given: Any = {"logits": logits, _CACHE_FIELD: cache}
+    return CausalLMOutputWithPast(**given)
 
 
 def uninstall(model: Any) -> None:
