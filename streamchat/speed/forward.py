@@ -28,9 +28,9 @@ def install(model: Any) -> bool:
     On a CPU a shorter forward, on one CUDA device a captured one, and none on others. Hooks on the model itself run
     as ever; those on its inner modules do not, for such a token.
     """
-    devices = {weights.device for weights in model.parameters()}
-    device = devices.pop() if len(devices) == 1 else None
-    if device is None or device.type not in ("cpu", "cuda"):
+    device = model.get_input_embeddings().weight.device
+    spread = any(weights.device != device for weights in model.parameters())
+    if spread or device.type not in ("cpu", "cuda"):
         return False
     return _install_short(model) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
 
@@ -71,7 +71,7 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
         if logits is not None:
             return _read(cache, logits)
         output = plain(*args, **kwargs)
-        captured.compare(output.logits)
+        output.logits = captured.settle(output.logits)
         return output
 
     model.forward = forward
