@@ -22,7 +22,7 @@ from tests.models_help import make_tokenizer, tiny_llama
 from tests.recorded_graphs import RecordedGraphs
 from tests.test_decode_step import cache_of, make, stream
 
-pytest.importorskip("torchao", reason="needs torchao: pip install 'streamchat[gpu]'")
+pytest.importorskip("torchao", reason="needs torchao: pip install torchao")
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 

@@ -61,7 +61,8 @@ def use_weights(
     """
     if asked == "native":
         return "native", ()
-    if device.startswith("cuda") and asked in ("int8", "int4"):
+    one_gpu = device.startswith("cuda") and len({weight.device for weight in model.parameters()}) == 1
+    if one_gpu and asked in ("int8", "int4"):
         chosen: Kind = "int8" if asked == "int8" else "int4"
         return chosen, quantise(model, tokenizer, chosen, name=name, progress=progress)
     reason = _obstacle(model, device)
@@ -94,7 +95,7 @@ def packed_folder(model: Any, kind: Kind) -> Path:
 def _obstacle(model: Any, device: str) -> str:
     """Why packed weights cannot be used; '' where they can."""
     if device != "cpu":
-        return f"their kernels are for a CPU and the model is on {device}"
+        return f"their kernels are for a CPU or one GPU with CUDA, and the model is on {device}"
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return "this CPU has no fast kernels for them (AVX2 or AVX-512)"
     if model.dtype not in (torch.bfloat16, torch.float32):

@@ -22,8 +22,9 @@ WARM_UPS = 3
 """Runs before the recording, in which libraries choose kernels and allocate what they keep."""
 LIMITS = {torch.float32: 5e-3}
 """By dtype: how far logits may be from those they are checked by, in standard deviations of these."""
-ROUNDED_LIMIT = 0.05
-"""The same for 16-bit models, whose roundings differ."""
+ROUNDED_LIMIT = 0.3
+"""The same for 16-bit models, where each way to compute rounds differently: up to 0.13 between two kinds of attention
+of transformers (default model, 74 tokens), 0.4 and more with a position that is always 0."""
 
 
 Run = Callable[[], Tensor]
