@@ -115,14 +115,17 @@ class CapturedStep:
         if claim is None:
             return plain
         logits, run = claim
-        error = _distance(logits, plain)
-        if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
+        try:
+            error = _distance(logits, plain)
+            if error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
+                with torch.inference_mode(False), torch.no_grad():
+                    run()
+                self._checked = True
+                return logits
             self._give_up(f"its logits are {error:.2g} standard deviations from those of the plain forward")
-            return plain
-        self._checked = True
-        with torch.inference_mode(False), torch.no_grad():
-            run()
-        return logits
+        except Exception as failure:
+            self._give_up(f"{type(failure).__name__}: {failure}")
+        return plain
 
     def _next(self, ids: Tensor, positions: Tensor, layers: Sequence[StreamingLayer]) -> Tensor | None:
         buffers = [layer.buffers for layer in layers if layer.buffers is not None]
