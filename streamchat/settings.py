@@ -86,8 +86,8 @@ class Settings:
     weights: Weights = _setting(
         "auto",
         "model",
-        "Weights that new tokens are computed with on a CPU: the model's own, or packed in int8 or int4, which reads "
-        "less memory; auto packs where that is measured to cost no more than 1 % of perplexity",
+        "Weights that new tokens are computed with: the model's own, or in int8 or int4, which reads less memory (on a "
+        "GPU by torchao); auto packs on a CPU, where that is measured to cost no more than 1 % of perplexity",
         choices=("auto", "native", "int8", "int4"),
     )
     kernels: Kernels = _setting(

@@ -95,7 +95,7 @@ def cache_of(model: Any, size: int, sinks: int = 4) -> StreamingCache:
 def stream(model: Any, cache: StreamingCache, ids: Tensor, prompt: int) -> Tensor:
     """(tokens, vocabulary) logits: the prompt at once, the rest one by one."""
     name = cache_keyword(model)
-    pieces = [ids[:, :prompt], *ids[:, prompt:].split(1, dim=1)]
+    pieces = [ids[:, :prompt], *(ids[:, i : i + 1] for i in range(prompt, ids.shape[1]))]
     with torch.inference_mode(), StreamingHook(model, cache):
         return torch.cat([model(input_ids=piece, use_cache=True, **{name: cache}).logits[0] for piece in pieces])
 

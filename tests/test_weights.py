@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.errors import ConfigError
-from streamchat.models import weights
+from streamchat.models import gpu_weights, weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
 from streamchat.models.weights import packed_folder, use_weights
@@ -287,8 +287,16 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
 
 
 def test_a_device_without_the_kernels_is_named() -> None:
-    with pytest.raises(ConfigError, match="cuda"):
-        use_weights(tiny_llama(**LLAMA), None, "int8", device="cuda", name="m", progress=silent)
+    with pytest.raises(ConfigError, match="mps"):
+        use_weights(tiny_llama(**LLAMA), None, "int8", device="mps", name="m", progress=silent)
+
+
+def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(**LLAMA)
+    monkeypatch.setattr(gpu_weights.importlib.util, "find_spec", lambda _: None)
+    assert use_weights(model, None, "auto", device="cuda", name="m", progress=silent) == ("native", ())
+    with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
+        use_weights(model, None, "int4", device="cuda", name="m", progress=silent)
 
 
 def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None:

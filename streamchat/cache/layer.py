@@ -191,6 +191,34 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Bytes that one token takes."""
         return sum(b.element_size() * b[:, :, 0].numel() for b in self._buffers or ())
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token. All else moves
+        within them; another pair takes their place only where the batch changes."""
+        return self._buffers
+
+    def open_slot(self, *, front: bool = False) -> int:
+        """The slot of the next token, for who writes it into the buffers himself; `take_slot` then makes it a part.
+
+        Args:
+            front: Move the live part to the front, also where the end is not reached.
+        """
+        if self.start and (front or self.end == self.slots):
+            self._move_to_front()
+            self._refresh_views()
+        return self.end
+
+    def take_slot(self) -> None:
+        """The token in the slot that was opened is the newest one from now on.
+
+        Raises:
+            CacheError: The budget would be exceeded.
+        """
+        if self.length >= self.cache_size:
+            raise CacheError(f"one token on top of {self.length} would exceed the cache of {self.cache_size}")
+        self.end += 1
+        self._refresh_views()
+
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""
         self.end = self.start + max(0, length)

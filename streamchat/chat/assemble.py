@@ -57,6 +57,7 @@ def assemble(
     from streamchat.chat.budget import resolve_cache_size
     from streamchat.chat.conversation import Conversation
     from streamchat.chat.template import choose_format
+    from streamchat.models.stored import stored_bytes
     from streamchat.models.verdicts import remembered_fit
 
     settings = configuration.settings
@@ -66,15 +67,14 @@ def assemble(
     progress("Checking positions", 0, 0, "")
     fit = remembered_fit(loaded.model)
     conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
-    weights = {p.data_ptr(): p for p in loaded.model.parameters()}.values()
     info = ev.ModelInfo(
         name=loaded.name,
         source=loaded.source,
         device=loaded.device,
         dtype=loaded.dtype,
-        parameters=sum(p.numel() for p in weights),
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
         weights=loaded.weights,
-        weight_bytes=sum(p.numel() * p.element_size() for p in weights) + loaded.packed_bytes,
+        weight_bytes=stored_bytes(loaded.model) + loaded.packed_bytes,
         context_length=context or 0,
         cache_size=cache_size,
         num_sink_tokens=settings.num_sink_tokens,

@@ -41,6 +41,7 @@ PACKAGES = (
 OPTIONAL = {
     "matplotlib": "plots of reports",
     "textual-serve": "--serve",
+    "torchao": "int8 and int4 weights on a GPU",
     "ray": "sweep --ray",
     "llama-cpp-python": "bench --peers",
 }

@@ -86,6 +86,7 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     from streamchat.evidence.texts import tokenize
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
+    from streamchat.models.stored import stored_bytes
 
     if threads:
         torch.set_num_threads(threads)
@@ -119,7 +120,7 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
         "of": tokens.total,
         "longest_cache": scores.longest,
         "kv_bytes": scores.kv_bytes,
-        "weight_bytes": sum(p.nbytes for p in {p.data_ptr(): p for p in model.parameters()}.values()),
+        "weight_bytes": stored_bytes(model),
         "seconds": seconds,
         "decode_ms": 1000 * statistics.median(times) if times else None,
         "ran_in": f"{loaded.dtype} on {loaded.device}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from streamchat.models.stored import stored_tensors
 from streamchat.speed.linear import packed_layers
 
 # What a configuration says about files and texts, and not about the computation.
@@ -30,10 +31,11 @@ def model_fingerprint(model: Any) -> str:
     """
     digest = hashlib.sha256(json.dumps(computed_config(model.config), sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES)
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(flat[::step][:SAMPLES].float().cpu().numpy().tobytes())
+        for part in stored_tensors(weight):
+            flat = part.detach().reshape(-1)
+            step = max(1, flat.numel() // SAMPLES)
+            digest.update(flat[::step][:SAMPLES].float().cpu().numpy().tobytes())
     for name, layer in packed_layers(model).items():
         scales = layer.packed.scales.reshape(-1)
         digest.update(f"{name} {layer.packed.kind}".encode())

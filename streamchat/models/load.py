@@ -76,11 +76,12 @@ def load_model(
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
     progress(f"Loading {source.name}", 0, 0, "")
     from streamchat.kernels.library import allow
-    from streamchat.models.weights import use_weights
-    from streamchat.speed.forward import install
-    from streamchat.speed.linear import packed_bytes
 
     with quiet():
+        from streamchat.models.weights import use_weights
+        from streamchat.speed.forward import install
+        from streamchat.speed.linear import packed_bytes
+
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
         model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)

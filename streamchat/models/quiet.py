@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-_LOGGERS = ("transformers", "huggingface_hub", "accelerate", "torch", "gguf", "filelock")
+_LOGGERS = ("transformers", "huggingface_hub", "accelerate", "torch", "torchao", "gguf", "filelock")
 
 
 @contextlib.contextmanager

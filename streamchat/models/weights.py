@@ -1,4 +1,7 @@
-"""Which weights a model runs on: its own, or packed copies in int8 or int4, made once and kept on the disk."""
+"""Which weights a model runs on: its own, or in int8 or int4.
+
+On a CPU these are packed copies beside its own, made once and kept on the disk; on a GPU they take its place.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from streamchat.errors import ConfigError, ModelNotFoundError
 from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import model_fingerprint
+from streamchat.models.gpu_weights import quantise
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.models.words import Progress
 from streamchat.speed.packed import Kind, PackedWeight
@@ -43,9 +47,9 @@ def use_weights(
     Args:
         model: In eval mode on `device`; changed in place.
         tokenizer: For the text by which the quality is measured.
-        asked: `auto`, `native`, `int8` or `int4`. auto takes int4 for a model whose weights were in such groups
-            before, int8 for others, and native where the quality measured on this very model is not good enough, where
-            there is no kernel for it, or too little memory.
+        asked: `auto`, `native`, `int8` or `int4`. On a CPU auto takes int4 for a model whose weights were in such
+            groups before, int8 for others, and native where the quality measured on this very model is not good enough,
+            where there is no kernel for it, or too little memory. On other devices it is native.
         device: Where the model is.
         name: Of the model, for messages.
         progress: Told what is going on; may raise to cancel.
@@ -58,6 +62,10 @@ def use_weights(
     """
     if asked == "native":
         return "native", ()
+    one_gpu = device.startswith("cuda") and len({weight.device for weight in model.parameters()}) == 1
+    if one_gpu and asked in ("int8", "int4"):
+        chosen: Kind = "int8" if asked == "int8" else "int4"
+        return chosen, quantise(model, tokenizer, chosen, name=name, progress=progress)
     reason = _obstacle(model, device)
     if reason:
         if asked != "auto":
@@ -89,7 +97,7 @@ def packed_folder(model: Any, kind: Kind) -> Path:
 def _obstacle(model: Any, device: str) -> str:
     """Why packed weights cannot be used; '' where they can."""
     if device != "cpu":
-        return f"their kernels are for a CPU and the model is on {device}"
+        return f"their kernels are for a CPU or one GPU with CUDA, and the model is on {device}"
     if kernels() is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return f"PyTorch's kernels for them need AVX2 or AVX-512, and there are no compiled ones: {missing()}"
     if model.dtype not in (torch.bfloat16, torch.float32):

@@ -14,8 +14,10 @@ from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.kernels.library import kernels
+from streamchat.speed.captured import CapturedStep, CudaGraphs, Graphs
 from streamchat.speed.compiled import CompiledStep, compiles
 from streamchat.speed.families import describe
+from streamchat.speed.static import static_step
 from streamchat.speed.steps import Step, decode_step
 
 # Arguments that change nothing for one token; any other one that is given leads to the plain forward.
@@ -24,13 +26,20 @@ _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fie
 
 
 def install(model: Any) -> bool:
-    """Give `model` a short path for one new token on a `StreamingCache`; returns whether its family has one.
+    """Give `model` a short path for one new token on a `StreamingCache`; returns whether there is one.
 
-    Hooks on the model itself run as ever; those on its inner modules do not, for such a token.
+    On a CPU a shorter forward, on one CUDA device a captured one, and none on others. Hooks on the model itself run
+    as ever; those on its inner modules do not, for such a token.
     """
-    if model.get_input_embeddings().weight.device.type != "cpu":
+    device = model.get_input_embeddings().weight.device
+    spread = any(weights.device != device for weights in model.parameters())
+    if spread or device.type not in ("cpu", "cuda"):
         return False
-    step = _step(model)
+    return _install_short(model) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
+
+
+def _install_short(model: Any) -> bool:
+    step = _cpu_step(model)
     if step is None:
         return False
     plain = model.forward
@@ -41,20 +50,50 @@ def install(model: Any) -> bool:
         if cache is None:
             return plain(*args, **kwargs)
         layers: Any = cache.layers
-        logits = step(kwargs["input_ids"], kwargs["position_ids"], layers)
-        cache.count_read(1)
-        given: Any = {"logits": logits, _CACHE_FIELD: cache}
-        return CausalLMOutputWithPast(**given)
+        return _read(cache, step(kwargs["input_ids"], kwargs["position_ids"], layers))
 
     model.forward = forward
     return True
 
 
-def _step(model: Any) -> Step | None:
+def _cpu_step(model: Any) -> Step | None:
+    """By compiled kernels where there are some and they serve all of the model; else by PyTorch's."""
     described, compiled = describe(model), kernels()
     if described is not None and compiled is not None and compiles(described):
         return CompiledStep(described, compiled)
     return decode_step(model)
+
+
+def install_captured(model: Any, graphs: Graphs) -> bool:
+    """Record the step of `model` by `graphs` when it decodes; returns whether it has one that can be recorded."""
+    step = static_step(model)
+    if step is None:
+        return False
+    captured = CapturedStep(step, model.get_input_embeddings().weight.device, model.dtype, graphs)
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cache = _fitting_cache(args, kwargs)
+        if cache is None:
+            return plain(*args, **kwargs)
+        layers: Any = cache.layers
+        logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
+        if logits is not None:
+            return _read(cache, logits)
+        output = plain(*args, **kwargs)
+        output.logits = captured.settle(output.logits)
+        return output
+
+    model.forward = forward
+    return True
+
+
+def _read(cache: StreamingCache, logits: Tensor) -> CausalLMOutputWithPast:
+    """What a forward returns, for one token that all layers of `cache` have got."""
+    cache.count_read(1)
+    given: Any = {"logits": logits, _CACHE_FIELD: cache}
+    return CausalLMOutputWithPast(**given)
 
 
 def uninstall(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from streamchat.speed.linear import PackedLinear
 from streamchat.speed.packed import GROUP
 
 Part = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The parts of which there is a kind for a CPU and another one for a GPU."""
+
+    rms_norm: Callable[[Any, torch.dtype], Part]
+    attend: Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
+    """As `attend` below; the first argument is what the step was given for the layer."""
 
 
 def projection(*layers: Any) -> Part:
@@ -107,3 +117,6 @@ def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float)
     else:
         attended = functional.scaled_dot_product_attention(queries, keys, values, scale=scale)
     return attended.reshape(1, -1)
+
+
+CPU = Kit(rms_norm, attend)

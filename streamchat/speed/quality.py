@@ -62,18 +62,29 @@ def _residual(weight: Tensor) -> float:
     return float(distance.square().mean().sqrt())
 
 
-@torch.inference_mode()
 def divergence(model: Any, tokenizer: Any) -> float:
-    """Mean Kullback-Leibler divergence, in nats a token, of the packed model's predictions from the plain one's.
+    """`divergence_from` of a model with packed layers: of these from its own weights."""
+    with never_packed(model):
+        plain = predictions(model, tokenizer)
+    with always_packed(model):
+        packed = predictions(model, tokenizer)
+    return divergence_from(plain, packed)
 
-    Over 256 tokens of an English text. Where the plain model's predictions are taken as the truth, it is the
-    logarithm of the factor by which the perplexity grows.
-    """
+
+@torch.inference_mode()
+def predictions(model: Any, tokenizer: Any) -> Tensor:
+    """(tokens, vocabulary) log probabilities, float32, of 256 tokens of an English text."""
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
     tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
-    with never_packed(model):
-        plain = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
-    with always_packed(model):
-        packed = model(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
-    nats = (plain.exp() * (plain - packed)).sum(-1).mean()
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)
+
+
+def divergence_from(plain: Tensor, other: Tensor) -> float:
+    """Mean Kullback-Leibler divergence, in nats a token, of `other` predictions from the `plain` ones.
+
+    Where the plain model's predictions are taken as the truth, it is the logarithm of the factor by which the
+    perplexity grows. Infinite where any of them is not finite.
+    """
+    nats = (plain.exp() * (plain - other)).sum(-1).mean()
     return float(nats) if bool(torch.isfinite(nats)) else float("inf")

@@ -1,0 +1,100 @@
+"""A decode step whose kernels read and write the same addresses at every token, as a CUDA graph has to.
+
+What changes from token to token (the id, its position, where the live part of the cache begins and which slot is next)
+is in tensors on the device; attention runs over the whole buffers with a mask made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from streamchat.speed.parts import Kit, Part
+from streamchat.speed.steps import Step, decode_step
+
+Buffers = tuple[Tensor, Tensor]
+"""Keys and values of a layer, (1, num_kv_heads, slots, head_dim) each."""
+# Their angles depend on how far the text goes, which is asked from the device in the middle of a step.
+CHANGING_ROPES = ("dynamic", "longrope")
+
+
+class Inputs:
+    """What a step reads, on `device`."""
+
+    def __init__(self, device: torch.device) -> None:
+        def number(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
+        with torch.inference_mode(False):  # filled outside inference mode too
+            self.ids, self.positions = number(1, 1), number(1, 1)
+            self.start, self.slot = number(1), number(1)
+
+    def fill(self, ids: Tensor, positions: Tensor, start: int, slot: int) -> None:
+        """Make the next step that of (1, 1) `ids` at (1, 1) `positions`, written to `slot`, seeing `[start, slot]`."""
+        self.ids.copy_(ids)
+        self.positions.copy_(positions)
+        # as arguments of a kernel: nothing is copied from the host
+        self.start.fill_(start)
+        self.slot.fill_(slot)
+
+
+@dataclass(frozen=True)
+class StaticLayer:
+    """One layer of the cache as a step sees it."""
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    """(1,) int64: the one that is written."""
+    mask: Tensor
+    """(1, 1, 1, slots) of the model's dtype, added to the scores: 0 or -inf."""
+
+
+def static_step(model: Any) -> Step | None:
+    """The step of `model` on `StaticLayer`s, to be given to `bound`; None for a model that has none."""
+    changing = any(getattr(module, "rope_type", None) in CHANGING_ROPES for module in model.modules())
+    return None if changing else decode_step(model, STATIC)
+
+
+def bound(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """`step` on these tensors: each call reads `inputs`, writes one slot of `buffers`, returns (1, 1, vocabulary).
+
+    Repeating a call changes nothing. `dtype` is the model's.
+    """
+
+    def run() -> Tensor:
+        keys = buffers[0][0]
+        slots = torch.arange(keys.shape[2], device=keys.device)
+        unseen = (slots < inputs.start).logical_or_(slots > inputs.slot)
+        mask = torch.zeros(keys.shape[2], dtype=dtype, device=keys.device).masked_fill_(unseen, float("-inf"))
+        mask = mask.view(1, 1, 1, -1)
+        layers = [StaticLayer(keys, values, inputs.slot, mask) for keys, values in buffers]
+        return step(inputs.ids, inputs.positions, layers)
+
+    return run
+
+
+def rms_norm(module: Any, dtype: torch.dtype) -> Part:
+    """(1, hidden) float32 -> (1, hidden) of `dtype`; nothing is read back from the device."""
+    weight, eps = module.weight.detach().float(), module.variance_epsilon
+    return lambda h: functional.rms_norm(h, weight.shape, weight, eps).to(dtype)
+
+
+def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Write one token to its slot and attend to all that are seen. Shapes as in `parts.attend`."""
+    heads, dim = k.shape
+    layer.keys.index_copy_(2, layer.slot, k.view(1, heads, 1, dim))
+    layer.values.index_copy_(2, layer.slot, v.view(1, heads, 1, dim))
+    queries = q.reshape(1, heads, -1, dim)
+    attended = functional.scaled_dot_product_attention(
+        queries, layer.keys, layer.values, attn_mask=layer.mask, scale=scale
+    )
+    return attended.reshape(1, -1)
+
+
+STATIC = Kit(rms_norm, attend)
