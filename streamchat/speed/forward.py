@@ -26,7 +26,9 @@ def install(model: Any) -> bool:
     Hooks on the model itself run as ever; those on its inner modules do not, for such a token.
     """
     step = decode_step(model)
-    if step is None or model.get_input_embeddings().weight.device.type != "cpu":
+    # layers on several devices need the hooks that move what they pass on; "meta" are weights kept elsewhere
+    devices = {parameter.device for parameter in model.parameters()}
+    if step is None or len(devices) > 1 or devices.pop().type != "cpu":
         return False
     plain = model.forward
 
