@@ -202,9 +202,7 @@ def test_a_chat_over_two_gpus_says_what_it_says_on_one(folder: Path, two_gpus: N
     assert replies(loaded) == replies(one)
 
 
-def test_auto_spreads_what_fits_on_no_single_gpu(
-    folder: Path, two_gpus: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_spreads_what_fits_on_no_single_gpu(folder: Path, two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     need = int(1.05 * 4 * sum(p.numel() for p in tiny_llama().parameters()))
     sizes = {str(FIRST): need // 2 + 10, str(SECOND): need // 2 + 10, "cpu:1,2": need + 20, "cpu": 10**9}
     monkeypatch.setattr(devices, "free_memory", sizes.__getitem__)
