@@ -130,9 +130,7 @@ def test_auto_takes_the_first_gpu_with_room_then_all(two: Gpus) -> None:
     places = {billions: devices.roomy_place(billions * GB, "bfloat16", "m") for billions in (5, 6, 9, 10, 14, 99)}
     assert places == {5: "cuda", 6: "cuda:1", 9: "cuda:1", 10: "cuda:0,1", 14: "cuda:0,1", 99: "cuda:0,1"}
     devices.check_memory(14 * GB, "bfloat16", "cuda:0,1", "m")  # main memory is not asked
-    with pytest.raises(
-        ModelNotFoundError, match=r"needs 31\.5 GB of cuda:0,1 memory in bfloat16 and 31\.0 GB"
-    ):
+    with pytest.raises(ModelNotFoundError, match=r"needs 31\.5 GB of cuda:0,1 memory in bfloat16 and 31\.0 GB"):
         devices.check_memory(15 * GB, "bfloat16", "cuda:0,1", "m")
 
 
@@ -231,5 +229,5 @@ def test_what_is_left_for_the_disk_is_refused() -> None:
 
     assert spread.spread_place(on(1, torch.device("cuda:0"), "cuda:1"), "cuda:0,1,2", "m") == "cuda:0,1"
     assert spread.spread_place(on(2), "cuda:0,1,2", "m") == "cuda:2"
-    with pytest.raises(ModelNotFoundError, match=r"m does not fit into the memory of cuda:0,1: .* left on cpu and disk"):
+    with pytest.raises(ModelNotFoundError, match=r"m does not fit into .* cuda:0,1: .* left on cpu and disk"):
         spread.spread_place(on(0, 1, "disk", "cpu"), "cuda:0,1", "m")
