@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 
+from streamchat.errors import StreamchatError
 from streamchat.evidence.methods import Generate, Method, Streamchat
 from streamchat.evidence.workloads import LATE, measure_decode
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.models.verdicts import remembered_fit
+from streamchat.places import is_spread
 from streamchat.telemetry.memory import device_memory
 from streamchat.verify.text import help_topic_ids
 
@@ -103,7 +105,7 @@ def weight_bytes_per_token(model: Any) -> int:
     return sum(p.nbytes for p in weights.values())
 
 
-def talk(method: Method, ids: list[int], marks: list[int], device: str) -> list[Look]:
+def talk(method: Method, prompt: list[int], marks: list[int], device: str) -> list[Look]:
     """A stream of prompts and replies in turn, looked at where it passes each of `marks` tokens."""
     found = []
     method.start()
@@ -111,10 +113,9 @@ def talk(method: Method, ids: list[int], marks: list[int], device: str) -> list[
     for mark in marks:
         milliseconds = 0.0
         while said < mark:
-            at = said % max(1, len(ids) - PROMPT)
-            token = method.read(ids[at : at + PROMPT])
+            token = method.read(prompt)
             milliseconds = 1000 * statistics.median(method.write(token, REPLY))
-            said += min(PROMPT, len(ids)) + REPLY
+            said += PROMPT + REPLY
         memory = device_memory(device)
         allocated, reserved = (memory.allocated, memory.reserved) if memory else (None, None)
         found.append(Look(said, allocated, reserved, method.kv_bytes, milliseconds))
@@ -146,17 +147,16 @@ def measure(
     model, device = loaded.model, loaded.device
     progress("Bandwidth")
     bandwidth = copy_bandwidth(device, copied)
-    ids = help_topic_ids(loaded.tokenizer, LATE * cache_size)
-    ids = (ids * -(-LATE * cache_size // len(ids)))[: LATE * cache_size]
+    ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
+    ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
     ours, theirs = Streamchat(model, remembered_fit(model), cache_size, 4), Generate(model)
-    decode = measure_decode([ours, theirs], ids, cache_size, tokens, rounds, progress, device)
+    decode = measure_decode([ours, theirs], ids[: LATE * cache_size], cache_size, tokens, rounds, progress, device)
     for name, figures in decode.items():
         if figures.failure:
             raise RuntimeError(f"{name}: {figures.failure}")
     progress(f"VRAM up to {until:,} tokens")
-    looks = talk(ours, ids, sorted({min(EARLY, until), until}), device)
+    looks = talk(ours, ids[:PROMPT], sorted({min(EARLY, until), until}), device)
     engine, generate = decode[ours.name], decode[theirs.name]
-    held = ours.kv_bytes * cache_size // ours.slots
     return Figures(
         model=loaded.name,
         device=device,
@@ -169,7 +169,7 @@ def measure(
         prefill_tps=statistics.median(engine.prefill_tps),
         generate_prefill_tps=statistics.median(generate.prefill_tps),
         bandwidth=bandwidth,
-        token_bytes=weight_bytes_per_token(model) + held,
+        token_bytes=weight_bytes_per_token(model) + cache_size * ours._cache.token_bytes,
         looks=looks,
     )
 
@@ -211,7 +211,14 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    loaded = load_model(args.model, device=args.device, dtype=args.dtype, weights="native")
+    try:
+        loaded = load_model(args.model, device=args.device, dtype=args.dtype, weights="native")
+    except StreamchatError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if is_spread(loaded.device):
+        print(f"The bandwidth is that of one GPU and the layers are on {loaded.device}; choose one", file=sys.stderr)
+        return 2
     figures = measure(
         loaded,
         cache_size=args.cache_size,

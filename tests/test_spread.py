@@ -16,16 +16,14 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import choose_fit, make_cache
 from streamchat.cache.rotation import RotarySource
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.assemble import assemble
-from streamchat.config import Configuration
 from streamchat.models import device as devices
 from streamchat.models import spread
-from streamchat.models.load import LoadedModel, load_model
+from streamchat.models.load import load_model
 from streamchat.models.verdicts import verdict_file
-from streamchat.settings import Settings
 from streamchat.speed.forward import install
 from tests.models_help import save, tiny_llama
 from tests.simulated_devices import FarTensor, MixedDevicesError, simulated_devices
+from tests.small_chat import replies
 from tests.tiny import random_ids, tiny_model
 
 accelerate: Any = pytest.importorskip("accelerate", reason="layers are spread by accelerate, which is not installed")
@@ -176,19 +174,6 @@ def two_gpus(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "choose_dtype", lambda *_: ("float32", ()))
     placed = halves(tiny_llama())
     monkeypatch.setattr(spread, "spread_arguments", lambda _: {"device_map": placed})
-
-
-def replies(loaded: LoadedModel) -> list[str]:
-    """Three turns at temperature 0; the cache is too small for them."""
-    settings = Settings(temperature=0, cache_size=64, max_new_tokens=16)
-    with torch.inference_mode():
-        made = assemble(Configuration(settings, {"cache_size": "test"}), loaded, lambda _: None, lambda *_: None)
-    turns = [made.conversation.run_turn(f"message {i} of three", lambda: False) for i in range(3)]
-    assert made.conversation.cache.compression_count > 0
-    made.conversation.undo()
-    again = made.conversation.run_turn("message 2 of three", lambda: False)
-    assert again.reply == turns[-1].reply
-    return [turn.reply for turn in turns]
 
 
 def test_a_chat_over_two_gpus_says_what_it_says_on_one(folder: Path, two_gpus: None) -> None:
