@@ -16,6 +16,7 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import choose_fit, make_cache
 from streamchat.cache.rotation import RotarySource
 from streamchat.cache.streaming import StreamingCache
+from streamchat.errors import ConfigError
 from streamchat.models import device as devices
 from streamchat.models import spread
 from streamchat.models.load import load_model
@@ -185,6 +186,12 @@ def test_a_chat_over_two_gpus_says_what_it_says_on_one(folder: Path, two_gpus: N
     assert placed["lm_head.weight"] == placed["model.layers.1.mlp.up_proj.weight"] == SECOND
     one = load_model(str(folder), device="cpu", dtype="float32", attention="eager")
     assert replies(loaded) == replies(one)
+
+
+def test_packed_weights_are_for_one_device(folder: Path, two_gpus: None) -> None:
+    with pytest.raises(ConfigError, match=r"weights = 'int8' cannot be used: .* on cpu:1,2; choose weights = native"):
+        load_model(str(folder), device="cuda:all", attention="eager", weights="int8")
+    assert load_model(str(folder), device="cuda:all", attention="eager", weights="auto").weights == "native"
 
 
 def test_auto_spreads_what_fits_on_no_single_gpu(folder: Path, two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
