@@ -139,7 +139,7 @@ def check_value(name: str, value: Any, place: str) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {_short(value)}")
-    if spec.choices and value not in spec.choices:
+    if not spec.allows(value):
         raise ConfigError(f"{place}: {name} = {_short(value)} is not legal; it must be {spec.legal()}")
     if isinstance(value, str) and not _is_unicode(value):
         raise ConfigError(f"{place}: {name} = {_short(value)} is not valid UTF-8 text")

@@ -5,10 +5,11 @@ Nothing is read here; `streamchat.config` finds the values and says where each c
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
 Kernels = Literal["auto", "torch"]
@@ -36,6 +37,8 @@ class Spec:
     below_maximum: bool = False
     """The maximum itself is not legal."""
     choices: tuple[str, ...] = ()
+    forms: Mapping[str, str] = field(default_factory=dict)
+    """Legal words beside the choices: how they are shown -> a regular expression for all of it."""
     metavar: str = ""
     live: bool = False
     """`/set` may change it during a chat."""
@@ -43,13 +46,24 @@ class Spec:
     def legal(self) -> str:
         """The legal values in words, for messages and comments."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(self.words)
         parts = []
         if self.minimum is not None:
             parts.append(f"{'above' if self.above_minimum else 'at least'} {_number(self.minimum)}")
         if self.maximum is not None:
             parts.append(f"{'below' if self.below_maximum else 'at most'} {_number(self.maximum)}")
         return " and ".join(parts) or "any value"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Choices and forms, for messages."""
+        return *self.choices, *self.forms
+
+    def allows(self, value: object) -> bool:
+        """Whether `value` is one of the choices or has one of the forms; True where any value is legal."""
+        if not self.choices or value in self.choices:
+            return True
+        return isinstance(value, str) and any(re.fullmatch(form, value, re.ASCII) for form in self.forms.values())
 
 
 def _number(value: float) -> str:
@@ -71,11 +85,14 @@ class Settings:
         "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
         metavar="NAME",
     )
-    device: Device = _setting(
+    device: str = _setting(
         "auto",
         "model",
-        "Where the model runs; auto takes cuda, then mps, then cpu",
-        choices=("auto", "cpu", "cuda", "mps"),
+        "Where the model runs; auto takes cuda, then mps, then cpu, and of several GPUs the first that has room, or "
+        "all of them for a model that fits on none; cuda:1 is one GPU by number, cuda:0,1 and cuda:all spread the "
+        "model's layers over several",
+        choices=("auto", "cpu", "cuda", "mps", "cuda:all"),
+        forms={"cuda:N[,N]": r"cuda:\d{1,3}(,\d{1,3})*"},
     )
     dtype: Dtype = _setting(
         "auto",

@@ -199,7 +199,7 @@ def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
         ("[generation]\nmax_new_tokens = 0\n", ["max_new_tokens = 0 is not legal", "at least 1"]),
         ("[generation]\nseed = 99999999999999999999\n", ["seed = 9", "at most 9223372036854775807"]),
         ("[model]\ndevice = 'tpu'\n", ["device = 'tpu' is not legal", "one of auto, cpu, cuda, mps"]),
-        ("[model]\ndevice = 1\n", ["device must be one of auto, cpu, cuda, mps, not 1"]),
+        ("[model]\ndevice = 1\n", ["device must be one of auto, cpu, cuda, mps, cuda:all, cuda:N[,N], not 1"]),
         ("[interface]\nplain = 1\n", ["plain must be true or false, not 1"]),
         ("[chat]\nsystem_prompt = 2024-01-01\n", ["system_prompt must be text"]),
         ("[cache]\nnum_sink_tokens = 1024\n", ["num_sink_tokens = 1024", "cache_size = 1024", "from 0 to 1023"]),

@@ -70,9 +70,9 @@ def test_auto_on_a_cpu_asks_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_cuda_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "_cuda_bfloat16", lambda _: True)
     assert devices.choose_dtype("auto", "cuda") == ("bfloat16", ())
-    monkeypatch.setattr(devices, "_cuda_bfloat16", lambda: False)
+    monkeypatch.setattr(devices, "_cuda_bfloat16", lambda _: False)
     assert devices.choose_dtype("auto", "cuda") == ("float16", ())
     assert devices.choose_dtype("bfloat16", "cuda")[1]
 

@@ -169,7 +169,7 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     other.position_limit = 150
     if other.seen is not None:
         other.seen.append(ids[:, :120])
-    checkpoint.restore(other, taken, torch.device("cpu"))
+    checkpoint.restore(other, taken)
     assert (other.length, other.lengths, other.compression_count) == (one.length, one.lengths, one.compression_count)
     assert torch.equal(logits(other, 150, 120), logits(one, 150, 120))
 
@@ -183,5 +183,5 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
     taken = checkpoint.take(cache)
     small = make_cache(model, fit, cache_size=32, num_sink_tokens=4)
     with pytest.raises(CacheError, match="40 tokens in 3 layers does not fit into a cache of 32 in 3"):
-        checkpoint.restore(small, taken, torch.device("cpu"))
+        checkpoint.restore(small, taken)
     assert small.length == 0

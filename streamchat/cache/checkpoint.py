@@ -82,13 +82,14 @@ def take(cache: StreamingCache) -> CacheCheckpoint:
     )
 
 
-def restore(cache: StreamingCache, checkpoint: CacheCheckpoint, device: torch.device) -> None:
+def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
     """Make `cache` hold what `checkpoint` has, as if everything since had not been.
+
+    Each layer goes where the model computes it (`PositionFit.devices`); one that holds something already stays there.
 
     Args:
         cache: Of the same model; its budget may be another one, if what was held fits.
         checkpoint: Is not changed, and can be used again.
-        device: Where the model's cache lives; layers that hold something already keep their own.
 
     Raises:
         CacheError: It does not fit, or is of another model. The cache is empty then.
@@ -105,7 +106,7 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint, device: torch.de
     for path, tensor in checkpoint.tensors.items():
         layer_index, _, name = path.partition(".")
         parts[int(layer_index)][name] = tensor
-    for i, layer in enumerate(cache.layers):
+    for i, (layer, device) in enumerate(zip(cache.layers, cache.fit.devices, strict=True)):
         if isinstance(layer, StreamingLayer) and not checkpoint.stale:
             layer.load(parts[i], checkpoint.bases[i], device)
             if layer.length != checkpoint.length:

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
-from streamchat.cache.kinds import kind_of, refuse_unknown_layers
+from streamchat.cache.kinds import device_of, kind_of, refuse_unknown_layers
 from streamchat.cache.layer import LayerRotation
 from streamchat.cache.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
 from streamchat.cache.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
@@ -39,6 +39,8 @@ class PositionFit:
     """How every cached tensor of a model carries positions."""
 
     layers: tuple[LayerRotation, ...]
+    devices: tuple[torch.device, ...]
+    """Where each layer of the cache lives: several where the model's layers are spread over several GPUs."""
     position_limit: int | None
     """Positions from here on mean something else (dynamic, longrope) or do not exist (tables); None = no limit."""
     error: float
@@ -98,11 +100,12 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
     rotates = any(layer.keys is not None or layer.values is not None for layer in layers)
     return PositionFit(
         tuple(layers),
+        tuple(device_of(layer) for layer in cache.layers),
         # Without positions it is the table of biases that may end (MPT).
         _position_limit(model) if rotates else context_length(model.config),
         worst,
         "rotation" if rotates else "no positions",
-        single_steps=_needs_single_steps(model, cache, token),
+        _needs_single_steps(model, cache, token),
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from streamchat.cache.recurrent import recurrent_state
 from streamchat.errors import UnsupportedModelError
 
 Kind = Literal["full", "sliding", "recurrent", "mixed", "unknown"]
@@ -31,6 +34,14 @@ def kind_of(layer: Any) -> Kind:
     if type(layer) is _class("LinearAttentionAndFullAttentionLayer"):
         return "mixed"
     return "unknown"
+
+
+def device_of(layer: Any) -> torch.device:
+    """Where a filled layer of a plain `DynamicCache` keeps its tensors: where the model computes that layer."""
+    keys = getattr(layer, "keys", None)
+    if isinstance(keys, Tensor):
+        return keys.device
+    return next(iter(recurrent_state(layer)[0].values())).device
 
 
 def refuse_unknown_layers(cache: Any) -> None:

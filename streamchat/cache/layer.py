@@ -132,7 +132,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch."""
-        self._select(lambda x: x[indices, ...])
+        self._select(lambda x: x[indices.to(x.device), ...])
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 

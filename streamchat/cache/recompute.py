@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
-from streamchat.cache.kinds import kind_of, refuse_unknown_layers
+from streamchat.cache.kinds import device_of, kind_of, refuse_unknown_layers
 from streamchat.cache.layer import LayerRotation
 from streamchat.cache.probe import plain_forward
 from streamchat.cache.seen import SeenIds
@@ -120,5 +119,6 @@ def fit_recompute(model: Any, reason: str) -> PositionFit:
             f"{reason}, and reading a text in two pieces gives other results than at once (by {difference:.2g} of the "
             "logits' spread)"
         )
-    layers = tuple(LayerRotation() for _ in DynamicCache(config=model.config).layers)
-    return PositionFit(layers, context_length(model.config), difference, "recompute")
+    layers = tuple(LayerRotation() for _ in cache.layers)
+    devices = tuple(device_of(layer) for layer in cache.layers)
+    return PositionFit(layers, devices, context_length(model.config), difference, "recompute")

@@ -29,8 +29,10 @@ class RotarySource:
         self._module, self._args, self._kwargs = module, args, kwargs
         self._memo: tuple[tuple[int, int, torch.device], Angles] | None = None
         self._wide: tuple[tuple[int, int, torch.device], Angles] | None = None
-        device = next((a.device for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), torch.device("cpu"))
-        first, second = self._call(torch.tensor(PROBE_POSITIONS, device=device))
+        given = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        # its own frequencies come first: what it was given may have been on its way from another device
+        self._device = next((t.device for t in (*module.buffers(), *given)), torch.device("cpu"))
+        first, second = self._call(torch.tensor(PROBE_POSITIONS))
         # At position 0 the sine is 0 everywhere.
         self._sin_first = bool(first[0].abs().max() < second[0].abs().max())
         self._copies = _find_copies(first, second)
@@ -39,6 +41,7 @@ class RotarySource:
         return self  # a copied cache must not copy the model's modules
 
     def _call(self, positions: Tensor) -> Angles:
+        positions = positions.to(self._device)
         row = positions[None]
 
         def substitute(value: Any) -> Any:
@@ -59,7 +62,10 @@ class RotarySource:
         return first.reshape(len(positions), -1).float(), second.reshape(len(positions), -1).float()
 
     def angles(self, positions: Tensor) -> Angles:
-        """Unit (cos, sin) at absolute `positions` (n,), each (n, pairs) float32. Ask only within the rope's range."""
+        """Unit (cos, sin) at absolute `positions` (n,), each (n, pairs) float32, on the device of the rotary module.
+
+        Ask only within the rope's range.
+        """
         first, second = self._call(positions)
         cos, sin = (second, first) if self._sin_first else (first, second)
         cos, sin = self._copies.one_of(cos), self._copies.one_of(sin)
@@ -67,10 +73,11 @@ class RotarySource:
         return cos / scale, sin / scale
 
     def angles_range(self, start: int, count: int, device: torch.device) -> Angles:
-        """`angles` at start .. start + count - 1; the last answer is remembered, as every layer asks the same."""
+        """`angles` at start .. start + count - 1 on `device`; the last answer is remembered, as layers ask the same."""
         key = (start, count, device)
         if self._memo is None or self._memo[0] != key:
-            self._memo = (key, self.angles(torch.arange(start, start + count, device=device)))
+            cos, sin = self.angles(torch.arange(start, start + count, device=self._device))
+            self._memo = (key, (cos.to(device), sin.to(device)))
         return self._memo[1]
 
     def wide_range(self, start: int, count: int, device: torch.device) -> Angles:
@@ -124,7 +131,7 @@ class TensorRotation:
 
     def apply(self, x: Tensor, angles: Angles, *, undo: bool = False) -> Tensor:
         """Rotate `x` (..., n, head_dim) by angles (n, pairs); returns float32. `undo` rotates back."""
-        cos, sin = angles
+        cos, sin = (angle.to(x.device) for angle in angles)
         if self.reverse != undo:
             sin = -sin
         pairs = cos.shape[-1]

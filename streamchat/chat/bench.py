@@ -86,14 +86,14 @@ def measure_resume(
             before = _logits(conversation)
             cache.reset()
             resumed_from = time.perf_counter()
-            checkpoint.restore(cache, load(path).checkpoint, conversation.device)
+            checkpoint.restore(cache, load(path).checkpoint)
             resumed = time.perf_counter()
             same = same and torch.equal(_logits(conversation), before)
             prefill_from = time.perf_counter()
             conversation.read_again(runs, length)
             done = time.perf_counter()
             # the cache as it was: what was read again lacks what it had taken from evicted tokens
-            checkpoint.restore(cache, load(path).checkpoint, conversation.device)
+            checkpoint.restore(cache, load(path).checkpoint)
             if number:
                 saving.append(saved - started)
                 resuming.append(resumed - resumed_from)
@@ -141,5 +141,5 @@ def _logits(conversation: Conversation) -> torch.Tensor:
     """Next-token logits, with the cache left as it was."""
     kept = checkpoint.take(conversation.cache)
     logits = conversation.next_logits().clone()
-    checkpoint.restore(conversation.cache, kept, conversation.device)
+    checkpoint.restore(conversation.cache, kept)
     return logits

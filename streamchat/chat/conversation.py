@@ -199,11 +199,6 @@ class Conversation:
         self._generator.set_state(state)
 
     @property
-    def device(self) -> torch.device:
-        """Where ids are fed."""
-        return self._device
-
-    @property
     def shown(self) -> str:
         """What the running reply, or the latest one, has shown so far."""
         return "" if self._text is None else self._text.shown

@@ -241,6 +241,7 @@ class MemoryState:
     rss_bytes: int
     """Resident memory of this process."""
     device: str = "cpu"
+    """`cuda:0,1` where there are several; the figures are sums then."""
     allocated_bytes: int | None = None
     """Device memory in live tensors (torch)."""
     reserved_bytes: int | None = None

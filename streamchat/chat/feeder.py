@@ -102,7 +102,7 @@ class Feeder:
             self.cache.crop_newest(padding)
         self.log.append(ids)
         logits: Tensor = out.logits[0, -padding - 1]
-        return logits
+        return logits.to(self.device)  # the last layers may be on another one
 
     def _padding(self, count: int) -> int:
         wanted = -count % self.padded_to if count > 1 else 0

@@ -134,7 +134,7 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         cache.seen.clear()
         cache.seen.append(_row(log.ids))
     try:
-        checkpoint.restore(cache, taken, conversation.device)
+        checkpoint.restore(cache, taken)
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error
     conversation.draw = saved.generator

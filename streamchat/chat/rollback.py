@@ -90,7 +90,7 @@ class Rollback:
         pins = tuple(merged_runs((a, min(b, turn.first)) for a, b in cache.pins if a < turn.first))
         read_again = 0
         if self._copy is not None and self._copy_of is turn:
-            checkpoint.restore(cache, self._copy, self._feeder.device)
+            checkpoint.restore(cache, self._copy)
             if cache.croppable:  # the copy may have the first of the turn's own tokens
                 cache.forget_from(turn.first)
             self._copy = self._copy_of = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from streamchat.chat import events as ev
+from streamchat.places import devices_of
 from streamchat.units import human_bytes
 
 SERIES_LIMIT = 256
@@ -127,7 +128,10 @@ def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
         if memory.reserved_bytes is not None:
             rows.append(("VRAM reserved", human_bytes(memory.reserved_bytes)))
         if memory.total_bytes is not None:
-            rows.append(("VRAM of device", human_bytes(memory.total_bytes)))
+            count = len(devices_of(memory.device))
+            rows.append(
+                (f"VRAM of {count} devices" if count > 1 else "VRAM of device", human_bytes(memory.total_bytes))
+            )
     else:
         rows.append(("VRAM", "n/a (on CPU)"))
     rows.append(("process memory", human_bytes(memory.rss_bytes)))

@@ -42,6 +42,7 @@ OPTIONAL = {
     "matplotlib": "plots of reports",
     "textual-serve": "--serve",
     "torchao": "int8 and int4 weights on a GPU",
+    "accelerate": "layers over several GPUs",
     "ray": "sweep --ray",
     "llama-cpp-python": "bench --peers",
 }
@@ -191,12 +192,18 @@ def _device(report: Report) -> Rows:
         "free bytes": int(memory.available),
         "bfloat16 on cpu": devices.cpu_has_bfloat16(),
     }
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(i)
-            rows[f"cuda:{i}"] = f"{about.name}, {human_bytes(about.total_memory)}"
-        rows["bfloat16 on cuda"] = devices.choose_dtype("auto", "cuda")[0] == "bfloat16"
+    for name in devices.gpus() if torch.cuda.is_available() else ():
+        about = torch.cuda.get_device_properties(name)
+        rows[name] = f"{about.name}, {_free_of(devices.free_memory(name), about.total_memory)}"
+        rows[f"bfloat16 on {name}"] = devices.choose_dtype("auto", name)[0] == "bfloat16"
+    if torch.backends.mps.is_available():
+        # what Apple recommends to use at most, of memory that is shared with the CPU
+        rows["mps"] = _free_of(devices.free_memory("mps"), torch.mps.recommended_max_memory())
     return rows
+
+
+def _free_of(free: int | None, total: int) -> str:
+    return f"{human_bytes(free or 0)} free of {human_bytes(total)}"
 
 
 def _terminal(configuration: Configuration) -> Rows:
@@ -263,6 +270,9 @@ def _chat(configuration: Configuration) -> Rows:
     source = resolve(settings.model)
     device = devices.choose_device(settings.device)
     dtype, notes = devices.choose_dtype(settings.dtype, device)
+    contents = inspect(Path(source.location)) if source.available and source.kind != "gguf" else None
+    if contents is not None and settings.device == "auto" and device == "cuda":
+        device = devices.roomy_place(contents.parameters, dtype, source.name)
     where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
     rows: Rows = {
         "model": f"{source.name} ({settings.model}, {configuration.place('model')})",
@@ -271,8 +281,7 @@ def _chat(configuration: Configuration) -> Rows:
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast there')})",
         "cache": f"{settings.cache_size} tokens ({configuration.place('cache_size')})",
     }
-    if source.available and source.kind != "gguf":
-        contents = inspect(Path(source.location))
+    if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
         devices.check_memory(contents.parameters, dtype, device, source.name)
     if notes:

@@ -43,7 +43,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
         add(
             config.flag_of(name),
             dest=name,
-            metavar="{" + ",".join(spec.choices) + "}" if spec.choices else spec.metavar or _metavar(default),
+            metavar="{" + ",".join(spec.words) + "}" if spec.choices else spec.metavar or _metavar(default),
             default=argparse.SUPPRESS,
             help=text + shown.replace("%", "%%"),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.words import Progress as Progress
 from streamchat.models.words import short, silent
+from streamchat.places import is_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready: in eval mode, on its device, in its number format, without gradients."""
+    """A model that is ready: in eval mode, on its device or devices, in its number format, without gradients."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ class LoadedModel:
     source: str
     """Folder, file or Hub id that it came from."""
     device: str
+    """`cpu`, `mps`, `cuda`, `cuda:1`, or `cuda:0,1` where its layers are spread over several GPUs."""
     dtype: str
     notes: tuple[str, ...] = ()
     """Sentences that the user should see once."""
@@ -53,7 +55,7 @@ def load_model(
 
     Args:
         name: `default`, an alias, a Hub id, a folder or a .gguf file.
-        device: `auto`, `cpu`, `cuda` or `mps`.
+        device: As the setting: `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, `cuda:0,1`, `cuda:all`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
@@ -63,7 +65,8 @@ def load_model(
     Raises:
         ModelNotFoundError: Not there, not to be had, damaged, or too big for this machine.
         UnsupportedModelError: Found, but not a causal language model that can be loaded safely.
-        ConfigError: The asked device is not here, or the asked weights cannot be had.
+        ConfigError: The asked device is not here, what spreads a model over several is not installed, or the asked
+            weights cannot be had.
     """
     progress = progress or silent
     source = resolve(name)
@@ -73,6 +76,10 @@ def load_model(
     chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
     folder = _folder_of(source, name, progress)
     contents = inspect(folder)
+    if device == "auto" and chosen_device == "cuda":
+        chosen_device = devices.roomy_place(contents.parameters, chosen_dtype, source.name)
+        if is_spread(chosen_device):
+            notes = (*notes, f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
     progress(f"Loading {source.name}", 0, 0, "")
     from streamchat.kernels.library import allow
@@ -84,15 +91,16 @@ def load_model(
 
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
-        model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
+        load = partial(_load_placed, folder, source, contents.parameters, attention=attention)
+        model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
         if chosen_dtype == "float16" and not _is_finite(model):
             safe = "bfloat16" if chosen_device != "cpu" or devices.cpu_has_bfloat16() else "float32"
             notes = (f"{source.name} overflows in float16, so it runs in {safe}",)
             del model
-            gc.collect()
+            devices.give_back_unused()
             chosen_dtype = safe
             devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
-            model, attention_notes = _load_weights(folder, source, chosen_device, chosen_dtype, attention)
+            model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
     progress(f"Loading {source.name}", 0, 0, "")
     allow(kernels)
     if weights == "auto" and dtype == "float32":
@@ -109,7 +117,7 @@ def load_model(
         source.repo_id or source.location,
         chosen_device,
         chosen_dtype,
-        (*notes, *attention_notes, *weight_notes),
+        (*notes, *load_notes, *weight_notes),
         used,
         packed_bytes(model),
     )
@@ -171,6 +179,31 @@ def _load_tokenizer(folder: Path, source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _load_placed(
+    folder: Path, source: Source, parameters: int, device: str, dtype: str, *, attention: str
+) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
+    """The model, where it is, and notes. One that does not work on several GPUs is put on one that has room."""
+    model, notes = _load_weights(folder, source, device, dtype, attention)
+    if not is_spread(device):
+        return model, device, notes
+    from streamchat.models.spread import best_single, fault_of, spread_place
+
+    place = spread_place(model, device, source.name)
+    fault = fault_of(model)
+    if not fault:
+        return model, place, notes
+    del model
+    devices.give_back_unused()
+    single = best_single(device)
+    why = f"{source.name} cannot be spread over {device} ({fault})"
+    try:
+        devices.check_memory(parameters, dtype, single, source.name)
+    except ModelNotFoundError as error:
+        raise UnsupportedModelError(f"{why}, and it does not fit on one of them: {error}") from error
+    model, notes = _load_weights(folder, source, single, dtype, attention)
+    return model, single, (*notes, f"{why}, so it runs on {single}")
+
+
 def _load_weights(
     folder: Path, source: Source, device: str, dtype: str, attention: str
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -179,6 +212,11 @@ def _load_weights(
 
     library: Any = AutoModelForCausalLM
     notes: tuple[str, ...] = ()
+    spread: dict[str, Any] = {}
+    if is_spread(device):
+        from streamchat.models.spread import spread_arguments
+
+        spread = spread_arguments(device)
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
@@ -189,6 +227,7 @@ def _load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **spread,
         )
         return result
 
@@ -201,7 +240,8 @@ def _load_weights(
             model, info = read("eager")
             notes = (f"{source.name} has no {attention} attention, so it runs with eager attention",)
         _check_complete(info, source)
-        model = model.to(device)
+        if not spread:
+            model = model.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelNotFoundError(
             f"{source.name} does not fit into the memory of {device} in {dtype}; choose a smaller model"
@@ -232,6 +272,9 @@ def _is_finite(model: Any) -> bool:
     """Whether a few tokens pass through without overflowing; float16 ends at 65,504."""
     import torch
 
-    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    ids = (
+        torch.arange(8, device=model.get_input_embeddings().weight.device).unsqueeze(0)
+        % model.config.get_text_config().vocab_size
+    )
     with torch.inference_mode():
         return bool(torch.isfinite(model(ids, use_cache=False).logits).all())

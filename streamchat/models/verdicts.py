@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def remembered_fit(model: Any) -> PositionFit:
     """`choose_fit(model)`, without its self-check where that passed before under the same conditions.
 
-    Those are: configuration, number format, device type, attention implementation, versions of torch and transformers,
+    Those are: configuration, number format, devices, attention implementation, versions of torch and transformers,
     and this program's own cache code. A memory that cannot be read or written only costs the check.
 
     Raises:
@@ -47,7 +47,7 @@ def verdict_file(model: Any) -> Path:
     conditions = {
         "config": computed_config(model.config),
         "dtype": str(model.dtype),
-        "device": model.get_input_embeddings().weight.device.type,
+        "device": _device_words(model),
         "attention": str(model.config._attn_implementation),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -55,6 +55,13 @@ def verdict_file(model: Any) -> Path:
     }
     text = json.dumps(conditions, sort_keys=True, default=str)
     return paths.cache_dir() / "verdicts" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _device_words(model: Any) -> str:
+    """`cuda`, or `2 x cuda` where what layers pass on goes from one to another."""
+    devices = {parameter.device for parameter in model.parameters()}
+    kinds = "+".join(sorted({device.type for device in devices}))
+    return kinds if len(devices) == 1 else f"{len(devices)} x {kinds}"
 
 
 def _code_digest() -> str:

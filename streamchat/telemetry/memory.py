@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from streamchat.places import devices_of, kind_of_place
+
 
 @dataclass(frozen=True)
 class DeviceMemory:
@@ -21,7 +23,7 @@ class DeviceMemory:
     reserved: int
     """Held by torch's allocator for reuse; above `allocated` without being a leak."""
     total: int
-    """Of the device."""
+    """Of the device, or of all of them."""
 
 
 def process_rss() -> int:
@@ -30,15 +32,16 @@ def process_rss() -> int:
 
 
 def device_memory(device: str) -> DeviceMemory | None:
-    """Memory of a torch device such as 'cuda', 'cuda:1' or 'mps'; None on a CPU."""
+    """Memory of 'cuda', 'cuda:1' or 'mps', or of all devices of 'cuda:0,1' together; None on a CPU."""
     import torch
 
-    kind = torch.device(device).type
+    kind = kind_of_place(device)
     if kind == "cuda":
+        names = devices_of(device)
         return DeviceMemory(
-            torch.cuda.memory_allocated(device),
-            torch.cuda.memory_reserved(device),
-            torch.cuda.get_device_properties(device).total_memory,
+            sum(torch.cuda.memory_allocated(name) for name in names),
+            sum(torch.cuda.memory_reserved(name) for name in names),
+            sum(torch.cuda.get_device_properties(name).total_memory for name in names),
         )
     if kind == "mps":
         return DeviceMemory(
@@ -53,16 +56,18 @@ def device_memory(device: str) -> DeviceMemory | None:
 def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
     """Yields a function: the most bytes of live tensors since the block began, beside those that were there then.
 
-    None where the device does not keep count (CPU, MPS).
+    None where the device does not keep count (CPU, MPS). Of several devices, the sum of the most of each.
     """
     import torch
 
-    if torch.device(device).type != "cuda":
+    if kind_of_place(device) != "cuda":
         yield lambda: None
         return
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    yield lambda: int(torch.cuda.max_memory_allocated(device)) - before
+    names = devices_of(device)
+    for name in names:
+        torch.cuda.reset_peak_memory_stats(name)
+    before = sum(torch.cuda.memory_allocated(name) for name in names)
+    yield lambda: sum(torch.cuda.max_memory_allocated(name) for name in names) - before
 
 
 def free_unused() -> None:
