@@ -90,8 +90,8 @@ def test_the_live_part_moves_through_the_buffers_and_is_cut_cleared_and_loaded()
     pair.read(text(60, seed=7), 12)
     pair.both(lambda cache: cache.reset())
     pair.read(text(30, seed=8), 4)
-    checkpoint.restore(pair.cache, kept[0], torch.device("cpu"))
-    checkpoint.restore(pair.expected, kept[1], torch.device("cpu"))
+    checkpoint.restore(pair.cache, kept[0])
+    checkpoint.restore(pair.expected, kept[1])
     pair.read(text(90, seed=9), 1)
     assert pair.expected.next_position < 200  # it was rebased, more than once
     assert pair.graphs.recordings == 1
@@ -174,7 +174,7 @@ def test_a_conversation_goes_on_to_the_bit_the_same_in_another_process() -> None
     graphs = RecordedGraphs()
     install_captured(model, graphs)
     cache = cache_of(model, 48)
-    checkpoint.restore(cache, kept, torch.device("cpu"))
+    checkpoint.restore(cache, kept)
     found.append(stream(model, cache, ids[:, 70:], 1))
     assert torch.equal(torch.cat(found), expected)
     assert graphs.replays == 1 + 60 - STEADY + 1

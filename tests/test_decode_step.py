@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
+from streamchat.kernels.library import allow
 from streamchat.models.load import load_model
 from streamchat.speed import forward as short
+from streamchat.speed.families import describe
 from streamchat.speed.forward import install, uninstall
 from streamchat.speed.replace import groups, pack_group, replace
-from streamchat.speed.steps import decode_step
 from tests.families import build, text
 
 VOCABULARY = 160
@@ -69,6 +71,14 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
         BASE | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
     ),
 }
+
+
+@pytest.fixture(params=["auto", "torch"], autouse=True)
+def kernels_(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the compiled kernels, where there are some, and with PyTorch's."""
+    allow(request.param)
+    yield request.param
+    allow("auto")
 
 
 def make(name: str) -> Any:
@@ -157,22 +167,22 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
 @pytest.mark.parametrize("family", ["gpt2", "falcon_h1", "gemma", "mixtral", "stablelm"])
 def test_families_that_are_not_known_keep_their_forward(family: str) -> None:
     model = build(family)
-    assert decode_step(model) is None
+    assert describe(model) is None
     assert not install(model)
     assert "forward" not in model.__dict__
 
 
 def test_sliding_windows_eager_attention_and_look_alikes_are_not_known() -> None:
     sliding = transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED, sliding_window=8)).eval()
-    assert decode_step(sliding) is None
+    assert describe(sliding) is None
     eager = make("llama")
     eager.set_attn_implementation("eager")
-    assert decode_step(eager) is None
+    assert describe(eager) is None
 
     class LlamaForCausalLM(transformers.LlamaForCausalLM):
         """Of the same name, elsewhere."""
 
-    assert decode_step(LlamaForCausalLM(transformers.LlamaConfig(**GROUPED)).eval()) is None
+    assert describe(LlamaForCausalLM(transformers.LlamaConfig(**GROUPED)).eval()) is None
 
 
 @pytest.mark.parametrize(
@@ -231,17 +241,17 @@ def test_a_step_that_fails_half_way_leaves_nothing_behind(monkeypatch: pytest.Mo
     expected = stream(model, twin, ids, 10)
     name = cache_keyword(model)
     stream(model, cache, ids[:, :20], 10)
-    broken = cache.layers[2]
-    update = broken.update
+    broken: Any = cache.layers[2]
+    claim = broken.claim
 
     def fail(*args: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(broken, "update", fail)
+    monkeypatch.setattr(broken, "claim", fail)
     with torch.inference_mode(), StreamingHook(model, cache), pytest.raises(MemoryError):
         model(input_ids=ids[:, 20:21], use_cache=True, **{name: cache})
     assert cache.lengths == [16, 16, 15]
-    monkeypatch.setattr(broken, "update", update)
+    monkeypatch.setattr(broken, "claim", claim)
     assert cache.length == 15
     found = stream(model, cache, ids[:, 20:], 1)
     torch.testing.assert_close(found, expected[20:], rtol=0, atol=1e-4)
@@ -260,9 +270,9 @@ def test_a_copy_of_the_cache_goes_on_alone() -> None:
 @pytest.mark.model
 @pytest.mark.parametrize(("dtype", "weights", "limit"), [("float32", "native", 1e-3), ("bfloat16", "int8", 0.05)])
 def test_the_default_model_predicts_the_same_on_both_paths(
-    default_model_home: None, dtype: str, weights: str, limit: float
+    default_model_home: None, kernels_: str, dtype: str, weights: str, limit: float
 ) -> None:
-    loaded = load_model("default", device="cpu", dtype=dtype, weights=weights)
+    loaded = load_model("default", device="cpu", dtype=dtype, weights=weights, kernels=kernels_)
     model = loaded.model
     ids = loaded.tokenizer("The river ran past the mill, and the wheel " * 8, return_tensors="pt")["input_ids"]
     found = stream(model, cache_of(model, 48), ids, 16).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.errors import ConfigError
+from streamchat.kernels.library import allow
 from streamchat.models import gpu_weights, weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
@@ -25,6 +27,18 @@ from tests.families import build
 from tests.models_help import make_tokenizer, save, tiny_llama
 
 KINDS: tuple[Kind, ...] = ("int8", "int4")
+
+chosen: list[str] = []
+
+
+@pytest.fixture(params=["auto", "torch"], autouse=True)
+def kernels_(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the compiled kernels, where there are some, and with PyTorch's."""
+    chosen.append(request.param)
+    allow(request.param)
+    yield request.param
+    allow("auto")
+    chosen.clear()
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -176,7 +190,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def loaded(folder: Path, asked: str, **how: Any) -> Any:
-    return load_model(str(folder), device="cpu", **({"dtype": "bfloat16"} | how), weights=asked)
+    return load_model(str(folder), device="cpu", **({"dtype": "bfloat16"} | how), weights=asked, kernels=chosen[0])
 
 
 def logits(model: Any) -> Tensor:
@@ -276,6 +290,7 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
     folder: Path, how: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "capability" in how:
+        allow("torch")  # compiled ones serve any processor
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
     model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
     if "memory" in how:
@@ -319,10 +334,10 @@ def test_the_divergence_is_that_of_the_definition() -> None:
 
 
 @pytest.mark.model
-def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_model_home: Path) -> None:
-    result = load_model("default", device="cpu", dtype="bfloat16", weights="auto")
+def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_model_home: Path, kernels_: str) -> None:
+    result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
     assert result.weights == "int4"
-    plain = load_model("default", device="cpu", dtype="bfloat16").model
+    plain = load_model("default", device="cpu", dtype="bfloat16", kernels=kernels_).model
     kept = json.loads(packed_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
     assert kept["divergence"] < 0.005
     assert result.packed_bytes < 100e6

@@ -58,10 +58,11 @@ def _install_short(model: Any) -> bool:
 
 def _cpu_step(model: Any) -> Step | None:
     """By compiled kernels where there are some and they serve all of the model; else by PyTorch's."""
-    described, compiled = describe(model), kernels()
-    if described is not None and compiled is not None and compiles(described):
-        return CompiledStep(described, compiled)
-    return decode_step(model)
+    described = describe(model)
+    if described is None:
+        return None
+    compiled = kernels()
+    return CompiledStep(described, compiled) if compiled is not None and compiles(described) else decode_step(described)
 
 
 def install_captured(model: Any, graphs: Graphs) -> bool:

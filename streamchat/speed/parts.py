@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamchat.cache.layer import StreamingLayer
+from streamchat.speed.families import NormOf
 from streamchat.speed.linear import PackedLinear
 from streamchat.speed.packed import GROUP
 
@@ -22,7 +23,8 @@ Part = Callable[[Tensor], Tensor]
 class Kit:
     """The parts of which there is a kind for a CPU and another one for a GPU."""
 
-    rms_norm: Callable[[Any, torch.dtype], Part]
+    norm: Callable[[NormOf, torch.dtype], Part]
+    """(1, hidden) float32 -> (1, hidden) of a dtype."""
     attend: Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
     """As `attend` below; the first argument is what the step was given for the layer."""
 
@@ -50,9 +52,9 @@ def projection(*layers: Any) -> Part:
     return lambda x: torch._weight_int4pack_mm_for_cpu(x, data, GROUP, scales)
 
 
-def rms_norm(module: Any, dtype: torch.dtype) -> Part:
+def rms_norm(of: NormOf, dtype: torch.dtype) -> Part:
     """(1, hidden) float32 -> (1, hidden) of `dtype`: three operations in place of eight."""
-    weight, eps = module.weight.detach().float()[None], module.variance_epsilon
+    weight, eps = of.weight[None], of.eps
     zeros, width = torch.zeros_like(weight), weight.shape[1]
 
     def norm(h: Tensor) -> Tensor:
@@ -63,11 +65,19 @@ def rms_norm(module: Any, dtype: torch.dtype) -> Part:
     return norm
 
 
-def layer_norm(module: nn.LayerNorm, dtype: torch.dtype) -> Part:
+def layer_norm(of: NormOf, dtype: torch.dtype) -> Part:
     """(1, hidden) float32 -> (1, hidden) of `dtype`."""
-    weight, shape, eps = module.weight.detach().float(), module.normalized_shape, module.eps
-    bias = None if module.bias is None else module.bias.detach().float()
-    return lambda h: functional.layer_norm(h, shape, weight, bias, eps).to(dtype)
+    return lambda h: functional.layer_norm(h, of.weight.shape, of.weight, of.bias, of.eps).to(dtype)
+
+
+def norm_of_row(of: NormOf, dtype: torch.dtype) -> Part:
+    """Either of them."""
+    return layer_norm(of, dtype) if of.centred else rms_norm(of, dtype)
+
+
+def head_norm(of: NormOf, dtype: torch.dtype) -> Part:
+    """(heads, dim) -> (heads, dim) of `dtype`, each head by itself."""
+    return lambda x: functional.rms_norm(x.float(), of.weight.shape, of.weight, of.eps).to(dtype)
 
 
 def activation(module: nn.Module) -> Part:
@@ -119,4 +129,4 @@ def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float)
     return attended.reshape(1, -1)
 
 
-CPU = Kit(rms_norm, attend)
+CPU = Kit(norm_of_row, attend)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.speed.parts import Kit, Part
+from streamchat.speed.families import NormOf, describe
+from streamchat.speed.parts import Kit, Part, layer_norm
 from streamchat.speed.steps import Step, decode_step
 
 Buffers = tuple[Tensor, Tensor]
@@ -58,7 +59,8 @@ class StaticLayer:
 def static_step(model: Any) -> Step | None:
     """The step of `model` on `StaticLayer`s, to be given to `bound`; None for a model that has none."""
     changing = any(getattr(module, "rope_type", None) in CHANGING_ROPES for module in model.modules())
-    return None if changing else decode_step(model, STATIC)
+    described = describe(model)
+    return None if changing or described is None else decode_step(described, STATIC)
 
 
 def bound(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -79,10 +81,11 @@ def bound(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.d
     return run
 
 
-def rms_norm(module: Any, dtype: torch.dtype) -> Part:
+def norm(of: NormOf, dtype: torch.dtype) -> Part:
     """(1, hidden) float32 -> (1, hidden) of `dtype`; nothing is read back from the device."""
-    weight, eps = module.weight.detach().float(), module.variance_epsilon
-    return lambda h: functional.rms_norm(h, weight.shape, weight, eps).to(dtype)
+    if of.centred:
+        return layer_norm(of, dtype)
+    return lambda h: functional.rms_norm(h, of.weight.shape, of.weight, of.eps).to(dtype)
 
 
 def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -97,4 +100,4 @@ def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) ->
     return attended.reshape(1, -1)
 
 
-STATIC = Kit(rms_norm, attend)
+STATIC = Kit(norm, attend)

@@ -1,4 +1,4 @@
-"""Decode steps made from a model's own modules: what its forward computes for one token, and nothing else.
+"""Decode steps of torch operations: what a model's forward computes for one token, and nothing else.
 
 The residual stream is float32, which saves the norms their conversions; all else is in the model's dtype.
 """
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.speed.parts import CPU, Kit, Rotation, activation, layer_norm, projection
+from streamchat.speed.families import BlockOf, ModelOf
+from streamchat.speed.parts import CPU, Kit, Rotation, activation, head_norm, projection
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
@@ -20,29 +21,16 @@ Block = Callable[[Tensor, Rotation, Any], None]
 """(1, hidden) float32, changed in place."""
 
 
-def decode_step(model: Any, kit: Kit = CPU) -> Step | None:
-    """The step of `model` (a causal LM of transformers, in eval mode); None for a family that is not known here.
-
-    Known are the classes themselves, not what looks or calls itself alike. What the step is given for each layer is
-    what the attention of `kit` takes: `StreamingLayer` on a CPU.
+def decode_step(model: ModelOf, kit: Kit = CPU) -> Step:
+    """The step of `model`. What it is given for each layer is what the attention of `kit` takes: `StreamingLayer` on
+    a CPU.
     """
-    make = _FAMILIES.get(type(model).__name__)
-    known = make is not None and type(model).__module__.startswith("transformers.models.")
-    return make(model, kit) if known and make is not None and _is_plain(model.config) else None
-
-
-def _is_plain(config: Any) -> bool:
-    """Every layer attends to all that the cache holds, with the attention that is made anew here."""
-    kinds = getattr(config, "layer_types", None) or ()
-    sliding = getattr(config, "sliding_window", None) is not None and not kinds
-    return config._attn_implementation == "sdpa" and not sliding and all(kind == "full_attention" for kind in kinds)
-
-
-def _step(embedding: Any, rotary: Any, blocks: list[Block], norm: Any, head: Any) -> Step:
-    weight = embedding.weight
+    table: Any = model.embedding.weight
+    rotary, norm, head = model.rotary, kit.norm(model.norm, model.dtype), projection(model.head)
+    blocks = [_block(block, model.dtype, kit) for block in model.blocks]
 
     def step(ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
-        x = functional.embedding(ids.view(-1), weight)
+        x = functional.embedding(ids.view(-1), table)
         h, rotate = x.float(), Rotation(rotary, x, positions)
         if h is x:  # the table itself was float32
             h = x.clone()
@@ -54,73 +42,56 @@ def _step(embedding: Any, rotary: Any, blocks: list[Block], norm: Any, head: Any
     return step
 
 
-def _llama(model: Any, kit: Kit) -> Step:
-    """Llama and its kin: Mistral, Qwen2 (biases), Qwen3 (norms of queries and keys)."""
-    body, dtype = model.model, model.dtype
-    blocks = [_llama_block(layer, dtype, kit) for layer in body.layers]
-    head = projection(model.get_output_embeddings())
-    return _step(body.embed_tokens, body.rotary_emb, blocks, kit.rms_norm(body.norm, dtype), head)
+def _block(of: BlockOf, dtype: torch.dtype, kit: Kit) -> Block:
+    before, between = kit.norm(of.before, dtype), kit.norm(of.between, dtype)
+    heads = _heads_by_head(of) if of.by_head else _heads_side_by_side(of, dtype)
+    write, narrow, attend, scale = projection(of.write), projection(of.narrow), kit.attend, of.scale
+    widen, act, gated, parallel = projection(*of.widen), activation(of.act), len(of.widen) == 2, of.parallel
 
-
-def _llama_block(layer: Any, dtype: torch.dtype, kit: Kit) -> Block:
-    attention, mlp = layer.self_attn, layer.mlp
-    read = projection(attention.q_proj, attention.k_proj, attention.v_proj)
-    write = projection(attention.o_proj)
-    widen, narrow = projection(mlp.gate_proj, mlp.up_proj), projection(mlp.down_proj)
-    before, between = (kit.rms_norm(norm, dtype) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
-    act, scale, dim, attend = activation(mlp.act_fn), attention.scaling, attention.head_dim, kit.attend
-    heads = attention.q_proj.out_features // dim
-    kv_heads = attention.k_proj.out_features // dim
-    turned = heads + kv_heads
-    q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    def mlp(x: Tensor) -> Tensor:
+        if not gated:
+            return narrow(act(widen(x)))
+        gate, up = widen(x).chunk(2, dim=-1)
+        return narrow(act(gate) * up)
 
     def block(h: Tensor, rotate: Rotation, cache: Any) -> None:
-        qkv = read(before(h)).view(-1, dim)
+        attended = write(attend(cache, *heads(before(h), rotate), scale))
+        if parallel:
+            h += attended + mlp(between(h))
+        else:
+            h += attended
+            h += mlp(between(h))
+
+    return block
+
+
+Heads = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
+"""(1, hidden) -> (heads, dim), (kv_heads, dim), (kv_heads, dim): queries and keys rotated, values."""
+
+
+def _heads_side_by_side(of: BlockOf, dtype: torch.dtype) -> Heads:
+    read, dim, heads, turned = projection(*of.read), of.dim, of.heads, of.heads + of.kv_heads
+    q_norm = None if of.q_norm is None else head_norm(of.q_norm, dtype)
+    k_norm = None if of.k_norm is None else head_norm(of.k_norm, dtype)
+
+    def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = read(x).view(-1, dim)
         if q_norm is None or k_norm is None:
             qk = rotate(qkv[:turned])
         else:
             qk = rotate(torch.cat([q_norm(qkv[:heads]), k_norm(qkv[heads:turned])]))
-        h += write(attend(cache, qk[:heads], qk[heads:], qkv[turned:], scale))
-        gate, up = widen(between(h)).chunk(2, dim=-1)
-        h += narrow(act(gate) * up)
+        return qk[:heads], qk[heads:], qkv[turned:]
 
-    return block
+    return split
 
 
-def _neox(model: Any, kit: Kit) -> Step:
-    """GPT-NeoX: Pythia."""
-    body, dtype = model.gpt_neox, model.dtype
-    blocks = [_neox_block(layer, dtype, kit) for layer in body.layers]
-    head = projection(model.get_output_embeddings())
-    return _step(body.embed_in, body.rotary_emb, blocks, layer_norm(body.final_layer_norm, dtype), head)
+def _heads_by_head(of: BlockOf) -> Heads:
+    read, dim = projection(*of.read), of.dim
 
-
-def _neox_block(layer: Any, dtype: torch.dtype, kit: Kit) -> Block:
-    attention, mlp = layer.attention, layer.mlp
-    read, write = projection(attention.query_key_value), projection(attention.dense)
-    widen, narrow = projection(mlp.dense_h_to_4h), projection(mlp.dense_4h_to_h)
-    before, between = layer_norm(layer.input_layernorm, dtype), layer_norm(layer.post_attention_layernorm, dtype)
-    act, scale, dim, attend = activation(mlp.act), attention.scaling, attention.head_size, kit.attend
-    parallel = layer.use_parallel_residual
-
-    def block(h: Tensor, rotate: Rotation, cache: Any) -> None:
-        qkv = read(before(h)).view(-1, 3, dim)  # by head, then query, key, value
+    def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = read(x).view(-1, 3, dim)
         turned = qkv[:, :2, : rotate.width]
         turned.copy_(rotate(turned))
-        attended = write(attend(cache, qkv[:, 0], qkv[:, 1], qkv[:, 2], scale))
-        if parallel:
-            h += attended + narrow(act(widen(between(h))))
-        else:
-            h += attended
-            h += narrow(act(widen(between(h))))
+        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
 
-    return block
-
-
-_FAMILIES: dict[str, Callable[[Any, Kit], Step]] = {
-    "LlamaForCausalLM": _llama,
-    "MistralForCausalLM": _llama,
-    "Qwen2ForCausalLM": _llama,
-    "Qwen3ForCausalLM": _llama,
-    "GPTNeoXForCausalLM": _neox,
-}
+    return split
