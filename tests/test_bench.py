@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from streamchat import cli
+from streamchat.cache.fit import fit_positions
 from streamchat.cache.method import choose_fit
+from streamchat.cache.streaming import StreamingCache
 from streamchat.errors import ExitCode
 from streamchat.evidence import peers, workloads
 from streamchat.evidence.bench_page import make_page
 from streamchat.evidence.chat_text import make_turns
-from streamchat.evidence.methods import Method, make_methods
+from streamchat.evidence.methods import Method, Streamchat, make_methods
 from streamchat.evidence.page import as_text
 from streamchat.evidence.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
 from streamchat.speed.linear import MAX_ROWS, packed_layers
@@ -250,12 +252,35 @@ def test_turns_are_those_of_a_chat() -> None:
     assert turns[1].reply != turns[2].reply
 
 
+def test_the_time_of_evictions_is_told(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    ours = Streamchat(loaded.model, fit_positions(loaded.model), 64, 4)
+    evict = StreamingCache._evict_from_layers
+
+    def slow(cache: StreamingCache, prefix: int, count: int) -> None:
+        clock[0] += 0.15
+        evict(cache, prefix, count)
+
+    read = ours.read
+
+    def reading(ids: Sequence[int], reserve: int = 0) -> int:
+        clock[0] += 1.0
+        return read(ids, reserve)
+
+    monkeypatch.setattr(ours, "read", reading)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", slow)
+    found = measure_decode([ours], [3 + i % 50 for i in range(256)], 64, 44, 1, lambda words: None)["streamchat"]
+    # 45 tokens in blocks of 15, a quarter of what can leave
+    assert found.evicting_ms == pytest.approx([1000 * 0.15 / 15])
+    assert Fake("a", clock, 0.001).evicting_s is None
+
+
 # --- the page -----------------------------------------------------------------------------------------------------
 
 
 def test_ratios_are_of_pairs_of_rounds() -> None:
-    ours = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [10.0, 20.0, 10.0], 1000, 0)
-    theirs = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [30.0, 60.0, 40.0], 4000, 0)
+    ours = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [10.0, 20.0, 10.0], [0.1, 0.1, 0.3])
+    theirs = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [30.0, 60.0, 40.0])
     broken = DecodeFigures(failure="RuntimeError: no kernel")
     slow = ChatFigures({5: [1.0, 3.0, 2.0]}, {5: 10}, {5: 100, 500: 9000}, {500: 90.0})
     quick = ChatFigures({5: [0.1, 0.3, 0.1], 500: [0.2]}, {5: 10, 500: 20}, {5: 100, 500: 9000})
@@ -274,6 +299,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
     text = as_text(page, 100)
     assert "40.0 (30.0-60.0)" in text
     assert "3.00 x" in text
+    assert "1.0 %" in text
     assert "RuntimeError: no kernel" in text
     assert "re-read was not measured at turn 500: it would have taken about 1 min 30 s a turn; raise --limit." in text
     assert [picture.name for picture in page.pictures] == ["decode", "first-token"]

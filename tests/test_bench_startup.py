@@ -47,4 +47,6 @@ def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_a_start_that_fails_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--startup", "--rounds", "1", "--cache-size", "1"]) == ExitCode.USAGE
     assert cli.main(["bench", "--startup", "--rounds", "1", "--device", "cuda:99"]) != ExitCode.OK
-    assert capsys.readouterr().out == ""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cuda:99" in err

@@ -169,6 +169,10 @@ class _Doubled:
         cos, sin = self._source.angles_range(start, count, device)
         return cos * cos - sin * sin, 2 * cos * sin
 
+    def wide_range(self, start: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        cos, sin = self.angles_range(start, count, device)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
 
 def _changed(fit: PositionFit, change: Callable[[int, str, Any], Any]) -> PositionFit:
     layers = [

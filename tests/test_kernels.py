@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -234,6 +235,23 @@ def test_the_number_of_threads_may_change_between_tokens() -> None:
     torch.testing.assert_close(torch.cat(pieces), expected, rtol=0, atol=1e-4)
 
 
+@needs_kernels
+def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
+    from streamchat.cache.arguments import cache_keyword
+    from streamchat.cache.hook import StreamingHook
+    from tests.test_decode_step import cache_of, stream, text
+
+    model, ids = make("llama"), text(14)
+    expected = stream(model, cache_of(model, 24), ids, 10)
+    install(model)
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :12], 10)
+    with torch.no_grad(), StreamingHook(model, cache):
+        for i in (12, 13):
+            found = model(input_ids=ids[:, i : i + 1], use_cache=True, **{cache_keyword(model): cache}).logits
+    torch.testing.assert_close(found[0], expected[13:], rtol=0, atol=1e-4)
+
+
 # --- building --------------------------------------------------------------------------------------------------
 
 
@@ -242,14 +260,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache folder, and nothing loaded yet; returns where the kernels will be."""
     monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    library._loaded.cache_clear()
+    monkeypatch.setattr(library, "_loaded", functools.cache(library._loaded.__wrapped__))
     return paths.cache_dir() / "kernels"
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Any:
-    yield
-    library._loaded.cache_clear()
 
 
 def compiler(folder: Path, body: str) -> str:

@@ -117,6 +117,8 @@ def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: 
             os.write(terminal, b"Say hello.\r")
         if TOKEN in moments:
             return moments
+        if reason := next((name for name in moments if name.startswith(trace.FAILED)), ""):
+            raise StreamchatError(reason.removeprefix(trace.FAILED))
         if process.poll() is not None:
             raise StreamchatError(f"the app ended with exit code {process.returncode} before its first token")
     raise StreamchatError(f"no token was written within {PATIENCE_S:.0f} s of the start")

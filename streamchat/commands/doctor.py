@@ -191,6 +191,7 @@ def _device(report: Report) -> Rows:
         "memory bytes": int(memory.total),
         "free bytes": int(memory.available),
         "bfloat16 on cpu": devices.cpu_has_bfloat16(),
+        "cpu kernels": _kernels(),
     }
     for name in devices.gpus() if torch.cuda.is_available() else ():
         about = torch.cuda.get_device_properties(name)
@@ -200,6 +201,17 @@ def _device(report: Report) -> Rows:
         # what Apple recommends to use at most, of memory that is shared with the CPU
         rows["mps"] = _free_of(devices.free_memory("mps"), torch.mps.recommended_max_memory())
     return rows
+
+
+def _kernels() -> str:
+    """What computes a new token on the CPU. Looks only: they are compiled when a model is loaded."""
+    from streamchat.kernels import build
+
+    try:
+        compiler, made = build.find_compiler(), build.target()
+    except build.KernelsUnavailableError as error:
+        return f"PyTorch's: {error}"
+    return f"compiled, {made}" if made.is_file() else f"to be compiled by {compiler} at the first start"
 
 
 def _free_of(free: int | None, total: int) -> str:

@@ -83,6 +83,13 @@ def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} x" if value < 10 else f"{value:.0f} x"
 
 
+def _share(parts: Sequence[float], wholes: Sequence[float]) -> str:
+    """Median of part / whole, a pair a round, in percent."""
+    if not parts or not wholes:
+        return "-"
+    return f"{100 * statistics.median(a / b for a, b in zip(parts, wholes, strict=False)):.1f} %"
+
+
 def _ours_decode(decode: dict[str, DecodeFigures]) -> DecodeFigures:
     return decode.get(OURS, DecodeFigures())
 
@@ -102,6 +109,7 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
                 f"{1000 / late:,.1f}" if late else "-",
                 _times(_ratio(each.late_ms, ours.late_ms)),
                 _times(_ratio(each.late_ms, each.early_ms)),
+                _share(each.evicting_ms, each.late_ms),
                 human_bytes(each.kv_bytes) if each.late_ms else "-",
                 f"{each.rss_bytes / 1e6:+,.0f} MB" if each.late_ms else "-",
                 *([] if device is None else [human_bytes(each.device_bytes or 0)]),
@@ -115,13 +123,15 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
         "tok/s there",
         "time / ours",
         "late / early",
+        "evictions",
         "keys and values",
         "process",
         *([] if device is None else ["device, most"]),
     )
     words = (
         f"Prefill: a prompt of {size:,} tokens into an empty cache. Then tokens are written behind {size:,} and behind "
-        f"{LATE * size:,} tokens of text. Medians over rounds, with the least and the most."
+        f"{LATE * size:,} tokens of text. Medians over rounds, with the least and the most. Evictions: "
+        "their part of the time of a token there."
     )
     return Table("Endless text", columns, tuple(rows), words)
 
@@ -175,6 +185,7 @@ def _decode_data(name: str, decode: dict[str, DecodeFigures]) -> dict[str, Any]:
         "time_to_ours": _ratio(each.late_ms, ours.late_ms),
         "prefill_time_to_ours": _ratio(ours.prefill_tps, each.prefill_tps),
         "late_to_early": _ratio(each.late_ms, each.early_ms),
+        "evicting_ms": _summary(each.evicting_ms) if each.evicting_ms else None,
         "kv_bytes": each.kv_bytes,
         "rss_bytes": each.rss_bytes,
         "device_bytes": each.device_bytes,

@@ -16,7 +16,7 @@ from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import make_cache
-from streamchat.cache.streaming import EvictionOptions
+from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
@@ -69,6 +69,11 @@ class Method(ABC):
     def kv_bytes(self) -> int:
         """Bytes allocated for keys and values."""
 
+    @property
+    def evicting_s(self) -> float | None:
+        """Seconds spent on evictions since `start`; None for a way that does not tell."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most have nothing to leave
         """Take everything off the model again."""
 
@@ -91,7 +96,10 @@ class Streamchat(Method):
 
     def start(self) -> None:
         self.close()
-        options = EvictionOptions(by="turns", block=EVICTION_BLOCK)
+        self._evicting_s = self._evicting_since = 0.0
+        options = EvictionOptions(
+            by="turns", block=EVICTION_BLOCK, before_evict=self._before_evict, on_evict=self._after_evict
+        )
         self._cache = make_cache(
             self._model, self._fit, cache_size=self._cache_size, num_sink_tokens=self._sinks, options=options
         )
@@ -110,6 +118,16 @@ class Streamchat(Method):
     @property
     def kv_bytes(self) -> int:
         return self._cache.kv_bytes
+
+    @property
+    def evicting_s(self) -> float | None:
+        return self._evicting_s
+
+    def _before_evict(self) -> None:
+        self._evicting_since = time.perf_counter()
+
+    def _after_evict(self, _: Eviction) -> None:
+        self._evicting_s += time.perf_counter() - self._evicting_since
 
     def close(self) -> None:
         if self._hook is not None:

@@ -29,6 +29,8 @@ class DecodeFigures:
     """Median milliseconds a token behind one budget of text."""
     late_ms: list[float] = field(default_factory=list)
     """The same behind `LATE` budgets of text."""
+    evicting_ms: list[float] = field(default_factory=list)
+    """Milliseconds a token of `late_ms` that went into evictions, of a way that tells."""
     kv_bytes: int = 0
     """At the end."""
     rss_bytes: int = 0
@@ -89,7 +91,10 @@ def _decode_round(method: Method, ids: Sequence[int], cache_size: int, new_token
     figures.early_ms.append(1000 * statistics.median(method.write(token, count + 1)[1:]))
     method.skip(ids[cache_size : LATE * cache_size - 1])
     token = method.step(ids[LATE * cache_size - 1])
+    evicted_before = method.evicting_s
     figures.late_ms.append(1000 * statistics.median(method.write(token, count + 1)[1:]))
+    if evicted_before is not None and method.evicting_s is not None:
+        figures.evicting_ms.append(1000 * (method.evicting_s - evicted_before) / (count + 1))
     figures.kv_bytes = method.kv_bytes
     figures.rss_bytes = max(figures.rss_bytes, process_rss() - before)
 

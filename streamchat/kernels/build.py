@@ -50,24 +50,32 @@ def library() -> Path:
     Raises:
         KernelsUnavailableError: They cannot be had here.
     """
-    if sys.platform != "linux" or sys.byteorder != "little":
-        raise KernelsUnavailableError(f"they are for Linux, and this is {platform.system()}")
-    compiler = find_compiler()
-    target = paths.cache_dir() / "kernels" / f"{_digest(compiler)}.so"
+    kept = target()
     try:
-        if target.is_file():
-            _check_owner(target)
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        if kept.is_file():
+            _check_owner(kept)
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = Path(folder) / "kernels.so"
-            _compile(compiler, made)
+            _compile(find_compiler(), made)
             _check(made)
             _check_owner(made)
-            made.replace(target)
+            made.replace(kept)
     except OSError as error:
-        raise KernelsUnavailableError(f"they cannot be kept in {target.parent}: {error.strerror or error}") from error
-    return target
+        raise KernelsUnavailableError(f"they cannot be kept in {kept.parent}: {error.strerror or error}") from error
+    return kept
+
+
+def target() -> Path:
+    """Where the library is, or would be.
+
+    Raises:
+        KernelsUnavailableError: They cannot be compiled here.
+    """
+    if sys.platform != "linux" or sys.byteorder != "little":
+        raise KernelsUnavailableError(f"they are for Linux, and this is {platform.system()}")
+    return paths.cache_dir() / "kernels" / f"{_digest(find_compiler())}.so"
 
 
 def find_compiler() -> str:
@@ -86,8 +94,8 @@ def find_compiler() -> str:
 def _compile(compiler: str, to: Path) -> None:
     """Try the flags for this very processor first."""
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-    for target in TARGETS:
-        flags = [*FLAGS, *([target] if target else [])]
+    for processor in TARGETS:
+        flags = [*FLAGS, *([processor] if processor else [])]
         try:
             done = subprocess.run(
                 [compiler, *flags, *sources, "-o", str(to)],
@@ -100,9 +108,9 @@ def _compile(compiler: str, to: Path) -> None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise KernelsUnavailableError(f"{compiler} did not finish: {error}") from error
         if done.returncode == 0:
-            _log.info("compiled the kernels with %s %s", compiler, target)
+            _log.info("compiled the kernels with %s %s", compiler, processor)
             return
-        _log.info("%s %s failed: %s", compiler, target, done.stderr.strip()[:2000])
+        _log.info("%s %s failed: %s", compiler, processor, done.stderr.strip()[:2000])
     message = next((line for line in done.stderr.splitlines() if "error" in line), "").strip()
     raise KernelsUnavailableError(f"{compiler} could not compile them ({message or done.returncode})")
 

@@ -83,6 +83,7 @@ def load_model(
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
     progress(f"Loading {source.name}", 0, 0, "")
     from streamchat.kernels.library import allow
+    from streamchat.kernels.library import kernels as compiled_kernels
 
     with quiet():
         from streamchat.models.weights import use_weights
@@ -103,6 +104,9 @@ def load_model(
             model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
     progress(f"Loading {source.name}", 0, 0, "")
     allow(kernels)
+    if chosen_device == "cpu":
+        progress("Preparing kernels", 0, 0, "")
+        compiled_kernels()
     if weights == "auto" and dtype == "float32":
         weights = "native"  # who asks for exact numbers gets them
     used, weight_notes = use_weights(

@@ -66,7 +66,8 @@ class CompiledStep:
         with self._lock:
             threads = torch.get_num_threads()
             if threads != self._threads:
-                self._build(threads)
+                with torch.inference_mode(False), torch.no_grad():  # usable in any mode later
+                    self._build(threads)
             self._hidden.copy_(functional.embedding(ids.view(-1), self._table).view(-1))
             cos, sin = self._model.rotary(self._hidden, positions)
             self._cos.copy_(cos.view(-1))

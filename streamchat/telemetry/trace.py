@@ -8,6 +8,8 @@ from contextlib import suppress
 
 VARIABLE = "STREAMCHAT_TRACE"
 """Names the file; without it nothing is written."""
+FAILED = "failed: "
+"""What the name of a moment begins with at which the start was over; the reason follows."""
 
 
 def wanted() -> bool:

@@ -29,7 +29,7 @@ from streamchat.errors import ExitCode
 from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
-from streamchat.telemetry.trace import mark
+from streamchat.telemetry.trace import FAILED, mark
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
@@ -151,6 +151,7 @@ class StreamchatApp(App[int]):
     def engine_failed(self, event: ev.EngineFailed) -> None:
         """Remember the exit code; the chat shows the sentence."""
         self.failure = event
+        mark(FAILED + one_line(event.message))
         if event.details:
             log_file.log_crash(event.details)
 
