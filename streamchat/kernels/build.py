@@ -23,6 +23,7 @@ COMPILERS = ("gcc", "cc")
 FLAGS = (
     "-std=c11",
     "-O3",
+    "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
     # sums may be taken in any order. Not -ffast-math: linked in, it changes the arithmetic of the whole process

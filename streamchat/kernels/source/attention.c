@@ -5,7 +5,7 @@
  */
 #include "operations.h"
 
-#define LOWEST -3.4e38f
+#define LOWEST -1e30f
 
 enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
 

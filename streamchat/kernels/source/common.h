@@ -17,38 +17,42 @@
 
 typedef uint16_t bfloat16;
 
-INLINE float from_bfloat16(bfloat16 x) {
-    uint32_t bits = (uint32_t)x << 16;
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
+INLINE float from_bfloat16(bfloat16 x) { return float_of((uint32_t)x << 16); }
+
 /* To the nearest, ties to even, as PyTorch does; a NaN stays one. */
 INLINE bfloat16 to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x)
-        return 0x7fc0;
-    return (bfloat16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    uint32_t bits = bits_of(x);
+    return x != x ? 0x7fc0 : (bfloat16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* exp of a number that is not positive: relative error below 1e-6, and 0 far out. Made to be vectorised. */
+/* exp of a number that is not positive: relative error below 1e-6, and next to 0 far out. Compilers make vectors of it
+ * because it has no branch: that not to go below 2^-126 is a minimum of integers, as which negative numbers are ordered
+ * by their size. What is not a number stays so. */
 INLINE float exp_negative(float x) {
-    float clamped = x < -87.0f ? -87.0f : x;
-    float turns = clamped * 1.44269504f;
+    const uint32_t least = 0xc2fc0000u; /* -126 */
+    uint32_t bits = bits_of(x * 1.44269504f);
+    float turns = float_of(bits < least ? bits : least);
     int32_t whole = (int32_t)(turns - 0.5f); /* towards zero, so to the nearest for what is below zero */
-    float rest = clamped - (float)whole * 0.693145752f - (float)whole * 1.42860677e-6f;
+    float rest = (turns - (float)whole) * 0.69314718f;
     float sum = 1.3981999e-3f;
     sum = sum * rest + 8.3334520e-3f;
     sum = sum * rest + 4.1665795e-2f;
     sum = sum * rest + 1.6666665e-1f;
     sum = sum * rest + 0.5f;
     sum = sum * rest * rest + rest + 1.0f;
-    int32_t bits = (whole + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return sum * power;
+    return sum * float_of((uint32_t)(whole + 127) << 23) + x * 0.0f;
 }
 
 #endif

@@ -24,21 +24,20 @@ static Rounded rounded(const Product *p, int n) {
 
 static void round_group(const float *from, Rounded to, long g) {
     int16_t *codes = to.codes + g * GROUP;
-    float most = 0.0f, poison = 0.0f;
+    uint32_t largest = 0; /* of the sizes, whose bits are ordered as they are; infinite and not a number come last */
     for (int k = 0; k < GROUP; k++) {
-        float size = from[k] < 0 ? -from[k] : from[k];
-        most = size > most ? size : most;
-        poison += from[k] * 0.0f; /* what is infinite or not a number shall show */
+        uint32_t size = bits_of(from[k]) & 0x7fffffffu;
+        largest = size > largest ? size : largest;
     }
-    float inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
+    float most = float_of(largest), inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
     int32_t sum = 0;
     for (int k = 0; k < GROUP; k++) {
         float code = from[k] * inverse;
-        int32_t whole = (int32_t)(code < 0 ? code - 0.5f : code + 0.5f);
+        int32_t whole = (int32_t)(code + __builtin_copysignf(0.5f, code));
         codes[k] = (int16_t)whole;
         sum += whole;
     }
-    to.scales[g] = most / 32767.0f + poison;
+    to.scales[g] = most / 32767.0f;
     to.sums[g] = to.scales[g] * (float)sum;
 }
 
@@ -59,18 +58,19 @@ INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) 
     __m512 total = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
         const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
-        __m512i even = _mm512_setzero_si512(), odd = even;
+        __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a; /* four sums, as one has to wait for the one before */
         for (int i = 0; i < 4; i++) {
             __m512i codes = _mm512_loadu_si512(block + 64 * i);
-            even = add_pairs(even, _mm512_and_si512(codes, mask), _mm512_set1_epi32(pairs[4 * i]));
-            odd = add_pairs(odd, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask), _mm512_set1_epi32(pairs[4 * i + 1]));
-            even = add_pairs(even, _mm512_and_si512(_mm512_srli_epi16(codes, 8), mask), _mm512_set1_epi32(pairs[4 * i + 2]));
-            odd = add_pairs(odd, _mm512_srli_epi16(codes, 12), _mm512_set1_epi32(pairs[4 * i + 3]));
+            a = add_pairs(a, _mm512_and_si512(codes, mask), _mm512_set1_epi32(pairs[4 * i]));
+            b = add_pairs(b, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask), _mm512_set1_epi32(pairs[4 * i + 1]));
+            c = add_pairs(c, _mm512_and_si512(_mm512_srli_epi16(codes, 8), mask), _mm512_set1_epi32(pairs[4 * i + 2]));
+            d = add_pairs(d, _mm512_srli_epi16(codes, 12), _mm512_set1_epi32(pairs[4 * i + 3]));
         }
+        __m512i sums = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
         __m512i both = _mm512_loadu_si512(block + 256);
         __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
         __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, high));
-        __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), _mm512_set1_ps(x.scales[g]));
+        __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(x.scales[g]));
         dot = _mm512_fnmadd_ps(_mm512_set1_ps(8.0f), _mm512_set1_ps(x.sums[g]), dot);
         total = _mm512_fmadd_ps(scale, dot, total);
         total = _mm512_fmadd_ps(zero, _mm512_set1_ps(x.sums[g]), total);

@@ -1,7 +1,7 @@
 /* One head of keys and the `queries` that share it, over `count` slots that are STORED numbers, read by LOAD.
  * top, sum: (queries), acc: (queries, dim): the softmax's maximum and sum, and the values it weighs, not yet divided. */
-INLINE void SPAN(const STORED *keys, const STORED *values, long count, const float *query, int queries, int dim,
-                 float *top, float *sum, float *acc) {
+INLINE void SPAN(const STORED *restrict keys, const STORED *restrict values, long count, const float *restrict query,
+                 int queries, int dim, float *restrict top, float *restrict sum, float *restrict acc) {
     float scores[MAX_QUERIES * BLOCK];
     for (int i = 0; i < queries; i++) {
         top[i] = LOWEST;
