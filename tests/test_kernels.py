@@ -252,6 +252,21 @@ def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
     torch.testing.assert_close(found[0], expected[13:], rtol=0, atol=1e-4)
 
 
+@needs_kernels
+def test_a_cache_of_another_number_format_is_refused() -> None:
+    from streamchat.errors import CacheError
+    from tests.test_decode_step import cache_of, stream, text
+
+    model, ids = make("llama"), text(14)
+    install(model)
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :10], 10)
+    for layer in cache.streaming_layers:
+        layer._buffers = tuple(buffer.bfloat16() for buffer in layer._buffers or ())  # type: ignore[assignment]
+    with pytest.raises(CacheError, match=r"bfloat16.*float32"):
+        stream(model, cache, ids[:, 10:11], 1)
+
+
 # --- building --------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamchat.cache.layer import StreamingLayer
+from streamchat.errors import CacheError
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     GELU,
@@ -80,6 +81,10 @@ class CompiledStep:
                 keys, values = layer.keys, layer.values
                 assert keys is not None
                 assert values is not None
+                if keys.dtype != self._model.dtype:
+                    raise CacheError(
+                        f"a cache in {keys.dtype} cannot go on with a model in {self._model.dtype}; reset it"
+                    )
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.head_bytes = keys.stride(1) * keys.element_size()
             self._kernels.run(self._program, len(self._program), threads)
