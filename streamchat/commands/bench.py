@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
         elif args.ui or args.resume:
             from streamchat.chat.assemble import load_from_settings
 
-            loaded = load_from_settings(configuration, progress)
+            # In a thread that ends, as the engines' do: where the threads of two pools are more than there are cores,
+            # OpenMP lets them sleep at each barrier, which makes a token three times as slow.
+            with ThreadPoolExecutor(1) as elsewhere:
+                loaded = elsewhere.submit(load_from_settings, configuration, progress).result()
             figures, text = (_ui if args.ui else _resume)(configuration, loaded, args.rounds, progress)
         else:
             page, folder = bench_peers.measure(args, configuration, progress)
