@@ -18,9 +18,11 @@ from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
 from streamchat.chat.sampling import Sampler, new_generator
+from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
 from streamchat.models.load import LoadedModel
 from streamchat.models.verdicts import remembered_fit
 from streamchat.settings import Settings
+from streamchat.speed.compiled import CompiledStep
 from streamchat.speed.forward import install, uninstall
 
 Clock = Callable[[], float]
@@ -146,6 +148,33 @@ def measure_decode(
         prefill_tps=prefill["packed"],
         prefill_native_tps=prefill["native"],
     )
+
+
+def compiled_step(model: Any) -> CompiledStep | None:
+    """The step of compiled kernels that `install` gave `model`."""
+    cells = model.forward.__closure__ or ()
+    return next((cell.cell_contents for cell in cells if isinstance(cell.cell_contents, CompiledStep)), None)
+
+
+def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dict[str, float]:
+    """Median milliseconds that the operations of a token take, by kind, each kind alone; and the whole token."""
+    token = 1000 * statistics.median(stream.decode(repeats))
+    kernels, whole = step._kernels, list(step._program)
+    bits = {4: "int4", 8: "int8", 16: "bfloat16", 32: "float32"}
+    kinds: dict[str, list[Operation]] = {}
+    for each in whole:
+        name = {ATTENTION: "attention", NORM: "norms", ACTIVATION: "activations"}.get(each.kind)
+        kinds.setdefault(name or f"products, {bits[each.each.product.bits]}", []).append(each)
+    found = {"token": token}
+    for name, operations in [("kernels, all", whole), *kinds.items()]:
+        part = (Operation * len(operations))(*operations)
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            kernels.run(part, len(part), step._threads)
+            times.append(time.perf_counter() - started)
+        found[f"{name} ({len(part)})"] = 1000 * statistics.median(times)
+    return found
 
 
 def full_stream(loaded: LoadedModel, *, cache_size: int, clock: Clock = time.perf_counter) -> Stream:

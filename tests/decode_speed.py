@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from streamchat.models.load import LoadedModel, load_model
-from tests.decode_bench import full_stream, measure_decode, measure_flat
+from tests.decode_bench import compiled_step, full_stream, measure_decode, measure_flat, measure_parts
 
 EARLY = (2000, 3000)
 LATE = 1000
@@ -50,6 +50,10 @@ def main() -> int:
 
     if args.profile:
         stream = full_stream(load(args.weights), cache_size=args.cache_size)
+        if (step := compiled_step(stream.model)) is not None:
+            for name, each in measure_parts(stream, step, args.tokens).items():
+                print(f"{name:<55}{each:8.3f} ms")
+            return 0
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             stream.decode(args.tokens)
         print(f"per token, of {args.tokens}:")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from streamchat.kernels.library import kernels, missing
 from streamchat.models.load import LoadedModel, load_model
 from tests import decode_bench
-from tests.decode_bench import measure_decode, measure_flat
+from tests.decode_bench import compiled_step, full_stream, measure_decode, measure_flat, measure_parts
 from tests.models_help import save, tiny_llama
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -50,3 +51,18 @@ def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
     times = measure_flat(loaded, cache_size=32, tokens=50)
     assert len(times) == 50
     assert min(times) > 0
+
+
+@pytest.mark.skipif(kernels() is None, reason=missing())
+def test_the_parts_of_a_token_are_timed_by_kind(folder: Path) -> None:
+    loaded = load_model(str(folder), device="cpu", dtype="bfloat16", weights="int8")
+    stream = full_stream(loaded, cache_size=32)
+    step = compiled_step(loaded.model)
+    assert step is not None
+    found = measure_parts(stream, step, 3)
+    layers = loaded.model.config.num_hidden_layers
+    names = {"kernels, all": 8 * layers + 2, "attention": layers, "norms": 2 * layers + 1, "activations": layers}
+    # queries, keys and values are one product, gate and up another
+    names["products, int8"] = 4 * layers + 1
+    assert set(found) == {"token", *(f"{name} ({count})" for name, count in names.items())}
+    assert min(found.values()) > 0
