@@ -27,7 +27,7 @@ from streamchat.kernels.operations import (
 from streamchat.models.load import load_model
 from streamchat.speed.compiled import CompiledStep, compiles
 from streamchat.speed.families import describe
-from streamchat.speed.forward import install
+from streamchat.speed.forward import install, uninstall
 from streamchat.speed.packed import Kind, PackedWeight, int4_codes, pack
 from tests.models_help import save, tiny_llama
 from tests.test_decode_step import make
@@ -267,6 +267,27 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
         stream(model, cache, ids[:, 10:11], 1)
 
 
+@needs_kernels
+@pytest.mark.model
+def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
+    from tests.test_decode_step import cache_of, stream
+
+    whole = load_model("default", device="cpu", dtype="float32")
+    half = load_model("default", device="cpu", dtype="bfloat16")
+    text = "The river ran past the mill, and the wheel turned. In the evening the men sat down by the fire. " * 4
+    ids = whole.tokenizer(text, return_tensors="pt")["input_ids"]
+    exact = stream(whole.model, cache_of(whole.model, 256), ids, 16)[16:]
+
+    def error() -> float:
+        logits = stream(half.model, cache_of(half.model, 256), ids, 16)[16:].float()
+        return float(((logits - exact).square().mean(-1).sqrt() / exact.std(-1)).median())
+
+    step = error()
+    uninstall(half.model)
+    assert step < 0.02
+    assert step < 0.8 * error()
+
+
 # --- building --------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +316,16 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
     assert build.library() == made
     assert kernels() is not None
+
+
+@needs_kernels
+def test_they_are_used_also_where_new_files_are_writable_by_a_group(fresh: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        assert build.library().stat().st_mode & 0o777 == 0o700
+        assert build.library().is_file()
+    finally:
+        os.umask(before)
 
 
 @needs_kernels

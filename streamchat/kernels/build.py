@@ -60,6 +60,7 @@ def library() -> Path:
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             made = Path(folder) / "kernels.so"
             _compile(find_compiler(), made)
+            made.chmod(0o700)  # not writable by a group, whatever the umask
             _check(made)
             _check_owner(made)
             made.replace(kept)
