@@ -152,8 +152,8 @@ def measure_decode(
 
 def compiled_step(model: Any) -> CompiledStep | None:
     """The step of compiled kernels that `install` gave `model`."""
-    cells = model.forward.__closure__ or ()
-    return next((cell.cell_contents for cell in cells if isinstance(cell.cell_contents, CompiledStep)), None)
+    step = getattr(model.forward, "step", None)
+    return step if isinstance(step, CompiledStep) else None
 
 
 def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dict[str, float]:

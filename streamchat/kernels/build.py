@@ -98,17 +98,7 @@ def _compile(compiler: str, to: Path) -> None:
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     for processor in TARGETS:
         flags = [*FLAGS, *([processor] if processor else [])]
-        try:
-            done = subprocess.run(
-                [compiler, *flags, *sources, "-o", str(to)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=COMPILE_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise KernelsUnavailableError(f"{compiler} did not finish: {error}") from error
+        done = _run([compiler, *flags, *sources, "-o", str(to)], COMPILE_S, compiler)
         if done.returncode == 0:
             _log.info("compiled the kernels with %s %s", compiler, processor)
             return
@@ -119,21 +109,26 @@ def _compile(compiler: str, to: Path) -> None:
 
 def _check(made: Path) -> None:
     """Compare with plain Python in a process of its own, which may crash."""
+    done = _run([sys.executable, "-m", "streamchat.kernels.check", str(made)], CHECK_S, "their check")
+    if done.returncode:
+        _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
+        raise KernelsUnavailableError(f"what the compiler made failed its check (status {done.returncode})")
+
+
+def _run(command: list[str], seconds: float, what: str) -> subprocess.CompletedProcess[str]:
+    """Run `command`, with this package for Python to import."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "streamchat.kernels.check", str(made)],
+        return subprocess.run(
+            command,
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=CHECK_S,
+            timeout=seconds,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelsUnavailableError(f"their check did not finish: {error}") from error
-    if done.returncode:
-        _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
-        raise KernelsUnavailableError(f"what the compiler made failed its check (status {done.returncode})")
+        raise KernelsUnavailableError(f"{what} did not finish: {error}") from error
 
 
 def _check_owner(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -42,17 +43,12 @@ def _install_short(model: Any) -> bool:
     step = _cpu_step(model)
     if step is None:
         return False
-    plain = model.forward
 
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = _fitting_cache(args, kwargs)
-        if cache is None:
-            return plain(*args, **kwargs)
+    def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         layers: Any = cache.layers
         return _read(cache, step(kwargs["input_ids"], kwargs["position_ids"], layers))
 
-    model.forward = forward
+    _wrap(model, serve, step)
     return True
 
 
@@ -73,21 +69,31 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
     captured = CapturedStep(step, model.get_input_embeddings().weight.device, model.dtype, graphs)
     plain = model.forward
 
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = _fitting_cache(args, kwargs)
-        if cache is None:
-            return plain(*args, **kwargs)
+    def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         layers: Any = cache.layers
         logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
         if logits is not None:
             return _read(cache, logits)
-        output = plain(*args, **kwargs)
+        output = plain(**kwargs)
         output.logits = captured.settle(output.logits)
         return output
 
-    model.forward = forward
+    _wrap(model, serve, captured)
     return True
+
+
+def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
+    """Have calls that a step serves go to `serve`; `model.forward.step` is the step."""
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cache = _fitting_cache(args, kwargs)
+        return plain(*args, **kwargs) if cache is None else serve(cache, kwargs)
+
+    wrapped: Any = forward
+    wrapped.step = step
+    model.forward = wrapped
 
 
 def _read(cache: StreamingCache, logits: Tensor) -> CausalLMOutputWithPast:
