@@ -159,7 +159,8 @@ def compiled_step(model: Any) -> CompiledStep | None:
 def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dict[str, float]:
     """Median milliseconds that the operations of a token take, by kind, each kind alone; and the whole token."""
     token = 1000 * statistics.median(stream.decode(repeats))
-    kernels, whole = step._kernels, list(step._program)
+    threads = torch.get_num_threads()
+    kernels, whole = step._kernels, list(step.program(1, True, threads).operations)
     bits = {4: "int4", 8: "int8", 16: "bfloat16", 32: "float32"}
     kinds: dict[str, list[Operation]] = {}
     for each in whole:
@@ -171,7 +172,7 @@ def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dic
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
-            kernels.run(part, len(part), step._threads)
+            kernels.run(part, len(part), threads)
             times.append(time.perf_counter() - started)
         found[f"{name} ({len(part)})"] = 1000 * statistics.median(times)
     return found

@@ -54,7 +54,7 @@ def stands_for(weight: Tensor, kind: Kind) -> Tensor:
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
 @pytest.mark.parametrize(("rows", "columns"), [(16, 32), (48, 96), (192, 576), (576, 1536)])
 def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
@@ -155,7 +155,7 @@ def test_activations_and_norms_are_those_of_torch() -> None:
     x, up = torch.linspace(-30, 30, 999), noise(999)
     for function, expected in ((SILU, torch.nn.functional.silu(x)), (GELU, torch.nn.functional.gelu(x))):
         out = torch.empty(999)
-        run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, function=function))
+        run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, rows=1, function=function))
         torch.testing.assert_close(out, expected * up, rtol=2e-6, atol=2e-6)
     rows, weight = noise(4, 72), noise(72, seed=2)
     for centred in (0, 1):
@@ -249,6 +249,68 @@ def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
         for i in (12, 13):
             found = model(input_ids=ids[:, i : i + 1], use_cache=True, **{cache_keyword(model): cache}).logits
     torch.testing.assert_close(found[0], expected[13:], rtol=0, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox", "gpt_neox, one after the other"])
+def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forward(name: str) -> None:
+    from tests.test_decode_step import cache_of, counted_calls, stream, text
+
+    model, ids = make(name), text(90)
+    pieces = [12, 3, 8, 1, 2, 7, 5, 8, 4, 1, 1, 6, 8, 8, 8, 8]
+    assert sum(pieces) == 90
+    expected_cache, cache = cache_of(model, 48), cache_of(model, 48)
+    expected = []
+    at = 0
+    for size in pieces:
+        expected.append(stream(model, expected_cache, ids[:, at : at + size], size))
+        at += size
+    install(model)
+    seen = counted_calls(model)
+    at = 0
+    for size, wanted in zip(pieces, expected, strict=True):
+        found = stream(model, cache, ids[:, at : at + size], size)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        at += size
+    assert seen == pieces[1:]  # the first one is too long for a model that is not packed
+    assert cache.lengths == expected_cache.lengths
+    for ours, theirs in zip(cache.streaming_layers, expected_cache.streaming_layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
+
+
+@needs_kernels
+def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
+    from streamchat.cache.arguments import cache_keyword
+    from streamchat.cache.hook import StreamingHook
+    from tests.test_decode_step import cache_of, stream, text
+
+    model, ids = make("llama"), text(7)
+    expected = stream(model, cache_of(model, 24), ids, 7)
+    install(model)
+    for keep, count in ((0, 7), (1, 1), (3, 3), (None, 7)):
+        cache = cache_of(model, 24)
+        with torch.inference_mode(), StreamingHook(model, cache):
+            out = model(input_ids=ids, use_cache=True, logits_to_keep=keep, **{cache_keyword(model): cache})
+        torch.testing.assert_close(out.logits[0], expected[-count:], rtol=0, atol=1e-4)
+        assert cache.length == 7
+
+
+@needs_kernels
+def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
+    from tests.test_decode_step import cache_of, stream, text
+
+    model = make("llama")
+    install(model)
+    step = model.forward.step
+    cache, ids = cache_of(model, 48), text(36)
+    for size in (8, 1, 2, 3, 4, 5, 6, 7):
+        stream(model, cache, ids[:, :size], size)
+    rooms = sum(room.numel() for room in step._workspace._rooms.values())
+    assert len(step._programs) == 8
+    # one set for a single token, one for up to eight
+    widest = max(room.numel() for room in step._workspace._rooms.values())
+    assert rooms < 8 * widest
 
 
 @needs_kernels

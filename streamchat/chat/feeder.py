@@ -11,6 +11,7 @@ from torch import Tensor
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
+from streamchat.speed.forward import tokens_at_once
 
 # Large enough to be fast, small enough that a stop is felt at once.
 PREFILL_CHUNK = 256
@@ -105,7 +106,7 @@ class Feeder:
         return logits.to(self.device)  # the last layers may be on another one
 
     def _padding(self, count: int) -> int:
-        wanted = -count % self.padded_to if count > 1 else 0
+        wanted = -count % self.padded_to if count > max(1, tokens_at_once(self.model)) else 0
         if not wanted:
             return 0
         # Nothing may be evicted for the sake of padding.

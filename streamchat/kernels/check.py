@@ -31,17 +31,18 @@ def main(path: str) -> None:
 
 def _check_products(kernels: Any) -> None:
     rows, columns = 48, 96
-    x, bias = _noise(2 * columns), _noise(rows)
-    scratch = _floats(2 * kernels.product_scratch(columns))
+    count = 5  # four at once, and one
+    x, bias = _noise(count * columns), _noise(rows)
+    scratch = _floats(count * kernels.product_scratch(columns))
     for bits in (4, 8, 16, 32):
         data, scales, meant = _matrix(bits, rows, columns)
-        out = _floats(2 * rows)
-        product = Product(rows=rows, columns=columns, bits=bits, count=2)
+        out = _floats(count * rows)
+        product = Product(rows=rows, columns=columns, out_step=rows, bits=bits, count=count)
         _point(product, data=data, scales=scales, x=_floats(x), bias=_floats(bias), out=out, scratch=scratch)
         _run(kernels, product)
         expected = [
             bias[r] + sum(a * b for a, b in zip(meant[r], x[n * columns : (n + 1) * columns], strict=True))
-            for n in range(2)
+            for n in range(count)
             for r in range(rows)
         ]
         _compare(f"a product with weights of {bits} bits", out, expected)
@@ -155,15 +156,17 @@ def _check_rows(kernels: Any) -> None:
         ]
         _compare("a sum", h, total)
         _compare("a norm", out, expected)
-    x, up = [4 * value for value in _noise(width)], _noise(width)
+    # two rows, side by side with what they are multiplied by
+    x, up = [4 * value for value in _noise(2 * width)], _noise(2 * width)
+    wide = [*x[:width], *up[:width], *x[width:], *up[width:]]
     wanted = {SILU: [v / (1 + math.exp(-v)) for v in x], GELU: [v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x]}
     for function, expected in wanted.items():
-        out = _floats(width)
-        activation = Activation(width=width, function=function)
-        _point(activation, x=_floats(x), out=out)
+        out, given = _floats(2 * width), _floats(wide)
+        activation = Activation(width=width, step=2 * width, rows=2, function=function)
+        _point(activation, x=given, out=out)
         _run(kernels, activation)
         _compare("an activation", out, expected)
-        _point(activation, up=_floats(up))
+        activation.up = ctypes.addressof(given) + width * ctypes.sizeof(ctypes.c_float)
         _run(kernels, activation)
         _compare("a gate", out, [e * u for e, u in zip(expected, up, strict=True)])
 

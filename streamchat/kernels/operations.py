@@ -30,6 +30,7 @@ class Product(ctypes.Structure):
         ("scratch", c_void_p),
         ("rows", c_long),
         ("columns", c_long),
+        ("out_step", c_long),
         ("bits", c_int),
         ("count", c_int),
     ]
@@ -87,6 +88,8 @@ class Activation(ctypes.Structure):
         ("up", c_void_p),
         ("out", c_void_p),
         ("width", c_long),
+        ("step", c_long),
+        ("rows", c_int),
         ("function", c_int),
     ]
 

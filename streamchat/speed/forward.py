@@ -21,13 +21,13 @@ from streamchat.speed.families import describe
 from streamchat.speed.static import static_step
 from streamchat.speed.steps import Step, decode_step
 
-# Arguments that change nothing for one token; any other one that is given leads to the plain forward.
+# Arguments that change nothing, or that a step heeds; any other one that is given leads to the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
 def install(model: Any) -> bool:
-    """Give `model` a short path for one new token on a `StreamingCache`; returns whether there is one.
+    """Give `model` a short path for a new token, or a few, on a `StreamingCache`; returns whether there is one.
 
     On a CPU a shorter forward, on one CUDA device a captured one, and none on others. Hooks on the model itself run
     as ever; those on its inner modules do not, for such a token.
@@ -46,13 +46,18 @@ def _install_short(model: Any) -> bool:
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         layers: Any = cache.layers
-        return _read(cache, step(kwargs["input_ids"], kwargs["position_ids"], layers))
+        ids, keep = kwargs["input_ids"], kwargs.get("logits_to_keep") or 0
+        if isinstance(step, CompiledStep):
+            logits = step(ids, kwargs["position_ids"], layers, last_only=keep == 1)
+        else:
+            logits = step(ids, kwargs["position_ids"], layers)
+        return _read(cache, logits[:, -keep:], ids.shape[1])
 
     _wrap(model, serve, step)
     return True
 
 
-def _cpu_step(model: Any) -> Step | None:
+def _cpu_step(model: Any) -> Step | CompiledStep | None:
     """By compiled kernels where there are some and they serve all of the model; else by PyTorch's."""
     described = describe(model)
     if described is None:
@@ -84,11 +89,11 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
 
 def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
     """Have calls that a step serves go to `serve`; `model.forward.step` is the step."""
-    plain = model.forward
+    plain, most = model.forward, getattr(step, "most", 1)
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = _fitting_cache(args, kwargs)
+        cache = _fitting_cache(args, kwargs, most)
         return plain(*args, **kwargs) if cache is None else serve(cache, kwargs)
 
     wrapped: Any = forward
@@ -96,9 +101,9 @@ def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], st
     model.forward = wrapped
 
 
-def _read(cache: StreamingCache, logits: Tensor) -> CausalLMOutputWithPast:
-    """What a forward returns, for one token that all layers of `cache` have got."""
-    cache.count_read(1)
+def _read(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOutputWithPast:
+    """What a forward returns, for `count` tokens that all layers of `cache` have got."""
+    cache.count_read(count)
     given: Any = {"logits": logits, _CACHE_FIELD: cache}
     return CausalLMOutputWithPast(**given)
 
@@ -108,10 +113,18 @@ def uninstall(model: Any) -> None:
     model.__dict__.pop("forward", None)
 
 
-def _fitting_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> StreamingCache | None:
-    """The cache of a call that a step serves: one token, one row, no gradients."""
+def tokens_at_once(model: Any) -> int:
+    """The most tokens that the short path of `model` takes in one forward; 0 without one."""
+    step = getattr(model.forward, "step", None)
+    return 0 if step is None else int(getattr(step, "most", 1))
+
+
+def _fitting_cache(args: tuple[Any, ...], kwargs: dict[str, Any], most: int = 1) -> StreamingCache | None:
+    """The cache of a call that a step serves: one row of up to `most` tokens, no gradients."""
     ids, cache = kwargs.get("input_ids"), given_cache(kwargs)
-    if args or not isinstance(ids, Tensor) or ids.shape != (1, 1) or not isinstance(kwargs.get("position_ids"), Tensor):
+    if args or not isinstance(ids, Tensor) or ids.shape[:-1] != (1,) or not 0 < ids.shape[1] <= most:
+        return None
+    if not isinstance(kwargs.get("position_ids"), Tensor) or not isinstance(kwargs.get("logits_to_keep") or 0, int):
         return None
     if any(value is not None and name not in HARMLESS for name, value in kwargs.items()):
         return None

@@ -79,6 +79,7 @@ class PackedWeight:
             scratch=scratch.data_ptr(),
             rows=self.rows,
             columns=columns,
+            out_step=self.rows,
             bits=BITS[self.kind],
             count=count,
         )

@@ -4,7 +4,8 @@
 
 #include "common.h"
 
-/* out = x W^T + bias, for `count` vectors. x: (count, columns), out: (count, rows), bias: (rows) or NULL.
+/* out = x W^T + bias, for `count` vectors. x: (count, columns), bias: (rows) or NULL. out: (count, rows), the rows
+ * `out_step` floats apart.
  * bits of a weight 4: data is (rows / 16, columns / 32, 320) bytes. 8: (rows, columns) int8, and scales: (rows)
  * bfloat16. 16: (rows, columns) bfloat16. 32: (rows, columns) float32.
  * scratch: count x product_scratch(columns), for 4 and 8; columns are then a multiple of 32, and rows of 16 for 4. */
@@ -13,7 +14,7 @@ typedef struct {
     const bfloat16 *scales;
     const float *bias, *x;
     float *out, *scratch;
-    long rows, columns;
+    long rows, columns, out_step;
     int bits, count;
 } Product;
 
@@ -43,12 +44,13 @@ typedef struct {
 
 enum { SILU, GELU };
 
-/* out = f(x) (* up, where given), (width) each. GELU is the exact one. */
+/* out = f(x) (* up, where given), for each of `rows`. x and up: (rows, width), rows `step` floats apart; out: (rows,
+ * width). GELU is the exact one. */
 typedef struct {
     const float *x, *up;
     float *out;
-    long width;
-    int function;
+    long width, step;
+    int rows, function;
 } Activation;
 
 enum { PRODUCT, ATTENTION, NORM, ACTIVATION };

@@ -53,8 +53,19 @@ INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
 #endif
 }
 
+/* What a group adds: scale * (codes x - 8 sum x) + zero * sum x, of the rounded x. */
+INLINE __m512 add_group(__m512 total, __m512i sums, const uint8_t *both, Rounded x, long g) {
+    __m512i pairs = _mm512_loadu_si512(both);
+    __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+    __m512 sum = _mm512_set1_ps(x.sums[g]);
+    __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(x.scales[g]));
+    dot = _mm512_fnmadd_ps(_mm512_set1_ps(8.0f), sum, dot);
+    return _mm512_fmadd_ps(zero, sum, _mm512_fmadd_ps(scale, dot, total));
+}
+
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
-    const __m512i mask = _mm512_set1_epi16(15), high = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i mask = _mm512_set1_epi16(15);
     __m512 total = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
         const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
@@ -66,16 +77,34 @@ INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) 
             c = add_pairs(c, _mm512_and_si512(_mm512_srli_epi16(codes, 8), mask), _mm512_set1_epi32(pairs[4 * i + 2]));
             d = add_pairs(d, _mm512_srli_epi16(codes, 12), _mm512_set1_epi32(pairs[4 * i + 3]));
         }
-        __m512i sums = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-        __m512i both = _mm512_loadu_si512(block + 256);
-        __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-        __m512 zero = _mm512_castsi512_ps(_mm512_and_si512(both, high));
-        __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(x.scales[g]));
-        dot = _mm512_fnmadd_ps(_mm512_set1_ps(8.0f), _mm512_set1_ps(x.sums[g]), dot);
-        total = _mm512_fmadd_ps(scale, dot, total);
-        total = _mm512_fmadd_ps(zero, _mm512_set1_ps(x.sums[g]), total);
+        total = add_group(total, _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)), block + 256, x, g);
     }
     _mm512_storeu_ps(out, total);
+}
+
+/* Four vectors at once: codes are unpacked once. */
+#define FOUR_AT_ONCE
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_step) {
+    const __m512i mask = _mm512_set1_epi16(15);
+    __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
+        __m512i sums[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (int i = 0; i < 4; i++) {
+            __m512i codes = _mm512_loadu_si512(block + 64 * i);
+            for (int j = 0; j < 4; j++) {
+                __m512i four_bits = _mm512_and_si512(codes, mask);
+                for (int n = 0; n < 4; n++) {
+                    const int32_t *pairs = (const int32_t *)(x[n].codes + g * GROUP);
+                    sums[n] = add_pairs(sums[n], four_bits, _mm512_set1_epi32(pairs[4 * i + j]));
+                }
+                codes = _mm512_srli_epi16(codes, 4);
+            }
+        }
+        for (int n = 0; n < 4; n++)
+            total[n] = add_group(total[n], sums[n], block + 256, x[n], g);
+    }
+    for (int n = 0; n < 4; n++)
+        _mm512_storeu_ps(out + n * out_step, total[n]);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
@@ -181,9 +210,19 @@ void team_multiply(const Product *p) {
 #pragma omp for schedule(static)
     for (long t = 0; t < tiles; t++) {
         long first = t * TILE, last = first + TILE < p->rows ? first + TILE : p->rows;
-        for (int n = 0; n < p->count; n++) {
+        int n = 0;
+#if defined(FOUR_AT_ONCE)
+        for (; p->bits == 4 && n + 4 <= p->count; n += 4) {
+            Rounded x[4] = {rounded(p, n), rounded(p, n + 1), rounded(p, n + 2), rounded(p, n + 3)};
+            float *out = p->out + n * p->out_step;
+            int4_tile_four((const uint8_t *)p->data + t * groups * BLOCK_BYTES, x, groups, out + first, p->out_step);
+            for (long at = 0; p->bias && at < 4 * (last - first); at++)
+                out[at / (last - first) * p->out_step + first + at % (last - first)] += p->bias[first + at % (last - first)];
+        }
+#endif
+        for (; n < p->count; n++) {
             const float *x = p->x + n * p->columns;
-            float *out = p->out + n * p->rows;
+            float *out = p->out + n * p->out_step;
             if (p->bits == 4)
                 int4_tile((const uint8_t *)p->data + t * groups * BLOCK_BYTES, rounded(p, n), groups, out + first);
             for (long r = first; r < last; r++) {

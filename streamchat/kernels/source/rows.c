@@ -28,14 +28,14 @@ static void norm(const Norm *n, const float *x, float *out) {
 }
 
 void team_norm(const Norm *n) {
-#pragma omp single
-    {
+#pragma omp for schedule(static)
+    for (int row = 0; row < n->rows; row++) {
+        long at = row * n->width;
         if (n->added)
-            add(n->hidden, n->added, n->width);
+            add(n->hidden + at, n->added + at, n->width);
         if (n->more)
-            add(n->hidden, n->more, n->width);
-        for (int row = 0; row < n->rows; row++)
-            norm(n, n->hidden + row * n->width, n->out + row * n->width);
+            add(n->hidden + at, n->more + at, n->width);
+        norm(n, n->hidden + at, n->out + at);
     }
 }
 
@@ -58,15 +58,18 @@ INLINE float gelu(float x) {
 }
 
 void team_activate(const Activation *a) {
-    const float *x = a->x, *up = a->up;
-    float *out = a->out;
-    if (a->function == SILU) {
-#pragma omp for simd schedule(static)
-        for (long i = 0; i < a->width; i++)
-            out[i] = up ? silu(x[i]) * up[i] : silu(x[i]);
-    } else {
-#pragma omp for simd schedule(static)
-        for (long i = 0; i < a->width; i++)
-            out[i] = up ? gelu(x[i]) * up[i] : gelu(x[i]);
+    for (int row = 0; row < a->rows; row++) {
+        const float *x = a->x + row * a->step, *up = a->up ? a->up + row * a->step : 0;
+        float *out = a->out + row * a->width;
+        if (a->function == SILU) {
+#pragma omp for simd schedule(static) nowait
+            for (long i = 0; i < a->width; i++)
+                out[i] = up ? silu(x[i]) * up[i] : silu(x[i]);
+        } else {
+#pragma omp for simd schedule(static) nowait
+            for (long i = 0; i < a->width; i++)
+                out[i] = up ? gelu(x[i]) * up[i] : gelu(x[i]);
+        }
     }
+#pragma omp barrier
 }
