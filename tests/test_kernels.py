@@ -380,6 +380,16 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_kernels
+def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gcc = build.find_compiler()[0]
+    monkeypatch.setenv("CC", compiler(tmp_path, 'test "$1" = --through && shift && exec "$@"') + f" --through {gcc}")
+    assert build.library().is_file()
+    monkeypatch.setenv("CC", "no-such-compiler -m64")
+    with pytest.raises(KernelsUnavailableError, match=r"no-such-compiler.*gcc"):
+        build.library()
+
+
+@needs_kernels
 def test_they_are_used_also_where_new_files_are_writable_by_a_group(fresh: Path) -> None:
     before = os.umask(0o002)
     try:
@@ -396,7 +406,7 @@ def test_other_sources_another_compiler_or_processor_make_another_library(
     gcc = build.find_compiler()
     first = build._digest(gcc)
     assert build._digest(gcc) == first
-    assert build._digest(compiler(tmp_path, "true")) != first
+    assert build._digest([compiler(tmp_path, "true")]) != first
     with monkeypatch.context() as patch:
         patch.setattr(build, "_processor", lambda: "another one")
         assert build._digest(gcc) != first

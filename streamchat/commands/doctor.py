@@ -211,7 +211,7 @@ def _kernels() -> str:
         compiler, made = build.find_compiler(), build.target()
     except build.KernelsUnavailableError as error:
         return f"PyTorch's: {error}"
-    return f"compiled, {made}" if made.is_file() else f"to be compiled by {compiler} at the first start"
+    return f"compiled, {made}" if made.is_file() else f"to be compiled by {compiler[0]} at the first start"
 
 
 def _free_of(free: int | None, total: int) -> str:

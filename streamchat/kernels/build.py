@@ -80,31 +80,32 @@ def target() -> Path:
     return paths.cache_dir() / "kernels" / f"{_digest(find_compiler())}.so"
 
 
-def find_compiler() -> str:
-    """Path of the compiler: what `CC` names, or gcc.
+def find_compiler() -> list[str]:
+    """The command of the compiler: what `CC` says, words and all, or gcc.
 
     Raises:
         KernelsUnavailableError: There is none.
     """
     named = os.environ.get("CC", "").split()
-    for name in named[:1] or COMPILERS:
-        if found := shutil.which(name):
-            return found
-    raise KernelsUnavailableError("no C compiler (gcc) was found; install one for about three times the speed")
+    for program, *words in [named] if named else [[name] for name in COMPILERS]:
+        if found := shutil.which(program):
+            return [found, *words]
+    wanted = named[0] if named else "gcc"
+    raise KernelsUnavailableError(f"no C compiler ({wanted}) was found; install gcc for about twice the speed")
 
 
-def _compile(compiler: str, to: Path) -> None:
+def _compile(compiler: list[str], to: Path) -> None:
     """Try the flags for this very processor first."""
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     for processor in TARGETS:
         flags = [*FLAGS, *([processor] if processor else [])]
-        done = _run([compiler, *flags, *sources, "-o", str(to)], COMPILE_S, compiler)
+        done = _run([*compiler, *flags, *sources, "-o", str(to)], COMPILE_S, compiler[0])
         if done.returncode == 0:
-            _log.info("compiled the kernels with %s %s", compiler, processor)
+            _log.info("compiled the kernels with %s %s", " ".join(compiler), processor)
             return
-        _log.info("%s %s failed: %s", compiler, processor, done.stderr.strip()[:2000])
+        _log.info("%s %s failed: %s", " ".join(compiler), processor, done.stderr.strip()[:2000])
     message = next((line for line in done.stderr.splitlines() if "error" in line), "").strip()
-    raise KernelsUnavailableError(f"{compiler} could not compile them ({message or done.returncode})")
+    raise KernelsUnavailableError(f"{compiler[0]} could not compile them ({message or done.returncode})")
 
 
 def _check(made: Path) -> None:
@@ -139,9 +140,9 @@ def _check_owner(path: Path) -> None:
             raise KernelsUnavailableError(f"others may write to {each}; make it yours alone (chmod go-w)")
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: list[str]) -> str:
     """Of all that the library depends on."""
-    found = Path(compiler).resolve().stat()
+    found = Path(compiler[0]).resolve().stat()
     digest = hashlib.sha256(json.dumps([FLAGS, TARGETS, compiler, found.st_size, found.st_mtime]).encode())
     digest.update(_processor().encode())
     for source in sorted(SOURCES.iterdir()):
