@@ -288,9 +288,10 @@ def test_the_default_model_predicts_the_same_on_both_paths(
     loaded = load_model("default", device="cpu", dtype=dtype, weights=weights, kernels=kernels_)
     model = loaded.model
     ids = loaded.tokenizer("The river ran past the mill, and the wheel " * 8, return_tensors="pt")["input_ids"]
-    found = stream(model, cache_of(model, 48), ids, 16).float()
+    # the prompt is long enough to be read in the same way on both
+    found = stream(model, cache_of(model, 48), ids, 40).float()
     uninstall(model)
-    expected = stream(model, cache_of(model, 48), ids, 16).float()
+    expected = stream(model, cache_of(model, 48), ids, 40).float()
     error = (found - expected).square().mean().sqrt() / expected.std()
     assert error < limit
     assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
