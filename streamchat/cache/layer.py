@@ -198,7 +198,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self._buffers
 
     def open_slot(self, *, front: bool = False) -> int:
-        """The slot of the next token, for who writes it into the buffers himself; `take_slot` then makes it a part.
+        """The slot of the next token, for who writes it into the buffers himself; `claim` then makes it a part.
 
         Args:
             front: Move the live part to the front, also where the end is not reached.
@@ -207,17 +207,6 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._move_to_front()
             self._refresh_views()
         return self.end
-
-    def take_slot(self) -> None:
-        """The token in the slot that was opened is the newest one from now on.
-
-        Raises:
-            CacheError: The budget would be exceeded.
-        """
-        if self.length >= self.cache_size:
-            raise CacheError(f"one token on top of {self.length} would exceed the cache of {self.cache_size}")
-        self.end += 1
-        self._refresh_views()
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""

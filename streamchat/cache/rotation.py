@@ -124,9 +124,10 @@ class TensorRotation:
     def place(self, x: Tensor, start: int) -> Tensor:
         """Rotate unrotated float32 `x` (..., n, head_dim) to absolute positions `start` .. `start + n - 1`."""
         count, device = x.shape[-2], x.device
+        angles = self.source.angles_range(start, count, device)
+        if self.interleaved or self.reverse or 2 * angles[0].shape[-1] != x.shape[-1]:
+            return self.apply(x, angles)
         cos, sin = self.source.wide_range(start, count, device)
-        if self.interleaved or self.reverse or cos.shape[-1] != x.shape[-1]:
-            return self.apply(x, self.source.angles_range(start, count, device))
         return torch.addcmul(x * cos, torch.roll(x, cos.shape[-1] // 2, -1), sin)
 
     def apply(self, x: Tensor, angles: Angles, *, undo: bool = False) -> Tensor:

@@ -127,7 +127,13 @@ def _methods(
     methods = [method for method in known if method.name in names]
     if args.float32:
         settings = configuration.settings
-        whole = load_model(settings.model, device=settings.device, dtype="float32", attention=settings.attention)
+        whole = load_model(
+            settings.model,
+            device=settings.device,
+            dtype="float32",
+            attention=settings.attention,
+            kernels=settings.kernels,
+        )
         methods.append(Generate(whole.model, "float32"))
     if not args.peers:
         return methods, []

@@ -59,7 +59,7 @@ def load_model(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
-        kernels: `auto`: compiled kernels for single tokens on a CPU, where there is a compiler; `torch`: PyTorch's own.
+        kernels: `auto`: compiled kernels for a few tokens on a CPU, where there is a compiler; `torch`: PyTorch's.
         progress: Told what is going on; may raise to cancel.
 
     Raises:

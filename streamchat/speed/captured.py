@@ -153,7 +153,7 @@ class CapturedStep:
             self._claim = logits, run
             return None
         for layer in layers:
-            layer.take_slot()
+            layer.claim(1)
         return logits
 
     def _record(self, run: Run, slot: int) -> Run:
