@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,32 @@ settings.register_profile("short", deadline=None, max_examples=60, suppress_heal
 settings.register_profile("long", deadline=None, max_examples=3000, suppress_health_check=_ALLOWED)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --processor avx2` runs the tests as on a processor without AVX-512 and bfloat16 arithmetic."""
+    parser.addoption("--processor", choices=("native", "avx2"), default="native", help="hide newer instructions")
+
+
+AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "CC": "gcc -mno-avx512f"}
+"""What keeps torch, oneDNN and our own kernels from AVX-512 and all that builds on it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Report no bfloat16 arithmetic with `--processor avx2`."""
+    if request.config.getoption("processor") == "native":
+        yield
+        return
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """`pytest -m fuzz` runs the tests with generated input at length; elsewhere they are short."""
+    if config.getoption("processor") == "avx2":
+        os.environ.update(AVX2_ONLY)  # before torch is imported
     asked = str(config.getoption("markexpr"))
     settings.load_profile("long" if "fuzz" in asked and "not fuzz" not in asked else "short")
 

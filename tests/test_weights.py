@@ -248,8 +248,8 @@ def test_packed_weights_that_cannot_be_kept_serve_all_the_same(folder: Path, mon
     monkeypatch.setattr(weights, "save_file", full)
     result = loaded(folder, "int8")
     assert result.weights == "int8"
-    assert "made anew at each start" in result.notes[0]
-    assert "disk is full" in result.notes[0]
+    # a processor without bfloat16 arithmetic adds a note of its own
+    assert len([note for note in result.notes if "made anew at each start" in note and "disk is full" in note]) == 1
 
 
 def test_auto_takes_int8_and_measures_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
