@@ -159,7 +159,7 @@ DEFECTS: list[tuple[Any, type[ModelError], str]] = [
     (lambda f: (f / "config.json").rename(f / "adapter_config.json"), UnsupportedModelError, "adapter"),
     (lambda f: (f / "model.safetensors").unlink(), ModelNotFoundError, "has no weights"),
     (lambda f: (f / "model.safetensors").write_bytes(b"<html>"), ModelNotFoundError, "is damaged"),
-    (cut_off, ModelNotFoundError, r"is damaged \([\d,]+ bytes long instead of [\d,]+\)"),
+    (cut_off, ModelNotFoundError, r"is damaged \(.*incomplete metadata"),
     (only_pickle, UnsupportedModelError, r"only as pytorch_model\.bin.*save_pretrained"),
     (shard_missing, ModelNotFoundError, r"is incomplete: 1 of \d+ weight files are missing"),
     (weight_missing, UnsupportedModelError, r"lacks 1 of the weights .*layers\.1\.mlp\.up_proj"),

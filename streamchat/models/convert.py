@@ -15,7 +15,7 @@ from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
-from streamchat.models.words import Progress, short
+from streamchat.models.words import Progress, refuse, short
 from streamchat.units import human_bytes
 
 CONVERTER = 1
@@ -42,8 +42,10 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
         _check_memory(path, weight_bytes)
         check_space(folder, weight_bytes, name)
-        config = read_config(path, reader, metadata)
-        build_tokenizer(path, metadata).save_pretrained(str(folder))
+        with refuse(f"{path} cannot be read", OTHER_FORM):
+            config = read_config(path, reader, metadata)
+            tokenizer = build_tokenizer(path, metadata)
+        tokenizer.save_pretrained(str(folder))
         model = _fill(path, reader, metadata, config, stage, progress)
         progress(f"Saving {name}", 0, 0, "")
         _save(model, folder)
@@ -115,20 +117,19 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
     architecture = str(metadata["general.architecture"])
     library: Any = modeling_gguf_pytorch_utils
     causal_lm: Any = AutoModelForCausalLM
-    try:
+    if type(config) not in causal_lm._model_mapping:
+        raise UnsupportedModelError(
+            f"{path} is a {architecture!r} model, which does not generate text; choose a causal language model"
+        )
+    with refuse(f"{path} describes a model that cannot be built", OTHER_FORM):
         with torch.device("meta"):
             model = causal_lm.from_config(config, dtype=torch.float32)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"{path} is a {architecture!r} model, which does not write text token by token; choose a "
-            "causal language model"
-        ) from error
-    processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
-    names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
+        processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
+        names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
     weights: dict[str, Any] = {}
     for done, tensor in enumerate(reader.tensors):
         progress(stage, done, len(reader.tensors), "")
-        try:
+        with refuse(f"{path}: {tensor.name} cannot be read", OTHER_FORM):
             # processors of mixture models write into `tensors` themselves and then return no name
             read = processor.process(
                 weights=gguf.dequantize(tensor.data, tensor.tensor_type),
@@ -136,14 +137,11 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
                 tensor_key_mapping=names,
                 parsed_parameters={"tensors": weights},
             )
-        except Exception as error:
-            raise UnsupportedModelError(
-                f"{path}: {tensor.name} cannot be read ({short(error)}); {OTHER_FORM}"
-            ) from error
         if read.name in names:
             weights[names[read.name]] = torch.from_numpy(read.weights.copy()).float()
-    result = model.load_state_dict(weights, assign=True, strict=False)
-    model.tie_weights()
+    with refuse(f"{path} has weights that do not fit its own description", OTHER_FORM):
+        result = model.load_state_dict(weights, assign=True, strict=False)
+        model.tie_weights()
     missing = [key for key in result.missing_keys if model.get_parameter(key).is_meta]
     if missing:
         raise UnsupportedModelError(

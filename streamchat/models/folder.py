@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,6 @@ INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "tf_model.h5", "flax_model.msgpack")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead")
-FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class Contents:
     parameters: int
     """Numbers in all weights."""
     file_bytes: int
-    dtypes: frozenset[str]
-    """Number formats in safetensors' words: F32, BF16."""
 
     def bytes_as(self, bytes_per_number: int) -> int:
         """Memory of the weights in another number format."""
@@ -46,18 +44,14 @@ def inspect(folder: Path) -> Contents:
     """
     config = read_config(folder)
     check_kind(config, str(folder))
-    parameters = file_bytes = 0
-    dtypes: set[str] = set()
-    for path in weight_files(folder):
-        for entry in read_header(path).values():
-            parameters += math.prod(entry["shape"])
-            dtypes.add(str(entry["dtype"]))
-        file_bytes += path.stat().st_size
+    files = weight_files(folder)
+    shapes = [shape for path in files for shape in tensor_shapes(path)]
+    check_sizes(config, shapes, str(folder))
     if not any((folder / name).is_file() for name in TOKENIZER):
         raise ModelNotFoundError(
             f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the same model into it"
         )
-    return Contents(config, parameters, file_bytes, frozenset(dtypes))
+    return Contents(config, sum(map(math.prod, shapes)), sum(path.stat().st_size for path in files))
 
 
 def is_whole(folder: Path) -> bool:
@@ -87,11 +81,50 @@ def read_config(folder: Path) -> dict[str, Any]:
         ggufs = sorted(folder.glob("*.gguf"))
         hint = f"give the file itself: --model {ggufs[0]}" if ggufs else "give a folder saved with save_pretrained"
         raise ModelNotFoundError(f"{folder} has no config.json, so it is no model folder; {hint}") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelNotFoundError(f"{path} cannot be read ({short(error)}); fetch the model again") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
         raise ModelNotFoundError(f"{path} is not a model's configuration; fetch the model again")
     return config
+
+
+def check_sizes(config: dict[str, Any], shapes: list[tuple[int, ...]], where: str) -> None:
+    """Refuse a configuration that describes a model far larger than its weights, which would never finish loading.
+
+    Args:
+        config: The parsed `config.json`, or a GGUF file's metadata.
+        shapes: Shapes of all tensors.
+        where: Folder or file, for the message.
+
+    Raises:
+        ModelNotFoundError: More layers than tensors, or a size above every dimension.
+    """
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for name, value in _numbers(config):
+        if LAYERS.search(name) and value > max(len(shapes), FEW):
+            held = f"{len(shapes):,} tensors"
+        elif SIZES.search(name) and value > max(largest, FEW) and "quantization_config" not in config:
+            held = f"no tensor with a dimension above {largest:,}"
+        else:
+            continue
+        raise ModelNotFoundError(f"{where} says {name} = {value:,} but has {held}; fetch the model again")
+
+
+FEW = 1_000
+"""Sizes up to this are never refused here: they cost nothing to try."""
+LAYERS = re.compile(r"(layers?|block_count|n_blocks|num_blocks)$")
+SIZES = re.compile(
+    r"(^|[._])(hidden_size|intermediate_size|vocab_size|head_dim|d_model|n_embd|num_attention_heads|"
+    r"num_key_value_heads|n_head|embedding_length|feed_forward_length|head_count|head_count_kv)$"
+)
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and value == value and abs(value) != math.inf:
+            yield name, int(value)
 
 
 def check_kind(config: dict[str, Any], where: str) -> None:
@@ -157,24 +190,19 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> dtype, shape and place in the safetensors file `path`; its length is checked.
+def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in the safetensors file `path`, whose header and length are checked.
 
     Raises:
         ModelNotFoundError: The file is cut off or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError("its header is not one of safetensors")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        if not header or size != 8 + length + end:
-            raise ValueError(f"{size:,} bytes long instead of {8 + length + end:,}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        with safe_open(path, framework="np") as file:
+            shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 - not a dict
+        if not shapes:
+            raise ValueError("it holds no tensor")
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFoundError(f"{path} is damaged ({short(error)}); fetch the model again") from error
-    tensors: dict[str, dict[str, Any]] = header
-    return tensors
+    return shapes

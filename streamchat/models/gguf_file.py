@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models.folder import check_sizes
 from streamchat.models.words import short
 
 OTHER_FORM = "use the model's safetensors folder or Hub id instead"
@@ -15,13 +16,14 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
     """The `gguf.GGUFReader` of `path` and all its metadata as plain Python values.
 
     Raises:
-        ModelNotFoundError: Not a readable GGUF file.
+        ModelNotFoundError: Not a readable GGUF file, or its metadata describe a far larger model.
     """
     import gguf
 
     try:
         reader: Any = gguf.GGUFReader(str(path))
         metadata = {name: field.contents() for name, field in reader.fields.items()}
+        shapes = [tuple(int(size) for size in tensor.shape) for tensor in reader.tensors]
     except Exception as error:  # the reader meets truncated files with errors of many kinds
         raise ModelNotFoundError(
             f"{path} is not a complete GGUF file ({short(error)}); fetch it again or choose another with --model"
@@ -32,6 +34,7 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         raise UnsupportedModelError(
             f"{path} is one of {metadata['split.count']} parts; join them first (`llama-gguf-split --merge`)"
         )
+    check_sizes(metadata, shapes, str(path))
     return reader, metadata
 
 
