@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
-from streamchat.errors import ExitCode, StreamchatError
+from streamchat.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
 
 if TYPE_CHECKING:
     from streamchat.chat.client import ChatEngine
@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show_traceback()
         say(str(error))
         return error.exit_code
+    except MemoryError:
+        _show_traceback()
+        say(OUT_OF_MEMORY)
+        return ExitCode.MODEL
     except Exception as error:
         import traceback
 

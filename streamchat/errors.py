@@ -41,6 +41,12 @@ class ExitCode(IntEnum):
     """Ended from outside, as shells report it (128 + SIGTERM)."""
 
 
+OUT_OF_MEMORY = (
+    "the memory of this machine, or the limit of this shell (ulimit -v), is used up; close other programs, raise the "
+    "limit or choose a smaller model"
+)
+
+
 class StreamchatError(Exception):
     """Base of all errors whose text is written for the user: one sentence, with the values and the next step."""
 

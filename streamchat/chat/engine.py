@@ -16,7 +16,7 @@ from streamchat.chat.assemble import Load, load_from_settings
 from streamchat.chat.owner import Owner
 from streamchat.chat.text import encodable
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode, StreamchatError
+from streamchat.errors import OUT_OF_MEMORY, ConfigError, ExitCode, StreamchatError
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -208,6 +208,8 @@ class Engine:
             pass
         except StreamchatError as error:
             self._fail(error.title, str(error), error.exit_code)
+        except MemoryError:
+            self._fail("Out of memory", OUT_OF_MEMORY, ExitCode.MODEL)
         except BaseException as error:
             text = f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             self._fail("The engine failed", text, ExitCode.FAILURE)

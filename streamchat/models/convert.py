@@ -13,6 +13,7 @@ from typing import Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
+from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
 from streamchat.models.words import Progress, refuse, short
@@ -98,9 +99,7 @@ def _save(model: Any, folder: Path) -> None:
 
 
 def _check_memory(path: Path, weight_bytes: int) -> None:
-    import psutil
-
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if weight_bytes * 1.1 > available:
         raise ModelNotFoundError(
             f"Converting {path} takes {human_bytes(weight_bytes * 1.1)} of memory and {human_bytes(available)} are "

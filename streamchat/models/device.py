@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.errors import ConfigError, ModelNotFoundError
+from streamchat.models.limits import available_memory
 from streamchat.places import devices_of, is_spread, kind_of_place, place_of
 from streamchat.units import human_bytes
 
@@ -169,12 +170,11 @@ def free_memory(device: str) -> int | None:
 
     What torch holds and does not use (a model that was switched off) counts as free.
     """
-    import psutil
     import torch
 
     kind = kind_of_place(device)
     if kind == "cpu":
-        return int(psutil.virtual_memory().available)
+        return available_memory()
     if kind == "cuda":
         return sum(_free_of_gpu(name) for name in devices_of(device))
     if kind == "mps":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
 from streamchat.models.folder import Contents, inspect
+from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.words import Progress as Progress
@@ -69,6 +70,7 @@ def load_model(
             weights cannot be had.
     """
     progress = progress or silent
+    check_start()
     source = resolve(name)
     # before anything is fetched
     progress("Starting torch", 0, 0, "")
@@ -253,6 +255,10 @@ def _load_weights(
     except UnsupportedModelError:
         raise
     except Exception as error:
+        if "Cannot allocate memory" in str(error):  # safetensors has no error of its own for it
+            raise ModelNotFoundError(
+                f"{source.name} does not fit into the memory of {device} in {dtype}; choose a smaller model"
+            ) from error
         raise UnsupportedModelError(
             f"{source.name} in {folder} cannot be loaded as a causal language model ({short(error)}); choose "
             "another model"

@@ -1,0 +1,94 @@
+"""How much memory this process may still take: the machine, its container and its shell each set a limit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamchat.errors import ModelNotFoundError
+from streamchat.units import human_bytes
+
+START_BYTES = 1_250_000_000
+"""Addresses that Python with torch and transformers takes before any model (1.0 GB measured with two threads)."""
+PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that can still be allocated in main memory: the smallest of what machine, cgroup and `ulimit -v` leave."""
+    import psutil
+
+    left = [int(psutil.virtual_memory().available), _address_space_left(), _cgroup_left()]
+    return max(0, min(size for size in left if size is not None))
+
+
+def check_start() -> None:
+    """Refuse to start where torch itself cannot be loaded.
+
+    Raises:
+        ModelNotFoundError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.
+    """
+    limit = _address_space_limit()
+    if limit is not None and limit < START_BYTES:
+        raise ModelNotFoundError(
+            f"this shell limits the memory of a program to {human_bytes(limit)} (ulimit -v), and PyTorch alone needs "
+            f"{human_bytes(START_BYTES)}; run `ulimit -v unlimited` first, or raise the limit"
+        )
+
+
+def _address_space_limit() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def _address_space_left() -> int | None:
+    import psutil
+
+    limit = _address_space_limit()
+    return None if limit is None else limit - int(psutil.Process().memory_info().vms)
+
+
+def _cgroup_left() -> int | None:
+    """What the tightest cgroup above this process leaves; file caches count as free. None without a limit."""
+    left = [limit - used for folder, names in _cgroup_folders() for limit, used in _limit_and_use(folder, names)]
+    return min(left, default=None)
+
+
+Names = tuple[str, str, str]
+"""Files of a cgroup with its limit and its use, and the field of `memory.stat` that can be dropped."""
+_V2: Names = ("memory.max", "memory.current", "inactive_file")
+_V1: Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _cgroup_folders() -> Iterator[tuple[Path, Names]]:
+    try:
+        lines = PROC.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            root, names = CGROUPS, _V2
+        elif "memory" in controllers.split(","):
+            root, names = CGROUPS / "memory", _V1
+        else:
+            continue
+        inside = Path(path.lstrip("/"))
+        for folder in (inside, *inside.parents):  # inside a container the path may be that of the host
+            yield root / folder, names
+
+
+def _limit_and_use(folder: Path, names: Names) -> Iterator[tuple[int, int]]:
+    limit_file, use_file, droppable = names
+    try:
+        limit = int((folder / limit_file).read_text(encoding="utf-8"))
+        used = int((folder / use_file).read_text(encoding="utf-8"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        yield limit, used - int(stat.get(droppable, 0))
+    except (OSError, ValueError):
+        return  # no such cgroup here, or "max"

@@ -1,0 +1,72 @@
+"""Memory limits of machine, container and shell are respected, and named when nothing fits into them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamchat.models import limits
+
+GB = 10**9
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cgroup tree of ours, without any limit yet."""
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    monkeypatch.setattr(limits, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(limits, "_address_space_limit", lambda: None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB}))
+    return tmp_path
+
+
+def write_cgroup(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cached}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "at", "names"),
+    [
+        ("0::/user/chat", "user/chat", limits._V2),
+        ("0::/user/chat", "user", limits._V2),  # the limit of a parent counts, too
+        ("0::/of/the/host", "", limits._V2),  # inside a container
+        ("4:memory:/docker/1", "memory/docker/1", limits._V1),
+        ("7:cpu,memory:/a", "memory", limits._V1),
+    ],
+)
+def test_a_cgroup_limits_the_memory(cgroups: Path, line: str, at: str, names: tuple[str, str, str]) -> None:
+    (cgroups / "proc").write_text(f"9:cpuset:/x\n{line}\n")
+    write_cgroup(cgroups / at, names, str(3 * GB), used=2 * GB, cached=GB // 2)
+    assert limits.available_memory() == 3 * GB // 2
+
+
+def test_no_limit_leaves_the_machine_s_memory(cgroups: Path) -> None:
+    assert limits.available_memory() == 64 * GB
+    (cgroups / "proc").write_text("0::/user\n")
+    write_cgroup(cgroups / "user", limits._V2, "max", used=2 * GB, cached=0)
+    assert limits.available_memory() == 64 * GB
+
+
+def test_the_address_space_limits_the_memory(cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(limits, "_address_space_limit", lambda: used + GB)
+    assert GB // 2 < limits.available_memory() <= GB
+    monkeypatch.setattr(limits, "_address_space_limit", lambda: used - GB)
+    assert limits.available_memory() == 0
+
+
+@pytest.mark.parametrize("kilobytes", [300_000, 800_000])
+def test_a_shell_that_allows_too_little_memory_is_named(kilobytes: int) -> None:
+    command = f"ulimit -v {kilobytes}; echo Hello | {sys.executable} -m streamchat"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3
+    assert "limits the memory of a program to" in done.stderr
+    assert "ulimit -v unlimited" in done.stderr
+    assert done.stderr.count("\n") == 1
