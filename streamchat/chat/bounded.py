@@ -1,0 +1,94 @@
+"""Running code that a model brings, such as its chat template, within a limit of time and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import psutil
+
+Result = TypeVar("Result")
+POLL_S = 0.01
+
+
+class LimitError(Exception):
+    """The code took more time or memory than it may; the text says which."""
+
+
+def run_bounded(work: Callable[[], Result], *, seconds: float = 5.0, growth_bytes: int = 500_000_000) -> Result:
+    """Call `work` and return what it returns; stop it when it goes beyond a limit.
+
+    It runs in a thread of its own, so this works on any thread; signals and alarms would need the main one. The thread
+    is stopped between two steps of Python. One that hangs inside a library is left behind and cannot keep the process
+    from ending.
+
+    Args:
+        work: Takes no arguments; pure Python.
+        seconds: How long it may take.
+        growth_bytes: How much the memory of this process may grow meanwhile.
+
+    Raises:
+        LimitError: It went beyond a limit.
+        Exception: Whatever `work` raises.
+    """
+    memory = psutil.Process().memory_info
+    start, end = memory().rss, time.monotonic() + seconds
+    thread = _Work(work)
+    thread.start()
+    reason = ""
+    while not reason and not thread.done.wait(POLL_S):
+        if memory().rss - start > growth_bytes:
+            reason = f"it takes more than {growth_bytes // 1_000_000:,} MB of memory"
+        elif time.monotonic() > end:
+            reason = f"it is not done after {seconds:g} s"
+    if reason:
+        thread.stop()
+        raise LimitError(reason)
+    return thread.result()
+
+
+class _Stopped(BaseException):
+    """Raised inside the work; not an `Exception`, so that a template does not catch it."""
+
+
+class _Work(threading.Thread, Generic[Result]):
+    def __init__(self, work: Callable[[], Result]) -> None:
+        super().__init__(name="bounded", daemon=True)
+        self._work = work
+        self._results: list[Result] = []
+        self._error: Exception | None = None
+        self.done = threading.Event()
+        self._ending = threading.Lock()
+
+    def run(self) -> None:
+        try:
+            try:
+                self._results.append(self._work())
+            except Exception as error:
+                self._error = error
+            with self._ending:
+                self.done.set()
+        except _Stopped:
+            self._results.clear()
+            self.done.set()
+
+    def stop(self) -> None:
+        """Raise `_Stopped` in the thread, once, and wait at most a second for its end."""
+        with self._ending:  # never raised once the work is over, where nothing would catch it
+            if not self.done.is_set():
+                raise_in(self, _Stopped)
+        self.done.wait(1)
+
+    def result(self) -> Result:
+        if self._error is not None:
+            raise self._error
+        return self._results[0]
+
+
+def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise `error` in another thread before its next step of Python."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
