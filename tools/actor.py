@@ -75,7 +75,9 @@ class Actor:
                 settings={},
                 system_ids=[],
             )
-            self.store.write(session, turns=[StoredTurn(1, f"say {title}", f"{title} it is", 0, 1, 2, array("i", [1] * 9))])
+            self.store.write(
+                session, turns=[StoredTurn(1, f"say {title}", f"{title} it is", 0, 1, 2, array("i", [1] * 9))]
+            )
             self._emit({"saved": title})
 
     def do_search(self, word: str) -> list[str]:
