@@ -1,4 +1,4 @@
-"""Several processes on one database: nothing that was acknowledged is lost, whoever opens, searches, dies and closes."""
+"""Several processes on one database: nothing that was acknowledged is lost, whoever opens, searches, dies, closes."""
 
 from __future__ import annotations
 

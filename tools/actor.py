@@ -2,14 +2,16 @@
 
     python -m tools.actor DATABASE
 
-It imports `streamchat.store` only, so that it starts and forks quickly. Commands are lists, `["write", "a", "b"]`; each is
-answered with `{"done": ...}` or `{"error": ...}`, after one `{"saved": TITLE}` for each conversation that was committed.
+It imports `streamchat.store` only, so that it starts and forks quickly. Commands are lists, `["write", "a", "b"]`; each
+is answered with `{"done": ...}` or `{"error": ...}`, after one `{"saved": TITLE}` for each conversation that was
+committed.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import traceback
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,7 +42,7 @@ class Actor:
         try:
             result = getattr(self, f"do_{name}")(*arguments)
         except StoreError as error:
-            self._emit({"error": str(error)})
+            self._emit({"error": str(error), "traceback": traceback.format_exc()})
         else:
             self._emit({"done": result})
 
@@ -83,7 +85,7 @@ class Actor:
     def do_search(self, word: str) -> list[str]:
         """Titles of the conversations that say `word`, through a store of its own: the app's search."""
         with Store(self._path) as store:
-            return sorted({found.title for found in store.search(word)})
+            return sorted({found.title for found in store.search(word, limit=10_000)})
 
     def do_list(self) -> list[str]:
         """All titles, through a store of its own."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
 from streamchat.paths import user_path
 from streamchat.settings import Settings
@@ -57,6 +58,7 @@ class Archive:
     def __init__(self, open_store: OpenStore | None, tell: Callable[[ev.Event], None]) -> None:
         self._open_store, self._tell = open_store, tell
         self._store: Store | None = None
+        self._upkeep: Upkeep | None = None
         self._identified: tuple[Any, tuple[object, ...], Identity] | None = None
         self.recorder: Recorder | None = None
         """None where nothing is saved."""
@@ -89,11 +91,16 @@ class Archive:
             self._tell(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
         self.recorder = Recorder(self._store, self._tell)
+        if self._store.is_the_users_own:
+            self._upkeep = Upkeep(self._store, self._tell)
+            self._upkeep.consider()
 
     def close(self) -> None:
         """The conversation was left; let go of the store."""
         if self.recorder is not None:
             self.recorder.leave()
+        if self._upkeep is not None:
+            self._upkeep.stop()
         if self._store is not None:
             self._store.close()
 
@@ -110,6 +117,8 @@ class Archive:
         """Record what happened."""
         if self.recorder is not None:
             self.recorder.take(event)
+        if self._upkeep is not None and isinstance(event, ev.TurnFinished):
+            self._upkeep.consider()
 
     def sampled(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
         """The figures of the moment, for other processes."""

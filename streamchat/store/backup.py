@@ -258,7 +258,8 @@ def newest_good(database: Path) -> Backup | None:
 
 def _advice(database: Path) -> str:
     """What to do about a damaged database of this user; '' without a backup."""
-    if database != paths.data_dir() / "streamchat.db" or (backup := newest_good(database)) is None:
+    own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
+    if not own or (backup := newest_good(database)) is None:
         return ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     return (

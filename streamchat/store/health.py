@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamchat.store.connection import connect, transaction
+from streamchat.store.failures import sentences
 
 MANY = 5
 """Problems that are named; a damaged file has thousands."""
@@ -43,6 +49,52 @@ def _index_problems(connection: sqlite3.Connection, index: str) -> list[str]:
     except sqlite3.DatabaseError as error:
         return [f"the search index {index!r} does not fit the messages ({error})"]
     return []
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `look_at` found."""
+
+    problems: list[str]
+    sessions: int = 0
+    turns: int = 0
+    opened: tuple[tuple[str, int], ...] = ()
+    """Conversations that a process says it has open, with its number."""
+
+
+def look_at(path: Path) -> Findings:
+    """Examine the database at `path`, of any version; reads all of it.
+
+    Raises:
+        StoreError: It cannot be read at all.
+    """
+    with sentences(path), closing(connect(path)) as connection:
+        problems = problems_of(connection)
+        try:
+            counts = connection.execute(
+                "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)"
+            ).fetchone()
+            rows = connection.execute("SELECT id, opened_by FROM sessions WHERE opened_by IS NOT NULL").fetchall()
+        except sqlite3.DatabaseError as error:
+            return Findings(problems or [str(error)])
+        return Findings(problems, counts[0], counts[1], tuple((row[0], row[1]) for row in rows))
+
+
+def is_repairable(problems: list[str]) -> bool:
+    """Whether only indexes are wrong, which can be made again without a loss."""
+    ours = ("row ", "wrong # of entries in index", "non-unique entry in index", "the search index")
+    return all(each.startswith(ours) and ("index" in each) for each in problems)
+
+
+def repair(connection: sqlite3.Connection) -> list[str]:
+    """Make all indexes again; returns what is wrong afterwards.
+
+    Args:
+        connection: Outside of a transaction.
+    """
+    with transaction(connection):
+        rebuild_indexes(connection)
+    return problems_of(connection)
 
 
 def rebuild_indexes(connection: sqlite3.Connection) -> None:

@@ -14,7 +14,7 @@ from streamchat.errors import StoreError
 from streamchat.store.backup import Backup, backups, changing_backups, flush, open_backup, problem_of, written_whole
 from streamchat.store.connection import create_private, transaction
 from streamchat.store.failures import sentences
-from streamchat.store.health import problems_of, rebuild_indexes
+from streamchat.store.health import problems_of, repair
 from streamchat.store.scrub import rewrite
 from streamchat.store.users import UserLock
 
@@ -53,9 +53,7 @@ def _copy(source: Path, target: Path) -> None:
 def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
     if not problems_of(connection):
         return
-    with transaction(connection):
-        rebuild_indexes(connection)
-    if problems := problems_of(connection):
+    if problems := repair(connection):
         raise StoreError(f"{backup.path} cannot be restored: {problems[0]}; choose another backup")
 
 

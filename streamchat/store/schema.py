@@ -115,7 +115,7 @@ def migrate(
     Raises:
         StoreError: It was written by a newer program.
     """
-    backed_up = False
+    found = None
     while True:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == len(MIGRATIONS):
@@ -125,12 +125,15 @@ def migrate(
                 f"{path} was written by a newer streamchat (version {version} of its tables; this one knows "
                 f"{len(MIGRATIONS)}); update streamchat, or move the file away to begin a new one"
             )
-        if version and not backed_up:
+        if found is None and version:
             before(path, version)
-            backed_up = True
+        found = version
         # `executescript` begins by committing what is open, so the transaction is part of the script. IMMEDIATE: of two
         # programs that start at once the second waits, and its step then fails on the check in front of it.
-        step = f"BEGIN IMMEDIATE;\n{MIGRATIONS[version]}\nPRAGMA user_version = {version + 1};\nCOMMIT;"
+        # A new database gets all tables in one step: nobody sees it half made.
+        stop = version + 1 if version else len(MIGRATIONS)
+        steps = "\n".join(MIGRATIONS[version:stop])
+        step = f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {stop};\nCOMMIT;"
         try:
             connection.executescript(step)
         except sqlite3.Error:

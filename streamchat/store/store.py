@@ -14,7 +14,7 @@ from typing import Any
 
 from streamchat.errors import SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
-from streamchat.store.health import problems_of
+from streamchat.store.health import problems_of, repair
 from streamchat.store.records import (
     CacheMark,
     Described,
@@ -81,6 +81,11 @@ class Store:
     def snapshot_path(self, session: str) -> Path:
         """Where the snapshot of a session's cache is, or would be."""
         return self.path.parent / "snapshots" / f"{session}.safetensors"
+
+    @property
+    def is_the_users_own(self) -> bool:
+        """Whether it is the user's database, and not that of a replay."""
+        return os.path.realpath(self.path) == os.path.realpath(database_path())
 
     @property
     def lock_folder(self) -> Path:
@@ -232,6 +237,11 @@ class Store:
         """Remove the words of deleted sessions from all files of the database; whether that succeeded."""
         with self._open.alone() as connection:
             return scrub(connection, self.path)
+
+    def repair(self) -> list[str]:
+        """Make all indexes again from the tables; returns what is wrong with the file afterwards."""
+        with self._open.alone() as connection:
+            return repair(connection)
 
     def repair_turns(self, session: str) -> None:
         """Number the turns of a damaged session anew, as `load` has numbered them."""

@@ -63,15 +63,11 @@ def renumber_turns(connection: sqlite3.Connection, session: str) -> None:
         (session,),
     ).fetchall()
     kept = [row["id"] for row in rows if row["said"]]
-    connection.executemany(
-        "UPDATE turns SET state = 'undone' WHERE id = ?", [(r["id"],) for r in rows if not r["said"]]
-    )
+    lost = [(row["id"],) for row in rows if not row["said"]]
+    connection.executemany("UPDATE turns SET state = 'undone' WHERE id = ?", lost)
     # through numbers that no other turn has: they are unique at every moment
     lowest = connection.execute("SELECT min(number) FROM turns WHERE session = ?", (session,)).fetchone()[0] or 0
-    base = min(lowest, 0)
-    connection.executemany(
-        "UPDATE turns SET number = ? WHERE id = ?", [(base - i, row) for i, row in enumerate(kept, 1)]
-    )
-    connection.executemany(
-        "UPDATE turns SET number = ?, before = '{}' WHERE id = ?", [(i, row) for i, row in enumerate(kept, 1)]
-    )
+    free = [(min(lowest, 0) - i, row) for i, row in enumerate(kept, 1)]
+    connection.executemany("UPDATE turns SET number = ? WHERE id = ?", free)
+    numbers = [(i, row) for i, row in enumerate(kept, 1)]
+    connection.executemany("UPDATE turns SET number = ?, before = '{}', state = 'done' WHERE id = ?", numbers)

@@ -1,0 +1,62 @@
+"""What `streamchat doctor` says about the database of conversations. Looks only; nothing is migrated."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import SessionError, StoreError
+from streamchat.store.backup import backup_folder, backups, newest_good
+from streamchat.store.database import database_path
+from streamchat.store.health import is_repairable, look_at
+from streamchat.store.lock import SessionLock
+from streamchat.store.users import lock_folder
+
+
+def examine_database(problems: list[str]) -> dict[str, Any]:
+    """Rows about the database; a sentence in `problems` for each thing that is wrong."""
+    database = database_path()
+    rows: dict[str, Any] = {}
+    if database.exists():
+        rows["database"] = _state(database, problems)
+    found = backups(database)
+    rows["backups"] = f"{len(found)} in {backup_folder(database)}" if found else "none yet"
+    if found:
+        rows["newest backup"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(found[0].made))
+    return rows
+
+
+def _state(database: Path, problems: list[str]) -> str:
+    has_log = Path(f"{database}-wal").exists()  # before anything here opens it
+    try:
+        findings = look_at(database)
+    except StoreError as error:
+        problems.append(str(error))
+        return "cannot be used"
+    for session, process in findings.opened:
+        if not has_log and _is_held(database, session):
+            problems.append(
+                f"process {process} has the conversation {session} open, but {database}-wal was deleted: what it saves "
+                "is lost; export the conversation from its screen and quit it"
+            )
+    if not findings.problems:
+        return f"sound, {findings.sessions} conversations, {findings.turns} turns"
+    problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
+    return f"damaged: {'; '.join(findings.problems)}"
+
+
+def _advice(database: Path, problems: list[str]) -> str:
+    if is_repairable(problems):
+        return "`streamchat sessions repair` makes its indexes again from the messages"
+    if (backup := newest_good(database)) is not None:
+        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
+    return "copy it to a safe place, then move it away so that a new one is begun"
+
+
+def _is_held(database: Path, session: str) -> bool:
+    try:
+        SessionLock(lock_folder(database), session, patience_s=0).release()
+    except SessionError:
+        return True
+    return False
