@@ -116,7 +116,7 @@ def _count(number: int) -> str:
     return "1 backup" if number == 1 else f"{number} backups"
 
 
-# --- repairing and backups ----------------------------------------------------------------------------------------------------
+# --- repairing and backups --------------------------------------------------------------------------------------
 
 
 def repair(store: Store) -> int:

@@ -61,11 +61,21 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
 
 
+def read_schema(connection: sqlite3.Connection) -> None:
+    """Have the connection know the tables as they are now, and see this state of the database in its transaction.
+
+    A statement on a full-text index that is the first to meet a new schema, such as after another process ran
+    `VACUUM`, fails with "no such table" (SQLite 3.40): the index reads its own tables while the statement is prepared.
+    """
+    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+
+
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
+        read_schema(connection)
         yield
     except BaseException:
         if connection.in_transaction:  # SQLite ends it by itself on some errors, such as a full disk

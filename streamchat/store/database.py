@@ -21,7 +21,7 @@ from pathlib import Path
 from streamchat import paths
 from streamchat.errors import StoreError
 from streamchat.store.backup import back_up_before_migration
-from streamchat.store.connection import connect, create_private, transaction
+from streamchat.store.connection import connect, create_private, read_schema, transaction
 from streamchat.store.failures import sentences
 from streamchat.store.schema import migrate
 from streamchat.store.users import UserLock
@@ -106,6 +106,7 @@ class Database:
                     self._reader = connect(self.path)
             self._reader.execute("BEGIN")
             try:
+                read_schema(self._reader)
                 yield self._reader
             finally:
                 if self._reader.in_transaction:
@@ -129,6 +130,7 @@ class Database:
         """The connection that writes, outside of a transaction, while no other thread uses the database."""
         with self._writing, self._reading, sentences(self.path):
             self._check()
+            read_schema(self.writer)
             yield self.writer
 
     def _check(self) -> None:
