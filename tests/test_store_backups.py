@@ -309,7 +309,7 @@ SECRET = "xylophonequartz"
 
 
 def where(folder: Path, word: str) -> list[str]:
-    """Files that have the word, whole or as the index has it: the letters that it does not share with the word before."""
+    """Files that have the word, whole or as the index has it: without what it shares with the word before it."""
     pieces = [word.encode(), word[3:].encode(), word.encode("utf-16-le")]
     return sorted(
         str(file.relative_to(folder))

@@ -29,7 +29,7 @@ from typing import Any
 from tools.actor import serve
 
 ANSWER_S = 60.0
-COMMANDS = {"write": 10, "search": 5, "close": 4, "open": 2, "list": 2, "check": 1, "delete": 1, "kill": 3}
+COMMANDS = {"write": 10, "search": 5, "close": 4, "open": 2, "list": 2, "check": 1, "delete": 2, "kill": 3}
 """What a process is told, and how often."""
 
 
