@@ -24,6 +24,13 @@ FORMAT = 1
 """Of the file; a program reads only its own."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
+_PAIRS = {
+    "keys": "values",
+    "values": "keys",
+    "original_keys": "original_values",
+    "original_values": "original_keys",
+}
+"""Parts of a layer, each with the one that has as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ def load(path: Path) -> Snapshot:
 
 def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
     ids, generator = tensors.pop(_IDS), tensors.pop(_GENERATOR)
+    _check_shapes(tensors)
     cache = facts["cache"]
     next_index, compressions = _counts([cache["next_index"], cache["compressions"]])
     checkpoint = CacheCheckpoint(
@@ -138,6 +146,20 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
         facts["dtype"],
         facts["settings"],
     )
+
+
+def _check_shapes(tensors: dict[str, Tensor]) -> None:
+    """Each layer's tensors are (batch, num_kv_heads, length, head_dim), those of moved tokens like all the others."""
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part in _PAIRS:
+            batch, heads, length, size = tensor.shape
+            like = tensors[f"{layer}.{part.removeprefix('original_')}"]
+            if like.dim() != 4 or (batch, heads, size) != (*like.shape[:2], like.shape[3]) or length > like.shape[2]:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+            other = tensors[f"{layer}.{_PAIRS[part]}"]
+            if other.shape[2] != length:
+                raise ValueError(f"{name} has {length} tokens")
 
 
 def _counts(values: list[Any]) -> tuple[int, ...]:
