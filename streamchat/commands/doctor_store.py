@@ -28,18 +28,17 @@ def examine_database(problems: list[str]) -> dict[str, Any]:
 
 
 def _state(database: Path, problems: list[str]) -> str:
-    has_log = Path(f"{database}-wal").exists()  # before anything here opens it
+    if not Path(f"{database}-wal").exists():  # looked at before anything here opens it
+        problems += [
+            f"a running streamchat has the conversation {session} open, but {database}-wal was deleted: what it saves "
+            "is lost; copy what you need from its screen and quit it"
+            for session in _held(database)
+        ]
     try:
         findings = look_at(database)
     except StoreError as error:
         problems.append(str(error))
         return "cannot be used"
-    for session, process in findings.opened:
-        if not has_log and _is_held(database, session):
-            problems.append(
-                f"process {process} has the conversation {session} open, but {database}-wal was deleted: what it saves "
-                "is lost; export the conversation from its screen and quit it"
-            )
     if not findings.problems:
         return f"sound, {findings.sessions} conversations, {findings.turns} turns"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
@@ -54,9 +53,14 @@ def _advice(database: Path, problems: list[str]) -> str:
     return "copy it to a safe place, then move it away so that a new one is begun"
 
 
-def _is_held(database: Path, session: str) -> bool:
-    try:
-        SessionLock(lock_folder(database), session, patience_s=0).release()
-    except SessionError:
-        return True
-    return False
+def _held(database: Path) -> list[str]:
+    """Conversations that a running process has open."""
+    held = []
+    for file in sorted(lock_folder(database).glob("*.lock")):
+        if file.name.startswith(database.name):
+            continue  # of the database itself
+        try:
+            SessionLock(lock_folder(database), file.stem, patience_s=0).release()
+        except SessionError:
+            held.append(file.stem)
+    return held

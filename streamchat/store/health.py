@@ -58,8 +58,6 @@ class Findings:
     problems: list[str]
     sessions: int = 0
     turns: int = 0
-    opened: tuple[tuple[str, int], ...] = ()
-    """Conversations that a process says it has open, with its number."""
 
 
 def look_at(path: Path) -> Findings:
@@ -74,10 +72,9 @@ def look_at(path: Path) -> Findings:
             counts = connection.execute(
                 "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM turns)"
             ).fetchone()
-            rows = connection.execute("SELECT id, opened_by FROM sessions WHERE opened_by IS NOT NULL").fetchall()
         except sqlite3.DatabaseError as error:
             return Findings(problems or [str(error)])
-        return Findings(problems, counts[0], counts[1], tuple((row[0], row[1]) for row in rows))
+        return Findings(problems, counts[0], counts[1])
 
 
 def is_repairable(problems: list[str]) -> bool:
