@@ -38,7 +38,7 @@ from streamchat.chat.owner import Owner
 from streamchat.config import Configuration
 from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
-from streamchat.store import store as stores
+from streamchat.store import database as databases
 from streamchat.store.store import Store
 from tests.real_engine import tiny_loaded
 
@@ -98,14 +98,14 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
         case "reply":
             before(Feeder, "forward", lambda self, ids: tick() if len(ids) == 1 else None)
         case "transaction":
-            connect = stores.connect
+            connect = databases.connect
 
             def traced(path: Path) -> Any:
                 connection = connect(path)
                 connection.set_trace_callback(tick)
                 return connection
 
-            stores.connect = traced  # type: ignore[assignment]
+            databases.connect = traced
         case "snapshot":
             for owner, name in ((snapshots, "save_file"), (snapshots, "_flush"), (snapshots.os, "replace")):
                 before(owner, name, tick)

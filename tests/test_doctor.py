@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 import torch
 
 from streamchat import __version__, cli, paths
+from streamchat.store.backup import back_up_daily
+from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
 from tests.models_help import save, tiny_llama
 from tests.test_cli import run
+from tests.test_store import a_session, a_turn
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -93,3 +97,91 @@ def test_it_loads_neither_transformers_nor_textual() -> None:
     loaded = set(report.read_text().split())
     assert "torch" in loaded
     assert not loaded & {"transformers", "textual", "prompt_toolkit"}
+
+
+# --- the database -----------------------------------------------------------------------------------------------
+
+
+def filled() -> Path:
+    with Store() as store:
+        for number in range(30):
+            session = a_session(store, f"title {number}")
+            store.write(session, turns=[a_turn(1, f"about {number}", "a reply")])
+        return store.path
+
+
+def test_a_sound_database_and_its_backups_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    path = filled()
+    back_up_daily(path)
+    _, report = told(capsys)
+    assert report["problems"] == []
+    assert report["files"]["database"] == "sound, 30 conversations, 30 turns"
+    assert report["files"]["backups"].startswith("1 in ")
+
+
+def test_broken_indexes_are_found_and_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    """One of SQLite's, and the one of words: the messages are whole, so nothing needs to be restored."""
+    path = filled()
+    with sqlite3.connect(path) as connection:
+        trigger = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'messages_changed'").fetchone()[0]
+        connection.execute("DROP TRIGGER messages_changed")
+        connection.execute("UPDATE messages SET text = 'unindexed' WHERE id = 3")
+        connection.execute(trigger)
+        # a row that the index of numbers does not have
+        index = connection.execute("SELECT rootpage, sql FROM sqlite_schema WHERE name = 'turns_by_number'").fetchone()
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_schema WHERE name = 'turns_by_number'")
+        connection.commit()
+    connection.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE turns SET number = 7 WHERE id = 5")
+        connection.execute(
+            "INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) "
+            "VALUES ('index', 'turns_by_number', 'turns', ?, ?)",
+            tuple(index),
+        )
+    connection.close()
+    code, report = told(capsys)
+    assert code == 1
+    [problem] = report["problems"]
+    assert problem.startswith(
+        f"{path} is damaged (row 5 missing from index turns_by_number); `streamchat sessions repair`"
+    )
+    assert "the search index 'words' does not fit the messages" in report["files"]["database"]
+    assert cli.main(["sessions", "repair"]) == 0
+    assert capsys.readouterr().out == "The indexes were made again; no fault is left.\n"
+    assert told(capsys)[1]["problems"] == []
+    with Store() as store:
+        assert [found.text for found in store.search("unindexed")] == ["unindexed"]
+
+
+def test_a_damaged_database_is_told_with_its_backup(capsys: pytest.CaptureFixture[str]) -> None:
+    path = filled()
+    made = back_up_daily(path)
+    assert made is not None
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+    code, report = told(capsys)
+    assert code == 1
+    [problem] = report["problems"]
+    assert f"`streamchat sessions restore-backup {made.name}`" in problem
+    assert cli.main(["sessions", "restore-backup"]) == 0
+    capsys.readouterr()
+    assert told(capsys)[1]["problems"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be deleted there")
+def test_a_lost_log_under_a_running_chat_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    path = filled()
+    with Store() as store:
+        session = store.sessions(limit=1)[0].id
+        lock = SessionLock(store.lock_folder, session)
+        assert told(capsys)[1]["problems"] == []
+        Path(f"{path}-wal").unlink()
+        code, report = told(capsys)
+        lock.release()
+    assert code == 1
+    said = f"a running streamchat has the conversation {session} open, but {path}-wal was deleted"
+    assert report["problems"][0].startswith(said)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.figures import WrongFigures, figures
+from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
 from streamchat.paths import user_path
 from streamchat.settings import Settings
@@ -57,6 +59,7 @@ class Archive:
     def __init__(self, open_store: OpenStore | None, tell: Callable[[ev.Event], None]) -> None:
         self._open_store, self._tell = open_store, tell
         self._store: Store | None = None
+        self._upkeep: Upkeep | None = None
         self._identified: tuple[Any, tuple[object, ...], Identity] | None = None
         self.recorder: Recorder | None = None
         """None where nothing is saved."""
@@ -89,11 +92,16 @@ class Archive:
             self._tell(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
         self.recorder = Recorder(self._store, self._tell)
+        if self._store.is_the_users_own:
+            self._upkeep = Upkeep(self._store, self._tell)
+            self._upkeep.consider()
 
     def close(self) -> None:
         """The conversation was left; let go of the store."""
         if self.recorder is not None:
             self.recorder.leave()
+        if self._upkeep is not None:
+            self._upkeep.stop()
         if self._store is not None:
             self._store.close()
 
@@ -110,6 +118,8 @@ class Archive:
         """Record what happened."""
         if self.recorder is not None:
             self.recorder.take(event)
+        if self._upkeep is not None and isinstance(event, ev.TurnFinished):
+            self._upkeep.consider()
 
     def sampled(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
         """The figures of the moment, for other processes."""
@@ -193,6 +203,8 @@ class Archive:
         started = time.perf_counter()
         conversation, session = held.conversation, opening.info.id
         stored = self._store.load(session)
+        if stored.damage:
+            self._store.repair_turns(session)
         identity = self._identify(held)
         how = resume(conversation, stored, identity, self._store.snapshot_path(session))
         self.recorder.adopt(conversation, identity, held.settings, opening.lock, rewrite=how.rewritten)
@@ -202,7 +214,7 @@ class Archive:
         if how.message_back:
             self.recorder.undone(len(conversation.log.turns) + 1)
         self.changed = bool(how.reason or how.cut_turn)
-        stats = {turn.number: turn.stats for turn in stored.turns}
+        stats = {turn.number: _figures(turn.stats) for turn in stored.turns}
         turns = tuple(_saved_turn(conversation, turn, stats[turn.number]) for turn in conversation.log.turns)
         event = ev.ConversationResumed(
             session,
@@ -215,7 +227,7 @@ class Archive:
             how.read_again,
             how.message_back,
         )
-        return event, _sentences(how)
+        return event, [*_damage(stored.damage), *_sentences(how)]
 
     def _identify(self, held: Held) -> Identity:
         """Of the loaded model; some 50 ms, once a model and format."""
@@ -251,17 +263,24 @@ def lasting_name(model: str) -> str:
     return model
 
 
-def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: Mapping[str, Any] | None) -> ev.SavedTurn:
+def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
+    """The figures of a turn; None where they are damaged, or of another version."""
+    with suppress(WrongFigures):
+        return None if stats is None else figures(ev.TurnStats, stats)
+    return None
+
+
+def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: ev.TurnStats | None) -> ev.SavedTurn:
     if stats is not None:
         return ev.SavedTurn(
             turn.number,
             turn.text,
             turn.reply,
-            stats.get("prompt_tokens", 0),
-            stats.get("new_tokens", 0),
-            stats.get("ttft_s"),
-            stats.get("decode_tps"),
-            stats.get("finish_reason", "stop"),
+            stats.prompt_tokens,
+            stats.new_tokens,
+            stats.ttft_s,
+            stats.decode_tps,
+            stats.finish_reason,
         )
     # cut off by a crash, or imported: counted from the ids
     opening, close = len(conversation.encoder.reply_opening()), len(conversation.encoder.close())
@@ -269,6 +288,13 @@ def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: Mapping[str
     stop = reply_first if turn.stop is None else turn.stop
     read, written = reply_first - turn.first + opening, max(0, stop - reply_first - opening - close)
     return ev.SavedTurn(turn.number, turn.text, turn.reply, read, written, finish_reason="cancelled")
+
+
+def _damage(parts: tuple[str, ...]) -> list[str]:
+    if not parts:
+        return []
+    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+    return [f"Parts of this conversation are damaged in the database and were left out: {', '.join(parts[:3])}{more}."]
 
 
 def _sentences(how: Resumed) -> list[str]:

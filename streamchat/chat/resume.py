@@ -54,9 +54,12 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
         path: Of the snapshot, whether it is there or not.
     """
     started = time.perf_counter()
-    if stored.info.tokenizer != identity.tokenizer:
+    damaged = bool(stored.damage) or not _fits_the_model(conversation, stored)
+    if damaged or stored.info.tokenizer != identity.tokenizer:
         read = _write_anew(conversation, stored)
         reason = "it was led with another model, and its texts were tokenised anew"
+        if damaged:
+            reason = "what was saved of its tokens is damaged, and its texts were tokenised anew"
         return Resumed(time.perf_counter() - started, conversation.cache.length, read, reason, rewritten=True)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
@@ -81,6 +84,21 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     return Resumed(seconds, conversation.cache.length, read, reason, cut_turn, tuple(cut_reply), message_back)
 
 
+def _fits_the_model(conversation: Conversation, stored: StoredSession) -> bool:
+    """Whether the stored ids are tokens of this model and some of them are held, where they are used at all."""
+    if stored.info.tokenizer == "" or not stored.turns:
+        return True
+    vocabulary = conversation.model.config.get_text_config().vocab_size
+    ids = [stored.system_ids, *(turn.ids for turn in stored.turns)]
+    nothing_fed = not any(ids)
+    return nothing_fed or (_anything_held(stored) and all(max(each, default=0) < vocabulary for each in ids))
+
+
+def _anything_held(stored: StoredSession) -> bool:
+    first = stored.turns[0]
+    return bool(stored.info.held) or (len(stored.turns) == 1 and first.state == "running")
+
+
 def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequence[StoredTurn]) -> None:
     log = conversation.log
     log.clear()
@@ -97,7 +115,7 @@ def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequenc
                 turn.first + len(turn.ids),
                 turn.text,
                 turn.reply,
-                Before(turn.before) if turn.number > recent else None,
+                Before(turn.before) if turn.number > recent and (turn.before.held or not turn.first) else None,
             )
         )
         log.append(turn.ids)
@@ -135,9 +153,12 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         cache.seen.append(_row(log.ids))
     try:
         checkpoint.restore(cache, taken)
+        conversation.draw = saved.generator
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error
-    conversation.draw = saved.generator
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        # parts are missing or have other shapes, under a right checksum
+        raise SnapshotError("its saved cache is damaged") from error
 
 
 def _row(ids: array[int]) -> torch.Tensor:

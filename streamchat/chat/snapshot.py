@@ -24,6 +24,13 @@ FORMAT = 1
 """Of the file; a program reads only its own."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
+_PAIRS = {
+    "keys": "values",
+    "values": "keys",
+    "original_keys": "original_values",
+    "original_values": "original_keys",
+}
+"""Parts of a layer, each with the one that has as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -93,29 +100,43 @@ def load(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(facts, dict):
+                raise SnapshotError("its saved cache is damaged")
             if facts["format"] != FORMAT:
                 raise SnapshotError(f"its saved cache has format {facts['format']} and this streamchat reads {FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise SnapshotError("no cache was saved with it") from None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise SnapshotError("its saved cache is damaged") from error
     checksum = facts.pop("checksum", "")
     if checksum != _checksum(tensors, facts):
         raise SnapshotError("its saved cache is damaged")
+    try:
+        return _snapshot(tensors, facts)
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+        # parts are missing or of another kind, under a right checksum
+        raise SnapshotError("its saved cache is damaged") from error
+
+
+def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
     ids, generator = tensors.pop(_IDS), tensors.pop(_GENERATOR)
+    _check_shapes(tensors)
     cache = facts["cache"]
+    next_index, compressions = _counts([cache["next_index"], cache["compressions"]])
     checkpoint = CacheCheckpoint(
         {name.removeprefix("cache."): tensor for name, tensor in tensors.items()},
-        tuple(cache["bases"]),
-        tuple((first, stop) for first, stop in cache["runs"]),
-        cache["next_index"],
-        tuple((first, stop) for first, stop in cache["pins"]),
-        tuple(cache["turn_starts"]),
-        cache["compressions"],
-        cache["plain"],
-        cache["stale"],
+        _counts(cache["bases"]),
+        _runs(cache["runs"]),
+        next_index,
+        _runs(cache["pins"]),
+        _counts(cache["turn_starts"]),
+        compressions,
+        dict(cache["plain"]),
+        bool(cache["stale"]),
     )
+    if not isinstance(facts["settings"], dict):
+        raise TypeError("settings")
     return Snapshot(
         facts["session"],
         checkpoint,
@@ -125,6 +146,34 @@ def load(path: Path) -> Snapshot:
         facts["dtype"],
         facts["settings"],
     )
+
+
+def _check_shapes(tensors: dict[str, Tensor]) -> None:
+    """Each layer's tensors are (batch, num_kv_heads, length, head_dim), those of moved tokens like all the others."""
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part in _PAIRS:
+            batch, heads, length, size = tensor.shape
+            like = tensors[f"{layer}.{part.removeprefix('original_')}"]
+            if like.dim() != 4 or (batch, heads, size) != (*like.shape[:2], like.shape[3]) or length > like.shape[2]:
+                raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+            other = tensors[f"{layer}.{_PAIRS[part]}"]
+            if other.shape[2] != length:
+                raise ValueError(f"{name} has {length} tokens")
+
+
+def _counts(values: list[Any]) -> tuple[int, ...]:
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise TypeError(f"{values} are not counts")
+    return tuple(values)
+
+
+def _runs(values: list[Any]) -> tuple[tuple[int, int], ...]:
+    """Runs [first, stop) in increasing order."""
+    edges = [edge for first, stop in values for edge in _counts([first, stop])]
+    if edges != sorted(edges):
+        raise ValueError(f"{values} are not runs")
+    return tuple((first, stop) for first, stop in values)
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from streamchat import paths
 from streamchat.chat import events as ev
+from streamchat.chat.figures import WrongFigures, figures
 from streamchat.chat.status import StatusBoard
 from streamchat.errors import SessionError, StoreError
 from streamchat.store.database import database_path
@@ -26,18 +27,16 @@ def runs_dir() -> Path:
 
 
 def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo | None]:
-    """The live figures and the model, from what the recorder wrote."""
-    cache = dict(record["cache"])
-    cache["segments"] = tuple(ev.Segment(**segment) for segment in cache["segments"])
-    info = record.get("info")
-    sample = ev.StatusSampled(
-        ev.CacheState(**cache),
-        ev.MemoryState(**record["memory"]),
-        record["ttft_s"],
-        record["decode_tps"],
-        record["busy"],
-    )
-    return sample, None if info is None else ev.ModelInfo(**info)
+    """The live figures and the model, from what the recorder wrote.
+
+    Raises:
+        WrongFigures: They are damaged, or of another version.
+    """
+    fields = dict(record)
+    info = fields.pop("info", None)
+    for name, kind in (("cache", ev.CacheState), ("memory", ev.MemoryState)):
+        fields[name] = figures(kind, fields.get(name))
+    return figures(ev.StatusSampled, fields), None if info is None else figures(ev.ModelInfo, info)
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,22 @@ class Watcher:
         fresh = live is not None and live[0] != self.seen_at
         if live is not None and fresh:
             self.seen_at = live[0]
-            sample, info = sample_of(live[1])
-            if info is not None and self.board.info is None:
-                self.board.apply(ev.ModelReady(info, 0.0))
-            self.board.apply(sample)
-            self.board.session = session
+            fresh = self._apply_sample(live[1])
         if not running:
             self.board.busy = False
         return any((news, fresh, self._new_violations()))
+
+    def _apply_sample(self, record: dict[str, Any]) -> bool:
+        """Show live figures; False when they cannot be read."""
+        try:
+            sample, info = sample_of(record)
+        except WrongFigures:
+            return False
+        if info is not None and self.board.info is None:
+            self.board.apply(ev.ModelReady(info, 0.0))
+        self.board.apply(sample)
+        self.board.session = self.what.info.id
+        return True
 
     def _follow_the_run(self, store: Store) -> None:
         """A replay with `--fresh` goes from conversation to conversation."""
@@ -146,7 +153,10 @@ class Watcher:
 
     def _apply(self, news: list[dict[str, Any]]) -> None:
         for record in news:
-            stats = ev.TurnStats(**record)
+            try:
+                stats = figures(ev.TurnStats, record)
+            except WrongFigures:  # damaged, or of another version
+                continue
             self._turn = stats.turn
             self.board.apply(ev.TurnFinished(stats, stats.finish_reason, ""))
             self.board.lengths.add(stats.cache_len)

@@ -236,6 +236,7 @@ def _end(stream: IO[str] | None) -> str:
 
 
 def _files(report: Report) -> Rows:
+    from streamchat.commands.doctor_store import examine_database
     from streamchat.models.hub_cache import hub_cache_dir
     from streamchat.models.staging import models_dir
     from streamchat.store.database import database_path
@@ -256,6 +257,7 @@ def _files(report: Report) -> Rows:
     for private in (paths.data_dir(), database, paths.state_dir()):
         if os.name == "posix" and private.exists() and stat.S_IMODE(private.stat().st_mode) & 0o077:
             report.problems.append(f"{private} can be read by other users; chmod go= {private}")
+    rows |= examine_database(report.problems)
     rows["free disk bytes"] = shutil.disk_usage(_existing(paths.cache_dir())).free
     return rows
 

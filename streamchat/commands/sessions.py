@@ -1,4 +1,4 @@
-"""`streamchat sessions`: list, show, rename, delete, export and import saved conversations."""
+"""`streamchat sessions`: list, show, rename, delete, export, import and restore saved conversations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.chat.text import one_line, printable
 from streamchat.chat.told import session_line
-from streamchat.errors import ConfigError, ExitCode, SessionError
+from streamchat.commands import session_files
+from streamchat.commands.session_files import say as _say
+from streamchat.errors import ConfigError, ExitCode
 from streamchat.jsonlines import json_line
 from streamchat.paths import user_path
 from streamchat.store.export import export, held_turns, read_export, write_export
-from streamchat.store.lock import SessionLock, is_open
-from streamchat.store.records import SessionInfo
+from streamchat.store.lock import is_open
+from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.store import Store
 from streamchat.units import human_when
 
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
 
 MANY = 2**31
 """More than can be listed, and not more than SQLite can count."""
-DO = ("list", "show", "rename", "delete", "export", "import")
+DO = ("list", "show", "rename", "delete", "export", "import", "backups", "repair", "restore-backup")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command and what it can do."""
     parser = subparsers.add_parser(
         "sessions",
-        help="list, show, rename, delete, export and import saved conversations",
+        help="list, show, rename, delete, export, import and restore saved conversations",
         description="Saved conversations. `streamchat --resume ID` goes on with one; ID is 'last', an id, or the start "
         "of one.",
     )
@@ -49,7 +51,9 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
 
     one("show", "print one; messages that the model no longer sees are marked")
     one("rename", "give it another title").add_argument("title", metavar="TITLE", help="the new title")
-    one("delete", "delete it for good").add_argument("--yes", action="store_true", help="do not ask")
+    deleting = one("delete", "delete it for good, from the backups as well")
+    deleting.add_argument("--yes", action="store_true", help="do not ask")
+    deleting.add_argument("--keep-backups", action="store_true", help="leave it in the backups")
     exporting = one("export", "write it to a file or to stdout")
     exporting.add_argument(
         "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
@@ -59,6 +63,10 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     importing.add_argument(
         "file", metavar="FILE", help="what was exported, or conversations of another program in that form"
     )
+    actions.add_parser("backups", help="list the backups of the database")
+    actions.add_parser("repair", help="make the indexes of the database again")
+    restoring = actions.add_parser("restore-backup", help="move the database aside and put a backup in its place")
+    restoring.add_argument("name", nargs="?", metavar="NAME", help="the backup (default: the newest that is sound)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,14 +76,20 @@ def run(args: argparse.Namespace) -> int:
         StoreError: The database or a file cannot be used.
         SessionError: There is no such conversation, or it is open.
     """
+    if args.do == "backups":
+        return session_files.list_backups()
+    if args.do == "restore-backup":
+        return session_files.restore_backup(args.name)
     with Store() as store:
         match args.do:
+            case "repair":
+                return session_files.repair(store)
             case "show":
                 _show(store, store.find(args.id))
             case "rename":
                 _rename(store, store.find(args.id), args.title)
             case "delete":
-                return _delete(store, store.find(args.id), args.yes)
+                return session_files.delete(store, args.id, yes=args.yes, keep_backups=args.keep_backups)
             case "export":
                 _export(store, store.find(args.id), args)
             case "import":
@@ -83,10 +97,6 @@ def run(args: argparse.Namespace) -> int:
             case _:
                 _list(store, args)
     return ExitCode.OK
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(printable(text) + "\n")
 
 
 def _list(store: Store, args: argparse.Namespace) -> None:
@@ -132,8 +142,16 @@ def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
     }
 
 
-def _show(store: Store, info: SessionInfo) -> None:
+def _load(store: Store, info: SessionInfo) -> StoredSession:
+    """All of it; what is damaged is said on stderr."""
     session = store.load(info.id)
+    if session.damage:
+        session_files.warn(f"parts of {info.id} are damaged in the database and left out: {', '.join(session.damage)}")
+    return session
+
+
+def _show(store: Store, info: SessionInfo) -> None:
+    session = _load(store, info)
     memory = held_turns(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
@@ -156,34 +174,8 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
     _say(f"{info.id} is called “{title}” now.")
 
 
-def _delete(store: Store, info: SessionInfo, yes: bool) -> int:
-    try:
-        lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
-    except SessionError:
-        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
-    try:
-        return _delete_locked(store, info, yes)
-    finally:
-        lock.release()
-
-
-def _delete_locked(store: Store, info: SessionInfo, yes: bool) -> int:
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
-        answer = input(
-            f"Delete “{one_line(info.title)}” ({info.turns} turn{'s' if info.turns != 1 else ''}) for good? [y/N] "
-        )
-        if answer.strip().lower() not in ("y", "yes"):
-            _say("Nothing was deleted.")
-            return ExitCode.FAILURE
-    store.delete(info.id)
-    _say(f"{info.id} was deleted.")
-    return ExitCode.OK
-
-
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
-    session = store.load(info.id)
+    session = _load(store, info)
     text = export(session, args.format)
     if args.output:
         write_export(user_path(args.output), text)

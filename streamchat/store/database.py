@@ -1,19 +1,30 @@
-"""Opening the database: private, write-ahead log, every failure one sentence."""
+"""Open databases: one `Database` for each file in a process, private, with a write-ahead log.
+
+Only SQLite opens and closes the file. On POSIX, closing any descriptor of a file drops all locks that the process holds
+on it, SQLite's own included; the next program that closes the database would then delete the log under this one. The
+single exception is creation, which is exclusive and happens while no connection of this process is being opened.
+
+A `Database` has two connections, one that writes and one that reads, each behind a lock. One shared connection would
+let the interface wait while the engine waits for another process; one for each thread would leave them open when
+threads end.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat import paths
 from streamchat.errors import StoreError
+from streamchat.store.backup import back_up_before_migration
+from streamchat.store.connection import connect, create_private, read_schema, transaction
+from streamchat.store.failures import sentences
 from streamchat.store.schema import migrate
-
-BUSY_TIMEOUT_S = 10.0
+from streamchat.store.users import UserLock
 
 
 def database_path() -> Path:
@@ -21,79 +32,167 @@ def database_path() -> Path:
     return paths.data_dir() / "streamchat.db"
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open, create or migrate the database at `path`.
+class Files:
+    """Which files a connection has open, by device and inode. Looking costs about 5 us."""
 
-    A write that was committed survives `kill -9` and a power cut (WAL, `synchronous = FULL`); what readers see is
-    always a state between two commits.
+    def __init__(self, path: Path) -> None:
+        self._names = (str(path), f"{path}-wal")
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def missing(self) -> bool:
+        """Whether one of them was deleted or replaced since it was first seen."""
+        for name in self._names:
+            try:
+                found = os.stat(name)
+            except FileNotFoundError:
+                if name in self._known:
+                    return True
+                continue
+            identity = (found.st_dev, found.st_ino)
+            if self._known.setdefault(name, identity) != identity:
+                return True
+        return False
+
+
+class Database:
+    """One database file, for all threads of this process. `acquire` gives it, `release` takes it back.
+
+    Args:
+        path: The file.
 
     Raises:
         StoreError: It cannot be opened, is damaged, or was written by a newer program.
     """
-    with sentences(path):
-        paths.private_dir(path.parent)
-        # created by us: SQLite would make it readable by others, and its -wal and -shm files inherit from it
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        try:
-            connection.row_factory = sqlite3.Row
-            _use_wal(connection)
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            migrate(connection, str(path))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. SQLite does not wait by itself for another program that does so at this moment."""
-    end = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            busy = (getattr(error, "sqlite_errorname", "") or "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-            if not busy or time.monotonic() > end:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 0
+        self._process = os.getpid()
+        self._writing, self._reading = threading.RLock(), threading.RLock()
+        self._reader: sqlite3.Connection | None = None
+        with sentences(path):
+            paths.private_dir(path.parent)
+            self._in_use = UserLock(path)
+            try:
+                create_private(path)
+                self.writer = connect(path)
+                try:
+                    migrate(self.writer, path, back_up_before_migration)
+                    self._files = Files(path)  # after the first statement, which locks them for this process
+                    self._files.missing()
+                except BaseException:
+                    self.writer.close()
+                    raise
+            except BaseException:
+                self._in_use.release()
                 raise
-            time.sleep(0.02)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the file was deleted or replaced, or belongs to the process that this one was forked from."""
+        return self._process != os.getpid() or self._files.missing()
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """The connection that reads; each block sees one state of the database.
+
+        Raises:
+            StoreError: The file fails, or is no longer the one that was opened.
+        """
+        with self._reading, sentences(self.path):
+            self._check()
+            if self._reader is None:
+                with _registry:  # no other connection is opened meanwhile
+                    self._reader = connect(self.path)
+            self._reader.execute("BEGIN")
+            try:
+                read_schema(self._reader)
+                yield self._reader
+            finally:
+                if self._reader.in_transaction:
+                    self._reader.execute("ROLLBACK")
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, in a transaction: all or nothing. It is on the disk when the block ends.
+
+        Raises:
+            StoreError: The file fails, or is no longer the one that was opened.
+        """
+        with self._writing, sentences(self.path):
+            self._check()
+            with transaction(self.writer):
+                yield self.writer
+            self._check()
+
+    @contextmanager
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, outside of a transaction, while no other thread uses the database."""
+        with self._writing, self._reading, sentences(self.path):
+            self._check()
+            read_schema(self.writer)
+            yield self.writer
+
+    def _check(self) -> None:
+        if self._process != os.getpid():
+            raise StoreError(f"{self.path} was opened by another process; open it again")
+        if self._files.missing():
+            raise StoreError(
+                f"{self.path} was deleted or replaced while streamchat had it open, so nothing more is saved; "
+                "quit and start streamchat again"
+            )
+
+    def close(self) -> None:
+        """Close both connections; nothing is pending."""
+        if self._process != os.getpid():
+            return  # closing here would undo what the other process has locked
+        with self._writing, self._reading:
+            if self._reader is not None:
+                self._reader.close()
+            self.writer.close()
+        self._in_use.release()
 
 
-@contextmanager
-def sentences(path: Path) -> Iterator[None]:
-    """Failures of SQLite and of the file system as `StoreError`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreError(f"{path} cannot be used: {error}; {_advice(error)}") from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be used: {error.strerror or error}; {_FOLDER}") from error
+# --- one for each file ------------------------------------------------------------------------------------------
+
+_registry = threading.RLock()
+_open: dict[str, Database] = {}
+_inherited: list[Database] = []
+"""Of the process that this one was forked from: not used, and never closed here."""
 
 
-_FOLDER = "make its folder writable, or choose another place with STREAMCHAT_HOME"
+def acquire(path: Path) -> Database:
+    """The database at `path`, opened if this process has not done so.
+
+    Raises:
+        StoreError: It cannot be opened.
+    """
+    with _registry:
+        key = os.path.realpath(path)
+        database = _open.get(key)
+        if database is None or database.is_stale:
+            database = _open[key] = Database(path)
+        database.users += 1
+        return database
 
 
-def _advice(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL":
-        return "make room on the disk"
-    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return "the file is damaged; move it away (it is not touched) and a new one is begun"
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "another program keeps it locked; close that"
-    return _FOLDER
+def release(database: Database) -> None:
+    """One user less; the last one closes it."""
+    with _registry:
+        database.users -= 1
+        if database.users:
+            return
+        for key in [key for key, each in _open.items() if each is database]:
+            del _open[key]
+        database.close()
 
 
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:  # SQLite ends it by itself on some errors, such as a full disk
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def _forget_inherited() -> None:
+    global _registry
+    _registry = threading.RLock()
+    _inherited.extend(_open.values())
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)

@@ -16,13 +16,12 @@ from streamchat.errors import ConfigError, StoreError
 from streamchat.jsonlines import json_line, split_lines
 from streamchat.settings import setting_fields
 from streamchat.store.records import StoredSession, StoredTurn, clean
+from streamchat.store.rows import LATEST
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
 """By the end of a file's name."""
 VERSION = 1
-LATEST = 253402300799.0
-"""The end of the year 9999, in seconds since 1970; later times cannot be written as a date."""
 
 
 def export(session: StoredSession, kind: Format) -> str:
@@ -58,6 +57,11 @@ def _system_prompt(session: StoredSession) -> str:
     return str(session.info.settings.get("system_prompt") or "")
 
 
+def _sinks(session: StoredSession) -> int:
+    sinks = session.info.settings.get("num_sink_tokens", 0)
+    return sinks if isinstance(sinks, int) else 0
+
+
 def _messages(session: StoredSession) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": prompt}] if (prompt := _system_prompt(session)) else []
     for turn in session.turns:
@@ -90,7 +94,7 @@ def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
 
 def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
     """What of each turn the cache still holds; sinks do not count."""
-    sinks = int(session.info.settings.get("num_sink_tokens", 0))
+    sinks = _sinks(session)
     answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
     for turn in session.turns:
         first, stop = max(turn.first, sinks), turn.first + len(turn.ids)
@@ -135,7 +139,7 @@ def _markdown(session: StoredSession) -> Iterator[str]:
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
-    first = max(turn.first, int(session.info.settings.get("num_sink_tokens", 0)))
+    first = max(turn.first, _sinks(session))
     return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
 
 

@@ -122,6 +122,8 @@ class StoredSession:
     system_ids: array[int]
     turns: tuple[StoredTurn, ...]
     evictions: tuple[StoredEviction, ...] = ()
+    damage: tuple[str, ...] = ()
+    """Names of parts that the database has damaged, and that are left out here."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ Append to `MIGRATIONS`; never change one that is there.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from pathlib import Path
 
 from streamchat.errors import StoreError
 
@@ -100,28 +102,38 @@ MIGRATIONS = (_FIRST, _LIVE)
 """Script i takes a database from version i to i + 1 (`PRAGMA user_version`)."""
 
 
-def migrate(connection: sqlite3.Connection, place: str) -> None:
+def migrate(
+    connection: sqlite3.Connection, path: Path, before: Callable[[Path, int], None] = lambda path, version: None
+) -> None:
     """Bring the database to the newest version, each step in a transaction of its own.
 
     Args:
         connection: In autocommit mode.
-        place: The file, for messages.
+        path: The file.
+        before: Called with the file and its version when there is something to migrate, to back it up.
 
     Raises:
         StoreError: It was written by a newer program.
     """
+    found = None
     while True:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == len(MIGRATIONS):
             return
         if version > len(MIGRATIONS):
             raise StoreError(
-                f"{place} was written by a newer streamchat (version {version} of its tables; this one knows "
+                f"{path} was written by a newer streamchat (version {version} of its tables; this one knows "
                 f"{len(MIGRATIONS)}); update streamchat, or move the file away to begin a new one"
             )
+        if found is None and version:
+            before(path, version)
+        found = version
         # `executescript` begins by committing what is open, so the transaction is part of the script. IMMEDIATE: of two
         # programs that start at once the second waits, and its step then fails on the check in front of it.
-        step = f"BEGIN IMMEDIATE;\n{MIGRATIONS[version]}\nPRAGMA user_version = {version + 1};\nCOMMIT;"
+        # A new database gets all tables in one step: nobody sees it half made.
+        stop = version + 1 if version else len(MIGRATIONS)
+        steps = "\n".join(MIGRATIONS[version:stop])
+        step = f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {stop};\nCOMMIT;"
         try:
             connection.executescript(step)
         except sqlite3.Error:

@@ -1,0 +1,63 @@
+"""Upkeep of the user's database on a thread of its own: a backup a day, and removing words of deleted conversations."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streamchat.chat import events as ev
+from streamchat.errors import StoreError
+
+if TYPE_CHECKING:
+    from streamchat.store.store import Store
+
+_log = logging.getLogger(__name__)
+LEAVE_S = 10.0
+"""How long leaving waits for a step of the upkeep to end."""
+
+
+class Upkeep:
+    """Does what is due when the chat begins, and again on each new day.
+
+    Args:
+        store: Open until `stop` has returned.
+        tell: Emits an event; called on the upkeep's thread.
+    """
+
+    def __init__(self, store: Store, tell: Callable[[ev.Event], None]) -> None:
+        self._store, self._tell = store, tell
+        self._stopped = threading.Event()
+        self._worker: threading.Thread | None = None
+        self._day = ""
+
+    def consider(self) -> None:
+        """Begin with what is due, unless that was done today. Returns at once."""
+        day = time.strftime("%Y-%m-%d")
+        if day == self._day or (self._worker is not None and self._worker.is_alive()):
+            return
+        self._day = day
+        self._worker = threading.Thread(target=self._work, name="streamchat-upkeep", daemon=True)
+        self._worker.start()
+
+    def stop(self) -> None:
+        """End it before the store is closed."""
+        self._stopped.set()
+        if self._worker is not None:
+            self._worker.join(LEAVE_S)
+
+    def _work(self) -> None:
+        from streamchat.store.backup import back_up_daily
+        from streamchat.store.scrub import pending_mark
+
+        try:
+            if pending_mark(self._store.path).exists():
+                self._store.scrub()
+            back_up_daily(self._store.path, self._stopped.is_set)
+        except StoreError as error:
+            _log.warning("upkeep failed", exc_info=True)
+            self._tell(ev.Notice(f"{error}; the chat goes on", "warning"))
+        except Exception:  # never the chat's concern
+            _log.exception("upkeep failed")

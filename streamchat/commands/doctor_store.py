@@ -1,0 +1,66 @@
+"""What `streamchat doctor` says about the database of conversations. Looks only; nothing is migrated."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from streamchat.errors import SessionError, StoreError
+from streamchat.store.backup import backup_folder, backups, newest_good
+from streamchat.store.database import database_path
+from streamchat.store.health import is_repairable, look_at
+from streamchat.store.lock import SessionLock
+from streamchat.store.users import lock_folder
+
+
+def examine_database(problems: list[str]) -> dict[str, Any]:
+    """Rows about the database; a sentence in `problems` for each thing that is wrong."""
+    database = database_path()
+    rows: dict[str, Any] = {}
+    if database.exists():
+        rows["database"] = _state(database, problems)
+    found = backups(database)
+    rows["backups"] = f"{len(found)} in {backup_folder(database)}" if found else "none yet"
+    if found:
+        rows["newest backup"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(found[0].made))
+    return rows
+
+
+def _state(database: Path, problems: list[str]) -> str:
+    if not Path(f"{database}-wal").exists():  # looked at before anything here opens it
+        problems += [
+            f"a running streamchat has the conversation {session} open, but {database}-wal was deleted: what it saves "
+            "is lost; copy what you need from its screen and quit it"
+            for session in _held(database)
+        ]
+    try:
+        findings = look_at(database)
+    except StoreError as error:
+        problems.append(str(error))
+        return "cannot be used"
+    if not findings.problems:
+        return f"sound, {findings.sessions} conversations, {findings.turns} turns"
+    problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
+    return f"damaged: {'; '.join(findings.problems)}"
+
+
+def _advice(database: Path, problems: list[str]) -> str:
+    if is_repairable(problems):
+        return "`streamchat sessions repair` makes its indexes again from the messages"
+    if (backup := newest_good(database)) is not None:
+        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
+    return "copy it to a safe place, then move it away so that a new one is begun"
+
+
+def _held(database: Path) -> list[str]:
+    """Conversations that a running process has open."""
+    held = []
+    for file in sorted(lock_folder(database).glob("*.lock")):
+        if file.name.startswith(database.name):
+            continue  # of the database itself
+        try:
+            SessionLock(lock_folder(database), file.stem, patience_s=0).release()
+        except SessionError:
+            held.append(file.stem)
+    return held

@@ -1,0 +1,184 @@
+"""`streamchat sessions delete`, `backups` and `restore-backup`: what changes the files of saved conversations."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from streamchat.chat.text import one_line, printable
+from streamchat.errors import ConfigError, ExitCode, SessionError, StoreError
+from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
+from streamchat.store.database import database_path
+from streamchat.store.lock import SessionLock
+from streamchat.store.records import SessionInfo
+from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
+from streamchat.store.store import Store
+from streamchat.units import human_bytes, human_when
+
+
+def say(text: str) -> None:
+    """One line of the answer."""
+    sys.stdout.write(printable(text) + "\n")
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"streamchat: {one_line(text)}", file=sys.stderr)
+
+
+# --- delete -----------------------------------------------------------------------------------------------------
+
+
+def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
+    """Delete a conversation from the database and from its backups; returns the exit code.
+
+    Raises:
+        SessionError: There is none, or it is open.
+        ConfigError: Nobody can be asked, and `yes` was not given.
+        StoreError: A file fails.
+    """
+    try:
+        info = store.find(name)
+    except SessionError:
+        if keep_backups or not _is_in_backups_only(store, name):
+            raise
+        return _delete_left_over(store, name)
+    try:
+        lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
+    except SessionError:
+        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
+    try:
+        if not _is_agreed(info, yes):
+            say("Nothing was deleted.")
+            return ExitCode.FAILURE
+        return _delete(store, info, keep_backups)
+    finally:
+        lock.release()
+
+
+def _is_agreed(info: SessionInfo, yes: bool) -> bool:
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
+    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+    return input(f"Delete “{one_line(info.title)}” ({turns}) for good? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
+    changed, problems = 0, list[str]()
+    if keep_backups:
+        kept = backups_with(store.path, info.id)
+    else:  # the backups first: when this is interrupted, it can be repeated
+        kept = []
+        changed, problems = delete_from_backups(store.path, info.id)
+    gone = store.delete(info.id)
+    also = f", also from {_count(changed)}" if changed else ""
+    say(f"{info.id} was deleted{also}.")
+    if kept:
+        say(_until(kept))
+    if not gone:
+        say("Another streamchat is busy with the database; the words leave its files when the next chat begins.")
+    return _end(store, problems)
+
+
+def _is_in_backups_only(store: Store, name: str) -> bool:
+    return any(not problem_of(backup) for backup in backups_with(store.path, name))
+
+
+def _delete_left_over(store: Store, session: str) -> int:
+    changed, problems = delete_from_backups(store.path, session)
+    say(f"{session} was deleted from {_count(changed)}.")
+    return _end(store, problems)
+
+
+def _until(kept: Sequence[Backup]) -> str:
+    """When the backups that still contain a conversation go."""
+    if any(not backup.is_daily for backup in kept):
+        return f"{_count(len(kept))} in {kept[0].path.parent} still contain it, until you delete them."
+    last = time.strftime("%Y-%m-%d", time.localtime(kept[0].made + KEEP * 86400))
+    return (
+        f"{_count(len(kept))} still contain it; they are replaced on the next {KEEP} days on which you chat, the first "
+        f"time all of them can be gone is {last}."
+    )
+
+
+def _end(store: Store, problems: Sequence[str]) -> int:
+    for problem in problems:
+        warn(problem)
+    for aside in set_aside(store.path):
+        say(f"{aside}, a damaged database that was moved aside, may still contain it; delete it yourself.")
+    return ExitCode.STORE if problems else ExitCode.OK
+
+
+def _count(number: int) -> str:
+    return "1 backup" if number == 1 else f"{number} backups"
+
+
+# --- repairing and backups --------------------------------------------------------------------------------------
+
+
+def repair(store: Store) -> int:
+    """Make the indexes of the database again; returns the exit code.
+
+    Raises:
+        StoreError: More than the indexes is wrong.
+    """
+    if problems := store.repair():
+        raise StoreError(
+            f"the indexes of {store.path} were made again, and it is still damaged ({problems[0]}); "
+            "`streamchat sessions restore-backup` moves it aside and puts the newest sound backup in its place"
+        )
+    say("The indexes were made again; no fault is left.")
+    return ExitCode.OK
+
+
+def list_backups() -> int:
+    """Print all backups, newest first; returns the exit code."""
+    found = backups(database_path())
+    if not found:
+        say("There is no backup yet; one is made on each day on which you chat.")
+    now = time.time()
+    for backup in found:
+        state = problem_of(backup)
+        about = f"{human_when(backup.made, now)}  {human_bytes(backup.nbytes)}"
+        say(f"{backup.name}  {about}" + (f"  (damaged: {one_line(state)})" if state else ""))
+    return ExitCode.OK
+
+
+def restore_backup(name: str | None) -> int:
+    """Put a backup in the place of the database; returns the exit code.
+
+    Args:
+        name: Of the backup; the newest that is sound without it.
+
+    Raises:
+        StoreError: There is none, it is damaged, or another process uses the database.
+    """
+    database = database_path()
+    backup = _backup(name)
+    moved = restore(database, backup)
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
+    with Store() as store:
+        count = len(store.sessions())
+    say(f"The backup of {when} is in place, with {count} conversation{'s' if count != 1 else ''}.")
+    if moved is not None:
+        say(f"The database that was there is {moved}; what was said since then is only in it.")
+    return ExitCode.OK
+
+
+def _backup(name: str | None) -> Backup:
+    database = database_path()
+    found = backups(database)
+    if not found:
+        raise StoreError(f"there is no backup in {backup_folder(database)}; one is made on each day on which you chat")
+    if name is None:
+        sound = next((backup for backup in found if not problem_of(backup)), None)
+        if sound is None:
+            raise StoreError(f"none of the {len(found)} backups in {backup_folder(database)} can be read")
+        return sound
+    for backup in found:
+        if name in (backup.name, backup.path.stem):
+            return backup
+    raise StoreError(f"there is no backup {name!r}; `streamchat sessions backups` lists them")

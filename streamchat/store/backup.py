@@ -1,0 +1,271 @@
+"""Backups of a database, next to it in `backups/`: one a day, and one before its tables change.
+
+They are made with SQLite's online backup from one state of the database, while others read and write it. A backup has
+its final name only after it was checked and is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from streamchat import paths
+from streamchat.errors import StoreError
+from streamchat.store.connection import connect, create_private
+from streamchat.store.failures import advice_on, advise_on_damage, is_damage, why_not_writable
+from streamchat.store.schema import MIGRATIONS
+from streamchat.store.users import lock_folder
+
+KEEP = 7
+"""Daily backups that are kept."""
+KEEP_BEFORE_MIGRATION = 2
+PAGES = 512
+"""Copied between two looks at whether to stop."""
+
+
+class Stopped(Exception):
+    """The backup was given up because the program ends."""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup file."""
+
+    path: Path
+    made: float
+    """The moment whose state it has, in seconds since 1970."""
+    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """What `streamchat sessions restore-backup` takes."""
+        return self.path.name
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether it is one of those that are kept for `KEEP` days."""
+        return re.fullmatch(r".+-\d{4}-\d\d-\d\d\.db", self.name) is not None
+
+
+def backup_folder(database: Path) -> Path:
+    """Where the backups of a database are."""
+    return database.parent / "backups"
+
+
+def backups(database: Path) -> list[Backup]:
+    """The backups of a database, newest first."""
+    stem, found = re.escape(database.stem), []
+    with suppress(OSError):
+        for path in backup_folder(database).iterdir():
+            if re.fullmatch(rf"{stem}-(\d{{4}}-\d\d-\d\d|schema-\d+)\.db", path.name):
+                about = path.stat()
+                found.append(Backup(path, about.st_mtime, about.st_size))
+    return sorted(found, key=lambda each: each.made, reverse=True)
+
+
+def is_due(database: Path, today: str | None = None) -> bool:
+    """Whether there is no backup of today, and the database changed since the newest one."""
+    daily = [backup for backup in backups(database) if backup.is_daily]
+    today = today or time.strftime("%Y-%m-%d")
+    if any(backup.name == f"{database.stem}-{today}.db" for backup in daily):
+        return False
+    return not daily or _last_change(database) > daily[0].made
+
+
+def _last_change(database: Path) -> float:
+    changes = [0.0]
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        with suppress(OSError):
+            about = path.stat()
+            changes.append(about.st_mtime if about.st_size else 0.0)
+    return max(changes)
+
+
+def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
+    """Make today's backup if it is due, and delete the oldest ones; None when nothing was made.
+
+    Raises:
+        StoreError: It could not be made, or the database is damaged.
+    """
+    if not is_due(database):
+        return None
+    with _one_at_a_time(database) as alone:
+        if not alone or not is_due(database):
+            return None
+        target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
+        try:
+            _make(database, target, is_stopped)
+        except Stopped:
+            return None
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"today's backup of {database} was not made: {_reason(database, error)}") from error
+        for old in [backup for backup in backups(database) if backup.is_daily][KEEP:]:
+            with suppress(OSError):
+                old.path.unlink()
+        return target
+
+
+def back_up_before_migration(database: Path, version: int) -> None:
+    """Back up a database whose tables are about to change from `version`. A failure does not keep it from that."""
+    target = backup_folder(database) / f"{database.stem}-schema-{version}.db"
+    with suppress(sqlite3.Error, OSError, Timeout), _one_at_a_time(database, wait_s=30) as alone:
+        if alone:
+            _make(database, target, lambda: False)
+            others = [backup for backup in backups(database) if not backup.is_daily]
+            for old in others[KEEP_BEFORE_MIGRATION:]:
+                old.path.unlink()
+
+
+@contextmanager
+def _one_at_a_time(database: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether no other process makes or changes backups; what a killed one left half made is deleted."""
+    folder = paths.private_dir(lock_folder(database))
+    lock = FileLock(folder / f"{database.name}.backup.lock", timeout=wait_s, is_singleton=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        for left in backup_folder(database).glob(".*.part*"):
+            left.unlink(missing_ok=True)
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def changing_backups(database: Path) -> Iterator[None]:
+    """No backup is made by anyone inside this block.
+
+    Raises:
+        StoreError: Another process keeps making one.
+    """
+    with _one_at_a_time(database, wait_s=60) as alone:
+        if not alone:
+            raise StoreError(f"another streamchat is making a backup of {database}; try again in a moment")
+        yield
+
+
+def _make(database: Path, target: Path, is_stopped: Callable[[], bool]) -> None:
+    """Copy one state of the database to `target`, whole or not at all."""
+
+    def look(*_: int) -> None:
+        if is_stopped():
+            raise Stopped
+
+    with written_whole(target) as partial:
+        source = connect(database)
+        try:
+            moment = time.time()
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # this state, whatever is written meanwhile
+            create_private(partial)
+            copy = sqlite3.connect(partial, isolation_level=None)
+            try:
+                copy.execute("PRAGMA synchronous = OFF")  # flushed once, below
+                source.backup(copy, pages=PAGES, progress=look)
+                copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
+                problem = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            finally:
+                copy.close()
+        finally:
+            source.close()
+        if problem != "ok":
+            raise sqlite3.DatabaseError(f"{problem}; `streamchat doctor` says more")
+        os.utime(partial, (moment, moment))
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new file to write, which becomes `target` when the block ends well and is deleted otherwise."""
+    paths.private_dir(target.parent)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        partial.unlink(missing_ok=True)
+        yield partial
+        flush(partial)
+        os.replace(partial, target)
+        flush(target.parent)
+    finally:
+        for left in target.parent.glob(f"{partial.name}*"):  # with the journal of SQLite
+            with suppress(OSError):
+                left.unlink()
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, as far as the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(database: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}; {advice_on(error.errno)}"
+    if is_damage(error) or type(error) is sqlite3.DatabaseError:
+        return f"the database is damaged ({error})"
+    return f"{error}; {advice_on(why_not_writable(database.parent))}"
+
+
+# --- which one is good ------------------------------------------------------------------------------------------
+
+
+def open_backup(path: Path) -> sqlite3.Connection:
+    """A connection that reads a backup and leaves no other file."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+
+
+def problem_of(backup: Backup) -> str:
+    """Why a backup cannot be used; '' when it is sound. Reads all of it, once."""
+    return _problem_of(backup.path, backup.made, backup.nbytes)
+
+
+@lru_cache(maxsize=64)
+def _problem_of(path: Path, made: float, nbytes: int) -> str:
+    try:
+        connection = open_backup(path)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            connection.execute("SELECT count(*) FROM sessions").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return str(error)
+    if version > len(MIGRATIONS):
+        return f"it was written by a newer streamchat (version {version} of its tables)"
+    return "" if found == "ok" else found
+
+
+def newest_good(database: Path) -> Backup | None:
+    """The newest backup that is sound."""
+    return next((backup for backup in backups(database) if not problem_of(backup)), None)
+
+
+def _advice(database: Path) -> str:
+    """What to do about a damaged database of this user; '' without a backup."""
+    own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
+    if not own or (backup := newest_good(database)) is None:
+        return ""
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
+    return (
+        f"the file is damaged; `streamchat sessions restore-backup {backup.name}` moves it aside and puts the backup "
+        f"of {when} in its place"
+    )
+
+
+advise_on_damage(_advice)

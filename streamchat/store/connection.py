@@ -1,0 +1,89 @@
+"""Connections to a database file: private, with a write-ahead log, all or nothing.
+
+Outside of `create_private`, only SQLite opens and closes the file: see `streamchat.store.database`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from streamchat.store.failures import is_busy
+
+BUSY_TIMEOUT_S = 10.0
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection to the database at `path`, which exists, in autocommit mode.
+
+    A write that was committed survives `kill -9` and a power cut (WAL, `synchronous = FULL`); what readers see is
+    always a state between two commits.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # SQLite would create a file that others may read
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        # a byte that is not UTF-8 in one text must not keep all others from being read
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def create_private(path: Path) -> None:
+    """Create an empty file that only the user can read, unless something has that name.
+
+    SQLite would create it readable by others; its -wal and -shm files inherit the mode.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log. SQLite does not wait by itself for another program that does so at this moment."""
+    end = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+
+
+def read_schema(connection: sqlite3.Connection) -> None:
+    """Have the connection know the tables as they are now, and see this state of the database in its transaction.
+
+    A statement on a full-text index that is the first to meet a new schema, such as after another process ran
+    `VACUUM`, fails with "no such table" (SQLite 3.40): the index reads its own tables while the statement is prepared.
+    """
+    connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        read_schema(connection)
+        yield
+    except BaseException:
+        if connection.in_transaction:  # SQLite ends it by itself on some errors, such as a full disk
+            connection.execute("ROLLBACK")
+        raise
+    try:
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,133 @@
+"""Putting a backup in the place of a database, and deleting a conversation from backups."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+from streamchat import paths
+from streamchat.errors import StoreError
+from streamchat.store.backup import Backup, backups, changing_backups, flush, open_backup, problem_of, written_whole
+from streamchat.store.connection import create_private, transaction
+from streamchat.store.failures import sentences
+from streamchat.store.health import problems_of, repair
+from streamchat.store.scrub import rewrite
+from streamchat.store.users import UserLock
+
+LOG_FILES = ("-wal", "-shm")
+
+
+def restore(database: Path, backup: Backup) -> Path | None:
+    """Put `backup` in the place of `database`.
+
+    Returns:
+        Where the database went, with its log; None when there was none.
+
+    Raises:
+        StoreError: Another process uses the database, or the backup is damaged. Nothing is changed then.
+    """
+    if problem := problem_of(backup):
+        raise StoreError(f"{backup.path} cannot be restored: {problem}; `streamchat sessions backups` lists the others")
+    with sentences(database):
+        paths.private_dir(database.parent)
+        alone = UserLock(database, alone=True)
+        try:
+            with written_whole(database) as partial:
+                _copy(backup.path, partial)
+                with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+                    _make_sound(connection, backup)
+                return _set_aside(database)
+        finally:
+            alone.release()
+
+
+def _copy(source: Path, target: Path) -> None:
+    create_private(target)
+    shutil.copyfile(source, target)
+
+
+def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
+    if not problems_of(connection):
+        return
+    if problems := repair(connection):
+        raise StoreError(f"{backup.path} cannot be restored: {problems[0]}; choose another backup")
+
+
+def _set_aside(database: Path) -> Path | None:
+    """Rename a database and its log; the log first, as a database must never meet the log of another one."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = database.with_name(f"{database.name}.damaged-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = database.with_name(f"{database.name}.damaged-{stamp}-{number}")
+    for end in LOG_FILES:
+        log = Path(f"{database}{end}")
+        if log.exists():
+            os.rename(log, f"{aside}{end}")
+    flush(database.parent)
+    if not database.exists():
+        return None
+    os.rename(database, aside)
+    return aside
+
+
+def set_aside(database: Path) -> list[Path]:
+    """Databases that were moved aside by `restore`."""
+    ends = tuple(LOG_FILES)
+    return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
+
+
+# --- deleting ---------------------------------------------------------------------------------------------------
+
+
+def backups_with(database: Path, session: str) -> list[Backup]:
+    """The backups that have a conversation, and those that cannot be read."""
+    return [backup for backup in backups(database) if _has(backup, session)]
+
+
+def _has(backup: Backup, session: str) -> bool:
+    try:
+        with closing(open_backup(backup.path)) as connection:
+            found = connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone()
+            return found is not None
+    except sqlite3.Error:
+        return True
+
+
+def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
+    """Delete a conversation, with its words, from all backups.
+
+    Returns:
+        From how many, and a sentence for each backup that cannot be changed.
+
+    Raises:
+        StoreError: Another process keeps making a backup.
+    """
+    changed, problems = 0, list[str]()
+    with sentences(database), changing_backups(database):
+        for backup in backups_with(database, session):
+            try:
+                _delete(backup, session)
+            except (sqlite3.Error, OSError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                problems.append(f"the backup {backup.path} may still contain it ({reason}); delete that file")
+            else:
+                changed += 1
+    return changed, problems
+
+
+def _delete(backup: Backup, session: str) -> None:
+    with written_whole(backup.path) as partial:
+        _copy(backup.path, partial)
+        with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")
+            with transaction(connection):
+                connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
+            rewrite(connection)
+        os.utime(partial, (backup.made, backup.made))

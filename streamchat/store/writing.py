@@ -1,0 +1,73 @@
+"""How turns are written into the tables. The caller has begun the transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict
+
+from streamchat.store.records import CacheMark, StoredTurn, clean, packed
+
+
+def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, anew: bool = False) -> None:
+    """Insert a turn, or bring the stored one to this state.
+
+    Args:
+        connection: Inside a transaction.
+        session: Id of the conversation.
+        turn: What is not known any more of an old turn stays as it was stored.
+        anew: Its ids are those of another model, so what was stored about the cache before it is no longer true.
+    """
+    stats = None if turn.stats is None else json.dumps(dict(turn.stats))
+    values = (turn.state, turn.first, turn.content, turn.reply_first, packed(turn.ids))
+    values += (turn.finished, turn.finish_reason, stats)  # type: ignore[assignment]
+    known = connection.execute(
+        "SELECT id FROM turns WHERE session = ? AND number = ? AND state != 'undone'", (session, turn.number)
+    ).fetchone()
+    if known is None:
+        row = connection.execute(
+            "INSERT INTO turns (state, first, content, reply_first, ids, finished, finish_reason, stats, session, "
+            "number, started, before) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, session, turn.number, turn.started, json.dumps(asdict(turn.before))),
+        ).lastrowid
+    else:
+        row = known["id"]
+        connection.execute(
+            "UPDATE turns SET state = ?, first = ?, content = ?, reply_first = ?, ids = ?, finished = "
+            "coalesce(?, finished), finish_reason = coalesce(?, finish_reason), stats = coalesce(?, stats) "
+            "WHERE id = ?",
+            (*values, row),
+        )
+        if anew or turn.before != CacheMark():
+            connection.execute("UPDATE turns SET before = ? WHERE id = ?", (json.dumps(asdict(turn.before)), row))
+    for role, text in (("user", turn.text), ("assistant", turn.reply)):
+        if not text and role == "assistant":  # not begun; or cut off within its first character
+            connection.execute("DELETE FROM messages WHERE turn = ? AND role = ?", (row, role))
+        else:
+            connection.execute(
+                "INSERT INTO messages (turn, role, text) VALUES (?, ?, ?) "
+                "ON CONFLICT (turn, role) DO UPDATE SET text = excluded.text WHERE text != excluded.text",
+                (row, role, clean(text)),
+            )
+
+
+def renumber_turns(connection: sqlite3.Connection, session: str) -> None:
+    """Number the turns of a damaged conversation from 1, as `session_of` does, and drop what refers to old numbers.
+
+    A turn without any message becomes an undone one.
+    """
+    connection.execute("DELETE FROM evictions WHERE session = ?", (session,))
+    rows = connection.execute(
+        "SELECT t.id, EXISTS (SELECT 1 FROM messages m WHERE m.turn = t.id) AS said FROM turns t "
+        "WHERE t.session = ? AND t.state != 'undone' ORDER BY t.number",
+        (session,),
+    ).fetchall()
+    kept = [row["id"] for row in rows if row["said"]]
+    lost = [(row["id"],) for row in rows if not row["said"]]
+    connection.executemany("UPDATE turns SET state = 'undone' WHERE id = ?", lost)
+    # through numbers that no other turn has: they are unique at every moment
+    lowest = connection.execute("SELECT min(number) FROM turns WHERE session = ?", (session,)).fetchone()[0] or 0
+    free = [(min(lowest, 0) - i, row) for i, row in enumerate(kept, 1)]
+    connection.executemany("UPDATE turns SET number = ? WHERE id = ?", free)
+    numbers = [(i, row) for i, row in enumerate(kept, 1)]
+    connection.executemany("UPDATE turns SET number = ?, before = '{}', state = 'done' WHERE id = ?", numbers)
