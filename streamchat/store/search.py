@@ -1,22 +1,77 @@
-"""From what a user types to a query of FTS5, in which quotes, stars and words such as NOT mean something."""
+"""From what a user types to a search: words through the index of FTS5, the rest as substrings."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-_WORD = re.compile(r'"([^"]*)"|(\S+)')
+_TERM = re.compile(r'"([^"]*)"|(\S+)')
+_UNSEGMENTED = re.compile(
+    "["
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u0f00-\u0fff"  # Tibetan
+    "\u1000-\u109f"  # Myanmar
+    "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"  # Hangul: particles follow a word without a space
+    "\u1780-\u17ff"  # Khmer
+    "\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"  # Han, kana
+    "\U00020000-\U0003ffff"  # more of Han
+    "]"
+)
+"""Scripts that are written without spaces between words: the index holds a whole run of them as one word."""
+AROUND = 60
+"""Characters of an excerpt on each side of what was found."""
 
 
-def query_of(words: str) -> str:
-    """A query for messages with all of these words; the last one may be the start of a word. '' without any.
+@dataclass(frozen=True)
+class Query:
+    """What a message must have."""
 
-    Words in double quotes must follow each other. Everything else is taken literally.
+    match: str
+    """For MATCH of FTS5; '' for nothing."""
+    substrings: tuple[str, ...]
+    """Each somewhere in the text."""
+
+    def __bool__(self) -> bool:
+        return bool(self.match or self.substrings)
+
+    def where(self) -> tuple[str, list[str]]:
+        """A condition on `messages m` and its values; the table `words` must be joined if there is `match`."""
+        conditions = ["words MATCH ?"] if self.match else []
+        values = [self.match] if self.match else []
+        for text in self.substrings:
+            conditions.append("m.text LIKE ? ESCAPE '\\'")
+            values.append(like(text))
+        return " AND ".join(conditions), values
+
+
+def query_of(words: str) -> Query:
+    """A query for messages with all of these words; the last one may be the start of a word.
+
+    Words in double quotes must follow each other. Everything else is taken literally. Symbols, and words of scripts
+    without spaces, may stand anywhere in a message.
     """
-    terms = []
-    for match in _WORD.finditer(words):
-        quoted = match[1] is not None
-        text = (match[1] if quoted else match[2]).replace('"', "").replace("\0", "")
-        if any(character.isalnum() for character in text):
+    terms: list[str] = []
+    substrings: list[str] = []
+    for found in _TERM.finditer(words):
+        quoted = found[1] is not None
+        text = (found[1] if quoted else found[2]).replace('"', "").replace("\0", "").strip()
+        if _UNSEGMENTED.search(text) or (text and not any(character.isalnum() for character in text)):
+            substrings.append(text)
+        elif text:
             # what FTS5 splits at, such as the hyphen of "well-known", becomes a phrase
-            terms.append(f'"{text}"' + ("" if quoted else "*" if match.end() == len(words) else ""))
-    return " ".join(terms)
+            terms.append(f'"{text}"' + ("" if quoted else "*" if found.end() == len(words) else ""))
+    return Query(" ".join(terms), tuple(substrings))
+
+
+def like(text: str) -> str:
+    """The pattern of LIKE for `text` anywhere."""
+    escaped = text.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+    return f"%{escaped}%"
+
+
+def excerpt(text: str, wanted: str) -> str:
+    """The surroundings of the first `wanted` in `text`, on one line; the start of `text` if it is not there."""
+    at = max(0, text.casefold().find(wanted.casefold()))
+    start, stop = max(0, at - AROUND), at + len(wanted) + AROUND
+    cut = " ".join(text[start:stop].split())
+    return f"{'…' if start else ''}{cut}{'…' if stop < len(text) else ''}"

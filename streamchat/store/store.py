@@ -28,7 +28,7 @@ from streamchat.store.records import (
 )
 from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, scrub
-from streamchat.store.search import query_of
+from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
 from streamchat.store.writing import renumber_turns, write_turn
 
@@ -38,6 +38,7 @@ _INFO = """
     SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS count
     FROM sessions s
 """
+_INDEX = "JOIN words ON words.rowid = m.id"
 
 
 class Store:
@@ -254,12 +255,12 @@ class Store:
         """All sessions, newest first; with `words` those whose title or messages have them all."""
         where, values, words = "", list[str](), clean(words)
         if query := query_of(words):
+            condition, wanted = query.where()
             where = (
-                "WHERE s.title LIKE ? ESCAPE '\\' OR s.id IN (SELECT t.session FROM words JOIN messages m ON m.id = "
-                "words.rowid JOIN turns t ON t.id = m.turn WHERE words MATCH ?)"
+                "WHERE s.title LIKE ? ESCAPE '\\' OR s.id IN (SELECT t.session FROM messages m "
+                f"{_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn WHERE {condition})"
             )
-            escaped = words.strip().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-            values = [f"%{escaped}%", query]
+            values = [like(words.strip()), *wanted]
         with self._open.read() as connection:
             rows = connection.execute(
                 f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", (*values, -1 if limit is None else limit)
@@ -329,17 +330,19 @@ class Store:
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
     def search(self, words: str, *, limit: int = 50) -> list[Found]:
-        """Messages of all sessions that have all `words`, best first."""
+        """Messages of all sessions that have all `words`, best first; newest first where only substrings count."""
         query = query_of(clean(words))
         if not query:
             return []
+        condition, values = query.where()
+        shown = "snippet(words, 0, '', '', '…', 24)" if query.match else "NULL"
+        rank = "bm25(words), " if query.match else ""
         with self._open.read() as connection:
             rows = connection.execute(
-                "SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, "
-                "snippet(words, 0, '', '', '…', 24) AS excerpt FROM words "
-                "JOIN messages m ON m.id = words.rowid JOIN turns t ON t.id = m.turn "
-                "JOIN sessions s ON s.id = t.session WHERE words MATCH ? ORDER BY bm25(words), t.started DESC LIMIT ?",
-                (query, limit),
+                f"SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, {shown} AS excerpt "
+                f"FROM messages m {_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn "
+                f"JOIN sessions s ON s.id = t.session WHERE {condition} ORDER BY {rank}t.started DESC LIMIT ?",
+                (*values, limit),
             ).fetchall()
         return [
             Found(
@@ -348,7 +351,7 @@ class Store:
                 row["number"],
                 row["role"],
                 row["started"],
-                " ".join(row["excerpt"].split()),
+                " ".join(row["excerpt"].split()) if query.match else excerpt(row["text"], query.substrings[0]),
                 row["text"],
                 row["state"] == "undone",
             )
