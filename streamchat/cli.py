@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from streamchat.config import Configuration
 
 
+THREADS = {"GOMP_SPINCOUNT": "1000"}
+"""For torch's OpenMP, which reads it when it is loaded. Threads that wait for each other at the end of every operation
+spin 300,000 times by default. When another program holds a core, that is what they burn, hundreds of times per token."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run streamchat; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:
