@@ -13,9 +13,9 @@ from typing import Literal
 from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
-from streamchat.chat.thinking import Part, ThinkingStream
 from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
+from streamchat.thinking import Part, ThinkingStream
 from streamchat.units import human_seconds
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]

@@ -13,8 +13,8 @@ from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.chat.text import PrintableStream, printable
-from streamchat.chat.thinking import Part, ThinkingStream, split
 from streamchat.settings import Thinking as ShowThinking
+from streamchat.thinking import Part, ThinkingStream, split
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 
