@@ -176,3 +176,22 @@ def split(reply: str) -> tuple[str, str]:
     parts = [*stream.feed(reply), *stream.end()]
     thoughts, answer = ("".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "answer"))
     return thoughts, answer
+
+
+ONLY_REASONING = "only reasoning, and no answer"
+
+
+def plain_text(reply: str, thinking: str) -> str:
+    """Return a whole reply as plain text, its reasoning as the setting `thinking` shows it."""
+    thoughts, answer = split(reply)
+    if thoughts and thinking == "show":
+        return f"{thoughts}\n\n{answer}".rstrip("\n")
+    if thoughts and not answer:
+        return f"({ONLY_REASONING})"
+    return f"(thought for {word_count(thoughts)})\n\n{answer}" if thoughts and thinking == "collapse" else answer
+
+
+def word_count(text: str) -> str:
+    """Return "1 word" or "1,234 words"."""
+    count = len(text.split())
+    return f"{count:,} word{'' if count == 1 else 's'}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from streamchat.chat import events as ev
 from streamchat.chat.conversation import Conversation
 from streamchat.errors import ConfigError, TurnError
+from streamchat.thinking import split
 
 SHARE = 0.5
 """The oldest turns that take this much of the window are summed up."""
@@ -57,7 +58,7 @@ def summarise(
         outcome = conversation.run_turn(question, cancelled)
         if not outcome.rolled_back:
             conversation.undo()
-    text = outcome.reply.strip()
+    text = split(outcome.reply)[1].strip()
     if outcome.finish_reason == "cancelled":
         raise TurnError("the summary was stopped; nothing was changed")
     if not text:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.reply_shape import Messages, ReplyShape
+from streamchat.chat.reply_shape import ReplyShape
+
+
+@dataclass(frozen=True)
+class NextMessage:
+    """How the messages inside a reply are told from one of somebody else, which ends the reply."""
+
+    start: int
+    """Opens a message."""
+    role: str
+    """The text after it."""
+    own: bool
+    """`role` is the model's, and any other ends the reply; otherwise it is the user's, and ends it."""
+    close: int | None
+    """Closes a message; None without such a token."""
 
 
 @dataclass(frozen=True)
@@ -14,8 +28,8 @@ class Ends:
 
     ids: frozenset[int]
     """Tokens that end a reply wherever they come."""
-    messages: Messages | None = None
-    """Set if a reply has several messages: then one that is not the model's own ends it."""
+    next: NextMessage | None = None
+    """Set if a reply may have several messages."""
 
 
 def find_ends(model: Any, tokenizer: Any, shape: ReplyShape) -> Ends:
@@ -25,14 +39,20 @@ def find_ends(model: Any, tokenizer: Any, shape: ReplyShape) -> Ends:
     that closes their messages. So the control tokens that close a message or open a user message end a reply as well,
     unless the template writes them inside one.
     """
+    guesses = frozenset(token for token in (shape.close, shape.user) if token is not None)
+    inside = shape.inside | (guesses if shape.messages is not None else frozenset())
     listed = _listed(model, tokenizer)
-    inside = shape.inside
-    if shape.messages is not None:
-        inside |= {token for token in (shape.close, shape.user) if token is not None}
     # a list may name the token that closes each message of a reply
-    listed = (listed - inside) or listed
-    guesses = {token for token in (shape.close, shape.user) if token is not None} - inside
-    return Ends(frozenset(listed | guesses), shape.messages)
+    return Ends(((listed - inside) or listed) | (guesses - inside), _next_message(shape, inside))
+
+
+def _next_message(shape: ReplyShape, inside: frozenset[int]) -> NextMessage | None:
+    if shape.messages is not None:
+        return NextMessage(shape.messages.start, shape.messages.role, True, shape.close)
+    if shape.user in inside and shape.user_role:
+        assert shape.user is not None
+        return NextMessage(shape.user, shape.user_role, False, shape.close if shape.close in inside else None)
+    return None
 
 
 def _listed(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -53,7 +73,7 @@ class EndWatch:
         self._ends, self._tokenizer = ends, tokenizer
         self._count = 0
         self._header: list[int] | None = None
-        """Ids of a header whose role is not complete."""
+        """Ids of a message that opens, while its role is not certain."""
         self.length = 0
         """Ids from the start that belong to the reply if it ends now."""
 
@@ -62,23 +82,25 @@ class EndWatch:
         if token in self._ends.ids:
             return True
         self._count += 1
-        messages = self._ends.messages
-        if messages is None:
+        message = self._ends.next
+        if message is None:
             self.length = self._count
-        elif token == messages.start:
+        elif token == message.start:
             self._header = []
         elif self._header is not None:
-            return not self._read_role(messages, token)
-        elif token != messages.close:
+            return self._is_foreign(message, token)
+        elif token != message.close:
             self.length = self._count
         return False
 
-    def _read_role(self, messages: Messages, token: int) -> bool:
-        """Return whether the header that opens may still be one of the model's."""
+    def _is_foreign(self, message: NextMessage, token: int) -> bool:
+        """Return whether the message that opens is certainly not the model's."""
         assert self._header is not None
         self._header.append(token)
-        role = self._tokenizer.decode(self._header, clean_up_tokenization_spaces=False).lstrip()
-        if role.startswith(messages.role):
+        role = str(self._tokenizer.decode(self._header, clean_up_tokenization_spaces=False)).lstrip()
+        if message.role.startswith(role) and role != message.role:
+            return False
+        if role.startswith(message.role) == message.own:
             self._header = None
-            return True
-        return messages.role.startswith(role)
+            return False
+        return True

@@ -47,6 +47,8 @@ class ReplyShape:
     """The control token that closes a message; None without one."""
     user: int | None = None
     """The control token that opens a user message; None without one."""
+    user_role: str = ""
+    """The text that follows it."""
     inside: frozenset[int] = frozenset()
     """Control tokens that stand in a reply before its answer."""
     around: frozenset[int] = frozenset()
@@ -84,10 +86,11 @@ class _Learner:
         return ReplyShape(
             close,
             user,
+            "" if user is None else self._role(opening[opening.index(user) + 1 :]),
             frozenset(written),
             frozenset([*written, *(token for token in between if token in self._encoder.control_ids)]),
             self._prompt,
-            None if messages or not reasoned else self._tags(reasoned[0]),
+            None if messages or not reasoned else self._tags(reasoned[0], user),
             messages,
         )
 
@@ -105,6 +108,11 @@ class _Learner:
             if self._tokenizer.decode([token]).strip():
                 return None
         return None
+
+    def _role(self, ids: list[int]) -> str:
+        """The text that `ids` begin with."""
+        stop = next((at for at, token in enumerate(ids) if token in self._encoder.control_ids), len(ids))
+        return str(self._tokenizer.decode(ids[:stop])).strip()
 
     def _after_message(self, more: list[dict[str, str]], **options: Any) -> str:
         """What the template writes after a user message; '' if it raises."""
@@ -140,13 +148,15 @@ class _Learner:
         at = next((index for index, token in enumerate(header) if token in self._encoder.control_ids), None)
         channel = None if at is None else header[at]
         answer = "" if at is None else self._tokenizer.decode(header[at + 1 :]).strip()
-        return Messages(start, self._tokenizer.decode(begun).strip(), header_end, close, channel, answer)
+        return Messages(start, self._role(begun), header_end, close, channel, answer)
 
-    def _tags(self, reasoned: str) -> Tags | None:
+    def _tags(self, reasoned: str, start: int | None) -> Tags | None:
         before, _, after = reasoned.partition(REASONING)
         opening = ([*TAG.finditer(before)] or [*TAG.finditer(self._prompt)])[-1:]
         closing = TAG.match(after.lstrip())
         if not opening or closing is None or opening[0][0] == closing[0]:
+            return None
+        if self._ids(opening[0][0])[:1] == [start]:  # reasoning is a message of its own
             return None
         label = before[opening[0].end() :].strip() if opening[0].string == before else ""
         return Tags(opening[0][0], closing[0], label)
