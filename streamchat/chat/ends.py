@@ -72,6 +72,8 @@ class EndWatch:
     def __init__(self, ends: Ends, tokenizer: Any) -> None:
         self._ends, self._tokenizer = ends, tokenizer
         self._count = 0
+        self._between = False
+        """A message was closed, and nothing but white space came since."""
         self._header: list[int] | None = None
         """Ids of a message that opens, while its role is not certain."""
         self.length = 0
@@ -89,8 +91,10 @@ class EndWatch:
             self._header = []
         elif self._header is not None:
             return self._is_foreign(message, token)
-        elif token != message.close:
-            self.length = self._count
+        elif token == message.close:
+            self._between = True
+        elif not self._between or self._tokenizer.decode([token]).strip():
+            self.length, self._between = self._count, False
         return False
 
     def _is_foreign(self, message: NextMessage, token: int) -> bool:
