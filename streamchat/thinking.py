@@ -57,6 +57,8 @@ class ThinkingStream:
         """There was a block."""
         self._begun = False
         """The open block has text."""
+        self._repeated = "" if inside is None else inside.opening
+        """What the model may repeat, as the prompt ended with it."""
         if inside is not None:
             self.open(inside)
 
@@ -133,18 +135,16 @@ class ThinkingStream:
         return Part("thought", text)
 
     def _begin(self, block: Tags, final: bool) -> bool:
-        """Drop what stands before the first word of a block; return whether that word has come.
-
-        A model may repeat the opening tag that the prompt ended with.
-        """
+        """Drop what stands before the first word of a block; return whether that word has come."""
         self._held = self._held.lstrip("\n")
-        for name in filter(None, (block.opening, block.label)):
+        for name in filter(None, (self._repeated, block.label)):
             bare = self._held.lstrip()
             if bare.startswith(name):
                 self._held = bare[len(name) :].lstrip("\n")
             elif bare and name.startswith(bare) and not final:
                 return False
-        self._begun = bool(self._held)
+        if self._held:
+            self._begun, self._repeated = True, ""
         return self._begun
 
 
