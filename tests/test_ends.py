@@ -186,6 +186,18 @@ def test_every_listed_end_token_ends_a_reply(monkeypatch: pytest.MonkeyPatch) ->
         assert chat.say("Hello", ids(chat, f"{FINAL[len('<|start|>assistant') :]}{end}more")).reply == "Good day."
 
 
+def test_a_template_that_writes_the_newest_message_otherwise_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in a past message and not in the newest one is no part of the reply."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% if loop.last and m['role'] == 'user' %} (newest){% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = make_chat(monkeypatch, template=template, eos=("<|endoftext|>", "<|im_end|>"))
+    assert chat.say("Hello", ids(chat, "Good day.<|im_end|>\n<|im_start|>user")).reply == "Good day."
+    assert chat.say("Hello", ids(chat, "Good day.<|im_start|>user")).reply == "Good day."
+
+
 def test_a_closing_text_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template may close messages with blank lines, which a reply has as well."""
     template = (

@@ -226,8 +226,8 @@ def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> 
     chat.script[:] = [*script, chat.tokenizer.eos_token_id]
     monkeypatch.setattr("streamchat.chat.compact.LENGTH_SHARE", 1)
     assert summarise(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
-    chat.script[:] = [*script[:8], chat.tokenizer.eos_token_id]
-    with pytest.raises(TurnError, match="wrote no summary"):
+    chat.script[:] = [*script[:12], chat.tokenizer.eos_token_id]
+    with pytest.raises(TurnError, match="reasoned for 12 tokens and wrote no summary"):
         summarise(chat.conversation, lambda: False, chat.events.append)
 
 

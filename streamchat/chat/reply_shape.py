@@ -50,7 +50,7 @@ class ReplyShape:
     user_role: str = ""
     """The text that follows it."""
     inside: frozenset[int] = frozenset()
-    """Control tokens that stand in a reply before its answer."""
+    """Control tokens that stand in a reply between its reasoning and its answer."""
     around: frozenset[int] = frozenset()
     """All control tokens of a reply and of what follows it, up to the next message."""
     prompt: str = ""
@@ -81,13 +81,14 @@ class _Learner:
         plain = self._inside_reply({})
         each = [self._inside_reply({key: REASONING}) for key in REASONING_KEYS]
         reasoned = [text for text in each if REASONING in text]
-        written = [*(token for text in (plain, *reasoned) for token in self._controls(text))]
+        passed = [token for text in reasoned for token in self._controls(text.partition(REASONING)[2])]
+        written = [token for text in (plain, *reasoned) for token in self._controls(text)]
         messages = None if user is None else self._messages(user, close, opening, plain)
         return ReplyShape(
             close,
             user,
             "" if user is None else self._role(opening[opening.index(user) + 1 :]),
-            frozenset(written),
+            frozenset(passed),
             frozenset([*written, *(token for token in between if token in self._encoder.control_ids)]),
             self._prompt,
             None if messages or not reasoned else self._tags(reasoned[0], user),
@@ -156,10 +157,11 @@ class _Learner:
         closing = TAG.match(after.lstrip())
         if not opening or closing is None or opening[0][0] == closing[0]:
             return None
-        if self._ids(opening[0][0])[:1] == [start]:  # reasoning is a message of its own
-            return None
+        name = opening[0][0]
+        if self._ids(name)[:1] == [start] or (name in self._prompt and not self._prompt.rstrip().endswith(name)):
+            return None  # it opens the message
         label = before[opening[0].end() :].strip() if opening[0].string == before else ""
-        return Tags(opening[0][0], closing[0], label)
+        return Tags(name, closing[0], label)
 
 
 def _common(text: str, other: str) -> int:
