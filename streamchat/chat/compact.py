@@ -63,8 +63,8 @@ def summarise(
         raise TurnError("the summary was stopped; nothing was changed")
     if thoughts and not text.strip():
         raise TurnError(
-            f"the model reasoned for {outcome.new_tokens} tokens and wrote no summary; nothing was changed, and a larger "
-            "max_new_tokens or cache_size may help"
+            f"the model reasoned for {outcome.new_tokens} tokens and wrote no summary; nothing was changed, and a "
+            "larger max_new_tokens or cache_size may help"
         )
     if not text.strip():
         raise TurnError("the model wrote no summary; nothing was changed")
