@@ -43,6 +43,11 @@ class ReplyText:
         """A stop string was met."""
         return self._stops.stopped
 
+    @property
+    def written(self) -> str:
+        """The model's own text up to a stop string, with white space at the start and its own tags."""
+        return self._passed
+
     def push(self, token: int) -> str:
         """More text to show."""
         mark = token in self._silent if self._reader is None else self._reader.is_mark(token)
