@@ -90,16 +90,22 @@ TAGS = [
 
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize("kind", ["special", "added", "text"])
-@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
 @pytest.mark.parametrize("opened", [False, True])
 def test_what_the_template_writes_around_reasoning_is_recognized(
-    monkeypatch: pytest.MonkeyPatch, tags: tuple[str, str], kind: str, key: str, opened: bool
+    monkeypatch: pytest.MonkeyPatch, tags: tuple[str, str], kind: str, opened: bool
 ) -> None:
     tokens: dict[str, Any] = {"special": {"control": tags}, "added": {"added": tags}, "text": {}}[kind]
     prompt = tags[0] if opened else ""
-    chat = make_chat(monkeypatch, template=template(*tags, prompt=prompt, key=key), **tokens)
+    chat = make_chat(monkeypatch, template=template(*tags, prompt=prompt), **tokens)
     before = "" if opened else tags[0]
     assert split(reply(chat, f"{before}Well, a < b.{tags[1]}Good day.")) == ("Well, a < b.", "Good day.")
+
+
+@pytest.mark.parametrize("key", ["thinking", "reasoning"])
+def test_templates_look_for_reasoning_under_several_names(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    tags = TAGS[-1]
+    chat = make_chat(monkeypatch, template=template(*tags, key=key), control=tags)
+    assert split(reply(chat, f"{tags[0]}Well.{tags[1]}Good day.")) == ("Well.", "Good day.")
 
 
 @pytest.mark.parametrize("tags", TAGS[:-1])
