@@ -236,7 +236,7 @@ class Settings:
     thinking: Thinking = _setting(
         "collapse",
         "interface",
-        "What is shown of a model's reasoning (<think> blocks): a line that can be opened, all of it, or nothing",
+        "How a model's reasoning is displayed: as a line that can be opened, in full, or not at all",
         choices=("collapse", "show", "hide"),
         live=True,
     )

@@ -69,13 +69,28 @@ def make_chat(
     cache_size: int = 256,
     template: str | None = CHATML,
     family: str = "llama",
+    control: Sequence[str] = (),
+    added: Sequence[str] = (),
+    eos: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Chat:
-    """A conversation on a tiny model, its sampler replaced by the script."""
+    """A conversation on a tiny model, its sampler replaced by the script.
+
+    Args:
+        control: More control tokens, which decoding drops.
+        added: More added tokens, which are text.
+        eos: End tokens that the model lists; the first is the tokenizer's.
+    """
     import streamchat.chat.conversation as module
 
     tokenizer = toy_tokenizer(template)
-    model = tiny_model(family, vocab_size=VOCABULARY)
+    tokenizer.add_tokens(list(control), special_tokens=True)
+    tokenizer.add_tokens(list(added))
+    model = tiny_model(family, vocab_size=VOCABULARY + len(control) + len(added))
+    if eos is not None:
+        names = [eos] if isinstance(eos, str) else list(eos)
+        tokenizer.eos_token = names[0]
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(names)
     chosen = Settings(cache_size=cache_size, **settings)
     events: list[ev.Event] = []
     script: list[int] = []

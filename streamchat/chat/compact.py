@@ -8,6 +8,7 @@ from dataclasses import replace
 from streamchat.chat import events as ev
 from streamchat.chat.conversation import Conversation
 from streamchat.errors import ConfigError, TurnError
+from streamchat.thinking import split
 
 SHARE = 0.5
 """The oldest turns that take this much of the window are summed up."""
@@ -57,9 +58,14 @@ def summarise(
         outcome = conversation.run_turn(question, cancelled)
         if not outcome.rolled_back:
             conversation.undo()
-    text = outcome.reply.strip()
+    thoughts, text = split(outcome.reply)
     if outcome.finish_reason == "cancelled":
         raise TurnError("the summary was stopped; nothing was changed")
-    if not text:
+    if thoughts and not text.strip():
+        raise TurnError(
+            f"the model reasoned for {outcome.new_tokens} tokens and wrote no summary; nothing was changed, and a "
+            "larger max_new_tokens or cache_size may help"
+        )
+    if not text.strip():
         raise TurnError("the model wrote no summary; nothing was changed")
-    return ev.SummaryReady(text, turns)
+    return ev.SummaryReady(text.strip(), turns)

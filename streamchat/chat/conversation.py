@@ -18,12 +18,15 @@ from streamchat.cache.method import make_cache
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat import events as ev
-from streamchat.chat.encoding import ChatEncoder, end_ids
+from streamchat.chat.encoding import ChatEncoder
+from streamchat.chat.ends import EndWatch, find_ends
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.forgetting import clean_cut, told
 from streamchat.chat.log import Before, TokenLog, TurnRecord
 from streamchat.chat.pins import set_pin
+from streamchat.chat.reasoning import learn_reasoning
 from streamchat.chat.reply import ReplyText
+from streamchat.chat.reply_shape import learn_shape
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
@@ -171,7 +174,9 @@ class Conversation:
                 f"{max(len(block), self.cache.num_sink_tokens) + SMALLEST_WINDOW}"
             )
         self.encoder = encoder
-        self._end_ids = end_ids(self.model, self.tokenizer, encoder)
+        shape = learn_shape(self.tokenizer, encoder)
+        self._ends = find_ends(self.model, self.tokenizer, shape)
+        self._reasoning = learn_reasoning(self.tokenizer, shape)
         self.cache.reset()
         self.log.clear()
         self.rollback.forget()
@@ -230,11 +235,23 @@ class Conversation:
 
     def close_cut_reply(self, ids: Sequence[int]) -> None:
         """The newest turn was cut off inside its reply, whose ids the cache and the log end with: close it there."""
-        text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
+        self._close_reply(self.log.turns[-1], self._read(ids), list(ids), len(self.log) - len(ids))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text that a reply of these ids shows."""
+        return self._read(ids).shown
+
+    def _read(self, ids: Sequence[int]) -> ReplyText:
+        text, ends = self._new_text(), EndWatch(self._ends, self.tokenizer)
         for token in ids:
+            ends.ended_by(token)
             text.push(token)
         text.finish()
-        self._close_reply(self.log.turns[-1], text, list(ids), len(self.log) - len(ids))
+        text.cut(ends.length)
+        return text
+
+    def _new_text(self) -> ReplyText:
+        return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reasoning)
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Read `text`, write a reply, close the turn. Emits events up to, not including, `TurnFinished`.
@@ -334,7 +351,8 @@ class Conversation:
     ) -> TurnOutcome:
         settings = self.settings
         sampler = Sampler(settings, self._device, self._generator)
-        text = self._text = ReplyText(self.tokenizer, self.encoder.format.stop_strings)
+        text = self._text = self._new_text()
+        ends = EndWatch(self._ends, self.tokenizer)
         reply_start = len(self.log)
         ids: list[int] = []
         reason: ev.FinishReason = "length"
@@ -355,7 +373,7 @@ class Conversation:
                 self.ttft_s = first_at - started
             else:
                 self.decode_tps = len(ids) / (last_at - first_at)
-            if token in self._end_ids:
+            if ends.ended_by(token):
                 reason = "stop"
                 break
             ids.append(token)
@@ -364,6 +382,7 @@ class Conversation:
                 reason = "stop"
                 break
         self._show(turn, text.finish())
+        text.cut(ends.length)
         rolled_back = reason == "cancelled" and not text.shown
         if not rolled_back:
             self._close_reply(turn, text, ids, reply_start)

@@ -98,16 +98,3 @@ class ChatEncoder(TextEncoder):
         if whole[: len(context)] == context:
             return whole[len(context) :]
         return self._encode(text)
-
-
-def end_ids(model: Any, tokenizer: Any, encoder: ChatEncoder) -> frozenset[int]:
-    """All ids that end a reply: what model and tokenizer list, and the control tokens that close or open a message.
-
-    A small model that skips its end token often begins the next message instead.
-    """
-    ids: set[int] = set()
-    for listed in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        ids.update(listed if isinstance(listed, list | tuple) else [listed] if listed is not None else [])
-    for piece in (encoder.close(), encoder.opening(first=False)):
-        ids.update(piece[:1] if piece and piece[0] in encoder.control_ids else [])
-    return frozenset(int(token) for token in ids)

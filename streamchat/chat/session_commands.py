@@ -103,7 +103,8 @@ class SessionCommands:
         if not self._found:
             return SlashResult(f"nothing was said with {argument!r}")
         now = time.time()
-        lines = [found_line(i, found, now, context.board.session) for i, found in enumerate(self._found, 1)]
+        here, thinking = context.board.session, context.engine.settings.thinking
+        lines = [found_line(i, found, now, here, thinking) for i, found in enumerate(self._found, 1)]
         return SlashResult("\n".join([*lines, "/quote N puts one before the model again, /keep N pins it as well"]))
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from streamchat.chat import events as ev
 from streamchat.chat.text import one_line
 from streamchat.store.records import Found, SessionInfo
+from streamchat.thinking import THINK, split
 from streamchat.units import human_seconds, human_when
+
+EXCERPT_WORDS = 24
 
 
 def undone_sentence(event: ev.TurnUndone) -> str:
@@ -35,18 +38,33 @@ def session_line(info: SessionInfo, now: float) -> str:
     return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 
 
-def found_line(number: int, found: Found, now: float, here: str | None) -> str:
+def found_line(number: int, found: Found, now: float, here: str | None, thinking: str) -> str:
     """One line of what was found."""
     who = "you" if found.role == "user" else "model"
     place = f"turn {found.turn}" if found.session == here else f"{found.session}, turn {found.turn}"
     undone = ", taken back" if found.undone else ""
-    return f"{number:>3}. {human_when(found.at, now)}, {place}, {who}{undone}: {found.excerpt}"
+    return f"{number:>3}. {human_when(found.at, now)}, {place}, {who}{undone}: {excerpt(found, thinking)}"
+
+
+def excerpt(found: Found, thinking: str) -> str:
+    """The excerpt of a found message, without the tags of its reasoning.
+
+    With `thinking = hide`, words found in the reasoning give way to the beginning of the answer.
+    """
+    text = " ".join(found.excerpt.replace(THINK.opening, " ").replace(THINK.closing, " ").split())
+    if found.role == "user":
+        return found.excerpt
+    thoughts, answer = split(found.text)
+    if thinking != "hide" or not thoughts or text.strip("…") in " ".join(answer.split()):
+        return text
+    return " ".join([*answer.split()[:EXCERPT_WORDS], "…"]) if answer else "(only reasoning)"
 
 
 def quoted(found: Found, now: float) -> str:
     """A found message as it is put before the model again."""
     who = "I said" if found.role == "user" else "you said"
-    lines = "\n".join(f"> {line}" for line in found.text.splitlines())
+    text = found.text if found.role == "user" else split(found.text)[1] or found.text
+    lines = "\n".join(f"> {line}" for line in text.splitlines())
     return f"Remember what {who} {human_when(found.at, now)}:\n\n{lines}"
 
 

@@ -19,6 +19,7 @@ from streamchat.store.export import export, held_turns, read_export, write_expor
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.store import Store
+from streamchat.thinking import plain_text
 from streamchat.units import human_when
 
 if TYPE_CHECKING:
@@ -161,9 +162,8 @@ def _show(store: Store, info: SessionInfo) -> None:
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
     for turn in session.turns:
         cut = " (cut off)" if turn.state == "running" else ""
-        _say(
-            f"\n{turn.number}. you{marks[memory[turn.number]]}\n{turn.text}\n\n{turn.number}. model{cut}\n{turn.reply}"
-        )
+        reply = plain_text(turn.reply, str(info.settings.get("thinking", "collapse")))
+        _say(f"\n{turn.number}. you{marks[memory[turn.number]]}\n{turn.text}\n\n{turn.number}. model{cut}\n{reply}")
 
 
 def _rename(store: Store, info: SessionInfo, title: str) -> None:

@@ -13,9 +13,9 @@ from typing import Literal
 from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.text import PrintableStream, printable
-from streamchat.chat.thinking import Part, ThinkingStream
 from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
+from streamchat.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
 from streamchat.units import human_seconds
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
@@ -43,7 +43,7 @@ class Narrator:
     def __init__(self, thinking: Callable[[], str]) -> None:
         self._thinking = thinking
         self._stream, self._parts = PrintableStream(), ThinkingStream()
-        self._thought_words = 0
+        self._thoughts = ""  # since the answer, or from the start
         self._evicted: ev.TokensEvicted | None = None
         self._held: list[Piece] = []
         self._speaking = False
@@ -55,7 +55,7 @@ class Narrator:
         match event:
             case ev.TurnStarted():
                 self._stream, self._parts = PrintableStream(), ThinkingStream()
-                self._speaking, self._said, self._thought_words, self._left = False, "", 0, False
+                self._speaking, self._said, self._thoughts, self._left = False, "", "", False
             case ev.TokensEvicted(trigger="between_turns") if not self._speaking:
                 self._left = True
                 return [Piece("eviction", eviction_sentence(event))]
@@ -83,7 +83,7 @@ class Narrator:
                     Piece("info", "/keep with this text pins it; change it first"),
                 ]
             case ev.ConversationResumed():
-                return resumed_pieces(event)
+                return resumed_pieces(event, self._thinking())
             case ev.TurnPinned():
                 what = "pinned: it stays in the cache" if event.pinned else "unpinned"
                 return [Piece("info", f"turn {event.turn} ({event.tokens} tokens) is {what}")]
@@ -95,27 +95,23 @@ class Narrator:
         pieces: list[Piece] = []
         for part in parts:
             if part.kind == "thought":
-                self._thought_words += len(part.text.split())
+                self._thoughts += part.text
                 if self._thinking() == "show":
                     pieces.append(Piece("thought", part.text))
                 continue
-            if self._thought_words:
-                pieces += self._after_thoughts()
+            if self._thoughts:
+                shown = self._thinking() == "show"
+                pieces += [Piece("thought", "\n\n")] if shown else thought_pieces(self._thoughts, self._thinking())
+                self._thoughts = ""
             self._said = part.text[-1:] or self._said
             pieces.append(Piece("reply", part.text))
         return pieces
 
-    def _after_thoughts(self) -> list[Piece]:
-        words, self._thought_words = self._thought_words, 0
-        if self._thinking() == "show":
-            return [Piece("thought", "\n\n")]
-        if self._thinking() == "collapse":
-            return [Piece("stats", f"(thought for about {words} words; /set thinking show prints them)")]
-        return []
-
     def _finish(self, event: ev.TurnFinished) -> list[Piece]:
         rest = [*self._parts.feed(self._stream.end()), *self._parts.end()]
         pieces = self._told(rest) if self._speaking else []
+        if self._thoughts and not self._said and self._thinking() != "show" and not event.rolled_back:
+            self._held = [*only_thought_pieces(self._thoughts), *self._held]
         # an empty reply is an empty line, a turn that was taken back before it spoke is none
         line_open = self._said != "\n" if self._said else not event.rolled_back
         pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]
@@ -130,14 +126,35 @@ class Narrator:
         return [Piece("eviction", eviction_sentence(event))] if event else []
 
 
-def resumed_pieces(event: ev.ConversationResumed) -> list[Piece]:
+def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
     """Which conversation goes on, and its latest turns."""
     pieces = []
     if len(event.turns) > SHOWN_AGAIN:
         pieces.append(Piece("stats", f"({len(event.turns) - SHOWN_AGAIN} earlier turns)"))
     for turn in event.turns[-SHOWN_AGAIN:]:
-        pieces += [Piece("said", printable(turn.text)), Piece("again", printable(turn.reply))]
+        pieces.append(Piece("said", printable(turn.text)))
+        thoughts, answer = split(printable(turn.reply))
+        if thoughts and (answer or thinking == "show"):
+            pieces += thought_pieces(thoughts, thinking)
+        elif thoughts:
+            pieces += only_thought_pieces(thoughts)
+        if answer or not thoughts:
+            pieces.append(Piece("again", answer))
     return [*pieces, Piece("info", printable(resumed_sentence(event)))]
+
+
+def thought_pieces(thoughts: str, thinking: str) -> list[Piece]:
+    """The whole reasoning before an answer, as the setting `thinking` shows it."""
+    if thinking == "show":
+        return [Piece("thought", f"{thoughts}\n\n")]
+    if thinking == "collapse":
+        return [Piece("stats", f"(thought for {word_count(thoughts)}; /set thinking show prints them)")]
+    return []
+
+
+def only_thought_pieces(thoughts: str) -> list[Piece]:
+    """Why a reply is empty that has reasoning and no answer."""
+    return [Piece("stats", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]
 
 
 def reason_piece(event: ev.TurnFinished) -> Piece | None:

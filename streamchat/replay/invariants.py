@@ -276,7 +276,8 @@ class Inspector:
         if right:
             reply = fed[len(rendered) : len(fed) - len(close)]
             said = conversation.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            right = _same_text(said, turn.reply)
+            # a reply that was given is text as it is
+            right = _same_text(said, turn.reply) or _same_text(conversation.text_of(reply), turn.reply)
         self._check("cached-ids", right, f"turn {turn.number} was rendered otherwise than it is in the token log")
 
 

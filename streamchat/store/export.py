@@ -17,6 +17,7 @@ from streamchat.jsonlines import json_line, split_lines
 from streamchat.settings import setting_fields
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
+from streamchat.thinking import ONLY_REASONING, split
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -135,7 +136,18 @@ def _markdown(session: StoredSession) -> Iterator[str]:
         yield ""
         yield f"## {turn.number}. {_one_line(info.model_name)}"
         yield ""
-        yield turn.reply or "*(no reply)*"
+        yield from _reply(turn.reply, str(info.settings.get("thinking", "")))
+
+
+def _reply(reply: str, thinking: str) -> Iterator[str]:
+    """The answer, under the reasoning as a quotation unless that is hidden."""
+    thoughts, answer = split(reply)
+    if thoughts and thinking != "hide":
+        yield "> *Reasoning*"
+        yield ">"
+        yield from (f"> {line}".rstrip() for line in thoughts.splitlines())
+        yield ""
+    yield answer or (f"*({ONLY_REASONING})*" if thoughts else "*(no reply)*")
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:

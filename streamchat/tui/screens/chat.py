@@ -317,7 +317,8 @@ class ChatScreen(ReadingScreen):
             self.chat_app.engine.quote(text, ACKNOWLEDGED, recalled.how == "keep")
             self._show_keys()
 
-        self.app.push_screen(RecallScreen(words, self.chat_app.board.session), put)
+        thinking = self.chat_app.engine.settings.thinking
+        self.app.push_screen(RecallScreen(words, self.chat_app.board.session, thinking), put)
 
     def _complete(self, text: str) -> list[tuple[str, str]]:
         if text.startswith("/"):

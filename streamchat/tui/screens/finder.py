@@ -17,6 +17,7 @@ from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
 from streamchat.chat.text import one_line
+from streamchat.chat.told import excerpt
 from streamchat.errors import StoreError
 from streamchat.store.records import Found
 from streamchat.store.store import Store
@@ -200,11 +201,21 @@ class Recalled:
 
 
 class RecallScreen(FinderScreen[Recalled]):
-    """Everything ever said."""
+    """Everything ever said.
+
+    Args:
+        words: To begin with.
+        here: The conversation that is open.
+        thinking: How reasoning is shown.
+    """
 
     TITLE = "Recall"
     ASK = "words of what was said, in any conversation"
     BINDINGS: ClassVar[list[BindingType]] = [bind("finder.keep", "keep", priority=True)]
+
+    def __init__(self, words: str, here: str | None, thinking: str) -> None:
+        super().__init__(words, here)
+        self._thinking = thinking
 
     def look(self, store: Store, words: str) -> list[Row]:
         """Best first."""
@@ -216,7 +227,7 @@ class RecallScreen(FinderScreen[Recalled]):
             place = "here" if found.session == self._here else found.title
             undone = " · taken back" if found.undone else ""
             about = f"{human_when(found.at, now)} · {place} · turn {found.turn}{undone}"
-            rows.append(Row(who, about, found.excerpt))
+            rows.append(Row(who, about, excerpt(found, self._thinking)))
         return rows
 
     def keys(self) -> str:

@@ -13,8 +13,8 @@ from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.chat.text import PrintableStream, printable
-from streamchat.chat.thinking import Part, ThinkingStream, split
 from streamchat.settings import Thinking as ShowThinking
+from streamchat.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 
@@ -114,6 +114,8 @@ class Reply(Vertical):
             await self._think(thoughts)
         if self._thoughts is not None:
             self._thoughts.finish()
+        elif thoughts and not answer:  # hidden
+            await self.mount(Verbatim(ONLY_REASONING, classes="only-thought"))
         if answer != self.text or "```" in answer or "~~~" in answer:
             # a fence that was drawn piece by piece can end up blank
             self.text = answer

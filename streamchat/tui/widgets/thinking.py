@@ -6,6 +6,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from streamchat.thinking import word_count
 from streamchat.tui.widgets.text import Verbatim
 
 
@@ -51,8 +52,7 @@ class Thinking(Vertical):
     def _show(self) -> None:
         if not self.is_mounted:
             return
-        words = len(self.text.split())
-        count = f"{words:,} word{'s' if words != 1 else ''}"
+        count = word_count(self.text)
         state = f"thought for {count}" if self._done else f"thinking · {count}"
         self.query_one(".line", Verbatim).show(f"{'▾' if self.unfolded else '▸'} {state}")
         thoughts = self.query_one(".thoughts", Verbatim)
