@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from streamchat import cli
+from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
 from streamchat.store import backup as backing
 from streamchat.store import schema
+from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_good, problem_of
 from streamchat.store.connection import connect
 from streamchat.store.database import database_path
 from streamchat.store.restore import delete_from_backups, restore, set_aside
-from streamchat.store.scrub import pending_mark
+from streamchat.store.scrub import mark_pending, pending_mark
 from streamchat.store.store import Store
 from tests.test_store import a_session, a_turn
 
@@ -419,3 +421,68 @@ def test_a_deletion_waits_for_a_backup_that_is_being_made(path: Path) -> None:
     worker.join()
     deleting.join()
     assert where(backup_folder(path), SECRET) == []
+
+
+# --- upkeep -----------------------------------------------------------------------------------------------------
+
+
+def kept_up(path: Path) -> list[str]:
+    """What the upkeep of a chat that begins and ends has said."""
+    said: list[str] = []
+    with Store(path) as store:
+        upkeep = Upkeep(store, lambda event: said.append(getattr(event, "text", "")))
+        upkeep.consider()
+        upkeep.consider()  # once a day
+        upkeep.stop()
+    return said
+
+
+def test_a_chat_makes_the_backup_and_removes_what_was_left(path: Path) -> None:
+    [session, _] = filled(path, SECRET, "other")
+    with Store(path) as store:
+        mark_pending(path)
+        with store._open.write() as connection:  # as a deletion that was killed behind its first step
+            connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
+    assert where(path.parent, SECRET) == ["streamchat.db"]
+    assert kept_up(path) == []
+    assert where(path.parent, SECRET) == []
+    assert [backup.name for backup in backups(path)] == [f"streamchat-{TODAY}.db"]
+
+
+def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, "sea")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backing, "flush", full)
+    [said] = kept_up(path)
+    assert said == (
+        f"today's backup of {path} was not made: No space left on device; make room on the disk; the chat goes on"
+    )
+
+
+def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [session, _] = filled(path, SECRET, "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scrubbing, "rewrite", _full)
+        code, out, _ = run(capsys, "delete", session, "--yes")
+        assert (code, "another program is busy, or the disk is full. The next chat does it." in out) == (0, True)
+    assert titles(path) == ["other"]
+    assert kept_up(path) == []
+    assert where(path.parent, SECRET) == []
+
+
+def _full(connection: object) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    raise error
+
+
+def test_names_that_mean_something_in_addresses(tmp_path: Path) -> None:
+    odd = tmp_path / "a?b#c%20d é & mode=memory" / "streamchat.db"
+    filled(odd, "sea")
+    assert odd.stat().st_size > 0
+    made = back_up_daily(odd)
+    assert made is not None
+    assert titles(made) == titles(odd) == ["sea"]

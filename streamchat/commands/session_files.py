@@ -79,7 +79,9 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
     if kept:
         say(_until(kept))
     if not gone:
-        say("Another streamchat is busy with the database; the words leave its files when the next chat begins.")
+        say(
+            "Its words could not leave the file yet: another program is busy, or the disk is full. The next chat does it."
+        )
     return _end(store, problems)
 
 

@@ -58,6 +58,11 @@ def is_busy(error: BaseException | None) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether there is no room on the disk."""
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+
+
 def advice_on(code: int | None) -> str:
     """What to do about an errno."""
     return _BY_ERRNO.get(code or 0, _WRITABLE)
@@ -65,7 +70,7 @@ def advice_on(code: int | None) -> str:
 
 def _advice(path: Path, error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL":
+    if is_full(error):
         return _BY_ERRNO[errno.ENOSPC]
     if is_damage(error):
         offered = _damage_advice(path) if _damage_advice is not None else ""
