@@ -432,7 +432,10 @@ def kept_up(path: Path) -> list[str]:
     with Store(path) as store:
         upkeep = Upkeep(store, lambda event: said.append(getattr(event, "text", "")))
         upkeep.consider()
+        assert upkeep._worker is not None
+        upkeep._worker.join()
         upkeep.consider()  # once a day
+        assert not upkeep._worker.is_alive()
         upkeep.stop()
     return said
 
@@ -467,7 +470,7 @@ def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.Capture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scrubbing, "rewrite", _full)
         code, out, _ = run(capsys, "delete", session, "--yes")
-        assert (code, "another program is busy, or the disk is full. The next chat does it." in out) == (0, True)
+        assert (code, "another program is busy, or the disk is full.\nThe next chat does it." in out) == (0, True)
     assert titles(path) == ["other"]
     assert kept_up(path) == []
     assert where(path.parent, SECRET) == []

@@ -79,9 +79,8 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
     if kept:
         say(_until(kept))
     if not gone:
-        say(
-            "Its words could not leave the file yet: another program is busy, or the disk is full. The next chat does it."
-        )
+        say("Its words could not leave the file yet: another program is busy, or the disk is full.")
+        say("The next chat does it.")
     return _end(store, problems)
 
 

@@ -69,7 +69,6 @@ def advice_on(code: int | None) -> str:
 
 
 def _advice(path: Path, error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "") or ""
     if is_full(error):
         return _BY_ERRNO[errno.ENOSPC]
     if is_damage(error):
