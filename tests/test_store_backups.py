@@ -185,6 +185,17 @@ def test_a_migration_is_backed_up_under_its_version(path: Path, monkeypatch: pyt
         assert store._connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS) > 1
 
 
+def test_a_program_that_comes_second_keeps_the_backup_of_the_first(path: Path) -> None:
+    """Both saw version 1; when the second one may make its backup, the tables have changed already."""
+    filled(path, "sea")
+    first = backup_folder(path) / "streamchat-schema-1.db"
+    first.parent.mkdir()
+    first.write_bytes(b"of the first one")
+    backing.back_up_before_migration(path, 1)
+    assert first.read_bytes() == b"of the first one"
+    assert os.listdir(first.parent) == [first.name]
+
+
 def test_a_full_disk_does_not_keep_a_database_from_its_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.parent.mkdir(parents=True)
     with monkeypatch.context() as patch:
@@ -362,7 +373,10 @@ def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.
     back_up_daily(path)
     code, out, _ = run(capsys, "delete", session, "--yes", "--keep-backups")
     assert code == 0
-    assert out.startswith(f"{session} was deleted.\n1 backup still contain")
+    assert out == (
+        f"{session} was deleted.\n"
+        "1 backup still contains it: daily backups are replaced on the next 7 days on which you chat.\n"
+    )
     assert where(path.parent, SECRET) == [f"backups/streamchat-{TODAY}.db"]
     assert run(capsys, "delete", session, "--yes")[:2] == (0, f"{session} was deleted from 1 backup.\n")
     assert where(path.parent, SECRET) == []

@@ -96,13 +96,11 @@ def _delete_left_over(store: Store, session: str) -> int:
 
 def _until(kept: Sequence[Backup]) -> str:
     """When the backups that still contain a conversation go."""
+    contain = "still contains it" if len(kept) == 1 else "still contain it"
+    until = f"daily backups are replaced on the next {KEEP} days on which you chat"
     if any(not backup.is_daily for backup in kept):
-        return f"{_count(len(kept))} in {kept[0].path.parent} still contain it, until you delete them."
-    last = time.strftime("%Y-%m-%d", time.localtime(kept[0].made + KEEP * 86400))
-    return (
-        f"{_count(len(kept))} still contain it; they are replaced on the next {KEEP} days on which you chat, the first "
-        f"time all of them can be gone is {last}."
-    )
+        until = f"some of them stay until you delete them from {kept[0].path.parent}"
+    return f"{_count(len(kept))} {contain}: {until}."
 
 
 def _end(store: Store, problems: Sequence[str]) -> int:

@@ -47,9 +47,9 @@ def sentences(path: Path) -> Iterator[None]:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite found that the file is not a database, or is not sound."""
+    """Whether SQLite found that the file is not a database, is not sound, or lacks a table."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
 
 
 def is_busy(error: BaseException | None) -> bool:
