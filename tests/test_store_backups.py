@@ -378,6 +378,8 @@ def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.
         "1 backup still contains it: daily backups are replaced on the next 7 days on which you chat.\n"
     )
     assert where(path.parent, SECRET) == [f"backups/streamchat-{TODAY}.db"]
+    code, _, err = run(capsys, "delete", session)
+    assert (code, "cannot be undone; give --yes" in err) == (2, True)
     assert run(capsys, "delete", session, "--yes")[:2] == (0, f"{session} was deleted from 1 backup.\n")
     assert where(path.parent, SECRET) == []
     assert run(capsys, "delete", session, "--yes")[0] == 5

@@ -43,27 +43,33 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
     except SessionError:
         if keep_backups or not _is_in_backups_only(store, name):
             raise
+        if not _is_agreed(name, f"Delete {name}, which only backups have", yes):
+            return _nothing_deleted()
         return _delete_left_over(store, name)
     try:
         lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
     except SessionError:
         raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
     try:
-        if not _is_agreed(info, yes):
-            say("Nothing was deleted.")
-            return ExitCode.FAILURE
+        turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+        if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
+            return _nothing_deleted()
         return _delete(store, info, keep_backups)
     finally:
         lock.release()
 
 
-def _is_agreed(info: SessionInfo, yes: bool) -> bool:
+def _is_agreed(session: str, question: str, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
-    return input(f"Delete “{one_line(info.title)}” ({turns}) for good? [y/N] ").strip().lower() in ("y", "yes")
+        raise ConfigError(f"deleting {session} cannot be undone; give --yes")
+    return input(f"{question} for good? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _nothing_deleted() -> int:
+    say("Nothing was deleted.")
+    return ExitCode.FAILURE
 
 
 def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
