@@ -3,10 +3,12 @@
     python -m tests.crash --times 100 [--seed 0]
 
 A process talks to a tiny model and is killed with SIGKILL: after some forwards of a prompt or a reply, inside a
-transaction of the store, inside the writing of a snapshot, or after a random time. Another one then resumes the
-conversation and checks that the database is intact, that every turn that was told as finished is there with its reply,
-that what the cache holds is exactly the saved ids, and that the next-token logits are those of a plain forward over
-them. Then a third one goes on with it. POSIX only: processes are forked, as loading torch anew each time takes seconds.
+transaction of the store, inside the writing of a snapshot, or after a random time. Meanwhile it searches as the app
+does, and a neighbour saves conversations into the same database, closes it again and again, and is killed as well.
+Another process then resumes the conversation and checks that what the neighbour saved is there, that the database is
+intact, that every turn that was told as finished is there with its reply, that what the cache holds is exactly the
+saved ids, and that the next-token logits are those of a plain forward over them. Then a third one goes on with it.
+POSIX only: processes are forked, as loading torch anew each time takes seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,10 +42,13 @@ from streamchat.config import Configuration
 from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
 from streamchat.store import database as databases
+from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from tests.real_engine import tiny_loaded
 
 POINTS = ("prefill", "reply", "transaction", "snapshot", "between", "time")
+NEIGHBOUR = "neighbour "
+"""How the titles of another process begin."""
 WORDS = ("the sea", "and a dragon", "a knight who sings,", "the green hill", "far away;", "why so?", "tell it again")
 
 
@@ -122,6 +128,9 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
     between = arm(rng.choice(POINTS), rng)
     chat = open_chat(loaded, database, session, cache_size=size, seed=rng.randrange(10**6))
     for _ in range(12):
+        if rng.random() < 0.5:  # Ctrl+R
+            with Store(database) as store:
+                store.search("dragon")
         text = " ".join(rng.choices(WORDS, k=rng.choice((2, 5, 30))))
         chat.owner.take_turn(text, lambda: False, over=lambda: None)
         finished = chat.events[-1]
@@ -138,22 +147,58 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
     chat.owner.end()
 
 
+def neighbour(database: Path, told: int, rng: random.Random) -> None:
+    """Save conversations and close the database until killed; titles that are saved are written to `told`."""
+    threading.Timer(rng.uniform(0.2, 1.5), die).start()
+    while True:
+        with Store(database) as store:
+            for _ in range(rng.randint(1, 3)):
+                title = f"{NEIGHBOUR}{rng.randrange(10**12)}"
+                session = store.create(
+                    title,
+                    model="m",
+                    model_name="m",
+                    dtype="",
+                    fingerprint="",
+                    tokenizer="",
+                    settings={},
+                    system_ids=[],
+                )
+                store.write(session, turns=[StoredTurn(1, title, "yes", 0, 0, 0, array("i"))])
+                os.write(told, f"{title}\n".encode())
+        time.sleep(rng.uniform(0.0, 0.2))
+
+
 # --- the process that checks ------------------------------------------------------------------------------------
 
 
-def check(loaded: LoadedModel, database: Path, told: list[str], size: int) -> str:
+def latest(store: Store) -> str | None:
+    """Id of the newest conversation of the chat; None without one."""
+    return next((info.id for info in store.sessions() if not info.title.startswith(NEIGHBOUR)), None)
+
+
+def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str], size: int) -> str:
     """Resume and compare; returns how it was resumed.
+
+    Args:
+        loaded: The model.
+        database: The file.
+        told: What the chat wrote before it was killed.
+        beside: Titles that neighbours have saved.
+        size: Of the cache.
 
     Raises:
         AssertionError: Something was lost, or is wrong.
     """
     with Store(database) as store:
         assert store.check() == "", store.check()
-        known = store.sessions(limit=1)
-        if not known:
+        lost = beside - {info.title for info in store.sessions()}
+        assert not lost, f"{len(lost)} of {len(beside)} conversations of the neighbour are lost"
+        session = latest(store)
+        if session is None:
             assert not told
             return "nothing was begun"
-        session, saved = known[0].id, store.load(known[0].id)
+        saved = store.load(session)
     numbers = [turn.number for turn in saved.turns]
     assert numbers == list(range(1, len(numbers) + 1)), numbers
     assert all(turn.state == "done" for turn in saved.turns[:-1])
@@ -226,6 +271,11 @@ def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
 
 def in_a_child(work: Callable[[int], None]) -> tuple[int, str]:
     """Run `work(fd)` in a forked process; returns its wait status and what it wrote to the descriptor."""
+    return end_of(begin(work))
+
+
+def begin(work: Callable[[int], None]) -> tuple[int, int]:
+    """Start `work(fd)` in a forked process; returns its number, and where what it writes can be read."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -241,6 +291,12 @@ def in_a_child(work: Callable[[int], None]) -> tuple[int, str]:
         finally:
             os._exit(code)
     os.close(write)
+    return child, read
+
+
+def end_of(begun: tuple[int, int]) -> tuple[int, str]:
+    """Wait for what `begin` gave; returns the wait status and all that was written."""
+    child, read = begun
     parts = []
     while part := os.read(read, 65536):
         parts.append(part)
@@ -263,20 +319,25 @@ def crash(times: int, seed: int, folder: Path, say: Callable[[str], None] = lamb
         if kills % 10 == 0:  # a new conversation from time to time
             begun += 1
             size = rng.choice((96, 1024))
+            saved: set[str] = set()
         database = folder / str(begun) / "streamchat.db"
         session = None
         if database.exists():
             with Store(database) as store:
-                session = store.sessions(limit=1)[0].id if store.sessions(limit=1) else None
-        own = random.Random(rng.random())
+                session = latest(store)
+        own, other = random.Random(rng.random()), random.Random(rng.random())
+        beside = begin(lambda fd: neighbour(database, fd, other))  # noqa: B023
         status, said = in_a_child(lambda fd: talk(loaded, database, session, fd, own, size))  # noqa: B023
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, said
         killed = os.WIFSIGNALED(status)
         told = said.splitlines() if killed else []
+        its_status, titles = end_of(beside)
+        assert os.WIFSIGNALED(its_status), titles
+        saved |= {title for title in titles.splitlines() if title}
 
         def checked(fd: int, told: list[str] = told, database: Path = database, size: int = size) -> None:
             if database.exists():
-                os.write(fd, check(loaded, database, told, size).encode())
+                os.write(fd, check(loaded, database, told, saved, size).encode())  # noqa: B023
             else:
                 os.write(fd, b"nothing was begun")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from streamchat import __version__, cli, paths
+from streamchat.errors import StoreError
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
@@ -170,6 +171,20 @@ def test_a_damaged_database_is_told_with_its_backup(capsys: pytest.CaptureFixtur
     assert cli.main(["sessions", "restore-backup"]) == 0
     capsys.readouterr()
     assert told(capsys)[1]["problems"] == []
+
+
+def test_a_search_index_of_which_a_part_is_gone_is_damage(capsys: pytest.CaptureFixture[str]) -> None:
+    path = filled()
+    back_up_daily(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE words_config")
+    connection.close()
+    code, report = told(capsys)
+    assert code == 1
+    [problem] = report["problems"]
+    assert problem.startswith(f"{path} is damaged (")
+    with Store() as store, pytest.raises(StoreError, match="restore-backup streamchat-"):
+        store.search("title")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be deleted there")

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from streamchat import cli
+from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
 from streamchat.store import backup as backing
 from streamchat.store import schema
+from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_good, problem_of
 from streamchat.store.connection import connect
 from streamchat.store.database import database_path
 from streamchat.store.restore import delete_from_backups, restore, set_aside
-from streamchat.store.scrub import pending_mark
+from streamchat.store.scrub import mark_pending, pending_mark
 from streamchat.store.store import Store
 from tests.test_store import a_session, a_turn
 
@@ -181,6 +183,17 @@ def test_a_migration_is_backed_up_under_its_version(path: Path, monkeypatch: pyt
     with Store(path) as store:
         assert store.check() == ""
         assert store._connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS) > 1
+
+
+def test_a_program_that_comes_second_keeps_the_backup_of_the_first(path: Path) -> None:
+    """Both saw version 1; when the second one may make its backup, the tables have changed already."""
+    filled(path, "sea")
+    first = backup_folder(path) / "streamchat-schema-1.db"
+    first.parent.mkdir()
+    first.write_bytes(b"of the first one")
+    backing.back_up_before_migration(path, 1)
+    assert first.read_bytes() == b"of the first one"
+    assert os.listdir(first.parent) == [first.name]
 
 
 def test_a_full_disk_does_not_keep_a_database_from_its_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,8 +373,13 @@ def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.
     back_up_daily(path)
     code, out, _ = run(capsys, "delete", session, "--yes", "--keep-backups")
     assert code == 0
-    assert out.startswith(f"{session} was deleted.\n1 backup still contain")
+    assert out == (
+        f"{session} was deleted.\n"
+        "1 backup still contains it: daily backups are replaced on the next 7 days on which you chat.\n"
+    )
     assert where(path.parent, SECRET) == [f"backups/streamchat-{TODAY}.db"]
+    code, _, err = run(capsys, "delete", session)
+    assert (code, "cannot be undone; give --yes" in err) == (2, True)
     assert run(capsys, "delete", session, "--yes")[:2] == (0, f"{session} was deleted from 1 backup.\n")
     assert where(path.parent, SECRET) == []
     assert run(capsys, "delete", session, "--yes")[0] == 5
@@ -419,3 +437,71 @@ def test_a_deletion_waits_for_a_backup_that_is_being_made(path: Path) -> None:
     worker.join()
     deleting.join()
     assert where(backup_folder(path), SECRET) == []
+
+
+# --- upkeep -----------------------------------------------------------------------------------------------------
+
+
+def kept_up(path: Path) -> list[str]:
+    """What the upkeep of a chat that begins and ends has said."""
+    said: list[str] = []
+    with Store(path) as store:
+        upkeep = Upkeep(store, lambda event: said.append(getattr(event, "text", "")))
+        upkeep.consider()
+        assert upkeep._worker is not None
+        upkeep._worker.join()
+        upkeep.consider()  # once a day
+        assert not upkeep._worker.is_alive()
+        upkeep.stop()
+    return said
+
+
+def test_a_chat_makes_the_backup_and_removes_what_was_left(path: Path) -> None:
+    [session, _] = filled(path, SECRET, "other")
+    with Store(path) as store:
+        mark_pending(path)
+        with store._open.write() as connection:  # as a deletion that was killed behind its first step
+            connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
+    assert where(path.parent, SECRET) == ["streamchat.db"]
+    assert kept_up(path) == []
+    assert where(path.parent, SECRET) == []
+    assert [backup.name for backup in backups(path)] == [f"streamchat-{TODAY}.db"]
+
+
+def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, "sea")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backing, "flush", full)
+    [said] = kept_up(path)
+    assert said == (
+        f"today's backup of {path} was not made: No space left on device; make room on the disk; the chat goes on"
+    )
+
+
+def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [session, _] = filled(path, SECRET, "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scrubbing, "rewrite", _full)
+        code, out, _ = run(capsys, "delete", session, "--yes")
+        assert (code, "another program is busy, or the disk is full.\nThe next chat does it." in out) == (0, True)
+    assert titles(path) == ["other"]
+    assert kept_up(path) == []
+    assert where(path.parent, SECRET) == []
+
+
+def _full(connection: object) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    raise error
+
+
+def test_names_that_mean_something_in_addresses(tmp_path: Path) -> None:
+    odd = tmp_path / "a?b#c%20d é & mode=memory" / "streamchat.db"
+    filled(odd, "sea")
+    assert odd.stat().st_size > 0
+    made = back_up_daily(odd)
+    assert made is not None
+    assert titles(made) == titles(odd) == ["sea"]

@@ -190,7 +190,8 @@ class SessionCommands:
         with self._open_store() as store:
             saved = store.load(session)
         write_export(path, export(saved, kind))
-        return SlashResult(f"{len(saved.turns)} turn(s) written to {path}")
+        lost = f"; damaged in the database and left out: {', '.join(saved.damage)}" if saved.damage else ""
+        return SlashResult(f"{len(saved.turns)} turn(s) written to {path}{lost}")
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:

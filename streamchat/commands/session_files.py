@@ -43,27 +43,33 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
     except SessionError:
         if keep_backups or not _is_in_backups_only(store, name):
             raise
+        if not _is_agreed(name, f"Delete {name}, which only backups have", yes):
+            return _nothing_deleted()
         return _delete_left_over(store, name)
     try:
         lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
     except SessionError:
         raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
     try:
-        if not _is_agreed(info, yes):
-            say("Nothing was deleted.")
-            return ExitCode.FAILURE
+        turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+        if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
+            return _nothing_deleted()
         return _delete(store, info, keep_backups)
     finally:
         lock.release()
 
 
-def _is_agreed(info: SessionInfo, yes: bool) -> bool:
+def _is_agreed(session: str, question: str, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
-    return input(f"Delete “{one_line(info.title)}” ({turns}) for good? [y/N] ").strip().lower() in ("y", "yes")
+        raise ConfigError(f"deleting {session} cannot be undone; give --yes")
+    return input(f"{question} for good? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _nothing_deleted() -> int:
+    say("Nothing was deleted.")
+    return ExitCode.FAILURE
 
 
 def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
@@ -79,7 +85,8 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
     if kept:
         say(_until(kept))
     if not gone:
-        say("Another streamchat is busy with the database; the words leave its files when the next chat begins.")
+        say("Its words could not leave the file yet: another program is busy, or the disk is full.")
+        say("The next chat does it.")
     return _end(store, problems)
 
 
@@ -95,13 +102,11 @@ def _delete_left_over(store: Store, session: str) -> int:
 
 def _until(kept: Sequence[Backup]) -> str:
     """When the backups that still contain a conversation go."""
+    contain = "still contains it" if len(kept) == 1 else "still contain it"
+    until = f"daily backups are replaced on the next {KEEP} days on which you chat"
     if any(not backup.is_daily for backup in kept):
-        return f"{_count(len(kept))} in {kept[0].path.parent} still contain it, until you delete them."
-    last = time.strftime("%Y-%m-%d", time.localtime(kept[0].made + KEEP * 86400))
-    return (
-        f"{_count(len(kept))} still contain it; they are replaced on the next {KEEP} days on which you chat, the first "
-        f"time all of them can be gone is {last}."
-    )
+        until = f"some of them stay until you delete them from {kept[0].path.parent}"
+    return f"{_count(len(kept))} {contain}: {until}."
 
 
 def _end(store: Store, problems: Sequence[str]) -> int:

@@ -117,9 +117,9 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
 def back_up_before_migration(database: Path, version: int) -> None:
     """Back up a database whose tables are about to change from `version`. A failure does not keep it from that."""
     target = backup_folder(database) / f"{database.stem}-schema-{version}.db"
-    with suppress(sqlite3.Error, OSError, Timeout), _one_at_a_time(database, wait_s=30) as alone:
+    with suppress(Stopped, sqlite3.Error, OSError), _one_at_a_time(database, wait_s=30) as alone:
         if alone:
-            _make(database, target, lambda: False)
+            _make(database, target, lambda: False, version)
             others = [backup for backup in backups(database) if not backup.is_daily]
             for old in others[KEEP_BEFORE_MIGRATION:]:
                 old.path.unlink()
@@ -156,8 +156,18 @@ def changing_backups(database: Path) -> Iterator[None]:
         yield
 
 
-def _make(database: Path, target: Path, is_stopped: Callable[[], bool]) -> None:
-    """Copy one state of the database to `target`, whole or not at all."""
+def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version: int | None = None) -> None:
+    """Copy one state of the database to `target`, whole or not at all.
+
+    Args:
+        database: The file.
+        target: Is replaced.
+        is_stopped: Asked now and then.
+        version: Of its tables; any by default.
+
+    Raises:
+        Stopped: `is_stopped` said so, or another process has changed the version.
+    """
 
     def look(*_: int) -> None:
         if is_stopped():
@@ -168,7 +178,9 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool]) -> None:
         try:
             moment = time.time()
             source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # this state, whatever is written meanwhile
+            found = source.execute("PRAGMA user_version").fetchone()[0]  # this state, whatever is written meanwhile
+            if version not in (None, found):
+                raise Stopped
             create_private(partial)
             copy = sqlite3.connect(partial, isolation_level=None)
             try:

@@ -47,9 +47,9 @@ def sentences(path: Path) -> Iterator[None]:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Whether SQLite found that the file is not a database, or is not sound."""
+    """Whether SQLite found that the file is not a database, is not sound, or lacks a table."""
     name = getattr(error, "sqlite_errorname", "") or ""
-    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT"))
+    return name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or name == "SQLITE_ERROR"
 
 
 def is_busy(error: BaseException | None) -> bool:
@@ -58,14 +58,18 @@ def is_busy(error: BaseException | None) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether there is no room on the disk."""
+    return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+
+
 def advice_on(code: int | None) -> str:
     """What to do about an errno."""
     return _BY_ERRNO.get(code or 0, _WRITABLE)
 
 
 def _advice(path: Path, error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name == "SQLITE_FULL":
+    if is_full(error):
         return _BY_ERRNO[errno.ENOSPC]
     if is_damage(error):
         offered = _damage_advice(path) if _damage_advice is not None else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.store.connection import connect, transaction
-from streamchat.store.failures import sentences
+from streamchat.store.failures import is_damage, sentences
 
 MANY = 5
 """Problems that are named; a damaged file has thousands."""
@@ -35,7 +35,7 @@ def problems_of(connection: sqlite3.Connection) -> list[str]:
         for index in full_text_indexes(connection):
             found += _index_problems(connection, index)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):  # not of the file: busy, a full disk
+        if not is_damage(error):  # not of the file: busy, a full disk
             raise
         found = [str(error)]
     return [problem for problem in found if problem != "ok"]
@@ -44,9 +44,9 @@ def problems_of(connection: sqlite3.Connection) -> list[str]:
 def _index_problems(connection: sqlite3.Connection, index: str) -> list[str]:
     try:
         connection.execute(f"INSERT INTO {index} ({index}, rank) VALUES ('integrity-check', 1)")
-    except sqlite3.OperationalError:
-        raise
     except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
         return [f"the search index {index!r} does not fit the messages ({error})"]
     return []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from streamchat import paths
 from streamchat.store.connection import transaction
-from streamchat.store.failures import is_busy
+from streamchat.store.failures import is_busy, is_full
 from streamchat.store.health import full_text_indexes
 from streamchat.store.users import lock_folder
 
@@ -41,7 +41,7 @@ def scrub(connection: sqlite3.Connection, path: Path) -> bool:
     try:
         rewrite(connection)
     except sqlite3.OperationalError as error:
-        if is_busy(error):
+        if is_busy(error) or is_full(error):
             return False
         raise
     busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
