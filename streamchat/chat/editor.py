@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from streamchat.errors import ConfigError
+from streamchat.search_path import users_environment
 
 VARIABLES = ("VISUAL", "EDITOR")
 
@@ -32,7 +33,7 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
             stream.write(text)
         try:
             with aside or nullcontext():
-                code = subprocess.run([*words, name], check=False).returncode
+                code = subprocess.run([*words, name], env=users_environment(), check=False).returncode
         except OSError as error:
             raise ConfigError(f"the editor {words[0]} cannot be started ({error.strerror or error})") from None
         if code:
