@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from streamchat.chat import file_access
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
@@ -74,7 +75,9 @@ def _dispatch(argv: list[str]) -> int:
         return parser.command(args.command).run(args)
     if args.serve is not None:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
-        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
+        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
+    if serve.in_browser(os.environ) and not args.serve_files:
+        file_access.refuse(serve.FILES_REFUSED)
     return chat(flags.configuration_of(args), args.resume)
 
 

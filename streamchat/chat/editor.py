@@ -9,6 +9,7 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from streamchat.chat import file_access
 from streamchat.errors import ConfigError
 from streamchat.search_path import users_environment
 
@@ -23,8 +24,9 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
         aside: The terminal belongs to the editor while this is entered.
 
     Raises:
-        ConfigError: There is no editor, or it failed; the text is as it was.
+        ConfigError: There is no editor, it must not be opened here, or it failed; the text is as it was.
     """
+    file_access.require("the editor")
     words = _command()
     handle, name = tempfile.mkstemp(suffix=".md", prefix="streamchat-")  # private to the user
     file = Path(name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from streamchat.chat import events as ev
+from streamchat.chat import file_access
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
@@ -181,6 +183,13 @@ class SessionCommands:
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
+        file_access.require("/export")
+        path, text, turns = self.exported(context, argument)
+        write_export(path, text)
+        return SlashResult(f"{turns} turn(s) written to {path}")
+
+    def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, int]:
+        """The file that `/export ARGUMENT` means, its text, and the number of turns in it."""
         session = self._saved(context)
         path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
@@ -188,8 +197,7 @@ class SessionCommands:
             raise ConfigError(f"{path.name}: the name must end in one of {', '.join(FORMATS)}")
         with self._open_store() as store:
             saved = store.load(session)
-        write_export(path, export(saved, kind))
-        return SlashResult(f"{len(saved.turns)} turn(s) written to {path}")
+        return path, export(saved, kind), len(saved.turns)
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:
