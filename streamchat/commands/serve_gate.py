@@ -29,7 +29,7 @@ class Gate:
     port: int
     url: str = ""
     """The address that browsers use, where it is another one: `https://chat.example.org`."""
-    token: str = field(default_factory=_new_token)
+    token: str = field(default_factory=_new_token, repr=False)
 
     def addresses(self) -> list[str]:
         """What the user may open, without the token."""
