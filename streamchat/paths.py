@@ -63,8 +63,10 @@ def private_dir(path: Path) -> Path:
     return path
 
 
-def sync_folder(path: Path) -> None:
-    """Have the names in `path` on the disk: a file that was renamed into place is there after a power failure."""
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, as far as the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

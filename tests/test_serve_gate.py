@@ -86,7 +86,7 @@ async def test_the_address_opens_the_page_and_the_page_everything_else() -> None
             assert "SameSite=Lax" in cookie
         async with client.get("/?fontsize=20", headers=with_token(gate)) as answer:
             page = await answer.text()
-            assert answer.headers["Referrer-Policy"] == "no-referrer"
+            assert answer.headers["Referrer-Policy"] == "same-origin"
             assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
         assert f'data-session-websocket-url="ws://{HERE}/ws"' in page
         assert f'src="http://{HERE}/static/js/textual.js"' in page

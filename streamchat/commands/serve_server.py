@@ -17,7 +17,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FONT_SIZE = 16
 HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",  # the page asks for a font elsewhere
+    "Referrer-Policy": "same-origin",  # the page asks for a font elsewhere
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }

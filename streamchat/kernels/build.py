@@ -111,7 +111,7 @@ def _make(kept: Path) -> None:
         finally:
             os.close(descriptor)
         made.replace(kept)
-    paths.sync_folder(kept.parent)
+    paths.flush(kept.parent)
 
 
 def target() -> Path:
