@@ -1,14 +1,12 @@
 """streamchat: a terminal chat that never ends, on one persistent KV cache (StreamingLLM eviction).
 
-Importing the package loads neither torch nor Textual; the public names are resolved on first use.
+Importing the package loads neither torch nor Textual; the public names are resolved on first use. It imports nothing at
+all: see `streamchat.__main__`.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # as type checkers know it, without `typing`
 if TYPE_CHECKING:
     from streamchat.cache.hook import StreamingHook as StreamingHook
     from streamchat.cache.press import StreamingPress as StreamingPress
@@ -23,7 +21,7 @@ _PUBLIC = {
 __all__ = ["StreamingCache", "StreamingHook", "StreamingPress", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         from importlib import import_module
 

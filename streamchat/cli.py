@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from streamchat.chat import file_access
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
-"""For torch's OpenMP, which reads it when it is loaded. Threads that wait for each other at the end of every operation
-spin 300,000 times by default. When another program holds a core, that is what they burn, hundreds of times per token."""
+"""For torch's OpenMP, which reads it when it is loaded. Its threads wait for each other hundreds of times per token and
+spin 300,000 times each by default, which takes the core from the thread they wait for when other programs run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +86,9 @@ def _dispatch(argv: list[str]) -> int:
         return parser.command(args.command).run(args)
     if args.serve is not None:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
-        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
+        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
+    if serve.in_browser(os.environ) and not args.serve_files:
+        file_access.refuse(serve.FILES_REFUSED)
     return chat(flags.configuration_of(args), args.resume)
 
 

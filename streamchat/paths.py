@@ -23,7 +23,7 @@ def user_path(text: str | Path) -> Path:
 
 def _root(kind: str, default: str) -> Path:
     home = os.environ.get("STREAMCHAT_HOME")
-    return user_path(home) / kind if home else Path(default)
+    return user_path(home).absolute() / kind if home else Path(default)
 
 
 def config_dir() -> Path:
@@ -61,3 +61,14 @@ def private_dir(path: Path) -> Path:
     """Create `path` readable by the user only, and return it."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, as far as the system can."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

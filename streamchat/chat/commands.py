@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamchat import config
-from streamchat.chat import mentions
+from streamchat.chat import file_access, mentions
 from streamchat.chat.model_names import complete_model
 from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
@@ -172,12 +172,21 @@ def _stats(context: SlashContext, argument: str) -> SlashResult:
 
 def _model(context: SlashContext, argument: str) -> SlashResult:
     if argument:
+        _require_name(context, argument)
         context.engine.switch_model(argument)
         return SlashResult()
     info = context.board.info
     if info is None:
         return SlashResult(f"{context.engine.settings.model} is being loaded")
     return SlashResult(f"{info.name} ({info.precision} on {info.device}), from {info.source}")
+
+
+def _require_name(context: SlashContext, argument: str) -> None:
+    """Where files must not be named, a model is named by alias or Hub id, or is the one that the start named."""
+    from streamchat.models.resolve import is_local
+
+    if argument != context.engine.settings.model and not file_access.allowed() and is_local(argument):
+        file_access.require("/model with a folder or a file")
 
 
 def _complete_model(context: SlashContext, argument: str) -> list[tuple[str, str]]:
@@ -243,6 +252,7 @@ def _complete_unpin(context: SlashContext, argument: str) -> list[tuple[str, str
 
 
 def _read(context: SlashContext, argument: str) -> SlashResult:
+    file_access.require("/read")
     path, text = mentions.split_path(argument)
     if not path:
         return SlashResult("which file? /read FILE [TEXT]", error=True)

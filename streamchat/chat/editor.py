@@ -9,7 +9,9 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from streamchat.chat import file_access
 from streamchat.errors import ConfigError
+from streamchat.search_path import users_environment
 
 VARIABLES = ("VISUAL", "EDITOR")
 
@@ -22,8 +24,9 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
         aside: The terminal belongs to the editor while this is entered.
 
     Raises:
-        ConfigError: There is no editor, or it failed; the text is as it was.
+        ConfigError: There is no editor, it must not be opened here, or it failed; the text is as it was.
     """
+    file_access.require("the editor")
     words = _command()
     handle, name = tempfile.mkstemp(suffix=".md", prefix="streamchat-")  # private to the user
     file = Path(name)
@@ -32,7 +35,7 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
             stream.write(text)
         try:
             with aside or nullcontext():
-                code = subprocess.run([*words, name], check=False).returncode
+                code = subprocess.run([*words, name], env=users_environment(), check=False).returncode
         except OSError as error:
             raise ConfigError(f"the editor {words[0]} cannot be started ({error.strerror or error})") from None
         if code:

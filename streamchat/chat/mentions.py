@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from streamchat.chat import file_access
 from streamchat.chat.text import one_line
 from streamchat.errors import ConfigError
 from streamchat.paths import user_path
@@ -44,22 +45,29 @@ def expand(message: str) -> str:
 def _without_punctuation(word: str) -> tuple[str, str]:
     """A path ends before the punctuation of its sentence, unless the file is named so."""
     bare = word.rstrip(".,;:!?)]}'")
-    return (word, "") if os.path.exists(user_path(word)) or not bare else (bare, word[len(bare) :])
+    return (word, "") if _exists(word) or not bare else (bare, word[len(bare) :])
 
 
 def _is_path(word: str) -> bool:
-    if os.path.exists(user_path(word)):  # (Path.exists raises for a name that is too long)
+    if _exists(word):
         return True
     return "/" in word or os.sep in word or bool(re.search(r"\.\w{1,8}$", word))
+
+
+def _exists(word: str) -> bool:
+    """Whether there is such a file, as far as who types may know."""
+    # (Path.exists raises for a name that is too long)
+    return file_access.allowed() and os.path.exists(user_path(word))
 
 
 def read_file(name: str) -> str:
     """The text of a file.
 
     Raises:
-        ConfigError: It is not there, no file, too large, or not UTF-8 text.
+        ConfigError: It is not there, no file, too large, or not UTF-8 text; or files must not be named here.
     """
     path, shown = user_path(name), one_line(name)
+    file_access.require(f"@{shown} (\\@ sends an @ as it is)")
     try:
         if path.is_dir():
             raise ConfigError(f"{shown} is a folder; name a file in it")
@@ -114,6 +122,8 @@ def mention_under_way(line: str) -> str | None:
 
 def complete_path(typed: str) -> list[tuple[str, str]]:
     """(path, explanation) of files and folders whose path begins with `typed`; folders end with a slash."""
+    if not file_access.allowed():
+        return []
     folder, _, start = typed.rpartition("/")
     prefix = f"{folder}/" if folder or typed.startswith("/") else ""
     found = []

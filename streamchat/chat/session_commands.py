@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from streamchat.chat import events as ev
+from streamchat.chat import file_access
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
@@ -182,6 +184,13 @@ class SessionCommands:
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
+        file_access.require("/export")
+        path, text, done = self.exported(context, argument)
+        write_export(path, text)
+        return SlashResult(done)
+
+    def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, str]:
+        """The file that `/export ARGUMENT` means, its text, and the sentence that says it is written."""
         session = self._saved(context)
         path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
@@ -189,9 +198,8 @@ class SessionCommands:
             raise ConfigError(f"{path.name}: the name must end in one of {', '.join(FORMATS)}")
         with self._open_store() as store:
             saved = store.load(session)
-        write_export(path, export(saved, kind))
         lost = f"; damaged in the database and left out: {', '.join(saved.damage)}" if saved.damage else ""
-        return SlashResult(f"{len(saved.turns)} turn(s) written to {path}{lost}")
+        return path, export(saved, kind), f"{len(saved.turns)} turn(s) written to {path}{lost}"
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:

@@ -79,10 +79,10 @@ def save(path: Path, snapshot: Snapshot) -> int:
             left.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
         save_file(tensors, partial, {_KEY: json.dumps(facts)})
-        _flush(partial)
+        paths.flush(partial)
         size = partial.stat().st_size
         os.replace(partial, path)
-        _flush(path.parent)
+        paths.flush(path.parent)
         return size
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -185,14 +185,3 @@ def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
         if tensor.numel():
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have it on the disk, as far as the system can."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

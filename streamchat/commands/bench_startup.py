@@ -6,13 +6,13 @@ import contextlib
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamchat import children
 from streamchat.errors import StreamchatError
 from streamchat.telemetry import trace
 
@@ -35,15 +35,14 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
     """
     if os.name != "posix":
         raise StreamchatError("--startup needs a pseudo-terminal, which this system does not have")
-    program = [sys.executable, "-m", "streamchat"]
     samples: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
         figures = {
-            "python": _wall([sys.executable, "-c", "pass"], 0),
-            "--help": _wall([*program, "--help"], 0),
-            "a wrong flag": _wall([*program, "--no-such-flag"], 2),
-            **_app([*program, *arguments]),
+            "python": _wall(children.python("-c", "pass"), 0),
+            "--help": _wall(children.streamchat(["--help"]), 0),
+            "a wrong flag": _wall(children.streamchat(["--no-such-flag"]), 2),
+            **_app(children.streamchat(arguments)),
         }
         for name, seconds in figures.items():
             if number:
@@ -73,7 +72,7 @@ def as_text(figures: dict[str, Any]) -> str:
 
 def _wall(command: Sequence[str], code: int) -> float:
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
+    done = children.run(command, timeout=PATIENCE_S)
     if done.returncode != code:
         raise StreamchatError(f"{' '.join(command[-2:])} ended with exit code {done.returncode}")
     return time.monotonic() - started
@@ -90,10 +89,16 @@ def _app(command: Sequence[str]) -> dict[str, float]:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "trace")
-        environment = {**os.environ, trace.VARIABLE: path, "TERM": "xterm-256color", "STREAMCHAT_SAVE": "never"}
+        more = {trace.VARIABLE: path, "TERM": "xterm-256color", "STREAMCHAT_SAVE": "never"}
         started = time.monotonic()
         process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=children.environment(**more),
+            cwd=children.FOLDER,
+            start_new_session=True,
         )
         os.close(theirs)
         try:

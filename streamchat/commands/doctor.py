@@ -186,7 +186,7 @@ def _device(report: Report) -> Rows:
     rows: Rows = {
         "devices": devices.available_devices(),
         "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "processors": _processors(),
         "threads of torch": torch.get_num_threads(),
         "memory bytes": int(memory.total),
         "free bytes": int(memory.available),
@@ -201,6 +201,19 @@ def _device(report: Report) -> Rows:
         # what Apple recommends to use at most, of memory that is shared with the CPU
         rows["mps"] = _free_of(devices.free_memory("mps"), torch.mps.recommended_max_memory())
     return rows
+
+
+def _processors() -> str:
+    """Those that streamchat uses, and why not all."""
+    from streamchat.processors import allowed_processors, processor_quota, usable_processors
+
+    usable, there, quota = usable_processors(), os.cpu_count() or 1, processor_quota()
+    reasons = []
+    if allowed_processors() < there:
+        reasons.append(f"may run on {allowed_processors()}")
+    if quota is not None and quota < allowed_processors():
+        reasons.append(f"has time for {quota:g} (cgroup)")
+    return f"{usable} of {there}: this process {' and '.join(reasons)}" if reasons else str(usable)
 
 
 def _kernels() -> str:

@@ -115,6 +115,17 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
     parser.add_argument(
         "--serve-host", default=HOST, metavar="HOST", help=f"where to serve it (default: {HOST}, this machine only)"
     )
+    parser.add_argument(
+        "--serve-url",
+        default="",
+        metavar="URL",
+        help="address that browsers use, where it is another one: a name, or a proxy (https://chat.example.org)",
+    )
+    parser.add_argument(
+        "--serve-files",
+        action="store_true",
+        help="let the browser use files of this machine: @file, /read, /export FILE, /model FOLDER",
+    )
     flags.add_setting_flags(parser)
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser

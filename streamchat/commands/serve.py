@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from streamchat import children
 from streamchat.errors import ConfigError, ExitCode
 
 HOST = "127.0.0.1"
@@ -14,25 +17,56 @@ HOST = "127.0.0.1"
 PORT = 8000
 WEB_DRIVER = "web_driver"
 """In TEXTUAL_DRIVER where textual-serve has started this process."""
+FILES_REFUSED = (
+    "in the browser: it would use files of the machine that streamchat runs on; start streamchat with --serve-files to "
+    "allow it"
+)
 
 
-def serve(argv: Sequence[str], host: str, port: int) -> int:
+def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
     """Serve until Ctrl+C; returns the exit code.
 
     Args:
         argv: Arguments of each tab's `streamchat`.
         host: Where to listen.
         port: 1 to 65535.
+        url: The address that browsers use, where it is another one.
 
     Raises:
-        ConfigError: textual-serve is not installed, or the port cannot be had.
+        ConfigError: textual-serve is not installed, the port cannot be had, or `url` is no address.
     """
+    from streamchat.commands.serve_gate import Gate, checked_url
+
     try:
-        from textual_serve.server import Server
+        from streamchat.commands.serve_server import GuardedServer
     except ImportError:
         raise ConfigError("--serve needs textual-serve; install it with: pip install textual-serve") from None
     if not 1 <= port <= 65535:
         raise ConfigError(f"--serve {port}: a port from 1 to 65535 is wanted")
+    gate = Gate(host, port, checked_url(url) if url else "")
+    _try_port(host, port)
+    for address in gate.addresses():
+        print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
+    print("streamchat: whoever has this address can use it; Ctrl+C ends it", file=sys.stderr, flush=True)
+    with children.safe_environment():
+        GuardedServer(tab_command(argv), gate).serve()
+    return ExitCode.OK
+
+
+def tab_command(argv: Sequence[str]) -> str:
+    """The shell command of a tab, which starts in a folder of ours and goes on in the current one."""
+    command = children.streamchat(argv)
+    if os.name == "nt":
+        return subprocess.list2cmdline(command)
+    return f"cd {shlex.quote(str(children.FOLDER))} && exec {shlex.join(command)}"
+
+
+def in_browser(environ: Mapping[str, str]) -> bool:
+    """Whether this process is a tab."""
+    return WEB_DRIVER in environ.get("TEXTUAL_DRIVER", "")
+
+
+def _try_port(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -41,22 +75,19 @@ def serve(argv: Sequence[str], host: str, port: int) -> int:
             raise ConfigError(
                 f"--serve {port}: http://{host}:{port} cannot be served ({error.strerror}); take another port"
             ) from error
-    command = shlex.join([sys.executable, "-m", "streamchat", *argv])
-    print(f"streamchat: http://{host}:{port} (Ctrl+C ends it)", file=sys.stderr, flush=True)
-    Server(command, host=host, port=port, title="streamchat").serve()
-    return ExitCode.OK
 
 
 def without_serve(argv: Sequence[str]) -> list[str]:
-    """The arguments without those of serving."""
+    """The arguments without those of the server; `--serve-files` is for the tabs."""
+    with_value = ("--serve-host", "--serve-url")
     out: list[str] = []
     skip = False
     for i, word in enumerate(argv):
         if skip:
             skip = False
-        elif word in ("--serve", "--serve-host"):
+        elif word == "--serve" or word in with_value:
             following = argv[i + 1] if i + 1 < len(argv) else ""
-            skip = word == "--serve-host" or following.isdecimal()
-        elif not word.startswith(("--serve=", "--serve-host=")):
+            skip = word in with_value or following.isdecimal()
+        elif word.partition("=")[0] not in ("--serve", *with_value):
             out.append(word)
     return out

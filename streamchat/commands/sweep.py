@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         help="the smallest budget whose perplexity is at most so much above the lowest is recommended (default: 0.02)",
     )
     own.add_argument(
-        "--workers", type=int, metavar="N", help="processes, each with its own model (default: half the cores)"
+        "--workers", type=int, metavar="N", help="processes, each with its own model (default: half the processors)"
     )
     own.add_argument(
         "--ray", metavar="ADDRESS", help="run on this Ray cluster instead; 'local' starts one here; needs ray"

@@ -7,21 +7,26 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import chdir
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from streamchat import children
 from streamchat.errors import ConfigError, StreamchatError
 from streamchat.evidence.cell import Cell, run_cell
 from streamchat.evidence.texts import Document
+from streamchat.paths import user_path
+from streamchat.processors import usable_processors
 
 Work = Sequence[tuple[Cell, Document]]
 Result = tuple[Cell, dict[str, Any]]
 
 
 def default_workers() -> int:
-    """Half of the cores: each process holds a model of its own."""
-    return max(1, (os.cpu_count() or 1) // 2)
+    """Half of the processors that this process may use: each worker holds a model of its own."""
+    return max(1, usable_processors() // 2)
 
 
 def in_processes(work: Work, workers: int) -> Iterator[Result]:
@@ -31,21 +36,12 @@ def in_processes(work: Work, workers: int) -> Iterator[Result]:
         StreamchatError: A process died, most often for lack of memory.
     """
     workers = min(workers, len(work))
-    threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
+    threads = max(1, usable_processors() // max(workers, 1))
     # not forked: torch's threads do not live through it
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    with children.safe_environment():
+        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        waiting = iter(work)
-        running: dict[Future[dict[str, Any]], Cell] = {}
-        while True:
-            # few at a time: texts are sent along, and an end in between leaves little behind
-            while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
-                cell, document = following
-                running[pool.submit(run_cell, cell, document, threads)] = cell
-            if not running:
-                return
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(done), done.result()
+        yield from _results(pool, work, workers, threads)
     except BrokenProcessPool:
         raise StreamchatError(
             "a worker process died, most often for lack of memory; what was finished is kept: run it again with fewer "
@@ -55,6 +51,21 @@ def in_processes(work: Work, workers: int) -> Iterator[Result]:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
+
+
+def _results(pool: ProcessPoolExecutor, work: Work, workers: int, threads: int) -> Iterator[Result]:
+    waiting = iter(work)
+    running: dict[Future[dict[str, Any]], Cell] = {}
+    while True:
+        # few at a time: texts are sent along, and an end in between leaves little behind
+        while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
+            cell, document = following
+            with children.safe_environment():  # a worker may be started here
+                running[pool.submit(run_cell, cell, document, threads)] = cell
+        if not running:
+            return
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(done), done.result()
 
 
 def on_ray(work: Work, address: str) -> Iterator[Result]:
@@ -74,14 +85,16 @@ def on_ray(work: Work, address: str) -> Iterator[Result]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers that it runs
     ray: Any = import_module("ray")
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        # Ray puts the current folder into the search path of its workers; ours is there already
+        with children.safe_environment(), chdir(children.FOLDER.parent):
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"--ray {address}: the cluster cannot be reached ({reason})") from None
     try:
         task = ray.remote(run_cell)
         texts = {document.name: ray.put(document) for _, document in work}
-        running = {task.remote(cell, texts[document.name], 1): cell for cell, document in work}
+        running = {task.remote(_anywhere(cell), texts[document.name], 1): cell for cell, document in work}
         while running:
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
@@ -92,3 +105,9 @@ def on_ray(work: Work, address: str) -> Iterator[Result]:
                     yield cell, {"error": f"a Ray worker failed ({' '.join(str(error).split())[:200]})"}
     finally:
         ray.shutdown()
+
+
+def _anywhere(cell: Cell) -> Cell:
+    """`cell` with the absolute path of a model that is named by a relative one."""
+    path = user_path(cell.model.name)
+    return replace(cell, model=replace(cell.model, name=str(path.absolute()))) if os.path.exists(path) else cell

@@ -7,14 +7,18 @@ import json
 import logging
 import os
 import platform
-import shutil
-import stat
+import secrets
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from streamchat import paths
+from streamchat import children, paths
+from streamchat.kernels.check import answer, question
+from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 
 _log = logging.getLogger(__name__)
 
@@ -45,28 +49,69 @@ class KernelsUnavailableError(Exception):
     """There are no compiled kernels here; the text says why, for people."""
 
 
-def library() -> Path:
-    """The compiled kernels, made now where they are not there yet (about 2 s). Needs Linux and gcc.
+@dataclass(frozen=True)
+class Library:
+    """The compiled kernels, checked and open."""
+
+    path: Path
+    descriptor: int
+    """Stays open while the library is loaded: the loader tells libraries apart by their names."""
+
+    @property
+    def loadable(self) -> str:
+        """A name for the loader, which means the file that was checked even where `path` is another one by now."""
+        return _loadable(self.descriptor)
+
+
+def library() -> Library:
+    """The compiled kernels, made now where they are not there or damaged (about 2 s). Needs Linux and gcc.
 
     Raises:
         KernelsUnavailableError: They cannot be had here.
     """
     kept = target()
     try:
-        if kept.is_file():
-            _check_owner(kept)
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            made = Path(folder) / "kernels.so"
-            _compile(find_compiler(), made)
-            made.chmod(0o700)  # not writable by a group, whatever the umask
-            _check(made)
-            _check_owner(made)
-            made.replace(kept)
+        _prepare(kept.parent)
+        descriptor = open_sealed(kept, kept.stem)
+        if descriptor is None:
+            _make(kept)
+            descriptor = open_sealed(kept, kept.stem)
     except OSError as error:
         raise KernelsUnavailableError(f"they cannot be kept in {kept.parent}: {error.strerror or error}") from error
-    return kept
+    if descriptor is None:
+        raise KernelsUnavailableError(f"{kept} is not what was written there; the log says more")
+    return Library(kept, descriptor)
+
+
+def _loadable(descriptor: int) -> str:
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _prepare(folder: Path) -> None:
+    """Have the folder, and refuse one in which others could put code.
+
+    Folders above it may be writable by a group: then others can put another folder in its place, but own what is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_ours_alone(folder.stat()):
+        raise KernelsUnavailableError(f"others may write to {folder}; make it yours alone (chmod go-w)")
+
+
+def _make(kept: Path) -> None:
+    """Compile, check, and put in place at once, also where two processes do it and where the power fails."""
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        made = Path(folder) / "kernels.so"
+        _compile(find_compiler(), made)
+        descriptor = os.open(made, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not is_ours_alone(os.fstat(descriptor)):
+                raise KernelsUnavailableError(f"others may write to {made}")
+            _check(descriptor)
+            seal(descriptor, kept.stem)
+        finally:
+            os.close(descriptor)
+        made.replace(kept)
+    paths.flush(kept.parent)
 
 
 def target() -> Path:
@@ -88,7 +133,7 @@ def find_compiler() -> list[str]:
     """
     named = os.environ.get("CC", "").split()
     for program, *words in [named] if named else [[name] for name in COMPILERS]:
-        if found := shutil.which(program):
+        if found := children.find_program(program):
             return [found, *words]
     wanted = named[0] if named else "gcc"
     raise KernelsUnavailableError(f"no C compiler ({wanted}) was found; install gcc for about twice the speed")
@@ -99,7 +144,8 @@ def _compile(compiler: list[str], to: Path) -> None:
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     for processor in TARGETS:
         flags = [*FLAGS, *([processor] if processor else [])]
-        done = _run([*compiler, *flags, *sources, "-o", str(to)], COMPILE_S, compiler[0])
+        command = [*compiler, *flags, *sources, "-o", str(to)]
+        done = _run(command, COMPILE_S, compiler[0], umask=0o077)  # not writable by a group, whatever the umask is here
         if done.returncode == 0:
             _log.info("compiled the kernels with %s %s", " ".join(compiler), processor)
             return
@@ -108,36 +154,25 @@ def _compile(compiler: list[str], to: Path) -> None:
     raise KernelsUnavailableError(f"{compiler[0]} could not compile them ({message or done.returncode})")
 
 
-def _check(made: Path) -> None:
+def _check(descriptor: int) -> None:
     """Compare with plain Python in a process of its own, which may crash."""
-    done = _run([sys.executable, "-m", "streamchat.kernels.check", str(made)], CHECK_S, "their check")
+    asked = secrets.randbits(32)
+    command = children.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(asked))
+    done = _run(command, CHECK_S, "their check", pass_fds=[descriptor])
     if done.returncode:
         _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
         raise KernelsUnavailableError(f"what the compiler made failed its check (status {done.returncode})")
+    # an end without an error proves nothing: the check itself may not have run
+    if done.stdout.split() != list(map(str, answer(*question(asked)))):
+        _log.warning("the check of the compiled kernels printed: %s", done.stdout.strip()[:2000])
+        raise KernelsUnavailableError("the check of what the compiler made did not run")
 
 
-def _run(command: list[str], seconds: float, what: str) -> subprocess.CompletedProcess[str]:
-    """Run `command`, with this package for Python to import."""
+def _run(command: Sequence[str], seconds: float, what: str, **options: Any) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        return children.run(command, timeout=seconds, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailableError(f"{what} did not finish: {error}") from error
-
-
-def _check_owner(path: Path) -> None:
-    """Refuse to run code that somebody else could have put there."""
-    for each in (path, path.parent):
-        found = each.stat()
-        if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise KernelsUnavailableError(f"others may write to {each}; make it yours alone (chmod go-w)")
 
 
 def _digest(compiler: list[str]) -> str:

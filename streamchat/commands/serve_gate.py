@@ -1,0 +1,143 @@
+"""Who may use the page of `--serve`: requests by an expected name, from the page itself, with the token.
+
+The name of the host is checked because a hostile page can have its own name point to this machine (DNS rebinding);
+the origin because any page may open a WebSocket to it; the token because so may any other user and program.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import socket
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from streamchat.errors import ConfigError
+
+
+def _new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What is expected of a request."""
+
+    host: str
+    """Where the server listens."""
+    port: int
+    url: str = ""
+    """The address that browsers use, where it is another one: `https://chat.example.org`."""
+    token: str = field(default_factory=_new_token, repr=False)
+
+    def addresses(self) -> list[str]:
+        """What the user may open, without the token."""
+        if self.url:
+            return [self.url]
+        if not _is_unspecified(self.host):
+            return [f"http://{_bracketed(self.host)}:{self.port}"]
+        loopback = "[::1]" if ":" in self.host else "127.0.0.1"
+        return [f"http://{name}:{self.port}" for name in (loopback, _bracketed(_outer_address()))]
+
+    def refusal(self, hosts: list[str], origin: str | None) -> str:
+        """Why a request is refused; '' where it is not.
+
+        Args:
+            hosts: Its `Host` headers.
+            origin: Its `Origin` header. Browsers send one with every WebSocket; who sends none is no page.
+        """
+        if len(hosts) != 1 or (name := host_name(hosts[0])) is None or not self._is_expected(name):
+            return (
+                "this server is not known by the name in the request; open it by the address that it printed, or "
+                "start it with --serve-url and the address that you use"
+            )
+        if origin is not None and origin.lower() not in (f"{kind}://{hosts[0].lower()}" for kind in ("http", "https")):
+            return "the request comes from another page"
+        return ""
+
+    def scheme(self, host: str, forwarded: str) -> str:
+        """`https` where the browser uses that, through a proxy in front.
+
+        Args:
+            host: The `Host` header.
+            forwarded: The `X-Forwarded-Proto` header. It only decides about the addresses in the sender's own page.
+        """
+        if self.url and host_name(host) == urlsplit(self.url).hostname:
+            return urlsplit(self.url).scheme
+        return "https" if forwarded.lower() == "https" else "http"
+
+    def is_token(self, given: str) -> bool:
+        """Compare in constant time."""
+        return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
+
+    def _is_expected(self, name: str) -> bool:
+        if name in ("localhost", self.host.lower(), urlsplit(self.url).hostname):
+            return True
+        address = _address(name)
+        if _is_loopback(self.host):
+            return address is not None and address.is_loopback
+        # an address is no name, so nobody can have it point here
+        return address is not None or name in (here := socket.gethostname().lower(), f"{here}.local")
+
+
+def checked_url(text: str) -> str:
+    """The value of `--serve-url`, without a slash at its end.
+
+    Raises:
+        ConfigError: It is not `http(s)://NAME[:PORT]`.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    whole = parts.hostname and f"{parts.scheme}://{_bracketed(parts.hostname)}" + (f":{port}" if port else "")
+    if parts.scheme not in ("http", "https") or text.lower().rstrip("/") != whole or host_name(parts.netloc) is None:
+        raise ConfigError(f"--serve-url {text}: must be an address without a path, such as https://chat.example.org")
+    return text.lower().rstrip("/")
+
+
+def host_name(header: str) -> str | None:
+    """The name in a `Host` header, without its port, in lower case; None where it is no such header."""
+    try:
+        parts = urlsplit(f"//{header}")
+        _ = parts.port
+    except ValueError:
+        return None
+    name = parts.hostname or ""
+    plain = name.replace("-", "").replace(".", "").replace("_", "")
+    if parts.netloc != header or "@" in header or not (_address(name) or (plain.isascii() and plain.isalnum())):
+        return None
+    return name.rstrip(".")
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host.lower() == "localhost" or (address is not None and address.is_loopback)
+
+
+def _is_unspecified(host: str) -> bool:
+    address = _address(host)
+    return not host or (address is not None and address.is_unspecified)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _outer_address() -> str:
+    """The address of this machine in its network; its name where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of no machine; a datagram socket sends nothing here
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

@@ -1,0 +1,81 @@
+"""A compiled library with a checksum at its end, which is opened only where every byte is as it was written.
+
+A library that a lost power supply or a full disk left cut or zeroed would end the process inside the loader (SIGBUS,
+SIGSEGV). The loader ignores what follows the parts of the library that its header names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+CHECKSUM_BYTES = hashlib.sha256().digest_size
+MAX_BYTES = 64 << 20
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def seal(descriptor: int, key: str) -> None:
+    """Append the checksum of the open file and of `key`, and have both on the disk."""
+    content = _content(descriptor)
+    os.pwrite(descriptor, _checksum(content, key), len(content))
+    os.fchmod(descriptor, 0o700)
+    os.fsync(descriptor)
+
+
+def open_sealed(path: Path, key: str) -> int | None:
+    """A descriptor of the library at `path`; None where it is not there, not ours, or not as `seal` wrote it.
+
+    Owner and contents are those of the descriptor: whoever may write in a folder above could exchange the file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            _log.warning("the compiled kernels in %s cannot be opened: %s", path, error)
+        return None
+    try:
+        wrong = _what_is_wrong(descriptor, key)
+    except OSError as error:
+        wrong = str(error)
+    if not wrong:
+        return descriptor
+    os.close(descriptor)
+    _log.warning("the compiled kernels in %s are not used: %s", path, wrong)
+    return None
+
+
+def is_ours_alone(status: os.stat_result) -> bool:
+    """Whether only this user (and root) may change the file or folder."""
+    return status.st_uid == os.getuid() and not status.st_mode & OTHERS_MAY_WRITE
+
+
+def _what_is_wrong(descriptor: int, key: str) -> str:
+    """'' for a file of ours that is whole."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return "not a file"
+    if not is_ours_alone(status):
+        return "others may write to the file"
+    if not CHECKSUM_BYTES < status.st_size <= MAX_BYTES:
+        return f"its size is {status.st_size} bytes"
+    content = _content(descriptor)
+    if _checksum(content[:-CHECKSUM_BYTES], key) != content[-CHECKSUM_BYTES:]:
+        return "its checksum is wrong"
+    return ""
+
+
+def _content(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read(MAX_BYTES + 1)
+
+
+def _checksum(content: bytes, key: str) -> bytes:
+    digest = hashlib.sha256(key.encode() + b"\0")
+    digest.update(content)
+    return digest.digest()
