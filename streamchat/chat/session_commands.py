@@ -185,12 +185,12 @@ class SessionCommands:
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
         file_access.require("/export")
-        path, text, done = self.exported(context, argument)
+        path, text, turns, lost = self.exported(context, argument)
         write_export(path, text)
-        return SlashResult(done)
+        return SlashResult(f"{turns} turn(s) written to {path}{lost}")
 
-    def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, str]:
-        """The file that `/export ARGUMENT` means, its text, and the sentence that says it is written."""
+    def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, int, str]:
+        """The file that `/export ARGUMENT` means, its text, the number of turns in it, and what was left out."""
         session = self._saved(context)
         path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
@@ -199,7 +199,7 @@ class SessionCommands:
         with self._open_store() as store:
             saved = store.load(session)
         lost = f"; damaged in the database and left out: {', '.join(saved.damage)}" if saved.damage else ""
-        return path, export(saved, kind), f"{len(saved.turns)} turn(s) written to {path}{lost}"
+        return path, export(saved, kind), len(saved.turns), lost
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:

@@ -98,9 +98,9 @@ def app_registry(actions: AppActions) -> SlashRegistry:
         return SlashResult()
 
     def export(context: SlashContext, argument: str) -> SlashResult:
-        path, text, done = SessionCommands().exported(context, argument)
+        path, text, turns, lost = SessionCommands().exported(context, argument)
         actions.download(path.name, text)
-        return SlashResult(f"{done}, in the browser's downloads")
+        return SlashResult(f"{path.name} with {turns} turn(s) goes to the browser{lost}")
 
     if not file_access.allowed():
         registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))
