@@ -20,9 +20,10 @@ from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder, end_ids
 from streamchat.chat.feeder import Feeder
+from streamchat.chat.fitting import unpinned_sentence
 from streamchat.chat.forgetting import clean_cut, told
 from streamchat.chat.log import Before, TokenLog, TurnRecord
-from streamchat.chat.pins import set_pin
+from streamchat.chat.pins import SMALLEST_WINDOW, set_pin
 from streamchat.chat.reply import ReplyText
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
@@ -33,8 +34,6 @@ from streamchat.settings import Settings
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32
-# Fewer tokens than this beside the pinned ones are no window to talk in.
-SMALLEST_WINDOW = 8
 
 
 class Cancelled(Exception):
@@ -183,7 +182,7 @@ class Conversation:
 
     def set_pin(self, number: int, pinned: bool) -> int:
         """`pins.set_pin` on this conversation; returns how many tokens that is."""
-        return set_pin(self.cache, self.log, number, pinned, SMALLEST_WINDOW)
+        return set_pin(self.cache, self.log, number, pinned)
 
     def reseed(self) -> None:
         """Take the seed of the settings from the next token on."""
@@ -216,11 +215,12 @@ class Conversation:
 
     @contextmanager
     def unheard(self, settings: Settings) -> Iterator[None]:
-        """Inside, nothing is told, and `settings` are in force."""
+        """Inside, nothing is told, and `settings` are in force. For a turn that is taken back before the end."""
         emit, self._emit = self._emit, lambda event: None
         ours, self.settings = self.settings, settings
         try:
-            yield
+            with self.rollback.hidden_turn():
+                yield
         finally:
             self._emit, self.settings = emit, ours
 
@@ -285,7 +285,8 @@ class Conversation:
             raise
         if outcome.rolled_back:
             self.undo()
-        self.rollback.end()
+        else:
+            self.rollback.end()
         return outcome
 
     def undo(self, *, same_draw: bool = True) -> TakenBack:
@@ -306,6 +307,15 @@ class Conversation:
         if same_draw and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
         self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
+        if taken.unpinned:
+            self._emit(ev.Notice(unpinned_sentence(taken.unpinned, self.cache.cache_size)))
+        if taken.missing:
+            self._emit(
+                ev.Notice(
+                    f"Memory ran out: {taken.missing:,} of {taken.missing + self.cache.length:,} tokens could not be "
+                    "put back into the cache; /clear, or resume with a smaller --cache-size"
+                )
+            )
         return taken
 
     def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
