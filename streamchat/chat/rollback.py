@@ -73,6 +73,8 @@ class Rollback:
         self._copy: _Copy | None = None
         """Of a turn that is over."""
         self._running_copy: _Copy | None = None
+        self._must_copy = False
+        """The running turn has no copy yet, and none was tried."""
         self._hidden = False
 
     def mark(self) -> CacheMark:
@@ -82,7 +84,7 @@ class Rollback:
 
     def begin(self, turn: TurnRecord, before: Before) -> None:
         """`turn`, the newest of the log, begins; nothing of it was announced or fed yet."""
-        turn.before, self._running = before, turn
+        turn.before, self._running, self._must_copy = before, turn, True
         if not self._cache.croppable:
             self._keep_copy(turn)  # nothing can be cut from a recurrent state
 
@@ -104,7 +106,7 @@ class Rollback:
 
     def before_evict(self) -> None:
         """Something will be dropped from the cache."""
-        if self._running is not None and self._running_copy is None:
+        if self._running is not None and self._must_copy:
             self._keep_copy(self._running)
 
     def forget(self) -> None:
@@ -171,6 +173,7 @@ class Rollback:
         return copy
 
     def _keep_copy(self, turn: TurnRecord) -> None:
+        self._must_copy = False  # later in the turn the cache is another one
         while True:
             try:
                 self._running_copy = _Copy(turn, checkpoint.take(self._cache))
