@@ -308,7 +308,6 @@ class RandomChat:
         originals = (conversations.Sampler, rollbacks.checkpoint, recorder.BATCH_S)
         conversations.Sampler = Scripted  # type: ignore[assignment,misc]
         rollbacks.checkpoint = Scarce  # type: ignore[assignment]
-        recorder.BATCH_S = 0.0
         try:
             yield
         finally:
@@ -409,6 +408,7 @@ class RandomChat:
     def take(self, step: Step) -> None:
         """Carry one step out."""
         self.machine.arm(step.stop)
+        recorder.BATCH_S = 0.0 if step.stop[0] == "crash" else 1e9  # a crash leaves what was written until then
         self.fed = 0
         ids = self.tokenizer(step.reply, add_special_tokens=False)["input_ids"] if step.reply else []
         self.script[:] = [*ids, self.tokenizer.eos_token_id]

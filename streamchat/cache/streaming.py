@@ -257,24 +257,26 @@ class StreamingCache(DynamicCache):
         self._keep_positions_small(incoming)
 
     def fitted(
-        self, held: Sequence[Run], next_index: int, *, pins: Sequence[Run], turn_starts: Sequence[int]
+        self, held: Sequence[Run], next_index: int, *, budget: int, pins: Sequence[Run], turn_starts: Sequence[int]
     ) -> tuple[list[Run], list[int]]:
-        """What eviction would leave of `held` so that it fits into the budget: runs and turn starts. Changes nothing.
+        """What eviction would leave of `held` so that it fits into `budget`: runs and turn starts. Changes nothing.
 
         Args:
+            budget: Tokens; at most `cache_size`.
             held: Runs of log indices that some cache held, perhaps one with a larger budget.
             next_index: Log index of the next token.
             pins: Runs that must stay. With the sinks they fit into the budget.
             turn_starts: Log indices, ascending, at which whole turns can be cut.
         """
         ledger = Ledger(list(held), next_index)
-        if len(ledger) <= self.cache_size:
-            return ledger.runs, list(turn_starts)
-        retention = Retention(self.cache_size, self.num_sink_tokens, tuple(pins))
-        starts, clean_cut = self._cuttable(turn_starts), self.options.clean_cut
-        cuts = plan_cuts(ledger, retention, 0, turn_starts=starts, clean_cut=clean_cut)
+        starts = [start for start in turn_starts if ledger.count_in(start, start + 1)]
+        if len(ledger) <= budget:
+            return ledger.runs, starts
+        retention = Retention(budget, self.num_sink_tokens, tuple(pins))
+        cuttable, clean_cut = self._cuttable(starts), self.options.clean_cut
+        cuts = plan_cuts(ledger, retention, 0, turn_starts=cuttable, clean_cut=clean_cut)
         dropped = [run for cut in cuts for run in ledger.evict(cut.at, cut.count)]
-        return ledger.runs, [start for start in turn_starts if start >= dropped[-1][1]]
+        return ledger.runs, [start for start in starts if start >= dropped[-1][1]]
 
     def _cuttable(self, turn_starts: Sequence[int]) -> Sequence[int]:
         return turn_starts if self.options.by == "turns" else ()

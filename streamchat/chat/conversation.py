@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from streamchat.cache.fit import PositionFit
@@ -25,7 +24,7 @@ from streamchat.chat.forgetting import clean_cut, told
 from streamchat.chat.log import Before, TokenLog, TurnRecord
 from streamchat.chat.pins import SMALLEST_WINDOW, set_pin
 from streamchat.chat.reply import ReplyText
-from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
+from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
 from streamchat.chat.template import ChatFormat
@@ -277,7 +276,7 @@ class Conversation:
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
             if is_out_of_memory(error):
-                self._free_memory()
+                free_memory(self._device)
                 raise TurnError(
                     f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
                     "shorter message or a smaller --cache-size may fit"
@@ -424,9 +423,3 @@ class Conversation:
         else:
             self.log.cut(index)
             self._feeder.rebuild(index)
-
-    def _free_memory(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self._device.type == "mps":
-            torch.mps.empty_cache()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Retention, Run, merged_runs, runs_without
@@ -45,15 +45,28 @@ def fit_to_budget(
         turn_starts: Log indices at which whole turns can be cut.
     """
     pins, unpinned = merged_runs(pins), list[int]()
-    ledger = Ledger(list(held), len(log))
     for turn in pinned_turns(log, pins, cache.num_sink_tokens):
-        kept = Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(ledger)
-        if kept + SMALLEST_WINDOW <= cache.cache_size:
+        if _retained(cache, held, pins) + SMALLEST_WINDOW <= cache.cache_size:
             break
         pins = runs_without(pins, turn.first, turn.first if turn.stop is None else turn.stop)
         unpinned.append(turn.number)
-    runs, starts = cache.fitted(held, len(log), pins=pins, turn_starts=turn_starts)
+    budget = cache.cache_size
+    runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
     return Fitted(runs, starts, tuple(pins), tuple(unpinned))
+
+
+def half_of(fitted: Fitted, cache: StreamingCache, log: TokenLog) -> Fitted | None:
+    """The same without its oldest half, as far as that may leave; None where no less is left."""
+    tokens = sum(stop - first for first, stop in fitted.runs)
+    budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
+    if budget >= tokens:
+        return None
+    runs, starts = cache.fitted(fitted.runs, len(log), budget=budget, pins=fitted.pins, turn_starts=fitted.turn_starts)
+    return replace(fitted, runs=runs, turn_starts=starts)
+
+
+def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -> int:
+    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(held)))
 
 
 def unpinned_sentence(turns: Sequence[int], cache_size: int) -> str:

@@ -15,7 +15,7 @@ from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.feeder import Feeder
-from streamchat.chat.fitting import Fitted, fit_to_budget
+from streamchat.chat.fitting import Fitted, fit_to_budget, half_of
 from streamchat.chat.log import Before, TokenLog, TurnRecord
 from streamchat.store.records import CacheMark
 
@@ -56,6 +56,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     # On a CPU torch raises a plain RuntimeError, worded differently on each system.
     words = ("not enough memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what torch keeps of an accelerator's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 class Rollback:
@@ -131,8 +139,8 @@ class Rollback:
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
         read_again = self._have_back(fitted, left, copy)
-        cache.turn_starts, cache.pins = fitted.turn_starts, fitted.pins
-        cache.compression_count = mark.compressions
+        cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
+        cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
         return TakenBack(restored, read_again, missing, fitted.unpinned)
@@ -154,13 +162,21 @@ class Rollback:
         if cache.croppable and left.runs == fitted.runs:
             cache.forget_from(stop)
             return 0
-        try:
-            return self._feeder.read_again(fitted.runs, stop)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            _log.warning("no memory to read everything again; %d tokens are in the cache", cache.length)
-            return cache.length
+        return self._read_again(fitted)
+
+    def _read_again(self, fitted: Fitted) -> int:
+        """Prefill `fitted`; where memory runs out, less and less of it. Returns how many tokens."""
+        smaller: Fitted | None = fitted
+        while smaller is not None:
+            try:
+                return self._feeder.read_again(smaller.runs, len(self._log))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                _log.warning("no memory to read %s again", smaller.runs)
+                free_memory(self._feeder.device)
+                smaller = half_of(smaller, self._cache, self._log)
+        return self._cache.length
 
     def _copy_of(self, turn: TurnRecord) -> _Copy | None:
         """The copy for undoing `turn`; one of a turn that is over is let go of."""
