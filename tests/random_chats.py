@@ -97,8 +97,8 @@ def _words(step: Step) -> str:
     return ", ".join(parts)
 
 
-def _text(draw: random.Random) -> str:
-    count = draw.choice((1, 1, 2, 4, 6, 10, 20, 60))
+def _text(draw: random.Random, counts: tuple[int, ...]) -> str:
+    count = draw.choice(counts)
     return " ".join(draw.choice(WORDS) for _ in range(count))
 
 
@@ -115,9 +115,10 @@ def plan(seed: int, steps: int = 14) -> Plan:
             stop = (what, draw.randint(0, 6))
         elif kind in ("undo", "compact", "resume") and chance < 0.1:
             stop = ("memory", draw.randint(1, 4)) if kind != "resume" else stop
-        reply = _text(draw) if draw.random() > 0.05 else ""
+        reply = _text(draw, (1, 1, 2, 2, 4, 6, 16)) if draw.random() > 0.05 else ""
         turn, size = draw.randint(1, 8), draw.choice(SIZES)
-        made.append(Step(kind, _text(draw), reply, stop, turn, size, draw.random() < 0.6))
+        text = _text(draw, (1, 1, 2, 4, 6, 10, 20, 50))
+        made.append(Step(kind, text, reply, stop, turn, size, draw.random() < 0.6))
     family = draw.choice(FAMILIES)
     on_full = "stop" if draw.random() < 0.08 else "evict"
     evict = draw.choice(("turns", "turns", "tokens"))
