@@ -52,6 +52,14 @@ class Ledger:
             self.next_index = dropped[0][0]
         return dropped
 
+    def first(self, count: int) -> Ledger:
+        """A ledger of the first `count` slots, as if the others had been evicted."""
+        return Ledger(_split(self.runs, count)[0], self.next_index)
+
+    def runs_before(self, index: int) -> list[tuple[int, int]]:
+        """Runs of the tokens in the cache with log indices below `index`."""
+        return [(first, min(stop, index)) for first, stop in self.runs if first < index]
+
     def slot_from(self, index: int) -> int:
         """First slot whose token has a log index of at least `index`; the length when there is none."""
         slot = 0

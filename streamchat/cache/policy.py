@@ -23,6 +23,12 @@ def merged_runs(runs: Iterable[Run]) -> list[Run]:
     return merged
 
 
+def runs_without(runs: Iterable[Run], first: int, stop: int) -> list[Run]:
+    """The runs, merged, without the numbers in `[first, stop)`."""
+    parts = [part for a, b in runs for part in ((a, min(b, first)), (max(a, stop), b))]
+    return merged_runs(part for part in parts if part[0] < part[1])
+
+
 @dataclass(frozen=True)
 class Retention:
     """What never leaves: the first tokens of the stream, and pinned runs of log indices."""

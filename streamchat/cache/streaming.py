@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Cut, Retention, Run, merged_runs, plan_cuts
+from streamchat.cache.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.serve import is_mixed, streaming_layer
 from streamchat.errors import CacheError, ConfigError
@@ -217,8 +217,7 @@ class StreamingCache(DynamicCache):
 
     def unpin(self, first: int, stop: int) -> None:
         """Let the tokens with log indices `[first, stop)` leave again, as the oldest of the window."""
-        parts = [(a, min(b, first)) for a, b in self.pins] + [(max(a, stop), b) for a, b in self.pins]
-        self.pins = tuple(merged_runs(part for part in parts if part[0] < part[1]))
+        self.pins = tuple(runs_without(self.pins, first, stop))
 
     def begin_turn(self, incoming: int, reserve: int = 0) -> None:
         """A turn of `incoming` prompt tokens begins with the next token; room for `reserve` more is wanted.
@@ -248,7 +247,7 @@ class StreamingCache(DynamicCache):
             self.retention,
             want,
             reserve=reserve,
-            turn_starts=self.turn_starts if self.options.by == "turns" else (),
+            turn_starts=self._cuttable(self.turn_starts),
             block=self._block(),
             clean_cut=self.options.clean_cut,
             evict=self.options.on_full == "evict",
@@ -256,6 +255,31 @@ class StreamingCache(DynamicCache):
         if cuts:
             self._evict(cuts, trigger)
         self._keep_positions_small(incoming)
+
+    def fitted(
+        self, held: Sequence[Run], next_index: int, *, budget: int, pins: Sequence[Run], turn_starts: Sequence[int]
+    ) -> tuple[list[Run], list[int]]:
+        """What eviction would leave of `held` so that it fits into `budget`: runs and turn starts. Changes nothing.
+
+        Args:
+            budget: Tokens; at most `cache_size`.
+            held: Runs of log indices that some cache held, perhaps one with a larger budget.
+            next_index: Log index of the next token.
+            pins: Runs that must stay. With the sinks they fit into the budget.
+            turn_starts: Log indices, ascending, at which whole turns can be cut.
+        """
+        ledger = Ledger(list(held), next_index)
+        starts = [start for start in turn_starts if ledger.count_in(start, start + 1)]
+        if len(ledger) <= budget:
+            return ledger.runs, starts
+        retention = Retention(budget, self.num_sink_tokens, tuple(pins))
+        cuttable, clean_cut = self._cuttable(starts), self.options.clean_cut
+        cuts = plan_cuts(ledger, retention, 0, turn_starts=cuttable, clean_cut=clean_cut)
+        dropped = [run for cut in cuts for run in ledger.evict(cut.at, cut.count)]
+        return ledger.runs, [start for start in starts if start >= dropped[-1][1]]
+
+    def _cuttable(self, turn_starts: Sequence[int]) -> Sequence[int]:
+        return turn_starts if self.options.by == "turns" else ()
 
     def discard_partial_forward(self) -> None:
         """Make all layers as long as the ledger says: a forward that failed half-way leaves some ahead."""
@@ -271,6 +295,8 @@ class StreamingCache(DynamicCache):
         held = self.length - self.ledger.slot_from(index)
         self.crop_newest(held)
         self.ledger.next_index = index
+        if self.seen is not None:
+            self.seen.cut(index)
         self.turn_starts = [start for start in self.turn_starts if start < index]
         self.unpin(index, max((stop for _, stop in self.pins), default=index))
         self._plan = None

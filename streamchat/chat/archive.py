@@ -299,6 +299,8 @@ def _damage(parts: tuple[str, ...]) -> list[str]:
 
 def _sentences(how: Resumed) -> list[str]:
     """What the user should know, a sentence each."""
+    from streamchat.chat.fitting import unpinned_sentence
+
     said = []
     if how.read_again:
         said.append(f"{how.read_again:,} tokens were read again in {how.seconds:.1f} s, because {how.reason}.")
@@ -308,4 +310,6 @@ def _sentences(how: Resumed) -> list[str]:
         )
     if how.message_back:
         said.append("streamchat ended before the last message was answered; it is not part of the conversation.")
+    if how.unpinned:
+        said.append(unpinned_sentence(how.unpinned, how.cache_size))
     return said

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from streamchat.cache.fit import PositionFit
@@ -21,13 +20,14 @@ from streamchat.chat import events as ev
 from streamchat.chat.encoding import ChatEncoder
 from streamchat.chat.ends import EndWatch, find_ends
 from streamchat.chat.feeder import Feeder
+from streamchat.chat.fitting import unpinned_sentence
 from streamchat.chat.forgetting import clean_cut, told
 from streamchat.chat.log import Before, TokenLog, TurnRecord
-from streamchat.chat.pins import set_pin
+from streamchat.chat.pins import SMALLEST_WINDOW, set_pin
 from streamchat.chat.reasoning import learn_reasoning
 from streamchat.chat.reply import ReplyText
 from streamchat.chat.reply_shape import learn_shape
-from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
+from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
 from streamchat.chat.template import ChatFormat
@@ -36,8 +36,6 @@ from streamchat.settings import Settings
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32
-# Fewer tokens than this beside the pinned ones are no window to talk in.
-SMALLEST_WINDOW = 8
 
 
 class Cancelled(Exception):
@@ -188,7 +186,7 @@ class Conversation:
 
     def set_pin(self, number: int, pinned: bool) -> int:
         """`pins.set_pin` on this conversation; returns how many tokens that is."""
-        return set_pin(self.cache, self.log, number, pinned, SMALLEST_WINDOW)
+        return set_pin(self.cache, self.log, number, pinned)
 
     def reseed(self) -> None:
         """Take the seed of the settings from the next token on."""
@@ -221,11 +219,12 @@ class Conversation:
 
     @contextmanager
     def unheard(self, settings: Settings) -> Iterator[None]:
-        """Inside, nothing is told, and `settings` are in force."""
+        """Inside, nothing is told, and `settings` are in force. For a turn that is taken back before the end."""
         emit, self._emit = self._emit, lambda event: None
         ours, self.settings = self.settings, settings
         try:
-            yield
+            with self.rollback.hidden_turn():
+                yield
         finally:
             self._emit, self.settings = emit, ours
 
@@ -294,7 +293,7 @@ class Conversation:
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
             if is_out_of_memory(error):
-                self._free_memory()
+                free_memory(self._device)
                 raise TurnError(
                     f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
                     "shorter message or a smaller --cache-size may fit"
@@ -302,7 +301,8 @@ class Conversation:
             raise
         if outcome.rolled_back:
             self.undo()
-        self.rollback.end()
+        else:
+            self.rollback.end()
         return outcome
 
     def undo(self, *, same_draw: bool = True) -> TakenBack:
@@ -323,6 +323,15 @@ class Conversation:
         if same_draw and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
         self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
+        if taken.unpinned:
+            self._emit(ev.Notice(unpinned_sentence(taken.unpinned, self.cache.cache_size)))
+        if taken.missing:
+            self._emit(
+                ev.Notice(
+                    f"Memory ran out: {taken.missing:,} of {taken.missing + self.cache.length:,} tokens could not be "
+                    "put back into the cache; /clear, or resume with a smaller --cache-size"
+                )
+            )
         return taken
 
     def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
@@ -433,9 +442,3 @@ class Conversation:
         else:
             self.log.cut(index)
             self._feeder.rebuild(index)
-
-    def _free_memory(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self._device.type == "mps":
-            torch.mps.empty_cache()

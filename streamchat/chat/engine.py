@@ -16,7 +16,7 @@ from streamchat.chat.assemble import Load, load_from_settings
 from streamchat.chat.owner import Owner
 from streamchat.chat.text import encodable
 from streamchat.config import Configuration
-from streamchat.errors import OUT_OF_MEMORY, ConfigError, ExitCode, StreamchatError
+from streamchat.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -248,18 +248,11 @@ class Engine:
         if turn.summary:
             self._owner.compact(turn.cancel.is_set, over)
             return
-        text = turn.text
-        if turn.replacing and not turn.cancel.is_set():
-            try:
-                before = self._owner.undo(replaced=True)
-            except ConfigError as error:
-                over()
-                self._owner.refuse_turn(text or "", str(error))
-                return
-            text = before if text is None else text
-        stays = self._owner.take_turn(text or "", turn.cancel.is_set, reply=turn.reply, over=over)
-        if stays and turn.pin:
-            self._owner.set_pin_of_newest()
+        cancelled = turn.cancel.is_set
+        if turn.replacing and not cancelled():
+            self._owner.replace_turn(turn.text, cancelled, over=over)
+        else:
+            self._owner.take_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, over=over)
 
     def _emit(self, event: ev.Event) -> None:
         for sink in list(self._sinks):

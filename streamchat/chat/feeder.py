@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
+from streamchat.errors import CacheError
 from streamchat.speed.forward import tokens_at_once
 
 # Large enough to be fast, small enough that a stop is felt at once.
@@ -67,10 +69,16 @@ class Feeder:
         """Make the cache hold the tokens of the log at `runs`, as part of a stream of `stop` tokens; returns how many.
 
         They take nothing any more from what was evicted before them. Pins, turn starts and counters stay, as far as
-        they are before `stop`.
+        they are before `stop`. If a forward fails, the cache holds the tokens that were read until then, or nothing
+        where it has a recurrent state.
+
+        Raises:
+            CacheError: They do not fit into the budget.
         """
         cache, log = self.cache, self.log
         kept = log.take(runs)
+        if len(kept) > cache.cache_size:
+            raise CacheError(f"{len(kept)} tokens to read again do not fit into a cache of {cache.cache_size}")
         starts = [start for start in cache.turn_starts if start < stop]
         pins, count = cache.pins, cache.compression_count
         cache.reset()
@@ -79,9 +87,11 @@ class Feeder:
             self.feed(kept)
         finally:
             self.log = log
-            whole = cache.length == len(kept)
-            cache.ledger.runs, cache.ledger.next_index = (list(runs) if whole else []), stop
-            if cache.seen is not None and whole:
+            cache.discard_partial_forward()
+            if cache.length < len(kept) and not cache.croppable:
+                cache.reset()
+            cache.ledger = Ledger(list(runs), stop).first(cache.length)
+            if cache.seen is not None:
                 cache.seen.clear()
                 cache.seen.append(torch.tensor([log.ids[:stop].tolist()], dtype=torch.int32))
             cache.turn_starts, cache.pins, cache.compression_count = starts, pins, count

@@ -56,6 +56,8 @@ class Owner:
         self._info: ev.ModelInfo | None = None
         self._device = "cpu"
         self._busy = False
+        self._pin_next = False
+        """A pinned turn was taken back for another try or an edit: what takes its place is pinned."""
         self._last_status = 0.0
 
     # --- beginning and ending ----------------------------------------------------------------------------------
@@ -138,6 +140,7 @@ class Owner:
         self._loaded, self._info, self.conversation = loaded, assembled.info, assembled.conversation
         self._configuration, self.settings = configuration, configuration.settings
         self._device = assembled.device
+        self._pin_next = False
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; the old one stays where that fails."""
@@ -205,14 +208,21 @@ class Owner:
     # --- turns -------------------------------------------------------------------------------------------------
 
     def take_turn(
-        self, text: str, cancelled: Callable[[], bool], *, reply: str | None = None, over: Callable[[], None]
-    ) -> bool:
-        """A turn, told up to `TurnFinished`; returns whether it stays.
+        self,
+        text: str,
+        cancelled: Callable[[], bool],
+        *,
+        reply: str | None = None,
+        pin: bool = False,
+        over: Callable[[], None],
+    ) -> None:
+        """A turn, told up to `TurnFinished`, and pinned where that is wanted.
 
         Args:
             text: The user's message.
             cancelled: Asked before each forward.
             reply: The answer, where it is given.
+            pin: Pin the turn if it stays; a turn in place of a pinned one is pinned in any case.
             over: Called when the turn has ended, before that is told.
         """
         conversation = self.conversation
@@ -236,10 +246,30 @@ class Owner:
         self._busy = False
         over()
         self._finish(text, outcome)
+        if outcome.rolled_back:
+            return
+        if pin or self._pin_next:
+            self._pin_next = False
+            self.set_pin(outcome.turn, True)
         every = self.settings.snapshot_turns
-        if every and not outcome.rolled_back and outcome.turn % every == 0:
+        if every and outcome.turn % every == 0:
             self.archive.snapshot(self._held)
-        return not outcome.rolled_back
+
+    def replace_turn(self, text: str | None, cancelled: Callable[[], bool], *, over: Callable[[], None]) -> None:
+        """Take the newest turn back and answer `text` in its place, or its own message once more.
+
+        Args:
+            text: The changed message; None for the same one.
+            cancelled: Asked before each forward.
+            over: Called when the new turn has ended, before that is told.
+        """
+        try:
+            before = self.undo(replaced=True)
+        except ConfigError as error:
+            over()
+            self.refuse_turn(text or "", str(error))
+            return
+        self.take_turn(before if text is None else text, cancelled, over=over)
 
     def refuse_turn(self, text: str, message: str) -> None:
         """A turn that cannot begin."""
@@ -288,6 +318,8 @@ class Owner:
     def undo(self, *, replaced: bool = False, to_edit: bool = False) -> str:
         """Take the newest turn back; returns its message.
 
+        A turn that takes the place of a pinned one (`replaced`, `to_edit`) will be pinned, too.
+
         Args:
             replaced: Another try follows.
             to_edit: The user wants the message back.
@@ -295,12 +327,16 @@ class Owner:
         Raises:
             ConfigError: There is none.
         """
+        from streamchat.chat.pins import is_pinned
+
         conversation = self.conversation
         assert conversation is not None
         started = time.perf_counter()
         turn = conversation.log.turns[-1] if conversation.log.turns else None
+        was_pinned = turn is not None and is_pinned(turn, conversation.cache.pins, conversation.cache.num_sink_tokens)
         taken = conversation.undo(same_draw=not replaced)
         assert turn is not None
+        self._pin_next = was_pinned and (replaced or to_edit)
         self.archive.undone(turn.number)
         self.emit(
             ev.TurnUndone(
@@ -363,6 +399,7 @@ class Owner:
             self.emit(ev.Notice(f"Nothing was changed: {error}", "error"))
             return
         self.settings = conversation.settings = settings
+        self._pin_next = False
         self.archive.begin(self._held)
         self.emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
 
@@ -381,11 +418,6 @@ class Owner:
             return
         self.archive.changed = True
         self.emit(ev.TurnPinned(number, pinned, tokens, self.conversation.state()))
-
-    def set_pin_of_newest(self) -> None:
-        """Keep the turn that has just ended."""
-        assert self.conversation is not None
-        self.set_pin(len(self.conversation.log.turns), True)
 
     def set_option(self, name: str, value: Any) -> None:
         """Change a live setting."""

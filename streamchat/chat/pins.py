@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from streamchat.cache.policy import Run
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.log import TokenLog
+from streamchat.chat.log import TokenLog, TurnRecord
 from streamchat.errors import ConfigError
 
+SMALLEST_WINDOW = 8
+"""Fewer tokens than this next to the retained ones are not a window to chat in."""
 
-def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool, smallest_window: int) -> int:
+
+def is_pinned(turn: TurnRecord, pins: Iterable[Run], num_sink_tokens: int) -> bool:
+    """Whether all of `turn` that is not a sink is in `pins`, runs of log indices."""
+    stop = turn.stop
+    return stop is not None and any(a <= max(turn.first, num_sink_tokens) and stop <= b for a, b in pins)
+
+
+def pinned_turns(log: TokenLog, pins: Iterable[Run], num_sink_tokens: int) -> list[TurnRecord]:
+    """The pinned turns of `log`, oldest first. Looks at turns inside the pins only."""
+    pins = tuple(pins)
+    touched = (turn for run in pins for turn in log.turns_touching(*run))
+    return [turn for turn in touched if is_pinned(turn, pins, num_sink_tokens)]
+
+
+def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> int:
     """Keep what the cache holds of turn `number` for good, or let it leave again; returns how many tokens that is.
 
     Raises:
@@ -20,17 +39,17 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool, sma
     assert turn.stop is not None
     first = max(turn.first, cache.num_sink_tokens)
     tokens = cache.ledger.count_in(first, turn.stop)
-    is_pinned = any(a <= first and turn.stop <= b for a, b in cache.pins)
+    already = is_pinned(turn, cache.pins, cache.num_sink_tokens)
     if not pinned:
-        if not is_pinned:
+        if not already:
             raise ConfigError(f"turn {number} is not pinned")
         cache.unpin(first, turn.stop)
         return tokens
     if not tokens:
         raise ConfigError(f"turn {number} cannot be pinned: nothing of it is left in the cache")
-    if is_pinned:
+    if already:
         raise ConfigError(f"turn {number} is pinned already")
-    least = max(smallest_window, cache.cache_size // 4)
+    least = max(SMALLEST_WINDOW, cache.cache_size // 4)
     free = cache.cache_size - cache.kept - tokens
     if free < least:
         raise ConfigError(

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from streamchat.cache import checkpoint
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Retention, Run, merged_runs, plan_cuts
+from streamchat.cache.policy import Run
 from streamchat.chat import snapshot as snapshots
 from streamchat.chat.conversation import Conversation
+from streamchat.chat.fitting import Fitted, fit_to_budget
 from streamchat.chat.log import Before, TurnRecord
 from streamchat.chat.recorder import Identity
 from streamchat.chat.rollback import REACH
 from streamchat.chat.snapshot import Snapshot, SnapshotError
 from streamchat.errors import CacheError
-from streamchat.store.records import StoredSession, StoredTurn
+from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Resumed:
     seconds: float
     tokens: int
     """Held now."""
+    cache_size: int
     read_again: int = 0
     """Of these read again; 0 where a snapshot had them."""
     reason: str = ""
@@ -42,6 +43,8 @@ class Resumed:
     """A message whose reply had not begun; it is not part of the conversation."""
     rewritten: bool = False
     """Its ids are new: those in the store are of another tokenizer."""
+    unpinned: tuple[int, ...] = ()
+    """Turns whose pins no longer fit."""
 
 
 def resume(conversation: Conversation, stored: StoredSession, identity: Identity, path: Path) -> Resumed:
@@ -56,11 +59,14 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     started = time.perf_counter()
     damaged = bool(stored.damage) or not _fits_the_model(conversation, stored)
     if damaged or stored.info.tokenizer != identity.tokenizer:
-        read = _write_anew(conversation, stored)
+        read, fitted = _write_anew(conversation, stored)
         reason = "it was led with another model, and its texts were tokenised anew"
         if damaged:
             reason = "what was saved of its tokens is damaged, and its texts were tokenised anew"
-        return Resumed(time.perf_counter() - started, conversation.cache.length, read, reason, rewritten=True)
+        seconds = time.perf_counter() - started
+        unpinned = fitted.unpinned
+        cache = conversation.cache
+        return Resumed(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
     if turns and turns[-1].state == "running" and not _reply_ids(conversation, turns[-1]):
@@ -72,16 +78,26 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     reason, read = "", 0
     try:
         saved = snapshots.load(path)
-        _use(conversation, saved, stored, identity)
+        fitted = _use(conversation, saved, stored, identity)
     except SnapshotError as error:
         reason = str(error)
-        read = _read_again(conversation, held, pins, turns, stored)
+        read, fitted = _read_again(conversation, held, pins, turns, stored)
     conversation.cache.compression_count = compressions
     cut_turn, cut_reply = 0, list[int]()
     if turns and turns[-1].state == "running":
         cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
     seconds = time.perf_counter() - started
-    return Resumed(seconds, conversation.cache.length, read, reason, cut_turn, tuple(cut_reply), message_back)
+    return Resumed(
+        seconds,
+        conversation.cache.length,
+        conversation.cache.cache_size,
+        read,
+        reason,
+        cut_turn,
+        tuple(cut_reply),
+        message_back,
+        unpinned=fitted.unpinned,
+    )
 
 
 def _fits_the_model(conversation: Conversation, stored: StoredSession) -> bool:
@@ -130,8 +146,8 @@ def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
     return ids[len(opening) :] if ids[: len(opening)] == opening else ids
 
 
-def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> None:
-    """Put a snapshot into the cache.
+def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> Fitted:
+    """Put a snapshot into the cache, which has room for all of it; its pins may be too many.
 
     Raises:
         SnapshotError: It is of something else.
@@ -159,6 +175,9 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         # parts are missing or have other shapes, under a right checksum
         raise SnapshotError("its saved cache is damaged") from error
+    fitted = fit_to_budget(cache, log, taken.runs, pins=taken.pins, turn_starts=taken.turn_starts)
+    cache.pins = fitted.pins
+    return fitted
 
 
 def _row(ids: array[int]) -> torch.Tensor:
@@ -171,15 +190,13 @@ def _read_again(
     pins: Sequence[Run],
     turns: Sequence[StoredTurn],
     stored: StoredSession,
-) -> int:
-    """Prefill what was held, or as much of it as fits now; returns how many tokens."""
+) -> tuple[int, Fitted]:
+    """Prefill what was held, or as much of it as fits now; returns how many tokens, and what fits."""
     cache, log = conversation.cache, conversation.log
-    starts = _turn_starts(turns, stored)
-    cache.pins = tuple(merged_runs(pins))
-    ledger = Ledger(list(held), len(log))
-    _make_fit(ledger, Retention(cache.cache_size, cache.num_sink_tokens, cache.pins), starts)
-    cache.turn_starts = [start for start in starts if ledger.count_in(start, start + 1)]
-    return conversation.read_again(ledger.runs, len(log))
+    fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=_turn_starts(turns, stored))
+    read = conversation.read_again(fitted.runs, len(log))
+    cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
+    return read, fitted
 
 
 def _turn_starts(turns: Sequence[StoredTurn], stored: StoredSession) -> list[int]:
@@ -194,22 +211,22 @@ def _turn_starts(turns: Sequence[StoredTurn], stored: StoredSession) -> list[int
     return starts
 
 
-def _make_fit(ledger: Ledger, retention: Retention, turn_starts: Sequence[int]) -> None:
-    """Leave out the oldest where the budget is smaller than it was."""
-    if len(ledger) > retention.cache_size:
-        for cut in plan_cuts(ledger, retention, 0, turn_starts=turn_starts):
-            ledger.evict(cut.at, cut.count)
+def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int, Fitted]:
+    """Encode all texts with this model's tokenizer, and read the newest turns that fit.
 
-
-def _write_anew(conversation: Conversation, stored: StoredSession) -> int:
-    """Encode all texts with this model's tokenizer, and read the newest turns that fit; returns how many tokens."""
+    Returns how many tokens were read, and what fits.
+    """
     cache, log, encoder = conversation.cache, conversation.log, conversation.encoder
     system = log.ids[: conversation.system_tokens]
     log.clear()
     log.append(system)
-    for turn in stored.turns:
+    pins: list[Run] = [(0, len(system))] if len(system) else []
+    starts: list[int] = []
+    recent = len(stored.turns) - REACH
+    for i, turn in enumerate(stored.turns):
         first = not log.turns
         at = len(log)
+        before = Before(_whole(conversation, pins, starts, stored)) if i >= recent else None
         prompt = encoder.turn(turn.text, first)
         opening = encoder.reply_opening()
         follows = prompt[len(prompt) - len(opening) :] == opening
@@ -225,12 +242,28 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> int:
                 len(log),
                 turn.text,
                 turn.reply,
+                before,
             )
         )
-    ledger = Ledger([(0, len(log))] if len(log) else [], len(log))
-    starts = [turn.first for turn in log.turns]
-    cache.pins = ((0, len(system)),) if len(system) else ()
-    _make_fit(ledger, Retention(cache.cache_size, cache.num_sink_tokens, cache.pins), starts)
-    cache.turn_starts = [start for start in starts if ledger.count_in(start, start + 1)]
+        starts.append(at)
+        if _was_pinned(turn, stored.info.pins, cache.num_sink_tokens):
+            pins.append((at, len(log)))
+    held = [(0, len(log))] if len(log) else []
+    fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=starts)
+    read = conversation.read_again(fitted.runs, len(log))
+    cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     cache.compression_count = stored.info.compressions
-    return conversation.read_again(ledger.runs, len(log))
+    return read, fitted
+
+
+def _whole(conversation: Conversation, pins: Sequence[Run], starts: Sequence[int], stored: StoredSession) -> CacheMark:
+    """What a cache that was fed all of the log would hold of it."""
+    stop = len(conversation.log)
+    held = [(0, stop)] if stop else []
+    fitted = fit_to_budget(conversation.cache, conversation.log, held, pins=pins, turn_starts=starts)
+    return CacheMark(tuple(fitted.runs), fitted.pins, tuple(fitted.turn_starts), stored.info.compressions)
+
+
+def _was_pinned(turn: StoredTurn, pins: Sequence[Run], num_sink_tokens: int) -> bool:
+    stop = turn.first + len(turn.ids)
+    return bool(turn.ids) and any(a <= max(turn.first, num_sink_tokens) and stop <= b for a, b in pins)

@@ -1,0 +1,78 @@
+"""What a cache can hold of a conversation that another cache held, perhaps a larger one: for resume and undo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from streamchat.cache.ledger import Ledger
+from streamchat.cache.policy import Retention, Run, merged_runs, runs_without
+from streamchat.cache.streaming import StreamingCache
+from streamchat.chat.log import TokenLog
+from streamchat.chat.pins import SMALLEST_WINDOW, pinned_turns
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What to cache."""
+
+    runs: list[Run]
+    """Log indices, at most the budget."""
+    turn_starts: list[int]
+    pins: tuple[Run, ...]
+    unpinned: tuple[int, ...] = ()
+    """Turns whose pins left too little room for a window, and were removed."""
+
+
+def fit_to_budget(
+    cache: StreamingCache,
+    log: TokenLog,
+    held: Sequence[Run],
+    *,
+    pins: Sequence[Run],
+    turn_starts: Sequence[int],
+) -> Fitted:
+    """Evict from `held`, on paper, what does not fit into the budget of `cache`: by its own rules, oldest first.
+
+    Sinks, system block and pins stay. Where pins would leave fewer than `SMALLEST_WINDOW` tokens, turns are unpinned,
+    the oldest first.
+
+    Args:
+        cache: Gives the budget and the rules. Not changed.
+        log: The conversation, up to the last token that may be held.
+        held: Runs of log indices.
+        pins: Runs of log indices, system block included.
+        turn_starts: Log indices at which whole turns can be cut.
+    """
+    pins, unpinned = merged_runs(pins), list[int]()
+    for turn in pinned_turns(log, pins, cache.num_sink_tokens):
+        if _retained(cache, held, pins) + SMALLEST_WINDOW <= cache.cache_size:
+            break
+        pins = runs_without(pins, turn.first, turn.first if turn.stop is None else turn.stop)
+        unpinned.append(turn.number)
+    budget = cache.cache_size
+    runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
+    return Fitted(runs, starts, tuple(pins), tuple(unpinned))
+
+
+def half_of(fitted: Fitted, cache: StreamingCache, log: TokenLog) -> Fitted | None:
+    """The same without its oldest half, as far as that may leave; None where no less is left."""
+    tokens = sum(stop - first for first, stop in fitted.runs)
+    budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
+    if budget >= tokens:
+        return None
+    runs, starts = cache.fitted(fitted.runs, len(log), budget=budget, pins=fitted.pins, turn_starts=fitted.turn_starts)
+    return replace(fitted, runs=runs, turn_starts=starts)
+
+
+def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -> int:
+    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(held)))
+
+
+def unpinned_sentence(turns: Sequence[int], cache_size: int) -> str:
+    """Which turns lost their pin, and why."""
+    which = f"Turn {turns[0]} is" if len(turns) == 1 else f"Turns {', '.join(map(str, turns))} are"
+    return (
+        f"{which} no longer pinned: with cache_size = {cache_size}, pinned tokens would leave fewer than "
+        f"{SMALLEST_WINDOW} for the conversation."
+    )
