@@ -214,6 +214,17 @@ def test_a_lost_turn_leaves_no_gap(database: Path) -> None:
         assert store.check() == ""
 
 
+def test_damaged_settings_and_figures_leave_the_cache_as_it_was(database: Path) -> None:
+    tamper(database, "sessions", "settings", "null", 0)
+    tamper(database, "turns", "stats", "[", 1)
+    event, notices, _ = resumed(database)
+    assert event is not None
+    assert event.read_again == 0
+    assert "left out: the settings, the figures of turn 2." in notices[0]
+    with Store(database) as store:
+        assert store.load(store.sessions()[0].id).damage == ()
+
+
 # --- snapshots --------------------------------------------------------------------------------------------------
 
 

@@ -204,7 +204,7 @@ class Archive:
         conversation, session = held.conversation, opening.info.id
         stored = self._store.load(session)
         if stored.damage:
-            self._store.repair_turns(session)
+            self._store.mend(stored)
         identity = self._identify(held)
         how = resume(conversation, stored, identity, self._store.snapshot_path(session))
         self.recorder.adopt(conversation, identity, held.settings, opening.lock, rewrite=how.rewritten)

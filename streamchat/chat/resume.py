@@ -57,7 +57,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
         path: Of the snapshot, whether it is there or not.
     """
     started = time.perf_counter()
-    damaged = bool(stored.damage) or not _fits_the_model(conversation, stored)
+    damaged = bool(stored.damage and not stored.info.tokenizer) or not _fits_the_model(conversation, stored)
     if damaged or stored.info.tokenizer != identity.tokenizer:
         read, fitted = _write_anew(conversation, stored)
         reason = "it was led with another model, and its texts were tokenised anew"

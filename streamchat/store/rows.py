@@ -24,6 +24,8 @@ LATEST = 253402300799.0
 """The end of the year 9999, in seconds since 1970; later times cannot be written as a date."""
 LARGEST = 2**31 - 1
 """Of an id, and of a log index."""
+HARMLESS = ("the settings", "the figures")
+"""How the names of parts begin without which the saved ids are still what the cache held."""
 Damage = list[str]
 """Names of the damaged parts."""
 
@@ -31,8 +33,9 @@ Damage = list[str]
 def session_of(row: sqlite3.Row, turns: Sequence[sqlite3.Row], evictions: Sequence[sqlite3.Row]) -> StoredSession:
     """The conversation in these rows.
 
-    Turns are numbered from 1. When a part that says which ids the cache holds is damaged, the ids are not used: the
-    tokenizer is '' then, as in an imported conversation, so that resuming encodes the texts again.
+    Turns are numbered from 1. When a part that says which ids there are, or which of them the cache holds, is damaged,
+    the ids are not used: the tokenizer is '' then, as in an imported conversation, so that resuming encodes the texts
+    again.
     """
     damage: Damage = []
     info = info_of(row, damage)
@@ -51,7 +54,7 @@ def session_of(row: sqlite3.Row, turns: Sequence[sqlite3.Row], evictions: Sequen
     if any(stop > place for _, stop in (*info.held, *info.pins)):
         damage.append("the account of the cache")
     gone = [_eviction(each, damage) for each in evictions]
-    if damage:
+    if any(not part.startswith(HARMLESS) for part in damage):
         info = replace(info, tokenizer="", held=(), pins=())
     return StoredSession(info, system_ids, tuple(read), tuple(each for each in gone if each), tuple(damage))
 

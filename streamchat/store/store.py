@@ -30,7 +30,7 @@ from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
-from streamchat.store.writing import renumber_turns, write_turn
+from streamchat.store.writing import mend_session, write_turn
 
 ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
@@ -244,10 +244,10 @@ class Store:
         with self._open.alone() as connection:
             return repair(connection)
 
-    def repair_turns(self, session: str) -> None:
-        """Number the turns of a damaged session anew, as `load` has numbered them."""
+    def mend(self, stored: StoredSession) -> None:
+        """Replace the damaged parts of a session by what `load` has made of them."""
         with self._open.write() as connection:
-            renumber_turns(connection, session)
+            mend_session(connection, stored)
 
     # --- reading ------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from dataclasses import asdict
 
-from streamchat.store.records import CacheMark, StoredTurn, clean, packed
+from streamchat.store.records import CacheMark, StoredSession, StoredTurn, clean, packed
 
 
 def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, anew: bool = False) -> None:
@@ -51,7 +51,18 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
             )
 
 
-def renumber_turns(connection: sqlite3.Connection, session: str) -> None:
+def mend_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
+    """Write what was read of a damaged conversation. Ids and the account of the cache follow when it is resumed."""
+    session = stored.info.id
+    settings = json.dumps(dict(stored.info.settings))
+    connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (settings, session))
+    if not stored.info.tokenizer:
+        _renumber_turns(connection, session)
+    lost = [(session, turn.number) for turn in stored.turns if turn.stats is None]
+    connection.executemany("UPDATE turns SET stats = NULL WHERE session = ? AND number = ? AND state != 'undone'", lost)
+
+
+def _renumber_turns(connection: sqlite3.Connection, session: str) -> None:
     """Number the turns of a damaged conversation from 1, as `session_of` does, and drop what refers to old numbers.
 
     A turn without any message becomes an undone one.
