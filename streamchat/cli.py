@@ -75,7 +75,8 @@ def _dispatch(argv: list[str]) -> int:
     if args.serve is not None:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
-    return chat(flags.configuration_of(args), args.resume)
+    configuration = flags.configuration_of(args, announce=False)
+    return chat(configuration, args.resume)
 
 
 def make_engine(configuration: Configuration, save: bool, session: str | None) -> ChatEngine:
@@ -127,6 +128,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     # transformers would write its warnings to the terminal, past the log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
+    if face != "app" and configuration.local_sentence:  # the app shows it in the conversation
+        say(configuration.local_sentence)
     session = None if resume is None else wanted_session(resume)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
