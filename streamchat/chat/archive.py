@@ -7,13 +7,12 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
+from streamchat.chat.sessions import lasting_name
 from streamchat.errors import StoreError
-from streamchat.paths import user_path
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -195,7 +194,14 @@ class Archive:
         stored = self._store.load(session)
         identity = self._identify(held)
         how = resume(conversation, stored, identity, self._store.snapshot_path(session))
-        self.recorder.adopt(conversation, identity, held.settings, opening.lock, rewrite=how.rewritten)
+        self.recorder.adopt(
+            conversation,
+            identity,
+            held.settings,
+            opening.lock,
+            rewrite=how.rewritten,
+            settle=opening.info.is_imported,
+        )
         if how.cut_turn:
             conversation.close_cut_reply(how.cut_reply)
             self.recorder.closed(how.cut_turn)
@@ -240,15 +246,6 @@ class Archive:
     def forget_model(self) -> None:
         """Another model was loaded: nothing here holds the one before."""
         self._identified = None
-
-
-def lasting_name(model: str) -> str:
-    """A model's name that means the same from another folder."""
-    with suppress(OSError, RuntimeError, ValueError):
-        path = user_path(model)
-        if path.exists():
-            return str(path.resolve())
-    return model
 
 
 def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: Mapping[str, Any] | None) -> ev.SavedTurn:
