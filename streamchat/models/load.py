@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
-from streamchat.models.folder import Contents, inspect
+from streamchat.models.contents import folder_digest
+from streamchat.models.folder import Contents, inspect, weight_files
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.words import Progress as Progress
@@ -81,11 +82,13 @@ def load_model(
         if is_spread(chosen_device):
             notes = (*notes, f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
+    contents_digest = _digest_of(folder, source, progress)
     progress(f"Loading {source.name}", 0, 0, "")
     from streamchat.kernels.library import allow
     from streamchat.kernels.library import kernels as compiled_kernels
 
     with quiet():
+        from streamchat.models.fingerprint import know_contents
         from streamchat.models.weights import use_weights
         from streamchat.speed.forward import install
         from streamchat.speed.linear import packed_bytes
@@ -109,6 +112,7 @@ def load_model(
         compiled_kernels()
     if weights == "auto" and dtype == "float32":
         weights = "native"  # who asks for exact numbers gets them
+    know_contents(model, contents_digest)
     used, weight_notes = use_weights(
         model, tokenizer, weights, device=chosen_device, name=source.name, progress=progress
     )
@@ -142,6 +146,15 @@ def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
 
         return fetch_from_hub(source.location, asked, progress=progress)
     return Path(source.location)
+
+
+def _digest_of(folder: Path, source: Source, progress: Progress) -> str:
+    """The digest of all that weights are read from."""
+    files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers loads an adapter beside the weights too
+    try:
+        return folder_digest(folder, files, name=source.name, progress=progress)
+    except OSError as error:
+        raise ModelNotFoundError(f"{source.name} in {folder} cannot be read ({short(error)})") from error
 
 
 def _check_config(folder: Path, contents: Contents, source: Source) -> None:
