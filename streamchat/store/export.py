@@ -14,6 +14,7 @@ from streamchat.config import check_value
 from streamchat.errors import ConfigError, StoreError
 from streamchat.jsonlines import json_line
 from streamchat.settings import setting_fields
+from streamchat.store.contained import contained, literal
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.transcripts import Role, TranscriptError, kind_of, message_of, messages_of, read_records, unknown
 
@@ -101,14 +102,14 @@ def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "f
 
 def _markdown(session: StoredSession) -> Iterator[str]:
     info = session.info
-    yield f"# {_one_line(info.title)}"
+    yield f"# {literal(info.title)}"
     yield ""
-    yield f"{info.model_name}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
+    yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
     if prompt := _system_prompt(session):
         yield ""
         yield "## System prompt"
         yield ""
-        yield prompt
+        yield contained(prompt)
     memory = held_turns(session)
     forgotten_before = any(state == "forgotten" for state in memory.values())
     edge = next(
@@ -127,20 +128,16 @@ def _markdown(session: StoredSession) -> Iterator[str]:
         yield ""
         yield f"## {turn.number}. You{pinned}"
         yield ""
-        yield turn.text
+        yield contained(turn.text)
         yield ""
-        yield f"## {turn.number}. {_one_line(info.model_name)}"
+        yield f"## {turn.number}. {literal(info.model_name)}"
         yield ""
-        yield turn.reply or "*(no reply)*"
+        yield contained(turn.reply) or "*(no reply)*"
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
     first = max(turn.first, int(session.info.settings.get("num_sink_tokens", 0)))
     return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _date(then: float) -> str:
