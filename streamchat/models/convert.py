@@ -39,7 +39,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
     stage = f"Converting {name} (once)"
     progress(stage, 0, 0, "")
     with quiet():
-        from streamchat.models.gguf_tokenizer import build_tokenizer
+        from streamchat.models.gguf_tokenizer import build_tokenizer, tokenizer_notes
 
         reader, metadata = open_gguf(path)
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
@@ -50,7 +50,9 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         model = _fill(path, reader, metadata, config, stage, progress)
         progress(f"Saving {name}", 0, 0, "")
         _save(model, folder)
-    return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": path.stat().st_size}
+        notes = tokenizer_notes(path, metadata)
+    size = path.stat().st_size
+    return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": size, "notes": notes}
 
 
 def converted_copy(path: Path, *, progress: Progress) -> Path:

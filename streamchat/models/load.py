@@ -11,8 +11,10 @@ from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import Contents, inspect, weight_files
+from streamchat.models.hub_cache import older_note
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve
+from streamchat.models.staging import read_manifest
 from streamchat.models.words import Progress as Progress
 from streamchat.models.words import short, silent
 from streamchat.places import is_spread
@@ -76,6 +78,7 @@ def load_model(
     chosen_device = devices.choose_device(device)
     chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
     folder = _folder_of(source, name, progress)
+    notes = (*notes, *_notes_of(source, folder))
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
         chosen_device = devices.roomy_place(contents.parameters, chosen_dtype, source.name)
@@ -99,7 +102,10 @@ def load_model(
         model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
         if chosen_dtype == "float16" and not _is_finite(model):
             safe = "bfloat16" if chosen_device != "cpu" or devices.cpu_has_bfloat16() else "float32"
-            notes = (f"{source.name} overflows in float16, so it runs in {safe}",)
+            notes = (
+                *_notes_of(source, folder),
+                f"{source.name} overflows in float16, so it runs in {safe}",
+            )
             del model
             devices.give_back_unused()
             chosen_dtype = safe
@@ -148,6 +154,15 @@ def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
     return Path(source.location)
 
 
+def _notes_of(source: Source, folder: Path) -> tuple[str, ...]:
+    """What the user should know about where the model came from."""
+    if source.kind == "gguf":
+        return tuple((read_manifest(folder) or {}).get("notes", ()))
+    if source.kind == "hub-cache" and (note := older_note(source.repo_id, folder)):
+        return (note,)
+    return ()
+
+
 def _digest_of(folder: Path, source: Source, progress: Progress) -> str:
     """The digest of all that weights are read from."""
     files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers loads an adapter beside the weights too
@@ -177,7 +192,8 @@ def _check_config(folder: Path, contents: Contents, source: Source) -> None:
         )
     if kind not in library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"{source.name} is of type {kind!r}, which is no causal language model; choose one that is"
+            f"{source.name} is of type {kind!r}, which transformers does not load as a causal language model; choose "
+            "another model"
         )
 
 
