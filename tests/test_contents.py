@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.models import contents
+from streamchat.errors import ModelNotFoundError
+from streamchat.models import contents, convert
 from streamchat.models.contents import BLOCK, file_digest, folder_digest
 from streamchat.models.convert import copy_folder
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
-from tests.models_help import save, tiny_llama
+from streamchat.models.words import silent
+from tests.models_help import save, tiny_llama, write_gguf
 
 
 @pytest.fixture
@@ -109,6 +111,7 @@ def test_a_damaged_memory_costs_a_hash_and_nothing_else(tmp_path: Path, hashed: 
 
 def test_progress_is_told_and_may_cancel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "BLOCK", 4)
+    monkeypatch.setattr(contents, "LARGE", 10)
     file = tmp_path / "a.bin"
     file.write_bytes(b"a" * 10)
     told: list[tuple[str, int, int, str]] = []
@@ -143,6 +146,26 @@ def test_a_gguf_with_another_middle_has_another_copy(tmp_path: Path) -> None:
     first = copy_folder(file)
     change_byte(file, 5 << 19)
     assert copy_folder(file) != first
+
+
+def test_a_copy_with_a_name_of_before_goes_when_the_new_one_is_made(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    older = convert._older_copy(file)
+    older.mkdir(parents=True)
+    (older / "model.safetensors").write_bytes(b"old")
+    made = convert.converted_copy(file, progress=silent)
+    assert made != older
+    assert made.is_dir()
+    assert not older.exists()
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"gone\.gguf cannot be read: No such file or directory"):
+        copy_folder(tmp_path / "gone.gguf")
+    loop = tmp_path / "loop.gguf"
+    loop.symlink_to(loop)
+    with pytest.raises(ModelNotFoundError, match=r"loop\.gguf cannot be read: "):
+        copy_folder(loop)
 
 
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}

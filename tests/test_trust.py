@@ -14,6 +14,9 @@ from streamchat import cli, config, config_file, paths, trust
 from streamchat.config_file import MAX_BYTES
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.settings import Spec, default_of, setting_fields, spec_of
+from streamchat.tui.app import StreamchatApp
+from tests.app_driver import Driver
+from tests.scripted_engine import ScriptedEngine
 
 HOSTILE = """[streamchat]
 [model]
@@ -220,6 +223,17 @@ def test_trusting_a_file_with_a_wrong_value_fails(folder: Path, capsys: pytest.C
     assert cli.main(["config", "--trust"]) == ExitCode.USAGE
     assert "metrics_port = 70000 is not legal" in capsys.readouterr().err
     assert not trust.store_file().exists()
+
+
+async def test_the_app_shows_it_in_the_conversation(folder: Path) -> None:
+    put("[streamchat]\n[interface]\nmetrics_port = 9100\n")
+    engine = ScriptedEngine()
+    app = StreamchatApp(engine, config.load(environ={}))
+    async with app.run_test(size=(140, 40)) as pilot:
+        driver = Driver(app, engine, pilot)
+        shown = f"{folder / 'config.toml'} is not trusted to set metrics_port; review the file, then"
+        await driver.until(lambda: any(shown in line for line in driver.lines()))
+    assert engine.close()
 
 
 def test_commands_say_it_on_stderr_and_config_in_its_comments(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,18 +12,22 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat import paths
-from streamchat.models.words import Progress, silent
+from streamchat.errors import ModelNotFoundError
+from streamchat.models.words import Progress, short, silent
 
 _log = logging.getLogger(__name__)
 
 BLOCK = 1 << 24
 """Bytes that are hashed as one; the digest of a file is that of its blocks' digests, so that they share the cores."""
 THREADS = 4
+LARGE = 1 << 30
+"""Bytes from which on progress is told in numbers; smaller files take a second."""
 SETTLED_NS = 2_000_000_000
 """A younger file may change again within one tick of the file system's clock, so its digest is not remembered."""
 
@@ -38,7 +42,7 @@ def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: P
         progress: Called with bytes; may raise to cancel.
 
     Raises:
-        OSError: A file cannot be read.
+        ModelNotFoundError: A file cannot be read.
     """
     parts = {file.relative_to(folder).as_posix(): file_digest(file, name=name, progress=progress) for file in files}
     return hashlib.sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
@@ -46,16 +50,28 @@ def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: P
 
 def file_digest(file: Path, *, name: str, progress: Progress = silent) -> str:
     """The digest of every byte of `file`; arguments and errors as of `folder_digest`."""
-    place = file.resolve()
-    before = _state(place)
+    with _readable(file):
+        place = file.resolve(strict=True)
+        before = _state(place)
     known = _remembered(place)
     if known is not None and known[0] == before:
         return known[1]
     digest = _hash(place, before[2], f"Checking {name} (once)", progress)
-    changed_at = max(before[3:])
-    if _state(place) == before and time.time_ns() - changed_at > SETTLED_NS:
+    with _readable(file):
+        is_same = _state(place) == before
+    if is_same and time.time_ns() - max(before[3:]) > SETTLED_NS:
         _remember(place, before, digest)
     return digest
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a sentence about `file`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        reason = short(getattr(error, "strerror", None) or error)
+        raise ModelNotFoundError(f"{file} cannot be read: {reason}; fetch it again or make it readable") from error
 
 
 def _state(file: Path) -> tuple[int, ...]:
@@ -71,7 +87,7 @@ def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
     whole = hashlib.sha256(str(size).encode())
 
     def block(at: int) -> bytes:
-        with file.open("rb") as stream:
+        with _readable(file), file.open("rb") as stream:
             stream.seek(at)
             return hashlib.sha256(stream.read(BLOCK)).digest()
 
@@ -79,8 +95,8 @@ def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
         try:
             for number, digest in enumerate(pool.map(block, range(0, size, BLOCK))):
                 whole.update(digest)
-                if size > BLOCK:
-                    progress(stage, min((number + 1) * BLOCK, size), size, "bytes")
+                done = min((number + 1) * BLOCK, size)
+                progress(stage, *((done, size, "bytes") if size >= LARGE else (0, 0, "")))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

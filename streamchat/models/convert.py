@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def converted_copy(path: Path, *, progress: Progress) -> Path:
         what=path.name,
         progress=progress,
     )
-    shutil.rmtree(_older_copy(path), ignore_errors=True)
+    with suppress(OSError):
+        shutil.rmtree(_older_copy(path))
     return made
 
 
@@ -80,10 +82,7 @@ def copy_folder(path: Path, *, progress: Progress = silent) -> Path:
     Raises:
         ModelNotFoundError: The file cannot be read.
     """
-    try:
-        contents = file_digest(path, name=path.stem, progress=progress)
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be read: {short(error.strerror or error)}") from error
+    contents = file_digest(path, name=path.stem, progress=progress)
     digest = hashlib.sha256(f"{CONVERTER} {contents}".encode())
     return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
 

@@ -166,10 +166,7 @@ def _notes_of(source: Source, folder: Path) -> tuple[str, ...]:
 def _digest_of(folder: Path, source: Source, progress: Progress) -> str:
     """The digest of all that weights are read from."""
     files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers loads an adapter beside the weights too
-    try:
-        return folder_digest(folder, files, name=source.name, progress=progress)
-    except OSError as error:
-        raise ModelNotFoundError(f"{source.name} in {folder} cannot be read ({short(error)})") from error
+    return folder_digest(folder, files, name=source.name, progress=progress)
 
 
 def _check_config(folder: Path, contents: Contents, source: Source) -> None:

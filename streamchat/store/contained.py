@@ -28,7 +28,7 @@ def literal(text: str) -> str:
 
 def contained(text: str) -> str:
     """`text` as Markdown that cannot change how the text around it is read, if blank lines separate them."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not _MAY_MATTER.search(text):
         return text
     lines = text.split("\n")
