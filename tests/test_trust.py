@@ -232,7 +232,7 @@ async def test_the_app_shows_it_in_the_conversation(folder: Path) -> None:
     async with app.run_test(size=(140, 40)) as pilot:
         driver = Driver(app, engine, pilot)
         shown = f"{folder / 'config.toml'} is not trusted to set metrics_port; review the file, then"
-        await driver.until(lambda: any(shown in line for line in driver.lines()))
+        await driver.until(lambda: any(shown in line for line in driver.lines))
     assert engine.close()
 
 
