@@ -11,12 +11,13 @@ from streamchat.chat import file_access
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
-from streamchat.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
+from streamchat.errors import OUT_OF_MEMORY, ExitCode, SessionError, StreamchatError
 
 if TYPE_CHECKING:
     from streamchat.chat.client import ChatEngine
     from streamchat.chat.events import Event
     from streamchat.config import Configuration
+    from streamchat.store.records import SessionInfo
 
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
@@ -89,35 +90,58 @@ def _dispatch(argv: list[str]) -> int:
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
     if serve.in_browser(os.environ) and not args.serve_files:
         file_access.refuse(serve.FILES_REFUSED)
-    return chat(flags.configuration_of(args), args.resume)
+    configuration = flags.configuration_of(args, announce=False)
+    return chat(configuration, args.resume)
 
 
-def make_engine(configuration: Configuration, save: bool, session: str | None) -> ChatEngine:
+def make_engine(configuration: Configuration, save: bool, session: str | None, agreed_model: str = "") -> ChatEngine:
     """The engine of a run, not started yet.
 
     Args:
         save: The conversation is saved.
         session: The saved conversation to go on with.
+        agreed_model: The model that the user agreed to load for it.
     """
     from streamchat.chat.engine import Engine
     from streamchat.store.store import Store
 
-    return Engine(configuration, open_store=Store if save else None, session=session)
+    return Engine(configuration, open_store=Store if save else None, session=session, agreed_model=agreed_model)
 
 
-def wanted_session(name: str) -> str:
-    """The id of the saved conversation that `--resume NAME` means; looked for before anything else begins.
+def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) -> tuple[str, str]:
+    """What `--resume NAME` means: an id, and the model that the user agreed to load for it, if that needed a question.
+
+    Args:
+        name: 'last', or the start of an id.
+        configuration: Of this start.
+        may_ask: The user is at the terminal and can answer.
 
     Raises:
-        SessionError: There is none, or another process has it open.
+        SessionError: There is none, another process has it open, or its model was not agreed to.
     """
+    from streamchat.chat.sessions import foreign_model
     from streamchat.store.lock import SessionLock
     from streamchat.store.store import Store
 
     with Store() as store:
         found = store.find(name)
         SessionLock(store.lock_folder, found.id, found.opened_by).release()
-    return found.id
+    model = foreign_model(configuration, found)
+    if model and not (may_ask and _agrees(found, model)):
+        from streamchat.chat.sessions import foreign_model_sentence
+
+        sentence = foreign_model_sentence(found, model)
+        raise SessionError(f"{sentence}; give --model {model} to load it, or --model NAME to resume with another one")
+    return found.id, model
+
+
+def _agrees(info: SessionInfo, model: str) -> bool:
+    """Whether the user wants the model that an imported conversation names."""
+    from streamchat.chat.sessions import foreign_model_sentence
+
+    question = f"{foreign_model_sentence(info, model)}. Load it? [y/N] "
+    print(one_line(f"streamchat: {question}"), end=" ", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def chat(configuration: Configuration, resume: str | None = None) -> int:
@@ -141,10 +165,14 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     # transformers would write its warnings to the terminal, past the log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
-    session = None if resume is None else wanted_session(resume)
+    if face != "app" and configuration.local_sentence:  # the app shows it in the conversation
+        say(configuration.local_sentence)
+    session, agreed = None, ""
+    if resume is not None:
+        session, agreed = wanted_session(resume, configuration, may_ask=face != "pipe" and sys.stdin.isatty())
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
-    engine = make_engine(configuration, save or session is not None, session)
+    engine = make_engine(configuration, save or session is not None, session, agreed)
 
     def record(event: Event) -> None:
         if stats is not None and isinstance(event, TurnFinished):

@@ -1,32 +1,62 @@
-"""Finding the settings: flag > environment (`STREAMCHAT_*`) > configuration file > default.
+"""Finding the settings: flag > environment (`STREAMCHAT_*`) > configuration files > default.
 
-The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`), else `./config.toml` where that is a streamchat
-file (it has a `[streamchat]` table), else `config.toml` in the user's configuration folder. An empty environment
-variable counts as not set. Wrong input raises `ConfigError` with one sentence that names the place, the key and the
-legal values.
+The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without one it is `config.toml` in the user's
+configuration folder, and over that `./config.toml` if it has a `[streamchat]` table; some settings are taken from the
+latter only if the user trusts it (`streamchat.trust`). An empty environment variable counts as not set. Wrong input
+raises `ConfigError` with one sentence that names the place, the key and the legal values.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamchat import keys, paths
+from streamchat.config_file import (
+    CONFIG_VERSION,
+    LOCAL,
+    FileContent,
+    LocalFile,
+    find_local,
+    parse,
+    read_file,
+    short,
+)
 from streamchat.errors import ConfigError
 from streamchat.jsonlines import json_line
 from streamchat.settings import Settings, default_of, setting_fields, spec_of
 
-CONFIG_VERSION = 1
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with our prefix that are not settings.
 ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
+
+
+@dataclass(frozen=True)
+class LocalUse:
+    """What came of `./config.toml`."""
+
+    file: LocalFile
+    used: tuple[str, ...] = ()
+    """Settings (and `keys`) that it changes."""
+    ignored: tuple[str, ...] = ()
+    """Those that it would change if the user trusted it."""
+
+    @property
+    def sentence(self) -> str:
+        """One sentence that the user must read; '' if the file changes nothing."""
+        path = self.file.path
+        if self.file.problem:
+            return f"{path} {self.file.problem} and is ignored; `--config FILE` reads a file in any case"
+        need = f"{', '.join(self.ignored)}; review the file, then `streamchat config --trust` allows them"
+        if self.used and self.ignored:
+            return f"{path} sets {', '.join(self.used)}, and is not trusted to set {need}"
+        if self.ignored:
+            return f"{path} is not trusted to set {need}"
+        return f"{path} sets {', '.join(self.used)}" if self.used else ""
 
 
 @dataclass(frozen=True)
@@ -37,9 +67,16 @@ class Configuration:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Setting name -> the place, in words for a message: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
     file: Path | None = None
-    """The configuration file that was read."""
+    """The configuration file that was read; of two the one that wins."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """What `[keys]` of the file changes: id of a key (`streamchat.keys`) -> names of keys."""
+    """What `[keys]` of the files changes: id of a key (`streamchat.keys`) -> names of keys."""
+    local: LocalUse | None = None
+    """What `./config.toml` does; None if there is none of ours."""
+
+    @property
+    def local_sentence(self) -> str:
+        """What the user must know about `./config.toml`; '' for nothing."""
+        return "" if self.local is None else self.local.sentence
 
     def is_explicit(self, name: str) -> bool:
         """Whether the user gave the setting `name` anywhere."""
@@ -81,15 +118,22 @@ def load(
         for name, value in checked.items():
             values[name], origins[name] = value, places[name]
 
-    file = find_file(config_file, environ)
+    files: list[Path] = []
     changed_keys: dict[str, str] = {}
-    if file is not None:
-        content, changed_keys = _read_file(file)
-        # A file that lists every setting gives only those that it changes.
-        given = {
-            name: value for name, value in content.items() if check_value(name, value, str(file)) != default_of(name)
-        }
-        take(given, dict.fromkeys(given, str(file)))
+    explicit = _explicit_file(config_file, environ)
+    local = None if explicit else _local_file()
+    own = explicit or (user_file() if user_file().is_file() else None)
+    if own is not None:
+        content = read_file(own)
+        files.append(own)
+        changed_keys = dict(content.keys)
+        given = changed(content.values, own)
+        take(given, dict.fromkeys(given, str(own)))
+    use, content = _use_of(local)
+    if local is not None and not local.problem:
+        files.append(content.path)
+        changed_keys = dict(content.keys or changed_keys)  # not mixed: keys of one table are checked to differ
+        take(content.values, dict.fromkeys(content.values, str(content.path)))
     variables = {
         name.removeprefix(ENV_PREFIX).lower(): name
         for name, text in environ.items()
@@ -108,7 +152,7 @@ def load(
 
     settings = Settings(**values)
     _check_together(settings, origins)
-    return Configuration(settings, origins, file, changed_keys)
+    return Configuration(settings, origins, files[-1] if files else None, changed_keys, use)
 
 
 def flag_of(name: str) -> str:
@@ -128,7 +172,7 @@ def parse_text(name: str, text: str, place: str) -> Any:
         if isinstance(default, float):
             return float(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {_short(text)}") from None
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {short(text)}") from None
     return text
 
 
@@ -138,25 +182,19 @@ def check_value(name: str, value: Any, place: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {_short(value)}")
+        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {short(value)}")
     if not spec.allows(value):
-        raise ConfigError(f"{place}: {name} = {_short(value)} is not legal; it must be {spec.legal()}")
+        raise ConfigError(f"{place}: {name} = {short(value)} is not legal; it must be {spec.legal()}")
     if isinstance(value, str) and not _is_unicode(value):
-        raise ConfigError(f"{place}: {name} = {_short(value)} is not valid UTF-8 text")
+        raise ConfigError(f"{place}: {name} = {short(value)} is not valid UTF-8 text")
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = spec.minimum, spec.maximum
         # written so that NaN is refused too
         above = low is None or value > low or (value == low and not spec.above_minimum)
         below = high is None or value < high or (value == high and not spec.below_maximum)
         if not (above and below):
-            raise ConfigError(f"{place}: {name} = {_short(value)} is not legal; it must be {spec.legal()}")
+            raise ConfigError(f"{place}: {name} = {short(value)} is not legal; it must be {spec.legal()}")
     return value
-
-
-def _short(value: Any) -> str:
-    """A value for a message: one line, not long."""
-    text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
-    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -185,99 +223,57 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         )
 
 
+def changed(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The checked values that are not the defaults: a file that lists every setting gives only what it changes."""
+    checked = {name: check_value(name, value, str(file)) for name, value in values.items()}
+    return {name: value for name, value in checked.items() if value != default_of(name)}
+
+
+def _local_file() -> LocalFile | None:
+    """`./config.toml`, unless that is the user's own file."""
+    try:
+        if user_file().samefile(LOCAL):
+            return None
+    except OSError:  # one of them is not there
+        pass
+    return find_local()
+
+
+def _use_of(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
+    """What `./config.toml` does, and of its contents what is in force."""
+    if local is None or local.problem:
+        return (None if local is None else LocalUse(local)), FileContent(LOCAL)
+    content = parse(LOCAL, local.data)
+    given = changed(content.values, LOCAL)
+    need = [name for name in given if spec_of(name).needs_trust] + (["keys"] if content.keys else [])
+    ignored = () if local.is_trusted else tuple(need)
+    used = {name: value for name, value in given.items() if name not in ignored}
+    changed_keys = {} if "keys" in ignored else content.keys
+    return LocalUse(local, (*used, *(["keys"] if changed_keys else [])), ignored), FileContent(
+        LOCAL, used, changed_keys
+    )
+
+
 def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
-    """The configuration file that is read; None where there is none. An explicit one need not exist."""
-    environ = os.environ if environ is None else environ
+    """The configuration file that wins; None where there is none. An explicit one need not exist."""
+    if found := _explicit_file(explicit, os.environ if environ is None else environ):
+        return found
+    local = _local_file()
+    if local is not None and not local.problem:
+        return LOCAL
+    return user_file() if user_file().is_file() else None
+
+
+def _explicit_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file that the user named, by `--config` or in the environment."""
     if explicit is None and environ.get("STREAMCHAT_CONFIG"):
         explicit = Path(environ["STREAMCHAT_CONFIG"])
-    if explicit is not None:
-        return paths.user_path(explicit)
-    local = Path("config.toml")
-    if local.is_file() and _is_ours(local):
-        return local
-    return user_file() if user_file().is_file() else None
+    return None if explicit is None else paths.user_path(explicit)
 
 
 def user_file() -> Path:
     """The configuration file of the user, which need not exist."""
     return paths.config_dir() / "config.toml"
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether `file` has a `[streamchat]` table. Broken files of ours count (and are reported when read)."""
-    try:
-        return isinstance(tomllib.loads(file.read_text(encoding="utf-8-sig")).get("streamchat"), dict)
-    except OSError:
-        return False
-    except (ValueError, RecursionError):
-        text = file.read_text(encoding="utf-8", errors="replace")
-        return re.search(r"^\s*\[\s*streamchat\s*\]", text, re.MULTILINE) is not None
-
-
-def _read_tables(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such configuration file") from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{file}: cannot read the configuration file ({reason})") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file}: the configuration file is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError; numbers and nesting beyond Python's limits
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-
-
-def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Setting name -> value as the file gives it, unchecked but for names and places; and the keys that it changes."""
-    tables = _read_tables(file)
-    head = tables.pop("streamchat", None)
-    if not isinstance(head, dict):
-        raise ConfigError(
-            f"{file}: not a streamchat configuration; one begins with the table [streamchat] "
-            "(`streamchat config --default` prints a whole one)"
-        )
-    version = head.pop("config_version", CONFIG_VERSION)
-    if type(version) is not int or version != CONFIG_VERSION:
-        raise ConfigError(f"{file}: config_version = {_short(version)} is not known here; it must be {CONFIG_VERSION}")
-    if head:
-        raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
-
-    changed_keys = _read_keys(file, tables.pop("keys", {}))
-    sections = {spec_of(name).section for name in setting_fields()}
-    values: dict[str, Any] = {}
-    for section, content in tables.items():
-        if section in setting_fields() and section not in sections:
-            raise ConfigError(f"{file}: {section} belongs in the table [{spec_of(section).section}]")
-        if section not in sections:
-            known = {*sections, "keys"}
-            hint = _did_you_mean(section, known) or f"; the tables are {', '.join(sorted(known))}"
-            raise ConfigError(f"{file}: unknown table or key {section}{hint}")
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file}: {section} must be a table, [{section}], not {_short(content)}")
-        for name, value in content.items():
-            if name not in setting_fields():
-                raise ConfigError(f"{file}: unknown key {section}.{name}{_did_you_mean(name)}")
-            belongs = spec_of(name).section
-            if belongs != section:
-                raise ConfigError(f"{file}: {name} belongs in [{belongs}], not in [{section}]")
-            values[name] = value
-    return values, changed_keys
-
-
-def _read_keys(file: Path, table: Any) -> dict[str, str]:
-    """The table `[keys]`, checked: names of keys by id."""
-    try:
-        return keys.checked(table)
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-def _did_you_mean(name: str, among: set[str] | None = None) -> str:
-    close = difflib.get_close_matches(name, among or set(setting_fields()), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _type_words(name: str) -> str:
@@ -302,9 +298,10 @@ def render_toml(configuration: Configuration | None = None) -> str:
         "# streamchat configuration. Every setting with its default."
         if configuration is None
         else "# streamchat configuration. Every setting in force; the values without a source are defaults.",
-        "# Read from --config FILE, else ./config.toml, else config.toml in the user configuration folder",
-        "# (`streamchat config --path` prints it). A flag (--cache-size) or an environment variable",
-        "# (STREAMCHAT_CACHE_SIZE) wins over this file.",
+        "# Read from --config FILE, else from ./config.toml and config.toml in the user configuration folder",
+        "# (`streamchat config --path` prints which one wins). A flag (--cache-size) or an environment variable",
+        "# (STREAMCHAT_CACHE_SIZE) wins over both.",
+        *_wrap_comment(_safe(given.local_sentence)),
         "",
         "[streamchat]",
         f"config_version = {CONFIG_VERSION}",
@@ -318,8 +315,7 @@ def render_toml(configuration: Configuration | None = None) -> str:
         legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
         lines += _wrap_comment(f"{spec.help}{legal}.")
         if given.is_explicit(name):
-            place = " ".join(given.place(name).split())
-            lines.append(f"# from {''.join(letter for letter in place if letter.isprintable())}")
+            lines.append(f"# from {_safe(given.place(name))}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
     about = (
         "Keys of the full-screen app; several have commas between them. The prompt (--plain) shares prompt.send, "
@@ -331,6 +327,11 @@ def render_toml(configuration: Configuration | None = None) -> str:
         lines += _wrap_comment(f"{key.help}.")
         lines.append(f"{key.id} = {_toml_value(changed)}" if changed else f"# {key.id} = {_toml_value(key.keys)}")
     return "\n".join(lines) + "\n"
+
+
+def _safe(text: str) -> str:
+    """`text` on one line and without control characters: a file name may have any."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def _wrap_comment(text: str) -> list[str]:

@@ -28,6 +28,9 @@ class Spec:
     section: str
     """Table of the configuration file it belongs to."""
     help: str
+    needs_trust: bool
+    """`./config.toml` may set it only after the user trusted that file: it opens a port, writes a file, chooses what is
+    loaded, or decides what is saved. Without a default, so that each new setting is decided on."""
     minimum: float | None = None
     """Smallest legal number."""
     maximum: float | None = None
@@ -70,8 +73,8 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _setting(default: Any, section: str, help: str, **spec: Any) -> Any:  # noqa: A002 - the word of argparse
-    return field(default=default, metadata={"spec": Spec(section, help, **spec)})
+def _setting(default: Any, section: str, help: str, *, needs_trust: bool, **spec: Any) -> Any:  # noqa: A002 - the word of argparse
+    return field(default=default, metadata={"spec": Spec(section, help, needs_trust, **spec)})
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Settings:
         "Model to load: 'default' (bundled SmolLM2-135M-Instruct), an alias such as pythia-410m "
         "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
         metavar="NAME",
+        needs_trust=True,
     )
     device: str = _setting(
         "auto",
@@ -93,12 +97,14 @@ class Settings:
         "model's layers over several",
         choices=("auto", "cpu", "cuda", "mps", "cuda:all"),
         forms={"cuda:N[,N]": r"cuda:\d{1,3}(,\d{1,3})*"},
+        needs_trust=False,
     )
     dtype: Dtype = _setting(
         "auto",
         "model",
         "Number format of weights and cache; auto picks what is safe and fast on the device",
         choices=("auto", "float32", "bfloat16", "float16"),
+        needs_trust=False,
     )
     weights: Weights = _setting(
         "auto",
@@ -106,6 +112,7 @@ class Settings:
         "Weights that new tokens are computed with: the model's own, or in int8 or int4, which reads less memory (on a "
         "GPU by torchao); auto packs on a CPU, where that is measured to cost no more than 1 % of perplexity",
         choices=("auto", "native", "int8", "int4"),
+        needs_trust=False,
     )
     kernels: Kernels = _setting(
         "auto",
@@ -113,9 +120,10 @@ class Settings:
         "What computes new tokens on a CPU: auto compiles kernels for this very processor, once, where Linux and gcc "
         "are there, and takes PyTorch's elsewhere; torch takes PyTorch's always",
         choices=("auto", "torch"),
+        needs_trust=False,
     )
     attention: Attention = _setting(
-        "sdpa", "model", "Attention implementation of transformers", choices=("sdpa", "eager")
+        "sdpa", "model", "Attention implementation of transformers", choices=("sdpa", "eager"), needs_trust=False
     )
 
     cache_size: int = _setting(
@@ -124,6 +132,7 @@ class Settings:
         "Budget of the KV cache in tokens: sinks + pinned + recent window; no layer ever holds more",
         minimum=16,
         metavar="TOKENS",
+        needs_trust=False,
     )
     compression_ratio: float = _setting(
         0.0,
@@ -133,6 +142,7 @@ class Settings:
         maximum=1.0,
         below_maximum=True,
         metavar="RATIO",
+        needs_trust=False,
     )
     num_sink_tokens: int = _setting(
         4,
@@ -140,6 +150,7 @@ class Settings:
         "Attention sinks: the first tokens of the conversation, never evicted",
         minimum=0,
         metavar="TOKENS",
+        needs_trust=False,
     )
     evict: Evict = _setting(
         "turns",
@@ -147,12 +158,14 @@ class Settings:
         "What leaves when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
         "window)",
         choices=("turns", "tokens"),
+        needs_trust=False,
     )
     on_full: OnFull = _setting(
         "evict",
         "cache",
         "What happens when the budget is reached: older text leaves, or the chat refuses to go on until /clear",
         choices=("evict", "stop"),
+        needs_trust=False,
     )
 
     temperature: float = _setting(
@@ -162,6 +175,7 @@ class Settings:
         minimum=0.0,
         maximum=10.0,
         live=True,
+        needs_trust=False,
     )
     top_p: float = _setting(
         0.9,
@@ -171,8 +185,11 @@ class Settings:
         above_minimum=True,
         maximum=1.0,
         live=True,
+        needs_trust=False,
     )
-    top_k: int = _setting(0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True)
+    top_k: int = _setting(
+        0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True, needs_trust=False
+    )
     min_p: float = _setting(
         0.0,
         "generation",
@@ -180,6 +197,7 @@ class Settings:
         minimum=0.0,
         maximum=1.0,
         live=True,
+        needs_trust=False,
     )
     repetition_penalty: float = _setting(
         1.1,
@@ -189,9 +207,16 @@ class Settings:
         above_minimum=True,
         maximum=10.0,
         live=True,
+        needs_trust=False,
     )
     max_new_tokens: int = _setting(
-        512, "generation", "A reply is cut off after this many tokens", minimum=1, metavar="TOKENS", live=True
+        512,
+        "generation",
+        "A reply is cut off after this many tokens",
+        minimum=1,
+        metavar="TOKENS",
+        live=True,
+        needs_trust=False,
     )
     seed: int = _setting(
         -1,
@@ -200,6 +225,7 @@ class Settings:
         minimum=-1,
         maximum=2**63 - 1,  # what torch takes
         live=True,
+        needs_trust=False,
     )
 
     system_prompt: str = _setting(
@@ -207,6 +233,7 @@ class Settings:
         "chat",
         "Instructions that stay pinned in the cache; empty = what the model's own chat template says",
         metavar="TEXT",
+        needs_trust=False,
     )
     chat_format: Format = _setting(
         "auto",
@@ -214,6 +241,7 @@ class Settings:
         "How turns are written for the model: its chat template, or plain 'User:' / 'Assistant:' lines; "
         "auto takes the template where the model has one",
         choices=("auto", "template", "plain"),
+        needs_trust=False,
     )
 
     save: Save = _setting(
@@ -221,6 +249,7 @@ class Settings:
         "sessions",
         "Which conversations are saved, to be resumed and searched: of app and prompt, also of pipes, or none",
         choices=("chats", "always", "never"),
+        needs_trust=True,
     )
     snapshot_turns: int = _setting(
         10,
@@ -229,18 +258,22 @@ class Settings:
         "when leaving only",
         minimum=0,
         metavar="N",
+        needs_trust=True,
     )
 
-    plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app")
-    theme: str = _setting("textual-dark", "interface", "Colour theme of the full-screen app", metavar="NAME")
+    plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app", needs_trust=False)
+    theme: str = _setting(
+        "textual-dark", "interface", "Colour theme of the full-screen app", metavar="NAME", needs_trust=False
+    )
     thinking: Thinking = _setting(
         "collapse",
         "interface",
         "How a model's reasoning is displayed: as a line that can be opened, in full, or not at all",
         choices=("collapse", "show", "hide"),
         live=True,
+        needs_trust=False,
     )
-    history: bool = _setting(True, "interface", "Remember what you typed across restarts")
+    history: bool = _setting(True, "interface", "Remember what you typed across restarts", needs_trust=True)
     metrics_port: int = _setting(
         0,
         "interface",
@@ -248,15 +281,17 @@ class Settings:
         minimum=0,
         maximum=65535,
         metavar="PORT",
+        needs_trust=True,
     )
     metrics_host: str = _setting(
         "127.0.0.1",
         "interface",
         "Where the metrics are served; others than this machine see them elsewhere",
         metavar="HOST",
+        needs_trust=True,
     )
     stats_json: str = _setting(
-        "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE"
+        "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE", needs_trust=True
     )
 
 

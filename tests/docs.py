@@ -34,10 +34,34 @@ def configuration_page() -> str:
         *_paragraph(
             "Every setting is a flag (`--cache-size 2048`), an environment variable "
             "(`STREAMCHAT_CACHE_SIZE=2048`) and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A "
-            "flag wins over a variable, a variable over the file. The file is `--config FILE`, else "
-            "`./config.toml` where that has a `[streamchat]` table, else the user's; `streamchat config --path` "
-            "prints which. `streamchat config` prints what is in force and where each value came from, "
-            "`streamchat config --default` a whole file to start from."
+            "flag wins over a variable, a variable over the files. With `--config FILE` (or `STREAMCHAT_CONFIG`) that "
+            "file is read and no other. Without it the user's own `config.toml` is read, and over it "
+            "`./config.toml` of the current folder if that has a `[streamchat]` table; a value there that is the "
+            "default changes nothing. `streamchat config --path` prints which file wins, `streamchat config` what is "
+            "in force and where each value came from, `streamchat config --default` a whole file to start from."
+        ),
+        "",
+        "## The file of a folder",
+        "",
+        *_paragraph(
+            "A folder may come from anybody. One line at the start says what `./config.toml` changes. Settings that "
+            "open a port, write a file, choose the model or decide what is saved "
+            f"({', '.join(f'`{name}`' for name in setting_fields() if spec_of(name).needs_trust)}, and `[keys]`) are "
+            "ignored until you trust the file:"
+        ),
+        "",
+        "```sh",
+        "streamchat config --trust            # the current folder; prints what the file sets",
+        "streamchat config --trust FOLDER",
+        "streamchat config --untrust FOLDER",
+        "```",
+        "",
+        *_paragraph(
+            "The trust is for the file at this place with these contents: after a change or a move the file needs it "
+            "again. It is kept in `trusted-config.json` in the state folder. A file that belongs to another user (root "
+            "excepted) is ignored as a whole until you trust it. One that is not a regular file or is larger than "
+            "1,000,000 bytes is always ignored. What you name yourself, by `--config`, a flag or a variable, needs no "
+            "trust."
         ),
     ]
     section = ""

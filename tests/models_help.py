@@ -99,12 +99,23 @@ def _permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, *, arch: str = "llama", pre: str = "smollm", drop: str = "", **extra: Any) -> Path:
-    """A GGUF file of `tiny_llama()` with a byte-level tokenizer; `drop` leaves one tensor out."""
+SPM_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "e", "l", "o", "he", "▁he"]
+
+
+def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", drop: str = "", **extra: Any) -> Path:
+    """A GGUF file of `tiny_llama()` with a byte-level tokenizer; `drop` leaves one tensor out.
+
+    With `spm=True` it has a SentencePiece vocabulary, `SPM_TOKENS`, and `add_space_prefix` where that is given.
+    """
     import gguf
 
     vocabulary = [*GGUF_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "hel", "ĠĠ", "ĊĊ", "12"]
     merges = ["h e", "he l", "Ġ Ġ", "Ċ Ċ", "1 2"]
+    types = [3, 3, 3, 4] + [1] * (len(vocabulary) - 4)
+    spm = bool(extra.get("spm"))
+    if spm:
+        vocabulary = SPM_TOKENS
+        types = [2, 3, 3] + [6] * 256 + [1] * (len(vocabulary) - 259)
     model = tiny_llama(vocab_size=len(vocabulary))
     config = model.config
     writer = gguf.GGUFWriter(str(path), arch)
@@ -118,11 +129,17 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str = "smollm", drop: st
     writer.add_rope_freq_base(extra.get("rope_theta", 10000.0))
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(len(vocabulary))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_model("llama" if spm else "gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(vocabulary)
-    writer.add_token_types([3, 3, 3, 4] + [1] * (len(vocabulary) - 4))
-    writer.add_token_merges(merges)
+    writer.add_token_types(types)
+    if spm:
+        writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(vocabulary) - 259)])
+        if "add_space_prefix" in extra:
+            writer.add_add_space_prefix(extra["add_space_prefix"])
+    else:
+        writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(0)

@@ -233,9 +233,9 @@ class ScriptedEngine:
         self.calls.append(("compact", ()))
         self._requests.put(lambda: self.emit(ev.SummaryReady(self.summary, (1, 2) if self.summary else (0, 0))))
 
-    def open_session(self, session: str) -> None:
+    def open_session(self, session: str, agreed_model: str = "") -> None:
         """Go on with the conversation in `sessions`."""
-        self.calls.append(("open_session", (session,)))
+        self.calls.append(("open_session", (session, agreed_model) if agreed_model else (session,)))
         self._requests.put(lambda: self._do_resume(session))
 
     @property

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamchat import cli
-from streamchat.errors import StoreError
+from streamchat.errors import ConfigError, StoreError
 from streamchat.jsonlines import json_line, split_lines
 from streamchat.replay.script import FORMATS, read_scripts, steps
 from streamchat.store.export import export, read_export, write_export
@@ -116,7 +116,16 @@ def said(turns: Iterable[StoredTurn]) -> list[tuple[str, str]]:
 @given(files(), st.sampled_from(FORMATS), st.booleans(), st.booleans())
 def test_a_script_is_read_and_what_is_wrong_in_it_is_told(data: bytes, kind: Any, fresh: bool, forced: bool) -> None:
     path = written(data)
-    script = read_scripts([path], kind)
+    try:
+        script = read_scripts([path], kind)
+    except ConfigError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert refusal.startswith(f"{path}: it ")
+        assert "\n" not in refusal
+        return
     assert all(problem.place.startswith(str(path)) and problem.reason for problem in script.problems)
     run = list(steps(script, fresh=fresh, teacher_forced=forced, repeat=1))
     assert len(run) == script.turns

@@ -183,7 +183,10 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
         (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),
         (["words", "--out", "."], "there is something already; give a new folder"),
         (["--resume-run", "nowhere"], "there is no run in it that could go on"),
-        (["broken", "--strict"], "broken:2: this is no JSON object; without --strict such lines are left out"),
+        (
+            ["broken", "--strict"],
+            "in double quotes); without --strict such lines are left out",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_sentence(
@@ -203,9 +206,9 @@ def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]
     ran = replay(['{"turns": ["a"]}', "{broken", '{"turns": ["b"]}'])
     assert ran.code == 0
     assert "left out: " in ran.err
-    assert "script1:2: this is no JSON object" in ran.err
+    assert "script1:2: this is not JSON (column 2: " in ran.err
     assert len(ran.report["problems"]) == 1
-    assert "this is no JSON object" in (ran.folder / "report.html").read_text()
+    assert "this is not JSON (column 2: " in (ran.folder / "report.html").read_text()
 
 
 # --- faults -----------------------------------------------------------------------------------------------------

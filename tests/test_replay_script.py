@@ -73,14 +73,20 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{broken", "this is no JSON object"),
-        ("[1, 2]", "this is no JSON object"),
+        ("{broken", "this is not JSON (column 2: "),
+        ("[1, 2]", "it is JSON, a list; accepted are "),
         ('{"messages": 7}', '"messages" must be a list'),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', 'a message needs "role"'),
-        ('{"messages": [{"role": "user", "content": null}]}', 'a message needs "role"'),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', 'the role "robot" is not known; known are system, '),
+        (
+            '{"messages": [{"role": "user", "content": null}]}',
+            "the content of a message of user must be text, not null",
+        ),
+        ('{"messages": [{"content": "x"}]}', 'a message needs "role" and "content", or "from" and "value"'),
+        ('{"turns": ["a"]}', "this is of the format mt-bench, and the file is conversations"),
+        ('{"prompt": "a", "completion": "b"}', 'it is JSON, an object with "prompt", "completion"; accepted are '),
         ('{"messages": []}', "nothing is said by the user"),
         ('{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}', "were left out"),
-        ("[" * 50_000, "this is no JSON object"),
+        ("[" * 50_000, "this is not JSON (it is nested too deeply)"),
     ],
 )
 def test_broken_lines_are_told_with_their_place(tmp_path: Path, line: str, reason: str) -> None:

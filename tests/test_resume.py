@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
         assert plain is not model
         torch.testing.assert_close(got, plain(torch.tensor([kept])).logits[0, -1], atol=2e-4, rtol=0)
         assert chat.turn("and now?").stats.turn == 6
+
+
+def test_a_cache_of_an_older_fingerprint_is_read_again_once(database: Path) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with Store(database) as store:
+        path = store.snapshot_path(session)
+    saved = snapshots.load(path)
+    assert saved.fingerprint.startswith("2-")
+    snapshots.save(path, replace(saved, fingerprint="0123456789abcdef" * 2))
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).read_again > 0
+        said_why = "because its cache was saved by an older streamchat, which did not look at all weights"
+        assert said_why in chat.wait(ev.Notice).text
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).read_again == 0
 
 
 def damage(path: Path) -> None:

@@ -157,15 +157,19 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"role": "user", "content": "a"}\n{"role": "user"', "line 2: this is no JSON; nothing was imported"),
-        (b"[1]", "line 1: a JSON object is wanted"),
-        (b'{"role": "robot", "content": "a"}', 'line 1: a message needs "role"'),
-        (b'{"role": "user", "content": 7}', 'line 1: a message needs "role"'),
+        (b'{"role": "user", "content": "a"}\n{"role": "user"', "line 2: this is not JSON (column 16: "),
+        (b"[1]", "line 1: it is JSON, a number; accepted are "),
+        (b'{"role": "robot", "content": "a"}', 'line 1: the role "robot" is not known'),
+        (b'{"role": "user", "content": 7}', "line 1: the content of a message of user must be text, not a number"),
+        (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted are '),
+        (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: the role "x" is not known'),
+        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with one; nothing was imported"),
+        (b"Hello there", "is plain text and not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
         (b'{"streamchat": 7}', "format 7 is not known; this streamchat reads 1"),
         (b"\n\n", "has no messages"),
         (b"\xff\xfe{\0", "is not UTF-8 text"),
-        (b"[" * 100_000, "line 1: this is no JSON"),
+        (b"[" * 100_000, "begins as JSON does, but it is nested too deeply"),
     ],
 )
 def test_what_cannot_be_imported(

@@ -233,6 +233,22 @@ def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog
     assert file.read_bytes() == whole
 
 
+def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
+    loaded(folder, "int8")
+    kept = packed_folder(loaded(folder, "native").model, "int8")
+    older = kept.with_name("0" * 32 + "-int8")
+    kept.rename(older)
+    manifest = json.loads((older / "streamchat.json").read_text(encoding="utf-8"))
+    del manifest["fingerprint"]
+    (older / "streamchat.json").write_text(json.dumps(manifest), encoding="utf-8")
+    older.with_suffix(".json").write_text("{}", encoding="utf-8")
+    loaded(folder, "int4")
+    assert not older.exists()
+    assert not older.with_suffix(".json").exists()
+    loaded(folder, "int8")
+    assert {path.suffix or path.name[-4:] for path in kept.parent.iterdir() if path.is_dir()} == {"int8", "int4"}
+
+
 def test_another_model_has_packed_weights_of_its_own(folder: Path, tmp_path: Path) -> None:
     loaded(folder, "int8")
     other = save(tiny_llama(seed=1, **LLAMA), tmp_path / "other")

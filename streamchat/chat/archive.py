@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
 from streamchat.chat.figures import WrongFigures, figures
+from streamchat.chat.sessions import lasting_name
 from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
-from streamchat.paths import user_path
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -207,7 +207,14 @@ class Archive:
             self._store.mend(stored)
         identity = self._identify(held)
         how = resume(conversation, stored, identity, self._store.snapshot_path(session))
-        self.recorder.adopt(conversation, identity, held.settings, opening.lock, rewrite=how.rewritten)
+        self.recorder.adopt(
+            conversation,
+            identity,
+            held.settings,
+            opening.lock,
+            rewrite=how.rewritten,
+            settle=opening.info.is_imported,
+        )
         if how.cut_turn:
             conversation.close_cut_reply(how.cut_reply)
             self.recorder.closed(how.cut_turn)
@@ -252,15 +259,6 @@ class Archive:
     def forget_model(self) -> None:
         """Another model was loaded: nothing here holds the one before."""
         self._identified = None
-
-
-def lasting_name(model: str) -> str:
-    """A model's name that means the same from another folder."""
-    with suppress(OSError, RuntimeError, ValueError):
-        path = user_path(model)
-        if path.exists():
-            return str(path.resolve())
-    return model
 
 
 def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:

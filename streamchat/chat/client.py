@@ -98,8 +98,11 @@ class ChatEngine(Protocol):
         """Have the model sum up what would leave next; `SummaryReady` follows. Nothing is changed."""
         ...
 
-    def open_session(self, session: str) -> None:
-        """Go on with a saved conversation: `ConversationResumed`, or a `Notice` of level 'error' that says why not."""
+    def open_session(self, session: str, agreed_model: str = "") -> None:
+        """Go on with a saved conversation: `ConversationResumed`, or a `Notice` of level 'error' that says why not.
+
+        An imported one that names a model of its own is opened only with that as `agreed_model`.
+        """
         ...
 
     @property

@@ -55,6 +55,7 @@ class Engine:
         load: Gets the model; replaceable for tests.
         open_store: Opens the store of saved conversations; None saves nothing.
         session: The saved conversation to go on with; None begins a new one.
+        agreed_model: The model that the user agreed to load for it, if only an imported file named that.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Engine:
         *,
         open_store: OpenStore | None = None,
         session: str | None = None,
+        agreed_model: str = "",
     ) -> None:
         self._owner = Owner(configuration, load, self._emit, self._progress, open_store)
-        self._session = session
+        self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []
         self._requests: queue.SimpleQueue[_Turn | Callable[[], None] | None] = queue.SimpleQueue()
         self._turns: list[_Turn] = []
@@ -144,9 +146,9 @@ class Engine:
         """Have the model sum up what would leave next."""
         self._queue(_Turn(None, summary=True))
 
-    def open_session(self, session: str) -> None:
+    def open_session(self, session: str, agreed_model: str = "") -> None:
         """Go on with a saved conversation."""
-        self._requests.put(lambda: self._owner.open_session(session))
+        self._requests.put(lambda: self._owner.open_session(session, agreed_model))
 
     def stop_reply(self) -> None:
         """Stop the running turn, or take back the one that waits longest."""
@@ -201,7 +203,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._owner.begin(self._session)
+            self._owner.begin(self._session, self._agreed_model)
             self._owner.sample_status()
             self._serve()
         except _Closing:

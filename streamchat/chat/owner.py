@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from streamchat.chat import events as ev
 from streamchat.chat.archive import Archive, Held, OpenStore
 from streamchat.chat.assemble import Assembled, Load, Progress, assemble
-from streamchat.chat.sessions import resumed_configuration
+from streamchat.chat.sessions import foreign_model, foreign_model_sentence, resumed_configuration
 from streamchat.chat.text import encodable
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, StreamchatError, TurnError
+from streamchat.errors import ConfigError, SessionError, StreamchatError, TurnError
 from streamchat.settings import Settings
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
@@ -62,8 +62,8 @@ class Owner:
 
     # --- beginning and ending ----------------------------------------------------------------------------------
 
-    def begin(self, session: str | None) -> None:
-        """Load the model and hold a new conversation, or the saved one `session`.
+    def begin(self, session: str | None, agreed_model: str = "") -> None:
+        """Load the model and hold a new conversation, or the saved one `session` (see `open_session`).
 
         Raises:
             StreamchatError: There is no conversation to be had.
@@ -75,7 +75,7 @@ class Owner:
             if sentence := self.archive.killed():
                 self.emit(ev.Notice(sentence))
         else:
-            self._open_session(session)
+            self._open_session(session, agreed_model)
 
     def end(self) -> None:
         """Save what can be saved and let go of everything."""
@@ -162,8 +162,13 @@ class Owner:
 
     # --- saved conversations -----------------------------------------------------------------------------------
 
-    def open_session(self, session: str) -> None:
-        """Leave the running conversation, which stays saved, for another one."""
+    def open_session(self, session: str, agreed_model: str = "") -> None:
+        """Leave the running conversation, which stays saved, for another one.
+
+        Args:
+            session: Its id.
+            agreed_model: The model that the user agreed to load although only an imported file named it.
+        """
         if self.archive.recorder is None:
             self.emit(ev.Notice("Conversations are not saved in this run, so none can be opened.", "error"))
             return
@@ -173,7 +178,7 @@ class Owner:
         self._leave_in_order()
         previous = self.conversation
         try:
-            self._open_session(session)
+            self._open_session(session, agreed_model)
         except Exception as error:
             _log.warning("opening %s failed", session, exc_info=True)
             what = str(error)
@@ -187,8 +192,13 @@ class Owner:
                 self.emit(ev.ModelReady(self._held.info, 0.0))
             self.emit(ev.Notice(what, "error"))
 
-    def _open_session(self, session: str) -> None:
+    def _open_session(self, session: str, agreed_model: str) -> None:
         opening = self.archive.claim(session)
+        model = foreign_model(self._configuration, opening.info)
+        if model and model != agreed_model:
+            opening.lock.release()
+            sentence = foreign_model_sentence(opening.info, model)
+            raise SessionError(f"{sentence}; `/resume {session} yes` loads it")
         sentences: list[str] = []
 
         def restore() -> None:

@@ -93,22 +93,33 @@ class Recorder:
         self._conversation, self._identity, self._settings = conversation, identity, settings
 
     def adopt(
-        self, conversation: Conversation, identity: Identity, settings: Settings, lock: SessionLock, *, rewrite: bool
+        self,
+        conversation: Conversation,
+        identity: Identity,
+        settings: Settings,
+        lock: SessionLock,
+        *,
+        rewrite: bool,
+        settle: bool = False,
     ) -> None:
         """Go on with the session that `lock` is of, restored into `conversation`.
 
         Args:
             rewrite: Its turns have other ids than in the store.
+            settle: It was imported, and this model and these settings are its own from now on.
         """
         if self.session != lock.session:
             self.leave()
         self._conversation, self._identity, self._settings = conversation, identity, settings
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
-        self._guarded(lambda: self._introduce(lock.session, identity))
+        self._guarded(lambda: self._introduce(lock.session, identity, settle))
 
-    def _introduce(self, session: str, identity: Identity) -> None:
+    def _introduce(self, session: str, identity: Identity, settle: bool) -> None:
         assert self._conversation is not None
+        if settle:  # before the fingerprint, which ends the question whether its model may be loaded
+            settings = {**asdict(self._settings), "model": identity.model}
+            self.store.settle_model(session, identity.model, identity.model_name, settings)
         system = self._conversation.log.ids[: self._conversation.system_tokens]
         self.store.mark_open(session)
         # with the new ids of its turns in one transaction, where it has some

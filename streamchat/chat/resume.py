@@ -20,6 +20,7 @@ from streamchat.chat.recorder import Identity
 from streamchat.chat.rollback import REACH
 from streamchat.chat.snapshot import Snapshot, SnapshotError
 from streamchat.errors import CacheError
+from streamchat.models.fingerprint import KIND as FINGERPRINT_KIND
 from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 
 
@@ -157,6 +158,8 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         raise SnapshotError("its saved cache belongs to another conversation")
     if saved.dtype != identity.dtype:
         raise SnapshotError(f"its cache was saved in {saved.dtype} and the model runs in {identity.dtype} now")
+    if not saved.fingerprint.startswith(FINGERPRINT_KIND):
+        raise SnapshotError("its cache was saved by an older streamchat, which did not look at all weights")
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     taken = saved.checkpoint

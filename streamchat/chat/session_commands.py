@@ -8,6 +8,7 @@ from pathlib import Path
 
 from streamchat.chat import events as ev
 from streamchat.chat import file_access
+from streamchat.chat.sessions import lasting_name
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
@@ -64,7 +65,15 @@ class SessionCommands:
             SlashCommand("keep", "N or TEXT", "the same, or a text of your own, pinned", self.keep, **asks),  # type: ignore[arg-type]
             SlashCommand("compact", "", "sum up what is about to be forgotten", self.compact, **asks),  # type: ignore[arg-type]
             SlashCommand("sessions", "[WORDS]", "list saved conversations", self.sessions),
-            SlashCommand("resume", "ID", "go on with a saved conversation", self.resume, (), self.complete_id, **asks),  # type: ignore[arg-type]
+            SlashCommand(
+                "resume",
+                "ID [yes]",
+                "go on with a saved conversation",
+                self.resume,
+                complete=self.complete_id,
+                asks_engine=True,
+                needs_idle=True,
+            ),
             SlashCommand("title", "[TEXT]", "show or change the title of this conversation", self.title, ("rename",)),
             SlashCommand("export", "[FILE]", "write the conversation to a file: .md, .jsonl or .json", self.export),
         ):
@@ -158,14 +167,21 @@ class SessionCommands:
         return SlashResult("\n".join([*rows, "/resume ID goes on with one"]))
 
     def resume(self, context: SlashContext, argument: str) -> SlashResult:
-        """/resume ID"""
-        if not argument:
+        """/resume ID, and /resume ID yes to load the model that an imported conversation names"""
+        name, _, answer = argument.partition(" ")
+        if not name:
             return SlashResult("which one? /resume ID; /sessions lists them", error=True)
+        if answer.strip() not in ("", "yes"):
+            return SlashResult(f"{answer.strip()!r} is not an answer; only yes may follow the id", error=True)
         with self._open_store() as store:
-            session = store.find(argument).id
+            info = store.find(name)
+        session = info.id
         if session == context.board.session:
             return SlashResult(f"{session} is the conversation that is open")
-        context.engine.open_session(session)
+        if answer:
+            context.engine.open_session(session, lasting_name(str(info.settings.get("model", ""))))
+        else:
+            context.engine.open_session(session)
         return SlashResult(over=resume_over)
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:

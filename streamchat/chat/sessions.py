@@ -1,12 +1,13 @@
-"""Which settings a saved conversation goes on with."""
+"""Which settings a saved conversation continues with, and whether its model may be loaded without a question."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from streamchat.config import Configuration, check_value
-from streamchat.errors import ConfigError
+from streamchat.errors import ConfigError, ModelNotFoundError
 from streamchat.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
@@ -34,3 +35,32 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
                 continue
     origins = {**configuration.origins, **dict.fromkeys(values, f"conversation {info.id}")}
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
+
+
+def lasting_name(model: str) -> str:
+    """A model's name that means the same from another folder: a folder or file by its absolute path."""
+    from streamchat.models.resolve import resolve
+
+    with suppress(ModelNotFoundError, OSError, ValueError):
+        source = resolve(model)
+        if source.kind in ("folder", "gguf"):
+            return source.location
+    return model
+
+
+def foreign_model(configuration: Configuration, info: SessionInfo) -> str:
+    """The model that resuming `info` would load only because a file named it; '' for none.
+
+    That is the model of an imported session before its first resume, unless it is the bundled one or the one that this
+    start would load anyway. A path is made absolute, so that the user sees what would be read.
+    """
+    if not info.is_imported:
+        return ""
+    named = lasting_name(resumed_configuration(configuration, info).settings.model)
+    return "" if named in ("default", lasting_name(configuration.settings.model)) else named
+
+
+def foreign_model_sentence(info: SessionInfo, model: str) -> str:
+    """What a user must know before `model` of `foreign_model` is loaded."""
+    shown = f", shown as “{info.model_name}”," if info.model_name != model else ""
+    return f"the imported conversation {info.id} names the model {model}{shown} which was never used for it here"

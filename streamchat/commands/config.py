@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat import config
+from streamchat import config, paths, trust
 from streamchat.chat.text import one_line
 from streamchat.commands import flags
+from streamchat.config_file import LOCAL, find_local, parse
+from streamchat.errors import ConfigError
+from streamchat.jsonlines import json_line
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -22,16 +26,56 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--path", action="store_true", help="print the file that is read, or would be if it were there")
+    what.add_argument(
+        "--trust",
+        nargs="?",
+        const=".",
+        metavar="FOLDER",
+        help="let config.toml in this folder (default: the current one) set everything, until the file changes",
+    )
+    what.add_argument("--untrust", nargs="?", const=".", metavar="FOLDER", help="take that back")
     what.add_argument("--default", action="store_true", help="print the defaults instead: a file to start from")
     flags.add_setting_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; raises ConfigError for wrong settings (not with `--path` or `--default`)."""
-    if args.path:
+    """Carry out the command; raises ConfigError for wrong settings (not with `--path` or `--default`), and for a file
+    that cannot be trusted."""
+    if args.trust is not None:
+        _trust(paths.user_path(args.trust))
+    elif args.untrust is not None:
+        _untrust(paths.user_path(args.untrust))
+    elif args.path:
         print(one_line(str(config.find_file(flags.config_file_of(args)) or config.user_file())))
     elif args.default:
         print(config.render_toml(), end="")
     else:
-        print(config.render_toml(flags.configuration_of(args)), end="")
+        print(config.render_toml(flags.configuration_of(args, announce=False)), end="")
     return 0
+
+
+def _trust(folder: Path) -> None:
+    """Trust the folder's file as it is now, and print what it sets."""
+    local = find_local(folder)
+    if local is None:
+        raise ConfigError(
+            f"{folder / LOCAL} is not there or not a streamchat configuration; give the folder that has one"
+        )
+    if not local.data:
+        raise ConfigError(f"{local.path} {local.problem}; it cannot be trusted")
+    content = parse(local.path, local.data)
+    given = config.changed(content.values, local.path)
+    trust.trust(local.path, local.data)
+    print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` takes that back"))
+    for name, value in given.items():
+        print(one_line(f"{name} = {json_line(value)}"))
+    for key, names in content.keys.items():
+        print(one_line(f"{key} = {json_line(names)}"))
+
+
+def _untrust(folder: Path) -> None:
+    """Trust the folder's file no longer."""
+    path = folder.resolve() / LOCAL
+    if not trust.untrust(path):
+        raise ConfigError(f"{path} was not trusted")
+    print(one_line(f"{path} is no longer trusted"))

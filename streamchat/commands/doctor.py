@@ -94,7 +94,7 @@ def examine(args: argparse.Namespace) -> Report:
 
     def settings(report: Report) -> Rows:
         nonlocal configuration
-        configuration = flags.configuration_of(args)
+        configuration = flags.configuration_of(args, announce=False)
         return _settings(configuration, flags.config_file_of(args))
 
     part("versions", _versions)
@@ -169,6 +169,8 @@ def _outside_their_range() -> list[str]:
 def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
     file = configuration.file
     rows: Rows = {"file": str(file) if file else f"none; {config.user_file()} would be read"}
+    if configuration.local_sentence:
+        rows["./config.toml"] = configuration.local_sentence
     for name in setting_fields():
         value = getattr(configuration.settings, name)
         if value != default_of(name):

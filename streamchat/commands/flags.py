@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from streamchat import config
+from streamchat.chat.text import one_line
 from streamchat.settings import default_of, setting_fields, spec_of
 
 
@@ -21,7 +23,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
         dest="config_file",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="configuration file (else ./config.toml, else the user's; see `streamchat config --path`)",
+        help="configuration file (else the user's, and ./config.toml over it; see `streamchat config --trust`)",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in setting_fields() if names is None else names:
@@ -53,13 +55,20 @@ def _metavar(default: Any) -> str:
     return {int: "N", float: "X"}.get(type(default), "TEXT")
 
 
-def configuration_of(args: argparse.Namespace) -> config.Configuration:
-    """The settings of a run, from its flags, the environment and the configuration file; raises ConfigError."""
+def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> config.Configuration:
+    """The settings of a run, from its flags, the environment and the configuration files; raises ConfigError.
+
+    Args:
+        announce: Say on stderr what `./config.toml` of the current folder does, if it does anything.
+    """
     flags: dict[str, Any] = {}
     for name in setting_fields():
         given = getattr(args, name, None)
         flags[name] = config.parse_text(name, given, config.flag_of(name)) if isinstance(given, str) else given
-    return config.load(flags, config_file=config_file_of(args))
+    configuration = config.load(flags, config_file=config_file_of(args))
+    if announce and configuration.local_sentence and sys.stderr is not None:
+        print(f"streamchat: {one_line(configuration.local_sentence)}", file=sys.stderr, flush=True)
+    return configuration
 
 
 def config_file_of(args: argparse.Namespace) -> Path | None:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     what = _what(args.name)
     if args.once or args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _once(what, args.json)
-    configuration = flags.configuration_of(args)
+    configuration = flags.configuration_of(args, announce=False)
     # headless commands know nothing of Textual; this one is an app
     code: int = import_module("streamchat.tui.monitor").run_monitor(what, configuration.settings.theme)
     return code

@@ -140,6 +140,7 @@ def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
         "tokens_held": sum(stop - first for first, stop in info.held),
         "snapshot_bytes": path.stat().st_size if path.exists() else None,
         "open": is_open(store.lock_folder, info),
+        "imported": info.is_imported,
     }
 
 
@@ -157,6 +158,8 @@ def _show(store: Store, info: SessionInfo) -> None:
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
     _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")
+    if info.is_imported:
+        _say(f"imported, and not resumed yet; names the model {one_line(str(info.settings.get('model', 'default')))}")
     turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
     _say(f"{turns}, {held} tokens in the cache, {info.compressions} compressions")
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.models.contents import file_digest
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
-from streamchat.models.words import Progress, refuse, short
+from streamchat.models.words import Progress, refuse, silent
 from streamchat.units import human_bytes
 
 CONVERTER = 1
 """Counted up when the result of a conversion changes; older copies are then made again."""
 HEAD_AND_TAIL = 1 << 20
+"""What names of copies came from before every byte counted, at each end of the file."""
 
 
 def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
     stage = f"Converting {name} (once)"
     progress(stage, 0, 0, "")
     with quiet():
-        from streamchat.models.gguf_tokenizer import build_tokenizer
+        from streamchat.models.gguf_tokenizer import build_tokenizer, tokenizer_notes
 
         reader, metadata = open_gguf(path)
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
@@ -50,41 +54,50 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         model = _fill(path, reader, metadata, config, stage, progress)
         progress(f"Saving {name}", 0, 0, "")
         _save(model, folder)
-    return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": path.stat().st_size}
+        notes = tokenizer_notes(path, metadata)
+    size = path.stat().st_size
+    return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": size, "notes": notes}
 
 
 def converted_copy(path: Path, *, progress: Progress) -> Path:
     """The converted copy of a user's GGUF file in our cache, made on first use; the file's folder is never written to.
 
-    The copy belongs to the contents (size, and a hash of beginning and end), so a moved file keeps it.
+    The copy belongs to the contents, every byte of them, so a moved file keeps it.
 
     Raises:
         ModelNotFoundError, UnsupportedModelError: As `convert`.
     """
-    target = copy_folder(path)
-    return ensure(
+    target = copy_folder(path, progress=progress)
+    made = ensure(
         target,
         lambda folder: convert(path, folder, name=path.stem, progress=progress),
         what=path.name,
         progress=progress,
     )
+    with suppress(OSError):
+        shutil.rmtree(_older_copy(path))
+    return made
 
 
-def copy_folder(path: Path) -> Path:
+def copy_folder(path: Path, *, progress: Progress = silent) -> Path:
     """Where the converted copy of `path` is or would be.
 
     Raises:
         ModelNotFoundError: The file cannot be read.
     """
-    try:
-        size = path.stat().st_size
-        digest = hashlib.sha256(f"{CONVERTER} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(HEAD_AND_TAIL))
-            file.seek(max(0, size - HEAD_AND_TAIL))
-            digest.update(file.read())
-    except OSError as error:
-        raise ModelNotFoundError(f"{path} cannot be read: {short(error.strerror or error)}") from error
+    contents = file_digest(path, name=path.stem, progress=progress)
+    digest = hashlib.sha256(f"{CONVERTER} {contents}".encode())
+    return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
+
+
+def _older_copy(path: Path) -> Path:
+    """The copy that a version made whose names came from size, beginning and end: of no use any more."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"1 {size}".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(HEAD_AND_TAIL))
+        file.seek(max(0, size - HEAD_AND_TAIL))
+        digest.update(file.read())
     return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,8 +14,15 @@ from streamchat.speed.linear import packed_layers
 
 # What a configuration says about files and texts, and not about the computation.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-SAMPLES = 64
-"""Values of each weight tensor that are looked at: all of them would take seconds."""
+KIND = "2-"
+"""What a fingerprint begins with. Those without looked at 64 values per tensor and are equal to none of today."""
+_contents: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""Model -> digest of the files it was loaded from."""
+
+
+def know_contents(model: Any, digest: str) -> None:
+    """Note the digest of the files that `model` was just loaded from, which saves hashing its tensors."""
+    _contents[model] = digest
 
 
 def computed_config(config: Any) -> dict[str, Any]:
@@ -24,23 +32,29 @@ def computed_config(config: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def model_fingerprint(model: Any) -> str:
-    """Of configuration and weights: shapes of all, and some values of each, spread over it.
+    """Of configuration and weights: names, shapes and number formats, and every byte of the values.
 
-    The values are those of the loaded number format: the same model in another one, or with packed
-    weights, has another fingerprint.
+    The bytes are those of the files if `know_contents` was called for this model, else those in memory (about a second
+    per GB). The same model in another number format, or with packed weights, has another fingerprint.
     """
     digest = hashlib.sha256(json.dumps(computed_config(model.config), sort_keys=True, default=str).encode())
+    contents = _contents.get(model)
+    digest.update((contents or "").encode())
     for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
         for part in stored_tensors(weight):
-            flat = part.detach().reshape(-1)
-            step = max(1, flat.numel() // SAMPLES)
-            digest.update(flat[::step][:SAMPLES].float().cpu().numpy().tobytes())
+            digest.update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
+            if contents is None:
+                digest.update(_bytes_of(part))
     for name, layer in packed_layers(model).items():
-        scales = layer.packed.scales.reshape(-1)
         digest.update(f"{name} {layer.packed.kind}".encode())
-        digest.update(scales[:: max(1, scales.numel() // SAMPLES)][:SAMPLES].float().numpy().tobytes())
-    return digest.hexdigest()[:32]
+        if contents is None:
+            digest.update(_bytes_of(layer.packed.scales))
+    return KIND + digest.hexdigest()[:32]
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor, in the order of its values, as `hashlib` takes them."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def tokenizer_fingerprint(tokenizer: Any, format_parts: tuple[object, ...]) -> str:

@@ -19,6 +19,8 @@ INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "tf_model.h5", "flax_model.msgpack")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead")
+MULTIMODAL_ENDING = "ForConditionalGeneration"
+"""A model of text and images; transformers loads the text part of some as a causal language model."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def check_kind(config: dict[str, Any], where: str) -> None:
     """
     named = [str(name) for name in config.get("architectures") or ()]
     kind = str(config.get("model_type") or "unknown")
-    if named and not any(name.endswith(CAUSAL_ENDINGS) for name in named):
+    has_text_part = isinstance(config.get("text_config"), dict) and not config.get("is_encoder_decoder")
+    endings = (*CAUSAL_ENDINGS, MULTIMODAL_ENDING) if has_text_part else CAUSAL_ENDINGS
+    if named and not any(name.endswith(endings) for name in named):
         raise UnsupportedModelError(
             f"{where} is a {named[0]} ({kind}), not a causal language model; choose one whose config.json names a "
             "...ForCausalLM architecture"

@@ -91,6 +91,16 @@ def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizer
     )
 
 
+def tokenizer_notes(gguf: Path, metadata: dict[str, Any]) -> list[str]:
+    """What the user should know about the tokenizer of `gguf`, a sentence each."""
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and not metadata.get("tokenizer.ggml.pre"):
+        return [
+            f"{gguf.name} does not say how text is cut into words (it has no tokenizer.ggml.pre), so GPT-2's way is "
+            "assumed; if replies are poor, use the model's safetensors folder or Hub id instead"
+        ]
+    return []
+
+
 def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
     """`bos`, `eos`, `pad` and `unk` token ids, where the file has them."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -109,7 +119,7 @@ def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    pre = str(metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    pre = str(metadata.get("tokenizer.ggml.pre") or "gpt-2")
     if pre not in SPLITS:
         raise UnsupportedModelError(
             f"{gguf} cuts text in a way that is not known here (pre-tokenizer {pre!r}), so its ids would be wrong; use "
@@ -176,6 +186,32 @@ def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenize
             f"The tokenizer of {gguf} cannot be rebuilt ({short(error)}); use the model's safetensors folder or Hub id "
             "instead"
         ) from error
+    backend = read.backend_tokenizer
+    if metadata.get("tokenizer.ggml.add_space_prefix") is False:
+        backend = _without_space_prefix(backend)
     # llama.cpp adds the start token to SentencePiece vocabularies unless the file says otherwise
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
-    return _wrap(read.backend_tokenizer, bool(add_bos), metadata)
+    return _wrap(backend, bool(add_bos), metadata)
+
+
+def _without_space_prefix(backend: Any) -> Any:
+    """A SentencePiece tokenizer that puts no space in front of a text, and so takes none away when it decodes.
+
+    transformers builds the prefix in whatever the file says.
+    """
+    import json
+
+    from tokenizers import Tokenizer
+
+    def parts(part: dict[str, Any], of: str) -> list[dict[str, Any]]:
+        return [inner for each in part[of] for inner in parts(each, of)] if of in part else [part]
+
+    state = json.loads(backend.to_str())
+    for name, of, dropped in (("normalizer", "normalizers", "Prepend"), ("decoder", "decoders", "Strip")):
+        if state[name] is not None:
+            kept = [part for part in parts(state[name], of) if part["type"] != dropped]
+            state[name] = {"type": "Sequence", of: kept}
+    for part in parts(state["pre_tokenizer"], "pretokenizers") if state["pre_tokenizer"] is not None else ():
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+    return Tokenizer.from_str(json.dumps(state))

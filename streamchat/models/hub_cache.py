@@ -37,8 +37,22 @@ def offline_variable() -> str | None:
 
 def cached_snapshot(repo_id: str) -> Path | None:
     """The folder of `repo_id` in the local Hub cache, where a complete model is there; else None."""
-    repository = hub_cache_dir() / f"models--{repo_id.replace('/', '--')}"
-    return _snapshot(repository)
+    return _snapshot(_repository(repo_id))
+
+
+def older_note(repo_id: str, snapshot: Path) -> str:
+    """A sentence for the user if `snapshot` is not what `main` points to, which is not whole; '' otherwise."""
+    main = _main(_repository(repo_id))
+    if not main or main == snapshot.name:
+        return ""
+    return (
+        f"The newest version of {repo_id} ({main[:7]}) is not whole in the local Hub cache, so an older one "
+        f"({snapshot.name[:7]}) is used; fetch it again to have the newest"
+    )
+
+
+def _repository(repo_id: str) -> Path:
+    return hub_cache_dir() / f"models--{repo_id.replace('/', '--')}"
 
 
 @dataclass(frozen=True)
@@ -66,11 +80,17 @@ def cached_models() -> list[CachedModel]:
 
 
 def _snapshot(repository: Path) -> Path | None:
-    """The folder of the commit that `main` points to, else of any commit there, newest first."""
+    """The first whole one of: the folder of the commit that `main` points to, then those of others, newest first."""
     snapshots = repository / "snapshots"
+    main = _main(repository)
+    found = list(snapshots.iterdir()) if snapshots.is_dir() else []
+    found.sort(key=lambda path: (path.name == main, path.stat().st_mtime), reverse=True)
+    return next((folder for folder in found if is_whole(folder)), None)
+
+
+def _main(repository: Path) -> str:
+    """The commit that `main` points to; '' if that is not known."""
     try:
-        commits = [snapshots / (repository / "refs" / "main").read_text(encoding="utf-8").strip()]
-    except OSError:
-        found = snapshots.iterdir() if snapshots.is_dir() else iter(())
-        commits = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((folder for folder in commits if is_whole(folder)), None)
+        return (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

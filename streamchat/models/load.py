@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
-from streamchat.models.folder import Contents, inspect
+from streamchat.models.contents import folder_digest
+from streamchat.models.folder import Contents, inspect, weight_files
+from streamchat.models.hub_cache import older_note
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve
+from streamchat.models.staging import read_manifest
 from streamchat.models.words import Progress as Progress
 from streamchat.models.words import short, silent
 from streamchat.places import is_spread
@@ -78,17 +81,20 @@ def load_model(
     chosen_device = devices.choose_device(device)
     chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
     folder = _folder_of(source, name, progress)
+    notes = (*notes, *_notes_of(source, folder))
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
         chosen_device = devices.roomy_place(contents.parameters, chosen_dtype, source.name)
         if is_spread(chosen_device):
             notes = (*notes, f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
+    contents_digest = _digest_of(folder, source, progress)
     progress(f"Loading {source.name}", 0, 0, "")
     from streamchat.kernels.library import allow
     from streamchat.kernels.library import kernels as compiled_kernels
 
     with quiet():
+        from streamchat.models.fingerprint import know_contents
         from streamchat.models.weights import use_weights
         from streamchat.speed.forward import install
         from streamchat.speed.linear import packed_bytes
@@ -99,7 +105,10 @@ def load_model(
         model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
         if chosen_dtype == "float16" and not _is_finite(model):
             safe = "bfloat16" if chosen_device != "cpu" or devices.cpu_has_bfloat16() else "float32"
-            notes = (f"{source.name} overflows in float16, so it runs in {safe}",)
+            notes = (
+                *_notes_of(source, folder),
+                f"{source.name} overflows in float16, so it runs in {safe}",
+            )
             del model
             devices.give_back_unused()
             chosen_dtype = safe
@@ -112,6 +121,7 @@ def load_model(
         compiled_kernels()
     if weights == "auto" and dtype == "float32":
         weights = "native"  # who asks for exact numbers gets them
+    know_contents(model, contents_digest)
     used, weight_notes = use_weights(
         model, tokenizer, weights, device=chosen_device, name=source.name, progress=progress
     )
@@ -147,6 +157,21 @@ def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
     return Path(source.location)
 
 
+def _notes_of(source: Source, folder: Path) -> tuple[str, ...]:
+    """What the user should know about where the model came from."""
+    if source.kind == "gguf":
+        return tuple((read_manifest(folder) or {}).get("notes", ()))
+    if source.kind == "hub-cache" and (note := older_note(source.repo_id, folder)):
+        return (note,)
+    return ()
+
+
+def _digest_of(folder: Path, source: Source, progress: Progress) -> str:
+    """The digest of all that weights are read from."""
+    files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers loads an adapter beside the weights too
+    return folder_digest(folder, files, name=source.name, progress=progress)
+
+
 def _check_config(folder: Path, contents: Contents, source: Source) -> None:
     """Refuse, with the reason, what transformers cannot load as a causal language model."""
     import transformers
@@ -167,7 +192,8 @@ def _check_config(folder: Path, contents: Contents, source: Source) -> None:
         )
     if kind not in library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"{source.name} is of type {kind!r}, which is no causal language model; choose one that is"
+            f"{source.name} is of type {kind!r}, which transformers does not load as a causal language model; choose "
+            "another model"
         )
 
 

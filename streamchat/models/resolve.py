@@ -15,6 +15,7 @@ from streamchat.models.hub_cache import cached_snapshot
 from streamchat.paths import user_path
 
 Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]
+GGUF_MAGIC = b"GGUF"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -82,14 +83,23 @@ def _looks_like_path(name: str) -> bool:
     )
 
 
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether the file is a GGUF file by its first bytes: stores of blobs name files by their digest."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
 def _local(path: Path, *, explicit: bool) -> Source | None:
     """The folder or file at `path`; `explicit` paths must exist, other names may be an alias or a Hub id."""
     # (the methods of Path raise for a name that is too long)
     if os.path.isfile(path):
-        if path.suffix.lower() == ".gguf":
+        if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):
             return Source("gguf", path.stem, str(path.resolve()), True)
         if explicit:
-            raise ModelNotFoundError(f"{path} is not a model; give its folder, or a .gguf file")
+            raise ModelNotFoundError(f"{path} is not a model; give its folder, or a GGUF file")
     elif os.path.isdir(path) and (explicit or (path / "config.json").is_file()):
         return Source("folder", path.resolve().name, str(path.resolve()), True)
     elif explicit:

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from streamchat import paths
 from streamchat.errors import ConfigError, ModelNotFoundError
 from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
-from streamchat.models.fingerprint import model_fingerprint
+from streamchat.models.fingerprint import KIND, model_fingerprint
 from streamchat.models.gpu_weights import quantise
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.models.words import Progress
@@ -128,14 +129,26 @@ def _packed(
             tensors[f"{'+'.join(group)}:data"] = weight.data
             tensors[f"{'+'.join(group)}:scales"] = weight.scales
         save_file(tensors, folder / FILE)
-        return {"name": name, "weights": kind, "digest": _digest(folder / FILE)}
+        about = {"name": name, "weights": kind, "digest": _digest(folder / FILE)}
+        return about | {"fingerprint": model_fingerprint(model)}
 
     need = sum(weight.nbytes for weight in made.values())
     try:
         ensure(target, build, what=f"{name} in {kind}", progress=progress, need_bytes=need)
     except (ModelNotFoundError, SafetensorError, OSError) as error:
         return made, (f"The packed weights are made anew at each start: {error}",)
+    _remove_unusable(target.parent)
     return made, ()
+
+
+def _remove_unusable(folder: Path) -> None:
+    """Remove copies whose fingerprint is of an older kind: nothing finds them any more."""
+    for kept in folder.iterdir():
+        manifest = read_manifest(kept)
+        if manifest is not None and not str(manifest.get("fingerprint", "")).startswith(KIND):
+            shutil.rmtree(kept, ignore_errors=True)
+            with suppress(OSError):
+                _verdict(kept).unlink(missing_ok=True)
 
 
 def _read(

@@ -1,8 +1,7 @@
-"""Reading what is to be said: conversations, MT-Bench, messages, plain text. Broken lines are told."""
+"""Reads the turns of a replay: conversations, MT-Bench, messages, plain text. Reports what cannot be used."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,22 @@ from typing import Any, Literal
 
 from streamchat.errors import ConfigError
 from streamchat.jsonlines import split_lines
+from streamchat.transcripts import (
+    Record,
+    Role,
+    TranscriptError,
+    kind_of,
+    message_of,
+    messages_of,
+    read_records,
+    unknown,
+)
 
 Format = Literal["auto", "conversations", "mt-bench", "messages", "text"]
 FORMATS: tuple[Format, ...] = ("auto", "conversations", "mt-bench", "messages", "text")
-"""`conversations`: {"messages": [...]} a line; `mt-bench`: {"turns": [...]} a line; `messages`: {"role", "content"} a
-line, as `streamchat sessions export --format jsonl` writes them; `text`: a user turn a line."""
+"""`conversations`: {"messages": [...]} or {"conversations": [...]} per record; `mt-bench`: {"turns": [...]} per record;
+`messages`: {"role", "content"} per record, as `streamchat sessions export --format jsonl` writes them; `text`: a user
+turn per line. Records are JSON lines, the items of one array, or one object."""
 
 
 @dataclass(frozen=True)
@@ -81,62 +91,69 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     if "\N{REPLACEMENT CHARACTER}" in text and b"\xef\xbf\xbd" not in data:
         script.problems.append(Problem(str(path), "not all of it is UTF-8 text; the bytes were replaced"))
-    lines = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
-    kind = _detect(lines) if wanted == "auto" else wanted
-    reader = _Reader(path, script)
-    for number, line in lines:
-        reader.take(number, line, kind)
-
-
-def _detect(lines: list[tuple[int, str]]) -> Format:
-    """By the first line that is JSON; plain text where the first lines are none."""
-    for _, line in lines[:20]:
-        record = _json(line)
-        if isinstance(record, dict):
-            if "messages" in record:
-                return "conversations"
-            if "turns" in record:
-                return "mt-bench"
-            if "role" in record or "streamchat" in record:
-                return "messages"
-    return "text"
-
-
-def _json(line: str) -> Any:
+    if wanted == "text":
+        _read_text(path, text, script)
+        return
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+        records = read_records(text)
+    except TranscriptError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if records is None and wanted == "auto":
+        _read_text(path, text, script)
+        return
+    kinds = [kind for record in records or () if (kind := kind_of(record.value))]
+    if records and not kinds:
+        raise ConfigError(f"{path}: {unknown(next((r.value for r in records if not r.problem), records[0].value))}")
+    if records is None:
+        raise ConfigError(f"{path}: it is not JSON; `--format text` reads it as plain text")
+    if records:
+        reader = _Reader(path, script, kinds[0] if wanted == "auto" else wanted)
+        for record in records:
+            reader.take(record)
+
+
+def _read_text(path: Path, text: str, script: Script) -> None:
+    lines = [(number, line.strip()) for number, line in enumerate(split_lines(text), 1) if line.strip()]
+    if lines:
+        turns = [Turn(line) for _, line in lines]
+        script.dialogues.append(Dialogue(f"{path}:{lines[0][0]}", turns))
 
 
 class _Reader:
-    """Lines of one file to dialogues."""
+    """Records of one file to dialogues."""
 
-    def __init__(self, path: Path, script: Script) -> None:
-        self._path, self._script = path, script
+    def __init__(self, path: Path, script: Script, kind: Format) -> None:
+        self._path, self._script, self._kind = path, script, kind
         self._open: Dialogue | None = None
         """Of formats in which a dialogue is the whole file."""
 
-    def take(self, number: int, line: str, kind: Format) -> None:
-        """The next line."""
-        place = f"{self._path}:{number}"
-        if kind == "text":
-            self._whole(place).turns.append(Turn(line.strip()))
-            return
-        record = _json(line)
-        if not isinstance(record, dict):
-            self._wrong(place, "this is no JSON object")
+    def take(self, record: Record) -> None:
+        """The next record."""
+        place, value = f"{self._path}:{record.line}", record.value
+        if record.problem:
+            self._wrong(place, record.problem)
+        elif (kind := kind_of(value)) != self._kind:
+            what = unknown(value) if kind is None else f"this is of the format {kind}, and the file is {self._kind}"
+            self._wrong(place, what)
         elif kind == "mt-bench":
-            self._turns(place, record)
+            self._turns(place, value)
         elif kind == "conversations":
-            self._messages(place, record)
-        elif "streamchat" in record:  # the head of an export
-            settings = record.get("settings")
+            self._messages(place, value)
+        elif "streamchat" in value:  # the head of an export
+            settings = value.get("settings")
             prompt = settings.get("system_prompt") if isinstance(settings, dict) else None
             self._open = None
             self._whole(place).system = prompt if isinstance(prompt, str) and prompt else None
         else:
-            _add(self._whole(place), record, place, self._script.problems)
+            self._message(place, value)
+
+    def _message(self, place: str, value: dict[str, Any]) -> None:
+        try:
+            role, content = message_of(value)
+        except TranscriptError as error:
+            self._wrong(place, str(error))
+        else:
+            _add(self._whole(place), role, content, place, self._script.problems)
 
     def _whole(self, place: str) -> Dialogue:
         if self._open is None:
@@ -155,14 +172,14 @@ class _Reader:
         self._keep(Dialogue(place, [Turn(turn) for turn in turns if turn.strip()]))
 
     def _messages(self, place: str, record: dict[str, Any]) -> None:
-        messages = record.get("messages")
-        if not isinstance(messages, list):
-            self._wrong(place, '"messages" must be a list')
-            return
         dialogue = Dialogue(place)
-        for message in messages:
-            if not _add(dialogue, message, place, self._script.problems):
-                return  # half a conversation would be another one
+        try:
+            messages = messages_of(record)
+        except TranscriptError as error:  # half a conversation would be another one
+            self._wrong(place, str(error))
+            return
+        for role, content in messages:
+            _add(dialogue, role, content, place, self._script.problems)
         self._keep(dialogue)
 
     def _keep(self, dialogue: Dialogue) -> None:
@@ -172,13 +189,8 @@ class _Reader:
             self._wrong(dialogue.place, "nothing is said by the user")
 
 
-def _add(dialogue: Dialogue, message: Any, place: str, problems: list[Problem]) -> bool:
-    """Append a message; returns False where it is none."""
-    role = message.get("role") if isinstance(message, dict) else None
-    content = message.get("content") if isinstance(message, dict) else None
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        problems.append(Problem(place, 'a message needs "role" (system, user, assistant) and "content" (text)'))
-        return False
+def _add(dialogue: Dialogue, role: Role, content: str, place: str, problems: list[Problem]) -> None:
+    """Append a message."""
     if role == "system":
         if not dialogue.turns:
             dialogue.system = content if dialogue.system is None else f"{dialogue.system}\n\n{content}"
@@ -192,7 +204,6 @@ def _add(dialogue: Dialogue, message: Any, place: str, problems: list[Problem]) 
         last = dialogue.turns[-1]
         reply = content if last.reply is None else f"{last.reply}\n\n{content}"
         dialogue.turns[-1] = Turn(last.text, reply)
-    return True
 
 
 @dataclass(frozen=True)

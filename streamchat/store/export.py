@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from array import array
@@ -13,11 +12,13 @@ from typing import Any, Literal
 
 from streamchat.config import check_value
 from streamchat.errors import ConfigError, StoreError
-from streamchat.jsonlines import json_line, split_lines
+from streamchat.jsonlines import json_line
 from streamchat.settings import setting_fields
+from streamchat.store.contained import contained, literal
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
 from streamchat.thinking import ONLY_REASONING, split
+from streamchat.transcripts import Role, TranscriptError, kind_of, message_of, messages_of, read_records, unknown
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -106,14 +107,14 @@ def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "f
 
 def _markdown(session: StoredSession) -> Iterator[str]:
     info = session.info
-    yield f"# {_one_line(info.title)}"
+    yield f"# {literal(info.title)}"
     yield ""
-    yield f"{info.model_name}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
+    yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
     if prompt := _system_prompt(session):
         yield ""
         yield "## System prompt"
         yield ""
-        yield prompt
+        yield contained(prompt)
     memory = held_turns(session)
     forgotten_before = any(state == "forgotten" for state in memory.values())
     edge = next(
@@ -132,9 +133,9 @@ def _markdown(session: StoredSession) -> Iterator[str]:
         yield ""
         yield f"## {turn.number}. You{pinned}"
         yield ""
-        yield turn.text
+        yield contained(turn.text)
         yield ""
-        yield f"## {turn.number}. {_one_line(info.model_name)}"
+        yield f"## {turn.number}. {literal(info.model_name)}"
         yield ""
         yield from _reply(turn.reply, str(info.settings.get("thinking", "")))
 
@@ -145,18 +146,14 @@ def _reply(reply: str, thinking: str) -> Iterator[str]:
     if thoughts and thinking != "hide":
         yield "> *Reasoning*"
         yield ">"
-        yield from (f"> {line}".rstrip() for line in thoughts.splitlines())
+        yield from (f"> {line}".rstrip() for line in contained(thoughts).splitlines())
         yield ""
-    yield answer or (f"*({ONLY_REASONING})*" if thoughts else "*(no reply)*")
+    yield contained(answer) or (f"*({ONLY_REASONING})*" if thoughts else "*(no reply)*")
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
     first = max(turn.first, _sinks(session))
     return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _date(then: float) -> str:
@@ -193,63 +190,65 @@ def _legal_settings(given: Any) -> dict[str, Any]:
 
 
 def read_export(path: Path) -> ImportedSession:
-    """Read what `export(..., 'jsonl')` or 'replay' wrote.
+    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `streamchat.transcripts`.
 
     Raises:
-        StoreError: The file cannot be read, or a line of it is no message; with its number.
+        StoreError: The file cannot be read, or a record of it cannot; with its line.
     """
     try:
-        lines = split_lines(path.read_bytes().decode("utf-8-sig"))
+        records = read_records(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise StoreError(f"{path} is not UTF-8 text; only exports of streamchat can be imported") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+    except TranscriptError as error:
+        raise StoreError(f"{path}: {error}; nothing was imported") from None
+    if records is None:
+        raise StoreError(f"{path} is plain text and not JSON; nothing was imported")
     head: dict[str, Any] = {}
-    messages: list[tuple[str, str, float]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        record = _record(line, path, number)
-        if "messages" in record and isinstance(record["messages"], list):
-            head = head or {"title": _text(record, "title") or path.stem}
-            for message in record["messages"]:
-                _take(message, path, number, head, messages)
-        elif "streamchat" in record:
-            if record["streamchat"] != VERSION:
-                raise StoreError(f"{path}: format {record['streamchat']} is not known; this streamchat reads {VERSION}")
-            head = record
-        else:
-            _take(record, path, number, head, messages)
+    messages: list[tuple[Role, str, float]] = []
+    conversations = 0
+    for record in records:
+        value = record.value
+        if record.problem:
+            raise StoreError(f"{path}, line {record.line}: {record.problem}; nothing was imported")
+        kind = kind_of(value)
+        try:
+            if kind == "conversations":
+                conversations += 1
+                head = head or {"title": _text(value, "title") or path.stem}
+                for role, content in messages_of(value):
+                    _take(role, content, time.time(), head, messages)
+            elif kind == "messages" and "streamchat" in value:
+                conversations += 1
+                head = _head(value, path)
+            elif kind == "messages":
+                _take(*message_of(value), _moment(value.get("at")), head, messages)
+            else:
+                raise TranscriptError(unknown(value) if kind is None else "it has user messages only")
+        except TranscriptError as error:
+            raise StoreError(f"{path}, line {record.line}: {error}; nothing was imported") from None
+    if conversations > 1:
+        raise StoreError(f"{path} has {conversations} conversations; give a file with one; nothing was imported")
     turns = _turns(messages)
     if not turns:
         raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
     return ImportedSession(head or {"title": path.stem}, turns)
 
 
-def _record(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        raise StoreError(f"{path}, line {number}: this is no JSON; nothing was imported") from None
-    if not isinstance(record, dict):
-        raise StoreError(f"{path}, line {number}: a JSON object is wanted; nothing was imported")
+def _head(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    if record["streamchat"] != VERSION:
+        raise StoreError(f"{path}: format {record['streamchat']} is not known; this streamchat reads {VERSION}")
     return record
 
 
-def _take(message: Any, path: Path, number: int, head: dict[str, Any], messages: list[tuple[str, str, float]]) -> None:
-    role = message.get("role") if isinstance(message, dict) else None
-    content = message.get("content") if isinstance(message, dict) else None
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise StoreError(
-            f'{path}, line {number}: a message needs "role" (system, user or assistant) and "content" (text); nothing '
-            "was imported"
-        )
+def _take(role: Role, content: str, at: float, head: dict[str, Any], messages: list[tuple[Role, str, float]]) -> None:
     content = clean(content)
-    if role == "system":
-        settings = head.get("settings")
-        head["settings"] = {**(settings if isinstance(settings, dict) else {}), "system_prompt": content}
+    if role != "system":
+        messages.append((role, content, at))
         return
-    messages.append((role, content, _moment(message.get("at"))))
+    settings = head.get("settings")
+    head["settings"] = {**(settings if isinstance(settings, dict) else {}), "system_prompt": content}
 
 
 def _moment(at: Any) -> float:
@@ -258,7 +257,7 @@ def _moment(at: Any) -> float:
     return float(at) if legal else time.time()
 
 
-def _turns(messages: list[tuple[str, str, float]]) -> list[StoredTurn]:
+def _turns(messages: list[tuple[Role, str, float]]) -> list[StoredTurn]:
     """User and assistant in pairs; messages of one role in a row are one message, and a missing one is empty."""
     turns: list[StoredTurn] = []
     last = ""

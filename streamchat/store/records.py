@@ -113,6 +113,11 @@ class SessionInfo:
     """Process that has it open, or that was killed while it had."""
     turns: int = 0
 
+    @property
+    def is_imported(self) -> bool:
+        """It was imported and never resumed: no model has read it here, and the one it names is the file's choice."""
+        return not self.fingerprint
+
 
 @dataclass(frozen=True)
 class StoredSession:

@@ -197,6 +197,14 @@ class Store:
             )
             connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session))
 
+    def settle_model(self, session: str, model: str, model_name: str, settings: Mapping[str, Any]) -> None:
+        """An imported session was resumed: what it continues with takes the place of what its file named."""
+        with self._open.write() as connection:
+            connection.execute(
+                "UPDATE sessions SET model = ?, model_name = ?, settings = ? WHERE id = ?",
+                (clean(model), clean(model_name), json.dumps(dict(settings)), session),
+            )
+
     def mark_open(self, session: str, process: int | None = None) -> None:
         """`process`, this one by default, has it open. The lock decides; this is for the message."""
         with self._open.write() as connection:

@@ -100,6 +100,11 @@ class StreamchatApp(App[int]):
         """Names of the keys for something, as configured."""
         return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
 
+    @property
+    def folder_sentence(self) -> str:
+        """What the user must know about `./config.toml`; '' for nothing, and for who only looks on."""
+        return "" if self.watching else self._configuration.local_sentence
+
     def _register_themes(self) -> list[str]:
         """The user's themes; returns what is wrong with some."""
         themes, problems = user_themes()

@@ -17,7 +17,7 @@ from textual.widgets import Footer
 from streamchat.chat import events as ev
 from streamchat.chat import mentions, slash
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.text import printable
+from streamchat.chat.text import one_line, printable
 from streamchat.chat.told import ACKNOWLEDGED, quoted
 from streamchat.errors import ConfigError
 from streamchat.keys import key_names
@@ -101,6 +101,8 @@ class ChatScreen(ReadingScreen):
         self._narrator = Narrator(self.conversation, self._toast)
         await self.conversation.show_system_prompt(self.chat_app.engine.settings.system_prompt)
         self._show_figures()
+        if sentence := self.chat_app.folder_sentence:
+            await self.conversation.say(one_line(sentence), "warning")
         if self._history.problem:
             await self.conversation.say(self._history.problem, "warning")
         self.post_message(EventsArrived())

@@ -1,0 +1,185 @@
+"""Reads configuration files: the TOML tables of one file, and `./config.toml` of the current folder with care.
+
+The current folder may be anybody's: a download, a clone, a shared disk. Its file is read once, without waiting and up
+to a limit, so that the text that is parsed is the text whose trust was looked up (`streamchat.trust`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamchat import keys, trust
+from streamchat.errors import ConfigError
+from streamchat.settings import setting_fields, spec_of
+
+CONFIG_VERSION = 1
+LOCAL = Path("config.toml")
+MAX_BYTES = 1_000_000
+"""Far more than every setting with its comments takes."""
+_HEAD = re.compile(r"^\s*\[\s*streamchat\s*\]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a configuration file says, unchecked but for names and places."""
+
+    path: Path
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Setting name -> value."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """The table `[keys]`: key id -> key names."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """The `config.toml` of a folder."""
+
+    path: Path
+    """Absolute; the folder's links are resolved, a link in the place of the file is not."""
+    data: bytes = b""
+    is_trusted: bool = False
+    problem: str = ""
+    """Why the file is ignored, as the end of a sentence; '' if it is used."""
+
+
+def read_file(path: Path) -> FileContent:
+    """Read the configuration file `path`.
+
+    Raises:
+        ConfigError: It cannot be read, or is not a streamchat configuration.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{path}: cannot read the configuration file ({reason})") from None
+    return parse(path, data)
+
+
+def find_local(folder: Path = Path()) -> LocalFile | None:
+    """Return the `config.toml` of `folder`, or None if there is none with a `[streamchat]` table.
+
+    A file that cannot be used has a `problem`: it is not a regular file, is too large, or belongs to another user.
+    """
+    place = folder / LOCAL
+    try:
+        path = folder.resolve() / LOCAL
+        if not stat.S_ISREG(place.stat().st_mode):  # a FIFO has no end, and opening a device may do things
+            return LocalFile(path, problem="is not a regular file")
+        data, owner = _read_some(place)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:
+        return LocalFile(place.absolute(), problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    if not _is_ours(data):
+        return None
+    if len(data) > MAX_BYTES:
+        return LocalFile(path, problem=f"is larger than {MAX_BYTES:,} bytes")
+    is_trusted = trust.is_trusted(path, data)
+    if not is_trusted and not _is_mine(owner):
+        return LocalFile(path, data, problem=f"belongs to another user (uid {owner})")
+    return LocalFile(path, data, is_trusted)
+
+
+def _read_some(path: Path) -> tuple[bytes, int]:
+    """Up to a byte more than `MAX_BYTES` of a regular file, and the user id of its owner."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    with open(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):  # exchanged meanwhile
+            raise OSError(0, "not a regular file")
+        return file.read(MAX_BYTES + 1), about.st_uid
+
+
+def _is_mine(owner: int) -> bool:
+    """Whether the file is of this user, or of root, who could change ours as well."""
+    return not hasattr(os, "geteuid") or owner in (os.geteuid(), 0)
+
+
+def _is_ours(data: bytes) -> bool:
+    """Whether `data` has a `[streamchat]` table. Broken files of ours count (and are reported when parsed)."""
+    if len(data) <= MAX_BYTES:
+        try:
+            return isinstance(tomllib.loads(data.decode("utf-8-sig")).get("streamchat"), dict)
+        except (ValueError, RecursionError):
+            pass
+    return _HEAD.search(data.decode("utf-8", "replace")) is not None
+
+
+def _tables(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file}: the configuration file is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; numbers and nesting beyond Python's limits
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def parse(file: Path, data: bytes) -> FileContent:
+    """Parse the bytes of the configuration file `file`; raises ConfigError with that name."""
+    tables = _tables(file, data)
+    head = tables.pop("streamchat", None)
+    if not isinstance(head, dict):
+        raise ConfigError(
+            f"{file}: not a streamchat configuration; one begins with the table [streamchat] "
+            "(`streamchat config --default` prints a whole one)"
+        )
+    version = head.pop("config_version", CONFIG_VERSION)
+    if type(version) is not int or version != CONFIG_VERSION:
+        raise ConfigError(f"{file}: config_version = {short(version)} is not known here; it must be {CONFIG_VERSION}")
+    if head:
+        raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
+
+    changed_keys = _read_keys(file, tables.pop("keys", {}))
+    sections = {spec_of(name).section for name in setting_fields()}
+    values: dict[str, Any] = {}
+    for section, content in tables.items():
+        if section in setting_fields() and section not in sections:
+            raise ConfigError(f"{file}: {section} belongs in the table [{spec_of(section).section}]")
+        if section not in sections:
+            known = {*sections, "keys"}
+            hint = did_you_mean(section, known) or f"; the tables are {', '.join(sorted(known))}"
+            raise ConfigError(f"{file}: unknown table or key {section}{hint}")
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: {section} must be a table, [{section}], not {short(content)}")
+        for name, value in content.items():
+            if name not in setting_fields():
+                raise ConfigError(f"{file}: unknown key {section}.{name}{did_you_mean(name)}")
+            belongs = spec_of(name).section
+            if belongs != section:
+                raise ConfigError(f"{file}: {name} belongs in [{belongs}], not in [{section}]")
+            values[name] = value
+    return FileContent(file, values, changed_keys)
+
+
+def _read_keys(file: Path, table: Any) -> dict[str, str]:
+    """The table `[keys]`, checked: names of keys by id."""
+    try:
+        return keys.checked(table)
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def did_you_mean(name: str, among: Iterable[str] | None = None) -> str:
+    """The end of a sentence that names a setting, or one `among` others, that looks like `name`; '' for none."""
+    close = difflib.get_close_matches(name, among or set(setting_fields()), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def short(value: Any) -> str:
+    """A value for a message: one line, not long."""
+    text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"

@@ -1,0 +1,68 @@
+"""Which `./config.toml` files the user trusts: each by its place and its contents, so that a changed file is new again.
+
+Kept in the user's state folder, readable by the user only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from streamchat import paths
+from streamchat.errors import ConfigError
+
+
+def store_file() -> Path:
+    """Where the trusted files are listed. Need not exist."""
+    return paths.state_dir() / "trusted-config.json"
+
+
+def is_trusted(path: Path, data: bytes) -> bool:
+    """Whether the user trusts the file `path` (absolute) with the contents `data`."""
+    return _known().get(str(path)) == _digest(data)
+
+
+def trust(path: Path, data: bytes) -> None:
+    """Trust `path` while its contents are `data`; raises ConfigError if that cannot be kept."""
+    _write({**_known(), str(path): _digest(data)})
+
+
+def untrust(path: Path) -> bool:
+    """Trust `path` no longer; returns whether it was trusted. Raises ConfigError if that cannot be kept."""
+    known = _known()
+    if known.pop(str(path), None) is None:
+        return False
+    _write(known)
+    return True
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _known() -> dict[str, str]:
+    """Path -> digest. A list that cannot be read trusts nothing."""
+    try:
+        known = json.loads(store_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(known: dict[str, str]) -> None:
+    file = store_file()
+    try:
+        paths.private_dir(file.parent)
+        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")  # readable by the user only
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
+                json.dump(known, stream, indent=1)
+            os.replace(temporary, file)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror or error}); make its folder writable") from error

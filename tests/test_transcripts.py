@@ -1,0 +1,173 @@
+"""Conversations of data sets: what is read, and that JSON is never taken for text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamchat import cli
+from streamchat.errors import ConfigError, ExitCode
+from streamchat.replay.script import read_scripts
+from streamchat.store.store import Store
+from streamchat.transcripts import Record, TranscriptError, message_of, read_records
+
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Name a color."},
+        {"from": "gpt", "value": "Blue."},
+    ]
+}
+PARTS = {
+    "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Name"}, {"type": "text", "text": "a color."}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Blue."}]},
+    ]
+}
+TOOLS = {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}]}
+
+
+def said(path: Path) -> tuple[list[tuple[str | None, list[tuple[str, str | None]]]], list[str]]:
+    """(system prompt, turns) of each dialogue, and the problems."""
+    script = read_scripts([path])
+    dialogues = [(d.system, [(turn.text, turn.reply) for turn in d.turns]) for d in script.dialogues]
+    return dialogues, [str(problem).removeprefix(f"{path}") for problem in script.problems]
+
+
+def put(tmp_path: Path, text: str, name: str = "talk.txt") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("shape", ["lines", "array", "object"])
+@pytest.mark.parametrize("record", [SHAREGPT, PARTS])
+def test_every_shape_of_file(tmp_path: Path, record: Any, shape: str, indent: int | None) -> None:
+    count = 1 if shape == "object" else 3
+    if shape == "array":
+        text = json.dumps([record] * count, indent=indent)
+    elif shape == "lines":
+        text = "\n\n".join([json.dumps(record)] * count)
+    else:
+        text = "\ufeff\n " + json.dumps(record, indent=indent)
+    color = "Name\na color." if record is PARTS else "Name a color."
+    assert said(put(tmp_path, text)) == ([("Be brief.", [(color, "Blue.")])] * count, [])
+
+
+def test_an_array_of_messages_is_one_conversation(tmp_path: Path) -> None:
+    for messages in (SHAREGPT["conversations"], [{"role": "user", "content": "Name a color."}]):
+        dialogues, problems = said(put(tmp_path, json.dumps(messages, indent=2)))
+        assert [turns[0][0] for _, turns in dialogues] == ["Name a color."]
+        assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n', 'it is JSON, an object with "prompt", "completion"; accepted are '),
+        ('[{"title": "t", "mapping": {}}]', 'it is JSON, an object with "title", "mapping"; accepted are '),
+        ('{\n "a": 1,\n "b": 2\n}', 'it is JSON, an object with "a", "b"; accepted are '),
+        ("{}", "it is JSON, an object with no keys; accepted are "),
+        ('["a", "b"]', "it is JSON, a text; accepted are "),
+        ("[[1]]", "it is JSON, a list; accepted are "),
+        ('{"messages": [\n{"role": "user"', "it begins as JSON does, but line 2, column 16: "),
+        ("[intro] hello", "it begins as JSON does, but line 1, column 2: "),
+        ("[" * 100_000, "it begins as JSON does, but it is nested too deeply; give `--format text`"),
+    ],
+)
+def test_json_is_never_said_to_the_model(
+    tmp_path: Path, text: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = put(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        read_scripts([path])
+    assert str(raised.value).startswith(f"{path}: {found}")
+    assert cli.main(["replay", str(path)]) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert found in err
+    assert err.count("\n") == 1
+
+
+def test_text_that_is_not_json_stays_text(tmp_path: Path) -> None:
+    assert said(put(tmp_path, 'Say {"a": 1}\n"Hello," she said.\n{"a": 1}\n')) == (
+        [(None, [('Say {"a": 1}', None), ('"Hello," she said.', None), ('{"a": 1}', None)])],
+        [],
+    )
+    assert said(put(tmp_path, "\n \n")) == ([], [])
+
+
+def test_lines_of_several_kinds_are_told_with_their_number(tmp_path: Path) -> None:
+    rows = [SHAREGPT, {"turns": ["a"]}, TOOLS, "prose", PARTS, {"other": 1}]
+    text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+    dialogues, problems = said(put(tmp_path, text))
+    assert len(dialogues) == 2
+    assert problems[0] == ":2: this is of the format mt-bench, and the file is conversations"
+    assert problems[1] == ':3: a message of assistant has "tool_calls", which cannot be replayed'
+    assert problems[2].startswith(":4: this is not JSON (")
+    assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted are ')
+    assert len(problems) == 4
+    dialogues, problems = said(put(tmp_path, "A preface\n" + json.dumps(PARTS)))
+    assert (len(dialogues), [problem.partition(" (")[0] for problem in problems]) == (1, [":1: this is not JSON"])
+
+
+def test_items_of_an_array_are_told_with_their_line(tmp_path: Path) -> None:
+    text = json.dumps([PARTS, TOOLS, SHAREGPT], indent=1)
+    line = text[: text.index('"tool_calls"')].count("\n") - 4
+    dialogues, problems = said(put(tmp_path, text))
+    assert len(dialogues) == 2
+    assert problems == [f':{line}: a message of assistant has "tool_calls", which cannot be replayed']
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"from": "tool", "value": "x"}, 'the role "tool" is not known; known are system, developer, user, human, '),
+        ({"role": "tool", "content": "x"}, 'the role "tool" is not known'),
+        ({"role": ["user"], "content": "x"}, 'the role ["user"] is not known'),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, 'has a part of type "image_url"'),
+        ({"role": "user", "content": [7]}, "has a part of type null"),
+        ({"role": "user", "content": [{"type": "text"}]}, 'has a part of type "text"'),
+        ({"role": "user", "content": {"a": 1}}, "must be text, not an object"),
+        ({"role": "assistant", "content": None}, "must be text, not null"),
+        ({"role": "user"}, 'a message needs "role" and "content"'),
+        ("hello", 'a message needs "role" and "content"'),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(message: Any, reason: str) -> None:
+    with pytest.raises(TranscriptError) as raised:
+        message_of(message)
+    assert reason in str(raised.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("tools", [{"name": "f"}]), ("tools", '[{"name": "f"}]'), ("system", 7)])
+def test_what_belongs_to_the_record_is_not_left_out(tmp_path: Path, key: str, value: Any) -> None:
+    dialogues, problems = said(put(tmp_path, json.dumps({**SHAREGPT, key: value})))
+    assert (dialogues, len(problems)) == ([], 1)
+    dialogues, problems = said(
+        put(tmp_path, json.dumps({"system": "Be kind.", "conversations": [SHAREGPT["conversations"][1]]}))
+    )
+    assert (dialogues[0][0], problems) == ("Be kind.", [])
+
+
+@pytest.mark.parametrize("record", [SHAREGPT, PARTS])
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value]])
+def test_import_reads_the_same(tmp_path: Path, record: Any, wrap: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = put(tmp_path, json.dumps(wrap(record), indent=2), "colors.json")
+    assert cli.main(["sessions", "import", str(path)]) == ExitCode.OK
+    with Store() as store:
+        session = store.load(store.find("last").id)
+    assert [(turn.text.replace("\n", " "), turn.reply) for turn in session.turns] == [("Name a color.", "Blue.")]
+    assert session.info.settings["system_prompt"] == "Be brief."
+    assert session.info.title == "colors"
+
+
+def test_records_know_their_lines() -> None:
+    assert read_records('\n{"a": 1}\n\n{"b": 2}') == [Record(2, {"a": 1}), Record(4, {"b": 2})]
+    assert read_records('[\n\n{"a": 1}, {"b":\n 2},\n3]') == [Record(3, {"a": 1}), Record(3, {"b": 2}), Record(5, 3)]
+    assert read_records("[]") == []
+    assert read_records("plain") is None
