@@ -261,7 +261,7 @@ def change_an_id(conversation: Conversation) -> None:
         (grow_one_layer, "layer-lengths", "the ledger says"),
         (grow_the_buffers, "storage", "the buffers take"),
         (forget_an_eviction, "cached-ids", "are held, and by the events"),
-        (change_an_id, "cached-ids", "was rendered otherwise"),
+        (change_an_id, "cached-ids", "the chat template writes"),
     ],
 )
 def test_a_broken_cache_is_caught_and_named(

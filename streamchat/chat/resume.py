@@ -189,22 +189,11 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> int:
     for turn in stored.turns:
         first = not log.turns
         at = len(log)
-        prompt = encoder.turn(turn.text, first)
-        opening = encoder.reply_opening()
-        follows = prompt[len(prompt) - len(opening) :] == opening
-        log.append(prompt)
-        log.append(encoder.text(turn.reply))
-        log.append(encoder.close())
+        encoded = encoder.encoded(turn.text, first, turn.reply, "." if first else log.turns[-1].reply)
+        log.append(encoded.prompt)
+        log.append(encoded.reply)
         log.turns.append(
-            TurnRecord(
-                turn.number,
-                at,
-                at + len(encoder.opening(first)),
-                at + len(prompt) - (len(opening) if follows else 0),
-                len(log),
-                turn.text,
-                turn.reply,
-            )
+            TurnRecord(turn.number, at, at + encoded.content, at + encoded.reply_first, len(log), turn.text, turn.reply)
         )
     ledger = Ledger([(0, len(log))] if len(log) else [], len(log))
     starts = [turn.first for turn in log.turns]
