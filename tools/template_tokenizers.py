@@ -16,7 +16,8 @@ TEXT = (
     "helpful assistant.\n\n### Instruction:\nBe brief. Blue, mostly! \n\n### Response:\nKöln grüßt. 三つ 🙂\n"
 )
 _LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Names between the brackets that models use for control tokens, as they stand in the rendered text.
 _CONTROL = re.compile(r"<[|｜][^<>\n]{1,40}?[|｜]>|\[/?[A-Z_]+\]|<(?:start|end)_of_\w+>|\[\|/?\w+\|\]|</?(?:s|think)>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streamchat.chat.rendering import Message, Renderer, UnusableTemplateError
+from streamchat.chat.rendering import MARK, Message, Renderer, UnusableTemplateError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Frame:
         stop = len(rendered) - len(self.after)
         if len(self.before) > stop or not (rendered.startswith(self.before) and rendered.endswith(self.after)):
             return None
-        return rendered[len(self.before) : stop]
+        content = rendered[len(self.before) : stop]
+        return content if len(MARK.findall(content)) <= len(MARK.findall(text)) else None
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class ChatEncoder(TextEncoder):
         return _ids(self._safe.encode(self._user_open(first), left=self._before(first, ".")))
 
     def turn(self, message: str, first: bool) -> list[int]:
-        """The ids that a turn feeds before a reply that is generated: opening, message, and the opening of the reply."""
+        """The ids that a turn feeds before a generated reply: opening, message, and the opening of the reply."""
         return self.encoded(message, first).prompt
 
     def encoded(self, message: str, first: bool, reply: str | None = None, previous: str = ".") -> EncodedTurn:

@@ -39,11 +39,11 @@ class Reference:
         """Return the ids of a conversation up to where the reply to `message` begins."""
         return self.tokenized(self.text(history, message))
 
-    def text(self, history: Sequence[Exchange], message: str) -> str:
+    def text(self, history: Sequence[Exchange], message: str, with_system: bool = True) -> str:
         """Return the text of a conversation up to where the reply to `message` begins."""
         if self._render is None:
             return self._plain(history, message)
-        return self._render(self._messages(history, message), generation=True)
+        return self._render(self._messages(history, message, with_system), generation=True)
 
     def tokenized(self, text: str) -> list[int]:
         """Return the ids of a whole text."""
@@ -70,22 +70,30 @@ class Reference:
 
         The number says how many ids at the end have nothing of the reply.
         """
-        ids, other = (self.ids([*history, (message, text)], _PROBES[0]) for text in (reply, f"{reply} {_PROBES[1]}x"))
+        ids, other = (self._replied(history, message, text) for text in (reply, f"{reply} {_PROBES[1]}x"))
         return ids, common_end(ids, other)
+
+    def _replied(self, history: Sequence[Exchange], message: str, reply: str) -> list[int]:
+        text = self.text([*history, (message, reply)], _PROBES[0])
+        if self._system_prompt and not history and "system-first" in self.fallbacks:
+            # The template has moved the system prompt on: what is before the reply is what it was without one.
+            prompt, without = self.text([], message), self.text([], message, with_system=False)
+            same = common_start(without, text)
+            text = prompt[: len(prompt) - (len(without) - same)] + text[same:]
+        return self.tokenized(text)
 
     def _opened(self, history: Sequence[Exchange]) -> list[int]:
         """The ids before the next message."""
         first, second = (self.ids(history, probe) for probe in _PROBES)
         return first[: common_start(first, second)]
 
-    def _messages(self, history: Sequence[Exchange], message: str) -> list[Message]:
+    def _messages(self, history: Sequence[Exchange], message: str, with_system: bool) -> list[Message]:
         texts = [text for exchange in history for text in exchange]
-        prompt: str | None = self._system_prompt or None
-        fallbacks = self.fallbacks
-        if prompt and "system-folded" in fallbacks:
+        prompt = self._system_prompt if self._system_prompt and with_system else None
+        if prompt and "system-folded" in self.fallbacks:
             texts = [*texts, message]
             return conversation([f"{prompt}\n\n{texts[0]}", *texts[1:]], None)
-        if history and "system-first" in fallbacks:
+        if history and "system-first" in self.fallbacks:
             prompt = None
         return conversation([*texts, message], prompt)
 

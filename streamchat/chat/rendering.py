@@ -81,6 +81,10 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
+MARK = re.compile(r"q[0-9a-f]{12,}q")
+"""What a mark looks like."""
+
+
 @dataclass(frozen=True)
 class Marks:
     """Texts that stand for the system prompt, messages and replies while a template is measured.

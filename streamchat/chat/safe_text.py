@@ -63,7 +63,7 @@ class SafeText:
         cuts = self._cuts(text, spans, tokens, allowed)
         if not cuts:
             if len(text) == 1 and spans and any(self._is_control(token, text, allowed) for token in tokens):
-                return self._as_bytes(text)
+                return self._as_bytes(text) or tokens
             return tokens
         out: list[Token] = []
         edges = [0, *cuts, len(text)]
@@ -99,10 +99,9 @@ class SafeText:
         return token.id != self._unknown or text[token.start : token.stop].strip() == self._control[token.id]
 
     def _as_bytes(self, char: str) -> list[Token]:
-        ids = [token for token in byte_ids(self._tokenizer, char) if token not in self._control]
-        if not ids and self._unknown is not None:
-            ids = [self._unknown]
-        return [Token(token, 0, 1) for token in ids]
+        """A character whose only token is a control token. Without tokens for its bytes that one has to serve."""
+        ids = byte_ids(self._tokenizer, char)
+        return [] if any(token in self._control for token in ids) else [Token(token, 0, 1) for token in ids]
 
     def _inside(self, text: str, left: str, right: str) -> list[Token]:
         """The tokens that begin in `text` between `left` and `right`.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from streamchat.chat.contents import Contents, Frame
 from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
-from streamchat.chat.rendering import Renderer, UnusableTemplateError, new_marks
+from streamchat.chat.rendering import MARK, Renderer, UnusableTemplateError, new_marks
 from streamchat.errors import ConfigError
 
 Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
@@ -91,6 +91,11 @@ class ChatFormat:
     """Returns the format as it is now, if the time is written into every turn."""
     lasting: tuple[object, ...] = ()
     """What `identity` says, if that is not made of the texts above."""
+
+    def __post_init__(self) -> None:
+        around = (self.system_open, self.system_close, self.first_user_open, self.user_open)
+        if any(MARK.search(text) for text in (*around, self.generation, self.reply_open, self.assistant_close)):
+            raise UnusableTemplateError("it writes a text at more than one place")
 
     @property
     def system_block(self) -> str:

@@ -44,18 +44,18 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
     else:
         ids, tail = reference.ids(history, turn.message), 0
         fed, least = list(turn.ids[: turn.prompt_stop]), 0
-    expected = ids if not turn.history else reference.between + reference.behind_opening(history, ids)
+    whole = not turn.history and "clock" not in reference.fallbacks
+    expected = ids if whole else reference.behind_opening(history, ids)
+    if turn.history:
+        expected = reference.between + expected
     named = has_control(turn.message)
     as_text = named or (turn.given and has_control(turn.reply))
     for rest in range(least, tail + 1):
         count = len(expected) - rest
         if as_text and _same_text(tokenizer, fed, expected[:count]):
-            return (
-                ""
-                if not named or controls(fed[-count:]) < controls(expected[:count])
-                else "a message became control tokens"
-            )
-        if not as_text and fed[-count:] == expected[:count] and (turn.history or len(fed) == count):
+            fewer = controls(fed[-count:]) < controls(expected[:count])
+            return "" if fewer or not named else "its message became control tokens"
+        if not as_text and fed[-count:] == expected[:count] and (not whole or len(fed) == count):
             return ""
     wanted, actual = _decoded(tokenizer, expected), _decoded(tokenizer, fed[-len(expected) :])
     at = max(0, common_start(wanted, actual) - 20)

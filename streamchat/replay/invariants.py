@@ -290,7 +290,7 @@ class Inspector:
         history = [(before.text, before.reply) for before in log.turns[:-1]]
         fed = FedTurn(history, turn.text, turn.reply, log.ids[: turn.stop].tolist(), turn.prompt_stop, turn.given)
         detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
-        if detail or turn.given:
+        if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
             return detail
         reply = log.ids[turn.prompt_stop : turn.stop].tolist()
         said = tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
