@@ -316,10 +316,9 @@ def test_a_format_that_is_not_the_templates_is_caught(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str, part: str, text: str
 ) -> None:
     with_template(monkeypatch, template, **{part: text}, **({"renew": None} if template == toy.CLOCK else {}))  # type: ignore[arg-type]
-    kinds = (
-        [(GIVEN, ["--teacher-forced"])] if part == "reply_open" else [(GIVEN, ["--teacher-forced"]), (TURNS[:3], [])]
-    )
-    for lines, extra in kinds:
+    given, generated = (GIVEN, ["--teacher-forced"]), (TURNS[:3], [])
+    only = {"reply_open": [given], "generation": [generated]}
+    for lines, extra in only.get(part, [given, generated]):
         ran = replay(lines, "--cache-size", "256", "--system-prompt", "Be brief.", *extra)
         assert ran.violated == ["cached-ids"]
         assert "the chat template writes" in ran.err

@@ -19,8 +19,9 @@ def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
     for token, added in tokenizer.added_tokens_decoder.items():
         if added.special or (_reads_as_mark(added.content) and added.content in written):
             found[int(token)] = str(added.content)
-    for name in tokenizer.all_special_tokens:
-        found[int(tokenizer.convert_tokens_to_ids(name))] = str(name)
+    for token, name in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True):
+        if token is not None:  # a name that is not in the vocabulary
+            found[int(token)] = str(name)
     return {token: name for token, name in found.items() if name.strip()}
 
 

@@ -107,9 +107,9 @@ class ChatEncoder(TextEncoder):
         at = _place(tokens, start)
         return EncodedTurn(_ids(tokens[:at]), _place(tokens, len(opening)), _place(tokens, said), _ids(tokens[at:]))
 
-    def reply_opening(self) -> list[int]:
-        """The ids that open a reply that is generated, as they stand at the end of `turn`."""
-        return _ids(self._safe.encode(self.format.generation, left="."))
+    def reply_opening(self, given: bool = False) -> list[int]:
+        """The ids that open a reply, as they stand at the end of a turn's prompt."""
+        return _ids(self._safe.encode(self.format.reply_open if given else self.format.generation, left="."))
 
     def close(self, reply: str = ".", rest: str = "") -> list[int]:
         """The ids that close a reply.

@@ -107,9 +107,11 @@ def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequenc
 
 def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
     """What of the reply itself was fed, without its opening."""
-    opening = conversation.encoder.reply_opening()
     ids = turn.ids[turn.reply_first - turn.first :].tolist()
-    return ids[len(opening) :] if ids[: len(opening)] == opening else ids
+    for opening in (conversation.encoder.reply_opening(), conversation.encoder.reply_opening(given=True)):
+        if ids[: len(opening)] == opening:
+            return ids[len(opening) :]
+    return ids
 
 
 def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> None:
