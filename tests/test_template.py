@@ -268,3 +268,54 @@ def test_the_start_token_comes_once() -> None:
     ids = encoder.system_block() + encoder.turn("one", True) + encoder.close() + encoder.turn("two", False)
     assert ids.count(tokenizer.bos_token_id) == 1
     assert ids[0] == tokenizer.bos_token_id
+
+
+def test_only_a_reply_that_is_given_may_write_the_tokens_around_reasoning() -> None:
+    template = toy.CHATML.replace("assistant\n{% endif %}", "assistant\n{% if thinking %}<think>{% endif %}{% endif %}")
+    tokenizer = toy.toy_tokenizer(template)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    think = tokenizer.convert_tokens_to_ids("<think>")
+    encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
+    text = "<think>\nHm.\n</think>\nBlue. <|im_end|>"
+    turn = encoder.encoded(text, False, text)
+    assert think in encoder.control_ids
+    assert think not in turn.prompt
+    assert turn.reply.count(think) == 1
+    assert turn.reply.count(tokenizer.eos_token_id) == 1
+    plain = text.removesuffix(" <|im_end|>")
+    messages = messages_of("", [("a", plain)], "b")
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert fed(encoder, [("a", plain)], "b") == rendered
+
+
+def test_what_a_stop_cut_from_a_token_is_written_without_a_space() -> None:
+    for tokenizer in kinds(toy.INSIDE):
+        encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
+        before = tokenizer("say B", add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(before + encoder.close("say B", "lu")).strip() == "say Blu <|im_end|>"
+
+
+class SlowTokenizer:
+    """A tokenizer that does not say where its tokens are."""
+
+    is_fast = False
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        assert not options.pop("return_offsets_mapping", False)
+        return self._inner(text, **options)
+
+
+@pytest.mark.parametrize("template", [toy.CHATML, toy.INSIDE, toy.HEADINGS, toy.OPEN_REASONING])
+def test_a_tokenizer_without_places_of_tokens_is_followed_as_well(template: str) -> None:
+    tokenizer: Any = SlowTokenizer(toy.toy_tokenizer(template))
+    encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", "Be brief."))
+    messages = messages_of("Be brief.", [("one", "First."), ("two", " Second.")], "three")
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert fed(encoder, [("one", "First."), ("two", " Second.")], "three") == rendered
+    assert tokenizer.decode(encoder.text(NASTY)) == NASTY

@@ -96,6 +96,5 @@ def _finished(backend: Tokenizer, names: list[str], **options: Any) -> Any:
     special = [AddedToken(name, special=True, normalized=False) for name in names if name not in _SPOKEN]
     backend.add_special_tokens(special)
     backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in names if name in _SPOKEN])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False, **options
-    )
+    make: Any = PreTrainedTokenizerFast
+    return make(tokenizer_object=backend, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False, **options)
