@@ -18,6 +18,7 @@ from streamchat.cache.method import make_cache
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat import events as ev
+from streamchat.chat.chat_format import ChatFormat
 from streamchat.chat.encoding import ChatEncoder, EncodedTurn, end_ids
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.forgetting import clean_cut, told
@@ -27,7 +28,6 @@ from streamchat.chat.reply import ReplyText
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
-from streamchat.chat.template import ChatFormat
 from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
 

@@ -2,127 +2,24 @@
 
 A conversation lives in a cache to which tokens can only be added. So a template is followed as far as it only adds: it
 is measured once (`cutting`), and each turn is written from the parts. Most templates write whole conversations of
-exactly these parts. Those that do not are followed in a way that is said at the start (`notes`, `fallbacks`).
+exactly these parts. Those that do not are followed in a way that is said at the start (`chat_format.Fallback`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
+from streamchat.chat.chat_format import LASTING, NOTES, ChatFormat, Fallback
 from streamchat.chat.contents import Contents, Frame
 from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
-from streamchat.chat.rendering import MARK, Renderer, UnusableTemplateError, new_marks
+from streamchat.chat.rendering import Renderer, UnusableTemplateError, new_marks
 from streamchat.errors import ConfigError
 
-Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
-"""In which way a chat template is not followed.
-
-system-folded: It has no place for a system prompt, which is put before the first message.
-system-first: It moves the system prompt from turn to turn; here it stays in the first one.
-newest-turn: It writes a turn differently later on; here each turn stays as it is written when it is the second of two.
-clock: It writes the time into every turn; here each turn keeps its own time.
-replies-kept: It rewrites earlier replies, for example without their reasoning; here they stay as they were generated.
-tokens: Its text is tokenized differently in one piece than turn by turn.
-"""
-NOTES: dict[Fallback, str] = {
-    "system-folded": "This model's chat template has no place for a system prompt: it is put before the first message.",
-    "system-first": (
-        "This model's chat template moves the system prompt to the newest message: here it stays before the first one."
-    ),
-    "newest-turn": (
-        "This model's chat template rewrites earlier turns: here they stay as they were written when they were new."
-    ),
-    "clock": "This model's chat template writes the time into every turn: here each turn keeps the time it began at.",
-    "replies-kept": (
-        "This model's chat template rewrites earlier replies, for example without their reasoning: here they stay as "
-        "they were generated."
-    ),
-    "tokens": (
-        "This model's tokenizer splits some texts differently in a whole conversation than turn by turn: a few tokens "
-        "differ from the chat template's own."
-    ),
-}
-_LASTING = datetime(2000, 1, 1)
+__all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
 _OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """The fixed texts around what people and model say.
-
-    A conversation reads: system_block, then for each turn user_open + message + generation + reply + assistant_close;
-    the first turn has first_user_open instead of user_open, and a reply that is given has reply_open before it instead
-    of generation.
-    """
-
-    name: str
-    """'template' or 'plain'."""
-    system_open: str
-    """What the format writes before the system prompt."""
-    system_prompt: str
-    """The owner's words; '' for none."""
-    system_close: str
-    """What the format writes between the system prompt and the first turn."""
-    first_user_open: str
-    user_open: str
-    generation: str
-    """Closes the message and opens a reply that the model generates."""
-    assistant_close: str
-    """Closes a reply; another message follows."""
-    reply_open: str = ""
-    """Closes the message and opens a reply that is given."""
-    stop_strings: tuple[str, ...] = ()
-    """Texts that end a reply, for models without an end token for it."""
-    strips: bool = False
-    """Messages are stripped of white space at both ends."""
-    notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
-    fallbacks: tuple[Fallback, ...] = ()
-    """In which ways the chat template is not followed; empty if each conversation is written as the template does."""
-    moment: datetime = _LASTING
-    """What the template's clock shows."""
-    source: str = ""
-    """The chat template itself."""
-    contents: Contents | None = field(default=None, compare=False, repr=False)
-    renew: Callable[[], ChatFormat] | None = field(default=None, compare=False, repr=False)
-    """Returns the format as it is now, if the time is written into every turn."""
-    lasting: tuple[object, ...] = ()
-    """What `identity` says, if that is not made of the texts above."""
-
-    def __post_init__(self) -> None:
-        around = (self.system_open, self.system_close, self.first_user_open, self.user_open)
-        if any(MARK.search(text) for text in (*around, self.generation, self.reply_open, self.assistant_close)):
-            raise UnusableTemplateError("it writes a text at more than one place")
-
-    @property
-    def system_block(self) -> str:
-        """Everything before the first turn, system prompt included; pinned in the cache."""
-        return self.system_open + self.system_prompt + self.system_close
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What ids of saved turns depend on. It does not depend on the time."""
-        return self.lasting or _identity(self)
-
-    def message(self, text: str, first: bool = False) -> str:
-        """The message as the format writes it."""
-        written = None if self.contents is None else self.contents.message(text, first)
-        return self._stripped(text) if written is None else written
-
-    def given_reply(self, text: str) -> str:
-        """A reply as the format writes it when it is given."""
-        written = None if self.contents is None else self.contents.given(text)
-        return self._stripped(text) if written is None else written
-
-    def _stripped(self, text: str) -> str:
-        return text.strip() if self.strips else text
-
-
-def _identity(chosen: ChatFormat) -> tuple[object, ...]:
-    return (chosen.first_user_open, chosen.user_open, chosen.generation, chosen.assistant_close, chosen.strips)
 
 
 def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat:
@@ -185,15 +82,15 @@ def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None 
     chosen = replace(_followed(tokenizer, render, system_prompt), moment=moment, source=render.source)
     if not render.has_clock:
         return chosen
-    lasting = _followed(tokenizer, Renderer(tokenizer, _LASTING), system_prompt)
+    lasting = _followed(tokenizer, Renderer(tokenizer, LASTING), system_prompt)
     later = _followed(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
-    if _identity(lasting) == _identity(later) and lasting.reply_open == later.reply_open:
+    if lasting.parts == later.parts and lasting.reply_open == later.reply_open:
         return chosen  # only the beginning of a conversation has the time
     return replace(
         chosen,
         fallbacks=(*chosen.fallbacks, "clock"),
         notes=(*chosen.notes, NOTES["clock"]),
-        lasting=_identity(lasting),
+        lasting=lasting.parts,
         renew=lambda: _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
     )
 
