@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from streamchat.chat.encoding import ChatEncoder, TextEncoder
@@ -119,8 +119,16 @@ def test_the_default_models_tokenizer_is_fed_whole_texts(default_model_dir: Path
     messages = [{"role": role, "content": text} for role, text in zip(ROLES, (message, reply, message), strict=True)]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assume(not message.strip() or tokenizer(message)["input_ids"])
     assert tokenizer.decode(ids) == tokenizer.decode(whole)
     if not any(tokenizer.convert_ids_to_tokens(token) in message + reply for token in made.control_ids):
         assert ids == whole
     empty = fed(made, [("a", "b")], "c")
     assert [token for token in ids if token in made.control_ids] == [i for i in empty if i in made.control_ids]
+
+
+def test_a_message_of_which_the_tokenizer_knows_nothing_is_no_empty_turn() -> None:
+    tokenizer = vocabularies.words()
+    made = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
+    assert tokenizer("三", add_special_tokens=False)["input_ids"] == []
+    assert len(made.turn("三", first=False)) == len(made.turn("a", first=False))

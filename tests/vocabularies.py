@@ -104,6 +104,13 @@ def _pieces(normalizer: Any, words: Any) -> Any:
     return _finish(backend, unk_token="<unk>")
 
 
+def words() -> Any:
+    """Letters only, without a token for what it does not know: that is dropped."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz \n", "\N{REPLACEMENT CHARACTER}"]
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    return _finish(backend)
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "letters-added": letters_added,
     "one-letter-special": one_letter_special,

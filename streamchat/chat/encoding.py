@@ -92,7 +92,7 @@ class ChatEncoder(TextEncoder):
             reply: The reply if it is given, None if the model is to generate it.
             previous: The reply before; its end may say how this turn begins.
         """
-        opening, written = self._user_open(first), self.format.message(message, first)
+        opening, written = self._user_open(first), self._readable(self.format.message(message, first))
         said = len(opening) + len(written)
         left = self._before(first, previous)
         if reply is None:
@@ -121,6 +121,11 @@ class ChatEncoder(TextEncoder):
         text = rest + self.format.assistant_close
         left = reply[-CONTEXT:] or "."
         return _ids(self._safe.encode(text, [(0, len(rest))], left, self._opened(first=False)))
+
+    def _readable(self, message: str) -> str:
+        """`message`, or a replacement character if the tokenizer drops all of it: a turn is never empty."""
+        is_read = not message.strip() or self.text(message[:CONTEXT]) or self.text(message)
+        return message if is_read else "\N{REPLACEMENT CHARACTER}"
 
     def _given(self, text: str, spans: list[Span], left: str) -> list[Token]:
         """Tokens of a whole turn, whose second span is a reply that is given."""
