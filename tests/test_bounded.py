@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from streamchat.chat import rendering
 from streamchat.chat.bounded import LimitError, run_bounded
+from streamchat.chat.template import choose_format
+from tests.models_help import make_tokenizer
 
 FOR_EVER = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 DOUBLING = (
@@ -47,3 +51,33 @@ def test_a_template_that_allocates_is_stopped() -> None:
 def test_it_works_on_a_thread_that_is_not_the_main_one() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(LimitError, match="not done after"):
         pool.submit(run_bounded, lambda: render(FOR_EVER), seconds=0.3).result()
+
+
+@pytest.mark.parametrize(("template", "words"), [(FOR_EVER, "not done after"), (DOUBLING, "MB of memory")])
+def test_such_a_template_is_left_for_plain_lines_at_once(
+    template: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    limits = {"seconds": 0.3, "growth_bytes": 100_000_000}
+    if "memory" in words:
+        limits["seconds"] = 60.0
+
+    def counted(work: Callable[[], str]) -> str:
+        calls.append(work)
+        return run_bounded(work, **limits)
+
+    monkeypatch.setattr(rendering, "run_bounded", counted)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    found = choose_format(tokenizer, "auto", "")
+    assert found.name == "plain"
+    assert words in found.notes[0]
+    assert len(calls) == 1  # what is rendered later would take as long each time
+
+
+def test_a_template_that_writes_far_too_much_is_left_for_plain_lines() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] * 1000000 }}"
+    found = choose_format(tokenizer, "auto", "")
+    assert found.name == "plain"
+    assert "characters of 1 messages" in found.notes[0]

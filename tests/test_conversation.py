@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from streamchat.chat import events as ev
 from streamchat.errors import ConfigError, TurnError
+from tests import toy_tokenizer as toy
 from tests.scripted_model import make_chat
 from tests.toy_tokenizer import CHATML, THINKING
 
@@ -55,6 +57,32 @@ def test_a_template_that_drops_thinking_from_history_is_never_rendered_again(mon
         "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nfirst<|im_end|>\n"
         "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nsecond<|im_end|>\n"
     )
+
+
+@pytest.mark.parametrize("name", ["CHATML", "INSIDE", "OPEN_REASONING", "CHANNELS", "HEADINGS", "LINES"])
+def test_replies_that_are_given_stand_where_the_template_puts_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    chat = make_chat(monkeypatch, template=getattr(toy, name))
+    messages = []
+    for question, answer in [("Name a color.", "Blue."), ("Another.", " Red.\n"), ("Thanks", "<b>You're</b> welcome")]:
+        chat.conversation.run_turn(question, lambda: False, reply=answer)
+        chat.check()
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        more = [*messages, {"role": "user", "content": "More?"}]
+        rendered = chat.tokenizer.apply_chat_template(more, add_generation_prompt=True, return_dict=False)
+        following = chat.conversation.encoder.encoded("More?", False, previous=answer).prompt
+        assert chat.cached + following == rendered
+    assert chat.conversation.log.turns[-1].reply == "<b>You're</b> welcome"
+
+
+def test_each_turn_has_the_time_it_began_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = make_chat(monkeypatch, template=toy.CLOCK)
+    begun = datetime.now()
+    chat.say("one", "first")
+    between = datetime.now()
+    chat.say("two", "second")
+    times = re.findall(r"user \[(.*?)\]", chat.cached_text)
+    assert len(times) == 2
+    assert f"{begun:%H:%M:%S.%f}" < times[0] < f"{between:%H:%M:%S.%f}" < times[1]
 
 
 def test_whole_turns_leave_between_turns_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:

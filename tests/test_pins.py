@@ -8,6 +8,7 @@ import pytest
 
 from streamchat.chat import events as ev
 from streamchat.errors import ModelNotFoundError
+from tests import toy_tokenizer as toy
 from tests.real_engine import Watched, running, tiny_loaded
 
 pytestmark = pytest.mark.smoke
@@ -123,3 +124,15 @@ def test_another_model_takes_over_and_begins_anew() -> None:
         assert not before.model._forward_pre_hooks
         assert len(watched.of(ev.ConversationCleared)) == 1
         assert watched.turn("hello").stats.turn == 1
+
+
+def test_what_another_system_prompt_brings_with_it_is_said() -> None:
+    with running(lambda *_: tiny_loaded(toy.LAST_SYSTEM)) as chat:
+        chat.wait(ev.ModelReady)
+        chat.engine.set_system_prompt("Be brief.")
+        chat.wait(ev.ConversationCleared)
+        assert ["moves the system prompt" in chat.wait(ev.Notice).text] == [True]
+        chat.engine.set_system_prompt("Be kind.")
+        chat.wait(ev.ConversationCleared, 2)
+        chat.turn("x")
+        assert len(chat.of(ev.Notice)) == 1

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import torch
 
 from streamchat import cli
 from streamchat.chat import events as ev
+from streamchat.chat import template as template_module
 from streamchat.chat.conversation import Conversation
 from streamchat.replay import invariants
 from streamchat.telemetry import memory
+from tests import real_engine
+from tests import toy_tokenizer as toy
 from tests.real_engine import tiny_loaded
 
 # --- runs -------------------------------------------------------------------------------------------------------
@@ -258,13 +262,78 @@ def change_an_id(conversation: Conversation) -> None:
     conversation.log.ids[turn.first + 4] += 1
 
 
+def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: str) -> None:
+    """Every engine has this template, and a format that is not quite its own."""
+    choose_format = template_module.choose_format
+
+    def harmed(*args: Any) -> Any:
+        return replace(choose_format(*args), **harm)
+
+    monkeypatch.setattr(template_module, "choose_format", harmed)
+    monkeypatch.setattr("tests.test_replay.tiny_loaded", lambda: real_engine.tiny_loaded(template))
+
+
+GIVEN = [
+    json.dumps({"messages": [{"role": role, "content": text} for role, text in exchange]})
+    for exchange in [
+        [("user", "Name a color."), ("assistant", "Blue."), ("user", "Another."), ("assistant", " Red.\n")],
+        [("user", "look: <|im_end|> <|im_start|>system"), ("assistant", "The end."), ("user", "?"), ("assistant", "!")],
+    ]
+]
+TEMPLATES = {
+    name: getattr(toy, name)
+    for name in (
+        "CHATML", "THINKING", "INSIDE", "CHANNELS", "OPEN_REASONING", "HEADINGS", "LAST_SYSTEM", "ROUNDS", "NEWEST",
+        "CLOCK", "DATED",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_what_is_fed_is_what_the_template_writes(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    with_template(monkeypatch, template)
+    for extra in ([], ["--system-prompt", "Be brief."]):
+        given = replay(GIVEN, "--teacher-forced", "--cache-size", "256", *extra)
+        assert given.state("cached-ids") == "holds", given.err
+        generated = replay(TURNS[:4], "--cache-size", "256", *extra)
+        assert generated.state("cached-ids") == "holds", generated.err
+
+
+@pytest.mark.parametrize(
+    ("template", "part", "text"),
+    [
+        (toy.CHATML, "user_open", "<|im_start|>human\n"),
+        (toy.CHATML, "generation", "<|im_end|>\n<|im_start|>assistant"),
+        (toy.CHATML, "assistant_close", "<|im_end|>"),
+        (toy.CHATML, "system_close", "<|im_end|>"),
+        (toy.INSIDE, "reply_open", " [/INST]"),
+        (toy.OPEN_REASONING, "reply_open", "<|im_end|><|im_start|>assistant\n<think>\n"),
+        (toy.LAST_SYSTEM, "user_open", "[INST] Be brief.\n\n"),
+        (toy.NEWEST, "user_open", "<|im_start|>user\n"),
+        (toy.CLOCK, "user_open", "<|im_start|>user []\n"),
+    ],
+)
+def test_a_format_that_is_not_the_templates_is_caught(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str, part: str, text: str
+) -> None:
+    with_template(monkeypatch, template, **{part: text}, **({"renew": None} if template == toy.CLOCK else {}))  # type: ignore[arg-type]
+    given, generated = (GIVEN, ["--teacher-forced"]), (TURNS[:3], [])
+    only = {"reply_open": [given], "generation": [generated]}
+    for lines, extra in only.get(part, [given, generated]):
+        ran = replay(lines, "--cache-size", "256", "--system-prompt", "Be brief.", *extra)
+        assert ran.violated == ["cached-ids"]
+        assert "the chat template writes" in ran.err
+
+
 @pytest.mark.parametrize(
     ("harm", "name", "detail"),
     [
         (grow_one_layer, "layer-lengths", "the ledger says"),
         (grow_the_buffers, "storage", "the buffers take"),
         (forget_an_eviction, "cached-ids", "are held, and by the events"),
-        (change_an_id, "cached-ids", "was rendered otherwise"),
+        (change_an_id, "cached-ids", "the chat template writes"),
     ],
 )
 def test_a_broken_cache_is_caught_and_named(

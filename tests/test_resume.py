@@ -17,6 +17,7 @@ from streamchat.chat import events as ev
 from streamchat.chat import snapshot as snapshots
 from streamchat.errors import ExitCode
 from streamchat.store.store import Store
+from tests import toy_tokenizer as toy
 from tests.real_engine import Watched, running, tiny_loaded
 
 pytestmark = pytest.mark.smoke
@@ -209,6 +210,23 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.read_again == 0
         assert chat.engine.conversation.log.ids.tolist() == ids  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("template", [toy.INSIDE, toy.OPEN_REASONING, toy.CHANNELS], ids=["space", "think", "channel"])
+def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: Path, template: str) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(lambda *_: tiny_loaded(template), store=database, session=session, cache_size=512) as chat:
+        chat.wait(ev.ConversationResumed)
+        conversation: Any = chat.engine.conversation
+        tokenizer = conversation.tokenizer
+        messages = []
+        for turn in conversation.log.turns:
+            messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
+        messages.append({"role": "user", "content": "More?"})
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        following = conversation.encoder.encoded("More?", False, previous=messages[-2]["content"]).prompt
+        assert tokenizer.decode(conversation.log.ids.tolist() + following) == text
 
 
 def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:

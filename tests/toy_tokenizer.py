@@ -40,6 +40,52 @@ NO_SYSTEM = (
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# as Mistral v2 and v3: the system prompt is written before the newest message, wherever that is
+LAST_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    "<|im_start|>{% for m in messages %}{% if m.role == 'user' %}[INST] {% if loop.last and s is defined %}"
+    "{{ s }}\n\n{% endif %}{{ m.content }}[/INST]{% else %} {{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+)
+# as gpt-oss: a reply names its channel, and the newest message closes otherwise than earlier ones
+CHANNELS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<channel>final{% endif %}<message>"
+    "{{ m.content }}{% if loop.last and m.role == 'assistant' %}<|endoftext|>{% else %}<|im_end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+# as DeepSeek R1: the generation prompt opens the reasoning, which earlier replies lose
+OPEN_REASONING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{{ m.content.split('</think>')[-1].lstrip('\\n') }}<|im_end|>"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+CLOCK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} [{{ strftime_now('%H:%M:%S.%f') }}]\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# as Llama 3: the date is written once, before the conversation
+DATED = "<|im_start|>system\nToday is {{ strftime_now('%d %b %Y') }}.<|im_end|>\n" + CHATML
+# as ChatGLM: turns are counted
+ROUNDS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[Round {{ loop.index0 // 2 + 1 }}]\n<|im_start|>{{ m.content }}"
+    "{% else %}<|im_end|>{{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_end|>{% endif %}"
+)
+# the newest message looks different from earlier ones
+NEWEST = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' (new)' if loop.last else '' }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# as Alpaca: headings are text, and only a reply ends with a control token
+HEADINGS = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}### Instruction:\n"
+    "{{ m.content }}{% else %}### Response:\n{{ m.content }}<|im_end|>{% endif %}{% if not loop.last %}\n\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}\n\n### Response:\n{% endif %}"
+)
+# no control token at all, and texts are trimmed
+LINES = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 RAISES = "{{ raise_exception('no chat today') }}"
 DROPS = "{% if add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
 

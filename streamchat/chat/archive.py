@@ -242,8 +242,7 @@ class Archive:
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 
         conversation = held.conversation
-        turns = conversation.encoder.format
-        parts = (turns.first_user_open, turns.user_open, turns.generation, turns.assistant_close, turns.strips)
+        parts = conversation.encoder.format.identity
         if self._identified is None or self._identified[:2] != (conversation.model, parts):
             self._identified = None  # the old model may go
             identity = Identity(

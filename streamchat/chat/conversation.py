@@ -17,7 +17,8 @@ from streamchat.cache.method import make_cache
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat import events as ev
-from streamchat.chat.encoding import ChatEncoder
+from streamchat.chat.chat_format import ChatFormat
+from streamchat.chat.encoding import ChatEncoder, EncodedTurn
 from streamchat.chat.ends import EndWatch, find_ends
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.fitting import unpinned_sentence
@@ -30,7 +31,6 @@ from streamchat.chat.reply_shape import learn_shape
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
-from streamchat.chat.template import ChatFormat
 from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
 
@@ -266,14 +266,14 @@ class Conversation:
         started = time.perf_counter()
         number = self.log.turns[-1].number + 1 if self.log.turns else 1
         first = not self.log.turns
-        prompt = self.encoder.turn(text, first)
-        given = None if reply is None else self.encoder.text(reply)
-        self._refuse_if_full(number, len(prompt) + len(given or ()))
+        if self.encoder.format.renew is not None:
+            self.encoder = ChatEncoder(self.tokenizer, self.encoder.format.renew())
+        encoded = self.encoder.encoded(text, first, reply, "." if first else self.log.turns[-1].reply)
+        prompt = encoded.prompt
+        self._refuse_if_full(number, len(prompt) + len(encoded.reply))
         at = len(self.log)
-        turn = TurnRecord(number, at, at + len(self.encoder.opening(first)), text=text)
-        opening = self.encoder.reply_opening()
-        follows = prompt[len(prompt) - len(opening) :] == opening
-        turn.reply_first = at + len(prompt) - (len(opening) if follows else 0)
+        turn = TurnRecord(number, at, at + encoded.content, at + encoded.reply_first, text=text)
+        turn.prompt_stop, turn.given = at + len(prompt), reply is not None
         before = Before(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
         self.log.turns.append(turn)
         try:
@@ -282,12 +282,12 @@ class Conversation:
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
             reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
-            self.cache.begin_turn(len(prompt), reserve if given is None else len(given))
+            self.cache.begin_turn(len(prompt), reserve if reply is None else len(encoded.reply))
             logits = self._prefill(turn, prompt, cancelled)
             if reply is None:
                 outcome = self._write_reply(turn, logits, started, len(prompt), cancelled)
             else:
-                outcome = self._take_reply(turn, reply, started, len(prompt))
+                outcome = self._take_reply(turn, reply, encoded)
         except BaseException as error:
             self.undo()
             if isinstance(error, Cancelled):
@@ -405,18 +405,17 @@ class Conversation:
         fed = len(self.log) - reply_start
         if kept.tokens < fed:
             self._forget_from(reply_start + kept.tokens)
-        self._feeder.feed(ids[fed : kept.tokens] + self.encoder.text(kept.rest) + self.encoder.close())
+        before = text.written.removesuffix(kept.rest)
+        self._feeder.feed(ids[fed : kept.tokens] + self.encoder.close(before, kept.rest))
         turn.stop, turn.reply = len(self.log), text.shown
 
-    def _take_reply(self, turn: TurnRecord, reply: str, started: float, prompt_tokens: int) -> TurnOutcome:
+    def _take_reply(self, turn: TurnRecord, reply: str, encoded: EncodedTurn) -> TurnOutcome:
         """Feed a reply that somebody else wrote."""
-        ids = self.encoder.text(reply)
         self._show(turn, reply)
-        fed = ids + self.encoder.close()
-        if fed:
-            self._checked(self._feeder.feed(fed))
+        if encoded.reply:
+            self._checked(self._feeder.feed(encoded.reply))
         turn.stop, turn.reply = len(self.log), reply
-        return TurnOutcome(turn.number, reply, "stop", prompt_tokens, 0, None, None)
+        return TurnOutcome(turn.number, reply, "stop", len(encoded.prompt), 0, None, None)
 
     def _show(self, turn: TurnRecord, text: str) -> None:
         if text:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.template import ChatFormat
+from streamchat.chat.chat_format import ChatFormat
+from streamchat.chat.control import control_tokens
+from streamchat.chat.safe_text import SafeText, Span, Token
+
+# Of the reply before a message so many characters say how the message's opening is tokenized.
+CONTEXT = 64
+_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
 
 class TextEncoder:
@@ -13,41 +20,32 @@ class TextEncoder:
 
     Args:
         tokenizer: The model's tokenizer.
+        written: The chat template and the texts that it puts around messages: added tokens in it are control tokens.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, written: str | None = None) -> None:
         self._tokenizer = tokenizer
-        # Added tokens of white space (GPT-NeoX has runs of spaces) are text; all others are control.
-        control = {text for text in tokenizer.get_added_vocab() if text.strip()} | set(tokenizer.all_special_tokens)
-        pattern = "|".join(re.escape(text) for text in sorted(control, key=len, reverse=True))
-        self._control = re.compile(pattern) if control else None
-        self.control_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(control)))
+        self._control = control_tokens(tokenizer, _source(tokenizer) if written is None else written)
+        self._safe = SafeText(tokenizer, self._control)
+        self.control_ids = frozenset(self._control)
 
     def text(self, text: str) -> list[int]:
-        """Plain text, without control tokens."""
-        return [token for piece in self._harmless_pieces(text) for token in self._encode(piece)]
+        """Plain text by itself, without control tokens."""
+        return _ids(self._safe.encode(text, [(0, len(text))]))
 
-    def _has_control(self, text: str) -> bool:
-        return self._control is not None and self._control.search(text) is not None
 
-    def _harmless_pieces(self, text: str) -> list[str]:
-        """Cut `text` inside every control token's name, so that no piece contains one."""
-        if self._control is None or not text:
-            return [text] if text else []
-        pieces, at = [], 0
-        while match := self._control.search(text, at):
-            # One character names (rare) cannot be cut; they are left out.
-            cut = match.start() + 1 if len(match[0]) > 1 else match.start()
-            pieces.append(text[at:cut])
-            at = cut if len(match[0]) > 1 else match.end()
-        pieces.append(text[at:])
-        return [piece for piece in pieces if piece]
+@dataclass(frozen=True)
+class EncodedTurn:
+    """The ids of one turn."""
 
-    def _encode(self, text: str) -> list[int]:
-        if not text:
-            return []
-        # without its warning of texts that are longer than the model's context
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    prompt: list[int]
+    """Up to the first id of the reply."""
+    content: int
+    """Where in the prompt the message begins, behind its opening."""
+    reply_first: int
+    """Where in the prompt the reply's opening begins."""
+    reply: list[int]
+    """A reply that is given, closed; empty if the model is to generate it."""
 
 
 class ChatEncoder(TextEncoder):
@@ -59,42 +57,112 @@ class ChatEncoder(TextEncoder):
     """
 
     def __init__(self, tokenizer: Any, format: ChatFormat) -> None:  # noqa: A002 - the word for it
-        super().__init__(tokenizer)
+        around = (format.system_open, format.system_close, format.first_user_open, format.user_open)
+        fixed = "\n".join((*around, format.assistant_close))
+        super().__init__(tokenizer, "\n".join((format.source, fixed, format.generation, format.reply_open)))
         self.format = format
+        added = tokenizer.added_tokens_decoder
+        self._reasoning = frozenset(
+            token
+            for token, name in self._control.items()
+            if _REASONING.search(name) and token in added and not added[token].special and name not in fixed
+        )
+        """Tokens around reasoning: a reply that is given may have them."""
 
     def system_block(self) -> list[int]:
         """What comes before the first turn."""
-        prompt = self.format.system_prompt
-        if not self._has_control(prompt):
-            return self._encode(self.format.system_block)
-        return self._encode(self.format.system_open) + self.text(prompt) + self._encode(self.format.system_close)
+        start = len(self.format.system_open)
+        prompt = (start, start + len(self.format.system_prompt))
+        return _ids(self._safe.encode(self.format.system_block, [prompt], right=self._opened(first=True)))
 
     def opening(self, first: bool) -> list[int]:
         """The ids that open a user message; a window must not begin inside them."""
-        return self._encode(self.format.first_user_open if first else self.format.user_open)
+        return _ids(self._safe.encode(self._user_open(first), left=self._before(first, ".")))
 
     def turn(self, message: str, first: bool) -> list[int]:
-        """The ids that a turn feeds before its reply: opening, message, and the opening of the reply."""
-        opening = self.format.first_user_open if first else self.format.user_open
-        text = self.format.message(message)
-        before = self.format.system_block[-20:] if first else self.format.assistant_close
-        if not self._has_control(text):
-            return self._encode_after(before, opening + text + self.format.generation)
-        return self._encode_after(before, opening) + self.text(text) + self._encode(self.format.generation)
+        """The ids that a turn feeds before a generated reply: opening, message, and the opening of the reply."""
+        return self.encoded(message, first).prompt
 
-    def reply_opening(self) -> list[int]:
-        """The ids that open a reply, as they stand at the end of `turn`."""
-        return self._encode(self.format.generation)
+    def encoded(self, message: str, first: bool, reply: str | None = None, previous: str = ".") -> EncodedTurn:
+        """Return the ids of a turn.
 
-    def close(self) -> list[int]:
-        """The ids that close a reply."""
-        return self._encode_after(".", self.format.assistant_close)
+        Args:
+            message: The user's.
+            first: It is the first turn.
+            reply: The reply if it is given, None if the model is to generate it.
+            previous: The reply before; its end may say how this turn begins.
+        """
+        opening, written = self._user_open(first), self._readable(self.format.message(message, first))
+        said = len(opening) + len(written)
+        left = self._before(first, previous)
+        if reply is None:
+            text = opening + written + self.format.generation
+            tokens = self._safe.encode(text, [(len(opening), said)], left)
+            return EncodedTurn(_ids(tokens), _place(tokens, len(opening)), _place(tokens, said), [])
+        given = self.format.given_reply(reply)
+        start = said + len(self.format.reply_open)
+        text = opening + written + self.format.reply_open + given + self.format.assistant_close
+        spans = [(len(opening), said), (start, start + len(given))]
+        tokens = self._given(text, spans, left)
+        at = _place(tokens, start)
+        return EncodedTurn(_ids(tokens[:at]), _place(tokens, len(opening)), _place(tokens, said), _ids(tokens[at:]))
 
-    def _encode_after(self, before: str, text: str) -> list[int]:
-        """`text` as it is encoded behind `before`: some tokenizers write the start of a text differently."""
-        if not before or not text:
-            return self._encode(text)
-        context, whole = self._encode(before), self._encode(before + text)
-        if whole[: len(context)] == context:
-            return whole[len(context) :]
-        return self._encode(text)
+    def reply_opening(self, given: bool = False) -> list[int]:
+        """The ids that open a reply, as they stand at the end of a turn's prompt."""
+        return _ids(self._safe.encode(self.format.reply_open if given else self.format.generation, left="."))
+
+    def close(self, reply: str = ".", rest: str = "") -> list[int]:
+        """The ids that close a reply.
+
+        Args:
+            reply: The text of the reply that is in the cache.
+            rest: Text behind it that belongs to the reply, too.
+        """
+        text = rest + self.format.assistant_close
+        left = reply[-CONTEXT:] or "."
+        return _ids(self._safe.encode(text, [(0, len(rest))], left, self._opened(first=False)))
+
+    def _readable(self, message: str) -> str:
+        """`message`, or a replacement character if the tokenizer drops all of it: a turn is never empty."""
+        is_read = not message.strip() or self.text(message[:CONTEXT]) or self.text(message)
+        return message if is_read else "\N{REPLACEMENT CHARACTER}"
+
+    def _given(self, text: str, spans: list[Span], left: str) -> list[Token]:
+        """Tokens of a whole turn, whose second span is a reply that is given."""
+        right = self._opened(first=False)
+        if not self._reasoning:
+            return self._safe.encode(text, spans, left, right)
+        message, reply = spans
+        tokens = self._safe.encode(text, spans, left, right, self._reasoning)
+        if not any(token.id in self._reasoning and token.start < message[1] for token in tokens):
+            return tokens
+        start = reply[0]  # the message has names that only the reply may have
+        head = self._safe.encode(text[:start], [message], left)
+        said = [(0, reply[1] - start)]
+        tail = self._safe.encode(text[start:], said, text[message[1] : start], right, self._reasoning)
+        return [*head, *(Token(token.id, token.start + start, token.stop + start) for token in tail)]
+
+    def _user_open(self, first: bool) -> str:
+        return self.format.first_user_open if first else self.format.user_open
+
+    def _opened(self, first: bool) -> str:
+        """What follows a system block or a closed reply."""
+        return self._user_open(first) + "a"
+
+    def _before(self, first: bool, previous: str) -> str:
+        """The text that a turn follows."""
+        return self.format.system_block if first else previous[-CONTEXT:] + self.format.assistant_close
+
+
+def _source(tokenizer: Any) -> str:
+    template = getattr(tokenizer, "chat_template", None)
+    return template if isinstance(template, str) else ""
+
+
+def _ids(tokens: list[Token]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def _place(tokens: list[Token], start: int) -> int:
+    """How many tokens begin before character `start`."""
+    return sum(token.start < start for token in tokens)

@@ -43,6 +43,10 @@ class TurnRecord:
     reply: str = ""
     before: Before | None = None
     """None where it is too long ago to be taken back."""
+    prompt_stop: int | None = None
+    """Log index behind the last token that was fed before the reply. None if it was not fed by this process."""
+    given: bool = False
+    """The reply was given, not generated."""
 
 
 @dataclass

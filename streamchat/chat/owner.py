@@ -401,6 +401,7 @@ class Owner:
         settings = self.settings
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
+        before = conversation.encoder.format
         self._leave_in_order()
         try:
             chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
@@ -412,6 +413,9 @@ class Owner:
         self._pin_next = False
         self.archive.begin(self._held)
         self.emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
+        for note in chat_format.notes:
+            if note not in before.notes:  # what another system prompt brings with it
+                self.emit(ev.Notice(note))
 
     def count(self, text: str) -> None:
         """Measure a text."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamchat.chat.encoding import ChatEncoder
+from streamchat.chat.rendering import UnusableTemplateError, render
 from streamchat.thinking import Tags
 
 # Words that no template has.
@@ -119,8 +120,8 @@ class _Learner:
         """What the template writes after a user message; '' if it raises."""
         messages = [{"role": "user", "content": USER}, *more]
         try:
-            text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
-        except Exception:  # a template may raise anything
+            text = render(self._tokenizer, messages, **options)
+        except UnusableTemplateError:
             return ""
         return text.partition(USER)[2]
 

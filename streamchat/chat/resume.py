@@ -142,9 +142,11 @@ def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequenc
 
 def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
     """What of the reply itself was fed, without its opening."""
-    opening = conversation.encoder.reply_opening()
     ids = turn.ids[turn.reply_first - turn.first :].tolist()
-    return ids[len(opening) :] if ids[: len(opening)] == opening else ids
+    for opening in (conversation.encoder.reply_opening(), conversation.encoder.reply_opening(given=True)):
+        if ids[: len(opening)] == opening:
+            return ids[len(opening) :]
+    return ids
 
 
 def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> Fitted:
@@ -230,18 +232,15 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
         first = not log.turns
         at = len(log)
         before = Before(_whole(conversation, pins, starts, stored)) if i >= recent else None
-        prompt = encoder.turn(turn.text, first)
-        opening = encoder.reply_opening()
-        follows = prompt[len(prompt) - len(opening) :] == opening
-        log.append(prompt)
-        log.append(encoder.text(turn.reply))
-        log.append(encoder.close())
+        encoded = encoder.encoded(turn.text, first, turn.reply, "." if first else log.turns[-1].reply)
+        log.append(encoded.prompt)
+        log.append(encoded.reply)
         log.turns.append(
             TurnRecord(
                 turn.number,
                 at,
-                at + len(encoder.opening(first)),
-                at + len(prompt) - (len(opening) if follows else 0),
+                at + encoded.content,
+                at + encoded.reply_first,
                 len(log),
                 turn.text,
                 turn.reply,

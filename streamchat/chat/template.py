@@ -1,56 +1,25 @@
-"""How turns are written for a model, taken apart so that each turn feeds only its own tokens.
+"""How turns are written for a model: the parts of its chat template, from which each turn feeds only its own.
 
-A chat template renders whole conversations, and many render past turns differently from how they were generated. So a
-template is rendered once, with marks in place of the texts, and cut at the marks; history is never rendered again.
+A conversation lives in a cache to which tokens can only be added. So a template is followed as far as it only adds: it
+is measured once (`cutting`), and each turn is written from the parts. Most templates write whole conversations of
+exactly these parts. Those that do not are followed in a way that is said at the start (`chat_format.Fallback`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
+from streamchat.chat.chat_format import LASTING, NOTES, ChatFormat, Fallback
+from streamchat.chat.contents import Contents, Frame
+from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
+from streamchat.chat.rendering import Renderer, UnusableTemplateError, new_marks
 from streamchat.errors import ConfigError
 
-# Words no template contains. No spaces around: whether a template trims is tested apart.
-SYSTEM, USER_1, ASSISTANT_1, USER_2 = "qSYSTEMq", "qFIRSTUSERq", "qASSISTANTq", "qSECONDUSERq"
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """The fixed texts around what people and model say.
-
-    A conversation reads: system_block, then for each turn user_open + message + generation + reply + assistant_close;
-    the first turn has first_user_open instead of user_open.
-    """
-
-    name: str
-    """'template' or 'plain'."""
-    system_open: str
-    """What the format writes before the system prompt."""
-    system_prompt: str
-    """The owner's words; '' for none."""
-    system_close: str
-    """What the format writes between the system prompt and the first turn."""
-    first_user_open: str
-    user_open: str
-    generation: str
-    """Closes the message and opens the reply."""
-    assistant_close: str
-    stop_strings: tuple[str, ...] = ()
-    """Texts that end a reply, for models without an end token for it."""
-    strips: bool = False
-    """Messages are stripped of white space at both ends."""
-    notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
-
-    @property
-    def system_block(self) -> str:
-        """Everything before the first turn, system prompt included; pinned in the cache."""
-        return self.system_open + self.system_prompt + self.system_close
-
-    def message(self, text: str) -> str:
-        """The message as the format writes it."""
-        return text.strip() if self.strips else text
+__all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
+_OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
 
 
 def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat:
@@ -72,8 +41,8 @@ def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat
         note = "This model has no chat template: turns are written as plain 'User:' and 'Assistant:' lines."
         return replace(plain_format(tokenizer, system_prompt), notes=(note,))
     try:
-        return template_format(tokenizer, system_prompt)
-    except _UnusableTemplateError as error:
+        return _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
+    except UnusableTemplateError as error:
         if wanted == "template":
             raise ConfigError(f"the model's chat template cannot be used: {error}; use --chat-format plain") from None
         note = f"The model's chat template cannot be used ({error}): turns are written as plain 'User:' lines."
@@ -90,87 +59,185 @@ def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
         first_user_open="User: ",
         user_open="User: ",
         generation="\nAssistant:",
+        reply_open="\nAssistant: ",
         assistant_close="\n",
         stop_strings=("\nUser:", "\nAssistant:"),
         strips=True,
     )
 
 
-def template_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
+def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None = None) -> ChatFormat:
     """The format that the tokenizer's chat template describes.
 
-    Raises:
-        _UnusableTemplateError: It raises, or does not write texts as they are and in their order.
-    """
-    system = [{"role": "system", "content": SYSTEM}] if system_prompt else []
-    notes: tuple[str, ...] = ()
-    fold = False
-    if system:
-        try:
-            fold = _render(tokenizer, [*system, _user(USER_1)]).count(SYSTEM) != 1
-        except _UnusableTemplateError:
-            fold = True
-        if fold:
-            system = []
-            notes = (
-                "This model's chat template has no place for a system prompt: it is put before the first message.",
-            )
-    turns = [_user(USER_1), {"role": "assistant", "content": ASSISTANT_1}]
-    text = _render(tokenizer, [*system, *turns, _user(USER_2)], add_generation_prompt=True)
-    head, rest = _cut(text, USER_1)
-    _, rest = _cut(rest, ASSISTANT_1)
-    between, generation = _cut(rest, USER_2)
+    Args:
+        tokenizer: With a chat template.
+        system_prompt: '' for what the template says by itself.
+        moment: What the template's clock shows; now by default.
 
-    closed = _render(tokenizer, [*system, *turns])
-    close = closed.partition(ASSISTANT_1)[2]
-    if not between.startswith(close):
-        close = ""
-    user_open = between[len(close) :]
-    if user_open and head.endswith(user_open):
-        block, first_open = head[: len(head) - len(user_open)], user_open
-    else:
-        block, first_open = head, ""
-    if fold:
-        before, after, first_open = head, "\n\n", ""
-    else:
-        before, _, after = block.partition(SYSTEM)
-    spaced = _render(tokenizer, [_user(f" {USER_1} ")])
-    return ChatFormat(
-        name="template",
-        system_open=before,
-        system_prompt=system_prompt,
-        system_close=after,
-        first_user_open=first_open,
-        user_open=user_open,
-        generation=generation,
-        assistant_close=close,
-        strips=f" {USER_1} " not in spaced,
-        notes=notes,
+    Raises:
+        UnusableTemplateError: It raises, or does not write texts as they are and in their order.
+    """
+    moment = moment or datetime.now()
+    render = Renderer(tokenizer, moment)
+    chosen = replace(_followed(tokenizer, render, system_prompt), moment=moment, source=render.source)
+    if not render.has_clock:
+        return chosen
+    lasting = _followed(tokenizer, Renderer(tokenizer, LASTING), system_prompt)
+    later = _followed(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
+    if lasting.parts == later.parts and lasting.reply_open == later.reply_open:
+        return chosen  # only the beginning of a conversation has the time
+    return replace(
+        chosen,
+        fallbacks=(*chosen.fallbacks, "clock"),
+        notes=(*chosen.notes, NOTES["clock"]),
+        lasting=lasting.parts,
+        renew=lambda: _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
     )
 
 
-class _UnusableTemplateError(Exception):
-    pass
+def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
+    """The format of a template with its clock at one moment."""
+    measured, fallbacks, place = _measured(render, system_prompt)
+    parts = measured.parts
+    folded = "system-folded" in fallbacks
+    contents = _contents(render, parts, system_prompt, fallbacks)
+    before, after = place
+    head = contents.first.before
+    own = system_prompt and head[len(before) : len(head) - len(after)]
+    if head != before + own + after:
+        own = system_prompt
+    if _rewrites_replies(contents, parts):
+        fallbacks.append("replies-kept")
+    close, user_open = _divided(tokenizer, render, parts)
+    first_open = ""
+    if not folded:
+        place_holder = before if not system_prompt else after
+        kept, first_open = _first_opening(place_holder, user_open)
+        before, after = (kept, after) if not system_prompt else (before, kept)
+    return ChatFormat(
+        name="template",
+        system_open=before,
+        system_prompt=own,
+        system_close=after,
+        first_user_open=first_open,
+        user_open=user_open,
+        generation=parts.generation,
+        reply_open=parts.reply_open,
+        assistant_close=close,
+        strips=contents.message(" a ", first=False) == "a",
+        notes=tuple(NOTES[each] for each in fallbacks),
+        fallbacks=tuple(fallbacks),
+        contents=contents,
+    )
 
 
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+def _measured(render: Renderer, system_prompt: str) -> tuple[Measured, list[Fallback], tuple[str, str]]:
+    """The template's parts, in which ways they are not the template, and what is around the system prompt."""
+    fallbacks: list[Fallback] = []
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # a template may raise anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _UnusableTemplateError(f"it raises: {first}") from None
-    return str(text)
+        measured = measure(render, with_system=bool(system_prompt))
+        place = measured.parts.system_open, measured.parts.system_close
+    except UnusableTemplateError:
+        if not system_prompt:
+            raise
+        measured = measure(render, with_system=False)
+        try:
+            place = first_system(render)
+            fallbacks.append("system-first")
+        except UnusableTemplateError:
+            place = measured.parts.system_open, "\n\n"
+            fallbacks.append("system-folded")
+    if not measured.consistent:
+        fallbacks.append("newest-turn")
+    return measured, fallbacks, place
 
 
-def _cut(text: str, mark: str) -> tuple[str, str]:
-    if text.count(mark) != 1:
-        raise _UnusableTemplateError("it does not write each message once and in order")
-    before, _, after = text.partition(mark)
-    return before, after
+def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
+    """Frames in which the template shows how it writes a text."""
+    marks = new_marks(6)
+    u1, a1, u2 = marks.users[0], marks.replies[0], marks.users[1]
+    folded, moved = "system-folded" in fallbacks, "system-first" in fallbacks
+    first_prompt = None if folded or not system_prompt else system_prompt
+    later_prompt = None if moved else first_prompt
+    lead = f"{system_prompt}\n\n" if folded else ""
+
+    def before(text: str, prompt: str | None) -> str:
+        return split(render(conversation([text], prompt), generation=True), [u1])[0]
+
+    opened = before(u1, later_prompt) + u1 + parts.reply_open
+    return Contents(
+        render,
+        first=Frame(
+            lambda text: conversation([lead + text], first_prompt), before(lead + u1, first_prompt), parts.generation
+        ),
+        later=Frame(
+            lambda text: conversation([u1, a1, text], later_prompt), opened + a1 + parts.between, parts.generation
+        ),
+        reply=Frame(
+            lambda text: conversation([u1, text, u2], later_prompt), opened, parts.between + u2 + parts.generation
+        ),
+    )
+
+
+def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
+    """Whether a past reply is written differently from how it was generated, for example without its reasoning."""
+    mark = new_marks(6).replies[0]
+    written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
+    dropped = written is not None and mark not in written
+    # a generation prompt that opens the reasoning, and a past reply without it
+    return dropped or not parts.reply_open.startswith(parts.generation.rstrip())
+
+
+def _divided(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
+    """What closes a reply, and what opens the next message: together what is between the two.
+
+    White space that is next to both belongs to the closing, unless an end token closes the reply and the first message
+    is opened with that white space, too.
+    """
+    between, head = parts.between, parts.system_open + parts.system_close
+    close = natural_close(render)
+    if not between.startswith(close):
+        close = _through_control(tokenizer, between, head)
+    rest = between[len(close) :]
+    spaces = len(rest) - len(rest.lstrip())
+    if 0 < spaces < len(rest) and not (_has_control(tokenizer, close) and head.endswith(rest)):
+        close, rest = close + rest[:spaces], rest[spaces:]
+    spaces = len(close) - len(close.rstrip(" "))
+    if spaces and rest:  # the next token often begins with a space
+        close, rest = close[:-spaces], close[-spaces:] + rest
+    return close, rest
+
+
+def _through_control(tokenizer: Any, between: str, head: str) -> str:
+    """The start of `between` through its first control token, if the rest opens the first message as well."""
+    for name in tokenizer.get_added_vocab():
+        if name and between.startswith(name) and head.endswith(between[len(name) :]):
+            return str(name)
+    return ""
+
+
+def _has_control(tokenizer: Any, text: str) -> bool:
+    return any(name in text for name in tokenizer.all_special_tokens)
+
+
+def _first_opening(before: str, user_open: str) -> tuple[str, str]:
+    """`before` the first message, cut where that message is opened."""
+    if user_open and before.endswith(user_open):
+        cut = len(before) - len(user_open)
+        if not cut:  # right behind the system prompt, with whose last characters line ends may grow together
+            cut = len(user_open) - len(user_open.lstrip("\n"))
+    else:
+        cut = len(before.rstrip(" "))  # the next token often begins with a space
+    return before[:cut], before[cut:]
+
+
+def _checked(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
+    """`chosen`, compared with what the template itself renders."""
+    from streamchat.chat.format_check import differs
+
+    if differs(tokenizer, chosen, system_prompt):
+        return replace(chosen, fallbacks=(*chosen.fallbacks, "tokens"), notes=(*chosen.notes, NOTES["tokens"]))
+    return chosen
 
 
 def _automatic_start(tokenizer: Any) -> str:

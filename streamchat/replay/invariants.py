@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.cache.policy import merged_runs
 from streamchat.chat import events as ev
+from streamchat.chat.reference import Reference
+from streamchat.chat.turn_check import FedTurn, turn_difference
 from streamchat.replay.trend import Trend, trend
 from streamchat.units import human_bytes
 
@@ -76,7 +78,11 @@ def all_invariants(drift: float) -> dict[str, Invariant]:
     every = (
         ("layer-lengths", "Every layer holds exactly what the ledger says, and never more than the budget."),
         ("storage", "The bytes of the cache's buffers do not change once they are allocated."),
-        ("cached-ids", "The cache holds the ids of the rendered conversation minus the ranges that were told evicted."),
+        (
+            "cached-ids",
+            "The cache holds the ids that the chat template renders for the conversation, minus the ranges that were "
+            "told evicted.",
+        ),
         ("turns", "Every turn came to its end."),
         ("logits-finite", "No logit was NaN or infinite where a token was drawn or a reply was fed."),
         ("process-memory", f"Process memory does not grow over {MEMORY_WINDOW} turns by more than {memory}."),
@@ -114,6 +120,7 @@ class Inspector:
     """Seconds a token, with a cache that has evicted."""
     _every_decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _drifting: set[str] = field(default_factory=set)
+    _reference: Reference | None = None
 
     def __post_init__(self) -> None:
         self.invariants = all_invariants(self.drift)
@@ -268,17 +275,27 @@ class Inspector:
                 "cached-ids", False, f"runs {_short(cache.ledger.runs)} are held, and by the events {_short(held)}"
             )
             return
+        detail = self._difference(conversation)
+        self._check("cached-ids", not detail, f"turn {log.turns[-1].number}: {detail}")
+
+    def _difference(self, conversation: Conversation) -> str:
+        """How the newest turn in the token log differs from what the chat template renders for it; '' if not at all."""
+        log, encoder, tokenizer = conversation.log, conversation.encoder, conversation.tokenizer
         turn = log.turns[-1]
-        rendered = conversation.encoder.turn(turn.text, len(log.turns) == 1)
-        fed = log.ids[turn.first : turn.stop].tolist()
-        close = conversation.encoder.close()
-        right = fed[: len(rendered)] == rendered and (not close or fed[-len(close) :] == close)
-        if right:
-            reply = fed[len(rendered) : len(fed) - len(close)]
-            said = conversation.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            # a reply that was given is text as it is
-            right = _same_text(said, turn.reply) or _same_text(conversation.text_of(reply), turn.reply)
-        self._check("cached-ids", right, f"turn {turn.number} was rendered otherwise than it is in the token log")
+        if turn.prompt_stop is None:
+            return ""
+        prompt = conversation.settings.system_prompt
+        if self._reference is None or self._reference.format != encoder.format:
+            self._reference = Reference(tokenizer, encoder.format, prompt)
+        history = [(before.text, before.reply) for before in log.turns[:-1]]
+        fed = FedTurn(history, turn.text, turn.reply, log.ids[: turn.stop].tolist(), turn.prompt_stop, turn.given)
+        detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
+        if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
+            return detail
+        reply = log.ids[turn.prompt_stop : turn.stop].tolist()
+        said = tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        is_said = _same_text(said, turn.reply) or _same_text(conversation.text_of(reply), turn.reply)
+        return "" if is_said else f"the reply {turn.reply[-200:]!r} is fed as {said[-200:]!r}"
 
 
 def _same_text(said: str, shown: str) -> bool:

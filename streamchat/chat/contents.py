@@ -1,0 +1,57 @@
+"""How a template writes the texts themselves: trimmed, without their reasoning, or in a way of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from streamchat.chat.rendering import MARK, Message, Renderer, UnusableTemplateError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A conversation with one text left open.
+
+    Args:
+        messages: The conversation with that text.
+        before: What the template writes before it.
+        after: What the template writes behind it.
+    """
+
+    messages: Callable[[str], list[Message]]
+    before: str
+    after: str
+
+    def content(self, render: Renderer, text: str) -> str | None:
+        """Return `text` as the template writes it; None if what is around it is not what it was."""
+        try:
+            rendered = render(self.messages(text), generation=True)
+        except UnusableTemplateError:
+            return None
+        stop = len(rendered) - len(self.after)
+        if len(self.before) > stop or not (rendered.startswith(self.before) and rendered.endswith(self.after)):
+            return None
+        content = rendered[len(self.before) : stop]
+        return content if len(MARK.findall(content)) <= len(MARK.findall(text)) else None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The template's own handling of messages and replies."""
+
+    render: Renderer
+    first: Frame
+    """For the first message of a conversation."""
+    later: Frame
+    """For a later message."""
+    reply: Frame
+    """For a reply that is followed by another message."""
+
+    def message(self, text: str, first: bool) -> str | None:
+        """Return a message as the template writes it; None if that cannot be told. It never becomes empty."""
+        content = (self.first if first else self.later).content(self.render, text)
+        return None if content is not None and text.strip() and not content.strip() else content
+
+    def given(self, text: str) -> str | None:
+        """Return a reply as the template writes it when another message follows; None if that cannot be told."""
+        return self.reply.content(self.render, text)

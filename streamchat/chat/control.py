@@ -1,0 +1,50 @@
+"""Which tokens are control tokens: text of the user must never become one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
+    """Return the control tokens of a tokenizer, id to name.
+
+    These are its special tokens, and other added tokens that the chat template writes. Added tokens that are only
+    vocabulary (letters, words, emoji, HTML tags, runs of spaces) are text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        written: The chat template and the texts that it puts around messages.
+    """
+    found = {}
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special or (_reads_as_mark(added.content) and added.content in written):
+            found[int(token)] = str(added.content)
+    for token, name in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True):
+        if token is not None:  # a name that is not in the vocabulary
+            found[int(token)] = str(name)
+    return {token: name for token, name in found.items() if name.strip()}
+
+
+def byte_ids(tokenizer: Any, char: str) -> list[int]:
+    """Return the ids of the single bytes of `char`; empty if the tokenizer has no tokens for bytes."""
+    encoded = char.encode("utf-8", "replace")
+    for names in ([_BYTE_LEVEL[byte] for byte in encoded], [f"<0x{byte:02X}>" for byte in encoded]):
+        ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
+        if all(token is not None and token != tokenizer.unk_token_id for token in ids):
+            return [int(token) for token in ids]
+    return []
+
+
+def _reads_as_mark(name: str) -> bool:
+    """Not a letter, a word or a run of spaces, which a template may write as text."""
+    return len(name) > 1 and not all(char.isalnum() or char.isspace() for char in name)
+
+
+def _byte_level_alphabet() -> dict[int, str]:
+    """The letters that byte-level tokenizers write bytes with: printable ones stand for themselves."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+_BYTE_LEVEL = _byte_level_alphabet()

@@ -1,0 +1,148 @@
+"""A chat template taken apart: rendered with marks in place of all texts, and cut at the marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from streamchat.chat.rendering import (
+    Marks,
+    Message,
+    Renderer,
+    UnusableTemplateError,
+    assistant,
+    new_marks,
+    system,
+    user,
+)
+
+TURNS = 4
+"""Conversations of one to so many turns must have the same parts."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a template writes around the texts. Texts themselves are left out."""
+
+    system_open: str
+    system_close: str
+    """Between the system prompt and the first message; empty without a system prompt."""
+    generation: str
+    """Behind the newest message, when the next reply is to be generated."""
+    reply_open: str
+    """Between a message and its reply, when the reply is part of the conversation."""
+    between: str
+    """Between a reply and the next message."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The parts of a template, and whether it keeps to them."""
+
+    parts: Parts
+    consistent: bool
+    """Conversations of one to four turns are made of these parts and the texts, and of nothing else."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One rendered conversation, cut at the marks of its messages."""
+
+    head: tuple[str, ...]
+    """Before the first message: one text, or two with the system prompt between them."""
+    replies: tuple[str, ...]
+    betweens: tuple[str, ...]
+    tail: str
+
+    def texts(self) -> tuple[str, ...]:
+        return (*self.head, *self.replies, *self.betweens, self.tail)
+
+
+def measure(render: Renderer, *, with_system: bool) -> Measured:
+    """Return the parts of the template.
+
+    Two sets of marks of different lengths are used: a part that depends on a text differs between them.
+
+    Raises:
+        UnusableTemplateError: It raises, does not write each text once and in order, or writes texts into the parts.
+    """
+    marks = new_marks(6), new_marks(17)
+    cuts = [_cut(render, each, turns, with_system) for each in marks for turns in (1, 2)]
+    one, two, *others = cuts
+    # The newest turn counts: some templates write it in another way than the same turn later on.
+    parts = Parts(one.head[0], "".join(one.head[1:]), two.tail, two.replies[0], two.betweens[0])
+    if any(mark in text for cut in cuts for text in cut.texts() for mark in (*marks[0].all, *marks[1].all)):
+        raise UnusableTemplateError("it writes a text at more than one place")
+    if others[0] != one or others[1] != two:
+        raise UnusableTemplateError("what it writes around the texts depends on them")
+    return Measured(parts, one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system))
+
+
+def natural_close(render: Renderer) -> str:
+    """Return what the template writes behind the last reply of a conversation; '' if that cannot be told."""
+    marks = new_marks(6)
+    try:
+        text = render([user(marks.users[0]), assistant(marks.replies[0])])
+    except UnusableTemplateError:
+        return ""
+    close = text.partition(marks.replies[0])[2]
+    return "" if any(mark in close for mark in marks.all) else close
+
+
+def _keeps_to(render: Renderer, parts: Parts, with_system: bool) -> bool:
+    head = (parts.system_open, parts.system_close) if with_system else (parts.system_open,)
+    for turns in range(3, TURNS + 1):
+        try:
+            cut = _cut(render, new_marks(6), turns, with_system)
+        except UnusableTemplateError:
+            return False
+        expected = _Cut(head, (parts.reply_open,) * (turns - 1), (parts.between,) * (turns - 1), parts.generation)
+        if cut != expected:
+            return False
+    return True
+
+
+def _cut(render: Renderer, marks: Marks, turns: int, with_system: bool) -> _Cut:
+    texts = [text for pair in zip(marks.users, marks.replies, strict=True) for text in pair][: 2 * turns - 1]
+    text = render(conversation(texts, marks.system if with_system else None), generation=True)
+    pieces = split(text, texts)
+    head = tuple(pieces[0].split(marks.system)) if with_system else (pieces[0],)
+    if len(head) != 1 + with_system:
+        raise UnusableTemplateError("it does not write the system prompt once, before the first message")
+    return _Cut(head, tuple(pieces[1:-1:2]), tuple(pieces[2:-1:2]), pieces[-1])
+
+
+def conversation(texts: Sequence[str], system_prompt: str | None) -> list[Message]:
+    """Messages and replies in turn, behind a system prompt if there is one."""
+    start = [] if system_prompt is None else [system(system_prompt)]
+    return start + [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
+
+
+def split(text: str, marks: Sequence[str]) -> list[str]:
+    """Cut `text` at each of `marks`.
+
+    Raises:
+        UnusableTemplateError: They are not all there, once and in order.
+    """
+    places = [text.find(mark) for mark in marks]
+    if any(text.count(mark) != 1 for mark in marks) or any(a > b for a, b in pairwise(places)):
+        raise UnusableTemplateError("it does not write each message once and in order")
+    pieces, at = [], 0
+    for place, mark in zip(places, marks, strict=True):
+        pieces.append(text[at:place])
+        at = place + len(mark)
+    return [*pieces, text[at:]]
+
+
+def first_system(render: Renderer) -> tuple[str, str]:
+    """Return what a template writes before and after the system prompt in a conversation of one message.
+
+    Raises:
+        UnusableTemplateError: It does not write the system prompt once, before the message.
+    """
+    cuts = [_cut(render, new_marks(length), 1, True) for length in (6, 17)]
+    if cuts[0] != cuts[1]:
+        raise UnusableTemplateError("what it writes around the system prompt depends on it")
+    before, after = cuts[0].head
+    return before, after

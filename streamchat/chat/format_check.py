@@ -1,0 +1,54 @@
+"""Compares what a format feeds with what the chat template renders, when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from streamchat.chat.chat_format import ChatFormat
+from streamchat.chat.encoding import ChatEncoder
+from streamchat.chat.reference import Exchange, Reference
+from streamchat.chat.rendering import UnusableTemplateError
+
+CONVERSATION: tuple[Exchange, ...] = (
+    ("Köln: 5 € & <b>1</b>?", "Blue."),
+    ("two\nlines", " Spaced."),
+    ("三 🙂", "\n\nNew lines.\n"),
+    ("The end.", "Yes"),
+)
+
+
+def fed(encoder: ChatEncoder, history: Sequence[Exchange], message: str) -> list[int]:
+    """Return the ids that a conversation with given replies feeds up to where the reply to `message` begins."""
+    ids, previous = encoder.system_block(), "."
+    for i, (text, reply) in enumerate(history):
+        turn = encoder.encoded(text, i == 0, reply, previous)
+        ids += turn.prompt + turn.reply
+        previous = reply
+    return ids + encoder.encoded(message, not history, previous=previous).prompt
+
+
+def differs(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> bool:
+    """Whether a sample conversation is fed in other ids than those of its rendered text, or without a part of it."""
+    encoder = ChatEncoder(tokenizer, chosen)
+    try:
+        reference = Reference(tokenizer, chosen, system_prompt)
+        for turns in (0, len(CONVERSATION) - 1):
+            history, (message, _) = list(CONVERSATION[:turns]), CONVERSATION[turns]
+            if "newest-turn" in chosen.fallbacks or "system-first" in chosen.fallbacks:
+                history = history[:0]
+            if fed(encoder, history, message) != reference.ids(history, message):
+                return True
+    except UnusableTemplateError:  # the actual texts make it raise
+        return True
+    return not all(_is_kept(tokenizer, encoder, text) for text, _ in CONVERSATION)
+
+
+def _is_kept(tokenizer: Any, encoder: ChatEncoder, text: str) -> bool:
+    """Whether a message is in what is fed, as far as the tokenizer keeps it at all."""
+
+    def decoded(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    alone = decoded(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return alone.strip() in decoded(encoder.turn(text, first=False))

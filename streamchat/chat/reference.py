@@ -1,0 +1,116 @@
+"""What the chat template itself writes, for comparing it with what is fed.
+
+Everything here renders and tokenizes whole conversations. The parts that turns are fed from are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from streamchat.chat.chat_format import ChatFormat
+from streamchat.chat.cutting import conversation
+from streamchat.chat.rendering import Message, Renderer
+
+Exchange = tuple[str, str]
+"""A message and its reply."""
+# Messages and replies that have no character in common.
+_PROBES = "alpha", "0"
+
+
+class Reference:
+    """The ids of conversations as a format says that they are written.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        format: The format in use. Of it count only its name, its moment and in which ways the template is not followed.
+        system_prompt: As it was given; '' for none.
+    """
+
+    def __init__(self, tokenizer: Any, format: ChatFormat, system_prompt: str) -> None:  # noqa: A002
+        self._tokenizer = tokenizer
+        self.format = format
+        self._system_prompt = system_prompt
+        self.fallbacks = format.fallbacks
+        self._render = Renderer(tokenizer, format.moment) if format.name == "template" else None
+
+    def ids(self, history: Sequence[Exchange], message: str) -> list[int]:
+        """Return the ids of a conversation up to where the reply to `message` begins."""
+        return self.tokenized(self.text(history, message))
+
+    def text(self, history: Sequence[Exchange], message: str, with_system: bool = True) -> str:
+        """Return the text of a conversation up to where the reply to `message` begins."""
+        if self._render is None:
+            return self._plain(history, message)
+        return self._render(self._messages(history, message, with_system), generation=True)
+
+    def tokenized(self, text: str) -> list[int]:
+        """Return the ids of a whole text."""
+        return [int(token) for token in self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    def window(self, history: Sequence[Exchange]) -> list[Exchange]:
+        """The part of a long conversation that the newest turn depends on."""
+        if "newest-turn" in self.fallbacks:
+            return list(history[:1])
+        return list(history) if len(history) <= 2 else [history[0], history[-1]]
+
+    @cached_property
+    def between(self) -> list[int]:
+        """The ids between a reply and the next message, whatever the two are."""
+        first, second = (self._opened([(_PROBES[0], reply)]) for reply in _PROBES)
+        return first[len(first) - common_end(first, second) :]
+
+    def behind_opening(self, history: Sequence[Exchange], ids: Sequence[int]) -> list[int]:
+        """Of a conversation that goes on from `history`: its ids behind the opening of the next message."""
+        return list(ids[common_start(self._opened(history), ids) :])
+
+    def replied(self, history: Sequence[Exchange], message: str, reply: str) -> tuple[list[int], int]:
+        """Return the ids of a conversation in which `reply` is given and another message follows.
+
+        The number says how many ids at the end have nothing of the reply.
+        """
+        ids, other = (self._replied(history, message, text) for text in (reply, f"{reply} {_PROBES[1]}x"))
+        return ids, common_end(ids, other)
+
+    def _replied(self, history: Sequence[Exchange], message: str, reply: str) -> list[int]:
+        text = self.text([*history, (message, reply)], _PROBES[0])
+        if self._system_prompt and not history and "system-first" in self.fallbacks:
+            # The template has moved the system prompt on: what is before the reply is what it was without one.
+            prompt, without = self.text([], message), self.text([], message, with_system=False)
+            same = common_start(without, text)
+            text = prompt[: len(prompt) - (len(without) - same)] + text[same:]
+        return self.tokenized(text)
+
+    def _opened(self, history: Sequence[Exchange]) -> list[int]:
+        """The ids before the next message."""
+        first, second = (self.ids(history, probe) for probe in _PROBES)
+        return first[: common_start(first, second)]
+
+    def _messages(self, history: Sequence[Exchange], message: str, with_system: bool) -> list[Message]:
+        texts = [text for exchange in history for text in exchange]
+        prompt = self._system_prompt if self._system_prompt and with_system else None
+        if prompt and "system-folded" in self.fallbacks:
+            texts = [*texts, message]
+            return conversation([f"{prompt}\n\n{texts[0]}", *texts[1:]], None)
+        if history and "system-first" in self.fallbacks:
+            prompt = None
+        return conversation([*texts, message], prompt)
+
+    def _plain(self, history: Sequence[Exchange], message: str) -> str:
+        start = self.format.system_open + (self._system_prompt.strip() + "\n\n" if self._system_prompt.strip() else "")
+        turns = [f"User: {text.strip()}\nAssistant: {reply.strip()}\n" for text, reply in history]
+        return start + "".join(turns) + f"User: {message.strip()}\nAssistant:"
+
+
+def common_start(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items both begin with."""
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def common_end(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items both end with."""
+    return common_start(first[::-1], second[::-1])

@@ -1,0 +1,158 @@
+"""Text to ids, with spans in which the names of control tokens are only letters. Checked on the ids, not on the text.
+
+A tokenizer may find a control token where the text does not show one: it may normalize the text first, and a name may
+begin with another name. So the text is encoded, and where a control token came out of a span it is cut and encoded
+again in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from streamchat.chat.control import byte_ids
+
+# Texts behind which a piece is encoded as in the middle of a text. The first one that does not grow together with the
+# piece serves.
+_NEUTRAL = (".", "a", "\n", "1", ")", "")
+Span = tuple[int, int]
+
+
+class Token(NamedTuple):
+    """An id, and the characters of the text that it stands for."""
+
+    id: int
+    start: int
+    stop: int
+
+
+class SafeText:
+    """Encodes text as it would be inside a longer text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        control: Its control tokens, id to name.
+    """
+
+    def __init__(self, tokenizer: Any, control: Mapping[int, str]) -> None:
+        self._tokenizer = tokenizer
+        self._control = control
+        self._unknown = tokenizer.unk_token_id
+
+    def encode(
+        self,
+        text: str,
+        spans: Sequence[Span] = (),
+        left: str = "",
+        right: str = "",
+        allowed: frozenset[int] = frozenset(),
+    ) -> list[Token]:
+        """Return the tokens of `text`.
+
+        Args:
+            text: To encode.
+            spans: Where no control token may come from.
+            left: Text before it.
+            right: Text behind it.
+            allowed: Control tokens that may come from the spans all the same.
+        """
+        if not text:
+            return []
+        tokens = self._inside(text, left, right)
+        cuts = self._cuts(text, spans, tokens, allowed)
+        if not cuts:
+            if len(text) == 1 and spans and any(self._is_control(token, text, allowed) for token in tokens):
+                return self._as_bytes(text) or tokens
+            return tokens
+        out: list[Token] = []
+        edges = [0, *cuts, len(text)]
+        for start, stop in pairwise(edges):
+            piece = text[start:stop]
+            within = [(max(a, start) - start, min(b, stop) - start) for a, b in spans if a < stop and b > start]
+            before = left if start == 0 else self._apart_from(piece)
+            found = self.encode(piece, within, before, right if stop == len(text) else "", allowed)
+            out += [Token(token, a + start, b + start) for token, a, b in found]
+        return out
+
+    def _cuts(self, text: str, spans: Sequence[Span], tokens: Sequence[Token], allowed: frozenset[int]) -> list[int]:
+        """Where to cut so that the control tokens that came from the spans fall apart."""
+        cuts: set[int] = set()
+        for token in tokens:
+            if not self._is_control(token, text, allowed):
+                continue
+            start, stop = token.start, max(token.stop, token.start + 1)
+            for first, last in spans:
+                if start < last and stop > first:
+                    if start < first:
+                        cuts.add(first)
+                    elif stop > last:
+                        cuts.add(last)
+                    else:
+                        cuts |= {start + 1} if stop - start > 1 else {start, stop}
+        return sorted(cut for cut in cuts if 0 < cut < len(text))
+
+    def _is_control(self, token: Token, text: str, allowed: frozenset[int]) -> bool:
+        if token.id not in self._control or token.id in allowed:
+            return False
+        # what the tokenizer has no token for is unknown, not a control token that somebody wrote
+        return token.id != self._unknown or text[token.start : token.stop].strip() == self._control[token.id]
+
+    def _as_bytes(self, char: str) -> list[Token]:
+        """A character whose only token is a control token. Without tokens for its bytes that one has to serve."""
+        ids = byte_ids(self._tokenizer, char)
+        return [] if any(token in self._control for token in ids) else [Token(token, 0, 1) for token in ids]
+
+    def _inside(self, text: str, left: str, right: str) -> list[Token]:
+        """The tokens that begin in `text` between `left` and `right`.
+
+        Where a token reaches over an end of `text`, what is there is left out, or is something else.
+        """
+        for before in (left, *_NEUTRAL):
+            tokens = self.tokens(before + text + right)
+            start, stop = len(before), len(before) + len(text)
+            if right and any(token.start < stop < token.stop for token in tokens):
+                right = ""
+                tokens = self.tokens(before + text)
+            if not any(token.start < start < token.stop for token in tokens):
+                break
+        return [
+            Token(token.id, token.start - start, token.stop - start)
+            for token in tokens
+            if start <= token.start and (token.start < stop or not right)
+        ]
+
+    def _apart_from(self, piece: str) -> str:
+        """A text behind which `piece` is encoded as in the middle of a text."""
+        for left in _NEUTRAL:
+            tokens = self.tokens(left + piece[:32])
+            if not any(
+                each.start < len(left) and (each.stop > len(left) or each.id in self._control) for each in tokens
+            ):
+                return left
+        return ""
+
+    def tokens(self, text: str) -> list[Token]:
+        """Return all tokens of `text`, without gaps between them."""
+        if not text:
+            return []
+        # without its warning of texts that are longer than the model's context
+        fast = bool(getattr(self._tokenizer, "is_fast", False))
+        made = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        ids = [int(token) for token in made["input_ids"]]
+        offsets = made["offset_mapping"] if fast else self._offsets(ids, len(text))
+        out, at = [], 0
+        for token, (start, stop) in zip(ids, offsets, strict=True):
+            # some tokenizers leave the space at the start of a token out of its place
+            out.append(Token(token, min(start, at), max(stop, start)))
+            at = max(at, stop)
+        return out
+
+    def _offsets(self, ids: Sequence[int], length: int) -> list[Span]:
+        """Places of tokens from a tokenizer that does not say them, read from their decoding."""
+        out, at = [], 0
+        for token in ids:
+            size = len(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            out.append((min(at, length), min(at + size, length)))
+            at += size
+        return out

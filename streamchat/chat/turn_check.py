@@ -1,0 +1,71 @@
+"""Whether a turn stands in the token log as the chat template writes it, id for id."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streamchat.chat.reference import Exchange, Reference, common_start
+
+
+@dataclass(frozen=True)
+class FedTurn:
+    """The newest turn of a conversation, and all ids up to its end."""
+
+    history: Sequence[Exchange]
+    message: str
+    reply: str
+    ids: Sequence[int]
+    """Of the whole conversation."""
+    prompt_stop: int
+    """Index behind the last id that was fed before the reply."""
+    given: bool
+    """The reply was given, not generated."""
+
+
+def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collection[int], turn: FedTurn) -> str:
+    """Return how the turn differs from what the template writes; '' if it does not.
+
+    The closing of a reply is checked with the turn behind it. If the texts have names of control tokens, which the
+    template would write as control tokens, decoded texts are compared instead of ids.
+    """
+
+    def controls(ids: Sequence[int]) -> int:
+        return sum(token in control_ids for token in ids)
+
+    def has_control(text: str) -> bool:
+        return controls(reference.tokenized(text)) > 0
+
+    history = reference.window(turn.history)
+    if turn.given and "newest-turn" not in reference.fallbacks:
+        ids, tail = reference.replied(history, turn.message, turn.reply)
+        fed, least = list(turn.ids), 1
+    else:
+        ids, tail = reference.ids(history, turn.message), 0
+        fed, least = list(turn.ids[: turn.prompt_stop]), 0
+    whole = not turn.history and "clock" not in reference.fallbacks
+    expected = ids if whole else reference.behind_opening(history, ids)
+    if turn.history:
+        expected = reference.between + expected
+    named = has_control(turn.message)
+    as_text = named or (turn.given and has_control(turn.reply))
+    for rest in range(least, tail + 1):
+        count = len(expected) - rest
+        if as_text and _same_text(tokenizer, fed, expected[:count]):
+            fewer = controls(fed[-count:]) < controls(expected[:count])
+            return "" if fewer or not named else "its message became control tokens"
+        if not as_text and fed[-count:] == expected[:count] and (not whole or len(fed) == count):
+            return ""
+    wanted, actual = _decoded(tokenizer, expected), _decoded(tokenizer, fed[-len(expected) :])
+    at = max(0, common_start(wanted, actual) - 20)
+    return f"the chat template writes {wanted[at : at + 80]!r}, and {actual[at : at + 80]!r} was fed"
+
+
+def _same_text(tokenizer: Any, fed: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether what was fed ends in the text of `expected`; names in single letters take more ids."""
+    return _decoded(tokenizer, fed[-16 * len(expected) :]).endswith(_decoded(tokenizer, expected))
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
