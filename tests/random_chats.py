@@ -1,24 +1,22 @@
-"""Random chats on real engines without threads: turns, stops, failures, undo, pins, resume; an oracle looks on.
-
-A plan is made from a seed and nothing else, so a fault is found again by its seed. `shrunk` leaves out steps that a
-fault does not need.
-"""
+"""Random chats on real engines without threads: turns, stops, failures, undo, pins, resume; an oracle looks on."""
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import streamchat.chat.conversation as conversations
 import streamchat.chat.rollback as rollbacks
+from streamchat.cache import checkpoint
 from streamchat.chat import events as ev
 from streamchat.chat import recorder
 from streamchat.chat.owner import Owner
@@ -28,101 +26,10 @@ from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
 from streamchat.store.store import Store
 from tests import families
-from tests.chat_oracle import Fault, Oracle, Tokens, indices, ledger, require
+from tests.chat_oracle import Oracle, Tokens, indices, ledger, require
+from tests.random_plans import Plan, Step
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
-
-FAMILIES = ("llama", "gpt_neox", "gpt2", "mistral_window_16", "falcon_h1")
-SIZES = (44, 56, 64, 96, 128, 200)
-WORDS = ("the sea", "and a dragon", "sing of", "green hills", "while", "little girls", "ask", "why it is", "once more")
-KINDS = {
-    "turn": 10,
-    "undo": 5,
-    "retry": 2,
-    "edit": 2,
-    "reopen": 1,
-    "pin": 3,
-    "unpin": 1,
-    "quote": 1,
-    "compact": 1,
-    "resume": 3,
-    "clear": 0.4,
-    "system": 0.3,
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that a user, or the machine, does."""
-
-    kind: str
-    text: str = ""
-    reply: str = ""
-    stop: tuple[str, int] = ("", 0)
-    """("prompt", n) stops before the n-th forward of the prompt, ("reply", n) after n tokens, ("memory", n) runs out of
-    memory in the n-th forward, ("copy", n) when a checkpoint is made, ("crash", n) ends the process after n tokens."""
-    turn: int = 0
-    size: int = 0
-    """Budget on resume."""
-    snapshot: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole chat."""
-
-    seed: int
-    family: str
-    size: int
-    evict: str
-    on_full: str
-    system: str
-    steps: tuple[Step, ...]
-
-    def __str__(self) -> str:
-        head = f"seed {self.seed}: {self.family}, {self.size} tokens, {self.evict}, {self.on_full}, {self.system!r}"
-        return "\n".join([head, *(f"  {i}. {_words(step)}" for i, step in enumerate(self.steps, 1))])
-
-
-def _words(step: Step) -> str:
-    parts = [step.kind]
-    if step.text or step.kind in ("turn", "edit", "quote"):
-        parts.append(f"{len(step.text)} characters, reply {len(step.reply)}")
-    if step.stop[0]:
-        parts.append(f"{step.stop[0]} at {step.stop[1]}")
-    if step.turn:
-        parts.append(f"turn {step.turn}")
-    if step.kind == "resume":
-        parts.append(f"at {step.size}" + ("" if step.snapshot else ", without its snapshot"))
-    return ", ".join(parts)
-
-
-def _text(draw: random.Random, counts: tuple[int, ...]) -> str:
-    count = draw.choice(counts)
-    return " ".join(draw.choice(WORDS) for _ in range(count))
-
-
-def plan(seed: int, steps: int = 14) -> Plan:
-    """The chat of a seed."""
-    draw = random.Random(seed)
-    kinds, weights = list(KINDS), list(KINDS.values())
-    made = []
-    for i in range(steps):
-        kind = "turn" if i < 3 else draw.choices(kinds, weights)[0]
-        chance, stop = draw.random(), ("", 0)
-        if kind in ("turn", "retry", "edit", "reopen") and chance < 0.3:
-            what = draw.choice(("prompt", "reply", "memory", "copy", "crash"))
-            stop = (what, draw.randint(0, 6))
-        elif kind in ("undo", "compact", "resume") and chance < 0.1:
-            stop = ("memory", draw.randint(1, 4)) if kind != "resume" else stop
-        reply = _text(draw, (1, 1, 2, 2, 4, 6, 16)) if draw.random() > 0.05 else ""
-        turn, size = draw.randint(1, 8), draw.choice(SIZES)
-        text = _text(draw, (1, 1, 2, 4, 6, 10, 20, 50))
-        made.append(Step(kind, text, reply, stop, turn, size, draw.random() < 0.6))
-    family = draw.choice(FAMILIES)
-    on_full = "stop" if draw.random() < 0.08 else "evict"
-    evict = draw.choice(("turns", "turns", "tokens"))
-    return Plan(seed, family, draw.choice(SIZES), evict, on_full, draw.choice(("", "Be a sailor.")), tuple(made))
 
 
 @cache
@@ -196,7 +103,6 @@ class RandomChat:
     _watching: bool = False
     _hidden: bool = False
     _running: int = 0
-    _turn_known: bool = False
 
     def __post_init__(self) -> None:
         self.model, self.tokenizer = model_of(self.plan.family), toy_tokenizer(CHATML)
@@ -288,33 +194,27 @@ class RandomChat:
                 chat.machine.tokens += 1
                 return chat.script.pop(0) if chat.script else chat.tokenizer.eos_token_id
 
-        take = rollbacks.checkpoint.take
-
-        def scarce(cache: Any) -> Any:
+        def take(cache: Any) -> checkpoint.CacheCheckpoint:
             if chat.machine.stop[0] == "copy":
                 chat.machine.fired = True
                 raise torch.OutOfMemoryError("no memory for a copy, as planned")
-            return take(cache)
+            return checkpoint.take(cache)
 
-        class Scarce:
-            restore = staticmethod(rollbacks.checkpoint.restore)
-            take = staticmethod(scarce)
-
+        scarce = SimpleNamespace(take=take, restore=checkpoint.restore)
         layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
         handles = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True, prepend=True),
             self.model.register_forward_hook(self._after_forward, with_kwargs=True),
             layers[1].register_forward_pre_hook(self.machine.before_layer),
         ]
-        originals = (conversations.Sampler, rollbacks.checkpoint, recorder.BATCH_S)
-        conversations.Sampler = Scripted  # type: ignore[assignment,misc]
-        rollbacks.checkpoint = Scarce  # type: ignore[assignment]
         try:
-            yield
+            with (
+                patch.object(conversations, "Sampler", Scripted),
+                patch.object(rollbacks, "checkpoint", scarce),
+                patch.object(recorder, "BATCH_S", 0.0),
+            ):
+                yield
         finally:
-            conversations.Sampler = originals[0]  # type: ignore[misc]
-            rollbacks.checkpoint = originals[1]
-            recorder.BATCH_S = originals[2]
             for handle in handles:
                 handle.remove()
 
@@ -612,17 +512,3 @@ def fault_of(chosen: Plan, folder: Path) -> tuple[Exception | None, int]:
         error.add_note(f"in step {chat.at}")
         return error, chat.checked
     return None, chat.checked
-
-
-def shrunk(chosen: Plan, fails: Callable[[Plan], bool]) -> Plan:
-    """The plan without steps that the fault does not need."""
-    at = len(chosen.steps)
-    while at:
-        at -= 1
-        shorter = replace(chosen, steps=chosen.steps[:at] + chosen.steps[at + 1 :])
-        if fails(shorter):
-            chosen = shorter
-    return chosen
-
-
-__all__ = ["FAMILIES", "Fault", "Plan", "RandomChat", "Step", "fault_of", "plan", "shrunk"]

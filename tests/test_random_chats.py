@@ -6,15 +6,14 @@ the next logits. `python -m tools.random_chats` runs many more.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from streamchat.chat import rollback
 from streamchat.chat.feeder import Feeder
 from tests.chat_oracle import Fault, Oracle, Tokens
-from tests.random_chats import FAMILIES, Plan, RandomChat, Step, plan, shrunk
+from tests.random_chats import RandomChat
+from tests.random_plans import FAMILIES, Plan, Step, plan, shrunk
 
 CHATS = 30
 STEPS = 10
@@ -124,7 +123,6 @@ def test_a_fault_is_found_and_its_steps_become_few(monkeypatch: pytest.MonkeyPat
     """The oracle has teeth: a cache that is filled again without its newest token is noticed."""
     read_again = Feeder.read_again
     monkeypatch.setattr(Feeder, "read_again", lambda self, runs, stop: read_again(self, runs[:-1], stop))
-    assert hasattr(rollback, "Rollback")
     count = 0
 
     def fails(tried: Plan) -> bool:
@@ -136,7 +134,7 @@ def test_a_fault_is_found_and_its_steps_become_few(monkeypatch: pytest.MonkeyPat
             return True
         return False
 
-    chosen = replace(chat_of(96, [*turns(5), Step("compact"), Step("resume", size=96, snapshot=False), *turns(2)]))
+    chosen = chat_of(96, [*turns(5), Step("compact"), Step("resume", size=96, snapshot=False), *turns(2)])
     assert fails(chosen)
     small = shrunk(chosen, fails)
     assert [step.kind for step in small.steps] == ["turn", "resume"]

@@ -19,7 +19,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.random_chats import Plan, fault_of, plan, shrunk
+from tests.random_chats import fault_of
+from tests.random_plans import Plan, plan, shrunk
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
             if not options.keep_going:
                 break
         done = seed - options.seed + 1
-        if done % 100 == 0:
+        if done % 25 == 0:
             print(f"{done} chats, {faults} faults, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     chats = sum(families.values())
     print(
