@@ -53,7 +53,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("gcc", "cc", "as", "ld", "uname", "fc-list", "python", "python3", "sh", "git", "ldconfig"):
         (folder / name).write_text(f"#!/bin/sh\n: > {markers / name}.program\n")
         (folder / name).chmod(0o755)
-    (folder / "matplotlibrc").write_text(f"axes.titlecolor: {RED[1:]}\n")
+    (folder / "matplotlibrc").write_text(f"axes.edgecolor: {RED[1:]}\n")
     (folder / "libgcc_s.so.1").write_text("rubbish")
     monkeypatch.chdir(folder)
     return markers

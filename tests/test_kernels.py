@@ -525,10 +525,12 @@ def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str)
     """Loaded as they are, these end the process (SIGBUS, SIGSEGV), or turn the kernels off for good."""
     path = build.target()
     path.parent.mkdir(parents=True, mode=0o700)
-    path.write_bytes(DAMAGE[damage](whole))
+    damaged = DAMAGE[damage](whole)
+    path.write_bytes(damaged)
     path.chmod(0o700)
     assert build.library().path == path
     assert path.read_bytes()[:4] == b"\x7fELF"
+    assert path.read_bytes() != damaged
     assert kernels() is not None
     assert [each.name for each in fresh.iterdir()] == [path.name]
 
