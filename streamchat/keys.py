@@ -47,7 +47,7 @@ KEYS = (
         "chat.interrupt",
         "ctrl+c",
         "Stop or copy",
-        "copy the selection, else stop the reply, else press twice to quit",
+        "copy the selection, else stop the reply, else empty the input (Ctrl+Z undoes it), else press twice to quit",
     ),
     Key("chat.copy_reply", "ctrl+y", "Copy reply", "copy the last reply (/copy code: its last code block)"),
     Key("chat.map", "ctrl+t", "Memory", "walk through what the model still sees; Enter goes to the message, p pins it"),

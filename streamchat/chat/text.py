@@ -19,6 +19,7 @@ _UNFINISHED = re.compile(
     r"|\x1b[ -/]{0,8}\Z"
 )
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -38,6 +39,11 @@ def encodable(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` printable and on one line, for messages."""
     return " ".join(printable(text).split())
+
+
+def without_blank_ends(text: str) -> str:
+    """`text` without blank lines around it; the first line keeps its indentation."""
+    return _BLANK_LINES.sub("", text).rstrip()
 
 
 class PrintableStream:

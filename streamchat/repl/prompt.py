@@ -19,9 +19,9 @@ from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.slash import SlashContext, message_text
+from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard
-from streamchat.chat.text import printable
+from streamchat.chat.text import printable, without_blank_ends
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
@@ -122,11 +122,11 @@ class Prompt:
             text = ""
             if given is None:
                 return
-            given = printable(given.lstrip("\n").rstrip())
+            given = printable(without_blank_ends(given))
             self._begin()
             result = self._registry.run(self._context, given)
             if result is None or result.message:
-                text = await self._send(message_text(given) if result is None else result.message, given)
+                text = await self._send(self._registry.message_text(given) if result is None else result.message, given)
                 continue
             if result.quit:
                 return
@@ -153,13 +153,12 @@ class Prompt:
         except ConfigError as error:
             self._terminal.line(str(error), "error")
             return given
-        return await self._turn(expanded)
-
-    async def _turn(self, message: str) -> str:
-        """One message and its reply; returns the text to offer again where the turn was taken back."""
+        if expanded.notice:
+            self._terminal.line(expanded.notice, "warning")
         self._begin()
-        self._engine.submit(message)
-        return await self._wait(turn_over)
+        self._engine.submit(expanded.text)
+        # not what the files of a refused message hold
+        return given if await self._wait(turn_over) else ""
 
     async def _wait(self, over: Callable[[ev.Event], bool]) -> str:
         """Let the engine work until an event for which `over` is true; returns the text to offer then."""
@@ -170,11 +169,11 @@ class Prompt:
             case ev.TurnFinished(rolled_back=True, text=text):
                 return text
             case ev.TurnUndone(to_edit=True, text=text):
-                return text
+                return self._registry.as_typed(text)
             case ev.SummaryReady(text=text) if text:
                 return f"/keep {printable(text)}"
             case ev.ConversationResumed(message_back=text):
-                return text
+                return self._registry.as_typed(text)
             case _:
                 return ""
 

@@ -152,7 +152,8 @@ class InputLine:
 
         def clear_or_leave(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
-                event.current_buffer.reset()
+                event.current_buffer.save_to_undo_stack()
+                event.current_buffer.document = Document()
             elif self._leave_armed:
                 event.app.exit(exception=EOFError())
             else:

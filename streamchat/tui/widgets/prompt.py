@@ -104,6 +104,11 @@ class Prompt(TextArea):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
+    def empty(self) -> None:
+        """Delete all of it; undo brings it back."""
+        self.history.checkpoint()
+        self.clear()
+
     def give_back(self, text: str) -> None:
         """A message that was not sent comes back in front of what was typed meanwhile."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
@@ -146,11 +151,11 @@ class Prompt(TextArea):
         chosen, moved, typed = self._completions.chosen, self._completions.moved, self._line()
         offered = {line for line, _ in self._complete(typed.strip())}
         self._completions.hide()
+        if not moved and (typed.strip() in offered or (typed.startswith("/") and typed.endswith(" "))):
+            self._send()
+            return
         if not typed.startswith("/"):
             self._fill(chosen)
-            return
-        if not moved and (typed.strip() in offered or typed.endswith(" ")):
-            self._send()
             return
         arguments = bool(self._complete(f"{chosen} "))
         command = " " not in chosen
