@@ -196,7 +196,7 @@ def test_files_and_another_interrupt_key_on_a_terminal() -> None:
     command = [str(FACE), scenario, "--plain", "--config", "keys.toml"]
     child = pexpect.spawn(sys.executable, command, timeout=20, dimensions=(24, 80), env=env, encoding="utf-8")
     child.expect("you> ")
-    child.send("see @missing.txt\r")
+    child.send("see @./missing.txt\r")
     child.expect("missing.txt: no such file")
     child.send("\x18")  # it is offered again; clear it
     child.send("/read notes.txt\r")

@@ -13,7 +13,8 @@ _BLANK = re.compile(r"\n[ \t]*\n")
 def code_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of the code in `text`, in order. A fence that is never closed reaches to the end of the text."""
     fences = list(_fenced(text))
-    spans, position = [], 0
+    spans: list[tuple[int, int]] = []
+    position = 0
     for start, end in [*fences, (len(text), len(text))]:
         spans += _inline(text, position, start)
         if start < end:

@@ -32,10 +32,12 @@ MAX_CUTS = 64
 MAX_NAMED = 3
 """Files that a notice names."""
 
-SUFFIXES = frozenset(
-    "bat c cc cfg conf cpp cs css csv diff env go h hpp html ini ipynb java jl js json jsonl jsx kt log lua md mjs patch "
-    "php pl py pyi r rb rs rst scala sh sql srt swift tex toml ts tsv tsx txt vue xml yaml yml".split()
-)
+SUFFIXES = {
+    *("bat", "c", "cc", "cfg", "conf", "cpp", "cs", "css", "csv", "diff", "env", "go", "h", "hpp"),
+    *("html", "ini", "ipynb", "java", "jl", "js", "json", "jsonl", "jsx", "kt", "log", "lua", "md", "mjs"),
+    *("patch", "php", "pl", "py", "pyi", "r", "rb", "rs", "rst", "scala", "sh", "sql", "srt", "swift"),
+    *("tex", "toml", "ts", "tsv", "tsx", "txt", "vue", "xml", "yaml", "yml"),
+}
 """Of text files that people send."""
 
 # "..." for names with spaces. An address, a URL or a word has one of these before its @.

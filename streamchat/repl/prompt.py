@@ -29,8 +29,17 @@ from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character
 from streamchat.repl.render import Narrator, ready_sentence
 from streamchat.repl.session import InputLine
-from streamchat.repl.terminal import ENDING_SIGNALS, Terminal, between_prompts, on_signals
+from streamchat.repl.terminal import (
+    ENDING_SIGNALS,
+    STOP_SIGNALS,
+    Terminal,
+    as_before,
+    between_prompts,
+    on_signals,
+    terminal_modes,
+)
 from streamchat.repl.toolbar import toolbar_text
+from streamchat.suspend import stop_process
 
 ANSWER_WAIT_S = 1.0
 """How long a command that answers through an event may take before the prompt comes back anyway."""
@@ -75,6 +84,7 @@ class Prompt:
         self._on_interrupt: Callable[[], None] | None = None
         """What Ctrl+C does while no prompt reads the keyboard; None = nothing, between two phases."""
         self._ended_by = 0
+        self._modes = terminal_modes()
         self._task: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
@@ -92,7 +102,7 @@ class Prompt:
 
         unsubscribe = self._engine.subscribe(hand_over)
         try:
-            with on_signals((signal.SIGINT, *ENDING_SIGNALS), on_signal):
+            with on_signals((signal.SIGINT, *STOP_SIGNALS, *ENDING_SIGNALS), on_signal):
                 await self._converse()
         except _EngineGone:
             self._progress.clear()
@@ -240,10 +250,18 @@ class Prompt:
             self._on_interrupt = None
 
     def _signalled(self, number: int) -> None:
-        if number != signal.SIGINT:
+        if number in STOP_SIGNALS:
+            self._suspend()
+        elif number != signal.SIGINT:
             self._leave(number)
         elif self._on_interrupt is not None:
             self._on_interrupt()
+
+    def _suspend(self) -> None:
+        """A shell stops the process, at the prompt or while a reply is written."""
+        if self._input is None or not self._input.suspend():
+            with as_before(self._modes):
+                stop_process()
 
     def _leave(self, number: int) -> None:
         self._ended_by = number

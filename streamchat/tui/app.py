@@ -38,7 +38,7 @@ from streamchat.tui.messages import EngineClosing, EventsArrived
 from streamchat.tui.outbox import Outbox
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.help import HelpScreen
-from streamchat.tui.terminal import guarded_terminal
+from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import user_themes
 
 CLOSE_S = 1.0
@@ -87,13 +87,8 @@ class StreamchatApp(App[int]):
         self._quit_armed = False
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's choice, with pastes guarded where that is the driver of Linux and macOS."""
-        chosen = super().get_driver_class()
-        if chosen.__module__ != "textual.drivers.linux_driver":  # Windows, a browser, a test
-            return chosen
-        from streamchat.tui.keyboard import KeyboardDriver
-
-        return KeyboardDriver
+        """Textual's choice, with pastes and stops guarded."""
+        return guarded_driver(super().get_driver_class())
 
     def keys_of(self, key_id: str) -> str:
         """Names of the keys for something, as configured."""
