@@ -42,8 +42,21 @@ def test_the_fence_is_longer_than_any_in_the_file() -> None:
     [
         *("a@b.c", "mail me: jo.doe@example.org", "@somebody said so", "@", "@@x", "no mention", "3 @ 4"),
         *("@pytest.fixture\ndef x():\n    return 1", "    @v.setter", "@app.route('/')", "@Override public"),
-        *("npm i @types/node", "import x from '@/components/Button'", "@media (max-width: 9em)", "50 @1.25", "@.", "@/"),
-        *('var path = @"C:\\temp";', '@"a string"', "https://medium.com/@notes.txt", "a\\@notes.txt", "josé@example.md"),
+        *(
+            "npm i @types/node",
+            "import x from '@/components/Button'",
+            "@media (max-width: 9em)",
+            "50 @1.25",
+            "@.",
+            "@/",
+        ),
+        *(
+            'var path = @"C:\\temp";',
+            '@"a string"',
+            "https://medium.com/@notes.txt",
+            "a\\@notes.txt",
+            "josé@example.md",
+        ),
         *("@notes(1)", "@notes.txt.missing", "@a\0b", "jo@notes.txt", "user_@notes.txt"),
     ],
 )
@@ -128,7 +141,22 @@ def test_beside_code_there_are(text: str, sent: str) -> None:
     assert mentions.expand(text).text == sent
 
 
-WORDS = ["@notes.txt", "@pytest.fixture", "@types/node", "`", "``", "```\n", "~~~\n", "\n", " ", "请", "。", "a", ".", "\\"]
+WORDS = [
+    "@notes.txt",
+    "@pytest.fixture",
+    "@types/node",
+    "`",
+    "``",
+    "```\n",
+    "~~~\n",
+    "\n",
+    " ",
+    "请",
+    "。",
+    "a",
+    ".",
+    "\\",
+]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=25).map("".join))
