@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
-from streamchat.errors import ExitCode, StreamchatError
+from streamchat.errors import ExitCode, OutputError, StreamchatError
+from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:
     from streamchat.chat.client import ChatEngine
@@ -20,23 +22,38 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run streamchat; returns the exit code."""
+    with guarded_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # nobody reads on (`| head`)
+        drop_output()
+        return ExitCode.BROKEN_PIPE
+    except OutputError as error:  # a full device
+        drop_output()
+        say(str(error))
+        return error.exit_code
+
+
+def _run(argv: list[str]) -> int:
+    """Carry out the command line; only a stdout that cannot be written is an error of the caller."""
+    try:
+        return _dispatch(argv)
+    except (BrokenPipeError, OutputError):
+        raise
     except SystemExit as leaving:  # --help, --version, a signal
         return leaving.code if isinstance(leaving.code, int) else ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads on (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN_PIPE
     except StreamchatError as error:
         _show_traceback()
         say(str(error))
@@ -56,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def say(sentence: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:
-        print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # it may be full as well
+            print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
 
 
 def _show_traceback() -> None:

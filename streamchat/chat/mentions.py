@@ -194,6 +194,8 @@ def complete_path(typed: str) -> list[tuple[str, str]]:
                 hidden = entry.name.startswith(".") and not start.startswith(".")
                 if hidden or not entry.name.startswith(start) or re.search(r'[\s"]', entry.name):
                     continue
+                if one_line(entry.name) != entry.name:  # not what it looks like
+                    continue
                 if entry.is_dir():
                     found.append((f"{prefix}{entry.name}/", "folder"))
                 elif entry.is_file():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from streamchat.chat import events as ev
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.chat.text import one_line
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
 from streamchat.paths import user_path
@@ -168,14 +169,16 @@ class SessionCommands:
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
         """Ids and titles."""
         with self._open_store() as store:
-            return [(info.id, info.title) for info in store.sessions(limit=50) if info.id.startswith(argument)]
+            return [
+                (info.id, one_line(info.title)) for info in store.sessions(limit=50) if info.id.startswith(argument)
+            ]
 
     def title(self, context: SlashContext, argument: str) -> SlashResult:
         """/title [TEXT]"""
         session = self._saved(context)
         with self._open_store() as store:
             if not argument:
-                return SlashResult(f"{store.find(session).title} ({session})")
+                return SlashResult(f"{one_line(store.find(session).title)} ({session})")
             store.rename(session, " ".join(argument.split()))
         return SlashResult(f"this conversation is called “{' '.join(argument.split())}” now")
 

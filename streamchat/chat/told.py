@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamchat.chat import events as ev
 from streamchat.chat.text import one_line
 from streamchat.store.records import Found, SessionInfo
-from streamchat.units import human_seconds, human_when
+from streamchat.units import human_seconds, human_when, plural
 
 
 def undone_sentence(event: ev.TurnUndone) -> str:
@@ -22,15 +22,15 @@ def undone_sentence(event: ev.TurnUndone) -> str:
 
 def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which conversation goes on, and how its cache came back."""
-    turns = len(event.turns)
+    turns, title = plural(len(event.turns), "turn"), one_line(event.title)
     cache = f"{event.cache.length:,} tokens in the cache"
     how = "read again" if event.read_again else f"back in {human_seconds(event.seconds)}, nothing read again"
-    return f"“{event.title}” ({event.session}) goes on after {turns} turn{'s' if turns != 1 else ''}; {cache}, {how}."
+    return f"“{title}” ({event.session}) goes on after {turns}; {cache}, {how}."
 
 
 def session_line(info: SessionInfo, now: float) -> str:
     """One line of a list."""
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+    turns = plural(info.turns, "turn")
     name, title = one_line(info.model_name), one_line(info.title)
     return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 

@@ -14,6 +14,7 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
+from streamchat.chat.text import printable
 from streamchat.repl.render import Piece
 
 Modes = list[Any]
@@ -62,6 +63,7 @@ class Terminal:
 
     def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
         """Write a line of its own."""
+        text = printable(text)
         if self._dumb:
             print(text, end=end, flush=True)
         else:

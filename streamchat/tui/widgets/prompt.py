@@ -100,8 +100,8 @@ class Prompt(TextArea):
         return all(not self.document.get_line(index).strip() for index in range(self.document.line_count))
 
     def put(self, text: str) -> None:
-        """Replace the content, cursor at the end."""
-        self.load_text(text)
+        """Replace the content, cursor at the end. An imported message may hold anything."""
+        self.load_text(printable(text))
         self.move_cursor(self.document.end)
 
     def empty(self) -> None:
