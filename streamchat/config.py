@@ -179,9 +179,10 @@ def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) ->
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     sinks, budget = settings.num_sink_tokens, settings.cache_size
     if not settings.compression_ratio and sinks >= budget:
+        given = {name: f" ({origins[name]})" if name in origins else "" for name in ("num_sink_tokens", "cache_size")}
         raise ConfigError(
-            f"{origins.get('num_sink_tokens', 'the default')}: num_sink_tokens = {sinks} does not fit into "
-            f"cache_size = {budget} ({origins.get('cache_size', 'the default')}); it must be from 0 to {budget - 1}"
+            f"num_sink_tokens = {sinks}{given['num_sink_tokens']} does not fit into cache_size = "
+            f"{budget:,}{given['cache_size']}; it must be from 0 to {budget - 1:,}"
         )
 
 

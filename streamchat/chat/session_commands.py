@@ -14,7 +14,7 @@ from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
-from streamchat.units import whole_number
+from streamchat.units import plural, whole_number
 
 LISTED = 10
 FOUND = 12
@@ -131,7 +131,7 @@ class SessionCommands:
     def _which(self, command: str, argument: str) -> str:
         if not self._found:
             return f"{command} takes the number of a message that /recall WORDS has found"
-        return f"{argument or 'nothing'} is not one of the {len(self._found)} messages that /recall found"
+        return f"{argument or 'nothing'} is not one of the {plural(len(self._found), 'message')} that /recall found"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """/compact"""
@@ -192,7 +192,7 @@ class SessionCommands:
         with self._open_store() as store:
             saved = store.load(session)
         write_export(path, export(saved, kind))
-        return SlashResult(f"{len(saved.turns)} turn(s) written to {path}")
+        return SlashResult(f"{plural(len(saved.turns), 'turn')} written to {path}")
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:

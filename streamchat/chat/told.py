@@ -12,18 +12,19 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     """What taking a turn back came to, and what it cost."""
     text = f"Turn {event.turn} was taken back."
     if event.restored:
-        text += f" {event.restored:,} tokens that had left for it are seen again"
+        tokens = plural(event.restored, "token is", "tokens are")
+        text += f" {tokens} seen again that had left for it"
         how = f"read again in {human_seconds(event.seconds)}" if event.read_again else "nothing was read again"
         text += f" ({how})."
     elif event.read_again:
-        text += f" {event.read_again:,} tokens were read again in {human_seconds(event.seconds)}."
+        text += f" {plural(event.read_again, 'token was', 'tokens were')} read again in {human_seconds(event.seconds)}."
     return text
 
 
 def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which conversation goes on, and how its cache came back."""
     turns, title = plural(len(event.turns), "turn"), one_line(event.title)
-    cache = f"{event.cache.length:,} tokens in the cache"
+    cache = f"{plural(event.cache.length, 'token')} in the cache"
     how = "read again" if event.read_again else f"back in {human_seconds(event.seconds)}, nothing read again"
     return f"“{title}” ({event.session}) goes on after {turns}; {cache}, {how}."
 

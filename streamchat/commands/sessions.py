@@ -17,7 +17,7 @@ from streamchat.store.export import export, held_turns, read_export, write_expor
 from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import SessionInfo
 from streamchat.store.store import Store
-from streamchat.units import human_when
+from streamchat.units import human_when, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -138,8 +138,8 @@ def _show(store: Store, info: SessionInfo) -> None:
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
     _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
-    _say(f"{turns}, {held} tokens in the cache, {info.compressions} compressions")
+    turns, compressions = plural(info.turns, "turn"), plural(info.compressions, "compression")
+    _say(f"{turns}, {plural(held, 'token')} in the cache, {compressions}")
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
     for turn in session.turns:
         cut = " (cut off)" if turn.state == "running" else ""
@@ -171,9 +171,7 @@ def _delete_locked(store: Store, info: SessionInfo, yes: bool) -> int:
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError(f"deleting {info.id} cannot be undone; give --yes")
-        answer = input(
-            f"Delete “{one_line(info.title)}” ({info.turns} turn{'s' if info.turns != 1 else ''}) for good? [y/N] "
-        )
+        answer = input(f"Delete “{one_line(info.title)}” ({plural(info.turns, 'turn')}) for good? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             _say("Nothing was deleted.")
             return ExitCode.FAILURE
@@ -188,7 +186,7 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     if args.output:
         write_export(user_path(args.output), text)
         count = len(session.turns)
-        turns = "1 turn was" if count == 1 else f"{count} turns were"
+        turns = plural(count, "turn was", "turns were")
         print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)
     elif sys.stdout.isatty():
         sys.stdout.write(printable(text))  # without what would control the terminal
@@ -210,5 +208,5 @@ def _import(store: Store, path: Path) -> None:
         system_ids=[],
     )
     store.write(session, turns=imported.turns)
-    turns = "1 turn was" if len(imported.turns) == 1 else f"{len(imported.turns)} turns were"
+    turns = plural(len(imported.turns), "turn was", "turns were")
     _say(f"{session}: {turns} imported; `streamchat --resume {session}` goes on with them.")

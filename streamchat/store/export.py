@@ -16,6 +16,7 @@ from streamchat.errors import ConfigError, StoreError
 from streamchat.jsonlines import json_line, split_lines
 from streamchat.settings import setting_fields
 from streamchat.store.records import StoredSession, StoredTurn, clean
+from streamchat.units import plural
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -103,7 +104,7 @@ def _markdown(session: StoredSession) -> Iterator[str]:
     info = session.info
     yield f"# {_one_line(info.title)}"
     yield ""
-    yield f"{info.model_name}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
+    yield f"{info.model_name}, {_date(info.created)} to {_date(info.updated)}, {plural(len(session.turns), 'turn')}"
     if prompt := _system_prompt(session):
         yield ""
         yield "## System prompt"

@@ -7,6 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat.tui.widgets.text import Verbatim
+from streamchat.units import plural
 
 
 class Thinking(Vertical):
@@ -52,7 +53,7 @@ class Thinking(Vertical):
         if not self.is_mounted:
             return
         words = len(self.text.split())
-        count = f"{words:,} word{'s' if words != 1 else ''}"
+        count = plural(words, "word")
         state = f"thought for {count}" if self._done else f"thinking · {count}"
         self.query_one(".line", Verbatim).show(f"{'▾' if self.unfolded else '▸'} {state}")
         thoughts = self.query_one(".thoughts", Verbatim)
