@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamchat.chat import plain
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
-from streamchat.commands.faces import Face, choose_face
+from streamchat.commands.faces import Face, choose_face, in_browser
 from streamchat.errors import ExitCode, OutputError, StreamchatError
 from streamchat.output import drop_output, guarded_output
 
@@ -27,10 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    plain.register()
     for stream in (sys.stdout, sys.stderr):
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=plain.ERRORS)
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -91,7 +94,7 @@ def _dispatch(argv: list[str]) -> int:
     if args.command is not None:
         return parser.command(args.command).run(args)
     if args.serve is not None:
-        flags.configuration_of(args)  # what is wrong is said here, and not in each tab
+        check_model(flags.configuration_of(args).settings.model)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
     return chat(flags.configuration_of(args), args.resume)
 
@@ -107,6 +110,20 @@ def make_engine(configuration: Configuration, save: bool, session: str | None) -
     from streamchat.store.store import Store
 
     return Engine(configuration, open_store=Store if save else None, session=session)
+
+
+def check_model(name: str) -> None:
+    """Look at what is on this machine, before an app opens over it.
+
+    Raises:
+        ModelError: The name means nothing, or its folder is not a model that can be read.
+    """
+    from streamchat.models.folder import inspect
+    from streamchat.models.resolve import resolve
+
+    source = resolve(name)
+    if source.kind in ("folder", "hub-cache"):
+        inspect(Path(source.location))
 
 
 def wanted_session(name: str) -> str:
@@ -133,9 +150,10 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
     Raises:
         ConfigError: `stats_json` cannot be written, or the port of the metrics cannot be had.
+        ModelError: The model is on this machine and cannot be read, or its name means nothing.
         SessionError: There is no such conversation, or another process has it open.
     """
-    from streamchat.chat.events import TurnFinished
+    from streamchat.chat.events import ConversationCleared, SessionOpened, TurnFinished
     from streamchat.chat.observed import observe
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
@@ -146,13 +164,22 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
     session = None if resume is None else wanted_session(resume)
+    if session is None and not in_browser(os.environ):
+        check_model(configuration.settings.model)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
     engine = make_engine(configuration, save or session is not None, session)
 
+    saved_as: str | None = None
+
     def record(event: Event) -> None:
+        nonlocal saved_as
         if stats is not None and isinstance(event, TurnFinished):
             stats.write(event.stats.as_dict())
+        elif isinstance(event, SessionOpened):
+            saved_as = event.session
+        elif isinstance(event, ConversationCleared):
+            saved_as = None
 
     engine.subscribe(record)
     if trace.wanted():
@@ -170,6 +197,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             metrics.close()
         if stats is not None:
             stats.close()
+    if saved_as is not None and face != "pipe" and not in_browser(os.environ):
+        say(f"saved as {saved_as}; streamchat --resume {saved_as} continues it")
     if stats is not None and stats.failure:
         say(stats.failure)
         code = code or ExitCode.FAILURE

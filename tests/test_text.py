@@ -27,7 +27,10 @@ CASES = [
     ("a [31m b", "a [31m b"),
     ("ab\u202edc\u202c", "abdc"),  # shown as abcd otherwise
     ("\u2066x\u2069 \u202ay\u202b\u202d \u206az\ufff9", "x y z"),
-    ("קובץ\u200f! می\u200cخواهم क्\u200dष 👩\u200d👩\u200d👧 ❤\ufe0f", "קובץ\u200f! می\u200cخواهم क्\u200dष 👩\u200d👩\u200d👧 ❤\ufe0f"),
+    (
+        "קובץ\u200f! می\u200cخواهم क्\u200dष 👩\u200d👩\u200d👧 ❤\ufe0f",
+        "קובץ\u200f! می\u200cخواهم क्\u200dष 👩\u200d👩\u200d👧 ❤\ufe0f",
+    ),
 ]
 
 
@@ -75,7 +78,25 @@ def test_a_sequence_without_an_end_cannot_swallow_the_reply() -> None:
     assert printable(text).endswith(" the answer")
 
 
-PIECES = ["\u202e", "\u2067", "\x1b", "[", "]", "0;", "31", "m", "\x07", "\x1b\\", "\x9b", "P", "text", "\n", "é", "\x00", "\ud800"]
+PIECES = [
+    "\u202e",
+    "\u2067",
+    "\x1b",
+    "[",
+    "]",
+    "0;",
+    "31",
+    "m",
+    "\x07",
+    "\x1b\\",
+    "\x9b",
+    "P",
+    "text",
+    "\n",
+    "é",
+    "\x00",
+    "\ud800",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30))

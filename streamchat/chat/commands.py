@@ -91,12 +91,20 @@ def _clear(context: SlashContext, argument: str) -> SlashResult:
 
 def _system(context: SlashContext, argument: str) -> SlashResult:
     if not argument:
-        prompt = context.engine.settings.system_prompt
-        return SlashResult(
-            f"system prompt: {prompt}" if prompt else "system prompt: none set; the chat template's own is used"
-        )
+        return SlashResult(_system_words(context))
     context.engine.set_system_prompt("" if argument.lower() == "none" else argument)
     return SlashResult()
+
+
+def _system_words(context: SlashContext) -> str:
+    prompt, info = context.engine.settings.system_prompt, context.board.info
+    if prompt:
+        return f"system prompt: {prompt}"
+    if info is None:
+        return "system prompt: none set; the chat template's own is used"
+    if not info.template_prompt:
+        return "system prompt: none"
+    return f"system prompt: none set; the chat template's own is pinned:\n{info.template_prompt}"
 
 
 def _live_settings() -> list[str]:

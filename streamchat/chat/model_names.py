@@ -45,6 +45,6 @@ def _known(now: int) -> tuple[tuple[str, str], ...]:
     here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
     known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]
     for alias, repo_id in catalogue.ALIASES.items():
-        known.append((alias, f"{repo_id} (here, {here[repo_id]})" if repo_id in here else repo_id))
-    known += [(repo_id, f"here, {size}") for repo_id, size in here.items()]
+        known.append((alias, f"{repo_id} (here, {here[repo_id]} on disk)" if repo_id in here else repo_id))
+    known += [(repo_id, f"here, {size} on disk") for repo_id, size in here.items()]
     return tuple(known)

@@ -10,10 +10,15 @@ from streamchat.commands.serve import WEB_DRIVER
 Face = Literal["pipe", "prompt", "app"]
 
 
+def in_browser(environ: Mapping[str, str]) -> bool:
+    """Whether the app is served to a browser."""
+    return WEB_DRIVER in environ.get("TEXTUAL_DRIVER", "")
+
+
 def choose_face(plain: bool, stdin: IO[Any] | None, stdout: IO[Any] | None, environ: Mapping[str, str]) -> Face:
     """The pipe where one end is no terminal, the prompt where asked for, else the app."""
-    if WEB_DRIVER in environ.get("TEXTUAL_DRIVER", ""):
-        return "app"  # in a browser; its ends are pipes
+    if in_browser(environ):
+        return "app"  # its ends are pipes
     if stdin is None or stdout is None or not (stdin.isatty() and stdout.isatty()):
         return "pipe"
     return "prompt" if plain or environ.get("TERM") in ("dumb", "unknown") else "app"

@@ -14,6 +14,7 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
+from streamchat.chat.plain import in_encoding
 from streamchat.chat.text import printable
 from streamchat.repl.render import Piece
 
@@ -63,7 +64,8 @@ class Terminal:
 
     def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
         """Write a line of its own."""
-        text = printable(text)
+        # prompt-toolkit would write ? for each character that the console lacks
+        text = in_encoding(printable(text), sys.stdout.encoding)
         if self._dumb:
             print(text, end=end, flush=True)
         else:

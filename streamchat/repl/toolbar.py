@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from streamchat.chat.plain import in_encoding
 from streamchat.chat.status import StatusBoard
 from streamchat.units import human_bytes, plural
 
@@ -23,7 +26,7 @@ def toolbar_text(board: StatusBoard, columns: int) -> str:
         longer = f"{text} · {part}"
         if len(longer) < columns:
             text = longer
-    return text
+    return in_encoding(text, sys.stdout.encoding)
 
 
 def bar(length: int, size: int) -> str:

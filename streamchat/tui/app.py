@@ -19,6 +19,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.screen import Screen
+from textual.theme import Theme
 
 from streamchat.chat import events as ev
 from streamchat.chat.client import ChatEngine
@@ -39,7 +40,7 @@ from streamchat.tui.outbox import Outbox
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
-from streamchat.tui.themes import user_themes
+from streamchat.tui.themes import remember_theme, remembered_theme, user_themes
 
 CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
@@ -111,11 +112,14 @@ class StreamchatApp(App[int]):
         """Keys and theme first, then the engine: it must not hold up the first paint."""
         self.set_keymap(dict(self._configuration.keys))
         name = self._configuration.settings.theme
+        if not self._configuration.is_explicit("theme") and remembered_theme() in self.available_themes:
+            name = remembered_theme()
         if name in self.available_themes:
             self.theme = name
         else:
             place = self._configuration.place("theme")
             self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
         for problem in self._theme_problems:
             self.notify(problem, severity="warning", markup=False, timeout=8)
         self.begin_capture_print(self)
@@ -231,9 +235,17 @@ class StreamchatApp(App[int]):
         """Name of the theme in use."""
         return self.theme
 
-    def use_theme(self, name: str) -> None:
-        """Switch."""
+    def use_theme(self, name: str) -> str:
+        """Switch; returns what the next start does."""
         self.theme = name
+        if self._configuration.is_explicit("theme"):
+            return f"for now; the next start has the theme of {self._configuration.place('theme')}"
+        return "also at the next start" if remembered_theme() == name else "for now"
+
+    def _keep_theme(self, theme: Theme) -> None:
+        """Chosen with /theme or in the palette. One that the user configured stays the one of the next start."""
+        if not self._configuration.is_explicit("theme"):
+            remember_theme(theme.name)
 
     def copy_reply(self, code_only: bool) -> str:
         """Copy the last reply or its last code block."""
@@ -282,6 +294,8 @@ class StreamchatApp(App[int]):
         yield SystemCommand(
             "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
         )
+        if self._driver is not None and self._driver.can_suspend:
+            yield SystemCommand("Suspend", "Stop until the shell's fg", self.action_suspend_process)
         yield SystemCommand("Quit", "Leave", self.action_quit)
 
     def _talking_commands(self) -> Iterable[SystemCommand]:

@@ -21,8 +21,8 @@ class AppActions(Protocol):
         """Name of the theme in use."""
         ...
 
-    def use_theme(self, name: str) -> None:
-        """Switch to the theme `name`, which exists."""
+    def use_theme(self, name: str) -> str:
+        """Switch to the theme `name`, which exists; returns what the next start does."""
         ...
 
     def copy_reply(self, code_only: bool) -> str:
@@ -64,8 +64,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
             return SlashResult(f"theme: {actions.theme_name()}; others: {', '.join(actions.themes())}")
         if name not in actions.themes():
             return SlashResult(unknown_theme(name, actions.themes()), error=True)
-        actions.use_theme(name)
-        return SlashResult(f'theme: {name}; to keep it, put theme = "{name}" into [interface] of config.toml')
+        return SlashResult(f"theme: {name}, {actions.use_theme(name)}")
 
     def complete_theme(context: SlashContext, argument: str) -> Iterable[tuple[str, str]]:
         now = actions.theme_name()
