@@ -46,4 +46,4 @@ def turn_words(turns: tuple[int, ...] | list[int]) -> str:
         else:
             runs.append([turn, turn])
     words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"turn{'s' if len(turns) > 1 else ''} {words}"
+    return f"{'turn' if len(turns) == 1 else 'turns'} {words}"

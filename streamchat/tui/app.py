@@ -18,6 +18,7 @@ from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
+from textual.notifications import Notify
 from textual.screen import Screen
 from textual.theme import Theme
 
@@ -46,6 +47,8 @@ CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
 PALETTE_HAS = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
 """Commands that the palette offers in words."""
+MAX_TOASTS = 2
+"""On the screen at a time; the same sentence is there once."""
 AGAIN_S = 3.0
 """How long the first Ctrl+C counts."""
 
@@ -165,6 +168,13 @@ class StreamchatApp(App[int]):
         where = f"the traceback is in {path}" if path else "run again with --debug to see the traceback"
         self.panic(Text(f"streamchat: unexpected {type(error).__name__}: {one_line(str(error))}; {where}"))
 
+    def on_notify(self, event: Notify) -> None:
+        """Make room for a toast, which Textual then shows: a pile of them would cover the conversation."""
+        others = [note for note in self._notifications if note.message != event.notification.message]
+        for note in list(self._notifications):
+            if note not in others[1 - MAX_TOASTS :]:
+                del self._notifications[note]
+
     # --- leaving --------------------------------------------------------------------------------------------
 
     async def action_quit(self) -> None:
@@ -240,7 +250,7 @@ class StreamchatApp(App[int]):
         self.theme = name
         if self._configuration.is_explicit("theme"):
             return f"for now; the next start has the theme of {self._configuration.place('theme')}"
-        return "also at the next start" if remembered_theme() == name else "for now"
+        return "also at the next start" if remember_theme(name) else "for now: the choice cannot be written"
 
     def _keep_theme(self, theme: Theme) -> None:
         """Chosen with /theme or in the palette. One that the user configured stays the one of the next start."""

@@ -14,8 +14,6 @@ from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.thinking import Thinking
 from streamchat.tui.widgets.turn import Turn
 
-MAX_TOASTS = 2
-"""At once; the oldest goes."""
 WIDE = 100
 """Columns from which on the panel is shown unless the user hides it."""
 ROOM = 60
@@ -151,10 +149,4 @@ class ReadingScreen(Screen[None]):
 
     def _toast(self, text: str, level: str) -> None:
         severity = level if level in ("warning", "error") else "information"
-        said, notes = one_line(text), list(self.app._notifications)
-        others = [note for note in notes if note.message != said][1 - MAX_TOASTS :]
-        if len(others) < len(notes):  # a pile would cover the conversation, which has most of these sentences as well
-            self.app.clear_notifications()
-            for note in others:
-                self.app.notify(note.message, severity=note.severity, markup=False, timeout=note.time_left)
-        self.app.notify(said, severity=severity, markup=False)  # type: ignore[arg-type]
+        self.app.notify(one_line(text), severity=severity, markup=False)  # type: ignore[arg-type]
