@@ -94,7 +94,7 @@ def _dispatch(argv: list[str]) -> int:
     if args.command is not None:
         return parser.command(args.command).run(args)
     if args.serve is not None:
-        check_model(flags.configuration_of(args).settings.model)  # what is wrong is said here, and not in each tab
+        flags.configuration_of(args)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve)
     return chat(flags.configuration_of(args), args.resume)
 

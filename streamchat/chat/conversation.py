@@ -175,8 +175,8 @@ class Conversation:
                 what = f"num_sink_tokens = {sinks} leaves"
                 cure = "lower it or set"
             raise ConfigError(
-                f"{what} {max(0, most):,} of cache_size = {size:,} for the conversation, and it needs "
-                f"{SMALLEST_WINDOW}; {cure} cache_size to at least {least:,}"
+                f"{what} {max(0, most)} of cache_size = {size} for the conversation, and it needs "
+                f"{SMALLEST_WINDOW}; {cure} cache_size to at least {least}"
             )
         self.encoder = encoder
         self._end_ids = end_ids(self.model, self.tokenizer, encoder)

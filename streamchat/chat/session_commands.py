@@ -131,7 +131,8 @@ class SessionCommands:
     def _which(self, command: str, argument: str) -> str:
         if not self._found:
             return f"{command} takes the number of a message that /recall WORDS has found"
-        return f"{argument or 'nothing'} is not one of the {plural(len(self._found), 'message')} that /recall found"
+        found = plural(len(self._found), "message")
+        return f"{argument or 'nothing'} is not a number that /recall listed; it found {found}"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """/compact"""
