@@ -313,7 +313,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
             "compressions": str(state.compressions),
             "tokens evicted": str(state.tokens_evicted),
             "KV cache": "7.4 MB",
-            "a full cache by now": f"{state.full_kv_bytes / 1e6:.1f} MB",
+            "without eviction": f"{state.full_kv_bytes / 1e6:.1f} MB",
             "length over time": "",
         }
         assert driver.figures("totals")["turns"] == "4"

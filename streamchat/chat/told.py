@@ -12,8 +12,8 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     """What taking a turn back came to, and what it cost."""
     text = f"Turn {event.turn} was taken back."
     if event.restored:
-        tokens = plural(event.restored, "token is", "tokens are")
-        text += f" {tokens} seen again that had left for it"
+        tokens = plural(event.restored, "token that had left for it is", "tokens that had left for it are")
+        text += f" {tokens} seen again"
         how = f"read again in {human_seconds(event.seconds)}" if event.read_again else "nothing was read again"
         text += f" ({how})."
     elif event.read_again:

@@ -126,8 +126,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
             [
                 Figure("device", one_line(info.device)),
                 Figure("dtype", info.precision),
-                Figure("weights", human_count(info.parameters)),
-                Figure("in memory", human_bytes(info.weight_bytes)),
+                Figure("weights in memory", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
                 Figure("trained context", f"{info.context_length:,}" if info.context_length else "n/a"),
             ]
         )

@@ -62,7 +62,7 @@ class Folded(Static):
             return Content(self.text)
         if self._open:
             return Content.assemble(self.text, ("\n▴ click to fold", "$foreground 60% italic"))
-        rest = f"\n▾ {plural(hidden, 'more line')}; click to show"
+        rest = f"\n▾ {plural(hidden, 'more line')}; click to show them"
         return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
     def _head(self) -> str:
