@@ -82,13 +82,13 @@ async def test_markup_is_literal_everywhere() -> None:
         await driver.until(lambda: any("notice" in line for line in driver.lines))
         await driver.enter("fails")
         await driver.until(lambda: any("error arr" in line for line in driver.lines))
+        assert sum(NASTY in toast for toast in driver.toasts) == 2
         await driver.pilot.press("ctrl+u")
         await driver.enter(f"/nosuch {NASTY}")
         await driver.enter("\n")
         screen = driver.screen_text
         for begin in ("Question ", "Reply ", "notice ", "error ", ""):
             assert f"{begin}{NASTY}" in screen
-        assert sum(NASTY in toast for toast in driver.toasts) == 2
         assert NASTY in str(driver.sidebar.query_one("#model-name").render())
 
 
