@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamchat.chat import file_access
+from streamchat.chat import file_access, plain
 from streamchat.chat.text import one_line, printable
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
-from streamchat.errors import OUT_OF_MEMORY, ExitCode, SessionError, StreamchatError
+from streamchat.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
+from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:
     from streamchat.chat.client import ChatEngine
@@ -27,25 +30,41 @@ spin 300,000 times each by default, which takes the core from the thread they wa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run streamchat; returns the exit code."""
+    with guarded_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    plain.register()
     for stream in (sys.stdout, sys.stderr):
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=plain.ERRORS)
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # nobody reads on (`| head`)
+        drop_output()
+        return ExitCode.BROKEN_PIPE
+    except OutputError as error:  # a full device
+        drop_output()
+        say(str(error))
+        return error.exit_code
+
+
+def _run(argv: list[str]) -> int:
+    """Carry out the command line; only a stdout that cannot be written is an error of the caller."""
+    try:
+        return _dispatch(argv)
+    except (BrokenPipeError, OutputError):
+        raise
     except SystemExit as leaving:  # --help, --version, a signal
         return leaving.code if isinstance(leaving.code, int) else ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Nobody reads on (`| head`). Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN_PIPE
     except StreamchatError as error:
         _show_traceback()
         say(str(error))
@@ -69,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def say(sentence: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:
-        print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # it may be full as well
+            print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
 
 
 def _show_traceback() -> None:
@@ -106,6 +126,20 @@ def make_engine(configuration: Configuration, save: bool, session: str | None, a
     from streamchat.store.store import Store
 
     return Engine(configuration, open_store=Store if save else None, session=session, agreed_model=agreed_model)
+
+
+def check_model(name: str) -> None:
+    """Look at what is on this machine, before an app opens over it.
+
+    Raises:
+        ModelError: The name means nothing, or its folder is not a model that can be read.
+    """
+    from streamchat.models.folder import inspect
+    from streamchat.models.resolve import resolve
+
+    source = resolve(name)
+    if source.kind in ("folder", "hub-cache"):
+        inspect(Path(source.location))
 
 
 def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) -> tuple[str, str]:
@@ -153,9 +187,10 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
     Raises:
         ConfigError: `stats_json` cannot be written, or the port of the metrics cannot be had.
+        ModelError: The model is on this machine and cannot be read, or its name means nothing.
         SessionError: There is no such conversation, or another process has it open.
     """
-    from streamchat.chat.events import TurnFinished
+    from streamchat.chat.events import ConversationCleared, SessionOpened, TurnFinished
     from streamchat.chat.observed import observe
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
@@ -170,13 +205,22 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     session, agreed = None, ""
     if resume is not None:
         session, agreed = wanted_session(resume, configuration, may_ask=face != "pipe" and sys.stdin.isatty())
+    elif not serve.in_browser(os.environ):
+        check_model(configuration.settings.model)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
     engine = make_engine(configuration, save or session is not None, session, agreed)
 
+    saved_as: str | None = None
+
     def record(event: Event) -> None:
+        nonlocal saved_as
         if stats is not None and isinstance(event, TurnFinished):
             stats.write(event.stats.as_dict())
+        elif isinstance(event, SessionOpened):
+            saved_as = event.session
+        elif isinstance(event, ConversationCleared):
+            saved_as = None
 
     engine.subscribe(record)
     if trace.wanted():
@@ -194,6 +238,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             metrics.close()
         if stats is not None:
             stats.close()
+    if saved_as is not None and face != "pipe" and not serve.in_browser(os.environ):
+        say(f"saved as {saved_as}; streamchat --resume {saved_as} continues it")
     if stats is not None and stats.failure:
         say(stats.failure)
         code = code or ExitCode.FAILURE

@@ -217,9 +217,11 @@ def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) ->
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     sinks, budget = settings.num_sink_tokens, settings.cache_size
     if not settings.compression_ratio and sinks >= budget:
+        place = f"{origins['num_sink_tokens']}: " if "num_sink_tokens" in origins else ""
+        other = f" ({origins['cache_size']})" if "cache_size" in origins else ""
         raise ConfigError(
-            f"{origins.get('num_sink_tokens', 'the default')}: num_sink_tokens = {sinks} does not fit into "
-            f"cache_size = {budget} ({origins.get('cache_size', 'the default')}); it must be from 0 to {budget - 1}"
+            f"{place}num_sink_tokens = {sinks} does not fit into cache_size = {budget}{other}; it must be from 0 to "
+            f"{budget - 1}"
         )
 
 

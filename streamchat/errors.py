@@ -9,6 +9,7 @@ StreamchatError
 │   ├── ChunkTooLargeError     more new tokens than fit beside the pinned ones
 │   ├── CacheFullError         nothing may be evicted and the budget is reached
 │   └── CacheNotSeenError      a forward ran under the hook without the streaming cache
+├── OutputError            stdout cannot be written: a full device                     exit 1
 ├── TurnError              one turn failed and was rolled back; the chat goes on       exit 1
 └── StoreError             saved conversations cannot be read or written               exit 5
     └── SessionError           a saved conversation is not there, or open elsewhere
@@ -24,7 +25,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     FAILURE = 1
-    """Something failed while running, for example a turn of a piped conversation."""
+    """Something failed while running, for example a turn of a piped conversation, or stdout is on a full device."""
     USAGE = 2
     """A flag, an environment variable or a configuration file is wrong."""
     MODEL = 3
@@ -98,6 +99,12 @@ class TurnError(StreamchatError):
     """One turn failed and was rolled back."""
 
     title = "The turn failed"
+
+
+class OutputError(StreamchatError):
+    """stdout cannot be written, as on a full device. No `OSError`: argparse and others would pass over it."""
+
+    title = "Output"
 
 
 class StoreError(StreamchatError):

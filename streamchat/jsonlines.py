@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 # What `json` leaves as it is although it ends lines for some readers (U+0085, U+2028, U+2029), controls a terminal
-# (U+0080 to U+009F), or cannot be encoded (surrogates). Such characters stand inside strings only.
-_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# (U+0080 to U+009F) or the order of its letters (bidirectional controls), or cannot be encoded (surrogates). Such
+# characters stand inside strings only.
+_UNSAFE = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 
 
 def json_line(value: Any) -> str:

@@ -47,7 +47,7 @@ KEYS = (
         "chat.interrupt",
         "ctrl+c",
         "Stop or copy",
-        "copy the selection, else stop the reply, else press twice to quit",
+        "copy the selection, else stop the reply, else empty the input (Ctrl+Z undoes it), else press twice to quit",
     ),
     Key("chat.copy_reply", "ctrl+y", "Copy reply", "copy the last reply (/copy code: its last code block)"),
     Key("chat.map", "ctrl+t", "Memory", "walk through what the model still sees; Enter goes to the message, p pins it"),
@@ -183,6 +183,13 @@ def _checked_keys(key_id: str, value: Any) -> str:
     return ",".join(names)
 
 
+_SPOKEN = {"pageup": "Page Up", "pagedown": "Page Down"}
+
+
 def spoken(keys: str) -> str:
-    """`ctrl+j,f1` -> 'Ctrl+J, F1', for people."""
-    return ", ".join("+".join(part.capitalize() for part in name.split("+")) for name in key_names(keys))
+    """`ctrl+j,pageup` -> 'Ctrl+J, Page Up', for people."""
+    return ", ".join("+".join(map(_spoken_part, name.split("+"))) for name in key_names(keys))
+
+
+def _spoken_part(part: str) -> str:
+    return _SPOKEN.get(part, part.replace("_", " ").capitalize())

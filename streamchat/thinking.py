@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from streamchat.units import plural
+
 Kind = Literal["thought", "answer"]
 
 
@@ -193,5 +195,4 @@ def plain_text(reply: str, thinking: str) -> str:
 
 def word_count(text: str) -> str:
     """Return "1 word" or "1,234 words"."""
-    count = len(text.split())
-    return f"{count:,} word{'' if count == 1 else 's'}"
+    return plural(len(text.split()), "word")

@@ -10,6 +10,11 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
+def plural(count: int, noun: str, many: str = "") -> str:
+    """`1 turn`, `1,234 turns`; `many` for nouns whose plural is not formed with an s."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
 def human_bytes(count: float) -> str:
     """Bytes in the unit that reads best: 46.1 MB (powers of 1,000, as file and network tools show them)."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -38,6 +43,5 @@ def human_when(then: float, now: float) -> str:
     if ago < 86400:
         return f"{int(ago // 3600)} h ago"
     if ago < 14 * 86400:
-        days = int(ago // 86400)
-        return f"{days} day{'s' if days != 1 else ''} ago"
+        return f"{plural(int(ago // 86400), 'day')} ago"
     return time.strftime("%Y-%m-%d", time.localtime(then))

@@ -101,7 +101,13 @@ def commands_page() -> str:
         lines.append(f"| `/{f'{command.name} {command.arguments}'.strip()}` | {_cell(command.help)} |")
     lines += [
         "",
-        "`//word` sends `/word` to the model. `@path` puts a text file into the message, `\\@` an @ as it is.",
+        "`//help` sends `/help` to the model; two slashes before anything else, as in a comment, stay as typed.",
+        "",
+        '`@path` or `@"a path"` puts a text file into the message when that file exists; it may stand next to letters',
+        "of any script and to punctuation. Anything else behind an `@` is text: decorators, `@types/node`, addresses,",
+        "and all of fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or a folder",
+        "that exists) and no such file is there, it is sent as text with a notice. `@./x`, `@../x` and `@~/x` are",
+        "always paths: when there is no such file, nothing is sent. `\\@` is an @ and nothing else.",
     ]
     return "\n".join(lines) + "\n"
 

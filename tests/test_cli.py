@@ -194,6 +194,32 @@ def test_a_reader_that_leaves_is_141() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["models"], ["config"], []], ids=str)
+def test_a_full_device_is_one_sentence(arguments: list[str], unbuffered: str) -> None:
+    scenario = json.dumps({"loading": [], "replies": ["a reply"]})
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, str(FACE), scenario, *arguments],
+            input="hello\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert result.stderr == "streamchat: stdout cannot be written (No space left on device); the output is incomplete\n"
+    assert result.returncode == ExitCode.FAILURE
+
+
+@pytest.mark.parametrize("arguments", ["--version", "models"])
+def test_a_closed_stdout_ends_nothing(arguments: str) -> None:
+    command = f"{sys.executable} -m streamchat {arguments} >&-"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def test_statistics_are_written_a_line_a_turn() -> None:
     result = run("--stats-json", "stats.jsonl", scenario={"replies": ["a b c", "d"]}, given="one\ntwo\n")
     assert result.returncode == 0

@@ -293,7 +293,9 @@ def test_output_that_is_not_a_number_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"the system prompt takes \d\d+ tokens.*cache_size = 64.*at least \d+"):
+    with pytest.raises(
+        ConfigError, match=r"the system prompt \(\d\d+ tokens\) leaves 0 of cache_size = 64.*at least \d+"
+    ):
         make_chat(monkeypatch, cache_size=64, system_prompt="very long instructions " * 10)
     chat = make_chat(monkeypatch, cache_size=64)
     chat.say("hi", "x")

@@ -35,15 +35,21 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_message_takes_no_file_and_tells_of_none(refused: Path) -> None:
-    for there, missing in (("here.txt", "gone.txt"), (f"{refused}/here.txt", f"{refused}/gone.txt"), ("./a", "./b")):
+    for there, missing in (("here.txt", "gone.txt"), (f"{refused}/here.txt", f"{refused}/gone.txt")):
         sentences = []
         for name in (there, missing):
-            with pytest.raises(ConfigError, match=WHY) as error:
-                mentions.expand(f"look at @{name}")
-            sentences.append(str(error.value).replace(name, "NAME"))
+            found = mentions.expand(f"look at @{name}")
+            assert found.text == f"look at @{name}"
+            sentences.append(found.notice.replace(name, "NAME"))
         assert sentences[0] == sentences[1]
-    assert mentions.expand("ask @plain and @nobody") == "ask @plain and @nobody"
-    assert mentions.expand("a@b.c, \\@here.txt") == "a@b.c, @here.txt"
+        assert WHY in sentences[0]
+        assert sentences[0].endswith("sent as text")
+    for name in ("./here.txt", "./gone.txt"):
+        with pytest.raises(ConfigError, match=WHY):
+            mentions.expand(f"look at @{name}")
+    for harmless in ("ask @plain and @nobody", "a@b.c"):
+        assert mentions.expand(harmless) == mentions.Expanded(harmless)
+    assert mentions.expand("\\@here.txt") == mentions.Expanded("@here.txt")
     assert mentions.complete_path("") == mentions.complete_path("he") == mentions.complete_path("/") == []
 
 

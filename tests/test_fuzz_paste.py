@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,11 +34,11 @@ SHOWN = {("--plain",): "you> ", (): "Write a message"}
 
 
 @contextmanager
-def face(*arguments: str, shows: str) -> Iterator[pexpect.spawn]:
+def face(*arguments: str, shows: str, replies: Sequence[object] = ()) -> Iterator[pexpect.spawn]:
     """The program on a terminal of 80 x 24."""
     env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "SUBMITTED": str(SUBMITTED)}
     env["PYTHONUTF8"] = "1"
-    command = [str(FACE), json.dumps({"loading": [], "replies": []}), *arguments]
+    command = [str(FACE), json.dumps({"loading": [], "replies": list(replies)}), *arguments]
     child = pexpect.spawn(sys.executable, command, timeout=30, dimensions=(24, 80), env=env, encoding="utf-8")
     child.delaybeforesend = None
     child.expect(shows)

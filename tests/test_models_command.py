@@ -33,7 +33,7 @@ def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  default               SmolLM2-135M-Instruct  (to be fetched, 92.9 MB)" in lines
+    assert "  default               SmolLM2-135M-Instruct  (to be fetched: 92.9 MB)" in lines
     assert any(line.startswith("  mine ") and line.endswith("kB") for line in lines)
     assert any(line.startswith("  EleutherAI/pythia-70m ") and line.endswith("kB") for line in lines)
     assert "  pythia-70m            EleutherAI/pythia-70m                     here" in lines

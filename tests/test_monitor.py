@@ -99,7 +99,7 @@ def test_once_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "state           not running" in out
     assert "turns           1 (" in out
     assert cli.main(["monitor", "--list"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("1 turns  Tell me of the sea")
+    assert capsys.readouterr().out.rstrip().endswith("1 turn  Tell me of the sea")
 
 
 def test_a_replay_with_violations(

@@ -27,6 +27,7 @@ from streamchat.chat.status import StatusBoard
 from streamchat.repl.keys import interrupt_character, sequences
 from streamchat.repl.session import InputLine, MessageCompleter
 from tests.scripted_engine import ScriptedEngine
+from tests.test_fuzz_paste import face, sent
 
 FACE = Path(__file__).with_name("scripted_face.py")
 CTRL_C, CTRL_D, CTRL_G = "\x03", "\x04", "\x07"
@@ -63,6 +64,7 @@ async def asked(line: InputLine, default: str = "") -> str | None:
         ("  \r\x15hello\r", "hello"),  # blank is not sent
         ("\x1b[200~first\nsecond\x1b[201~\r", "first\nsecond"),
         ("abc" + CTRL_C + "d\r", "d"),  # clears the line
+        ("abc" + CTRL_C + "\x1f" + "d\r", "abcd"),  # Ctrl+_ undoes it
         (CTRL_C + "a\r", "a"),
         (CTRL_C + "a" + CTRL_C + "b\r", "b"),  # not twice in a row
         (CTRL_C + CTRL_C, None),
@@ -196,7 +198,7 @@ def test_files_and_another_interrupt_key_on_a_terminal() -> None:
     command = [str(FACE), scenario, "--plain", "--config", "keys.toml"]
     child = pexpect.spawn(sys.executable, command, timeout=20, dimensions=(24, 80), env=env, encoding="utf-8")
     child.expect("you> ")
-    child.send("see @missing.txt\r")
+    child.send("see @./missing.txt\r")
     child.expect("missing.txt: no such file")
     child.send("\x18")  # it is offered again; clear it
     child.send("/read notes.txt\r")
@@ -210,6 +212,30 @@ def test_files_and_another_interrupt_key_on_a_terminal() -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_a_paste_in_a_reply_survives_its_stop() -> None:
+    with face("--plain", shows="you> ", replies=[{"text": "one two three", "hold_after": 2}, "ok"]) as child:
+        child.send("hello\r")
+        child.expect("one two")
+        child.send("\x1b[200~    def f():\n        return 1\x1b[201~")
+        time.sleep(0.3)
+        child.send(CTRL_C)
+        child.expect("stopped; what was said")
+        child.expect("return 1")
+        child.send("\r")
+        assert sent(child, 2)[1] == "    def f():\n        return 1"
+
+
+def test_a_refused_message_is_offered_as_it_was_typed() -> None:
+    Path("notes.txt").write_text("from a file")
+    with face("--plain", shows="you> ", replies=[{"error": "no room"}, "ok"]) as child:
+        child.send("//help with @notes.txt\r")
+        child.expect("no room")
+        child.expect("you> ")
+        child.expect("//help with @notes.txt")
+        child.send("\r")
+        assert sent(child, 2) == ["/help with notes.txt:\n```txt\nfrom a file\n```\n"] * 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

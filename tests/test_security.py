@@ -31,9 +31,9 @@ from tests.test_cli import run
 from tests.test_store import a_session, a_turn
 
 SOURCES = sorted(Path(streamchat.__file__).parent.rglob("*.py"))
-BAD = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b1m\x07\x00"
+BAD = "\x1b]0;owned\x07\x1b[2J\u202e\u2066\x1b[31mred\x9b1m\x07\x00"
 SHOWN = "red"
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206f]")
 
 
 # --- code of others ---------------------------------------------------------------------------------------------
@@ -199,6 +199,7 @@ def test_a_reply_and_a_model_s_name_do_not_control_the_terminal() -> None:
     said += child.before
     child.close(force=True)
     assert "owned" not in said
+    assert not re.search("[\u202a-\u202e\u2066-\u206f]", said)
     assert "\x07" not in said
 
 

@@ -61,7 +61,7 @@ def test_recall_quote_and_keep() -> None:
     assert desk.say("/recall unicorn").text == "nothing was said with 'unicorn'"
     text = desk.say("/recall green").text
     assert f"{session}, turn 1, model: It is very green" in text
-    assert desk.say("/quote 2").text == "2 is not one of the 1 messages that /recall found"
+    assert desk.say("/quote 2").text == "2 is not a number that /recall listed; it found 1 message"
     assert desk.say("/keep 7").error
     desk.say("/quote 1")
     desk.say("/keep 1")

@@ -81,7 +81,7 @@ def test_showing_marks_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> 
     assert "1. you (forgotten)\nquestion 1" in out
     assert "2. you (partly forgotten)\nquestion 2" in out
     assert "3. you\nquestion 3" in out
-    assert "3 turns, 19 tokens in the cache, 1 compressions" in out
+    assert "3 turns, 19 tokens in the cache, 1 compression\n" in out
 
 
 def test_renaming_and_deleting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

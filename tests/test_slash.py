@@ -9,7 +9,7 @@ import pytest
 
 from streamchat.chat import events as ev
 from streamchat.chat.commands import default_registry
-from streamchat.chat.slash import SlashContext, SlashResult, message_text, parse
+from streamchat.chat.slash import SlashContext, SlashResult, parse
 from streamchat.chat.status import StatusBoard
 from streamchat.settings import Settings
 from tests.scripted_engine import ScriptedEngine
@@ -140,7 +140,7 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         desk = Desk()
         offered = dict(desk.registry.completions(desk.context, "/model "))
-        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (here, 53.0 MB)"
+        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (here, 53.0 MB on disk)"
         assert offered["/model pythia-31m"] == "EleutherAI/pythia-31m"
         assert desk.offered("/model SOME") == ["/model someone/Own-Model"]
     finally:
@@ -155,7 +155,28 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_what_is_a_command(text: str, parsed: Any) -> None:
     assert parse(text) == parsed
-    assert message_text("//x") == "/x"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("//help", "/help"),
+        ("//help me, please", "/help me, please"),
+        ("//Q\nquits", "/Q\nquits"),
+        ("//statz", "/statz"),  # what the answer to an unknown command names
+        ("// a comment", "// a comment"),
+        ("//TODO fix this\nint main();", "//TODO fix this\nint main();"),
+        ("//", "//"),
+        ("//server/share", "//server/share"),
+        ("///help", "///help"),
+        ("/usr/bin/env", "/usr/bin/env"),
+        ("hello //help", "hello //help"),
+    ],
+)
+def test_two_slashes_are_one_only_before_a_command(typed: str, message: str) -> None:
+    registry = default_registry()
+    assert registry.message_text(typed) == message
+    assert registry.message_text(registry.as_typed(message)) == message
 
 
 def test_which_commands_start_over() -> None:

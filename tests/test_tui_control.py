@@ -8,11 +8,13 @@ import weakref
 from pathlib import Path
 
 import pytest
+from textual.events import Paste
 
 from streamchat import paths
 from streamchat.config import Configuration
 from streamchat.settings import Settings
 from streamchat.tui.app import StreamchatApp
+from streamchat.tui.outbox import Phase
 from streamchat.tui.themes import user_themes
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.thinking import Thinking
@@ -83,11 +85,88 @@ async def test_a_file_is_sent_with_the_message() -> None:
 
 async def test_a_missing_file_is_said_and_nothing_is_lost() -> None:
     async with driving(ScriptedEngine()) as driver:
-        await driver.enter("Sum up @missing.txt")
+        await driver.enter("Sum up @./missing.txt")
         await driver.until(lambda: driver.toasts)
-        assert driver.toasts[0].startswith("missing.txt: no such file")
-        assert driver.prompt.text == "Sum up @missing.txt"
+        assert driver.toasts[0].startswith("./missing.txt: no such file")
+        assert driver.prompt.text == "Sum up @./missing.txt"
         assert driver.engine.submitted == []
+
+
+async def test_what_looks_like_a_file_goes_as_text_with_a_word() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        await driver.ask("请阅读@demo.txt")
+        assert driver.engine.submitted == ["请阅读@demo.txt"]
+        assert driver.lines == ["demo.txt: no such file; sent as text"]
+
+
+async def test_a_refused_message_comes_back_as_it_was_typed() -> None:
+    Path("long.txt").write_text("\n".join(f"line {number}" for number in range(205)))
+    engine = ScriptedEngine([Reply(error="no room", prompt_tokens=10)])
+    async with driving(engine) as driver:
+        await driver.enter("//help with @long.txt")
+        await driver.until(lambda: driver.prompt.text)
+        assert len(engine.submitted[0].splitlines()) > 205
+        assert engine.submitted[0].startswith("/help with long.txt:")
+        assert driver.prompt.text == "//help with @long.txt"
+
+
+async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
+    Path("long.txt").write_text("\n".join(f"line {number}" for number in range(205)))
+    engine = ScriptedEngine([Reply("one two", hold_after=1)])
+    async with driving(engine) as driver:
+        await driver.enter("go")
+        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.enter("see @long.txt")
+        assert driver.chat._outbox.waiting is not None
+        await driver.pilot.press("up")
+        assert driver.prompt.text == "see @long.txt"
+        engine.release()
+
+
+async def test_the_first_line_of_a_paste_keeps_its_indentation() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        driver.prompt.post_message(Paste("\n  \n    def f():\n        return 1\n\n"))
+        await driver.until(lambda: driver.prompt.text)
+        await driver.pilot.press("enter")
+        await driver.until(lambda: driver.finished == 1)
+        assert driver.engine.submitted == ["    def f():\n        return 1"]
+
+
+async def test_enter_sends_the_folder_of_a_model() -> None:
+    Path("tiny/sub").mkdir(parents=True)
+    Path("tiny/config.json").write_text("{}")
+    Path("tiny/model.safetensors").write_text("")
+    async with driving(ScriptedEngine()) as driver:
+        for typed in ("/model ./tiny", "/model ./tiny/"):
+            await driver.write(typed)
+            await driver.pilot.press("enter")
+            assert ("switch_model", (typed.removeprefix("/model "),)) in driver.engine.calls
+            assert driver.prompt.text == ""
+        await driver.write("/model ./ti")
+        await driver.pilot.press("enter")
+        assert driver.prompt.text == "/model ./tiny/"
+        await driver.pilot.press("enter")
+        assert driver.prompt.text == ""
+        # a name that is complete is sent, also when a longer one begins with it
+        Path("notes.txt").write_text("x")
+        Path("notes.txt.bak").write_text("y")
+        await driver.until(lambda: driver.chat._outbox.phase is Phase.IDLE)
+        await driver.write("see @notes.txt")
+        await driver.pilot.press("enter")
+        assert driver.engine.submitted == ["see notes.txt:\n```txt\nx\n```\n"]
+
+
+async def test_ctrl_c_empties_the_input_and_undo_brings_it_back() -> None:
+    async with driving(ScriptedEngine()) as driver:
+        await driver.write("one\ntwo")
+        await driver.pilot.press("ctrl+c")
+        assert (driver.prompt.text, driver.toasts) == ("", [])
+        await driver.pilot.press("ctrl+z")
+        assert driver.prompt.text == "one\ntwo"
+        await driver.pilot.press("ctrl+c")
+        await driver.pilot.press("ctrl+c")
+        assert driver.toasts == ["press Ctrl+C again to quit"]
+        assert driver.app.is_running
 
 
 async def test_paths_complete_behind_an_at_sign() -> None:

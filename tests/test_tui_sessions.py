@@ -228,7 +228,7 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         await driver.until(lambda: driver.figures("totals")["saved as"] == sea)
         await driver.enter("/export sea.md")
         await driver.until(lambda: bool(driver.outputs))
-        assert driver.outputs[-1] == "1 turn(s) written to sea.md"
+        assert driver.outputs[-1] == "1 turn written to sea.md"
         await driver.enter("/export sea.md")
         assert "exists already" in driver.toasts[-1]
         driver.prompt.clear()

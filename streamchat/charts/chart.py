@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,11 @@ class Heatmap:
     """By row; NaN where there is none."""
     decimals: int = 2
     low_is_good: bool = True
+
+
+def whole(values: Sequence[float]) -> bool:
+    """Whether all of `values` are whole numbers, as turns and counts are: an axis names no turn 2.5 then."""
+    return all(value == int(value) for value in values if math.isfinite(value))
 
 
 Picture = Chart | Bars | Heatmap

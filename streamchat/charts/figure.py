@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.charts.chart import Bars, Chart, Heatmap, Picture
+from streamchat.charts.chart import Bars, Chart, Heatmap, Picture, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +80,8 @@ def _figure(picture: Picture, size: tuple[float, float]) -> Figure:
 
 
 def _draw_chart(axes: Any, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for number, series in enumerate(chart.series):
         style: dict[str, Any] = {"linewidth": 1.3, "linestyle": _STYLES[number // 10 % len(_STYLES)]}
         if series.dots:
@@ -93,8 +95,12 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
         if len(places) <= MAX_PLACES:  # powers of ten would say little of them
             axes.set_xticks(places, [f"{x:,g}" for x in places])
             axes.minorticks_off()
+    if not chart.log_x and whole([x for series in chart.series for x in series.x]):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log_y:
         axes.set_yscale("log")
+    elif whole([y for series in chart.series for y in series.y]):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.from_zero:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(chart.x_label)

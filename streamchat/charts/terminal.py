@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from streamchat.charts.chart import Bars, Chart, Heatmap, Picture
+from streamchat.charts.chart import Bars, Chart, Heatmap, Picture, whole
 
 MIN_WIDTH, MAX_WIDTH = 40, 140
 HEIGHT = 16
@@ -81,8 +81,23 @@ def _draw_chart(plot: Any, chart: Chart, width: int, colour: bool, rich: bool) -
         plot.ylim(lower=0)
     if chart.line_at is not None:
         plot.hline(chart.line_at, "gray")
+    for axis, values, log in (("x", _finite(chart, "x"), chart.log_x), ("y", _finite(chart, "y"), chart.log_y)):
+        if values and not log and whole(values):
+            first = 0 if axis == "y" and chart.from_zero else min(values)
+            places = _whole_places(int(first), int(max(values)))
+            (plot.xticks if axis == "x" else plot.yticks)(places, [f"{place:,}" for place in places])
     plot.xlabel(chart.x_label)
     plot.ylabel(chart.y_label)
+
+
+def _finite(chart: Chart, axis: str) -> list[float]:
+    return [value for series in chart.series for value in getattr(series, axis) if math.isfinite(value)]
+
+
+def _whole_places(first: int, last: int, count: int = 5) -> list[int]:
+    """At most `count` whole numbers from `first` to `last`, evenly spread."""
+    steps = min(count - 1, last - first)
+    return [first + (last - first) * step // max(1, steps) for step in range(steps + 1)]
 
 
 def _draw_bars(plot: Any, picture: Bars, width: int, rich: bool) -> None:

@@ -17,6 +17,7 @@ from streamchat.chat.sessions import lasting_name
 from streamchat.chat.upkeep import Upkeep
 from streamchat.errors import StoreError
 from streamchat.settings import Settings
+from streamchat.units import plural
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation
@@ -179,7 +180,7 @@ class Archive:
         except StoreError:
             _log.warning("the saved conversations could not be looked at", exc_info=True)
             return ""
-        turns = f"{latest.turns} turn{'s' if latest.turns != 1 else ''}"
+        turns = plural(latest.turns, "turn")
         return f"The last conversation ended without being closed; /resume {latest.id} goes on with it ({turns})."
 
     def claim(self, session: str) -> Opening:

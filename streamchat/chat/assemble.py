@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamchat.chat import events as ev
 from streamchat.config import Configuration
@@ -81,6 +81,7 @@ def assemble(
         pinned_tokens=conversation.pinned_tokens,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
+        template_prompt=_template_prompt(loaded.tokenizer, settings.chat_format),
     )
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
@@ -88,3 +89,11 @@ def assemble(
             "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
         )
     return Assembled(conversation, info, loaded.device, tuple(notes))
+
+
+def _template_prompt(tokenizer: Any, wanted: str) -> str:
+    """The system block of a conversation without a system prompt; '' when that is no more than a control token."""
+    from streamchat.chat.template import choose_format
+
+    block = choose_format(tokenizer, wanted, "").system_block.strip()
+    return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block

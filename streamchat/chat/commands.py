@@ -7,9 +7,9 @@ from streamchat.chat import file_access, mentions
 from streamchat.chat.model_names import complete_model
 from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.chat.status import memory_figures
+from streamchat.chat.status import memory_figures, parts_words
 from streamchat.settings import setting_fields, spec_of
-from streamchat.units import human_bytes, human_seconds, whole_number
+from streamchat.units import human_bytes, human_seconds, plural, whole_number
 
 
 def default_registry() -> SlashRegistry:
@@ -91,12 +91,20 @@ def _clear(context: SlashContext, argument: str) -> SlashResult:
 
 def _system(context: SlashContext, argument: str) -> SlashResult:
     if not argument:
-        prompt = context.engine.settings.system_prompt
-        return SlashResult(
-            f"system prompt: {prompt}" if prompt else "system prompt: none set; the chat template's own is used"
-        )
+        return SlashResult(_system_words(context))
     context.engine.set_system_prompt("" if argument.lower() == "none" else argument)
     return SlashResult()
+
+
+def _system_words(context: SlashContext) -> str:
+    prompt, info = context.engine.settings.system_prompt, context.board.info
+    if prompt:
+        return f"system prompt: {prompt}"
+    if info is None:
+        return "system prompt: none set; the chat template's own is used"
+    if not info.template_prompt:
+        return "system prompt: none"
+    return f"system prompt: none set; the chat template's own is pinned:\n{info.template_prompt}"
 
 
 def _live_settings() -> list[str]:
@@ -145,20 +153,21 @@ def _stats(context: SlashContext, argument: str) -> SlashResult:
         rows.append(
             (
                 "model",
-                f"{info.name} ({info.precision} on {info.device}, {human_bytes(info.weight_bytes)} of weights)",
+                f"{info.name} ({info.precision} on {info.device}, {human_bytes(info.weight_bytes)} in memory)",
             )
         )
-    parts = f"{cache.sinks} sinks, {cache.pinned} pinned, {cache.window} window"
-    rows.append(("cache length", f"{cache.length} / {cache.cache_size} tokens ({parts})"))
-    rows.append(("compressions", f"{cache.compressions} ({cache.tokens_evicted} tokens evicted)"))
+    rows.append(("cache length", f"{cache.length:,} / {plural(cache.cache_size, 'token')} ({parts_words(cache)})"))
+    rows.append(("compressions", f"{cache.compressions:,} ({plural(cache.tokens_evicted, 'token')} evicted)"))
     rows.append(
         (
             "KV cache",
-            f"{human_bytes(cache.kv_bytes)} (a full cache would need {human_bytes(cache.full_kv_bytes)})",
+            f"{human_bytes(cache.kv_bytes)} allocated ({human_bytes(cache.full_kv_bytes)} needed without eviction)",
         )
     )
     rows += memory_figures(board.memory)
-    rows.append(("turns", f"{board.turns} ({board.prompt_tokens} tokens read, {board.new_tokens} written)"))
+    rows.append(
+        ("turns", f"{board.turns:,} ({plural(board.prompt_tokens, 'token')} read, {board.new_tokens:,} written)")
+    )
     if board.ttft_s is not None:
         rows.append(("first token", human_seconds(board.ttft_s)))
     if board.decode_tps is not None:
@@ -237,7 +246,7 @@ def _complete_turns(context: SlashContext, argument: str, pinned: bool) -> list[
         if segment.turn and segment.pinned == pinned:
             held[segment.turn] = held.get(segment.turn, 0) + segment.tokens
     newest = sorted(held.items(), reverse=True)
-    return [(str(turn), f"{tokens} tokens") for turn, tokens in newest if str(turn).startswith(argument)]
+    return [(str(turn), plural(tokens, "token")) for turn, tokens in newest if str(turn).startswith(argument)]
 
 
 def _complete_pin(context: SlashContext, argument: str) -> list[tuple[str, str]]:
@@ -261,7 +270,7 @@ def _read(context: SlashContext, argument: str) -> SlashResult:
     if text:
         return SlashResult(message=f"{mention} {text}")
     lines = content.count("\n") + (not content.endswith("\n"))
-    size = f"{lines:,} line{'s' if lines != 1 else ''}, {human_bytes(len(content.encode()))}"
+    size = f"{plural(lines, 'line')}, {human_bytes(len(content.encode()))}"
     return SlashResult(f"{path} ({size}) goes with the next message", insert=f"{mention} ")
 
 

@@ -33,6 +33,7 @@ from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
 from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
+from streamchat.units import plural
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32
@@ -166,10 +167,17 @@ class Conversation:
         block = encoder.system_block()
         most = self.cache.cache_size - max(len(block), self.cache.num_sink_tokens)
         if most < SMALLEST_WINDOW:
+            sinks, size = self.cache.num_sink_tokens, self.cache.cache_size
+            least = max(len(block), sinks) + SMALLEST_WINDOW
+            if len(block) > sinks:
+                what = f"the system prompt ({plural(len(block), 'token')}) leaves"
+                cure = "shorten it or set"
+            else:
+                what = f"num_sink_tokens = {sinks} leaves"
+                cure = "lower it or set"
             raise ConfigError(
-                f"the system prompt takes {len(block)} tokens, which leaves {max(0, most)} of cache_size = "
-                f"{self.cache.cache_size} for the conversation; shorten it or set cache_size to at least "
-                f"{max(len(block), self.cache.num_sink_tokens) + SMALLEST_WINDOW}"
+                f"{what} {max(0, most)} of cache_size = {size} for the conversation, and it needs "
+                f"{SMALLEST_WINDOW}; {cure} cache_size to at least {least}"
             )
         self.encoder = encoder
         shape = learn_shape(self.tokenizer, encoder)

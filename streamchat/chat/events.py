@@ -59,6 +59,8 @@ class ModelInfo:
     attention: str
     chat_format: str
     """'template' or 'plain'."""
+    template_prompt: str = ""
+    """What the chat template says and pins by itself when no system prompt is set."""
     weights: str = "native"
     """'native', or how new tokens are computed: with packed 'int8' or 'int4' weights."""
 

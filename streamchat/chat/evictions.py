@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streamchat.chat import events as ev
+from streamchat.units import plural
 
 
 def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
@@ -23,7 +24,7 @@ def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.Token
 
 def eviction_sentence(event: ev.TokensEvicted) -> str:
     """The line in the chat at the moment something is forgotten."""
-    tokens = f"{event.count} token{'s' if event.count != 1 else ''}"
+    tokens = plural(event.count, "token")
     partly = [turn for turn in event.turns if turn not in event.turns_gone]
     parts = []
     if event.turns_gone:
@@ -32,7 +33,8 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
     if partly:
         parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
     what = "; ".join(parts) if parts else "older text is no longer seen by the model"
-    return f"{what} ({tokens} left the cache, {event.cache_len_after} of {event.cache.cache_size or '?'} stay)"
+    size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
+    return f"{what} ({tokens} left the cache, {event.cache_len_after:,} of {size} stay)"
 
 
 def turn_words(turns: tuple[int, ...] | list[int]) -> str:
@@ -44,4 +46,4 @@ def turn_words(turns: tuple[int, ...] | list[int]) -> str:
         else:
             runs.append([turn, turn])
     words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"turn{'s' if len(turns) > 1 else ''} {words}"
+    return f"{'turn' if len(turns) == 1 else 'turns'} {words}"

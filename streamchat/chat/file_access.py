@@ -18,6 +18,11 @@ def allowed() -> bool:
     return not _refusal
 
 
+def reason() -> str:
+    """Why files must not be named; '' if they may."""
+    return _refusal
+
+
 def require(what: str) -> None:
     """Raise ConfigError where `what` (`/export`, `@file`) would use a file and must not."""
     if _refusal:

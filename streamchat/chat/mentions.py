@@ -1,63 +1,139 @@
 """Files in messages: `@path` becomes the text of the file.
 
-`\\@path` stays as it is typed, without the backslash; so does an address such as `a@b.c`. A word behind an `@` that is
-neither a file nor looks like a path is text.
+Only a file that exists is sent; anything else behind an `@` is text, so that no message is impossible to send:
+
+- `@path` or `@"path"` of a regular file is replaced by its text, or refused when it cannot be read as text.
+- `@./x`, `@../x` and `@~/x` are paths and nothing else: refused when no such file exists.
+- Any other word stays as typed. If it looks like a file (a common suffix, or a folder that exists before a slash), the
+  user is told that no file was sent.
+- Inside code (fenced or inline) and in addresses such as `a@b.c` there are no mentions; `\\@` is always an @.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from streamchat.chat import file_access
+from streamchat.chat.code_spans import code_spans
 from streamchat.chat.text import one_line
 from streamchat.errors import ConfigError
 from streamchat.paths import user_path
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 MAX_BYTES = 2_000_000
 """Of one file. Far more than any cache holds."""
 MAX_COMPLETIONS = 50
+MAX_CUTS = 64
+"""Ends of a name that are tried in one word, such as `demo.txt` in `demo.txt的内容`."""
+MAX_NAMED = 3
+"""Files that a notice names."""
 
-# "..." for names with spaces
-_MENTION = re.compile(r'(?<![\w@])(\\?)@(?:"([^"\n]+)"|([^\s"@]+))')
+SUFFIXES = {
+    *("bat", "c", "cc", "cfg", "conf", "cpp", "cs", "css", "csv", "diff", "env", "go", "h", "hpp"),
+    *("html", "ini", "ipynb", "java", "jl", "js", "json", "jsonl", "jsx", "kt", "log", "lua", "md", "mjs"),
+    *("patch", "php", "pl", "py", "pyi", "r", "rb", "rs", "rst", "scala", "sh", "sql", "srt", "swift"),
+    *("tex", "toml", "ts", "tsv", "tsx", "txt", "vue", "xml", "yaml", "yml"),
+}
+"""Of text files that people send."""
+
+# "..." for names with spaces. An address, a URL or a word has one of these before its @.
+_MENTION = re.compile(r'(?<![A-Za-z0-9_/@\\])(\\?)@(?:"([^"\n]+)"|([^\s"@]+))')
+_SURE = ("./", "../", "~/")
+# punctuation, or a letter of a script without spaces; a dot only with nothing of a suffix behind it
+_END = re.compile(r"[,;:!?)\]}'>`*|]|[^\x00-\x7f]|\.+(?=$|[,;:!?)\]}'>`*|]|[^\x00-\x7f])")
 
 
-def expand(message: str) -> str:
+@dataclass(frozen=True)
+class Expanded:
+    """A message with its files."""
+
+    text: str
+    missing: tuple[str, ...] = ()
+    """Names that look like files and are not there."""
+
+    @property
+    def notice(self) -> str:
+        """A sentence about what is missing; '' when nothing is."""
+        if not self.missing:
+            return ""
+        named = ", ".join(map(one_line, self.missing[:MAX_NAMED]))
+        more = len(self.missing) - MAX_NAMED
+        rest = f" and {plural(more, 'other')}" if more > 0 else ""
+        why = "no such file" if file_access.allowed() else f"@file is off {file_access.reason()}"
+        return f"{named}{rest}: {why}; sent as text"
+
+
+def expand(message: str) -> Expanded:
     """`message` with the files that it mentions.
 
     Raises:
-        ConfigError: One cannot be read; nothing was sent.
+        ConfigError: A file cannot be read, or a path that can be nothing else does not exist; nothing was sent.
     """
+    spans = code_spans(message) if "@" in message else []
+    starts = [start for start, _ in spans]
+    missing: dict[str, None] = {}
 
     def replace(match: re.Match[str]) -> str:
+        before = bisect_right(starts, match.start()) - 1
+        if before >= 0 and match.start() < spans[before][1]:
+            return match[0]  # code
         if match[1]:
             return match[0][1:]
-        path, rest = (match[2], "") if match[2] else _without_punctuation(match[3])
-        if not match[2] and not _is_path(path):
-            return match[0]
-        return f"{as_block(path, read_file(path))}{rest}"
+        name, rest = (match[2], "") if match[2] else _file_in(match[3])
+        if _is_file(name) or name.startswith(_SURE):
+            return f"{as_block(name, _read(name))}{rest}"
+        if not _in_a_word(match) and _looks_like_a_file(name):
+            missing[name] = None
+        return match[0]
 
-    return _MENTION.sub(replace, message)
-
-
-def _without_punctuation(word: str) -> tuple[str, str]:
-    """A path ends before the punctuation of its sentence, unless the file is named so."""
-    bare = word.rstrip(".,;:!?)]}'")
-    return (word, "") if _exists(word) or not bare else (bare, word[len(bare) :])
+    return Expanded(_MENTION.sub(replace, message), tuple(missing))
 
 
-def _is_path(word: str) -> bool:
-    if _exists(word):
+def _read(name: str) -> str:
+    try:
+        return read_file(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (\\@ instead of @ sends the name as text)") from None
+
+
+def _file_in(word: str) -> tuple[str, str]:
+    """The longest beginning of `word` that is a file, and the rest; else the name up to the first possible end.
+
+    A name ends at punctuation of its sentence or at a letter that is not ASCII, as scripts without spaces have it.
+    """
+    ends = [match.start() for match in islice(_END.finditer(word, 1), MAX_CUTS)]
+    for end in [len(word), *reversed(ends)]:
+        if _is_file(word[:end]):
+            return word[:end], word[end:]
+    end = ends[0] if ends else len(word)
+    return word[:end], word[end:]
+
+
+def _in_a_word(match: re.Match[str]) -> bool:
+    """Whether a letter of a script with spaces stands before the @, as in `josé@example.md`: an address."""
+    before = match.string[match.start() - 1 : match.start()]
+    return before.isalpha() and before.lower() != before.upper()
+
+
+def _looks_like_a_file(name: str) -> bool:
+    suffix = os.path.splitext(name)[1].removeprefix(".").lower()
+    if suffix in SUFFIXES:
         return True
-    return "/" in word or os.sep in word or bool(re.search(r"\.\w{1,8}$", word))
+    if not file_access.allowed():
+        return name.startswith("/")
+    folder = re.match(r"/?[^/]+(?=/)", name)
+    return folder is not None and os.path.isdir(user_path(folder[0]))
 
 
-def _exists(word: str) -> bool:
+def _is_file(name: str) -> bool:
     """Whether there is such a file, as far as who types may know."""
-    # (Path.exists raises for a name that is too long)
-    return file_access.allowed() and os.path.exists(user_path(word))
+    # (Path.is_file raises for a name that is too long)
+    return file_access.allowed() and os.path.isfile(user_path(name))
 
 
 def read_file(name: str) -> str:
@@ -72,7 +148,7 @@ def read_file(name: str) -> str:
         if path.is_dir():
             raise ConfigError(f"{shown} is a folder; name a file in it")
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{shown} is no ordinary file")
+            raise ConfigError(f"{shown} is not a regular file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(
@@ -80,7 +156,7 @@ def read_file(name: str) -> str:
             )
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{shown}: no such file (\\@ sends an @ as it is)") from None
+        raise ConfigError(f"{shown}: no such file") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{shown} cannot be read ({reason})") from None
@@ -116,7 +192,7 @@ def split_path(argument: str) -> tuple[str, str]:
 
 def mention_under_way(line: str) -> str | None:
     """The path that is being typed at the end of `line`; None where none is."""
-    match = re.search(r'(?<![\w@\\])@([^\s"@]*)$', line)
+    match = re.search(r'(?<![A-Za-z0-9_/@\\])@([^\s"@]*)$', line)
     return match[1] if match else None
 
 
@@ -132,6 +208,8 @@ def complete_path(typed: str) -> list[tuple[str, str]]:
             for entry in entries:
                 hidden = entry.name.startswith(".") and not start.startswith(".")
                 if hidden or not entry.name.startswith(start) or re.search(r'[\s"]', entry.name):
+                    continue
+                if one_line(entry.name) != entry.name:  # not what it looks like
                     continue
                 if entry.is_dir():
                     found.append((f"{prefix}{entry.name}/", "folder"))

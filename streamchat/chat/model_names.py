@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import lru_cache
 
 from streamchat.chat import mentions
+from streamchat.paths import user_path
 
 FRESH_S = 10
 """How long the list of what is here may be old: looking costs a few files for each model."""
@@ -14,9 +16,24 @@ FRESH_S = 10
 def complete_model(typed: str) -> list[tuple[str, str]]:
     """(name, explanation) of models whose name begins with `typed`."""
     if typed.startswith((".", "/", "~")):
-        return mentions.complete_path(typed)
+        return _paths(typed)
     start = typed.lower()
     return [(name, note) for name, note in _known(int(time.monotonic() / FRESH_S)) if name.lower().startswith(start)]
+
+
+def _paths(typed: str) -> list[tuple[str, str]]:
+    """Folders and GGUF files. The folder of a model is a whole name: what is in it is not offered."""
+    if _is_model(typed):
+        return [(typed, "model folder")]
+    return [
+        (path, "model folder" if note == "folder" and _is_model(path) else note)
+        for path, note in mentions.complete_path(typed)
+        if note == "folder" or path.lower().endswith(".gguf")
+    ]
+
+
+def _is_model(path: str) -> bool:
+    return os.path.isfile(user_path(path) / "config.json")
 
 
 @lru_cache(1)
@@ -28,6 +45,6 @@ def _known(now: int) -> tuple[tuple[str, str], ...]:
     here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
     known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]
     for alias, repo_id in catalogue.ALIASES.items():
-        known.append((alias, f"{repo_id} (here, {here[repo_id]})" if repo_id in here else repo_id))
-    known += [(repo_id, f"here, {size}") for repo_id, size in here.items()]
+        known.append((alias, f"{repo_id} (here, {here[repo_id]} on disk)" if repo_id in here else repo_id))
+    known += [(repo_id, f"here, {size} on disk") for repo_id, size in here.items()]
     return tuple(known)

@@ -10,13 +10,14 @@ from streamchat.chat import events as ev
 from streamchat.chat import file_access
 from streamchat.chat.sessions import lasting_name
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.chat.text import one_line
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.errors import ConfigError, SessionError
 from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
-from streamchat.units import whole_number
+from streamchat.units import plural, whole_number
 
 LISTED = 10
 FOUND = 12
@@ -142,7 +143,8 @@ class SessionCommands:
     def _which(self, command: str, argument: str) -> str:
         if not self._found:
             return f"{command} takes the number of a message that /recall WORDS has found"
-        return f"{argument or 'nothing'} is not one of the {len(self._found)} messages that /recall found"
+        found = plural(len(self._found), "message")
+        return f"{argument or 'nothing'} is not a number that /recall listed; it found {found}"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """/compact"""
@@ -187,14 +189,16 @@ class SessionCommands:
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
         """Ids and titles."""
         with self._open_store() as store:
-            return [(info.id, info.title) for info in store.sessions(limit=50) if info.id.startswith(argument)]
+            return [
+                (info.id, one_line(info.title)) for info in store.sessions(limit=50) if info.id.startswith(argument)
+            ]
 
     def title(self, context: SlashContext, argument: str) -> SlashResult:
         """/title [TEXT]"""
         session = self._saved(context)
         with self._open_store() as store:
             if not argument:
-                return SlashResult(f"{store.find(session).title} ({session})")
+                return SlashResult(f"{one_line(store.find(session).title)} ({session})")
             store.rename(session, " ".join(argument.split()))
         return SlashResult(f"this conversation is called “{' '.join(argument.split())}” now")
 
@@ -203,7 +207,7 @@ class SessionCommands:
         file_access.require("/export")
         path, text, turns, lost = self.exported(context, argument)
         write_export(path, text)
-        return SlashResult(f"{turns} turn(s) written to {path}{lost}")
+        return SlashResult(f"{plural(turns, 'turn')} written to {path}{lost}")
 
     def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, int, str]:
         """The file that `/export ARGUMENT` means, its text, the number of turns in it, and what was left out."""

@@ -65,15 +65,10 @@ _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
 def parse(text: str) -> tuple[str, str] | None:
     """`/name argument` -> (name, argument); None for a message.
 
-    A path such as `/usr/bin/env` is a message; `//word` is the message `/word` (see `message_text`).
+    A path such as `/usr/bin/env` is a message, and so is `//word` (see `SlashRegistry.message_text`).
     """
     match = _COMMAND.match(text.strip())
     return (match[1].lower(), (match[2] or "").strip()) if match else None
-
-
-def message_text(text: str) -> str:
-    """The message that a line which is no command stands for: a doubled slash at the start is one slash."""
-    return text[1:] if text.startswith("//") else text
 
 
 class SlashRegistry:
@@ -98,6 +93,21 @@ class SlashRegistry:
                 return command
         return None
 
+    def message_text(self, text: str) -> str:
+        """The message that `text` stands for: `//help` is the message `/help`, as is any `//word` by itself.
+
+        Other text with two slashes in front, such as a comment of a program, is as typed.
+        """
+        parsed = parse(text[1:]) if text.startswith("//") else None
+        if parsed is None:
+            return text
+        name, argument = parsed
+        return text[1:] if not argument or self.find(name) is not None else text
+
+    def as_typed(self, text: str) -> str:
+        """What to type to send the message `text`: the inverse of `message_text`."""
+        return f"/{text}" if text.startswith("/") and self.message_text(f"/{text}") == text else text
+
     def run(self, context: SlashContext, text: str) -> SlashResult | None:
         """Carry out `text` where it is a command; None where it is a message for the model.
 
@@ -113,7 +123,8 @@ class SlashRegistry:
 
             close = difflib.get_close_matches(name, list(self._commands), n=1)
             hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
-            return SlashResult(f"/{name} is not a command; {hint} (//{name} sends it as text)", error=True)
+            escape = " (with a word before it, it is text)" if argument else f" (//{name} sends it as text)"
+            return SlashResult(f"/{name} is not a command; {hint}{escape}", error=True)
         try:
             return command.run(context, argument)
         except (ConfigError, StoreError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from streamchat.chat import events as ev
 from streamchat.places import devices_of
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 SERIES_LIMIT = 256
 
@@ -116,6 +116,23 @@ class StatusBoard:
     def _count_anew(self) -> None:
         self._turns.clear()
         self.turns = self.prompt_tokens = self.new_tokens = 0
+
+
+def retained_words(info: ev.ModelInfo) -> str:
+    """`4 sinks, system prompt 17 tokens`: what of the cache is never evicted from the start."""
+    system = f", system prompt {plural(info.pinned_tokens, 'token')}" if info.pinned_tokens else ""
+    return f"{plural(info.num_sink_tokens, 'sink')}{system}"
+
+
+def parts_words(cache: ev.CacheState) -> str:
+    """`4 sinks, 17 system prompt, 30 pinned, 200 window`: pinned is what the user pinned."""
+    system = sum(segment.tokens for segment in cache.segments if segment.part == "system")
+    parts = [plural(cache.sinks, "sink")]
+    if system:
+        parts.append(f"{system:,} system prompt")
+    if cache.pinned > system:
+        parts.append(f"{cache.pinned - system:,} pinned")
+    return ", ".join([*parts, f"{cache.window:,} window"])
 
 
 def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.text import one_line
 from streamchat.store.records import Found, SessionInfo
 from streamchat.thinking import THINK, split
-from streamchat.units import human_seconds, human_when
+from streamchat.units import human_seconds, human_when, plural
 
 EXCERPT_WORDS = 24
 
@@ -15,25 +15,26 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     """What taking a turn back came to, and what it cost."""
     text = f"Turn {event.turn} was taken back."
     if event.restored:
-        text += f" {event.restored:,} tokens that had left for it are seen again"
+        tokens = plural(event.restored, "token that had left for it is", "tokens that had left for it are")
+        text += f" {tokens} seen again"
         how = f"read again in {human_seconds(event.seconds)}" if event.read_again else "nothing was read again"
         text += f" ({how})."
     elif event.read_again:
-        text += f" {event.read_again:,} tokens were read again in {human_seconds(event.seconds)}."
+        text += f" {plural(event.read_again, 'token was', 'tokens were')} read again in {human_seconds(event.seconds)}."
     return text
 
 
 def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which conversation goes on, and how its cache came back."""
-    turns = len(event.turns)
-    cache = f"{event.cache.length:,} tokens in the cache"
+    turns, title = plural(len(event.turns), "turn"), one_line(event.title)
+    cache = f"{plural(event.cache.length, 'token')} in the cache"
     how = "read again" if event.read_again else f"back in {human_seconds(event.seconds)}, nothing read again"
-    return f"“{event.title}” ({event.session}) goes on after {turns} turn{'s' if turns != 1 else ''}; {cache}, {how}."
+    return f"“{title}” ({event.session}) goes on after {turns}; {cache}, {how}."
 
 
 def session_line(info: SessionInfo, now: float) -> str:
     """One line of a list."""
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+    turns = plural(info.turns, "turn")
     name, title = one_line(info.model_name), one_line(info.title)
     return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 

@@ -23,7 +23,7 @@ from streamchat.commands.faces import choose_face
 from streamchat.config import Configuration
 from streamchat.errors import ExitCode, StreamchatError
 from streamchat.settings import default_of, setting_fields
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -304,11 +304,11 @@ def _chat(configuration: Configuration) -> Rows:
         device = devices.roomy_place(contents.parameters, dtype, source.name)
     where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
     rows: Rows = {
-        "model": f"{source.name} ({settings.model}, {configuration.place('model')})",
+        "model": f"{source.name} ({', '.join(_once(settings.model, configuration.place('model')))})",
         "from": where,
         "device": f"{device} ({_why(configuration, 'device', f'the best of {here}')})",
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast there')})",
-        "cache": f"{settings.cache_size} tokens ({configuration.place('cache_size')})",
+        "cache": f"{plural(settings.cache_size, 'token')} ({configuration.place('cache_size')})",
     }
     if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
@@ -316,6 +316,11 @@ def _chat(configuration: Configuration) -> Rows:
     if notes:
         rows["note"] = " ".join(notes)
     return rows
+
+
+def _once(name: str, place: str) -> list[str]:
+    """The model as asked for and where; nobody asked for the default."""
+    return [place] if place == "the default" else [name, place]
 
 
 def _why(configuration: Configuration, name: str, automatic: str) -> str:

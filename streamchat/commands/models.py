@@ -148,19 +148,19 @@ def _describe_text(report: dict[str, Any]) -> str:
 def _inventory_text(report: dict[str, Any]) -> str:
     default = report["default"]
     state = (
-        f"here, {human_bytes(default['bytes'])}"
+        f"here, {human_bytes(default['bytes'])} on disk"
         if default["here"]
-        else f"to be fetched, {human_bytes(default['download_bytes'])}"
+        else f"to be fetched: {human_bytes(default['download_bytes'])}"
     )
     lines = ["Bundled model", f"  {'default':<22}{default['name']}  ({state})", ""]
     if report["converted"]:
-        lines.append("Converted GGUF files")
+        lines.append("Converted GGUF files (sizes on disk)")
         for model in report["converted"]:
             gone = "" if model["source_here"] else "  (file gone)"
             lines.append(f"  {model['name']:<38}{human_bytes(model['bytes']):>9}{gone}")
             lines.append(f"    {model['source']}")
         lines.append("")
-    lines.append(f"Local Hub cache ({hub_cache_dir()})")
+    lines.append(f"Local Hub cache ({hub_cache_dir()}; sizes on disk)")
     lines += [f"  {model['id']:<50}{human_bytes(model['bytes']):>9}" for model in report["hub_cache"]]
     if not report["hub_cache"]:
         lines.append("  no causal language model")

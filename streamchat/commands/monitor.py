@@ -13,7 +13,7 @@ from streamchat.chat.watch import Watched, Watcher, everything, watched
 from streamchat.commands import flags
 from streamchat.errors import ExitCode, SessionError
 from streamchat.jsonlines import json_line
-from streamchat.units import human_bytes, human_seconds, human_when
+from streamchat.units import human_bytes, human_seconds, human_when, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -67,7 +67,7 @@ def _list() -> int:
     now = time.time()
     for each in everything():
         state = "running" if each.running else "       "
-        turns = f"{each.info.turns:,} turns"
+        turns = plural(each.info.turns, "turn")
         name, title = one_line(each.name), one_line(each.info.title)
         sys.stdout.write(f"{state}  {name}  {human_when(each.info.updated, now)}  {turns}  {title}\n")
     return ExitCode.OK
@@ -81,12 +81,16 @@ def _once(what: Watched, as_json: bool) -> int:
         return ExitCode.OK
     board, info = watcher.board, watcher.what.info
     cache = board.cache
+    compressions = plural(cache.compressions, "compression")
     rows = [
         ("conversation", f"{info.title} ({watcher.what.name})"),
         ("state", "running" if watcher.what.running else "not running"),
         ("model", f"{info.model_name} ({info.dtype})"),
         ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens read, {board.new_tokens:,} written)"),
-        ("cache", f"{cache.length:,} / {cache.cache_size:,} tokens, {cache.compressions:,} compressions"),
+        (
+            "cache",
+            f"{cache.length:,} / {plural(cache.cache_size, 'token')}, {compressions}",
+        ),
     ]
     if board.memory is not None:
         rows.append(("process memory", human_bytes(board.memory.rss_bytes)))

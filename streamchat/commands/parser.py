@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{stray[1]} does not belong here"
         else:
             message = message.removeprefix("argument ")
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        raise ConfigError(message if message.endswith("?") else f"{message}; see {self.prog} --help")
 
 
 class _VersionAction(argparse.Action):
@@ -154,7 +154,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if word == "--":
             break
         if re.match(r"--?[A-Za-z]", word) and " " not in name and name not in known:
-            raise ConfigError(f"{name} is not a flag{_did_you_mean(name, known)}; see streamchat --help")
+            raise ConfigError(f"{name} is not a flag{_did_you_mean(name, known) or '; see streamchat --help'}")
     return parser.parse_args(argv)
 
 

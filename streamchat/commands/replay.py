@@ -24,7 +24,7 @@ from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
-from streamchat.units import whole_number
+from streamchat.units import plural, whole_number
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -174,7 +174,7 @@ def _replay(
     for problem in script.problems[:10]:
         view.say(f"left out: {problem}")
     if len(script.problems) > 10:
-        view.say(f"left out: {len(script.problems) - 10} more lines")
+        view.say(f"left out: {plural(len(script.problems) - 10, 'more line')}")
     if args.tui:
         _look_on(going, configuration)
     else:
@@ -212,8 +212,9 @@ def _replay(
 def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
     totals = report["totals"]
     lines = [
-        f"{totals['turns']:,} turns, {totals['tokens']:,} tokens, {totals['compressions']:,} compressions, "
-        f"{totals['tokens_evicted']:,} tokens evicted; {report['ended']}"
+        f"{plural(totals['turns'], 'turn')}, {plural(totals['tokens'], 'token')}, "
+        f"{plural(totals['compressions'], 'compression')}, {plural(totals['tokens_evicted'], 'token')} evicted; "
+        f"{report['ended']}"
     ]
     width = max(len(check["name"]) for check in report["invariants"])
     for check in report["invariants"]:
@@ -233,7 +234,8 @@ def _why(run: Run, until: float | None, total: int | None) -> str:
         return "stopped by the user"
     if until is not None and (total is None or run.totals.turns < total):
         return "the duration was over"
-    return "all was said"
+    refused = run.totals.failed
+    return f"all was said; {plural(refused, 'turn was', 'turns were')} refused" if refused else "all was said"
 
 
 def _look_on(going: Run, configuration: Configuration) -> None:

@@ -22,7 +22,7 @@ from streamchat.chat import events as ev
 from streamchat.chat.progress import ProgressLine
 from streamchat.chat.text import one_line
 from streamchat.replay.run import line_of
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 if TYPE_CHECKING:
     from streamchat.replay.run import Totals
@@ -83,8 +83,8 @@ class View:
         if self._bar is not None and self._task is not None:
             speed = f"{row['decode_tps']:.1f} tok/s · " if row["decode_tps"] else ""
             figures = (
-                f"{speed}cache {row['cache_len']}/{row['cache_size']} · {totals.compressions} compressions · "
-                f"{human_bytes(row['rss_bytes'])}"
+                f"{speed}cache {row['cache_len']:,}/{row['cache_size']:,} · "
+                f"{plural(totals.compressions, 'compression')} · {human_bytes(row['rss_bytes'])}"
             )
             self._bar.update(self._task, advance=1, figures=figures)
         elif not self._quiet:

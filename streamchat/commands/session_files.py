@@ -14,7 +14,7 @@ from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
 from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
 from streamchat.store.store import Store
-from streamchat.units import human_bytes, human_when
+from streamchat.units import human_bytes, human_when, plural
 
 
 def say(text: str) -> None:
@@ -51,7 +51,7 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
     except SessionError:
         raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
     try:
-        turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
+        turns = plural(info.turns, "turn")
         if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
             return _nothing_deleted()
         return _delete(store, info, keep_backups)

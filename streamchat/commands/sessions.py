@@ -20,7 +20,7 @@ from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.store import Store
 from streamchat.thinking import plain_text
-from streamchat.units import human_when
+from streamchat.units import human_when, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -160,8 +160,8 @@ def _show(store: Store, info: SessionInfo) -> None:
     _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")
     if info.is_imported:
         _say(f"imported, and not resumed yet; names the model {one_line(str(info.settings.get('model', 'default')))}")
-    turns = f"{info.turns} turn{'s' if info.turns != 1 else ''}"
-    _say(f"{turns}, {held} tokens in the cache, {info.compressions} compressions")
+    turns, compressions = plural(info.turns, "turn"), plural(info.compressions, "compression")
+    _say(f"{turns}, {plural(held, 'token')} in the cache, {compressions}")
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
     for turn in session.turns:
         cut = " (cut off)" if turn.state == "running" else ""
@@ -183,7 +183,7 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
     if args.output:
         write_export(user_path(args.output), text)
         count = len(session.turns)
-        turns = "1 turn was" if count == 1 else f"{count} turns were"
+        turns = plural(count, "turn was", "turns were")
         print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)
     elif sys.stdout.isatty():
         sys.stdout.write(printable(text))  # without what would control the terminal
@@ -205,5 +205,5 @@ def _import(store: Store, path: Path) -> None:
         system_ids=[],
     )
     store.write(session, turns=imported.turns)
-    turns = "1 turn was" if len(imported.turns) == 1 else f"{len(imported.turns)} turns were"
+    turns = plural(len(imported.turns), "turn was", "turns were")
     _say(f"{session}: {turns} imported; `streamchat --resume {session}` goes on with them.")

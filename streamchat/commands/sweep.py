@@ -10,6 +10,7 @@ from streamchat.commands import flags
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.commands.scoring import add_text_flags, require_least
 from streamchat.errors import ConfigError, ExitCode, StreamchatError
+from streamchat.units import plural
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,7 +177,7 @@ def _print(
         return
     documents = list(dict.fromkeys(document.name for _, document in work))
     lines = [
-        f"{len(documents)} document{'s' if len(documents) > 1 else ''} ({', '.join(documents)}), at most "
+        f"{plural(len(documents), 'document')} ({', '.join(documents)}), at most "
         f"{args.max_tokens:,} tokens of each, {args.chunk} tokens a forward where there is a budget"
         if args.max_tokens
         else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens a forward"

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from streamchat.charts import figure, terminal
 from streamchat.charts.chart import Picture
+from streamchat.chat.text import printable
 from streamchat.errors import ConfigError
 
 
@@ -61,7 +62,7 @@ def as_text(page: Page, width: int) -> str:
     if page.notes:
         console.print()
         console.print(*page.notes, sep="\n", markup=False, highlight=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in printable(out.getvalue()).splitlines())
 
 
 def _rich_table(table: Table) -> Any:

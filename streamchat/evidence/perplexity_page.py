@@ -12,7 +12,7 @@ from streamchat.evidence.page import Page, Table
 from streamchat.evidence.perplexity import Scored, Segment, curve, losses_in, of_policy
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.score import perplexity
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 POINTS, LEAST = 80, 64
 """Of a curve, and tokens that a point stands for: single tokens are noise."""
@@ -42,8 +42,7 @@ def make_page(
     picture = Chart(
         "log-perplexity",
         "Log-perplexity along the stream",
-        f"Mean loss of stretches of the text, over {len(documents)} document{'s' if len(documents) > 1 else ''}; "
-        "lower is better.",
+        f"Mean loss of stretches of the text, over {plural(len(documents), 'document')}; lower is better.",
         "token of the stream",
         "nats a token",
         tuple(series),

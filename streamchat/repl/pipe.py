@@ -16,7 +16,7 @@ from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.slash import SlashContext, SlashResult, message_text
+from streamchat.chat.slash import SlashContext, SlashResult
 from streamchat.chat.status import StatusBoard
 from streamchat.chat.text import printable
 from streamchat.errors import ConfigError, ExitCode
@@ -64,7 +64,7 @@ class Pipe:
             return code
         for line in self._lines(source):
             result = registry.run(context, line)
-            message = message_text(line) if result is None else self._message_of(result)
+            message = registry.message_text(line) if result is None else self._message_of(result)
             if message:
                 self._engine.submit(message)
                 code = self._until(turn_over)
@@ -96,7 +96,7 @@ class Pipe:
     def _message_of(self, result: SlashResult) -> str:
         """What a command wants to be sent. Lines of a pipe are taken as they are; only /read takes a file."""
         try:
-            return mentions.expand(result.message or result.insert.strip())
+            return mentions.expand(result.message or result.insert.strip()).text
         except ConfigError as error:
             self._answer(SlashResult(str(error), error=True))
             return ""

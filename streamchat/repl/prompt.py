@@ -19,9 +19,9 @@ from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.slash import SlashContext, message_text
+from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard
-from streamchat.chat.text import printable
+from streamchat.chat.text import printable, without_blank_ends
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
@@ -29,8 +29,17 @@ from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character
 from streamchat.repl.render import Narrator, ready_sentence
 from streamchat.repl.session import InputLine
-from streamchat.repl.terminal import ENDING_SIGNALS, Terminal, between_prompts, on_signals
+from streamchat.repl.terminal import (
+    ENDING_SIGNALS,
+    STOP_SIGNALS,
+    Terminal,
+    as_before,
+    between_prompts,
+    on_signals,
+    terminal_modes,
+)
 from streamchat.repl.toolbar import toolbar_text
+from streamchat.suspend import stop_process
 
 ANSWER_WAIT_S = 1.0
 """How long a command that answers through an event may take before the prompt comes back anyway."""
@@ -75,6 +84,7 @@ class Prompt:
         self._on_interrupt: Callable[[], None] | None = None
         """What Ctrl+C does while no prompt reads the keyboard; None = nothing, between two phases."""
         self._ended_by = 0
+        self._modes = terminal_modes()
         self._task: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
@@ -92,7 +102,7 @@ class Prompt:
 
         unsubscribe = self._engine.subscribe(hand_over)
         try:
-            with on_signals((signal.SIGINT, *ENDING_SIGNALS), on_signal):
+            with on_signals((signal.SIGINT, *STOP_SIGNALS, *ENDING_SIGNALS), on_signal):
                 await self._converse()
         except _EngineGone:
             self._progress.clear()
@@ -122,11 +132,11 @@ class Prompt:
             text = ""
             if given is None:
                 return
-            given = printable(given.lstrip("\n").rstrip())
+            given = printable(without_blank_ends(given))
             self._begin()
             result = self._registry.run(self._context, given)
             if result is None or result.message:
-                text = await self._send(message_text(given) if result is None else result.message, given)
+                text = await self._send(self._registry.message_text(given) if result is None else result.message, given)
                 continue
             if result.quit:
                 return
@@ -153,13 +163,12 @@ class Prompt:
         except ConfigError as error:
             self._terminal.line(str(error), "error")
             return given
-        return await self._turn(expanded)
-
-    async def _turn(self, message: str) -> str:
-        """One message and its reply; returns the text to offer again where the turn was taken back."""
+        if expanded.notice:
+            self._terminal.line(expanded.notice, "warning")
         self._begin()
-        self._engine.submit(message)
-        return await self._wait(turn_over)
+        self._engine.submit(expanded.text)
+        # not what the files of a refused message hold
+        return given if await self._wait(turn_over) else ""
 
     async def _wait(self, over: Callable[[ev.Event], bool]) -> str:
         """Let the engine work until an event for which `over` is true; returns the text to offer then."""
@@ -170,11 +179,11 @@ class Prompt:
             case ev.TurnFinished(rolled_back=True, text=text):
                 return text
             case ev.TurnUndone(to_edit=True, text=text):
-                return text
+                return self._registry.as_typed(text)
             case ev.SummaryReady(text=text) if text:
                 return f"/keep {printable(text)}"
             case ev.ConversationResumed(message_back=text):
-                return text
+                return self._registry.as_typed(text)
             case _:
                 return ""
 
@@ -241,10 +250,18 @@ class Prompt:
             self._on_interrupt = None
 
     def _signalled(self, number: int) -> None:
-        if number != signal.SIGINT:
+        if number in STOP_SIGNALS:
+            self._suspend()
+        elif number != signal.SIGINT:
             self._leave(number)
         elif self._on_interrupt is not None:
             self._on_interrupt()
+
+    def _suspend(self) -> None:
+        """A shell stops the process, at the prompt or while a reply is written."""
+        if self._input is None or not self._input.suspend():
+            with as_before(self._modes):
+                stop_process()
 
     def _leave(self, number: int) -> None:
         self._ended_by = number

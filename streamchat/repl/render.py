@@ -12,11 +12,12 @@ from typing import Literal
 
 from streamchat.chat import events as ev
 from streamchat.chat.evictions import eviction_sentence, merged
+from streamchat.chat.status import retained_words
 from streamchat.chat.text import PrintableStream, printable
 from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
 from streamchat.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
-from streamchat.units import human_seconds
+from streamchat.units import human_seconds, plural
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
 SHOWN_AGAIN = 3
@@ -86,7 +87,7 @@ class Narrator:
                 return resumed_pieces(event, self._thinking())
             case ev.TurnPinned():
                 what = "pinned: it stays in the cache" if event.pinned else "unpinned"
-                return [Piece("info", f"turn {event.turn} ({event.tokens} tokens) is {what}")]
+                return [Piece("info", f"turn {event.turn} ({plural(event.tokens, 'token')}) is {what}")]
             case _:
                 pass
         return []
@@ -130,7 +131,7 @@ def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
     """Which conversation goes on, and its latest turns."""
     pieces = []
     if len(event.turns) > SHOWN_AGAIN:
-        pieces.append(Piece("stats", f"({len(event.turns) - SHOWN_AGAIN} earlier turns)"))
+        pieces.append(Piece("stats", f"({plural(len(event.turns) - SHOWN_AGAIN, 'earlier turn')})"))
     for turn in event.turns[-SHOWN_AGAIN:]:
         pieces.append(Piece("said", printable(turn.text)))
         thoughts, answer = split(printable(turn.reply))
@@ -161,7 +162,9 @@ def reason_piece(event: ev.TurnFinished) -> Piece | None:
     """What to say of a turn that did not end by itself."""
     match event.finish_reason:
         case "length":
-            return Piece("warning", f"the reply was cut off after {event.stats.new_tokens} tokens (max_new_tokens)")
+            return Piece(
+                "warning", f"the reply was cut off after {plural(event.stats.new_tokens, 'token')} (max_new_tokens)"
+            )
         case "cancelled" if event.rolled_back:
             return Piece("info", "stopped before the reply began; the message was taken back")
         case "cancelled":
@@ -174,13 +177,13 @@ def reason_piece(event: ev.TurnFinished) -> Piece | None:
 
 
 def stats_line(stats: ev.TurnStats) -> str:
-    """`12 tokens · 35.1 tok/s · first token 45 ms · cache 300/512`."""
-    parts = [f"{stats.new_tokens} token{'' if stats.new_tokens == 1 else 's'}"]
+    """`12 tokens · 35.1 tok/s · first token 45 ms · cache 300/1,024`."""
+    parts = [plural(stats.new_tokens, "token")]
     if stats.decode_tps is not None:
         parts.append(f"{stats.decode_tps:.1f} tok/s")
     if stats.ttft_s is not None:
         parts.append(f"first token {human_seconds(stats.ttft_s)}")
-    parts.append(f"cache {stats.cache_len}/{stats.cache_size}")
+    parts.append(f"cache {stats.cache_len:,}/{stats.cache_size:,}")
     return " · ".join(parts)
 
 
@@ -188,14 +191,13 @@ def cleared_sentence(event: ev.ConversationCleared) -> str:
     """The confirmation of `/clear` and `/system`."""
     if not event.pinned_tokens:
         return "the conversation starts over"
-    return f"the conversation starts over; the system prompt is pinned ({event.pinned_tokens} tokens)"
+    return f"the conversation starts over; the system prompt is pinned ({plural(event.pinned_tokens, 'token')})"
 
 
 def ready_sentence(info: ev.ModelInfo) -> str:
     """What is loaded and how, once at the start."""
-    pinned = f", {info.pinned_tokens} pinned" if info.pinned_tokens else ""
     text = (
-        f"{info.name} on {info.device}, {info.precision}; cache {info.cache_size} tokens "
-        f"({info.num_sink_tokens} sinks{pinned}); /help lists the commands"
+        f"{info.name} on {info.device}, {info.precision}; cache {plural(info.cache_size, 'token')} "
+        f"({retained_words(info)}); /help lists the commands"
     )
     return printable(text)

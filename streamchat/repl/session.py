@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import create_app_session, get_app, run_in_terminal
+from prompt_toolkit.application.current import set_app
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -27,6 +29,7 @@ from streamchat.errors import ConfigError
 from streamchat.keys import keys_of, spoken
 from streamchat.repl.keys import sequences
 from streamchat.repl.terminal import STYLE
+from streamchat.suspend import stop_process
 
 PROMPT = "you> "
 
@@ -91,7 +94,6 @@ class InputLine:
             auto_suggest=AutoSuggestFromHistory(),
             key_bindings=self._bindings(),
             bottom_toolbar=self._toolbar_text,
-            enable_suspend=True,
             tempfile_suffix=".md",
         )
 
@@ -113,6 +115,22 @@ class InputLine:
         """Show new figures in the toolbar, where a prompt is on the screen."""
         if self.session.app.is_running:
             self.session.app.invalidate()
+
+    def suspend(self, group: bool = False) -> bool:
+        """Let the shell have the terminal until it continues this process; False when no prompt is on the screen.
+
+        Args:
+            group: Stop all processes of the pipeline, as the key does.
+        """
+        app = self.session.app
+        if not app.is_running or app.is_done:
+            return False
+        with set_app(app):
+            app.create_background_task(self._stopped(group))
+        return True
+
+    async def _stopped(self, group: bool) -> None:
+        await run_in_terminal(lambda: stop_process(group))
 
     def end(self, error: BaseException) -> None:
         """Let `ask` raise `error`: a running one, or the next."""
@@ -152,7 +170,8 @@ class InputLine:
 
         def clear_or_leave(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
-                event.current_buffer.reset()
+                event.current_buffer.save_to_undo_stack()
+                event.current_buffer.document = Document()
             elif self._leave_armed:
                 event.app.exit(exception=EOFError())
             else:
@@ -161,6 +180,11 @@ class InputLine:
         def edit(event: KeyPressEvent) -> None:
             event.app.create_background_task(self._edit(event.current_buffer))
 
+        def stop(event: KeyPressEvent) -> None:
+            self.suspend(group=True)
+
+        if hasattr(signal, "SIGTSTP"):
+            bindings.add("c-z", filter=at_message, eager=True)(stop)
         # an Enter that does not send breaks the line, as in the app
         bindings.add("enter", filter=at_message)(newline)
         bind("prompt.send", send)

@@ -7,14 +7,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from prompt_toolkit import print_formatted_text
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
+from streamchat.chat.plain import in_encoding
+from streamchat.chat.text import printable
 from streamchat.repl.render import Piece
 
+Modes = list[Any]
+"""As `termios.tcgetattr` has them."""
 REPLY_LABEL, YOU_LABEL = "bot> ", "you> "
 STYLE = Style.from_dict(
     {
@@ -59,6 +64,8 @@ class Terminal:
 
     def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
         """Write a line of its own."""
+        # prompt-toolkit would write ? for each character that the console lacks
+        text = in_encoding(printable(text), sys.stdout.encoding)
         if self._dumb:
             print(text, end=end, flush=True)
         else:
@@ -74,17 +81,17 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
     Args:
         interrupt: The control character that is a signal in the place of Ctrl+C.
     """
-    try:
-        import termios
-
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError):  # Windows; not a terminal
+    before = terminal_modes()
+    if before is None:
         yield
         return
+    import termios
+
+    descriptor = sys.stdin.fileno()
     quiet = list(before)
     quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # or Ctrl+C would throw away what was typed before it
     if interrupt is not None:
         quiet[6] = list(before[6])
         quiet[6][termios.VINTR] = bytes([interrupt])
@@ -96,6 +103,35 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
         _paste_marks(False)
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextlib.contextmanager
+def as_before(modes: Modes | None) -> Iterator[None]:
+    """The terminal in the modes that it had before, for a moment; then as it is now. None does nothing."""
+    if modes is None:
+        yield
+        return
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    now = termios.tcgetattr(descriptor)
+    _paste_marks(False)
+    termios.tcsetattr(descriptor, termios.TCSANOW, modes)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, now)
+        _paste_marks(True)
+
+
+def terminal_modes() -> Modes | None:
+    """The modes of the terminal on stdin; None on Windows, and when stdin is not a terminal."""
+    try:
+        import termios
+
+        return termios.tcgetattr(sys.stdin.fileno())
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def _paste_marks(on: bool) -> None:
@@ -120,6 +156,7 @@ def on_signals(numbers: tuple[int, ...], action: Callable[[int], None]) -> Itera
             signal.signal(number, old)
 
 
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTSTP",) if hasattr(signal, name))  # nor this one
 ENDING_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
+from streamchat.chat.plain import in_encoding
 from streamchat.chat.status import StatusBoard
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 BAR_CELLS = 10
 
@@ -12,7 +15,7 @@ def toolbar_text(board: StatusBoard, columns: int) -> str:
     """The figures that fit into `columns`, the most important first."""
     cache = board.cache
     size = cache.cache_size or (board.info.cache_size if board.info else 0)
-    parts = [f"cache {cache.length}/{size} {bar(cache.length, size)}", counted(cache.compressions, "compression")]
+    parts = [f"cache {cache.length:,}/{size:,} {bar(cache.length, size)}", plural(cache.compressions, "compression")]
     parts.append(memory_text(board))
     if board.decode_tps is not None:
         parts.append(f"{board.decode_tps:.1f} tok/s")
@@ -23,7 +26,7 @@ def toolbar_text(board: StatusBoard, columns: int) -> str:
         longer = f"{text} · {part}"
         if len(longer) < columns:
             text = longer
-    return text
+    return in_encoding(text, sys.stdout.encoding)
 
 
 def bar(length: int, size: int) -> str:
@@ -41,8 +44,3 @@ def memory_text(board: StatusBoard) -> str:
         total = f" of {human_bytes(memory.total_bytes)}" if memory.total_bytes else ""
         return f"VRAM {human_bytes(memory.allocated_bytes)} allocated{total}"
     return f"process memory {human_bytes(memory.rss_bytes)}"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 compression`, `2 compressions`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

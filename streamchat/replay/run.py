@@ -17,7 +17,7 @@ from streamchat.chat import events as ev
 from streamchat.paths import private_opener, write_private
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
-from streamchat.units import human_seconds
+from streamchat.units import human_seconds, plural
 
 if TYPE_CHECKING:
     from streamchat.chat.engine import Engine
@@ -330,8 +330,10 @@ def restored_totals(rows: list[dict[str, Any]]) -> Totals:
 def line_of(row: dict[str, Any], totals: Totals) -> str:
     """A turn as a line of a log."""
     speed = f"{row['decode_tps']:.1f} tok/s" if row["decode_tps"] else "- tok/s"
+    written = row["new_tokens"] or row["given_tokens"]
     first = human_seconds(row["ttft_s"]) if row["ttft_s"] is not None else "-"
     return (
-        f"turn {totals.turns}: {row['prompt_tokens']} + {row['new_tokens'] or row['given_tokens']} tokens, {speed}, "
-        f"first token {first}, cache {row['cache_len']}/{row['cache_size']}, {totals.compressions} compressions"
+        f"turn {totals.turns:,}: {row['prompt_tokens']:,} + {written:,} tokens, {speed}, "
+        f"first token {first}, cache {row['cache_len']:,}/{row['cache_size']:,}, "
+        f"{plural(totals.compressions, 'compression')}"
     )

@@ -19,6 +19,7 @@ from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
 from streamchat.thinking import ONLY_REASONING, split
 from streamchat.transcripts import Role, TranscriptError, kind_of, message_of, messages_of, read_records, unknown
+from streamchat.units import plural
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -109,7 +110,8 @@ def _markdown(session: StoredSession) -> Iterator[str]:
     info = session.info
     yield f"# {literal(info.title)}"
     yield ""
-    yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {len(session.turns)} turn(s)"
+    turns = plural(len(session.turns), "turn")
+    yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {turns}"
     if prompt := _system_prompt(session):
         yield ""
         yield "## System prompt"

@@ -19,7 +19,9 @@ from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.driver import Driver
+from textual.notifications import Notify
 from textual.screen import Screen
+from textual.theme import Theme
 
 from streamchat.chat import events as ev
 from streamchat.chat.client import ChatEngine
@@ -39,13 +41,15 @@ from streamchat.tui.messages import EngineClosing, EventsArrived
 from streamchat.tui.outbox import Outbox
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.help import HelpScreen
-from streamchat.tui.terminal import guarded_terminal
-from streamchat.tui.themes import user_themes
+from streamchat.tui.terminal import guarded_driver, guarded_terminal
+from streamchat.tui.themes import remember_theme, remembered_theme, user_themes
 
 CLOSE_S = 1.0
 """How long leaving waits for the engine's thread."""
 PALETTE_HAS = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
 """Commands that the palette offers in words."""
+MAX_TOASTS = 2
+"""On the screen at a time; the same sentence is there once."""
 AGAIN_S = 3.0
 """How long the first Ctrl+C counts."""
 
@@ -88,13 +92,8 @@ class StreamchatApp(App[int]):
         self._quit_armed = False
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's choice, with pastes guarded where that is the driver of Linux and macOS."""
-        chosen = super().get_driver_class()
-        if chosen.__module__ != "textual.drivers.linux_driver":  # Windows, a browser, a test
-            return chosen
-        from streamchat.tui.keyboard import KeyboardDriver
-
-        return KeyboardDriver
+        """Textual's choice, with pastes and stops guarded."""
+        return guarded_driver(super().get_driver_class())
 
     def keys_of(self, key_id: str) -> str:
         """Names of the keys for something, as configured."""
@@ -122,11 +121,14 @@ class StreamchatApp(App[int]):
         """Keys and theme first, then the engine: it must not hold up the first paint."""
         self.set_keymap(dict(self._configuration.keys))
         name = self._configuration.settings.theme
+        if not self._configuration.is_explicit("theme") and remembered_theme() in self.available_themes:
+            name = remembered_theme()
         if name in self.available_themes:
             self.theme = name
         else:
             place = self._configuration.place("theme")
             self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
         for problem in self._theme_problems:
             self.notify(problem, severity="warning", markup=False, timeout=8)
         self.begin_capture_print(self)
@@ -171,6 +173,13 @@ class StreamchatApp(App[int]):
         error = sys.exc_info()[1]
         where = f"the traceback is in {path}" if path else "run again with --debug to see the traceback"
         self.panic(Text(f"streamchat: unexpected {type(error).__name__}: {one_line(str(error))}; {where}"))
+
+    def on_notify(self, event: Notify) -> None:
+        """Make room for a toast, which Textual then shows: a pile of them would cover the conversation."""
+        others = [note for note in self._notifications if note.message != event.notification.message]
+        for note in list(self._notifications):
+            if note not in others[1 - MAX_TOASTS :]:
+                del self._notifications[note]
 
     # --- leaving --------------------------------------------------------------------------------------------
 
@@ -242,9 +251,17 @@ class StreamchatApp(App[int]):
         """Name of the theme in use."""
         return self.theme
 
-    def use_theme(self, name: str) -> None:
-        """Switch."""
+    def use_theme(self, name: str) -> str:
+        """Switch; returns what the next start does."""
         self.theme = name
+        if self._configuration.is_explicit("theme"):
+            return f"for now; the next start has the theme of {self._configuration.place('theme')}"
+        return "also at the next start" if remember_theme(name) else "for now: the choice cannot be written"
+
+    def _keep_theme(self, theme: Theme) -> None:
+        """Chosen with /theme or in the palette. One that the user configured stays the one of the next start."""
+        if not self._configuration.is_explicit("theme"):
+            remember_theme(theme.name)
 
     def copy_reply(self, code_only: bool) -> str:
         """Copy the last reply or its last code block."""
@@ -297,6 +314,8 @@ class StreamchatApp(App[int]):
         yield SystemCommand(
             "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
         )
+        if self._driver is not None and self._driver.can_suspend:
+            yield SystemCommand("Suspend", "Stop until the shell's fg", self.action_suspend_process)
         yield SystemCommand("Quit", "Leave", self.action_quit)
 
     def _talking_commands(self) -> Iterable[SystemCommand]:

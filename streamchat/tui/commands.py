@@ -10,6 +10,7 @@ from streamchat.chat import file_access
 from streamchat.chat.commands import default_registry
 from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.units import plural
 
 
 class AppActions(Protocol):
@@ -23,8 +24,8 @@ class AppActions(Protocol):
         """Name of the theme in use."""
         ...
 
-    def use_theme(self, name: str) -> None:
-        """Switch to the theme `name`, which exists."""
+    def use_theme(self, name: str) -> str:
+        """Switch to the theme `name`, which exists; returns what the next start does."""
         ...
 
     def copy_reply(self, code_only: bool) -> str:
@@ -70,8 +71,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
             return SlashResult(f"theme: {actions.theme_name()}; others: {', '.join(actions.themes())}")
         if name not in actions.themes():
             return SlashResult(unknown_theme(name, actions.themes()), error=True)
-        actions.use_theme(name)
-        return SlashResult(f'theme: {name}; to keep it, put theme = "{name}" into [interface] of config.toml')
+        return SlashResult(f"theme: {name}, {actions.use_theme(name)}")
 
     def complete_theme(context: SlashContext, argument: str) -> Iterable[tuple[str, str]]:
         now = actions.theme_name()
@@ -100,7 +100,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     def export(context: SlashContext, argument: str) -> SlashResult:
         path, text, turns, lost = SessionCommands().exported(context, argument)
         actions.download(path.name, text)
-        return SlashResult(f"{path.name} with {turns} turn(s) goes to the browser{lost}")
+        return SlashResult(f"{path.name} with {plural(turns, 'turn')} goes to the browser{lost}")
 
     if not file_access.allowed():
         registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))

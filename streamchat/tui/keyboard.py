@@ -15,6 +15,8 @@ from textual._parser import ParseError
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
+from streamchat.suspend import stop_process
+
 BLOCK_BYTES = 4096
 WAIT_S = 0.1
 """How long to wait for a key before looking whether the app has ended."""
@@ -54,7 +56,45 @@ class PasteGuard:
 
 
 class KeyboardDriver(LinuxDriver):
-    """The driver of Linux and macOS with a `PasteGuard` before its parser."""
+    """The driver of Linux and macOS with a `PasteGuard` before its parser, and a whole screen after a stop.
+
+    Textual's own handlers write to the terminal in the middle of whatever the loop does, and draw only what changed.
+    """
+
+    _stopping = False
+
+    def _sigtstp_application(self, *_: object) -> None:
+        """Ctrl+Z of a shell, or `kill -TSTP`: stop between two steps of the loop, with the terminal as it was."""
+        if self._auto_restart:
+            self._loop.call_soon_threadsafe(self._stop)
+        else:  # an editor has the terminal, and this process waits for it
+            stop_process()
+
+    def _stop(self) -> None:
+        if self._writer_thread is None or self._stopping:
+            return
+        self._stopping = True
+        self.suspend_application_mode()
+        try:
+            stop_process()
+        finally:
+            self.resume_application_mode()
+            self._stopping = False
+
+    def _sigcont_application(self, *_: object) -> None:
+        """Continued. After `kill -STOP`, which cannot be noticed, the terminal is the shell's."""
+        if self._auto_restart and not self._stopping:
+            self._loop.call_soon_threadsafe(self._restart)
+
+    def _restart(self) -> None:
+        if self._writer_thread is not None and not self._stopping:
+            self.suspend_application_mode()
+            self.resume_application_mode()
+
+    def resume_application_mode(self) -> None:
+        """Take the terminal again, and draw all of the screen: it is blank."""
+        super().resume_application_mode()
+        self._loop.call_soon_threadsafe(lambda: self._app.refresh(layout=True))
 
     def run_input_thread(self) -> None:
         """Read, guard, parse, dispatch, until the app ends."""

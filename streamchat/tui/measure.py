@@ -7,6 +7,7 @@ from collections.abc import Callable
 from streamchat.chat import mentions
 from streamchat.chat.events import CacheState
 from streamchat.errors import ConfigError
+from streamchat.units import plural
 
 LONG_LINES, LONG_CHARACTERS = 8, 600
 """From here on a text is measured."""
@@ -33,7 +34,7 @@ class MessageSize:
         if typed == self._typed:
             return
         try:
-            whole = mentions.expand(typed)
+            whole = mentions.expand(typed).text
         except ConfigError:  # told when it is sent
             whole = typed
         self._typed, self._whole, self._tokens = typed, whole, None
@@ -64,7 +65,7 @@ class MessageSize:
         exact = self._tokens if typed == self._typed else None
         tokens = len(text) // CHARACTERS_A_TOKEN if exact is None else exact
         lines, room = text.count("\n") + 1, cache.cache_size - cache.sinks - cache.pinned
-        size = f"{'' if exact is not None else 'about '}{tokens:,} tokens in {lines:,} line{'s' if lines != 1 else ''}"
+        size = f"{'' if exact is not None else 'about '}{plural(tokens, 'token')} in {plural(lines, 'line')}"
         if not cache.cache_size:
             return size
         if tokens > room:

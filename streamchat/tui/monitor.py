@@ -9,11 +9,13 @@ from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.driver import Driver
 from textual.widgets import DataTable, Footer
 
 from streamchat.chat.text import one_line
 from streamchat.chat.watch import Watched, Watcher, everything
 from streamchat.errors import ExitCode, StoreError
+from streamchat.tui.terminal import guarded_driver
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
@@ -45,6 +47,10 @@ class MonitorApp(App[int]):
         self._watcher = Watcher(first)
         self._rows: list[Watched] = []
         self._wanted_theme = theme
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's choice, with stops guarded."""
+        return guarded_driver(super().get_driver_class())
 
     def compose(self) -> ComposeResult:
         """What is watched, the list, the panel, a line for narrow terminals."""

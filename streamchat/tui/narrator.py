@@ -12,6 +12,7 @@ from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.turn import Turn, past_turn
+from streamchat.units import plural
 
 Toast = Callable[[str, str], None]
 """(sentence, 'information' | 'warning' | 'error')"""
@@ -80,7 +81,7 @@ class Narrator:
                 await self._conversation.resume(map(past_turn, event.turns), event.system_prompt)
                 await self._conversation.say(one_line(resumed_sentence(event)))
             case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
-                what = f"keeps its {tokens:,} tokens in the cache" if pinned else "may leave the cache again"
+                what = f"keeps its {plural(tokens, 'token')} in the cache" if pinned else "may leave the cache again"
                 await self._conversation.say(f"Turn {turn} is {'' if pinned else 'un'}pinned and {what}.")
             case ev.EngineFailed():
                 await self._fail(event)

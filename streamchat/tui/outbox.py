@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from streamchat.chat.client import ChatEngine
@@ -28,25 +29,40 @@ class Sent(Enum):
     """One waits already, or the engine has ended."""
 
 
+@dataclass(frozen=True)
+class Message:
+    """What the user wants to say."""
+
+    typed: str
+    """As it stood in the input: what comes back when it cannot be sent."""
+    text: str
+    """For the model, with the files that it mentions."""
+
+
 class Outbox:
     """Keeps order between the user and the engine. The app's thread only."""
 
     def __init__(self, engine: ChatEngine) -> None:
         self._engine = engine
         self.phase = Phase.LOADING
-        self.waiting: str | None = None
+        self.waiting: Message | None = None
         """The message that goes out as soon as the engine is idle."""
+        self._submitted: Message | None = None
         self._over: Callable[[Event], bool] | None = None
 
-    def offer(self, text: str) -> Sent:
-        """Send `text`, or let it wait."""
+    def offer(self, message: Message) -> Sent:
+        """Send `message`, or let it wait."""
         if self.phase is Phase.IDLE:
-            self._submit(text)
+            self._submit(message)
             return Sent.SENT
         if self.phase is Phase.FAILED or self.waiting is not None:
             return Sent.REFUSED
-        self.waiting = text
+        self.waiting = message
         return Sent.WAITS
+
+    def typed(self, text: str) -> str:
+        """How the user typed the message that was sent as `text`."""
+        return self._submitted.typed if self._submitted is not None and self._submitted.text == text else text
 
     def begin(self, over: Callable[[Event], bool]) -> None:
         """The engine works on something else than a message, until an event for which `over` is true."""
@@ -64,10 +80,11 @@ class Outbox:
         if self.phase is Phase.FAILED:
             return None
         self.phase = Phase.IDLE
-        text = self.take_back()
-        if text is not None:
-            self._submit(text)
-        return text
+        message, self.waiting = self.waiting, None
+        if message is None:
+            return None
+        self._submit(message)
+        return message.text
 
     def loading(self) -> None:
         """A model is being loaded; what is sent meanwhile waits."""
@@ -75,15 +92,15 @@ class Outbox:
             self.phase = Phase.LOADING
 
     def take_back(self) -> str | None:
-        """The message that waits, which waits no longer."""
-        text, self.waiting = self.waiting, None
-        return text
+        """The message that waits, as it was typed; it waits no longer."""
+        message, self.waiting = self.waiting, None
+        return message.typed if message is not None else None
 
     def failed(self) -> str | None:
-        """The engine has ended; returns the message that waited."""
+        """The engine has ended; returns the message that waited, as it was typed."""
         self.phase = Phase.FAILED
         return self.take_back()
 
-    def _submit(self, text: str) -> None:
-        self.phase = Phase.REPLYING
-        self._engine.submit(text)
+    def _submit(self, message: Message) -> None:
+        self.phase, self._submitted = Phase.REPLYING, message
+        self._engine.submit(message.text)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from textual.driver import Driver
+
 from streamchat import paths
 from streamchat.telemetry.log_file import log_path
 
@@ -54,6 +56,15 @@ def guarded_terminal() -> Iterator[None]:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+
+
+def guarded_driver(chosen: type[Driver]) -> type[Driver]:
+    """`KeyboardDriver` instead of the driver of Linux and macOS; any other (Windows, browser, test) as it is."""
+    if chosen.__module__ != "textual.drivers.linux_driver":
+        return chosen
+    from streamchat.tui.keyboard import KeyboardDriver
+
+    return KeyboardDriver
 
 
 class _LogWithSize(io.TextIOWrapper):

@@ -42,6 +42,28 @@ def user_themes(folder: Path | None = None) -> tuple[list[Theme], list[str]]:
     return themes, problems
 
 
+def remembered_theme() -> str:
+    """The theme that was chosen in the app last; '' for none."""
+    try:
+        return _memory().read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def remember_theme(name: str) -> bool:
+    """Keep the choice for the next start; returns whether that was possible."""
+    try:
+        paths.private_dir(paths.state_dir())
+        paths.write_private(_memory(), name + "\n")
+    except OSError:
+        return False
+    return True
+
+
+def _memory() -> Path:
+    return paths.state_dir() / "theme"
+
+
 def _theme(file: Path) -> Theme:
     given: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     known = {field.name for field in fields(Theme)} - {"name"}

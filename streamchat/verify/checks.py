@@ -15,6 +15,7 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.kinds import kind_of
 from streamchat.cache.method import make_cache
 from streamchat.cache.selfcheck import SelfCheck
+from streamchat.units import plural
 from streamchat.verify.measure import hook_count
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.reference import RerotatingReference, reread_logits
@@ -86,7 +87,7 @@ def check_evicted(run: ModeRun) -> Check:
     fed = sum(step.fed for step in run.steps)
     held = run.steps[-1].after
     ok = run.tokens_evicted == fed - held > 0 and run.compressions > 0
-    detail = f"{run.compressions} compressions, {run.tokens_evicted} evicted = {fed} fed - {held} held"
+    detail = f"{plural(run.compressions, 'compression')}, {run.tokens_evicted:,} evicted = {fed:,} fed - {held:,} held"
     return Check(f"{run.mode}: the counters tell the truth", ok, detail)
 
 

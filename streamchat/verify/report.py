@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 from streamchat.verify.measure import Step
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.pitfalls import Outcome
@@ -76,7 +76,7 @@ def _steps_text(run: ModeRun, cache_size: int, all_steps: bool) -> str:
         cells = f"{step.number:>6}{step.fed:>6}{step.before:>8}{step.after:>8}{human_bytes(step.storage_bytes):>11}"
         lines.append(f"  {cells}  {_layers(step.lengths)}")
     if run.mode != "plain":
-        lines.append(f"  {run.compressions} compressions, {run.tokens_evicted} tokens evicted")
+        lines.append(f"  {plural(run.compressions, 'compression')}, {plural(run.tokens_evicted, 'token')} evicted")
     return "\n".join(lines)
 
 
@@ -92,7 +92,7 @@ def _layers(lengths: Iterable[int]) -> str:
     counts: dict[int, int] = {}
     for length in lengths:
         counts[length] = counts.get(length, 0) + 1
-    return ", ".join(f"{n} layer{'s' if n != 1 else ''} x {length}" for length, n in counts.items())
+    return ", ".join(f"{plural(n, 'layer')} x {length:,}" for length, n in counts.items())
 
 
 def _pitfalls_text(outcomes: list[Outcome], cache_size: int) -> str:

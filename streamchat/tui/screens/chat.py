@@ -17,7 +17,7 @@ from textual.widgets import Footer
 from streamchat.chat import events as ev
 from streamchat.chat import mentions, slash
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.text import one_line, printable
+from streamchat.chat.text import one_line, printable, without_blank_ends
 from streamchat.chat.told import ACKNOWLEDGED, quoted
 from streamchat.errors import ConfigError
 from streamchat.keys import key_names
@@ -31,7 +31,7 @@ from streamchat.tui.history import PromptHistory
 from streamchat.tui.measure import MessageSize
 from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
-from streamchat.tui.outbox import Outbox, Phase, Sent
+from streamchat.tui.outbox import Message, Outbox, Phase, Sent
 from streamchat.tui.past import PastTurn
 from streamchat.tui.screens.finder import Recalled, RecallScreen, SessionsScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
@@ -161,7 +161,7 @@ class ChatScreen(ReadingScreen):
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
             case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(message_back=text) if text:
-                self.prompt.give_back(text)
+                self.prompt.give_back(self.chat_app.registry.as_typed(text))
             case ev.SummaryReady(text=text) if text:
                 self.prompt.give_back(f"/keep {printable(text)}")
                 self._toast("the summary is in the input: change it as you like, Enter pins it", "information")
@@ -189,7 +189,7 @@ class ChatScreen(ReadingScreen):
     async def _give_back(self, event: ev.TurnFinished) -> None:
         """The turn is not part of the conversation; its text is the user's again."""
         if self.prompt.is_blank:
-            self.prompt.put(event.text)
+            self.prompt.put(self._outbox.typed(event.text))
             where = "your message is in the input again"
         else:
             where = "your message is in the history (Up)"
@@ -216,24 +216,27 @@ class ChatScreen(ReadingScreen):
     @on(Prompt.Submitted)
     async def _submitted(self, message: Prompt.Submitted) -> None:
         message.stop()
-        text = message.text.strip()
-        command = slash.parse(text)
+        typed = without_blank_ends(message.text)
+        command = slash.parse(typed)
         if command is not None:
-            await self._run_command(command[0], text)
+            await self._run_command(command[0], typed.strip())
             return
-        await self._send(slash.message_text(text))
+        await self._send(typed, self.chat_app.registry.message_text(typed))
 
-    async def _send(self, typed: str) -> None:
-        """Send what was typed, with the files that it mentions; it stays in the input where that cannot be."""
+    async def _send(self, typed: str, text: str) -> None:
+        """Send `text` with the files that it mentions; what was typed stays in the input where that cannot be."""
         try:
-            text = mentions.expand(typed)
+            expanded = mentions.expand(text)
         except ConfigError as error:
             self._toast(str(error), "error")
             return
-        match self._outbox.offer(text):
+        sent = self._outbox.offer(Message(typed, expanded.text))
+        if sent is not Sent.REFUSED and expanded.notice:
+            await self.conversation.say(expanded.notice, "warning")
+        match sent:
             case Sent.SENT:
                 self.prompt.take()
-                await self._narrate(text)
+                await self._narrate(expanded.text)
             case Sent.WAITS:
                 self.prompt.take()
                 self._show_waiting()
@@ -275,7 +278,7 @@ class ChatScreen(ReadingScreen):
             self._toast(result.text, "error")
             return
         if result.message:
-            await self._send(result.message)
+            await self._send(text, result.message)
             return
         if result.over is not None:
             self._outbox.begin(result.over)
@@ -334,7 +337,8 @@ class ChatScreen(ReadingScreen):
 
     def _show_waiting(self) -> None:
         until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is over"
-        self.query_one(WaitingMessage).offer(self._outbox.waiting, until)
+        waiting = self._outbox.waiting
+        self.query_one(WaitingMessage).offer(waiting.typed if waiting else None, until)
         self.prompt.message_waits = self._outbox.waiting is not None
         self._show_keys()
 
@@ -422,7 +426,7 @@ class ChatScreen(ReadingScreen):
                 self._narrator.current.ended("stopping")
 
     def action_interrupt(self) -> None:
-        """Ctrl+C: copy what is selected, else stop the reply, else quit on the second press."""
+        """Ctrl+C: copy what is selected, else stop the reply, else empty the input, else quit on the second press."""
         selected = self.prompt.selected_text or self.get_selected_text()
         if selected:
             self.app.copy_to_clipboard(selected)
@@ -431,5 +435,7 @@ class ChatScreen(ReadingScreen):
             self._toast(f"selection {SENT}", "information")
         elif self._outbox.phase is Phase.REPLYING:
             self.action_stop()
+        elif self.prompt.text:
+            self.prompt.empty()
         else:
             self.chat_app.action_interrupt()

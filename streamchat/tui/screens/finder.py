@@ -23,7 +23,7 @@ from streamchat.store.records import Found
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
-from streamchat.units import human_when
+from streamchat.units import human_when, plural
 
 LIMIT = 100
 PAUSE_S = 0.15
@@ -171,7 +171,7 @@ class SessionsScreen(FinderScreen[str]):
         now = time.time()
         rows = []
         for info in self._rows:
-            turns = f"{info.turns:,} turn{'s' if info.turns != 1 else ''}"
+            turns = plural(info.turns, "turn")
             here = " · open" if info.id == self._here else ""
             rows.append(
                 Row(info.title, f"{human_when(info.updated, now)} · {turns} · {info.model_name} · {info.id}{here}")

@@ -44,7 +44,7 @@ class HelpScreen(ModalScreen[None]):
             yield KeyTable(self._rows())
             yield Static("Commands", classes="section")
             yield KeyTable([(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._registry])
-            yield Static("A message that begins with a slash: double it, //like this.", classes="note")
+            yield Static("A message that begins with a command: double its slash, as in //help.", classes="note")
             yield Static("Faded messages have left the cache: the model no longer sees them.", classes="note")
             yield Static("Keys can be changed: [keys] in config.toml.", classes="note", markup=False)
 

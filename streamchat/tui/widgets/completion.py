@@ -46,7 +46,7 @@ class Completions(OptionList, can_focus=False):
         if not completions:
             return
         # of a path in the middle of a sentence only the path is shown
-        labels = [line if line.startswith("/") else line[line.rfind("@") :] for line in self._offered]
+        labels = [one_line(line if line.startswith("/") else line[line.rfind("@") :]) for line in self._offered]
         width = max(map(cell_len, labels))
         self.add_options(
             Option(Content.assemble((f"{label:<{width}}", "bold"), "  ", (one_line(note), "$foreground 60%")))

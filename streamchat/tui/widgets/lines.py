@@ -8,11 +8,12 @@ from textual.containers import Vertical
 from streamchat import __version__
 from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.chat.evictions import eviction_sentence, merged
+from streamchat.chat.status import retained_words
 from streamchat.chat.text import one_line
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
-from streamchat.units import human_bytes, human_seconds
+from streamchat.units import human_bytes, human_seconds, plural
 
 
 class Line(Verbatim):
@@ -78,14 +79,13 @@ class Welcome(Vertical):
         yield Verbatim(f"streamchat {__version__}", classes="heading")
         facts = [
             one_line(info.name),
-            f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)})",
+            f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)} in memory)",
             f"{info.precision} on {one_line(info.device)}",
             f"ready in {human_seconds(self._load_s)}",
         ]
         yield Verbatim(" · ".join(facts), classes="facts")
-        pinned = f", {info.pinned_tokens:,} pinned" if info.pinned_tokens else ""
         yield Verbatim(
-            f"The cache holds {info.cache_size:,} tokens ({info.num_sink_tokens} sinks{pinned}). "
+            f"The cache holds {plural(info.cache_size, 'token')} ({retained_words(info)}). "
             "Older messages leave it and fade; the chat goes on.",
             classes="hint",
         )

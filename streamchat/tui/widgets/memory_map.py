@@ -15,6 +15,7 @@ from textual.widget import Widget
 from streamchat.chat.events import CacheState, Segment
 from streamchat.tui.bindings import bind
 from streamchat.tui.widgets.gauge import share_cells
+from streamchat.units import plural
 
 ROWS = 6
 FULL, FIRST, FREE = "█", "▐", "·"
@@ -60,8 +61,8 @@ def words_for(shown: Shown | None, cache: CacheState) -> str:
         return ""
     segment = shown.segment
     if segment is None:
-        return f"free · {cache.cache_size - cache.length:,} tokens"
-    tokens = f"{segment.tokens:,} token{'s' if segment.tokens != 1 else ''}"
+        return f"free · {plural(cache.cache_size - cache.length, 'token')}"
+    tokens = plural(segment.tokens, "token")
     if segment.part == "sinks":
         return f"attention sinks · {tokens}"
     if segment.part == "system":

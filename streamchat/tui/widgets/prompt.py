@@ -100,9 +100,14 @@ class Prompt(TextArea):
         return all(not self.document.get_line(index).strip() for index in range(self.document.line_count))
 
     def put(self, text: str) -> None:
-        """Replace the content, cursor at the end."""
-        self.load_text(text)
+        """Replace the content, cursor at the end. An imported message may hold anything."""
+        self.load_text(printable(text))
         self.move_cursor(self.document.end)
+
+    def empty(self) -> None:
+        """Delete all of it; undo brings it back."""
+        self.history.checkpoint()
+        self.clear()
 
     def give_back(self, text: str) -> None:
         """A message that was not sent comes back in front of what was typed meanwhile."""
@@ -146,11 +151,11 @@ class Prompt(TextArea):
         chosen, moved, typed = self._completions.chosen, self._completions.moved, self._line()
         offered = {line for line, _ in self._complete(typed.strip())}
         self._completions.hide()
+        if not moved and (typed.strip() in offered or (typed.startswith("/") and typed.endswith(" "))):
+            self._send()
+            return
         if not typed.startswith("/"):
             self._fill(chosen)
-            return
-        if not moved and (typed.strip() in offered or typed.endswith(" ")):
-            self._send()
             return
         arguments = bool(self._complete(f"{chosen} "))
         command = " " not in chosen

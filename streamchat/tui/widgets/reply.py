@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -25,8 +26,21 @@ LINKS = ("http://", "https://", "mailto:")
 
 
 def make_parser() -> MarkdownIt:
-    """Markdown as GitHub reads it, but HTML is text: `<think>` or `<div>` in a reply must not vanish."""
-    return MarkdownIt("gfm-like", {"html": False})
+    """Markdown as GitHub reads it, with two differences.
+
+    HTML is text: `<think>` or `<div>` in a reply must not vanish. And a line is a line, as in verse and addresses, and
+    as the prompt shows it: Markdown proper would join the lines of a paragraph.
+    """
+    parser = MarkdownIt("gfm-like", {"html": False})
+    parser.core.ruler.push("lines", _keep_lines)
+    return parser
+
+
+def _keep_lines(state: StateCore) -> None:
+    for token in state.tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
 
 
 class Fence(MarkdownFence):

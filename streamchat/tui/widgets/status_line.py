@@ -10,7 +10,7 @@ from textual.widgets import Static
 from streamchat.chat.events import PrefillProgress
 from streamchat.chat.status import StatusBoard
 from streamchat.tui.widgets.gauge import Gauge
-from streamchat.units import human_bytes
+from streamchat.units import human_bytes, plural
 
 
 class StatusLine(Horizontal):
@@ -25,7 +25,7 @@ class StatusLine(Horizontal):
         """Update the line."""
         cache, memory = board.cache, board.memory
         self.query_one(Gauge).show(cache)
-        parts = [f"{cache.length:,}/{cache.cache_size:,} cached", f"{cache.compressions:,} compressions"]
+        parts = [f"{cache.length:,}/{cache.cache_size:,} cached", plural(cache.compressions, "compression")]
         if memory is not None and memory.allocated_bytes is not None:
             parts.append(f"VRAM {human_bytes(memory.allocated_bytes)}")
         elif memory is not None:

@@ -97,9 +97,10 @@ class StatusPanel(VerticalScroll, can_focus=False):
                 Figure("compressions", f"{cache.compressions:,}"),
                 Figure("tokens evicted", f"{cache.tokens_evicted:,}"),
                 Figure("KV cache", human_bytes(cache.kv_bytes)),
-                Figure("a full cache by now", human_bytes(cache.full_kv_bytes)),
-                Figure("length over time", ""),
-            ][: 5 if len(board.lengths.values) > 1 else 4]
+                # less than what is allocated until something was evicted
+                *([Figure("without eviction", human_bytes(cache.full_kv_bytes))] if cache.tokens_evicted else []),
+                *([Figure("length over time", "")] if len(board.lengths.values) > 1 else []),
+            ]
         )
 
     def _show_totals(self, board: StatusBoard) -> None:
@@ -125,7 +126,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
             [
                 Figure("device", one_line(info.device)),
                 Figure("dtype", info.precision),
-                Figure("weights", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
+                Figure("weights in memory", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
                 Figure("trained context", f"{info.context_length:,}" if info.context_length else "n/a"),
             ]
         )

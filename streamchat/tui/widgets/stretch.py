@@ -14,6 +14,7 @@ from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import SystemPrompt
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.turn import Turn
+from streamchat.units import plural
 
 if TYPE_CHECKING:
     from streamchat.tui.widgets.conversation import Conversation
@@ -41,7 +42,7 @@ class ElsewhereLine(Verbatim):
     def say(self, count: int, which: str) -> None:
         """`which`: 'older' or 'newer'."""
         arrow = "▴" if which == "older" else "▾"
-        self.show(f"{arrow} {count:,} {which} turn{'s' if count != 1 else ''} · scroll or click to show")
+        self.show(f"{arrow} {plural(count, f'{which} turn')} · scroll or click to show")
 
     def on_click(self) -> None:
         """Ask for them."""

@@ -7,6 +7,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from streamchat.chat.text import printable
+from streamchat.units import plural
 
 ROW = 200
 """Characters that count as one row where a line never breaks."""
@@ -61,7 +62,7 @@ class Folded(Static):
             return Content(self.text)
         if self._open:
             return Content.assemble(self.text, ("\n▴ click to fold", "$foreground 60% italic"))
-        rest = f"\n▾ {hidden:,} more lines; click to show them"
+        rest = f"\n▾ {plural(hidden, 'more line')}; click to show them"
         return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
     def _head(self) -> str:

@@ -19,7 +19,7 @@ from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
-from streamchat.units import human_seconds
+from streamchat.units import human_seconds, plural
 
 _WORDS: dict[Memory, str] = {
     "seen": "",
@@ -235,7 +235,7 @@ def _figures_line(
         parts.append(f"stopped at the limit of {new_tokens:,} tokens (/set max_new_tokens)")
     elif not reply:
         parts.append("the model ended its turn without a word")
-    parts.append(f"{new_tokens:,} token{'s' if new_tokens != 1 else ''}")
+    parts.append(plural(new_tokens, "token"))
     if decode_tps is not None:
         parts.append(f"{decode_tps:.1f} tok/s")
     if ttft_s is not None:
