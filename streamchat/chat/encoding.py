@@ -106,7 +106,11 @@ def end_ids(model: Any, tokenizer: Any, encoder: ChatEncoder) -> frozenset[int]:
     A small model that skips its end token often begins the next message instead.
     """
     ids: set[int] = set()
-    for listed in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+    for listed in (
+        model.generation_config.eos_token_id,
+        getattr(model.config.get_text_config(), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ):
         ids.update(listed if isinstance(listed, list | tuple) else [listed] if listed is not None else [])
     for piece in (encoder.close(), encoder.opening(first=False)):
         ids.update(piece[:1] if piece and piece[0] in encoder.control_ids else [])
