@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.chat import events as ev
 from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.hub_cache import cached_snapshot, hub_cache_dir
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve
 from tests.models_help import make_tokenizer, save, tiny_llama, write_gguf
+from tests.real_engine import running
 
 # --- Hub cache -----------------------------------------------------------------------------------------------------
 
@@ -163,6 +165,16 @@ def test_the_text_part_of_a_multimodal_checkpoint_is_served(kind: str, tmp_path:
     loaded = load_model(str(tmp_path / kind), device="cpu", dtype="float32")
     with torch.inference_mode():
         torch.testing.assert_close(loaded.model(input_ids=ids).logits, original(input_ids=ids).logits)
+
+
+def test_a_chat_with_the_text_part_of_a_multimodal_checkpoint(tmp_path: Path) -> None:
+    multimodal("Gemma3", tmp_path / "gemma3")
+    model = load_model(str(tmp_path / "gemma3"), device="cpu", dtype="float32")
+    with running(lambda *_: model, cache_size=64) as chat:
+        chat.wait(ev.ModelReady)
+        for text in ("hello", "and again", "once more"):
+            assert chat.turn(text).finish_reason != "error"
+        assert chat.of(ev.TokensEvicted)
 
 
 def test_a_multimodal_checkpoint_without_a_text_model_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def _next_message(shape: ReplyShape, inside: frozenset[int]) -> NextMessage | No
 
 def _listed(model: Any, tokenizer: Any) -> frozenset[int]:
     ids: set[int] = set()
-    for listed in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+    own = getattr(model.config.get_text_config(), "eos_token_id", None)  # of the text part, in a multimodal model
+    for listed in (model.generation_config.eos_token_id, own, tokenizer.eos_token_id):
         ids.update(listed if isinstance(listed, list | tuple) else [listed] if listed is not None else [])
     return frozenset(int(token) for token in ids)
 

@@ -85,7 +85,7 @@ def checked_url(text: str) -> str:
     """The value of `--serve-url`, without a slash at its end.
 
     Raises:
-        ConfigError: It is not `http(s)://NAME[:PORT]`.
+        ConfigError: It is neither `http://NAME[:PORT]` nor `https://NAME[:PORT]`.
     """
     try:
         parts = urlsplit(text)

@@ -167,7 +167,7 @@ def restore_backup(name: str | None) -> int:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     with Store() as store:
         count = len(store.sessions())
-    say(f"The backup of {when} is in place, with {count} conversation{'s' if count != 1 else ''}.")
+    say(f"The backup of {when} is in place, with {plural(count, 'conversation')}.")
     if moved is not None:
         say(f"The database that was there is {moved}; what was said since then is only in it.")
     return ExitCode.OK

@@ -27,7 +27,7 @@ BLOCK = 1 << 24
 """Bytes that are hashed as one; the digest of a file is that of its blocks' digests, so that they share the cores."""
 THREADS = 4
 LARGE = 1 << 30
-"""Bytes from which on progress is told in numbers; smaller files take a second."""
+"""Bytes from which on progress is reported in numbers; smaller files take a second."""
 SETTLED_NS = 2_000_000_000
 """A younger file may change again within one tick of the file system's clock, so its digest is not remembered."""
 
