@@ -140,7 +140,7 @@ class SafeText:
         fast = bool(getattr(self._tokenizer, "is_fast", False))
         made = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
         ids = [int(token) for token in made["input_ids"]]
-        offsets = made["offset_mapping"] if fast else self._offsets(ids, len(text))
+        offsets = made.get("offset_mapping") or self._offsets(ids, len(text))
         out, at = [], 0
         for token, (start, stop) in zip(ids, offsets, strict=True):
             # some tokenizers leave the space at the start of a token out of its place
