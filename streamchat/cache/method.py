@@ -8,6 +8,7 @@ from streamchat.cache.fit import PositionFit, fit_positions
 from streamchat.cache.recompute import RecomputingCache, fit_recompute
 from streamchat.cache.selfcheck import require_self_check
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.wrappers import refuse_training_mode
 from streamchat.errors import UnsupportedModelError
 
 
@@ -21,6 +22,7 @@ def choose_fit(model: Any, *, checked: bool = False) -> PositionFit:
     Raises:
         UnsupportedModelError: An endless cache would be wrong with this model; the reason is in the text.
     """
+    refuse_training_mode(model)
     try:
         fit = fit_positions(model)
         if not checked:
