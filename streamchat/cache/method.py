@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from streamchat.cache.absolute import absolute_limit
+from streamchat.cache.evictioncheck import require_eviction_check
 from streamchat.cache.fit import PositionFit, fit_positions
 from streamchat.cache.recompute import RecomputingCache, fit_recompute
 from streamchat.cache.selfcheck import require_self_check
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
-from streamchat.cache.wrappers import refuse_training_mode
+from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 from streamchat.errors import UnsupportedModelError
 
 
-def choose_fit(model: Any, *, checked: bool = False) -> PositionFit:
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks of an earlier `choose_fit` found, for a model under the same conditions."""
+
+    position_limit: int | None
+    """`PositionFit.position_limit` as `absolute_limit` narrowed it."""
+
+
+def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
     """Measure how `model`, a causal LM in eval mode, carries positions, and check it numerically.
 
     Args:
-        model: Not changed; some 150 tokens of forward run.
-        checked: The self-check is known to pass (a remembered verdict) and is left out.
+        model: Or a wrapper around it. Not changed; some 250 tokens of forward run.
+        verdict: Of checks that passed before; they are left out.
 
     Raises:
         UnsupportedModelError: An endless cache would be wrong with this model; the reason is in the text.
     """
+    model = causal_lm(model)
     refuse_training_mode(model)
     try:
-        fit = fit_positions(model)
-        if not checked:
-            require_self_check(model, fit)
-        return fit
+        return _measured_fit(model, verdict)
     except UnsupportedModelError as error:
         refusal = error
     try:
-        return fit_recompute(model, str(refusal))
+        fit = fit_recompute(model, str(refusal))
+        if verdict is None:
+            require_eviction_check(model, fit)
+        return fit
     except UnsupportedModelError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception:
         raise refusal from None
+
+
+def _measured_fit(model: Any, verdict: Verdict | None) -> PositionFit:
+    """The fit by moving keys, checked.
+
+    Raises:
+        UnsupportedModelError: A check failed, or the model itself did.
+    """
+    try:
+        fit = fit_positions(model)
+        if verdict is not None:
+            return replace(fit, position_limit=verdict.position_limit)
+        fit = replace(fit, position_limit=absolute_limit(model, fit))
+        require_self_check(model, fit)
+        require_eviction_check(model, fit)
+        return fit
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")[:200]
+        raise UnsupportedModelError(
+            f"a small forward of {type(model).__name__} failed while its positions were measured "
+            f"({type(error).__name__}: {first})"
+        ) from error
 
 
 def make_cache(

@@ -126,7 +126,7 @@ class StreamingPress:
             raise CacheError("this StreamingPress is in use already; leave its block first, or make another press")
         causal_lm(self.model)  # adapters may have been added since
         self._hook.attach()
-        self._hook.forwards = 0
+        self._hook.calls = 0
         self._replace("forward", _hooked_forward(self.causal_lm, self._hook))
         self._replace("generate", _checked_generate(self))
         if any(_is_longrope(module) for module in rotary_modules(self.causal_lm)):
@@ -145,7 +145,7 @@ class StreamingPress:
             if before is not None:
                 self.causal_lm.__dict__[name] = before
         self._replaced.clear()
-        if error is None and self._hook.forwards == 0:
+        if error is None and self._hook.calls == 0:
             raise CacheNotSeenError(
                 f"no forward of the {type(self.causal_lm).__name__} that this StreamingPress was given ran inside its "
                 "block, so nothing was streamed; call that very model, not a copy of it, and compile no function "
@@ -161,8 +161,8 @@ class StreamingPress:
 class _PressHook(StreamingHook):
     """Outside of forwards `generate` must see how much was read, inside them the model must see what is held."""
 
-    forwards = 0
-    """Forwards that reached the hook in this block, also those that it refused."""
+    calls = 0
+    """Calls that reached the press in this block, also those that it refused."""
     prepared = False
     """The hooks have run for the forward that comes next."""
 
@@ -174,7 +174,7 @@ class _PressHook(StreamingHook):
     def _before_forward(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self.forwards += 1
+        self.calls += 1
         self.cache.reports_seen = False
         try:
             prepared = super()._before_forward(module, args, self._with_cache(by_keyword(self._names, args, kwargs)))
@@ -227,6 +227,7 @@ def _checked_generate(press: StreamingPress) -> Any:
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
+        press._hook.calls += 1
         kwargs = by_keyword(names, args, kwargs)
         _refuse_candidates(press.causal_lm, kwargs)
         inputs = kwargs.get("inputs", kwargs.get("input_ids"))
