@@ -17,12 +17,16 @@ from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 from streamchat.errors import UnsupportedModelError
 
 
+# The self-check moves a text of 32 tokens by 17.
+LEAST_POSITIONS = 49
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the checks of an earlier `choose_fit` found, for a model under the same conditions."""
 
-    position_limit: int | None
-    """`PositionFit.position_limit` as `absolute_limit` narrowed it."""
+    absolute_limit: int | None
+    """What `absolute_limit` found."""
 
 
 def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
@@ -44,11 +48,9 @@ def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
     try:
         fit = fit_recompute(model, str(refusal))
         if verdict is None:
-            require_eviction_check(model, fit)
+            _check_eviction(model, fit)
         return fit
-    except UnsupportedModelError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError):
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception:
         raise refusal from None
@@ -62,11 +64,17 @@ def _measured_fit(model: Any, verdict: Verdict | None) -> PositionFit:
     """
     try:
         fit = fit_positions(model)
-        if verdict is not None:
-            return replace(fit, position_limit=verdict.position_limit)
-        fit = replace(fit, position_limit=absolute_limit(model, fit))
-        require_self_check(model, fit)
-        require_eviction_check(model, fit)
+        limit = absolute_limit(model, fit) if verdict is None else verdict.absolute_limit
+        if limit is not None:
+            fit = replace(fit, position_limit=limit, scales_queries=True)
+        if verdict is None:
+            if limit is not None and limit < LEAST_POSITIONS:
+                raise UnsupportedModelError(
+                    f"from position {limit} on the model scales attention by the absolute position, which leaves too "
+                    f"few (under {LEAST_POSITIONS}) to move keys within"
+                )
+            require_self_check(model, fit)
+            _check_eviction(model, fit)
         return fit
     except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
         raise
@@ -76,6 +84,10 @@ def _measured_fit(model: Any, verdict: Verdict | None) -> PositionFit:
             f"a small forward of {type(model).__name__} failed while its positions were measured "
             f"({type(error).__name__}: {first})"
         ) from error
+
+
+def _check_eviction(model: Any, fit: PositionFit) -> None:
+    require_eviction_check(model, lambda size, sinks: make_cache(model, fit, cache_size=size, num_sink_tokens=sinks))
 
 
 def make_cache(
