@@ -23,7 +23,7 @@ from tests.tiny import random_ids, tiny_model
 # peft asks a model for an attribute that transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 TOLERANCE = 2e-5
-PROMPT, NEW = 20, 40
+PROMPT, NEW = 20, 24
 
 
 class Direct(nn.Module):
@@ -84,6 +84,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "data parallel, lora, accelerate hook": lambda model: nn.DataParallel(lora(hooked(model))),
 }
 CALLS = ["wrapper.generate", "base.generate", "wrapper", "base", "base.forward"]
+CASES = [(name, how) for name in WRAPPERS for how in CALLS if "compiled" not in name or how != "base.forward"]
 
 
 def merged(model: Any) -> Any:
@@ -121,8 +122,7 @@ def run(wrapper: Any, base: Any, press: StreamingPress, how: str) -> tuple[Tenso
         return ids, torch.cat(logits)
 
 
-@pytest.mark.parametrize("how", CALLS)
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize(("name", "how"), CASES)
 @pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
 def test_a_wrapped_model_streams_exactly_however_it_is_called(name: str, how: str) -> None:
     base = ready(tiny_model("llama"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,27 +44,22 @@ def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
     model = causal_lm(model)
     refuse_training_mode(model)
     try:
-        return _measured_fit(model, verdict)
-    except UnsupportedModelError as error:
-        refusal = error
-    try:
-        fit = fit_recompute(model, str(refusal))
-        if verdict is None:
+        fit = _moving_fit(model, verdict)
+    except UnsupportedModelError as refusal:
+        fit = _recompute_fit(model, refusal)
+    if verdict is None:
+        with _failures_told(model):
             _check_eviction(model, fit)
-        return fit
-    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception:
-        raise refusal from None
+    return fit
 
 
-def _measured_fit(model: Any, verdict: Verdict | None) -> PositionFit:
+def _moving_fit(model: Any, verdict: Verdict | None) -> PositionFit:
     """The fit by moving keys, checked.
 
     Raises:
         UnsupportedModelError: A check failed, or the model itself did.
     """
-    try:
+    with _failures_told(model):
         fit = fit_positions(model)
         limit = absolute_limit(model, fit) if verdict is None else verdict.absolute_limit
         if limit is not None:
@@ -74,8 +71,24 @@ def _measured_fit(model: Any, verdict: Verdict | None) -> PositionFit:
                     f"few (under {LEAST_POSITIONS}) to move keys within"
                 )
             require_self_check(model, fit)
-            _check_eviction(model, fit)
         return fit
+
+
+def _recompute_fit(model: Any, refusal: UnsupportedModelError) -> PositionFit:
+    """The fit by reading again; raises `refusal`, or its own reason, when that is wrong too."""
+    try:
+        return fit_recompute(model, str(refusal))
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:
+        raise refusal from None
+
+
+@contextmanager
+def _failures_told(model: Any) -> Iterator[None]:
+    """Make an UnsupportedModelError of whatever the model raises inside the block, but for a lack of memory."""
+    try:
+        yield
     except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:

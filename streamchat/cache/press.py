@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
-from streamchat.cache.arguments import by_keyword, cache_keyword, given_cache
+from streamchat.cache.arguments import CACHE_NAMES, by_keyword, cache_keyword, given_cache
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
@@ -202,7 +202,8 @@ class _PressHook(StreamingHook):
                 f"a new text was begun without a cache while the press holds {self.cache.length} tokens of another; "
                 "pass press.cache to go on, or call press.reset() first"
             )
-        return {**kwargs, name: self.cache, "use_cache": True}
+        others = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}
+        return {**others, name: self.cache, "use_cache": True}
 
 
 def _hooked_forward(model: Any, hook: _PressHook) -> Any:
