@@ -104,7 +104,9 @@ def test_positions_that_do_not_count_on_are_refused(positions: torch.Tensor) -> 
     model, cache = make()
     with StreamingHook(model, cache):
         feed(model, cache, random_ids(20), position_ids=torch.arange(20)[None])
-        with pytest.raises(CacheError, match="the next 4 tokens of this text are at 20 to 23; .* leave position_ids out"):
+        with pytest.raises(
+            CacheError, match=r"the next 4 tokens of this text are at 20 to 23; .* leave position_ids out"
+        ):
             feed(model, cache, random_ids(4), position_ids=positions)
         assert cache.lengths == [20] * 3
         feed(model, cache, random_ids(4), position_ids=torch.arange(20, 24)[None])

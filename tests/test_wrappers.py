@@ -157,7 +157,9 @@ def test_nothing_is_left_on_a_wrapped_model(name: str) -> None:
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
 def test_adapters_that_add_to_the_text_are_refused(kind: str, nested: bool) -> None:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(tiny_model("llama"), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    model = peft.get_peft_model(
+        tiny_model("llama"), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    ).eval()
     with pytest.raises(UnsupportedModelError, match=r"the adapter 'default' .* puts trained tokens before the text"):
         StreamingPress(nn.DataParallel(model) if nested else model, cache_size=BUDGET)
 
@@ -165,7 +167,7 @@ def test_adapters_that_add_to_the_text_are_refused(kind: str, nested: bool) -> N
 def test_copies_of_a_model_on_several_devices_are_refused() -> None:
     wrapper = nn.DataParallel(tiny_model("llama"))
     wrapper.device_ids = [0, 1]
-    with pytest.raises(UnsupportedModelError, match="splits a batch over 2 copies .* give the model inside it"):
+    with pytest.raises(UnsupportedModelError, match=r"splits a batch over 2 copies .* give the model inside it"):
         StreamingPress(wrapper, cache_size=BUDGET)
 
 

@@ -51,8 +51,8 @@ def require_eviction_check(model: Any, new_cache: Callable[[int, int], Streaming
         step = next(i for i, distance in enumerate(distances) if not distance <= allowed)
         raise UnsupportedModelError(
             f"the attention in use ({name}) gives wrong logits on a cache that grows and evicts: off by {worst:.2g} of "
-            f"their spread (allowed {allowed:.0e}), from forward {step + 1} of {len(distances)} on; load the model with "
-            'another one, such as attn_implementation="sdpa" or "eager"'
+            f"their spread (allowed {allowed:.0e}), from forward {step + 1} of {len(distances)} on; load the model "
+            'with another one, such as attn_implementation="sdpa" or "eager"'
         )
 
 
@@ -109,7 +109,8 @@ def _distance(a: Tensor, b: Tensor) -> float:
 @contextmanager
 def _eager_attention(model: Any) -> Iterator[None]:
     """Have all parts of the model attend eagerly inside the block."""
-    configs = {id(c): c for m in model.modules() for c in [getattr(m, "config", None)] if hasattr(c, "to_dict")}
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}
     names = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():

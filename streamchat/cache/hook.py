@@ -157,10 +157,9 @@ def _refuse_partial_mask(mask: Any) -> None:
 def _refuse_other_positions(given: Any, count: int, cache: StreamingCache) -> None:
     """Raise CacheError unless `given` counts on from the text's length, the cache's length or the last position."""
     starts = dict.fromkeys((cache.ledger.next_index, cache.length, cache.next_position))
-    ends = given[..., :1] if isinstance(given, Tensor) else None
     if isinstance(given, Tensor) and given.shape[-1] == count:
         steps = torch.arange(count, device=given.device)
-        if bool((given - ends == steps).all()) and any(bool((ends == start).all()) for start in starts):
+        if any(torch.equal(given, (start + steps).expand_as(given)) for start in starts):
             return
     found = given.flatten()[:4].tolist() if isinstance(given, Tensor) else given
     raise CacheError(

@@ -18,7 +18,6 @@ from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 from streamchat.errors import UnsupportedModelError
 
-
 # The self-check moves a text of 32 tokens by 17.
 LEAST_POSITIONS = 49
 

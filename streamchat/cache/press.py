@@ -218,7 +218,7 @@ def _hooked_forward(model: Any, hook: _PressHook) -> Any:
         return original(*args, **kwargs)
 
     # A compiler must not look into it, only into what it calls.
-    return torch.compiler.disable(forward, recursive=False)
+    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def _checked_generate(press: StreamingPress) -> Any:
