@@ -85,6 +85,12 @@ LINEAR_HEADS = {
     "linear_value_head_dim": 16,
 }
 STATES = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_d_conv": 4}
+SHARED = {
+    **WIDE_HEADS,
+    "num_hidden_layers": 4,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
@@ -136,6 +142,26 @@ ROTARY = [
     mistral("mistral", None),
     mistral("mistral_window_16", 16, sinks_seen=False),
     mistral("mistral_window_64", 64),
+    # scales its queries by the absolute position from 64 on
+    Family(
+        "ministral3",
+        "Ministral3Config",
+        {
+            **WIDE_HEADS,
+            "max_position_embeddings": 256,
+            **rope(
+                "yarn",
+                factor=4.0,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+                original_max_position_embeddings=64,
+                llama_4_scaling_beta=0.1,
+            ),
+        },
+        in_one_text=None,
+    ),
     Family("mixtral", "MixtralConfig", {**GROUPED, "sliding_window": None, "num_local_experts": 4}),
     Family("starcoder2", "Starcoder2Config", {**GROUPED, "sliding_window": None}),
     Family("phi", "PhiConfig", {**GROUPED, **rope(partial_rotary_factor=0.5)}),
@@ -312,6 +338,47 @@ REFUSED = served(
         sdpa=False,
     ),
     Family("deepseek_v32", "DeepseekV32Config", LATENT, reason="keeps a DynamicIndexedLayer, which cannot be evicted"),
+    # later layers read the keys of earlier ones and have none of their own
+    Family(
+        "gemma3n",
+        "Gemma3nTextConfig",
+        {
+            **SHARED,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "intermediate_size": [96] * 4,
+        },
+        reason="layer 2 has no keys and values of its own",
+    ),
+    Family(
+        "gemma4_shared",
+        "Gemma4TextConfig",
+        {
+            **SHARED,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+        reason="layer 2 has no keys and values of its own",
+    ),
+    Family(
+        "nemotron_h",
+        "NemotronHConfig",
+        {
+            **WIDE_HEADS,
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 1,
+            "chunk_size": 16,
+        },
+        reason="layer 2 has no keys and values of its own",
+    ),
     # recurrent layers beside learned positions: nothing can be moved, and nothing can be read again
     Family(
         "recurrent_gemma",

@@ -57,7 +57,12 @@ of 7, and 5 single tokens. The reference shares no code with the product: it cac
 - *mistake*: the same with sinks left as they were cached, which is what a wrong position looks like (-: nothing is
   turned, or no query sees the sinks behind a smaller window).
 - *generate*: 90 tokens of `generate` in a `StreamingPress` against feeding them one by one.
-- *limit*: positions are kept below it, because the rope changes there or its table ends.
+- *limit*: positions are kept below it, because the rope changes there, its table ends, or queries are scaled by the
+  absolute position from there on (measured). A budget above it is refused.
+
+The check at load also runs the attention in use (`attn_implementation`) on a cache that evicts, against eager
+attention, and refuses it with figures when it is wrong there (`streamchat/cache/evictioncheck.py`). FlexAttention on a
+CPU without AVX-512 is refused this way.
 """
 
 

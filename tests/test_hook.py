@@ -79,7 +79,7 @@ def test_a_mask_of_ones_is_dropped_and_any_other_refused() -> None:
         assert torch.equal(masked, feed(model, other, ids))
 
 
-@pytest.mark.parametrize("how", ["positional", "embeddings", "wrong positions"])
+@pytest.mark.parametrize("how", ["positional", "embeddings", "positions of the text", "positions of slots"])
 def test_every_way_to_call_the_model_gives_the_same(how: str) -> None:
     model, cache = make()
     ids = random_ids(60)
@@ -93,9 +93,34 @@ def test_every_way_to_call_the_model_gives_the_same(how: str) -> None:
             elif how == "embeddings":
                 logits = model(inputs_embeds=model.get_input_embeddings()(piece), **name).logits
             else:
-                logits = model(input_ids=piece, position_ids=torch.arange(10)[None] + 500, **name).logits
+                start_at = start if how == "positions of the text" else cache.length
+                logits = model(input_ids=piece, position_ids=torch.arange(10)[None] + start_at, **name).logits
         expected = reference.feed(piece[0])
         assert (logits[0].double() - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("positions", [torch.arange(4)[None] + 500, torch.tensor([[20, 21, 23, 24]]), torch.arange(5)])
+def test_positions_that_do_not_count_on_are_refused(positions: torch.Tensor) -> None:
+    model, cache = make()
+    with StreamingHook(model, cache):
+        feed(model, cache, random_ids(20), position_ids=torch.arange(20)[None])
+        with pytest.raises(
+            CacheError, match=r"the next 4 tokens of this text are at 20 to 23; .* leave position_ids out"
+        ):
+            feed(model, cache, random_ids(4), position_ids=positions)
+        assert cache.lengths == [20] * 3
+        feed(model, cache, random_ids(4), position_ids=torch.arange(20, 24)[None])
+
+
+def test_a_second_hook_on_the_model_is_refused() -> None:
+    model, cache = make()
+    _, other = make()
+    with StreamingHook(model, cache):
+        with pytest.raises(CacheError, match="this LlamaForCausalLM streams into another cache already"):
+            StreamingHook(model, other).attach()
+        assert hooks_of(model) == 1
+    with StreamingHook(model, other):
+        feed(model, other, random_ids(4))
 
 
 def test_a_batch_of_equal_lengths_streams_row_by_row() -> None:

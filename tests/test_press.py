@@ -141,6 +141,40 @@ def test_a_new_text_needs_a_reset() -> None:
         assert torch.equal(press.model.generate(random_ids(20), max_new_tokens=40, do_sample=False), first)
 
 
+def test_a_forward_that_begins_a_text_gets_the_cache_by_itself() -> None:
+    model, press = make()
+    ids = random_ids(50)
+    reference = Reference(model, BUDGET, SINKS)
+    with press, torch.inference_mode():
+        logits = [model(ids[:, :20]).logits[0]]
+        with pytest.raises(CacheNotSeenError, match=r"a new text was begun .* pass press\.cache to go on"):
+            model(ids[:, 20:21])
+        logits += [model(ids[:, i : i + 1], **given(press)).logits[0] for i in range(20, 50)]
+    expected = [reference.feed(ids[0, :20]), *(reference.feed(ids[0, i : i + 1]) for i in range(20, 50))]
+    assert press.lengths == [BUDGET] * 3
+    assert (torch.cat(logits).double() - torch.cat(expected)).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("how", ["argument", "configuration", "the model's own configuration", "positional"])
+def test_generating_with_candidates_is_refused(how: str) -> None:
+    model, press = make()
+    more: dict[str, Any] = {}
+    args: list[Any] = [random_ids(20)]
+    match how:
+        case "argument":
+            more = {"prompt_lookup_num_tokens": 3}
+        case "configuration":
+            more = {"generation_config": transformers.GenerationConfig(prompt_lookup_num_tokens=3)}
+        case "the model's own configuration":
+            model.generation_config.prompt_lookup_num_tokens = 3
+        case _:
+            args += [None, None, None, None, None, tiny_model("llama", seed=4)]
+    name = "assistant_model" if how == "positional" else "prompt_lookup_num_tokens"
+    with press, pytest.raises(CacheError, match=f"{name} makes generate feed candidates that may be rejected"):
+        model.generate(*args, max_new_tokens=40, do_sample=False, **more)
+    assert press.tokens_seen == 0
+
+
 @pytest.mark.parametrize("chunk", [None, 5, 16])
 def test_a_prompt_longer_than_the_budget(chunk: int | None) -> None:
     model, press = make()
@@ -206,6 +240,7 @@ def test_hooks_and_methods_are_gone_after_the_block_also_after_an_error() -> Non
         assert traces() == (1, 1, True)
         with pytest.raises(CacheError, match="in use already"), press:
             pass
+        model(random_ids(3))
     assert traces() == (0, 0, False)
     with pytest.raises(RuntimeError, match="boom"), press:
         raise RuntimeError("boom")

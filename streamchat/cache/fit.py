@@ -50,11 +50,18 @@ class PositionFit:
     single_steps: bool = False
     """Several tokens at once give other results than one by one once the cache holds something (some recurrent
     models of transformers on a CPU)."""
+    scales_queries: bool = False
+    """The limit is where attention begins to depend on the absolute position (`absolute_limit`)."""
 
     @property
     def rotates(self) -> bool:
         """Whether any cached tensor carries a position."""
         return self.method == "rotation"
+
+    @property
+    def limit_reason(self) -> str:
+        """What to add to a sentence about the limit."""
+        return " alike (from there on it scales attention by the absolute position)" if self.scales_queries else ""
 
 
 @torch.inference_mode()

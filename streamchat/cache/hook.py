@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from streamchat.cache.arguments import by_keyword, cache_keyword, given_cache, given_tokens, parameter_names
 from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.wrappers import causal_lm
 from streamchat.errors import CacheError, CacheNotSeenError, ChunkTooLargeError
 
 
@@ -25,13 +26,15 @@ class StreamingHook:
     While it is attached, every forward of the model must use the cache: a forward without it raises
     `CacheNotSeenError` instead of quietly streaming nothing.
 
+    `position_ids` that a caller gives must count on where the text stands; others raise `CacheError`.
+
     A forward of more tokens than fit is read in chunks where the caller wants the last logits only
     (`logits_to_keep=1`, as `generate` does), and refused with `ChunkTooLargeError` otherwise.
     """
 
     def __init__(self, model: nn.Module, cache: StreamingCache) -> None:
-        self.model, self.cache = model, cache
-        self._names = parameter_names(model)
+        self.model, self.cache = causal_lm(model), cache
+        self._names = parameter_names(self.model)
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> StreamingHook:
@@ -49,8 +52,13 @@ class StreamingHook:
         return bool(self._handles)
 
     def attach(self) -> None:
-        """Attach the hook; does nothing when it is attached."""
+        """Attach the hook; does nothing when it is attached.
+
+        Raises:
+            CacheError: Another hook is attached: two would make room in two caches for every forward.
+        """
         if not self._handles:
+            self._refuse_second_hook()
             self._handles = [self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
             if isinstance(self.cache, RecomputingCache):
                 self._handles.append(self.model.register_forward_hook(self._after_forward))
@@ -60,6 +68,14 @@ class StreamingHook:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _refuse_second_hook(self) -> None:
+        owners = [getattr(hook, "__self__", None) for hook in self.model._forward_pre_hooks.values()]
+        if any(isinstance(owner, StreamingHook) for owner in owners):
+            raise CacheError(
+                f"this {type(self.model).__name__} streams into another cache already; leave that StreamingPress or "
+                "StreamingHook first"
+            )
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -81,6 +97,9 @@ class StreamingHook:
                 "the model was called with no new tokens; pass what is new, or the whole text with at least one token "
                 "more than the cache has seen"
             )
+        given_positions = kwargs.pop("position_ids", None)
+        if given_positions is not None:
+            _refuse_other_positions(given_positions, tokens.shape[1], self.cache)
         tokens = self._read_first_chunks(tokens, kwargs)
         batch, count = tokens.shape[:2]
         self.cache.make_room(count)
@@ -133,3 +152,18 @@ def _refuse_partial_mask(mask: Any) -> None:
             "padded or custom attention masks cannot be used with a streaming cache: their columns no longer match its "
             "slots; use batches of equal length and no mask"
         )
+
+
+def _refuse_other_positions(given: Any, count: int, cache: StreamingCache) -> None:
+    """Raise CacheError unless `given` counts on from the text's length, the cache's length or the last position."""
+    starts = dict.fromkeys((cache.ledger.next_index, cache.length, cache.next_position))
+    if isinstance(given, Tensor) and given.shape[-1] == count:
+        steps = torch.arange(count, device=given.device)
+        if any(torch.equal(given, (start + steps).expand_as(given)) for start in starts):
+            return
+    found = given.flatten()[:4].tolist() if isinstance(given, Tensor) else given
+    raise CacheError(
+        f"position_ids begin with {found}, and the next {count} tokens of this text are at {cache.ledger.next_index} "
+        f"to {cache.ledger.next_index + count - 1}; a streaming cache assigns positions itself, so leave position_ids "
+        "out, or let them count on"
+    )

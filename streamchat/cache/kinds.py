@@ -48,6 +48,11 @@ def refuse_unknown_layers(cache: Any) -> None:
     """Raise UnsupportedModelError unless each layer can be evicted from or has a state of constant size."""
     kinds = [kind_of(layer) for layer in cache.layers]
     for index, (layer, kind) in enumerate(zip(cache.layers, kinds, strict=True)):
+        if type(layer) is _class("DummyLayer"):
+            raise UnsupportedModelError(
+                f"layer {index} has no keys and values of its own (it reads those of another layer, or does not "
+                "attend), and such models are not served; models with plain attention layers can stream"
+            )
         if kind == "unknown":
             raise UnsupportedModelError(
                 f"layer {index} keeps a {type(layer).__name__}, which cannot be evicted from; models with plain "

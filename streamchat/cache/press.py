@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
-from streamchat.cache.arguments import given_cache
+from streamchat.cache.arguments import CACHE_NAMES, by_keyword, cache_keyword, given_cache
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
@@ -17,9 +20,12 @@ from streamchat.cache.method import choose_fit, make_cache
 from streamchat.cache.probe import rotary_modules
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.wrappers import causal_lm
 from streamchat.errors import CacheError, CacheNotSeenError, ConfigError
 
 DEFAULT_CACHE_SIZE = 1024
+# Options of `generate` that turn on assisted (speculative) decoding.
+CANDIDATE_OPTIONS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
 class StreamingPress:
@@ -32,15 +38,17 @@ class StreamingPress:
     ```
 
     Inside the block every forward of the model uses `press.cache`, whatever calls it: `generate` (sampling, beams,
-    several sequences) or a loop. A `generate` that begins a text gets it by itself; to go on with it, pass it as
-    `cache` (`past_key_values` before transformers 5.24). Batches are of equal length, without padding. The cache
-    outlives the block and can be taken up again in another one.
+    several sequences) or a loop. A `generate` or a forward that begins a text gets it by itself; to go on with it, pass
+    it as `cache` (`past_key_values` before transformers 5.24). Batches are of equal length, without padding. The cache
+    outlives the block and can be taken up again in another one. A block in which no forward of the model ran raises
+    `CacheNotSeenError` when it ends.
 
     Differences from the paper: see `StreamingCache`. Models whose positions cannot be moved (GPT-2, OPT) are served by
     reading what is kept again (`method` is "recompute").
 
     Args:
-        model: A causal LM of transformers, in eval mode. It is measured and checked once, here.
+        model: A causal LM of transformers, in eval mode, or a wrapper around one (PEFT, `torch.compile`, DataParallel):
+            the model inside streams, whoever calls it. It is measured and checked once, here.
         num_sink_tokens: The first tokens, never evicted.
         cache_size: The budget in tokens, sinks included; no layer ever holds more. By default 1,024, or what the
             model can address.
@@ -49,7 +57,7 @@ class StreamingPress:
         fit: What `choose_fit(model)` returned, to measure only once for several presses.
 
     Raises:
-        UnsupportedModelError: An endless cache would be wrong with this model.
+        UnsupportedModelError: An endless cache would be wrong with this model, or its wrapper adds to the text.
         ConfigError: The sizes are impossible.
     """
 
@@ -63,15 +71,17 @@ class StreamingPress:
         options: EvictionOptions | None = None,
         fit: PositionFit | None = None,
     ) -> None:
-        size = _budget(context_length(model.config), num_sink_tokens, cache_size, compression_ratio)
         self.model = model
-        self.fit = fit or choose_fit(model)
+        self.causal_lm = causal_lm(model)
+        """The model inside `model`, which the hook is on."""
+        size = _budget(context_length(self.causal_lm.config), num_sink_tokens, cache_size, compression_ratio)
+        self.fit = fit or choose_fit(self.causal_lm)
         self.cache: StreamingCache = make_cache(
-            model, self.fit, cache_size=size, num_sink_tokens=num_sink_tokens, options=options
+            self.causal_lm, self.fit, cache_size=size, num_sink_tokens=num_sink_tokens, options=options
         )
         self.cache.seen = SeenIds()
-        self._hook = _PressHook(model, self.cache)
-        self._replaced: list[str] = []
+        self._hook = _PressHook(self.causal_lm, self.cache)
+        self._replaced: dict[str, Any] = {}
 
     # --- figures ----------------------------------------------------------------------------------------------
 
@@ -114,12 +124,15 @@ class StreamingPress:
     def __enter__(self) -> StreamingPress:
         if self._hook.attached:
             raise CacheError("this StreamingPress is in use already; leave its block first, or make another press")
+        causal_lm(self.model)  # adapters may have been added since
         self._hook.attach()
+        self._hook.calls = 0
+        self._replace("forward", _hooked_forward(self.causal_lm, self._hook))
         self._replace("generate", _checked_generate(self))
-        if any(_is_longrope(module) for module in rotary_modules(self.model)):
+        if any(_is_longrope(module) for module in rotary_modules(self.causal_lm)):
             # Phi-3's own version drops the cache when the text outgrows its short factors; positions stay below that.
             plain: Any = GenerationMixin.prepare_inputs_for_generation
-            self._replace("prepare_inputs_for_generation", plain.__get__(self.model))
+            self._replace("prepare_inputs_for_generation", plain.__get__(self.causal_lm))
         return self
 
     def __exit__(
@@ -127,18 +140,31 @@ class StreamingPress:
     ) -> None:
         self._hook.remove()
         self.cache.reports_seen = False
-        for name in self._replaced:
-            self.model.__dict__.pop(name, None)
+        for name, before in self._replaced.items():
+            self.causal_lm.__dict__.pop(name, None)
+            if before is not None:
+                self.causal_lm.__dict__[name] = before
         self._replaced.clear()
+        if error is None and self._hook.calls == 0:
+            raise CacheNotSeenError(
+                f"no forward of the {type(self.causal_lm).__name__} that this StreamingPress was given ran inside its "
+                "block, so nothing was streamed; call that very model, not a copy of it, and compile no function "
+                "around it before the block"
+            )
 
     def _replace(self, name: str, method: Any) -> None:
-        """Shadow a method on this instance only."""
-        self.model.__dict__[name] = method
-        self._replaced.append(name)
+        """Shadow a method on this instance only; what the instance had (accelerate's forward) comes back later."""
+        self._replaced[name] = self.causal_lm.__dict__.get(name)
+        self.causal_lm.__dict__[name] = method
 
 
 class _PressHook(StreamingHook):
     """Outside of forwards `generate` must see how much was read, inside them the model must see what is held."""
+
+    calls = 0
+    """Calls that reached the press in this block, also those that it refused."""
+    prepared = False
+    """The hooks have run for the forward that comes next."""
 
     def attach(self) -> None:
         super().attach()
@@ -148,43 +174,80 @@ class _PressHook(StreamingHook):
     def _before_forward(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.calls += 1
         self.cache.reports_seen = False
         try:
-            prepared = super()._before_forward(module, args, self._with_cache(args, kwargs))
+            prepared = super()._before_forward(module, args, self._with_cache(by_keyword(self._names, args, kwargs)))
         except BaseException:
             self.cache.reports_seen = True  # no post-hook runs after a pre-hook that raised
             raise
         self.cache.reports_seen = False  # forwards of first chunks have set it
-        return prepared
+        self.prepared = True
+        return (), prepared[1]
 
     def _leave_forward(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        self.cache.reports_seen = True
+        self.cache.reports_seen, self.prepared = True, False
 
-    def _with_cache(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """An empty plain cache, which `generate` makes where it was given none, gives way to ours."""
+    def _with_cache(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """No cache, or an empty plain one, which `generate` makes where it was given none, gives way to ours."""
         given = given_cache(kwargs)
-        if type(given) is not DynamicCache or given.get_seq_length() > 0:
+        if given is None and kwargs.get("use_cache") is not False:
+            name = cache_keyword(self.model)
+        elif type(given) is DynamicCache and given.get_seq_length() == 0:
+            name = next(name for name, value in kwargs.items() if value is given)
+        else:
             return kwargs
         if self.cache.length:
             raise CacheNotSeenError(
                 f"a new text was begun without a cache while the press holds {self.cache.length} tokens of another; "
                 "pass press.cache to go on, or call press.reset() first"
             )
-        name = next(name for name, value in kwargs.items() if value is given)
-        return {**kwargs, name: self.cache}
+        others = {key: value for key, value in kwargs.items() if key not in CACHE_NAMES}
+        return {**others, name: self.cache, "use_cache": True}
+
+
+def _hooked_forward(model: Any, hook: _PressHook) -> Any:
+    """`model.forward` for the block: called directly, as some wrappers do, it would pass the hooks by."""
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not hook.prepared:
+            return model(*args, **kwargs)
+        hook.prepared = False
+        return original(*args, **kwargs)
+
+    # A compiler must not look into it, only into what it calls.
+    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def _checked_generate(press: StreamingPress) -> Any:
-    """`model.generate`, with what it is given on a filled cache checked: a wrong guess there is silent."""
-    original = press.model.generate
+    """`generate`, with what it is given on a filled cache checked: a wrong guess there is silent."""
+    original = press.causal_lm.generate
+    names = list(inspect.signature(original).parameters)
 
+    @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        press._hook.calls += 1
+        kwargs = by_keyword(names, args, kwargs)
+        _refuse_candidates(press.causal_lm, kwargs)
+        inputs = kwargs.get("inputs", kwargs.get("input_ids"))
         if given_cache(kwargs) is press.cache and press.tokens_seen and isinstance(inputs, Tensor):
             _check_continuation(press, inputs, kwargs.get("attention_mask"))
-        return original(*args, **_with_use_cache(kwargs))
+        return original(**_with_use_cache(kwargs))
 
     return generate
+
+
+def _refuse_candidates(model: Any, kwargs: dict[str, Any]) -> None:
+    """Raise CacheError for ways to generate that feed tokens which may be rejected later."""
+    configs = [kwargs.get("generation_config"), model.generation_config]
+    ways = [name for name in CANDIDATE_OPTIONS if kwargs.get(name) or any(getattr(c, name, None) for c in configs)]
+    if ways:
+        raise CacheError(
+            f"{ways[0]} makes generate feed candidates that may be rejected, and the tokens that were evicted to make "
+            "room for them would not come back; leave it out inside a StreamingPress"
+        )
 
 
 def _with_use_cache(kwargs: dict[str, Any]) -> dict[str, Any]:

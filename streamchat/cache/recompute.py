@@ -79,6 +79,9 @@ class RecomputingCache(StreamingCache):
         self.fresh = count - self._refill
         self.stale, self._refill = False, 0
 
+    def set_positions_back(self) -> None:
+        """Positions are slots already."""
+
     def _evict_from_layers(self, prefix: int, count: int) -> None:
         self.stale = True
 

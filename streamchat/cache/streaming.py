@@ -106,7 +106,7 @@ class StreamingCache(DynamicCache):
         if cache_size > self.position_limit:
             raise ConfigError(
                 f"cache_size = {cache_size} is more than the {self.position_limit} positions that this model "
-                f"represents; it must be at most {self.position_limit}"
+                f"represents{fit.limit_reason}; it must be at most {self.position_limit}"
             )
         self.fit = fit
         self.cache_size = cache_size
@@ -395,6 +395,11 @@ class StreamingCache(DynamicCache):
 
     def _keep_positions_small(self, incoming: int) -> None:
         if self.length and self.next_position + incoming > self.position_limit:
+            self.set_positions_back()
+
+    def set_positions_back(self) -> None:
+        """Move the positions of all layers so that they begin at 0."""
+        with torch.inference_mode(False), torch.no_grad():
             for layer in self.streaming_layers:
                 layer.rebase()
 

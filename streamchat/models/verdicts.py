@@ -1,6 +1,6 @@
-"""Remembering that a model passed the numeric self-check, so that it runs once and not at every start.
+"""Remembering that a model passed the numeric checks, so that they run once and not at every start.
 
-The fit itself is always measured; only the longer check is left out.
+The fit itself is always measured; only the longer checks are left out, and the limit of positions that they measure.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import transformers
 
 from streamchat import paths
 from streamchat.cache.fit import PositionFit
-from streamchat.cache.method import choose_fit
+from streamchat.cache.method import Verdict, choose_fit
 from streamchat.models.fingerprint import computed_config
 
 _log = logging.getLogger(__name__)
 
 
 def remembered_fit(model: Any) -> PositionFit:
-    """`choose_fit(model)`, without its self-check where that passed before under the same conditions.
+    """`choose_fit(model)`, without its checks where they passed before under the same conditions.
 
     Those are: configuration, number format, devices, attention implementation, versions of torch and transformers,
     and this program's own cache code. A memory that cannot be read or written only costs the check.
@@ -35,10 +35,10 @@ def remembered_fit(model: Any) -> PositionFit:
         UnsupportedModelError: An endless cache would be wrong with this model.
     """
     file = verdict_file(model)
-    passed = _passed(file)
-    fit = choose_fit(model, checked=passed)
-    if not passed and fit.method != "recompute":
-        _remember(file)
+    verdict = _known(file)
+    fit = choose_fit(model, verdict=verdict)
+    if verdict is None and fit.method != "recompute":
+        _remember(file, fit.position_limit if fit.scales_queries else None)
     return fit
 
 
@@ -73,19 +73,21 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _passed(file: Path) -> bool:
+def _known(file: Path) -> Verdict | None:
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get("passed") is True
-    except (OSError, ValueError, AttributeError):
-        return False
+        found = json.loads(file.read_text(encoding="utf-8"))
+        limit = found["absolute_limit"]
+        return Verdict(limit) if found["passed"] is True and (limit is None or type(limit) is int) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
-def _remember(file: Path) -> None:
+def _remember(file: Path, absolute_limit: int | None) -> None:
     try:
         paths.private_dir(file.parent)
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"passed": True}, stream)
+            json.dump({"passed": True, "absolute_limit": absolute_limit}, stream)
         os.replace(temporary, file)
     except OSError as error:
-        _log.warning("the self-check's verdict could not be kept: %s", error)
+        _log.warning("the checks' verdict could not be kept: %s", error)

@@ -1,0 +1,101 @@
+"""From which position on a model treats a text differently, beside its rotary angles: measured, not read.
+
+Some models scale queries by the absolute position from a certain length on. Keys can be moved in them only as long
+as all positions stay below it. Rotary modules are given small positions here, whatever positions the model is
+called with: then all rows of a batch must come out equal, but for what else looks at positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamchat.cache.arguments import parameter_names
+from streamchat.cache.context import context_length
+from streamchat.cache.fit import PositionFit
+from streamchat.cache.probe import plain_forward, rotary_modules
+
+TOKENS = 8
+FURTHEST = 1 << 20
+# Largest difference, in units of the logits' spread, of rows that mean the same: rounding by the place in a batch.
+# A scale that grows by 7 % (Ministral 3's first step) makes 0.02 and more.
+SAME = {torch.float32: 1e-4}
+SAME_16_BIT = 1e-2
+
+
+@torch.inference_mode()
+def absolute_limit(model: Any, fit: PositionFit) -> int | None:
+    """Return the first position from which on attention depends on the absolute position; None when there is none.
+
+    Positions from `fit.position_limit` on are not looked at.
+
+    Args:
+        model: A causal LM in eval mode. One forward of about 20 x 8 tokens runs, and four where there is a limit.
+        fit: Its rotations.
+    """
+    if "position_ids" not in parameter_names(model):
+        return None  # it cannot be told positions, so it counts slots
+    end = fit.position_limit or min(FURTHEST, 4 * (context_length(model.config) or FURTHEST))
+    starts = [0]
+    while 2 * max(1, starts[-1]) + TOKENS <= end:
+        starts.append(2 * max(1, starts[-1]))
+    if end > TOKENS:
+        starts.append(end - TOKENS)
+    below, above = _bounds(starts, _same(model, starts))
+    if above is None:
+        return None
+    while above - below > 1:
+        step = max(1, (above - below) // 16)
+        starts = [0, *range(below + step, above, step)]
+        same = _same(model, starts)
+        low, high = _bounds(starts, same)
+        below, above = max(below, low), above if high is None else high
+    return below + TOKENS
+
+
+def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
+    """The last start before the first row that differs, and that row's start; None where no row differs."""
+    for index, equal in enumerate(same):
+        if not equal:
+            return starts[index - 1], starts[index]
+    return starts[-1], None
+
+
+def _same(model: Any, starts: list[int]) -> list[bool]:
+    """For each start, whether the same tokens from there on give the logits that they give from 0 on."""
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(5))
+    small = torch.arange(TOKENS, device=device)
+    positions = torch.tensor(starts, device=device)[:, None] + small
+    with _small_rotary_positions(model, small):
+        _, logits = plain_forward(model, ids.to(device).expand(len(starts), -1), positions)
+    spread = logits[0].std().clamp_min(1e-9)
+    tolerance = SAME.get(model.dtype, SAME_16_BIT)
+    distance = (logits - logits[:1]).abs().amax(dim=(1, 2)) / spread
+    return [value <= tolerance for value in distance.tolist()]
+
+
+@contextmanager
+def _small_rotary_positions(model: nn.Module, small: Tensor) -> Iterator[None]:
+    """Have rotary modules make angles for `small` positions, whatever the model is called with."""
+
+    def substitute(value: Any) -> Any:
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.shape[-1:] == small.shape
+        return small.to(value.device, value.dtype).expand_as(value) if whole else value
+
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(substitute, args)), {name: substitute(value) for name, value in kwargs.items()}
+
+    handles = [
+        module.register_forward_pre_hook(replace, with_kwargs=True, prepend=True) for module in rotary_modules(model)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,121 @@
+"""The check at load of the attention in use, on a cache that has evicted and set its positions back.
+
+Attention functions differ in what they take: views into a buffer, lengths that do not grow, positions that are not
+slots. What the one in use gives is compared with eager attention on tensors of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.streaming import StreamingCache
+from streamchat.errors import UnsupportedModelError
+
+SINKS = 4
+SIZES = (32, 16)
+"""Budgets of the check: the first that the model can have (some attend in chunks)."""
+# Root mean square, in units of the logits' spread, as in `streamchat verify`.
+ALLOWED = {torch.float32: 1e-4}
+ALLOWED_16_BIT = 5e-2
+
+
+@torch.no_grad()
+def require_eviction_check(model: Any, new_cache: Callable[[int, int], StreamingCache]) -> None:
+    """Run a short text far over a small budget, in chunks and single tokens.
+
+    Args:
+        model: A causal LM in eval mode; not changed. About 20 forwards run.
+        new_cache: Given a budget and a number of sinks, an empty cache.
+
+    Raises:
+        UnsupportedModelError: The attention in use gives other logits than eager attention, with the figures.
+    """
+    ours = _stream(model, _first_possible(new_cache))
+    allowed = ALLOWED.get(model.dtype, ALLOWED_16_BIT)
+    name = str(model.config._attn_implementation)
+    with _eager_attention(model):
+        goal = _stream(model, _in_own_tensors(_first_possible(new_cache)))
+    if _distance(ours[0], goal[0]) > allowed:
+        # They differ without any eviction (Falcon's biases): the attention in use is its own reference.
+        goal = _stream(model, _in_own_tensors(_first_possible(new_cache)))
+    distances = [_distance(a, b) for a, b in zip(ours, goal, strict=True)]
+    worst = max(distances)
+    if not worst <= allowed:
+        step = next(i for i, distance in enumerate(distances) if not distance <= allowed)
+        raise UnsupportedModelError(
+            f"the attention in use ({name}) gives wrong logits on a cache that grows and evicts: off by {worst:.2g} of "
+            f"their spread (allowed {allowed:.0e}), from forward {step + 1} of {len(distances)} on; load the model "
+            'with another one, such as attn_implementation="sdpa" or "eager"'
+        )
+
+
+def _first_possible(new_cache: Callable[[int, int], StreamingCache]) -> StreamingCache:
+    try:
+        return new_cache(SIZES[0], SINKS)
+    except UnsupportedModelError:
+        return new_cache(SIZES[1], SINKS)
+
+
+def _schedule(cache: StreamingCache) -> list[int]:
+    """Tokens of each forward: up to the budget, then over it."""
+    steps = [cache.cache_size - 12, 1, 5, 1, 5, 1, 5, 1, 1, 1]
+    if not cache.fit.single_steps:
+        return steps
+    return [steps[0], *[1] * sum(steps[1:])]
+
+
+def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
+    """Logits (n, vocabulary) of each forward, in float32."""
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.config.get_text_config().vocab_size
+    steps = _schedule(cache)
+    generator = torch.Generator().manual_seed(11)
+    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, sum(steps)), generator=generator).to(device)
+    logits = []
+    with StreamingHook(model, cache):
+        for index, chunk in enumerate(torch.split(ids, steps, dim=1)):
+            if index == len(steps) - 2:
+                cache.set_positions_back()
+            out = model(input_ids=chunk, use_cache=True, **{cache_keyword(model): cache})
+            logits.append(out.logits[0].float())
+    return logits
+
+
+def _in_own_tensors(cache: StreamingCache) -> StreamingCache:
+    """The same cache, handing out copies instead of views."""
+    update = cache.update
+
+    def copied(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = update(*args, **kwargs)
+        return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
+
+    cache.update = copied  # type: ignore[method-assign]
+    return cache
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return float("inf")
+    return ((a - b).square().mean().sqrt() / b.std().clamp_min(1e-9)).item()
+
+
+@contextmanager
+def _eager_attention(model: Any) -> Iterator[None]:
+    """Have all parts of the model attend eagerly inside the block."""
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}
+    names = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = names[key]
