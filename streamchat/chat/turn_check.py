@@ -11,15 +11,16 @@ from streamchat.chat.reference import Exchange, Reference, common_start
 
 @dataclass(frozen=True)
 class FedTurn:
-    """The newest turn of a conversation, and all ids up to its end."""
+    """The newest turn of a conversation, and its ids."""
 
     history: Sequence[Exchange]
+    """Earlier turns: the first and the one before, at least."""
     message: str
     reply: str
     ids: Sequence[int]
-    """Of the whole conversation."""
+    """Up to its end, from the turn before on."""
     prompt_stop: int
-    """Index behind the last id that was fed before the reply."""
+    """Index in `ids` behind the last one that was fed before the reply."""
     given: bool
     """The reply was given, not generated."""
 

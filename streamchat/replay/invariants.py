@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.cache.policy import merged_runs
 from streamchat.chat import events as ev
 from streamchat.chat.reference import Reference
+from streamchat.chat.rendering import UnusableTemplateError
 from streamchat.chat.turn_check import FedTurn, turn_difference
 from streamchat.replay.trend import Trend, trend
 from streamchat.units import human_bytes
@@ -287,9 +288,16 @@ class Inspector:
         prompt = conversation.settings.system_prompt
         if self._reference is None or self._reference.format != encoder.format:
             self._reference = Reference(tokenizer, encoder.format, prompt)
-        history = [(before.text, before.reply) for before in log.turns[:-1]]
-        fed = FedTurn(history, turn.text, turn.reply, log.ids[: turn.stop].tolist(), turn.prompt_stop, turn.given)
-        detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
+        # A long conversation is not looked at as a whole: the first turn and the one before the newest are enough.
+        earlier = log.turns[:-1] if len(log.turns) <= 3 else [log.turns[0], log.turns[-2]]
+        history = [(before.text, before.reply) for before in earlier]
+        start = earlier[-1].first if earlier else 0
+        ids = log.ids[start : turn.stop].tolist()
+        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_stop - start, turn.given)
+        try:
+            detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
+        except UnusableTemplateError:  # the texts of this turn make it raise
+            return ""
         if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
             return detail
         reply = log.ids[turn.prompt_stop : turn.stop].tolist()
