@@ -295,8 +295,8 @@ class RandomChat:
         session = self.owner.archive.session
         if session is None:
             return
-        with Store(self.folder / "chats.db") as store:
-            saved = store.load(session)
+        store: Any = self.owner.archive._store
+        saved = store.load(session)
         log, cache = self.conversation.log, self.conversation.cache
         require([(t.text, t.reply) for t in saved.turns] == self.oracle.said, "saved turns", saved.turns[-1:])
         require([i for t in saved.turns for i in t.ids] == log.ids.tolist()[self.oracle.system :], "saved ids")

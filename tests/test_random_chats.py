@@ -6,6 +6,7 @@ the next logits. `python -m tools.random_chats` runs many more.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,11 @@ def test_eight_turns_at_128_resumed_at_56(kind: str, family: str, tmp_path: Path
 def test_undo_behind_several_resumes(sizes: tuple[int, int], tmp_path: Path) -> None:
     steps = [*turns(5), Step("resume", size=sizes[0]), Step("undo"), *turns(2), Step("resume", size=sizes[1])]
     carry_out(chat_of(200, [*steps, *[Step("undo")] * 6], "gpt_neox"), tmp_path)
+
+
+def test_a_reply_that_a_crash_cut_off_is_closed_where_nothing_may_be_evicted(tmp_path: Path) -> None:
+    cut = Step("turn", "the sea " * 20, "green hills " * 4, ("crash", 4), size=44)
+    carry_out(replace(chat_of(200, [cut]), on_full="stop"), tmp_path)
 
 
 def test_pins_that_no_longer_fit_are_removed_oldest_first(tmp_path: Path) -> None:

@@ -229,6 +229,25 @@ def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: 
         assert tokenizer.decode(conversation.log.ids.tolist() + following) == text
 
 
+def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> None:
+    with a_session(database, QUESTIONS[:3], cache_size=512) as (chat, session):
+        chat.engine.pin(2)
+        chat.wait(ev.TurnPinned)
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert {s.turn for s in resumed.cache.segments if s.turn and s.pinned} == {2}
+        conversation: Any = chat.engine.conversation
+        starts = [turn.first for turn in conversation.log.turns]
+        for number in (3, 2):
+            chat.engine.undo()
+            undone = chat.wait(ev.TurnUndone, 4 - number)
+            assert (undone.turn, undone.restored, undone.read_again) == (number, 0, 0)
+            assert conversation.cache.ledger.runs == [(0, starts[number - 1])]
+        assert conversation.cache.turn_starts == starts[:1]
+        assert not any(s.turn and s.pinned for s in undone.cache.segments)
+        assert chat.turn("x").stats.turn == 2
+
+
 def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
     with a_session(database, cache_size=512) as (_, session):
         pass

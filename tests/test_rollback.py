@@ -174,6 +174,29 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     assert torch.equal(logits(other, 150, 120), logits(one, 150, 120))
 
 
+def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading evicts nothing: what is read again was fitted before."""
+    chat = talk(monkeypatch, "llama", turns=5)
+    before = facts(chat)
+    with pytest.raises(CacheError, match="129 tokens to read again do not fit into a cache of 128"):
+        chat.conversation.read_again([(0, 129)], 129)
+    assert facts(chat) == before
+
+
+def test_ids_of_tokens_that_were_cut_are_forgotten_though_all_of_them_had_been_evicted() -> None:
+    """A model that reads again takes ids by log index."""
+    model = tiny_model("gpt2")
+    cache = make_cache(model, choose_fit(model, checked=True), cache_size=32, num_sink_tokens=4)
+    with StreamingHook(model, cache), torch.inference_mode():
+        for start in range(0, 60, 10):
+            model(input_ids=random_ids(60)[:, start : start + 10], use_cache=True, **{cache_keyword(model): cache})
+    first = cache.ledger.runs[-1][0]
+    assert first > 20
+    assert cache.forget_from(20) == cache.ledger.next_index + len(range(first, 60)) - 20
+    assert cache.seen is not None
+    assert len(cache.seen) == cache.ledger.next_index == 20
+
+
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
     model = tiny_model("llama")
     fit = fit_positions(model)

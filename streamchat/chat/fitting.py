@@ -31,6 +31,7 @@ def fit_to_budget(
     *,
     pins: Sequence[Run],
     turn_starts: Sequence[int],
+    reserve: int = 0,
 ) -> Fitted:
     """Evict from `held`, on paper, what does not fit into the budget of `cache`: by its own rules, oldest first.
 
@@ -43,14 +44,15 @@ def fit_to_budget(
         held: Runs of log indices.
         pins: Runs of log indices, system block included.
         turn_starts: Log indices at which whole turns can be cut.
+        reserve: Tokens that will follow and must not need an eviction.
     """
+    budget = cache.cache_size - reserve
     pins, unpinned = merged_runs(pins), list[int]()
     for turn in pinned_turns(log, pins, cache.num_sink_tokens):
-        if _retained(cache, held, pins) + SMALLEST_WINDOW <= cache.cache_size:
+        if _retained(cache, held, pins) + SMALLEST_WINDOW <= budget:
             break
         pins = runs_without(pins, turn.first, turn.first if turn.stop is None else turn.stop)
         unpinned.append(turn.number)
-    budget = cache.cache_size
     runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
     return Fitted(runs, starts, tuple(pins), tuple(unpinned))
 

@@ -198,7 +198,15 @@ def _read_again(
 ) -> tuple[int, Fitted]:
     """Prefill what was held, or as much of it as fits now; returns how many tokens, and what fits."""
     cache, log = conversation.cache, conversation.log
-    fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=_turn_starts(turns, stored))
+    cut_off = bool(turns) and turns[-1].state == "running"
+    fitted = fit_to_budget(
+        cache,
+        log,
+        held,
+        pins=pins,
+        turn_starts=_turn_starts(turns, stored),
+        reserve=len(conversation.encoder.close()) if cut_off else 0,
+    )
     read = conversation.read_again(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     return read, fitted
