@@ -74,6 +74,7 @@ def _same(model: Any, starts: list[int]) -> list[bool]:
     positions = torch.tensor(starts, device=device)[:, None] + small
     with _small_rotary_positions(model, small):
         _, logits = plain_forward(model, ids.to(device).expand(len(starts), -1), positions)
+    logits = logits.cpu()
     spread = logits[0].std().clamp_min(1e-9)
     tolerance = SAME.get(model.dtype, SAME_16_BIT)
     distance = (logits - logits[:1]).abs().amax(dim=(1, 2)) / spread

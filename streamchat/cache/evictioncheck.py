@@ -26,7 +26,7 @@ ALLOWED = {torch.float32: 1e-4}
 ALLOWED_16_BIT = 5e-2
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def require_eviction_check(model: Any, new_cache: Callable[[int, int], StreamingCache]) -> None:
     """Run a short text far over a small budget, in chunks and single tokens.
 

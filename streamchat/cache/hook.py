@@ -161,7 +161,7 @@ def _refuse_other_positions(given: Any, count: int, cache: StreamingCache) -> No
         steps = torch.arange(count, device=given.device)
         if any(torch.equal(given, (start + steps).expand_as(given)) for start in starts):
             return
-    found = given.flatten()[:4].tolist() if isinstance(given, Tensor) else given
+    found = given.flatten()[:4].cpu().tolist() if isinstance(given, Tensor) else given
     raise CacheError(
         f"position_ids begin with {found}, and the next {count} tokens of this text are at {cache.ledger.next_index} "
         f"to {cache.ledger.next_index + count - 1}; a streaming cache assigns positions itself, so leave position_ids "
