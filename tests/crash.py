@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from streamchat import paths
 from streamchat.chat import events as ev
 from streamchat.chat import recorder
 from streamchat.chat import snapshot as snapshots
@@ -113,7 +114,7 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
 
             databases.connect = traced
         case "snapshot":
-            for owner, name in ((snapshots, "save_file"), (snapshots, "_flush"), (snapshots.os, "replace")):
+            for owner, name in ((snapshots, "save_file"), (paths, "flush"), (snapshots.os, "replace")):
                 before(owner, name, tick)
         case "between":
             return tick

@@ -11,7 +11,7 @@ from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.method import Verdict, choose_fit, make_cache
 from streamchat.errors import CacheError, ConfigError
 from tests.scripted_model import Chat, make_chat
 from tests.tiny import random_ids, tiny_model
@@ -148,7 +148,7 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     """Also through further evictions and a rebase of positions, which need the unrotated sinks."""
     model = tiny_model(family)
     sizes = {"cache_size": 48, "num_sink_tokens": 4}
-    fit = choose_fit(model, checked=True) if family == "gpt2" else fit_positions(model)
+    fit = choose_fit(model, verdict=Verdict(absolute_limit=None)) if family == "gpt2" else fit_positions(model)
     ids = random_ids(400)
 
     def logits(cache: Any, count: int, at: int) -> torch.Tensor:
@@ -186,7 +186,7 @@ def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
 def test_ids_of_tokens_that_were_cut_are_forgotten_though_all_of_them_had_been_evicted() -> None:
     """A model that reads again takes ids by log index."""
     model = tiny_model("gpt2")
-    cache = make_cache(model, choose_fit(model, checked=True), cache_size=32, num_sink_tokens=4)
+    cache = make_cache(model, choose_fit(model, verdict=Verdict(absolute_limit=None)), cache_size=32, num_sink_tokens=4)
     with StreamingHook(model, cache), torch.inference_mode():
         for start in range(0, 60, 10):
             model(input_ids=random_ids(60)[:, start : start + 10], use_cache=True, **{cache_keyword(model): cache})
