@@ -110,7 +110,9 @@ def test_a_system_prompt_that_does_not_fit_changes_nothing() -> None:
         assert chat.turn("go on").stats.turn == 2
         notice = chat.of(ev.Notice)[-1]
         assert notice.level == "error"
-        assert notice.text.startswith("Nothing was changed: the system prompt (1,806 tokens) leaves 0 of cache_size = 128")
+        assert notice.text.startswith(
+            "Nothing was changed: the system prompt (1,806 tokens) leaves 0 of cache_size = 128"
+        )
         assert chat.engine.settings.system_prompt == ""
 
 

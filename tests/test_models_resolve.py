@@ -11,6 +11,7 @@ import pytest
 from streamchat.errors import ModelNotFoundError
 from streamchat.models import catalogue
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir, offline_variable
+from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve
 
 from .models_help import save, tiny_llama, tiny_neox
@@ -64,6 +65,17 @@ def test_local_folder_wins_over_an_alias(tmp_path: Path, monkeypatch: pytest.Mon
     assert (source.kind, source.name, source.location) == ("folder", "pythia-70m", str(tmp_path / "pythia-70m"))
     (tmp_path / "default").mkdir()
     assert resolve("default").kind == "bundled"
+
+
+def test_a_folder_that_hides_an_alias_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pythia-70m", "mine"):
+        save(tiny_neox(), tmp_path / name)
+    [note] = [note for note in load_model("pythia-70m", device="cpu").notes if "not the model of that name" in note]
+    assert str(tmp_path / "pythia-70m") in note
+    assert "./pythia-70m" in note
+    for plain in ("./pythia-70m", str(tmp_path / "pythia-70m"), "mine"):
+        assert not [note for note in load_model(plain, device="cpu").notes if "not the model" in note]
 
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from streamchat.models.folder import Contents, inspect, weight_files
 from streamchat.models.hub_cache import older_note
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
-from streamchat.models.resolve import Source, resolve
+from streamchat.models.resolve import Source, resolve, shadowing_note
 from streamchat.models.staging import read_manifest
 from streamchat.models.words import Progress as Progress
 from streamchat.models.words import short, silent
@@ -75,6 +75,7 @@ def load_model(
     progress = progress or silent
     check_start()
     source = resolve(name)
+    shadowing = shadowing_note(name, source)
     # before anything is fetched
     progress("Starting torch", 0, 0, "")
     devices.limit_threads()
@@ -134,7 +135,7 @@ def load_model(
         source.repo_id or source.location,
         chosen_device,
         chosen_dtype,
-        (*notes, *load_notes, *weight_notes),
+        (*filter(None, [shadowing]), *notes, *load_notes, *weight_notes),
         used,
         packed_bytes(model),
     )

@@ -64,6 +64,19 @@ def resolve(name: str) -> Source:
     return Source("hub", display, repo_id, False, repo_id)
 
 
+def shadowing_note(name: str, source: Source) -> str:
+    """A sentence for the user if a local folder or file hides a model of the same name; '' otherwise."""
+    name = name.strip()
+    if source.kind not in ("folder", "gguf") or _looks_like_path(name):
+        return ""
+    if not (catalogue.lookup(name) or (HUB_ID.fullmatch(name) and cached_snapshot(name))):
+        return ""
+    return (
+        f"{name} is {source.location} here and not the model of that name; start in another folder for that one, or "
+        f"say ./{name} to mean this one"
+    )
+
+
 def is_local(name: str) -> bool:
     """Whether `name` means a folder or file of this machine, or could."""
     return _looks_like_path(name) or (name != catalogue.DEFAULT and os.path.exists(user_path(name)))
