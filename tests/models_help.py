@@ -116,6 +116,8 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", d
     if spm:
         vocabulary = SPM_TOKENS
         types = [2, 3, 3] + [6] * 256 + [1] * (len(vocabulary) - 259)
+        if extra["spm"] == "runs":
+            vocabulary, types = vocabulary_with_runs()
     model = tiny_llama(vocab_size=len(vocabulary))
     config = model.config
     writer = gguf.GGUFWriter(str(path), arch)
@@ -160,6 +162,14 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", d
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def vocabulary_with_runs() -> tuple[list[str], list[int]]:
+    """Tokens and their types, in which runs of 2 to 31 spaces are user-defined, as in Gemma's."""
+    runs = [" " * count for count in range(2, 32)]
+    letters = ["▁", *"abcdefgh", "ab", "▁a"]
+    tokens = [*SPM_TOKENS[:259], *runs, "<b>", *letters]
+    return tokens, [2, 3, 3, *[6] * 256, *[4] * len(runs), 4, *[1] * len(letters)]
 
 
 def _gguf_name(name: str) -> str:

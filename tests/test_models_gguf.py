@@ -13,7 +13,7 @@ from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir, read_manifest
 from streamchat.models.words import silent
 
-from .models_help import TEMPLATE, tiny_llama, write_gguf
+from .models_help import TEMPLATE, tiny_llama, vocabulary_with_runs, write_gguf
 
 
 @pytest.fixture
@@ -55,6 +55,28 @@ def test_other_pre_tokenizer_keeps_pairs_of_digits(tmp_path: Path) -> None:
     tokenizer = load_model(str(write_gguf(tmp_path / "a.gguf", pre="llama-bpe")), device="cpu").tokenizer
     ids = tokenizer.encode("hel12")
     assert tokenizer.convert_ids_to_tokens(ids) == ["<|im_start|>", "hel", "12"]  # and this kind begins with BOS
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        (" " * 31, [31]),
+        (" " * 32, [31, "▁"]),
+        ("a" + " " * 40 + "b", ["a", 31, 9, "b"]),
+        (" " * 100, [31, 31, 31, 7]),
+        ("ab a  b", ["ab", "▁a", 2, "b"]),
+        ("a<b>b", ["a", "<b>", "b"]),
+    ],
+)
+def test_user_defined_tokens_are_matched_longest_first(tmp_path: Path, text: str, tokens: list[int | str]) -> None:
+    """As llama.cpp does, before anything is merged: a run of spaces is cut into the longest tokens from the left."""
+    path = write_gguf(tmp_path / "a.gguf", spm="runs", add_space_prefix=False)
+    tokenizer = load_model(str(path), device="cpu").tokenizer
+    vocabulary, _types = vocabulary_with_runs()
+    expected = [vocabulary.index(" " * token if isinstance(token, int) else token) for token in tokens]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids == expected
+    assert tokenizer.decode(ids) == text
 
 
 def test_copy_is_made_once_and_follows_the_contents(gguf_file: Path, tmp_path: Path) -> None:

@@ -189,9 +189,40 @@ def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenize
     backend = read.backend_tokenizer
     if metadata.get("tokenizer.ggml.add_space_prefix") is False:
         backend = _without_space_prefix(backend)
+    backend = _with_user_defined(backend, metadata)
     # llama.cpp adds the start token to SentencePiece vocabularies unless the file says otherwise
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
     return _wrap(backend, bool(add_bos), metadata)
+
+
+def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
+    """A SentencePiece tokenizer that takes user-defined tokens out of a text before it merges anything, longest first.
+
+    transformers reaches those with spaces (Gemma's runs of 2 to 31) by merges, which cut longer runs elsewhere.
+    """
+    import json
+
+    from tokenizers import AddedToken, Tokenizer
+
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or ()
+    defined = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED and " " in token]
+    if not defined:
+        return backend
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"]["vocab"]
+    hidden = {token.replace(" ", "▁"): token for token in defined}
+    for merged, token in hidden.items():
+        if merged in vocabulary:
+            vocabulary[token] = vocabulary.pop(merged)
+
+    def is_left(pair: Any) -> bool:
+        first, second = pair if isinstance(pair, list) else pair.split(" ", 1)
+        return not {first, second, first + second} & hidden.keys()
+
+    state["model"]["merges"] = [pair for pair in state["model"]["merges"] if is_left(pair)]
+    made = Tokenizer.from_str(json.dumps(state))
+    made.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+    return made
 
 
 def _without_space_prefix(backend: Any) -> Any:
