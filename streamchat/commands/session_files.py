@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from streamchat.chat.text import one_line, printable
 from streamchat.errors import ConfigError, ExitCode, SessionError, StoreError
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
+from streamchat.store.health import Findings, look_at
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
 from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
@@ -152,25 +154,45 @@ def list_backups() -> int:
     return ExitCode.OK
 
 
-def restore_backup(name: str | None) -> int:
+def restore_backup(name: str | None, *, yes: bool) -> int:
     """Put a backup in the place of the database; returns the exit code.
 
     Args:
         name: Of the backup; the newest that is sound without it.
+        yes: Do not ask, even if the database is sound.
 
     Raises:
         StoreError: There is none, it is damaged, or another process uses the database.
+        ConfigError: The database is sound, nobody can be asked, and `yes` was not given.
     """
     database = database_path()
     backup = _backup(name)
-    moved = restore(database, backup)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
+    if not yes and not _may_replace(database, when):
+        say("Nothing was restored.")
+        return ExitCode.FAILURE
+    moved = restore(database, backup)
     with Store() as store:
         count = len(store.sessions())
     say(f"The backup of {when} is in place, with {plural(count, 'conversation')}.")
     if moved is not None:
         say(f"The database that was there is {moved}; what was said since then is only in it.")
     return ExitCode.OK
+
+
+def _may_replace(database: Path, when: str) -> bool:
+    """Return whether a backup may replace the database: without a question only if that is damaged or empty."""
+    try:
+        findings = look_at(database) if database.exists() else Findings([])
+    except StoreError:
+        return True
+    if findings.problems or not findings.sessions:
+        return True
+    state = f"the database is sound and has {plural(findings.sessions, 'conversation')}"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
+    question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "
+    return input(question).strip().lower() in ("y", "yes")
 
 
 def _backup(name: str | None) -> Backup:

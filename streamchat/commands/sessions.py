@@ -68,6 +68,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     actions.add_parser("repair", help="make the indexes of the database again")
     restoring = actions.add_parser("restore-backup", help="move the database aside and put a backup in its place")
     restoring.add_argument("name", nargs="?", metavar="NAME", help="the backup (default: the newest that is sound)")
+    restoring.add_argument("--yes", action="store_true", help="do not ask when the database is sound")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.do == "backups":
         return session_files.list_backups()
     if args.do == "restore-backup":
-        return session_files.restore_backup(args.name)
+        return session_files.restore_backup(args.name, yes=args.yes)
     with Store() as store:
         match args.do:
             case "repair":

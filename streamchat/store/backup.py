@@ -90,8 +90,19 @@ def _last_change(database: Path) -> float:
     return max(changes)
 
 
+def _has_sessions(database: Path) -> bool:
+    connection = connect(database)
+    try:
+        return connection.execute("SELECT 1 FROM sessions LIMIT 1").fetchone() is not None
+    finally:
+        connection.close()
+
+
 def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
     """Make today's backup if it is due, and delete the oldest ones; None when nothing was made.
+
+    A database without conversations is not backed up: that would use up the day's backup, and be the newest one to
+    restore.
 
     Raises:
         StoreError: It could not be made, or the database is damaged.
@@ -103,6 +114,8 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
             return None
         target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
         try:
+            if not _has_sessions(database):
+                return None
             _make(database, target, is_stopped)
         except Stopped:
             return None
