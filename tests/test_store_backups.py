@@ -420,7 +420,7 @@ def test_what_cannot_be_emptied_is_said(path: Path, capsys: pytest.CaptureFixtur
     aside.write_text(SECRET)
     code, out, err = run(capsys, "delete", session, "--yes")
     assert code == 5
-    assert f"{aside}, a damaged database that was moved aside, may still contain it; delete it yourself." in out
+    assert f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself." in out
     assert f"the backup {made} may still contain it" in err
     assert titles(path) == []
 
@@ -512,7 +512,7 @@ def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.Capture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scrubbing, "rewrite", _full)
         code, out, _ = run(capsys, "delete", session, "--yes")
-        assert (code, "another program is busy, or the disk is full.\nThe next chat does it." in out) == (0, True)
+        assert (code, "another program is busy, or the disk is full.\nThe next chat removes them." in out) == (0, True)
     assert titles(path) == ["other"]
     assert kept_up(path) == []
     assert where(path.parent, SECRET) == []

@@ -1,4 +1,4 @@
-"""What `streamchat doctor` says about the database of conversations. Looks only; nothing is migrated."""
+"""What `streamchat doctor` says about the database of conversations. Read-only; nothing is migrated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamchat.units import plural
 
 
 def examine_database(problems: list[str]) -> dict[str, Any]:
-    """Rows about the database; a sentence in `problems` for each thing that is wrong."""
+    """Return rows about the database; adds a sentence to `problems` for each fault."""
     database = database_path()
     rows: dict[str, Any] = {}
     if database.exists():
