@@ -1,4 +1,4 @@
-"""Child processes that take nothing from the current folder: no module, no program, no library, no configuration.
+"""Starts child processes that use nothing in the current folder: no module, program, library or configuration.
 
 They start in the folder of this package, whose files are as trusted as the program that runs; Python does not look for
 modules there (`-P`), and search paths keep their absolute entries only.
@@ -23,17 +23,17 @@ FOLDER = Path(__file__).absolute().parent
 
 
 def python(*arguments: str) -> list[str]:
-    """The command of a Python that does not look for modules in the current folder."""
+    """Return the command of a Python that does not look for modules in the current folder."""
     return [sys.executable, "-P", *arguments]
 
 
 def streamchat(arguments: Sequence[str]) -> list[str]:
-    """The command of a streamchat that works for the user in the current folder, once its modules are found."""
+    """Return the command of a streamchat that works in the current folder but loads no modules from it."""
     return python("-m", "streamchat.in_folder", os.getcwd(), *arguments)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a child, which finds this package where it is not installed."""
+    """Return the environment of a child, which finds this package even if it is not installed."""
     found = search_path.clean(os.environ)
     root = str(FOLDER.parent)
     given = found.get("PYTHONPATH", "").split(os.pathsep)
@@ -76,7 +76,7 @@ def find_program(name: str) -> str | None:
 
 @contextmanager
 def safe_environment() -> Iterator[None]:
-    """Children that a library starts meanwhile (`multiprocessing`, Ray) get our `environment`."""
+    """Give our `environment` to children that a library (`multiprocessing`, Ray) starts inside the block."""
     before = dict(os.environ)
     found = environment()
     os.environ.update(found)

@@ -108,7 +108,9 @@ def _dispatch(argv: list[str]) -> int:
     if args.serve is not None:
         flags.configuration_of(args)  # what is wrong is said here, and not in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
-    if serve.in_browser(os.environ) and not args.serve_files:
+    if not serve.in_browser(os.environ):
+        serve.refuse_without_serve(args.serve_host, args.serve_url, files=args.serve_files)
+    elif not args.serve_files:
         file_access.refuse(serve.FILES_REFUSED)
     configuration = flags.configuration_of(args, announce=False)
     return chat(configuration, args.resume)

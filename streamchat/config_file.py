@@ -30,7 +30,7 @@ _HEAD = re.compile(r"^\s*\[\s*streamchat\s*\]", re.MULTILINE)
 
 @dataclass(frozen=True)
 class FileContent:
-    """What a configuration file says, unchecked but for names and places."""
+    """What a configuration file says. Only names and tables are checked."""
 
     path: Path
     values: Mapping[str, Any] = field(default_factory=dict)

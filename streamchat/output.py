@@ -1,4 +1,4 @@
-"""stdout, with a failure to write told apart from all other failures of the system."""
+"""A stdout whose write failures can be told apart from all other failures of the system."""
 
 from __future__ import annotations
 

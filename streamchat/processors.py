@@ -1,4 +1,4 @@
-"""How many processors this process may use, which on a shared machine or in a container are fewer than there are."""
+"""How many processors this process may use: fewer than there are on a shared machine or in a container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping this process as a shell's Ctrl+Z does. POSIX only."""
+"""Suspends this process as a shell's Ctrl+Z does. POSIX only."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def kind_of(value: Any) -> Kind | None:
 
 
 def unknown(value: Any) -> str:
-    """The end of a sentence about a record of no known kind."""
+    """Return the end of a sentence about a record of an unknown kind."""
     if isinstance(value, dict):
         names = [json.dumps(key) for key in list(value)[:6]]
         found = f"an object with {', '.join(names) or 'no keys'}{', ...' if len(value) > 6 else ''}"

@@ -1,4 +1,4 @@
-"""Which `./config.toml` files the user trusts: each by its place and its contents, so that a changed file is new again.
+"""Records which `./config.toml` files the user trusts: by path and contents, so a changed file is not trusted.
 
 Kept in the user's state folder, readable by the user only.
 """
@@ -16,12 +16,12 @@ from streamchat.errors import ConfigError
 
 
 def store_file() -> Path:
-    """Where the trusted files are listed. Need not exist."""
+    """Return the file that lists the trusted files. It need not exist."""
     return paths.state_dir() / "trusted-config.json"
 
 
 def is_trusted(path: Path, data: bytes) -> bool:
-    """Whether the user trusts the file `path` (absolute) with the contents `data`."""
+    """Return whether the user trusts the file `path` (absolute) with the contents `data`."""
     return _known().get(str(path)) == _digest(data)
 
 
@@ -31,7 +31,7 @@ def trust(path: Path, data: bytes) -> None:
 
 
 def untrust(path: Path) -> bool:
-    """Trust `path` no longer; returns whether it was trusted. Raises ConfigError if that cannot be kept."""
+    """Stop trusting `path`; return whether it was trusted. Raises ConfigError if that cannot be kept."""
     known = _known()
     if known.pop(str(path), None) is None:
         return False

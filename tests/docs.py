@@ -37,14 +37,15 @@ def configuration_page() -> str:
             "flag wins over a variable, a variable over the files. With `--config FILE` (or `STREAMCHAT_CONFIG`) that "
             "file is read and no other. Without it the user's own `config.toml` is read, and over it "
             "`./config.toml` of the current folder if that has a `[streamchat]` table; a value there that is the "
-            "default changes nothing. `streamchat config --path` prints which file wins, `streamchat config` what is "
-            "in force and where each value came from, `streamchat config --default` a whole file to start from."
+            "default changes nothing. `streamchat config --path` prints which file wins, `streamchat config` prints "
+            "what is in force and where each value came from, `streamchat config --default` prints a whole file to "
+            "start from."
         ),
         "",
         "## The file of a folder",
         "",
         *_paragraph(
-            "A folder may come from anybody. One line at the start says what `./config.toml` changes. Settings that "
+            "A folder may come from anybody. One line at the start says what its `config.toml` changes. Settings that "
             "open a port, write a file, choose the model or decide what is saved "
             f"({', '.join(f'`{name}`' for name in setting_fields() if spec_of(name).needs_trust)}, and `[keys]`) are "
             "ignored until you trust the file:"
@@ -57,11 +58,11 @@ def configuration_page() -> str:
         "```",
         "",
         *_paragraph(
-            "The trust is for the file at this place with these contents: after a change or a move the file needs it "
-            "again. It is kept in `trusted-config.json` in the state folder. A file that belongs to another user (root "
-            "excepted) is ignored as a whole until you trust it. One that is not a regular file or is larger than "
-            "1,000,000 bytes is always ignored. What you name yourself, by `--config`, a flag or a variable, needs no "
-            "trust."
+            "Trust applies to the file at this path with these contents: after a change or a move you have to trust it "
+            "again. `trusted-config.json` in the state folder lists the trusted files. A file that belongs to another "
+            "user (except root) is ignored entirely until you trust it. A file that is not a regular file or is larger "
+            "than 1,000,000 bytes is always ignored. What you name yourself, by `--config`, a flag or a variable, "
+            "needs no trust."
         ),
     ]
     section = ""
@@ -103,11 +104,11 @@ def commands_page() -> str:
         "",
         "`//help` sends `/help` to the model; two slashes before anything else, as in a comment, stay as typed.",
         "",
-        '`@path` or `@"a path"` puts a text file into the message when that file exists; it may stand next to letters',
-        "of any script and to punctuation. Anything else behind an `@` is text: decorators, `@types/node`, addresses,",
-        "and all of fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or a folder",
-        "that exists) and no such file is there, it is sent as text with a notice. `@./x`, `@../x` and `@~/x` are",
-        "always paths: when there is no such file, nothing is sent. `\\@` is an @ and nothing else.",
+        '`@path` or `@"a path"` puts a text file into the message if that file exists. Letters of any script and',
+        "punctuation may stand next to it. Anything else after an `@` is text: decorators, `@types/node`, addresses.",
+        "So is everything in fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or",
+        "a folder that exists) and there is no such file, it is sent as text with a notice. `@./x`, `@../x` and `@~/x`",
+        "are always paths: if there is no such file, nothing is sent. `\\@` is just an @.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -151,7 +151,7 @@ def test_broken_indexes_are_found_and_mended(capsys: pytest.CaptureFixture[str])
     )
     assert "the search index 'words' does not fit the messages" in report["files"]["database"]
     assert cli.main(["sessions", "repair"]) == 0
-    assert capsys.readouterr().out == "The indexes were made again; no fault is left.\n"
+    assert capsys.readouterr().out == "The indexes were rebuilt; no fault is left.\n"
     assert told(capsys)[1]["problems"] == []
     with Store() as store:
         assert [found.text for found in store.search("unindexed")] == ["unindexed"]

@@ -189,7 +189,9 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     assert notices[0].startswith(
         "Parts of this conversation are damaged in the database and were left out: the ids of t"
     )
-    assert any("what was saved of its tokens is damaged, and its texts were tokenised anew" in text for text in notices)
+    assert any(
+        "what was saved of its tokens is damaged, and its texts were tokenized again" in text for text in notices
+    )
     assert event.read_again > 0
 
 

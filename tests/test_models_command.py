@@ -60,6 +60,8 @@ def test_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "here      no" in text
     run("nosuch")
     assert "whether there is such a model is found out when it is fetched" in capsys.readouterr().out
+    run("pythia410m")
+    assert "; did you mean pythia-410m?" in capsys.readouterr().out
     folder = save(tiny_neox(), tmp_path / "mine")
     capsys.readouterr()
     run(str(folder))

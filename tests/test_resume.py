@@ -203,7 +203,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
-        assert [n.text for n in chat.of(ev.Notice) if "tokenised anew" in n.text]
+        assert [n.text for n in chat.of(ev.Notice) if "tokenized again" in n.text]
         chat.turn("x")
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
@@ -551,6 +551,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
     with running(store=database, session=session, cache_size=256) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
+        assert "because it was imported, and its texts were tokenized" in chat.wait(ev.Notice).text
         conversation: Any = chat.engine.conversation
         text = conversation.tokenizer.decode(conversation.log.take(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")

@@ -166,6 +166,9 @@ def test_what_cannot_be_served_is_one_sentence(
     assert "cannot be served (Address already in use); take another port" in capsys.readouterr().err
     assert cli.main(["--serve", "0"]) == 2
     assert "--serve 0: a port from 1 to 65535 is wanted" in capsys.readouterr().err
+    for flag in (["--serve-host", "0.0.0.0"], ["--serve-url", "http://a"], ["--serve-files"]):
+        assert cli.main(flag) == 2
+        assert f"{flag[0]} has no effect without --serve" in capsys.readouterr().err
     assert cli.main(["--serve", "9000", "--cache-size", "many"]) == 2
     assert "cache_size must be" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "streamchat.commands.serve_server", None)

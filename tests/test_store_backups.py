@@ -252,10 +252,10 @@ def test_the_newest_sound_backup_is_restored_by_default(path: Path, capsys: pyte
     assert "(damaged: " in out[0]
     assert out[1].startswith(older.name)
     assert "damaged" not in out[1]
-    code, _, err = run(capsys, "restore-backup", newest.name)
+    code, _, err = run(capsys, "restore-backup", newest.name, "--yes")
     assert (code, "cannot be restored" in err) == (5, True)
     assert titles(path) == ["hill", "sea"]
-    assert run(capsys, "restore-backup")[0] == 0
+    assert run(capsys, "restore-backup", "--yes")[0] == 0
     assert titles(path) == ["sea"]
 
 
@@ -273,12 +273,38 @@ def test_nothing_is_restored_under_a_running_chat(path: Path, capsys: pytest.Cap
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
         before = sorted(os.listdir(path.parent))
-        exit_code, _, err = run(capsys, "restore-backup")
+        exit_code, _, err = run(capsys, "restore-backup", "--yes")
         assert (exit_code, "is open in another streamchat; close it there first" in err) == (5, True)
         assert sorted(os.listdir(path.parent)) == before
     finally:
         other.communicate("\n", timeout=30)
+    assert run(capsys, "restore-backup", "--yes")[0] == 0
+
+
+def test_a_sound_database_is_only_replaced_when_asked_for(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(path, "sea")
+    back_up_daily(path)
+    filled(path, "hill")
+    code, _, err = run(capsys, "restore-backup")
+    assert (code, "the database is sound and has 2 conversations; give --yes" in err) == (2, True)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert run(capsys, "restore-backup")[:2] == (1, "Nothing was restored.\n")
+    assert titles(path) == ["hill", "sea"]
+    monkeypatch.setattr("builtins.input", lambda _: "y")
     assert run(capsys, "restore-backup")[0] == 0
+    assert titles(path) == ["sea"]
+
+
+def test_a_database_without_conversations_does_not_use_up_the_backup_of_the_day(path: Path) -> None:
+    with Store(path):
+        pass
+    assert back_up_daily(path) is None
+    assert backups(path) == []
+    filled(path, "sea")
+    assert back_up_daily(path) is not None
 
 
 def test_the_log_of_the_damaged_database_goes_with_it(path: Path) -> None:
@@ -394,7 +420,7 @@ def test_what_cannot_be_emptied_is_said(path: Path, capsys: pytest.CaptureFixtur
     aside.write_text(SECRET)
     code, out, err = run(capsys, "delete", session, "--yes")
     assert code == 5
-    assert f"{aside}, a damaged database that was moved aside, may still contain it; delete it yourself." in out
+    assert f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself." in out
     assert f"the backup {made} may still contain it" in err
     assert titles(path) == []
 
@@ -486,7 +512,7 @@ def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.Capture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scrubbing, "rewrite", _full)
         code, out, _ = run(capsys, "delete", session, "--yes")
-        assert (code, "another program is busy, or the disk is full.\nThe next chat does it." in out) == (0, True)
+        assert (code, "another program is busy, or the disk is full.\nThe next chat removes them." in out) == (0, True)
     assert titles(path) == ["other"]
     assert kept_up(path) == []
     assert where(path.parent, SECRET) == []

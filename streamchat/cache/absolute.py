@@ -1,8 +1,8 @@
-"""From which position on a model treats a text differently, beside its rotary angles: measured, not read.
+"""Measures from which position on a model's attention depends on the absolute position.
 
-Some models scale queries by the absolute position from a certain length on. Keys can be moved in them only as long
-as all positions stay below it. Rotary modules are given small positions here, whatever positions the model is
-called with: then all rows of a batch must come out equal, but for what else looks at positions.
+Some models scale queries by the absolute position from a certain length on. Their keys can be moved only as long as all
+positions stay below it. Here the rotary modules get small positions, whatever positions the model is called with. All
+rows of a batch then give equal logits, unless something else depends on positions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAME_16_BIT = 1e-2
 def absolute_limit(model: Any, fit: PositionFit) -> int | None:
     """Return the first position from which on attention depends on the absolute position; None when there is none.
 
-    Positions from `fit.position_limit` on are not looked at.
+    Positions from `fit.position_limit` on are not checked.
 
     Args:
         model: A causal LM in eval mode. One forward of about 20 x 8 tokens runs, and four where there is a limit.
@@ -58,7 +58,7 @@ def absolute_limit(model: Any, fit: PositionFit) -> int | None:
 
 
 def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
-    """The last start before the first row that differs, and that row's start; None where no row differs."""
+    """Return the last start before the first row that differs, and that row's start (None if no row differs)."""
     for index, equal in enumerate(same):
         if not equal:
             return starts[index - 1], starts[index]
@@ -66,7 +66,7 @@ def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
 
 
 def _same(model: Any, starts: list[int]) -> list[bool]:
-    """For each start, whether the same tokens from there on give the logits that they give from 0 on."""
+    """Return for each start whether the same tokens give the same logits there as at 0."""
     device = model.get_input_embeddings().weight.device
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(5))

@@ -1,7 +1,7 @@
-"""The check at load of the attention in use, on a cache that has evicted and set its positions back.
+"""Checks at load that the attention in use is right on a cache that has evicted and lowered its positions.
 
-Attention functions differ in what they take: views into a buffer, lengths that do not grow, positions that are not
-slots. What the one in use gives is compared with eager attention on tensors of their own.
+Attention functions differ in what they accept: views into a buffer, lengths that do not grow, positions that are not
+slots. The output of the one in use is compared with eager attention on separate tensors.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
 
 
 def _in_own_tensors(cache: StreamingCache) -> StreamingCache:
-    """The same cache, handing out copies instead of views."""
+    """Return the same cache, which now returns copies instead of views."""
     update = cache.update
 
     def copied(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Finding the causal LM of transformers inside what people wrap around it."""
+"""Finds the causal LM of transformers inside wrappers such as PEFT."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refuse_training_mode(model: nn.Module) -> None:
 
 
 def _outermost_models(module: nn.Module) -> list[Any]:
-    """Causal LMs of transformers that are in no other model of transformers."""
+    """Return the causal LMs of transformers that no other model of transformers contains."""
     if isinstance(module, PreTrainedModel):
         return [module] if hasattr(module, "generate") else []
     return [model for child in module.children() for model in _outermost_models(child)]

@@ -1,4 +1,4 @@
-"""Running code that a model brings, such as its chat template, within a limit of time and memory."""
+"""Runs code that comes with a model, such as its chat template, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ POLL_S = 0.01
 
 
 class LimitError(Exception):
-    """The code took more time or memory than it may; the text says which."""
+    """The code exceeded its limit of time or memory; the text says which."""
 
 
 def run_bounded(work: Callable[[], Result], *, seconds: float = 5.0, growth_bytes: int = 500_000_000) -> Result:
-    """Call `work` and return what it returns; stop it when it goes beyond a limit.
+    """Return the result of `work`, or stop it when it exceeds a limit.
 
     It runs in a thread of its own, so this works on any thread; signals and alarms would need the main one. The thread
     is stopped between two steps of Python. One that hangs inside a library is left behind and cannot keep the process

@@ -1,4 +1,4 @@
-"""The fixed texts of a conversation, and in which ways they are not what the model's chat template writes."""
+"""The fixed texts of a conversation, and how they differ from the model's chat template."""
 
 from __future__ import annotations
 

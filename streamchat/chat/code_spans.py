@@ -1,4 +1,4 @@
-"""Where a message has code, as Markdown marks it: fenced blocks and inline code."""
+"""Finds the code in a message: Markdown's fenced blocks and inline code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLANK = re.compile(r"\n[ \t]*\n")
 
 
 def code_spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of the code in `text`, in order. A fence that is never closed reaches to the end of the text."""
+    """Return (start, end) of each piece of code in `text`, in order. An open fence reaches to the end of the text."""
     fences = list(_fenced(text))
     spans: list[tuple[int, int]] = []
     position = 0

@@ -1,4 +1,4 @@
-"""How a template writes the texts themselves: trimmed, without their reasoning, or in a way of its own."""
+"""How a template writes the texts themselves: trimmed, without their reasoning, or in another way."""
 
 from __future__ import annotations
 

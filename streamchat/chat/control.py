@@ -1,4 +1,4 @@
-"""Which tokens are control tokens: text of the user must never become one."""
+"""Finds the control tokens of a tokenizer. A user's text must never become one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def byte_ids(tokenizer: Any, char: str) -> list[int]:
 
 
 def _reads_as_mark(name: str) -> bool:
-    """Not a letter, a word or a run of spaces, which a template may write as text."""
+    """Return whether it is anything but a letter, a word or spaces, which a template may write as text."""
     return len(name) > 1 and not all(char.isalnum() or char.isspace() for char in name)
 
 

@@ -1,4 +1,4 @@
-"""A chat template taken apart: rendered with marks in place of all texts, and cut at the marks."""
+"""Takes a chat template apart: renders it with marks in place of all texts and cuts the result at the marks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Measured:
-    """The parts of a template, and whether it keeps to them."""
+    """The parts of a template, and whether it always writes the same ones."""
 
     parts: Parts
     consistent: bool

@@ -10,7 +10,7 @@ from streamchat.chat.reply_shape import ReplyShape
 
 @dataclass(frozen=True)
 class NextMessage:
-    """How the messages inside a reply are told from one of somebody else, which ends the reply."""
+    """How to tell the model's messages inside a reply from another role's message, which ends the reply."""
 
     start: int
     """Opens a message."""

@@ -1,4 +1,4 @@
-"""Figures that were saved as JSON, read back into their dataclass: all of the right type, or not at all."""
+"""Reads figures that were saved as JSON into their dataclass: all of the right type, or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WrongFigures(ValueError):
 
 
 def figures(kind: type[Figures], record: Any) -> Figures:
-    """A `kind` with the values of `record`.
+    """Return a `kind` with the values of `record`.
 
     Args:
         kind: A dataclass of numbers, texts, and tuples of dataclasses.

@@ -1,4 +1,4 @@
-"""Whether who types may name files of this machine. In a browser (`--serve`) that has to be allowed first."""
+"""Whether the user may name files of this machine. In a browser (`--serve`), `--serve-files` has to allow it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _refusal = ""
 
 
 def refuse(reason: str) -> None:
-    """No command reads, writes or lists a file from now on; `reason` is told who tries. '' allows it again."""
+    """Refuse all commands that read, write or list files, with `reason`; '' allows them again."""
     global _refusal
     _refusal = reason
 
@@ -24,6 +24,6 @@ def reason() -> str:
 
 
 def require(what: str) -> None:
-    """Raise ConfigError where `what` (`/export`, `@file`) would use a file and must not."""
+    """Raise ConfigError if `what` (`/export`, `@file`) must not use files."""
     if _refusal:
         raise ConfigError(f"{what} is off {_refusal}")

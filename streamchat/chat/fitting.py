@@ -1,4 +1,4 @@
-"""What a cache can hold of a conversation that another cache held, perhaps a larger one: for resume and undo."""
+"""Selects what a cache keeps of a conversation that a larger cache held: for resume and undo."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fit_to_budget(
 
 
 def half_of(fitted: Fitted, cache: StreamingCache, log: TokenLog) -> Fitted | None:
-    """The same without its oldest half, as far as that may leave; None where no less is left."""
+    """Return the same without the oldest half of what may be evicted; None if nothing may."""
     tokens = sum(stop - first for first, stop in fitted.runs)
     budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
     if budget >= tokens:
@@ -72,7 +72,7 @@ def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -
 
 
 def unpinned_sentence(turns: Sequence[int], cache_size: int) -> str:
-    """Which turns lost their pin, and why."""
+    """Return a sentence that says which turns were unpinned, and why."""
     which = f"Turn {turns[0]} is" if len(turns) == 1 else f"Turns {', '.join(map(str, turns))} are"
     return (
         f"{which} no longer pinned: with cache_size = {cache_size}, pinned tokens would leave fewer than "

@@ -29,7 +29,7 @@ def fed(encoder: ChatEncoder, history: Sequence[Exchange], message: str) -> list
 
 
 def differs(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> bool:
-    """Whether a sample conversation is fed in other ids than those of its rendered text, or without a part of it."""
+    """Return whether the ids fed for a sample conversation differ from those of its rendered text, or lack a part."""
     encoder = ChatEncoder(tokenizer, chosen)
     try:
         reference = Reference(tokenizer, chosen, system_prompt)

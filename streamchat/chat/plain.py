@@ -1,4 +1,4 @@
-"""ASCII in the place of drawing characters and typographic marks, for consoles that can show nothing else."""
+"""Replaces drawing characters and typographic marks by ASCII, for consoles that can show nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TABLE = str.maketrans(_LIKE)
 
 
 def in_encoding(text: str, encoding: str | None) -> str:
-    """`text` as it is when `encoding` has all of it, else with what ASCII has instead."""
+    """Return `text` unchanged if `encoding` has all of it, else with ASCII in place of what is missing."""
     try:
         text.encode(encoding or "utf-8")
     except UnicodeEncodeError:

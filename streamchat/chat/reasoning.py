@@ -51,7 +51,7 @@ class ReasoningFormat:
 
     @property
     def plain(self) -> bool:
-        """Replies have this project's form as they are."""
+        """Return whether replies have this project's form already."""
         return self == ReasoningFormat(silent=self.silent)
 
 
@@ -238,5 +238,5 @@ class _Writer:
 
 
 def _harmless(tag: str) -> str:
-    """`tag` with a word joiner in it: it looks the same, and is no tag."""
+    """Return `tag` with a word joiner in it: it looks the same and is not a tag."""
     return f"{tag[0]}\N{WORD JOINER}{tag[1:]}"

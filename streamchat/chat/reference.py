@@ -1,4 +1,4 @@
-"""What the chat template itself writes, for comparing it with what is fed.
+"""What the chat template itself writes, to compare with what is fed.
 
 Everything here renders and tokenizes whole conversations. The parts that turns are fed from are not used.
 """
@@ -62,7 +62,7 @@ class Reference:
         return first[len(first) - common_end(first, second) :]
 
     def behind_opening(self, history: Sequence[Exchange], ids: Sequence[int]) -> list[int]:
-        """Of a conversation that goes on from `history`: its ids behind the opening of the next message."""
+        """Return the ids after the opening of the next message, in a conversation that continues `history`."""
         return list(ids[common_start(self._opened(history), ids) :])
 
     def replied(self, history: Sequence[Exchange], message: str, reply: str) -> tuple[list[int], int]:

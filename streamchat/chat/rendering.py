@@ -1,4 +1,4 @@
-"""The one place where a chat template is rendered."""
+"""Renders chat templates; no other module does."""
 
 from __future__ import annotations
 

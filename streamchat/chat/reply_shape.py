@@ -1,4 +1,4 @@
-"""What a chat template writes inside a reply: learned by rendering one, with and without reasoning.
+"""Learns what a chat template writes inside a reply by rendering one with and without reasoning.
 
 Control tokens that stand inside a reply cannot end it. Some templates (gpt-oss) write one reply as several messages,
 each with a header that the model writes itself; some put their own marks around reasoning.
@@ -138,7 +138,7 @@ class _Learner:
         return text[common:]
 
     def _messages(self, start: int, close: int | None, opening: list[int], plain: str) -> Messages | None:
-        """The marks of a template in which the model ends the header of its message itself."""
+        """Return the marks of a template in which the model itself ends the header of its message."""
         prompt, inside = self._ids(self._prompt), self._ids(plain)
         header_end = next((token for token in reversed(opening) if token in self._encoder.control_ids), start)
         if start not in prompt or header_end == start or header_end not in inside:

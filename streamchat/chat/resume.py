@@ -61,9 +61,11 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     damaged = bool(stored.damage and not stored.info.tokenizer) or not _fits_the_model(conversation, stored)
     if damaged or stored.info.tokenizer != identity.tokenizer:
         read, fitted = _write_anew(conversation, stored)
-        reason = "it was led with another model, and its texts were tokenised anew"
+        reason = "it was recorded with a different model, and its texts were tokenized again"
+        if not stored.info.tokenizer:
+            reason = "it was imported, and its texts were tokenized"
         if damaged:
-            reason = "what was saved of its tokens is damaged, and its texts were tokenised anew"
+            reason = "what was saved of its tokens is damaged, and its texts were tokenized again"
         seconds = time.perf_counter() - started
         unpinned = fitted.unpinned
         cache = conversation.cache

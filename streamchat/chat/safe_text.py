@@ -1,4 +1,4 @@
-"""Text to ids, with spans in which the names of control tokens are only letters. Checked on the ids, not on the text.
+"""Encodes text with spans in which names of control tokens are only letters. Checks the ids, not the text.
 
 A tokenizer may find a control token where the text does not show one: it may normalize the text first, and a name may
 begin with another name. So the text is encoded, and where a control token came out of a span it is cut and encoded
@@ -76,7 +76,7 @@ class SafeText:
         return out
 
     def _cuts(self, text: str, spans: Sequence[Span], tokens: Sequence[Token], allowed: frozenset[int]) -> list[int]:
-        """Where to cut so that the control tokens that came from the spans fall apart."""
+        """Return where to cut so that no control token comes from the spans."""
         cuts: set[int] = set()
         for token in tokens:
             if not self._is_control(token, text, allowed):

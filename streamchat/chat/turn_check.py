@@ -1,4 +1,4 @@
-"""Whether a turn stands in the token log as the chat template writes it, id for id."""
+"""Compares a turn in the token log with what the chat template writes, id for id."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
 
 
 def _same_text(tokenizer: Any, fed: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether what was fed ends in the text of `expected`; names in single letters take more ids."""
+    """Return whether what was fed ends in the text of `expected`; names in single letters take more ids."""
     return _decoded(tokenizer, fed[-16 * len(expected) :]).endswith(_decoded(tokenizer, expected))
 
 

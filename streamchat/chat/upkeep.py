@@ -1,4 +1,4 @@
-"""Upkeep of the user's database on a thread of its own: a backup a day, and removing words of deleted conversations."""
+"""Maintains the user's database on a thread of its own: daily backups, and removal of deleted words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 LEAVE_S = 10.0
-"""How long leaving waits for a step of the upkeep to end."""
+"""How long quitting waits for a step of the upkeep to end."""
 
 
 class Upkeep:
@@ -34,7 +34,7 @@ class Upkeep:
         self._day = ""
 
     def consider(self) -> None:
-        """Begin with what is due, unless that was done today. Returns at once."""
+        """Start what is due, unless that was done today. Returns at once."""
         day = time.strftime("%Y-%m-%d")
         if day == self._day or (self._worker is not None and self._worker.is_alive()):
             return
@@ -43,7 +43,7 @@ class Upkeep:
         self._worker.start()
 
     def stop(self) -> None:
-        """End it before the store is closed."""
+        """Stop it; call this before the store is closed."""
         self._stopped.set()
         if self._worker is not None:
             self._worker.join(LEAVE_S)

@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         metavar="FOLDER",
         help="let config.toml in this folder (default: the current one) set everything, until the file changes",
     )
-    what.add_argument("--untrust", nargs="?", const=".", metavar="FOLDER", help="take that back")
+    what.add_argument("--untrust", nargs="?", const=".", metavar="FOLDER", help="stop trusting it")
     what.add_argument("--default", action="store_true", help="print the defaults instead: a file to start from")
     flags.add_setting_flags(parser)
 
@@ -66,7 +66,7 @@ def _trust(folder: Path) -> None:
     content = parse(local.path, local.data)
     given = config.changed(content.values, local.path)
     trust.trust(local.path, local.data)
-    print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` takes that back"))
+    print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` stops trusting it"))
     for name, value in given.items():
         print(one_line(f"{name} = {json_line(value)}"))
     for key, names in content.keys.items():

@@ -1,4 +1,4 @@
-"""What `streamchat doctor` says about the database of conversations. Looks only; nothing is migrated."""
+"""What `streamchat doctor` says about the database of conversations. Read-only; nothing is migrated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from streamchat.store.database import database_path
 from streamchat.store.health import is_repairable, look_at
 from streamchat.store.lock import SessionLock
 from streamchat.store.users import lock_folder
+from streamchat.units import plural
 
 
 def examine_database(problems: list[str]) -> dict[str, Any]:
-    """Rows about the database; a sentence in `problems` for each thing that is wrong."""
+    """Return rows about the database; adds a sentence to `problems` for each fault."""
     database = database_path()
     rows: dict[str, Any] = {}
     if database.exists():
@@ -40,7 +41,7 @@ def _state(database: Path, problems: list[str]) -> str:
         problems.append(str(error))
         return "cannot be used"
     if not findings.problems:
-        return f"sound, {findings.sessions} conversations, {findings.turns} turns"
+        return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"
 
@@ -54,7 +55,7 @@ def _advice(database: Path, problems: list[str]) -> str:
 
 
 def _held(database: Path) -> list[str]:
-    """Conversations that a running process has open."""
+    """Return the ids of the conversations that a running process has open."""
     held = []
     for file in sorted(lock_folder(database).glob("*.lock")):
         if file.name.startswith(database.name):

@@ -23,7 +23,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
         dest="config_file",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="configuration file (else the user's, and ./config.toml over it; see `streamchat config --trust`)",
+        help="configuration file (default: the user's and ./config.toml; see `streamchat config --trust`)",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in setting_fields() if names is None else names:

@@ -134,6 +134,7 @@ def _describe_text(report: dict[str, Any]) -> str:
     what = _KINDS[report["kind"]]
     if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
         what = "the form of a Hub id; whether there is such a model is found out when it is fetched"
+        what += "" if report["here"] else catalogue.did_you_mean(report["name"])
     rows = [("model", report["model"]), ("what", what)]
     if report["id"]:
         rows.append(("Hub id", report["id"]))

@@ -119,7 +119,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         "--serve-url",
         default="",
         metavar="URL",
-        help="address that browsers use, where it is another one: a name, or a proxy (https://chat.example.org)",
+        help="address that browsers use, if it is another one: a name, or a proxy (https://chat.example.org)",
     )
     parser.add_argument(
         "--serve-files",

@@ -77,6 +77,13 @@ def _try_port(host: str, port: int) -> None:
             ) from error
 
 
+def refuse_without_serve(host: str, url: str, *, files: bool) -> None:
+    """Raise ConfigError when a flag of the server was given without `--serve`."""
+    for flag, is_given in (("host", host != HOST), ("url", bool(url)), ("files", files)):
+        if is_given:
+            raise ConfigError(f"--serve-{flag} has no effect without --serve; add --serve, or leave it out")
+
+
 def without_serve(argv: Sequence[str]) -> list[str]:
     """The arguments without those of the server; `--serve-files` is for the tabs."""
     with_value = ("--serve-host", "--serve-url")

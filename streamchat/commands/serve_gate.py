@@ -28,11 +28,11 @@ class Gate:
     """Where the server listens."""
     port: int
     url: str = ""
-    """The address that browsers use, where it is another one: `https://chat.example.org`."""
+    """The address that browsers use, if it is another one: `https://chat.example.org`."""
     token: str = field(default_factory=_new_token, repr=False)
 
     def addresses(self) -> list[str]:
-        """What the user may open, without the token."""
+        """Return the addresses to open, without the token."""
         if self.url:
             return [self.url]
         if not _is_unspecified(self.host):
@@ -41,7 +41,7 @@ class Gate:
         return [f"http://{name}:{self.port}" for name in (loopback, _bracketed(_outer_address()))]
 
     def refusal(self, hosts: list[str], origin: str | None) -> str:
-        """Why a request is refused; '' where it is not.
+        """Return why a request is refused; '' if it is not.
 
         Args:
             hosts: Its `Host` headers.
@@ -57,7 +57,7 @@ class Gate:
         return ""
 
     def scheme(self, host: str, forwarded: str) -> str:
-        """`https` where the browser uses that, through a proxy in front.
+        """Return `https` if the browser uses it, through a proxy.
 
         Args:
             host: The `Host` header.
@@ -99,7 +99,7 @@ def checked_url(text: str) -> str:
 
 
 def host_name(header: str) -> str | None:
-    """The name in a `Host` header, without its port, in lower case; None where it is no such header."""
+    """Return the name in a `Host` header, in lower case and without its port; None if it is not valid."""
     try:
         parts = urlsplit(f"//{header}")
         _ = parts.port

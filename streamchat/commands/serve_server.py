@@ -24,7 +24,7 @@ HEADERS = {
 
 
 class GuardedServer(Server):
-    """Serves the app to who has the token, by addresses that the browser itself uses.
+    """Serves the app to requests with the token, with links to the address that the browser uses.
 
     Args:
         command: A shell command, the process of each tab.
@@ -37,7 +37,7 @@ class GuardedServer(Server):
         self._cookie = f"streamchat-{gate.port}"  # browsers share cookies between the ports of a host
 
     def initialize_logging(self) -> None:
-        """Warnings only: the lines of requests would show the token."""
+        """Log warnings only: lines about requests would show the token."""
         logging.basicConfig(level=logging.WARNING, format="streamchat: %(message)s")
 
     async def on_startup(self, app: web.Application) -> None:

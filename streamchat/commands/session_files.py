@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from streamchat.chat.text import one_line, printable
 from streamchat.errors import ConfigError, ExitCode, SessionError, StoreError
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
+from streamchat.store.health import Findings, look_at
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
 from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
@@ -18,12 +20,12 @@ from streamchat.units import human_bytes, human_when, plural
 
 
 def say(text: str) -> None:
-    """One line of the answer."""
+    """Print one line of the answer."""
     sys.stdout.write(printable(text) + "\n")
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"streamchat: {one_line(text)}", file=sys.stderr)
 
 
@@ -85,8 +87,8 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
     if kept:
         say(_until(kept))
     if not gone:
-        say("Its words could not leave the file yet: another program is busy, or the disk is full.")
-        say("The next chat does it.")
+        say("Its words are still in the file: another program is busy, or the disk is full.")
+        say("The next chat removes them.")
     return _end(store, problems)
 
 
@@ -101,7 +103,7 @@ def _delete_left_over(store: Store, session: str) -> int:
 
 
 def _until(kept: Sequence[Backup]) -> str:
-    """When the backups that still contain a conversation go."""
+    """Return when the backups that still contain a conversation are replaced."""
     contain = "still contains it" if len(kept) == 1 else "still contain it"
     until = f"daily backups are replaced on the next {KEEP} days on which you chat"
     if any(not backup.is_daily for backup in kept):
@@ -113,7 +115,7 @@ def _end(store: Store, problems: Sequence[str]) -> int:
     for problem in problems:
         warn(problem)
     for aside in set_aside(store.path):
-        say(f"{aside}, a damaged database that was moved aside, may still contain it; delete it yourself.")
+        say(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK
 
 
@@ -125,17 +127,17 @@ def _count(number: int) -> str:
 
 
 def repair(store: Store) -> int:
-    """Make the indexes of the database again; returns the exit code.
+    """Rebuild the indexes of the database; returns the exit code.
 
     Raises:
         StoreError: More than the indexes is wrong.
     """
     if problems := store.repair():
         raise StoreError(
-            f"the indexes of {store.path} were made again, and it is still damaged ({problems[0]}); "
+            f"the indexes of {store.path} were rebuilt, and it is still damaged ({problems[0]}); "
             "`streamchat sessions restore-backup` moves it aside and puts the newest sound backup in its place"
         )
-    say("The indexes were made again; no fault is left.")
+    say("The indexes were rebuilt; no fault is left.")
     return ExitCode.OK
 
 
@@ -152,25 +154,45 @@ def list_backups() -> int:
     return ExitCode.OK
 
 
-def restore_backup(name: str | None) -> int:
+def restore_backup(name: str | None, *, yes: bool) -> int:
     """Put a backup in the place of the database; returns the exit code.
 
     Args:
         name: Of the backup; the newest that is sound without it.
+        yes: Do not ask, even if the database is sound.
 
     Raises:
         StoreError: There is none, it is damaged, or another process uses the database.
+        ConfigError: The database is sound, nobody can be asked, and `yes` was not given.
     """
     database = database_path()
     backup = _backup(name)
-    moved = restore(database, backup)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
+    if not yes and not _may_replace(database, when):
+        say("Nothing was restored.")
+        return ExitCode.FAILURE
+    moved = restore(database, backup)
     with Store() as store:
         count = len(store.sessions())
     say(f"The backup of {when} is in place, with {plural(count, 'conversation')}.")
     if moved is not None:
-        say(f"The database that was there is {moved}; what was said since then is only in it.")
+        say(f"The database that was there is {moved}; only that file has what was said since then.")
     return ExitCode.OK
+
+
+def _may_replace(database: Path, when: str) -> bool:
+    """Return whether a backup may replace the database: without a question only if that is damaged or empty."""
+    try:
+        findings = look_at(database) if database.exists() else Findings([])
+    except StoreError:
+        return True
+    if findings.problems or not findings.sessions:
+        return True
+    state = f"the database is sound and has {plural(findings.sessions, 'conversation')}"
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
+    question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "
+    return input(question).strip().lower() in ("y", "yes")
 
 
 def _backup(name: str | None) -> Backup:

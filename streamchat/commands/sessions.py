@@ -54,7 +54,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     one("rename", "give it another title").add_argument("title", metavar="TITLE", help="the new title")
     deleting = one("delete", "delete it for good, from the backups as well")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
-    deleting.add_argument("--keep-backups", action="store_true", help="leave it in the backups")
+    deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
     exporting = one("export", "write it to a file or to stdout")
     exporting.add_argument(
         "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
@@ -65,9 +65,10 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "file", metavar="FILE", help="what was exported, or conversations of another program in that form"
     )
     actions.add_parser("backups", help="list the backups of the database")
-    actions.add_parser("repair", help="make the indexes of the database again")
+    actions.add_parser("repair", help="rebuild the indexes of the database")
     restoring = actions.add_parser("restore-backup", help="move the database aside and put a backup in its place")
     restoring.add_argument("name", nargs="?", metavar="NAME", help="the backup (default: the newest that is sound)")
+    restoring.add_argument("--yes", action="store_true", help="do not ask when the database is sound")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.do == "backups":
         return session_files.list_backups()
     if args.do == "restore-backup":
-        return session_files.restore_backup(args.name)
+        return session_files.restore_backup(args.name, yes=args.yes)
     with Store() as store:
         match args.do:
             case "repair":

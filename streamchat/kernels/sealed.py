@@ -1,4 +1,4 @@
-"""A compiled library with a checksum at its end, which is opened only where every byte is as it was written.
+"""Seals a compiled library with a checksum at its end, and opens it only if every byte is unchanged.
 
 A library that a lost power supply or a full disk left cut or zeroed would end the process inside the loader (SIGBUS,
 SIGSEGV). The loader ignores what follows the parts of the library that its header names.
@@ -28,7 +28,7 @@ def seal(descriptor: int, key: str) -> None:
 
 
 def open_sealed(path: Path, key: str) -> int | None:
-    """A descriptor of the library at `path`; None where it is not there, not ours, or not as `seal` wrote it.
+    """Return a descriptor of the library at `path`; None if it is missing, not ours, or not as `seal` wrote it.
 
     Owner and contents are those of the descriptor: whoever may write in a folder above could exchange the file.
     """
@@ -50,7 +50,7 @@ def open_sealed(path: Path, key: str) -> int | None:
 
 
 def is_ours_alone(status: os.stat_result) -> bool:
-    """Whether only this user (and root) may change the file or folder."""
+    """Return whether only this user (and root) may change the file or folder."""
     return status.st_uid == os.getuid() and not status.st_mode & OTHERS_MAY_WRITE
 
 

@@ -33,7 +33,7 @@ SETTLED_NS = 2_000_000_000
 
 
 def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: Progress = silent) -> str:
-    """One digest of `files`, by their names relative to `folder` and every byte.
+    """Return one digest of `files`: of their names relative to `folder` and of every byte.
 
     Args:
         folder: Holds the files.

@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the machine, its container and its shell each set a limit."""
+"""How much memory this process may still allocate: machine, container and shell each set a limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can still be allocated in main memory: the smallest of what machine, cgroup and `ulimit -v` leave."""
+    """Return how many bytes can still be allocated: the least that machine, cgroup and `ulimit -v` leave."""
     import psutil
 
     left = [int(psutil.virtual_memory().available), _address_space_left(), _cgroup_left()]
@@ -23,7 +23,7 @@ def available_memory() -> int:
 
 
 def check_start() -> None:
-    """Refuse to start where torch itself cannot be loaded.
+    """Refuse to start if the limit of memory is too low to load torch.
 
     Raises:
         ModelNotFoundError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.

@@ -73,7 +73,7 @@ def backups(database: Path) -> list[Backup]:
 
 
 def is_due(database: Path, today: str | None = None) -> bool:
-    """Whether there is no backup of today, and the database changed since the newest one."""
+    """Return whether today has no backup and the database changed since the newest one."""
     daily = [backup for backup in backups(database) if backup.is_daily]
     today = today or time.strftime("%Y-%m-%d")
     if any(backup.name == f"{database.stem}-{today}.db" for backup in daily):
@@ -90,8 +90,19 @@ def _last_change(database: Path) -> float:
     return max(changes)
 
 
+def _has_sessions(database: Path) -> bool:
+    connection = connect(database)
+    try:
+        return connection.execute("SELECT 1 FROM sessions LIMIT 1").fetchone() is not None
+    finally:
+        connection.close()
+
+
 def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
-    """Make today's backup if it is due, and delete the oldest ones; None when nothing was made.
+    """Make today's backup if it is due, and delete the oldest ones; return None if none was made.
+
+    A database without conversations is not backed up: that would use up the day's backup, and be the newest one to
+    restore.
 
     Raises:
         StoreError: It could not be made, or the database is damaged.
@@ -103,6 +114,8 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
             return None
         target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
         try:
+            if not _has_sessions(database):
+                return None
             _make(database, target, is_stopped)
         except Stopped:
             return None
@@ -157,7 +170,7 @@ def changing_backups(database: Path) -> Iterator[None]:
 
 
 def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version: int | None = None) -> None:
-    """Copy one state of the database to `target`, whole or not at all.
+    """Copy one state of the database to `target`, completely or not at all.
 
     Args:
         database: The file.
@@ -215,7 +228,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk, as far as the system can."""
+    """Flush a file, or the names in a folder, to the disk, as far as the system can."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -242,7 +255,7 @@ def open_backup(path: Path) -> sqlite3.Connection:
 
 
 def problem_of(backup: Backup) -> str:
-    """Why a backup cannot be used; '' when it is sound. Reads all of it, once."""
+    """Return why a backup cannot be used; '' if it is sound. Reads all of it, once."""
     return _problem_of(backup.path, backup.made, backup.nbytes)
 
 
@@ -264,12 +277,12 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
 
 
 def newest_good(database: Path) -> Backup | None:
-    """The newest backup that is sound."""
+    """Return the newest sound backup."""
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
 
 def _advice(database: Path) -> str:
-    """What to do about a damaged database of this user; '' without a backup."""
+    """Return what to do about a damaged database of this user; '' without a backup."""
     own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
     if not own or (backup := newest_good(database)) is None:
         return ""

@@ -1,4 +1,4 @@
-"""Connections to a database file: private, with a write-ahead log, all or nothing.
+"""Opens connections to a database file: private, with a write-ahead log and transactions.
 
 Outside of `create_private`, only SQLite opens and closes the file: see `streamchat.store.database`.
 """
@@ -72,7 +72,7 @@ def read_schema(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
+    """Commit what the block does, or roll all of it back."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         read_schema(connection)

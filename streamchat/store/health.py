@@ -1,4 +1,4 @@
-"""What is wrong with a database, as far as SQLite can tell, and repairing what is made from its tables."""
+"""Finds what is wrong with a database, as far as SQLite can tell, and rebuilds its indexes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def full_text_indexes(connection: sqlite3.Connection) -> list[str]:
 
 
 def problems_of(connection: sqlite3.Connection) -> list[str]:
-    """Each thing that is wrong with the file; reads all of it.
+    """Return each fault of the file; reads all of it.
 
     Args:
         connection: Outside of a transaction.
@@ -78,13 +78,13 @@ def look_at(path: Path) -> Findings:
 
 
 def is_repairable(problems: list[str]) -> bool:
-    """Whether only indexes are wrong, which can be made again without a loss."""
+    """Return whether only indexes are wrong, which can be rebuilt without a loss."""
     ours = ("row ", "wrong # of entries in index", "non-unique entry in index", "the search index")
     return all(each.startswith(ours) and ("index" in each) for each in problems)
 
 
 def repair(connection: sqlite3.Connection) -> list[str]:
-    """Make all indexes again; returns what is wrong afterwards.
+    """Rebuild all indexes; return the faults that are left.
 
     Args:
         connection: Outside of a transaction.
@@ -95,7 +95,7 @@ def repair(connection: sqlite3.Connection) -> list[str]:
 
 
 def rebuild_indexes(connection: sqlite3.Connection) -> None:
-    """Make all indexes again from the tables.
+    """Rebuild all indexes from the tables.
 
     Args:
         connection: Inside a transaction.

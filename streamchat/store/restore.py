@@ -1,4 +1,4 @@
-"""Putting a backup in the place of a database, and deleting a conversation from backups."""
+"""Replaces a database by a backup, and deletes a conversation from backups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_FILES = ("-wal", "-shm")
 
 
 def restore(database: Path, backup: Backup) -> Path | None:
-    """Put `backup` in the place of `database`.
+    """Replace `database` by `backup`.
 
     Returns:
         Where the database went, with its log; None when there was none.
@@ -77,7 +77,7 @@ def _set_aside(database: Path) -> Path | None:
 
 
 def set_aside(database: Path) -> list[Path]:
-    """Databases that were moved aside by `restore`."""
+    """Return the databases that `restore` moved aside."""
     ends = tuple(LOG_FILES)
     return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
 
@@ -86,7 +86,7 @@ def set_aside(database: Path) -> list[Path]:
 
 
 def backups_with(database: Path, session: str) -> list[Backup]:
-    """The backups that have a conversation, and those that cannot be read."""
+    """Return the backups that have a conversation, and those that cannot be read."""
     return [backup for backup in backups(database) if _has(backup, session)]
 
 

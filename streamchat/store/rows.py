@@ -1,4 +1,4 @@
-"""From rows of the database to records. What is damaged in a row is named and left out; its texts are kept."""
+"""Converts rows of the database to records. Names and drops what is damaged in a row; keeps its texts."""
 
 from __future__ import annotations
 

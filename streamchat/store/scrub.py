@@ -1,4 +1,4 @@
-"""Removing the words of deleted conversations from the files, not only from the tables.
+"""Removes the words of deleted conversations from the files, not only from the tables.
 
 A full-text index keeps deleted words until it is merged, and a page that was split or freed may keep text. So the
 indexes are made again, `VACUUM` writes every page anew, and the write-ahead log is emptied. That takes as long as
@@ -25,14 +25,14 @@ def pending_mark(path: Path) -> Path:
 
 
 def mark_pending(path: Path) -> None:
-    """Note that there are words to remove: before they are deleted from the tables."""
+    """Note that there are words to remove. Call this before they are deleted from the tables."""
     mark = pending_mark(path)
     paths.private_dir(mark.parent)
     paths.write_private(mark, "")
 
 
 def scrub(connection: sqlite3.Connection, path: Path) -> bool:
-    """Remove what was deleted from the files of the database; whether that succeeded.
+    """Remove what was deleted from the files of the database; return whether that succeeded.
 
     Args:
         connection: Outside of a transaction, and the only one of this process that is in use.
@@ -52,7 +52,7 @@ def scrub(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def rewrite(connection: sqlite3.Connection) -> None:
-    """Make the full-text indexes again, and write every page anew."""
+    """Rebuild the full-text indexes and rewrite every page."""
     with transaction(connection):
         for index in full_text_indexes(connection):
             connection.execute(f"INSERT INTO {index} ({index}) VALUES ('rebuild')")
