@@ -30,12 +30,13 @@ class Verdict:
     """What `absolute_limit` found."""
 
 
-def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
+def choose_fit(model: Any, *, verdict: Verdict | None = None, check_eviction: bool = True) -> PositionFit:
     """Measure how `model`, a causal LM in eval mode, carries positions, and check it numerically.
 
     Args:
         model: Or a wrapper around it. Not changed; some 250 tokens of forward run.
         verdict: Of checks that passed before; they are left out.
+        check_eviction: Run the attention in use on a cache that evicts. `verify` does that at length.
 
     Raises:
         UnsupportedModelError: An endless cache would be wrong with this model; the reason is in the text.
@@ -46,7 +47,7 @@ def choose_fit(model: Any, *, verdict: Verdict | None = None) -> PositionFit:
         fit = _moving_fit(model, verdict)
     except UnsupportedModelError as refusal:
         fit = _recompute_fit(model, refusal)
-    if verdict is None:
+    if verdict is None and check_eviction:
         with _failures_told(model):
             _check_eviction(model, fit)
     return fit
