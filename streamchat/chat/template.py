@@ -227,7 +227,8 @@ def _first_opening(before: str, user_open: str) -> tuple[str, str]:
         if not cut:  # right behind the system prompt, with whose last characters line ends may grow together
             cut = len(user_open) - len(user_open.lstrip("\n"))
     else:
-        cut = len(before.rstrip(" "))  # the next token often begins with a space
+        cut = len(before)
+    cut = len(before[:cut].rstrip(" "))  # the next token often begins with a space
     return before[:cut], before[cut:]
 
 
