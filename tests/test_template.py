@@ -143,6 +143,14 @@ def test_a_fixed_clock_changes_nothing_but_the_time(template: str) -> None:
         assert fixed == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def test_a_template_that_leaves_out_earlier_reasoning_is_said() -> None:
+    newest = "{% if m.thinking and loop.last %}<channel>analysis<message>{{ m.thinking }}<|im_end|>{% endif %}"
+    every = newest.replace(" and loop.last", "")
+    for written, said in ((newest, ("replies-kept",)), (every, ())):
+        template = toy.CHANNELS.replace("<|im_start|>{{ m.role }}", f"<|im_start|>{{{{ m.role }}}}{written}")
+        assert choose_format(toy.toy_tokenizer(template), "auto", "").fallbacks == said
+
+
 @pytest.mark.parametrize("template", [toy.THINKING, toy.OPEN_REASONING])
 def test_replies_that_the_template_rewrites_later_are_said(template: str) -> None:
     chosen = choose_format(toy.toy_tokenizer(template), "auto", "")
