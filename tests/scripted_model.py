@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.cache.method import choose_fit
+from streamchat.cache.method import Verdict, choose_fit
 from streamchat.chat import events as ev
 from streamchat.chat.conversation import Conversation, TurnOutcome
 from streamchat.chat.template import choose_format
@@ -117,7 +117,7 @@ def make_chat(
     conversation = Conversation(
         model,
         tokenizer,
-        choose_fit(model, checked=True),
+        choose_fit(model, verdict=Verdict(None)),
         choose_format(tokenizer, "auto", chosen.system_prompt),
         chosen,
         cache_size,

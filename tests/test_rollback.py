@@ -11,7 +11,7 @@ from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.method import Verdict, choose_fit, make_cache
 from streamchat.errors import CacheError, ConfigError
 from tests.scripted_model import Chat, make_chat
 from tests.tiny import random_ids, tiny_model
@@ -148,7 +148,7 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     """Also through further evictions and a rebase of positions, which need the unrotated sinks."""
     model = tiny_model(family)
     sizes = {"cache_size": 48, "num_sink_tokens": 4}
-    fit = choose_fit(model, checked=True) if family == "gpt2" else fit_positions(model)
+    fit = choose_fit(model, verdict=Verdict(None)) if family == "gpt2" else fit_positions(model)
     ids = random_ids(400)
 
     def logits(cache: Any, count: int, at: int) -> torch.Tensor:
