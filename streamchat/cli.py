@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def _main(argv: Sequence[str] | None) -> int:
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=plain.ERRORS)
+    if hasattr(sys.stdin, "reconfigure") and codecs.lookup(sys.stdin.encoding).name == "ascii":
+        # The locale of a console without a language; terminals send UTF-8 all the same, of which ASCII is a part.
+        sys.stdin.reconfigure(encoding="utf-8")
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
     try:

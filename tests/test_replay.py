@@ -284,7 +284,7 @@ TEMPLATES = {
     name: getattr(toy, name)
     for name in (
         "CHATML", "THINKING", "INSIDE", "CHANNELS", "OPEN_REASONING", "HEADINGS", "LAST_SYSTEM", "ROUNDS", "NEWEST",
-        "CLOCK", "DATED",
+        "CLOCK", "DATED", "PARAGRAPHS", "BRACKETS",
     )
 }  # fmt: skip
 

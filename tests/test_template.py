@@ -13,8 +13,10 @@ from streamchat.chat import cutting, rendering
 from streamchat.chat import template as template_module
 from streamchat.chat.encoding import ChatEncoder
 from streamchat.chat.format_check import fed
+from streamchat.chat.reference import Reference
 from streamchat.chat.rendering import Renderer
 from streamchat.chat.template import choose_format
+from streamchat.chat.turn_check import FedTurn, turn_difference
 from streamchat.errors import ConfigError
 from tests import toy_tokenizer as toy
 from tools.template_tokenizers import llama_3, metaspace, sentencepiece
@@ -28,7 +30,8 @@ WORDS = [("What is the capital?", "Paris."), ("And\nthe sea?", " Blue, mostly.\n
 FOLLOWED = {
     name: getattr(toy, name)
     for name in (
-        "CHATML", "THINKING", "INSIDE", "NO_SYSTEM", "CHANNELS", "OPEN_REASONING", "DATED", "HEADINGS", "LINES"
+        "CHATML", "THINKING", "INSIDE", "NO_SYSTEM", "CHANNELS", "OPEN_REASONING", "DATED", "HEADINGS", "LINES",
+        "PARAGRAPHS", "BRACKETS",
     )
 }  # fmt: skip
 
@@ -63,6 +66,23 @@ def test_fed_ids_are_the_templates_own(template: str, system: str, count: int) -
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", system))
         assert fed(encoder, WORDS[:count], "Thanks.") == rendered
+
+
+def test_a_given_reply_that_grows_together_with_its_closing_is_no_difference() -> None:
+    tokenizer = llama_3([*toy.CONTROL])
+    tokenizer.chat_template = toy.PARAGRAPHS
+    encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
+    before, turn = encoder.encoded("Is it?", True, "It is."), encoder.encoded("Why?", False, "So.\n", "It is.")
+    fed_before = encoder.system_block() + before.prompt + before.reply
+
+    def difference(reply: list[int]) -> str:
+        ids = [*fed_before, *turn.prompt, *reply]
+        one = FedTurn([("Is it?", "It is.")], "Why?", "So.\n", ids, len(fed_before) + len(turn.prompt), True)
+        return turn_difference(Reference(tokenizer, encoder.format, ""), tokenizer, encoder.control_ids, one)
+
+    assert ".\n\n" in [tokenizer.decode([token]) for token in before.reply]
+    assert not difference(turn.reply)
+    assert difference(turn.reply[:-1])
 
 
 def test_a_system_prompt_that_moves_stays_before_the_first_message_and_is_said() -> None:
@@ -121,6 +141,14 @@ def test_a_fixed_clock_changes_nothing_but_the_time(template: str) -> None:
     fixed = Renderer(tokenizer, now)(messages, generation=True)
     if datetime.now().date() == now.date():
         assert fixed == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_template_that_leaves_out_earlier_reasoning_is_said() -> None:
+    newest = "{% if m.thinking and loop.last %}<channel>analysis<message>{{ m.thinking }}<|im_end|>{% endif %}"
+    every = newest.replace(" and loop.last", "")
+    for written, said in ((newest, ("replies-kept",)), (every, ())):
+        template = toy.CHANNELS.replace("<|im_start|>{{ m.role }}", f"<|im_start|>{{{{ m.role }}}}{written}")
+        assert choose_format(toy.toy_tokenizer(template), "auto", "").fallbacks == said
 
 
 @pytest.mark.parametrize("template", [toy.THINKING, toy.OPEN_REASONING])

@@ -38,6 +38,21 @@ def test_each_template_gets_its_verdict(folder: Path, capsys: pytest.CaptureFixt
     assert out.splitlines()[-1] == "16 equal, 3 plain, 8 told"
 
 
+# as Vicuna: a text, not a token, opens messages, and a space is before it
+SPACED = (
+    "{% if messages[0].role == 'system' %}{% set lead = messages[0].content %}{% set messages = messages[1:] %}"
+    "{% else %}{% set lead = 'A chat.' %}{% endif %}{{ lead }} {% for m in messages %}"
+    "{% if m.role == 'user' %}USER: {{ m.content | trim }} {% else %}ASSISTANT: {{ m.content | trim }}{{ eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", templates.KINDS)
+@pytest.mark.parametrize("prompt", templates.SYSTEMS)
+def test_a_space_before_the_first_message_belongs_to_it(kind: str, prompt: str) -> None:
+    assert templates.check(SPACED, kind, prompt) == templates.Verdict("equal")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -19,14 +19,14 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m"
 RGB = re.compile(r"[34]8;2;(\d+);(\d+);(\d+)")
 
 
-def conversation(*arguments: str, **environ: str) -> str:
+def conversation(*arguments: str, typed: str = "hi", **environ: str) -> str:
     """A turn on a pseudo-terminal; returns all that was written."""
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "PROMPT_TOOLKIT_NO_CPR": "1", **environ}
     child = pexpect.spawn(sys.executable, [FACE, SCENARIO, *arguments], timeout=30, dimensions=(24, 80), env=env)
     prompt = child.expect([b"Write a message", b"you> "])
     said = child.before + child.after
-    child.send("hi\r")
-    child.expect(b"done")
+    child.send(f"{typed}\r")
+    child.expect(b"quoted.*done")
     said += child.before + child.after
     child.send("\x04" if prompt else "\x11")
     child.expect(pexpect.EOF)
@@ -45,6 +45,17 @@ def test_text_of_all_scripts(arguments: tuple[str, ...], environ: dict[str, str]
 @pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
 def test_a_locale_that_cannot_show_it_ends_nothing(arguments: tuple[str, ...]) -> None:
     assert "quoted" in conversation(*arguments, **ASCII)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
+@pytest.mark.parametrize("environ", [{}, ASCII], ids=["utf-8", "ascii"])
+def test_what_is_typed_is_what_is_sent(
+    arguments: tuple[str, ...], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed = "Grüße, 日本 😀 — done?"
+    monkeypatch.setenv("SUBMITTED", str(tmp_path / "submitted.jsonl"))
+    conversation(*arguments, typed=typed, **environ)
+    assert json.loads((tmp_path / "submitted.jsonl").read_text()) == typed
 
 
 def test_a_pipe_with_such_a_locale() -> None:

@@ -86,6 +86,16 @@ LINES = (
     "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content | trim }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+# what closes a reply is a text: line ends, which grow together with those of a reply
+PARAGRAPHS = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+# the same with words, which decoding shows
+BRACKETS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/{{ m.role }}]\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 RAISES = "{{ raise_exception('no chat today') }}"
 DROPS = "{% if add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
 

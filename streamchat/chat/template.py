@@ -15,7 +15,8 @@ from typing import Any
 from streamchat.chat.chat_format import LASTING, NOTES, ChatFormat, Fallback
 from streamchat.chat.contents import Contents, Frame
 from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
-from streamchat.chat.rendering import Renderer, UnusableTemplateError, new_marks
+from streamchat.chat.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
+from streamchat.chat.reply_shape import REASONING_KEYS
 from streamchat.errors import ConfigError
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
@@ -185,7 +186,22 @@ def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
     written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
     dropped = written is not None and mark not in written
     # a generation prompt that opens the reasoning, and a past reply without it
-    return dropped or not parts.reply_open.startswith(parts.generation.rstrip())
+    return dropped or not parts.reply_open.startswith(parts.generation.rstrip()) or _drops_reasoning(contents.render)
+
+
+def _drops_reasoning(render: Renderer) -> bool:
+    """Whether the template writes the reasoning of the newest reply, and leaves it out of earlier ones."""
+    marks = new_marks(6)
+    for key in REASONING_KEYS:
+        reply = {**assistant(marks.replies[0]), key: marks.replies[1]}
+        turn = [user(marks.users[0]), reply]
+        try:
+            newest, earlier = render(turn), render([*turn, user(marks.users[1])], generation=True)
+        except UnusableTemplateError:
+            continue
+        if marks.replies[1] in newest and marks.replies[1] not in earlier:
+            return True
+    return False
 
 
 def _divided(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
@@ -227,7 +243,8 @@ def _first_opening(before: str, user_open: str) -> tuple[str, str]:
         if not cut:  # right behind the system prompt, with whose last characters line ends may grow together
             cut = len(user_open) - len(user_open.lstrip("\n"))
     else:
-        cut = len(before.rstrip(" "))  # the next token often begins with a space
+        cut = len(before)
+    cut = len(before[:cut].rstrip(" "))  # the next token often begins with a space
     return before[:cut], before[cut:]
 
 

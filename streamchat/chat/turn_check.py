@@ -46,21 +46,31 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
         ids, tail = reference.ids(history, turn.message), 0
         fed, least = list(turn.ids[: turn.prompt_stop]), 0
     whole = not turn.history and "clock" not in reference.fallbacks
-    expected = ids if whole else reference.behind_opening(history, ids)
-    if turn.history:
-        expected = reference.between + expected
+    behind = ids if whole else reference.behind_opening(history, ids)
     named = has_control(turn.message)
     as_text = named or (turn.given and has_control(turn.reply))
-    for rest in range(least, tail + 1):
-        count = len(expected) - rest
-        if as_text and _same_text(tokenizer, fed, expected[:count]):
-            fewer = controls(fed[-count:]) < controls(expected[:count])
-            return "" if fewer or not named else "its message became control tokens"
-        if not as_text and fed[-count:] == expected[:count] and (not whole or len(fed) == count):
-            return ""
+    expected = behind
+    for seam in _seams(reference, ids, behind) if turn.history else [[]]:
+        expected = [*seam, *behind]
+        for rest in range(least, tail + 1):
+            count = len(expected) - rest
+            if as_text and _same_text(tokenizer, fed, expected[:count]):
+                fewer = controls(fed[-count:]) < controls(expected[:count])
+                return "" if fewer or not named else "its message became control tokens"
+            if not as_text and fed[-count:] == expected[:count] and (not whole or len(fed) == count):
+                return ""
     wanted, actual = _decoded(tokenizer, expected), _decoded(tokenizer, fed[-len(expected) :])
     at = max(0, common_start(wanted, actual) - 20)
     return f"the chat template writes {wanted[at : at + 80]!r}, and {actual[at : at + 80]!r} was fed"
+
+
+def _seams(reference: Reference, ids: Sequence[int], behind: Sequence[int]) -> list[list[int]]:
+    """The ids that may be between the reply before and the message.
+
+    The last one: a reply that was given may have grown together with what closes it.
+    """
+    start = len(ids) - len(behind)
+    return [list(ids[max(0, start - len(reference.between)) : start]), reference.between]
 
 
 def _same_text(tokenizer: Any, fed: Sequence[int], expected: Sequence[int]) -> bool:

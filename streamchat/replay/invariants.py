@@ -301,6 +301,9 @@ class Inspector:
         if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
             return detail
         reply = log.ids[turn.prompt_stop : turn.stop].tolist()
+        close = encoder.close(turn.reply)  # in some templates a text, which decoding shows
+        if close and reply[-len(close) :] == close:
+            del reply[-len(close) :]
         said = tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         is_said = _same_text(said, turn.reply) or _same_text(conversation.text_of(reply), turn.reply)
         return "" if is_said else f"the reply {turn.reply[-200:]!r} is fed as {said[-200:]!r}"
