@@ -11,7 +11,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,8 @@ from streamchat.store.users import lock_folder
 KEEP = 7
 """Daily backups that are kept."""
 KEEP_BEFORE_MIGRATION = 2
+CLOCKS_DIFFER_S = 86400.0
+"""A backup of a moment further ahead was made while the clock was wrong."""
 PAGES = 512
 """Copied between two looks at whether to stop."""
 
@@ -55,6 +57,11 @@ class Backup:
         """Whether it is one of those that are kept for `KEEP` days."""
         return re.fullmatch(r".+-\d{4}-\d\d-\d\d\.db", self.name) is not None
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether its moment is still to come: how old it is, nobody knows."""
+        return self.made > time.time() + CLOCKS_DIFFER_S
+
 
 def backup_folder(database: Path) -> Path:
     """Where the backups of a database are."""
@@ -62,19 +69,19 @@ def backup_folder(database: Path) -> Path:
 
 
 def backups(database: Path) -> list[Backup]:
-    """The backups of a database, newest first."""
+    """The backups of a database, newest first; behind them those that were made while the clock was ahead."""
     stem, found = re.escape(database.stem), []
     with suppress(OSError):
         for path in backup_folder(database).iterdir():
             if re.fullmatch(rf"{stem}-(\d{{4}}-\d\d-\d\d|schema-\d+)\.db", path.name):
                 about = path.stat()
                 found.append(Backup(path, about.st_mtime, about.st_size))
-    return sorted(found, key=lambda each: each.made, reverse=True)
+    return sorted(found, key=lambda each: (not each.is_ahead, each.made), reverse=True)
 
 
 def is_due(database: Path, today: str | None = None) -> bool:
     """Whether there is no backup of today, and the database changed since the newest one."""
-    daily = [backup for backup in backups(database) if backup.is_daily]
+    daily = [backup for backup in backups(database) if backup.is_daily and not backup.is_ahead]
     today = today or time.strftime("%Y-%m-%d")
     if any(backup.name == f"{database.stem}-{today}.db" for backup in daily):
         return False
@@ -261,6 +268,13 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
     if version > len(MIGRATIONS):
         return f"it was written by a newer streamchat (version {version} of its tables)"
     return "" if found == "ok" else found
+
+
+def conversations_in(backup: Backup) -> int:
+    """How many conversations a sound backup has."""
+    with closing(open_backup(backup.path)) as connection:
+        count: int = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+    return count
 
 
 def newest_good(database: Path) -> Backup | None:
