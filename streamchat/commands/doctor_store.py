@@ -12,6 +12,7 @@ from streamchat.store.database import database_path
 from streamchat.store.health import is_repairable, look_at
 from streamchat.store.lock import SessionLock
 from streamchat.store.users import lock_folder
+from streamchat.units import plural
 
 
 def examine_database(problems: list[str]) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def _state(database: Path, problems: list[str]) -> str:
         problems.append(str(error))
         return "cannot be used"
     if not findings.problems:
-        return f"sound, {findings.sessions} conversations, {findings.turns} turns"
+        return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"
 
