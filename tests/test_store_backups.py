@@ -14,6 +14,7 @@ import pytest
 
 from streamchat import cli
 from streamchat.chat.upkeep import Upkeep
+from streamchat.commands.doctor_store import examine_database
 from streamchat.errors import StoreError
 from streamchat.store import backup as backing
 from streamchat.store import restore as restoring
@@ -130,6 +131,17 @@ def test_backups_of_a_wrong_clock_do_not_keep_others_from_being_made(path: Path)
     ]
     assert newest_good(path) == backups(path)[0]
     assert back_up_daily(path) is None
+
+
+def test_what_is_no_file_is_no_backup(path: Path) -> None:
+    """Opening a FIFO waits for whoever writes into it."""
+    filled(path, "sea")
+    folder = backup_folder(path)
+    folder.mkdir()
+    os.mkfifo(folder / "streamchat-2025-03-01.db")
+    (folder / "streamchat-2025-03-02.db").mkdir()
+    (folder / "streamchat-2025-03-03.db").symlink_to("/dev/zero")
+    assert backups(path) == []
 
 
 def test_a_failed_backup_leaves_the_ones_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,7 +564,7 @@ def test_the_first_backup_of_a_new_database_has_the_first_turn(path: Path) -> No
         assert [info.title for info in store.sessions()] == ["sea"]
 
 
-def test_an_empty_database_beside_backups_is_said(path: Path) -> None:
+def test_an_empty_database_beside_backups_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A database that was deleted is created anew; a week of new backups would replace those that have everything."""
     filled(path, "sea", "hill")
     made = back_up_daily(path)
@@ -564,6 +576,13 @@ def test_an_empty_database_beside_backups_is_said(path: Path) -> None:
         f"{path} has no conversation, and its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
         "restores it"
     )
+    code, _, err = run(capsys, "list")
+    assert (code, err) == (0, f"streamchat: {said}\n")
+    problems: list[str] = []
+    examine_database(problems)
+    assert problems == [said]
+    run(capsys, "restore-backup")
+    assert run(capsys, "list")[2] == ""
 
 
 def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,15 +69,8 @@ class Upkeep:
 
     def _tell_of_backup(self) -> None:
         """The database is empty: say, once, if a backup is not. Somebody may have deleted the file."""
-        from streamchat.store.backup import conversations_in, newest_good
+        from streamchat.store.restore import lost_sentence
 
-        backup = None if self._is_told else newest_good(self._store.path)
-        if backup is not None and (count := conversations_in(backup)):
+        if not self._is_told and (sentence := lost_sentence(self._store.path)):
             self._is_told = True
-            self._tell(
-                ev.Notice(
-                    f"{self._store.path} has no conversation, and its newest backup has {count:,}; "
-                    f"`streamchat sessions restore-backup {backup.name}` restores it",
-                    "warning",
-                )
-            )
+            self._tell(ev.Notice(sentence, "warning"))

@@ -11,10 +11,11 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from filelock import FileLock, Timeout
 
@@ -75,7 +76,8 @@ def backups(database: Path) -> list[Backup]:
         for path in backup_folder(database).iterdir():
             if re.fullmatch(rf"{stem}-(\d{{4}}-\d\d-\d\d|schema-\d+)\.db", path.name):
                 about = path.stat()
-                found.append(Backup(path, about.st_mtime, about.st_size))
+                if S_ISREG(about.st_mode):  # opening a FIFO would wait
+                    found.append(Backup(path, about.st_mtime, about.st_size))
     return sorted(found, key=lambda each: (not each.is_ahead, each.made), reverse=True)
 
 
@@ -268,13 +270,6 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
     if version > len(MIGRATIONS):
         return f"it was written by a newer streamchat (version {version} of its tables)"
     return "" if found == "ok" else found
-
-
-def conversations_in(backup: Backup) -> int:
-    """How many conversations a sound backup has."""
-    with closing(open_backup(backup.path)) as connection:
-        count: int = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
-    return count
 
 
 def newest_good(database: Path) -> Backup | None:

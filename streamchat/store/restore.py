@@ -11,7 +11,16 @@ from pathlib import Path
 
 from streamchat import paths
 from streamchat.errors import StoreError
-from streamchat.store.backup import Backup, backups, changing_backups, flush, open_backup, problem_of, written_whole
+from streamchat.store.backup import (
+    Backup,
+    backups,
+    changing_backups,
+    flush,
+    newest_good,
+    open_backup,
+    problem_of,
+    written_whole,
+)
 from streamchat.store.connection import create_private, transaction
 from streamchat.store.failures import sentences
 from streamchat.store.health import problems_of, repair
@@ -92,6 +101,20 @@ def set_aside(database: Path) -> list[Path]:
     """Databases that were moved aside by `restore`."""
     ends = tuple(LOG_FILES)
     return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
+
+
+def lost_sentence(database: Path) -> str:
+    """What to say about a database without conversations if its newest sound backup has some; '' otherwise."""
+    if (backup := newest_good(database)) is None:
+        return ""
+    with closing(open_backup(backup.path)) as connection:
+        count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+    if not count:
+        return ""
+    return (
+        f"{database} has no conversation, and its newest backup has {count:,}; "
+        f"`streamchat sessions restore-backup {backup.name}` restores it"
+    )
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------
