@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 THREADS = {"GOMP_SPINCOUNT": "1000"}
 """For torch's OpenMP, which reads it when it is loaded. Its threads wait for each other hundreds of times per token and
 spin 300,000 times each by default, which takes the core from the thread they wait for when other programs run."""
+
+TOO_MANY_FILES = "too many files are open; raise the limit of this shell, for example with `ulimit -n 1024`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +81,10 @@ def _run(argv: list[str]) -> int:
         say(OUT_OF_MEMORY)
         return ExitCode.MODEL
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            _show_traceback()
+            say(TOO_MANY_FILES)
+            return ExitCode.FAILURE
         import traceback
 
         from streamchat.telemetry.log_file import log_crash

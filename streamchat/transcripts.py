@@ -71,7 +71,15 @@ def read_records(text: str) -> list[Record] | None:
         return lines
     if not is_json:
         return None
-    raise TranscriptError(f"it begins as JSON does, but {_reason(failure)}; give `--format text` if it is plain text")
+    raise TranscriptError(f"it begins as JSON does, but {_reason(failure)}")
+
+
+def scalar_in(text: str) -> str:
+    """The end of a sentence about a file that is JSON, and only a text, a number, true, false or null; else ''."""
+    try:
+        return unknown(json.loads(text))
+    except (ValueError, RecursionError):
+        return ""
 
 
 def kind_of(value: Any) -> Kind | None:

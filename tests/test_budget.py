@@ -11,6 +11,7 @@ from streamchat.cache.context import context_length
 from streamchat.chat import events as ev
 from streamchat.chat.budget import resolve_cache_size
 from streamchat.chat.evictions import eviction_sentence, turn_words
+from streamchat.chat.sessions import resumed_configuration
 from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError
@@ -44,6 +45,19 @@ def test_a_small_model_gets_what_it_can_address_and_says_so() -> None:
     size, note = resolve_cache_size(given_settings(), 512)
     assert size == 512
     assert note == "The cache is 512 tokens, all that this model can address, instead of 1024."
+
+
+def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
+    """What a conversation was begun with is no reason not to resume it, and its default was none of the user's."""
+    info = SimpleNamespace(id="abcdef", settings={"cache_size": 1024})
+    resumed = resumed_configuration(Configuration(), info)  # type: ignore[arg-type]
+    assert resolve_cache_size(resumed, 128) == (
+        128,
+        "The cache is 128 tokens, all that this model can address, instead of 1024.",
+    )
+    given = resumed_configuration(Configuration(Settings(cache_size=512), {"cache_size": "--cache-size"}), info)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--cache-size: cache_size = 512 is above the 128 tokens"):
+        resolve_cache_size(given, 128)
 
 
 @pytest.mark.parametrize(

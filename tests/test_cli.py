@@ -159,6 +159,19 @@ def test_an_unexpected_error_names_the_log() -> None:
     assert "RuntimeError: a bug" in log_path().read_text()
 
 
+def test_too_many_open_files_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(argv: list[str]) -> int:
+        raise OSError(24, "Too many open files", "/a/module.py")
+
+    monkeypatch.setattr(cli, "_dispatch", full)
+    assert cli.main([]) == ExitCode.FAILURE
+    assert capsys.readouterr().err == (
+        "streamchat: too many files are open; raise the limit of this shell, for example with `ulimit -n 1024`\n"
+    )
+
+
 def test_debug_shows_the_traceback() -> None:
     result = run("--debug", scenario={"raise": True})
     assert result.returncode == ExitCode.FAILURE

@@ -169,7 +169,10 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
         (b'{"streamchat": 7}', "format 7 is not known; this streamchat reads 1"),
         (b"\n\n", "has no messages"),
         (b"\xff\xfe{\0", "is not UTF-8 text"),
-        (b"[" * 100_000, "begins as JSON does, but it is nested too deeply"),
+        (b"[" * 100_000, "begins as JSON does, but it is nested too deeply; nothing was imported"),
+        (b"[note] hello", "begins as JSON does, but line 1, column 2: Expecting value; nothing was imported"),
+        (b"null", "file.jsonl, line 1: it is JSON, null; accepted are "),
+        (b'"hello"', "file.jsonl, line 1: it is JSON, a text; accepted are "),
     ],
 )
 def test_what_cannot_be_imported(

@@ -140,6 +140,10 @@ SCRIPTS = [
     "벚꽃을 보러 갔다",
     "100 % wool => 50_x, C:\\tmp",
     "plain words: Tokyo",
+    "ㄅㄆㄇㄈ",
+    "ꀀꀁꀂ",
+    "I write C++ and C#, Ärger++",
+    "I write C, a well known language",
 ]
 
 
@@ -162,6 +166,17 @@ SCRIPTS = [
         ("\\", [5]),
         ("###", []),
         ("tokyo", [6]),
+        ("ㄆ", [7]),
+        ("ꀁ", [8]),
+        ("c++", [9]),
+        ("C++ write", [9]),
+        ('"c++ and"', [9]),
+        ("c", [3, 5, 9, 10]),
+        ("C#", [9]),
+        ("100%", []),
+        ("ärger++", [9]),
+        ("well-known", [10]),
+        ("well_", []),
     ],
 )
 def test_scripts_without_spaces_and_symbols_are_found(store: Store, words: str, expected: list[int]) -> None:

@@ -14,8 +14,10 @@ import pytest
 
 from streamchat import cli
 from streamchat.chat.upkeep import Upkeep
+from streamchat.commands.doctor_store import examine_database
 from streamchat.errors import StoreError
 from streamchat.store import backup as backing
+from streamchat.store import restore as restoring
 from streamchat.store import schema
 from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_good, problem_of
@@ -108,6 +110,38 @@ def test_the_newest_seven_days_are_kept(path: Path, monkeypatch: pytest.MonkeyPa
         f"streamchat-{TODAY}.db",
         "streamchat-notes.txt",
     ]
+
+
+def test_backups_of_a_wrong_clock_do_not_keep_others_from_being_made(path: Path) -> None:
+    """A clock that was ahead leaves backups with moments to come: the first to be deleted, the last to be restored."""
+    filled(path, "sea")
+    folder = backup_folder(path)
+    for day in range(1, 10):
+        made = back_up_daily(path)
+        assert made is not None
+        ahead = folder / f"streamchat-2099-03-{day:02}.db"
+        os.rename(made, ahead)
+        os.utime(ahead, (4e9 + day, 4e9 + day))
+    filled(path, "hill")
+    made = back_up_daily(path)
+    assert made is not None
+    assert [backup.name for backup in backups(path)] == [
+        made.name,
+        *(f"streamchat-2099-03-{day:02}.db" for day in range(9, 3, -1)),
+    ]
+    assert newest_good(path) == backups(path)[0]
+    assert back_up_daily(path) is None
+
+
+def test_what_is_no_file_is_no_backup(path: Path) -> None:
+    """Opening a FIFO waits for whoever writes into it."""
+    filled(path, "sea")
+    folder = backup_folder(path)
+    folder.mkdir()
+    os.mkfifo(folder / "streamchat-2025-03-01.db")
+    (folder / "streamchat-2025-03-02.db").mkdir()
+    (folder / "streamchat-2025-03-03.db").symlink_to("/dev/zero")
+    assert backups(path) == []
 
 
 def test_a_failed_backup_leaves_the_ones_there_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +341,46 @@ def test_a_database_without_conversations_does_not_use_up_the_backup_of_the_day(
     assert back_up_daily(path) is not None
 
 
+def test_a_restoration_that_fails_leaves_the_database_in_its_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(path, "sea")
+    back_up_daily(path)
+    filled(path, "hill")
+    before = path.read_bytes()
+    rename = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if target == path:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(StoreError, match="Input/output error"):
+        restore(path, backups(path)[0])
+    assert path.read_bytes() == before
+    assert set_aside(path) == []
+    assert titles(path) == ["hill", "sea"]
+
+
+def test_a_restored_database_is_on_the_disk_before_the_other_one_is_moved(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two there is no database: that must be short."""
+    filled(path, "sea")
+    back_up_daily(path)
+    flushed = backing.flush
+    there: list[bool] = []
+
+    def slow(target: Path) -> None:
+        if target.is_file():
+            there.append(path.exists())
+        flushed(target)
+
+    monkeypatch.setattr(backing, "flush", slow)
+    monkeypatch.setattr(restoring, "flush", slow)
+    restore(path, backups(path)[0])
+    assert there[0]  # what the second call finds is on the disk already
+
+
 def test_the_log_of_the_damaged_database_goes_with_it(path: Path) -> None:
     """A log that stayed would be read into the restored database."""
     filled(path, "sea")
@@ -476,8 +550,9 @@ def kept_up(path: Path) -> list[str]:
         upkeep.consider()
         assert upkeep._worker is not None
         upkeep._worker.join()
-        upkeep.consider()  # once a day
-        assert not upkeep._worker.is_alive()
+        upkeep.consider()  # once a day, unless there was nothing to save
+        if store.sessions():
+            assert not upkeep._worker.is_alive()
         upkeep.stop()
     return said
 
@@ -492,6 +567,48 @@ def test_a_chat_makes_the_backup_and_removes_what_was_left(path: Path) -> None:
     assert kept_up(path) == []
     assert where(path.parent, SECRET) == []
     assert [backup.name for backup in backups(path)] == [f"streamchat-{TODAY}.db"]
+
+
+def test_the_first_backup_of_a_new_database_has_the_first_turn(path: Path) -> None:
+    """A backup without a conversation would be the only one of that day, and what is restored by default."""
+    assert kept_up(path) == []
+    assert backups(path) == []
+    with Store(path) as store:
+        upkeep = Upkeep(store, lambda event: None)
+
+        def look() -> list[str]:
+            upkeep.consider()
+            assert upkeep._worker is not None
+            upkeep._worker.join()
+            return [backup.name for backup in backups(path)]
+
+        assert look() == []
+        filled(path, "sea")
+        assert look() == [f"streamchat-{TODAY}.db"]
+        upkeep.stop()
+    with Store(backups(path)[0].path) as store:
+        assert [info.title for info in store.sessions()] == ["sea"]
+
+
+def test_an_empty_database_beside_backups_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A database that was deleted is created anew; a week of new backups would replace those that have everything."""
+    filled(path, "sea", "hill")
+    made = back_up_daily(path)
+    assert made is not None
+    assert kept_up(path) == []
+    path.unlink()
+    [said] = kept_up(path)
+    assert said == (
+        f"{path} has no conversation, and its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
+        "restores it"
+    )
+    code, _, err = run(capsys, "list")
+    assert (code, err) == (0, f"streamchat: {said}\n")
+    problems: list[str] = []
+    examine_database(problems)
+    assert problems == [said]
+    run(capsys, "restore-backup")
+    assert run(capsys, "list")[2] == ""
 
 
 def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from streamchat.chat.sessions import OF_A_SESSION
 from streamchat.config import Configuration
 from streamchat.errors import ConfigError
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:
-    """The budget in tokens, and a sentence where it is not what the default says.
+    """The budget in tokens, and a sentence if it is smaller than the default, or than what a saved conversation had.
 
     Args:
         configuration: Settings and where they came from.
@@ -34,7 +35,7 @@ def resolve_cache_size(configuration: Configuration, context: int | None) -> tup
         return size, None
     size = settings.cache_size
     if context is not None and size > context:
-        if configuration.is_explicit("cache_size"):
+        if configuration.is_explicit("cache_size") and not configuration.place("cache_size").startswith(OF_A_SESSION):
             raise ConfigError(
                 f"{configuration.place('cache_size')}: cache_size = {size} is above the {context} tokens that this "
                 f"model can address; it must be from {max(16, sinks + 1)} to {context}"

@@ -14,6 +14,8 @@ from streamchat.store.records import SessionInfo
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
 """Settings that belong to where one chats, not to what is said."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
+OF_A_SESSION = "conversation "
+"""How the place of a setting begins that a saved conversation brings."""
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}
 
 
@@ -25,15 +27,15 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
     values: dict[str, Any] = {}
+    place = f"{OF_A_SESSION}{info.id}"
     for name in setting_fields():
         ours = spec_of(name).section in SECTIONS and name not in OF_THE_MACHINE and name not in flags
         if ours and name in info.settings:
-            place = f"conversation {info.id}"
             try:
                 values[name] = check_value(name, info.settings[name], place)
             except ConfigError:
                 continue
-    origins = {**configuration.origins, **dict.fromkeys(values, f"conversation {info.id}")}
+    origins = {**configuration.origins, **dict.fromkeys(values, place)}
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
 
 

@@ -20,7 +20,7 @@ LEAVE_S = 10.0
 
 
 class Upkeep:
-    """Does what is due when the chat begins, and again on each new day.
+    """Does what is due when the chat begins or has its first turn, and again on each new day.
 
     Args:
         store: Open until `stop` has returned.
@@ -32,6 +32,7 @@ class Upkeep:
         self._stopped = threading.Event()
         self._worker: threading.Thread | None = None
         self._day = ""
+        self._is_told = False
 
     def consider(self) -> None:
         """Start what is due, unless that was done today. Returns at once."""
@@ -55,9 +56,21 @@ class Upkeep:
         try:
             if pending_mark(self._store.path).exists():
                 self._store.scrub()
-            back_up_daily(self._store.path, self._stopped.is_set)
+            if self._store.sessions(limit=1):
+                back_up_daily(self._store.path, self._stopped.is_set)
+            else:
+                self._day = ""  # again behind the first turn: an empty backup would be the only one of this day
+                self._tell_of_backup()
         except StoreError as error:
             _log.warning("upkeep failed", exc_info=True)
             self._tell(ev.Notice(f"{error}; the chat goes on", "warning"))
         except Exception:  # never the chat's concern
             _log.exception("upkeep failed")
+
+    def _tell_of_backup(self) -> None:
+        """The database is empty: say, once, if a backup is not. Somebody may have deleted the file."""
+        from streamchat.store.restore import lost_sentence
+
+        if not self._is_told and (sentence := lost_sentence(self._store.path)):
+            self._is_told = True
+            self._tell(ev.Notice(sentence, "warning"))

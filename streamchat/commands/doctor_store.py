@@ -11,6 +11,7 @@ from streamchat.store.backup import backup_folder, backups, newest_good
 from streamchat.store.database import database_path
 from streamchat.store.health import is_repairable, look_at
 from streamchat.store.lock import SessionLock
+from streamchat.store.restore import lost_sentence
 from streamchat.store.users import lock_folder
 from streamchat.units import plural
 
@@ -41,6 +42,8 @@ def _state(database: Path, problems: list[str]) -> str:
         problems.append(str(error))
         return "cannot be used"
     if not findings.problems:
+        if not findings.sessions and (lost := lost_sentence(database)):
+            problems.append(lost)
         return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"

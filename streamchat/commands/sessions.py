@@ -18,6 +18,7 @@ from streamchat.paths import user_path
 from streamchat.store.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
+from streamchat.store.restore import lost_sentence
 from streamchat.store.store import Store
 from streamchat.thinking import plain_text
 from streamchat.units import human_when, plural
@@ -113,6 +114,8 @@ def _list(store: Store, args: argparse.Namespace) -> None:
             _say(json_line(_as_dict(store, info)))
         return
     if not found:
+        if not words and (lost := lost_sentence(store.path)):
+            session_files.warn(lost)
         _say(
             f"No saved conversation has {words!r}."
             if words

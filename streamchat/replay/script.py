@@ -97,7 +97,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
     try:
         records = read_records(text)
     except TranscriptError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}; give `--format text` if it is plain text") from None
     if records is None and wanted == "auto":
         _read_text(path, text, script)
         return

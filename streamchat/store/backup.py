@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +29,8 @@ from streamchat.store.users import lock_folder
 KEEP = 7
 """Daily backups that are kept."""
 KEEP_BEFORE_MIGRATION = 2
+CLOCKS_DIFFER_S = 86400.0
+"""A backup of a moment further ahead was made while the clock was wrong."""
 PAGES = 512
 """Copied between two looks at whether to stop."""
 
@@ -55,6 +58,11 @@ class Backup:
         """Whether it is one of those that are kept for `KEEP` days."""
         return re.fullmatch(r".+-\d{4}-\d\d-\d\d\.db", self.name) is not None
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether its moment is still to come: how old it is, nobody knows."""
+        return self.made > time.time() + CLOCKS_DIFFER_S
+
 
 def backup_folder(database: Path) -> Path:
     """Where the backups of a database are."""
@@ -62,19 +70,20 @@ def backup_folder(database: Path) -> Path:
 
 
 def backups(database: Path) -> list[Backup]:
-    """The backups of a database, newest first."""
+    """The backups of a database, newest first; behind them those that were made while the clock was ahead."""
     stem, found = re.escape(database.stem), []
     with suppress(OSError):
         for path in backup_folder(database).iterdir():
             if re.fullmatch(rf"{stem}-(\d{{4}}-\d\d-\d\d|schema-\d+)\.db", path.name):
                 about = path.stat()
-                found.append(Backup(path, about.st_mtime, about.st_size))
-    return sorted(found, key=lambda each: each.made, reverse=True)
+                if S_ISREG(about.st_mode):  # opening a FIFO would wait
+                    found.append(Backup(path, about.st_mtime, about.st_size))
+    return sorted(found, key=lambda each: (not each.is_ahead, each.made), reverse=True)
 
 
 def is_due(database: Path, today: str | None = None) -> bool:
     """Return whether today has no backup and the database changed since the newest one."""
-    daily = [backup for backup in backups(database) if backup.is_daily]
+    daily = [backup for backup in backups(database) if backup.is_daily and not backup.is_ahead]
     today = today or time.strftime("%Y-%m-%d")
     if any(backup.name == f"{database.stem}-{today}.db" for backup in daily):
         return False

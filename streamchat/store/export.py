@@ -18,7 +18,16 @@ from streamchat.store.contained import contained, literal
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
 from streamchat.thinking import ONLY_REASONING, split
-from streamchat.transcripts import Role, TranscriptError, kind_of, message_of, messages_of, read_records, unknown
+from streamchat.transcripts import (
+    Role,
+    TranscriptError,
+    kind_of,
+    message_of,
+    messages_of,
+    read_records,
+    scalar_in,
+    unknown,
+)
 from streamchat.units import plural
 
 Format = Literal["markdown", "jsonl", "replay"]
@@ -198,13 +207,16 @@ def read_export(path: Path) -> ImportedSession:
         StoreError: The file cannot be read, or a record of it cannot; with its line.
     """
     try:
-        records = read_records(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        records = read_records(text)
     except UnicodeDecodeError:
         raise StoreError(f"{path} is not UTF-8 text; only exports of streamchat can be imported") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
     except TranscriptError as error:
         raise StoreError(f"{path}: {error}; nothing was imported") from None
+    if records is None and (scalar := scalar_in(text)):
+        raise StoreError(f"{path}, line 1: {scalar}; nothing was imported")
     if records is None:
         raise StoreError(f"{path} is plain text and not JSON; nothing was imported")
     head: dict[str, Any] = {}

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from streamchat import paths
 from streamchat.errors import StoreError
-from streamchat.store.backup import Backup, backups, changing_backups, flush, open_backup, problem_of, written_whole
+from streamchat.store.backup import (
+    Backup,
+    backups,
+    changing_backups,
+    flush,
+    newest_good,
+    open_backup,
+    problem_of,
+    written_whole,
+)
 from streamchat.store.connection import create_private, transaction
 from streamchat.store.failures import sentences
 from streamchat.store.health import problems_of, repair
@@ -19,6 +28,8 @@ from streamchat.store.scrub import rewrite
 from streamchat.store.users import UserLock
 
 LOG_FILES = ("-wal", "-shm")
+Move = tuple[Path, Path]
+"""The names of a file before and after it was renamed."""
 
 
 def restore(database: Path, backup: Backup) -> Path | None:
@@ -35,12 +46,18 @@ def restore(database: Path, backup: Backup) -> Path | None:
     with sentences(database):
         paths.private_dir(database.parent)
         alone = UserLock(database, alone=True)
+        moved: list[Move] = []
         try:
             with written_whole(database) as partial:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
                     _make_sound(connection, backup)
-                return _set_aside(database)
+                flush(partial)  # may take long; from the next line on there is no database until this one has its name
+                return _set_aside(database, moved)
+        except BaseException:
+            for before, after in reversed(moved):
+                os.rename(after, before)
+            raise
         finally:
             alone.release()
 
@@ -57,29 +74,47 @@ def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
         raise StoreError(f"{backup.path} cannot be restored: {problems[0]}; choose another backup")
 
 
-def _set_aside(database: Path) -> Path | None:
-    """Rename a database and its log; the log first, as a database must never meet the log of another one."""
+def _set_aside(database: Path, moved: list[Move]) -> Path | None:
+    """Rename a database and its log; the log first, as a database must never meet the log of another one.
+
+    Args:
+        database: Need not exist.
+        moved: Gets what was renamed.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = database.with_name(f"{database.name}.damaged-{stamp}")
     number = 1
     while aside.exists():
         number += 1
         aside = database.with_name(f"{database.name}.damaged-{stamp}-{number}")
-    for end in LOG_FILES:
-        log = Path(f"{database}{end}")
-        if log.exists():
-            os.rename(log, f"{aside}{end}")
-    flush(database.parent)
-    if not database.exists():
-        return None
-    os.rename(database, aside)
-    return aside
+    for end in (*LOG_FILES, ""):
+        before, after = Path(f"{database}{end}"), Path(f"{aside}{end}")
+        if before.exists():
+            os.rename(before, after)
+            moved.append((before, after))
+        if end == LOG_FILES[-1]:
+            flush(database.parent)
+    return aside if aside.exists() else None
 
 
 def set_aside(database: Path) -> list[Path]:
     """Return the databases that `restore` moved aside."""
     ends = tuple(LOG_FILES)
     return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
+
+
+def lost_sentence(database: Path) -> str:
+    """What to say about a database without conversations if its newest sound backup has some; '' otherwise."""
+    if (backup := newest_good(database)) is None:
+        return ""
+    with closing(open_backup(backup.path)) as connection:
+        count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
+    if not count:
+        return ""
+    return (
+        f"{database} has no conversation, and its newest backup has {count:,}; "
+        f"`streamchat sessions restore-backup {backup.name}` restores it"
+    )
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------

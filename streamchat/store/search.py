@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _TERM = re.compile(r'"([^"]*)"|(\S+)')
@@ -13,11 +14,16 @@ _UNSEGMENTED = re.compile(
     "\u1000-\u109f"  # Myanmar
     "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"  # Hangul: particles follow a word without a space
     "\u1780-\u17ff"  # Khmer
-    "\u2e80-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"  # Han, kana
+    "\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f"  # Han, kana, bopomofo
+    "\ua000-\ua4cf"  # Yi
     "\U00020000-\U0003ffff"  # more of Han
     "]"
 )
 """Scripts that are written without spaces between words: the index holds a whole run of them as one word."""
+_OF_NAMES = frozenset("#@%&/\\_")
+"""Punctuation that makes another word of one, as in `C#` and `50%`; what ends a sentence does not."""
+_AS_ONE_LIKES = frozenset("*`")
+"""Marks that are set around words, or typed for "whatever follows"."""
 AROUND = 60
 """Characters of an excerpt on each side of what was found."""
 
@@ -47,8 +53,8 @@ class Query:
 def query_of(words: str) -> Query:
     """A query for messages with all of these words; the last one may be the start of a word.
 
-    Words in double quotes must follow each other. Everything else is taken literally. Symbols, and words of scripts
-    without spaces, may stand anywhere in a message.
+    Words in double quotes must follow each other. Everything else is taken literally, symbols inside words included.
+    Symbols alone, and words of scripts without spaces, may stand anywhere in a message.
     """
     terms: list[str] = []
     substrings: list[str] = []
@@ -60,7 +66,23 @@ def query_of(words: str) -> Query:
         elif text:
             # what FTS5 splits at, such as the hyphen of "well-known", becomes a phrase
             terms.append(f'"{text}"' + ("" if quoted else "*" if found.end() == len(words) else ""))
+            substrings += _with_symbols(text)
     return Query(" ".join(terms), tuple(substrings))
+
+
+def _with_symbols(text: str) -> list[str]:
+    """Parts of `text` with a symbol, which the index leaves out: `c++` would find every `c`.
+
+    Only with letters of ASCII around it: LIKE does not know the capitals of others.
+    """
+    kept = (each if _is_symbol(each) or (each.isascii() and each.isalnum()) else " " for each in text)
+    return [run for run in "".join(kept).split() if any(map(_is_symbol, run))]
+
+
+def _is_symbol(character: str) -> bool:
+    if character in _AS_ONE_LIKES:
+        return False
+    return character in _OF_NAMES or unicodedata.category(character).startswith("S")
 
 
 def like(text: str) -> str:
