@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 from array import array
 from pathlib import Path
@@ -267,6 +268,8 @@ def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path, mon
         turn, blob, reply_first, first = rows[0]
         cut = blob[: 4 * (reply_first - first + len(opening) + 6)]
         connection.execute("UPDATE turns SET ids = ?, state = 'running', stats = NULL WHERE id = ?", (cut, turn))
+        held = json.dumps([[0, first + len(cut) // 4]])  # of the same moment
+        connection.execute("UPDATE sessions SET held = ?", (held,))
     connection.close()
     with running(lambda *_: tiny_loaded(THINKS), store=database, session=session) as chat:
         last = chat.wait(ev.ConversationResumed).turns[-1].reply
