@@ -203,7 +203,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         ModelError: The model is on this machine and cannot be read, or its name means nothing.
         SessionError: There is no such conversation, or another process has it open.
     """
-    from streamchat.chat.events import ConversationCleared, SessionOpened, TurnFinished
+    from streamchat.chat.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
     from streamchat.chat.observed import observe
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
@@ -225,15 +225,18 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     engine = make_engine(configuration, save or session is not None, session, agreed)
 
     saved_as: str | None = None
+    saving_works = True
 
     def record(event: Event) -> None:
-        nonlocal saved_as
+        nonlocal saved_as, saving_works
         if stats is not None and isinstance(event, TurnFinished):
             stats.write(event.stats.as_dict())
         elif isinstance(event, SessionOpened):
             saved_as = event.session
         elif isinstance(event, ConversationCleared):
             saved_as = None
+        elif isinstance(event, SavingChanged):
+            saving_works = event.works
 
     engine.subscribe(record)
     if trace.wanted():
@@ -252,7 +255,10 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         if stats is not None:
             stats.close()
     if saved_as is not None and face != "pipe" and not serve.in_browser(os.environ):
-        say(f"saved as {saved_as}; streamchat --resume {saved_as} continues it")
+        if saving_works:
+            say(f"saved as {saved_as}; streamchat --resume {saved_as} continues it")
+        else:
+            say(f"the latest turns of {saved_as} were not saved")
     if stats is not None and stats.failure:
         say(stats.failure)
         code = code or ExitCode.FAILURE

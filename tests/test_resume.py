@@ -434,6 +434,7 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
         recorder.store._connection.execute("PRAGMA max_page_count = 100000")
         chat.turn("two")
         assert any("saved again" in notice.text for notice in chat.of(ev.Notice))
+        assert [event.works for event in chat.of(ev.SavingChanged)] == [False, True]
     with Store(database) as store:
         assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
         assert store.check() == ""

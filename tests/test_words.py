@@ -191,6 +191,31 @@ def test_leaving_says_how_to_resume(
     assert capsys.readouterr().err == (said if says else "")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([False], "the latest turns of a1b2 were not saved"),
+        ([False, True], "saved as a1b2; streamchat --resume a1b2 continues it"),
+    ],
+)
+def test_leaving_says_when_the_latest_turns_are_not_saved(
+    changes: list[bool], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = ScriptedEngine()
+
+    def run(*_: object) -> int:
+        engine.emit(ev.SessionOpened("a1b2"))
+        for works in changes:
+            engine.emit(ev.SavingChanged(works))
+        return 0
+
+    monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
+    monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
+    monkeypatch.setattr(cli, "_run_face", run)
+    assert cli.main([]) == 0
+    assert capsys.readouterr().err == f"streamchat: {said}\n"
+
+
 async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")

@@ -303,6 +303,13 @@ class SessionOpened(Event):
 
 
 @dataclass(frozen=True)
+class SavingChanged(Event):
+    """Saving fails from now on, or succeeds again with all that was said meanwhile."""
+
+    works: bool
+
+
+@dataclass(frozen=True)
 class SavedTurn:
     """A turn of a conversation that is resumed."""
 

@@ -220,10 +220,12 @@ class Recorder:
             _log.warning("saving failed: %s", error, exc_info=True)
             if not self._failed:
                 self._failed = True
+                self.tell(ev.SavingChanged(False))
                 self.tell(ev.Notice(f"This conversation is not saved at the moment: {error}", "warning"))
             return
         if self._failed and self.session is not None:
             self._failed = False
+            self.tell(ev.SavingChanged(True))
             self.tell(ev.Notice("The conversation is saved again, with all that was said meanwhile."))
 
     def _write(self, described: Described | None = None) -> None:
