@@ -118,7 +118,7 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
                 ("\x15", ""),
                 (f"/read {secret}\r", "--serve-files"),
                 ("\x15", ""),
-                ("hello\r", "first token"),
+                ("hello\r", "max_new_tokens"),
                 (f"/export {home}/new.md\r", "deliver_file_start"),
             )
         )
@@ -135,7 +135,7 @@ def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
                 address,
                 ("", "no chat template"),
                 (f"/read {secret.name}\r", "goes with the next message"),
-                ("\r", "first token"),
+                ("\r", "max_new_tokens"),
                 ("/export new.md\r", "written to"),
             )
         )

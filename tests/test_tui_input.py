@@ -62,6 +62,29 @@ async def test_paste_of_thousands_of_lines_is_sent_whole_and_shown_folded() -> N
         assert "4,984 more lines; click to show them" in driver.screen_text
 
 
+def burst(driver: Driver, text: str) -> None:
+    """Type faster than the app can handle what each key leads to; a line end is Enter."""
+    for character in text:
+        key = "enter" if character == "\n" else {"/": "slash", " ": "space"}.get(character, character)
+        driver.prompt.post_message(events.Key(key, None if key == "enter" else character))
+
+
+async def test_keys_right_behind_enter_belong_to_the_next_message() -> None:
+    engine = ScriptedEngine(["ok"])
+    async with driving(engine) as driver:
+        burst(driver, "one\ntwo")
+        await driver.until(lambda: driver.finished == 1 and driver.prompt.text == "two")
+        assert engine.submitted == ["one"]
+
+
+async def test_what_cannot_be_sent_comes_back_before_the_keys_behind_it() -> None:
+    engine = ScriptedEngine()
+    async with driving(engine) as driver:
+        burst(driver, "/nothing\ntwo")
+        await driver.until(lambda: driver.prompt.text == "/nothing\ntwo")
+        assert engine.submitted == []
+
+
 async def test_blank_is_not_sent() -> None:
     engine = ScriptedEngine()
     async with driving(engine) as driver:

@@ -219,31 +219,34 @@ class ChatScreen(ReadingScreen):
         typed = without_blank_ends(message.text)
         command = slash.parse(typed)
         if command is not None:
-            await self._run_command(command[0], typed.strip())
-            return
-        await self._send(typed, self.chat_app.registry.message_text(typed))
+            done = await self._run_command(command[0], typed.strip())
+        else:
+            done = await self._send(typed, self.chat_app.registry.message_text(typed))
+        if done:
+            self.prompt.remember(message.text)
+        else:
+            self.prompt.give_back(message.text)
 
-    async def _send(self, typed: str, text: str) -> None:
-        """Send `text` with the files that it mentions; what was typed stays in the input where that cannot be."""
+    async def _send(self, typed: str, text: str) -> bool:
+        """Send `text` with the files that it mentions; False if that is not possible, and a toast says why."""
         try:
             expanded = mentions.expand(text)
         except ConfigError as error:
             self._toast(str(error), "error")
-            return
+            return False
         sent = self._outbox.offer(Message(typed, expanded.text))
         if sent is not Sent.REFUSED and expanded.notice:
             await self.conversation.say(expanded.notice, "warning")
         match sent:
             case Sent.SENT:
-                self.prompt.take()
                 await self._narrate(expanded.text)
             case Sent.WAITS:
-                self.prompt.take()
                 self._show_waiting()
             case Sent.REFUSED if self._outbox.phase is Phase.FAILED:
                 self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
             case Sent.REFUSED:
                 self._toast("one message waits already; this one stays in the input until it can be sent", "warning")
+        return sent is not Sent.REFUSED
 
     async def _narrate(self, text: str) -> None:
         assert self._narrator is not None
@@ -254,9 +257,10 @@ class ChatScreen(ReadingScreen):
         """Carry out a command as if it had been typed."""
         command = slash.parse(text)
         assert command is not None
-        self.run_worker(self._run_command(command[0], text, typed=False))
+        self.run_worker(self._run_command(command[0], text))
 
-    async def _run_command(self, name: str, text: str, typed: bool = True) -> None:
+    async def _run_command(self, name: str, text: str) -> bool:
+        """Carry out a command; False if it cannot be now, and a toast says why."""
         app = self.chat_app
         command = app.registry.find(name)
         parsed = slash.parse(text)
@@ -264,34 +268,31 @@ class ChatScreen(ReadingScreen):
         asks = starts_over or (command is not None and command.asks_engine)
         if asks and self._outbox.phase is Phase.FAILED:
             self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
-            return
+            return False
         if command is not None and command.needs_idle and self._outbox.phase is not Phase.IDLE:
             why = "the model is not ready yet" if self._outbox.phase is Phase.LOADING else "a reply is being written"
             self._toast(f"/{command.name} has to wait: {why}", "warning")
-            return
+            return False
         if starts_over and self._outbox.phase is Phase.REPLYING:
             app.engine.stop_reply()  # or it would run on to its end first
         result = app.registry.run(slash.SlashContext(app.engine, app.board), text)
         assert result is not None
         if result.error:
-            # what was typed stays, to be put right
             self._toast(result.text, "error")
-            return
+            return False
         if result.message:
-            await self._send(text, result.message)
-            return
+            return await self._send(text, result.message)
         if result.over is not None:
             self._outbox.begin(result.over)
             self._show_keys()
-        if typed:
-            self.prompt.take()
         if result.insert:
-            self.prompt.put(result.insert)
+            self.prompt.give_back(result.insert)
         if result.text:
             await self.conversation.add(CommandOutput(text, result.text, error=False))
             self.conversation.follow()
         if result.quit:
             await app.action_quit()
+        return True
 
     # --- what was said, here and elsewhere ------------------------------------------------------------------
 

@@ -113,12 +113,9 @@ class Prompt(TextArea):
         """A message that was not sent comes back in front of what was typed meanwhile."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
 
-    def take(self) -> str:
-        """Empty the input; returns what was in it. It joins the history."""
-        text = self.text
+    def remember(self, text: str) -> None:
+        """What was submitted is done: it joins the history."""
         self.prompt_history.add(text)
-        self.load_text("")
-        return text
 
     # --- keys -----------------------------------------------------------------------------------------------
 
@@ -143,8 +140,11 @@ class Prompt(TextArea):
             self._send()
 
     def _send(self) -> None:
+        """Submit the content and empty the input at once: keys that follow belong to the next message."""
         if not self.is_blank:
-            self.post_message(self.Submitted(self.text))
+            text = self.text
+            self.load_text("")
+            self.post_message(self.Submitted(text))
 
     def _accept(self) -> None:
         """Enter in the list: what is complete as typed is sent, else the highlighted line is taken."""
