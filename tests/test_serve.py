@@ -22,6 +22,8 @@ from tests.models_help import save, tiny_llama
 
 aiohttp = pytest.importorskip("aiohttp")
 
+CONTROLS = re.compile(r"\x1b\[[^a-zA-Z]*[a-zA-Z]")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -72,7 +74,7 @@ async def talk(address: str, *steps: tuple[str, str]) -> str:
                     data = message.data
                     new = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
                     text, everything = text + new, everything + new
-                    if wanted in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", text):
+                    if wanted in CONTROLS.sub("", text):
                         break
                 else:
                     raise AssertionError(f"{wanted!r} was not shown: {text[-3000:]}")
@@ -102,7 +104,7 @@ def secret(tmp_path: Path) -> Path:
 
 def model(tmp_path: Path) -> list[str]:
     folder = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
-    return ["--model", str(folder), "--dtype", "float32", "--max-new-tokens", "4"]
+    return ["--model", str(folder), "--dtype", "float32", "--max-new-tokens", "4", "--temperature", "0"]
 
 
 def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Path) -> None:
@@ -114,14 +116,13 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
             talk(
                 address,
                 ("", "no chat template"),  # the model is ready
-                (f"@{secret}\r", "--serve-files"),
-                ("\x15", ""),
-                (f"/read {secret}\r", "--serve-files"),
-                ("\x15", ""),
-                ("hello\r", "max_new_tokens"),
+                (f"@{secret}\r", "max_new_tokens"),  # sent as text
+                (f"/read {secret}\r", "/read is off"),  # and is back in the input
+                ("\x15", "Write a message"),
                 (f"/export {home}/new.md\r", "deliver_file_start"),
             )
         )
+    assert "@file is off" in CONTROLS.sub("", shown)
     assert "quetzal" not in shown
     assert {path for path in home.iterdir() if path.name != "streamchat"} == before
 
