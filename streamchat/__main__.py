@@ -6,7 +6,7 @@ Before anything is imported that is not loaded yet, the current folder is taken 
 
 import os
 
-from streamchat.search_path import protect
+from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

@@ -11,16 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamchat.chat import file_access, plain
-from streamchat.chat.text import one_line, printable
+from streamchat.base import ascii_text
+from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
+from streamchat.base.sanitize import one_line, printable
+from streamchat.chat import file_access
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
-from streamchat.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:
+    from streamchat.base.events import Event
     from streamchat.chat.client import ChatEngine
-    from streamchat.chat.events import Event
     from streamchat.config import Configuration
     from streamchat.store.records import SessionInfo
 
@@ -39,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    plain.register()
+    ascii_text.register()
     for stream in (sys.stdout, sys.stderr):
         # A locale that cannot show a character must not end the run.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=plain.ERRORS)
+            stream.reconfigure(errors=ascii_text.ERRORS)
     if hasattr(sys.stdin, "reconfigure") and codecs.lookup(sys.stdin.encoding).name == "ascii":
         # The locale of a console without a language; terminals send UTF-8 all the same, of which ASCII is a part.
         sys.stdin.reconfigure(encoding="utf-8")
@@ -203,7 +204,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         ModelError: The model is on this machine and cannot be read, or its name means nothing.
         SessionError: There is no such conversation, or another process has it open.
     """
-    from streamchat.chat.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
+    from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
     from streamchat.chat.observed import observe
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
@@ -269,7 +270,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
 def _mark_start(event: Event) -> None:
     """For who measures the start; nobody else subscribes it."""
-    from streamchat.chat.events import ModelReady, TextDelta
+    from streamchat.base.events import ModelReady, TextDelta
     from streamchat.telemetry.trace import mark
 
     if isinstance(event, ModelReady):

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat import keys, paths
+from streamchat import keys
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError
+from streamchat.base.jsonlines import json_line
 from streamchat.config_file import (
     CONFIG_VERSION,
     LOCAL,
@@ -26,8 +29,6 @@ from streamchat.config_file import (
     read_file,
     short,
 )
-from streamchat.errors import ConfigError
-from streamchat.jsonlines import json_line
 from streamchat.settings import Settings, default_of, setting_fields, spec_of
 
 ENV_PREFIX = "STREAMCHAT_"

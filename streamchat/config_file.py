@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat import keys, trust
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 from streamchat.settings import setting_fields, spec_of
 
 CONFIG_VERSION = 1

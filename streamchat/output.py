@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from streamchat.errors import OutputError
+from streamchat.base.errors import OutputError
 
 
 class Output:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from streamchat.jsonlines import split_lines
+from streamchat.base.jsonlines import split_lines
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["conversations", "mt-bench", "messages"]

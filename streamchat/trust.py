@@ -11,8 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.errors import ConfigError
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError
 
 
 def store_file() -> Path:

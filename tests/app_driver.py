@@ -10,7 +10,7 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.config import Configuration
 from streamchat.settings import Settings
 from streamchat.tui.app import StreamchatApp

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.base import events as ev
 from streamchat.cache import checkpoint
-from streamchat.chat import events as ev
 from tests.paper_reference import PaperReference, cache_name
 
 TOLERANCE = 3e-4

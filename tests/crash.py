@@ -33,8 +33,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from streamchat import paths
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base import paths
 from streamchat.chat import recorder
 from streamchat.chat import snapshot as snapshots
 from streamchat.chat.feeder import Feeder

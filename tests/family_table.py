@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import transformers
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.kinds import kind_of
 from streamchat.cache.method import choose_fit
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.rotation import TensorRotation
-from streamchat.errors import UnsupportedModelError
 from streamchat.models.quiet import quiet
 from tests.families import FAMILIES, SERVED, build, text
 from tests.family_runs import (

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from streamchat.errors import StreamchatError
+from streamchat.base.devices import is_spread
+from streamchat.base.errors import StreamchatError
 from streamchat.evidence.methods import Generate, Method, Streamchat
 from streamchat.evidence.workloads import LATE, measure_decode
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.models.verdicts import remembered_fit
-from streamchat.places import is_spread
 from streamchat.telemetry.memory import device_memory
 from streamchat.verify.text import help_topic_ids
 

@@ -16,12 +16,12 @@ import torch
 
 import streamchat.chat.conversation as conversations
 import streamchat.chat.rollback as rollbacks
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
-from streamchat.chat import events as ev
 from streamchat.chat import recorder
 from streamchat.chat.owner import Owner
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError
 from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
 from streamchat.store.store import Store

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
 from streamchat.models.load import LoadedModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from streamchat.base import events as ev
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Retention, merged_runs, plan_cuts
-from streamchat.chat import events as ev
 from streamchat.chat.log import TokenLog, TurnRecord
 from streamchat.chat.segments import segments
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat import cli
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.config import Configuration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from any folder

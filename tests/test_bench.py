@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from streamchat import cli
+from streamchat.base.errors import ExitCode
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.method import choose_fit
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import ExitCode
 from streamchat.evidence import peers, workloads
 from streamchat.evidence.bench_page import make_page
 from streamchat.evidence.chat_text import make_turns

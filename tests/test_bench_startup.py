@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamchat import cli
-from streamchat.errors import ExitCode
+from streamchat.base.errors import ExitCode
 from streamchat.telemetry import trace
 from tests.models_help import save, tiny_llama
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from streamchat import cli
+from streamchat.base.errors import ModelNotFoundError, StreamchatError
 from streamchat.chat.assemble import Load
 from streamchat.config import Configuration
-from streamchat.errors import ModelNotFoundError, StreamchatError
 from streamchat.models.load import LoadedModel
 from streamchat.settings import Settings
 from streamchat.tui import bench

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.cache.context import context_length
-from streamchat.chat import events as ev
 from streamchat.chat.budget import resolve_cache_size
 from streamchat.chat.evictions import eviction_sentence, turn_words
 from streamchat.chat.sessions import resumed_configuration
 from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError
 from streamchat.settings import Settings
-from streamchat.units import human_bytes, human_seconds
 from tests.tiny import config_of
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 import transformers
 
+from streamchat.base.errors import ChunkTooLargeError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layer import LayerRotation
 from streamchat.cache.selfcheck import self_check
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import ChunkTooLargeError
 from tests.reference import Reference
 from tests.tiny import config_of, random_ids, tiny_model
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from streamchat import __version__, cli, config
-from streamchat.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
+from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.telemetry.log_file import log_path
 
 FACE = Path(__file__).with_name("scripted_face.py")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchat import config, paths
-from streamchat.errors import ConfigError, ExitCode
+from streamchat import config
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.settings import Settings, default_of, setting_fields, spec_of
 
 HEAD = "[streamchat]\nconfig_version = 1\n"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.messages import silent
 from streamchat.models import contents, convert
 from streamchat.models.contents import BLOCK, file_digest, folder_digest
 from streamchat.models.convert import copy_folder
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
-from streamchat.models.words import silent
 from tests.models_help import save, tiny_llama, write_gguf
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.chat import events as ev
-from streamchat.errors import ConfigError, TurnError
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, TurnError
 from tests import toy_tokenizer as toy
 from tests.scripted_model import make_chat
 from tests.toy_tokenizer import CHATML, THINKING

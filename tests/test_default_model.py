@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from streamchat.base import events as ev
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.selfcheck import self_check
-from streamchat.chat import events as ev
 from streamchat.models.load import load_model
 from tests.perplexity import Policies, full, perplexity
 from tests.real_engine import running

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat.detokenizer import REPLACEMENT, Detokenizer
 from streamchat.chat.stops import StopMatcher
-from streamchat.errors import ConfigError
 from tests.toy_tokenizer import VOCABULARY, WORDS, byte_token_tokenizer, toy_tokenizer
 
 TEXTS = [

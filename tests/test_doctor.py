@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat import __version__, cli, paths
-from streamchat.errors import StoreError
+from streamchat import __version__, cli
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store

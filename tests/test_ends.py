@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import events as ev
-from streamchat.thinking import split
+from streamchat.base import events as ev
+from streamchat.base.thinking import split
 from tests.scripted_model import Chat, make_chat
 from tests.toy_tokenizer import CHATML, NO_SYSTEM
 

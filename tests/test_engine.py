@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode, ModelNotFoundError
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
-from streamchat.errors import ExitCode, ModelNotFoundError
 from streamchat.settings import Settings
 from tests.real_engine import running, tiny_loaded
 from tests.tiny import tiny_model

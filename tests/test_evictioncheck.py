@@ -12,11 +12,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from streamchat import StreamingPress
+from streamchat.base.errors import ConfigError, UnsupportedModelError
 from streamchat.cache.absolute import absolute_limit
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.method import choose_fit
-from streamchat.errors import ConfigError, UnsupportedModelError
 from streamchat.models import verdicts
 from streamchat.models.verdicts import remembered_fit
 from tests.families import build

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.layer import LayerRotation
 from streamchat.cache.method import choose_fit
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.rotation import RotarySource
 from streamchat.cache.selfcheck import self_check
-from streamchat.errors import UnsupportedModelError
 from streamchat.verify.run import verify
 from tests.families import FAMILIES, SERVED, build, text
 from tests.family_runs import (

@@ -14,7 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from tests.scripted_model import make_chat
 from tests.toy_tokenizer import toy_tokenizer
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from streamchat import cli
+from streamchat.base.errors import ConfigError
 from streamchat.chat import editor, file_access, mentions
 from streamchat.chat.slash import SlashContext
-from streamchat.errors import ConfigError
 from streamchat.settings import Settings
 from streamchat.tui.commands import app_registry
 from tests.scripted_engine import ScriptedEngine

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamchat import config, keys
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 from streamchat.settings import setting_fields, spec_of
 from tests.test_fuzz_records import ANYTHING, ODD, TEXTS
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streamchat.chat.text import printable
+from streamchat.base.sanitize import printable
 
 pytestmark = pytest.mark.fuzz
 

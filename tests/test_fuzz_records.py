@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamchat import cli
-from streamchat.errors import ConfigError, StoreError
-from streamchat.jsonlines import json_line, split_lines
+from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.jsonlines import json_line, split_lines
 from streamchat.replay.script import FORMATS, read_scripts, steps
 from streamchat.store.export import export, read_export, write_export
 from streamchat.store.records import StoredTurn

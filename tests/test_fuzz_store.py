@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from streamchat import cli
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import StreamchatError
 from streamchat.chat import snapshot as snapshots
 from streamchat.chat.watch import Watcher, watched
-from streamchat.errors import StreamchatError
 from streamchat.store.database import database_path
 from streamchat.store.export import export
 from streamchat.store.store import Store

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.base.messages import silent
 from streamchat.cache import checkpoint
 from streamchat.models.gpu_weights import quantise
-from streamchat.models.words import silent
 from streamchat.speed.captured import STEADY
 from streamchat.speed.forward import install, uninstall
 from tests.families import text

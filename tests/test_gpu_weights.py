@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
+from streamchat.base.messages import silent
 from streamchat.models import gpu_weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.gpu_weights import quantise
 from streamchat.models.load import load_model
 from streamchat.models.stored import stored_bytes, stored_tensors
 from streamchat.models.weights import use_weights
-from streamchat.models.words import silent
 from streamchat.speed.forward import install_captured
 from tests.families import text
 from tests.models_help import make_tokenizer, tiny_llama

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from streamchat.base.errors import CacheError, CacheFullError, CacheNotSeenError, ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
-from streamchat.errors import CacheError, CacheFullError, CacheNotSeenError, ConfigError, UnsupportedModelError
 from tests.reference import Reference
 from tests.tiny import random_ids, tiny_model
 

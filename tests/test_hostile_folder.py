@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import streamchat
-from streamchat import children, search_path
+from streamchat.base import child_processes, search_path
 from streamchat.kernels import build
 from streamchat.kernels.library import kernels
 from streamchat.kernels.sealed import open_sealed
@@ -152,8 +152,8 @@ def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
 @pytest.mark.skipif(kernels() is None, reason="needs a compiler")
 def test_a_check_whose_python_is_planted_is_not_passed(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the folder looked in, the planted module would end the check without an error."""
-    monkeypatch.setattr(children, "python", lambda *arguments: [sys.executable, *arguments])
-    monkeypatch.setattr(children, "FOLDER", Path.cwd())
+    monkeypatch.setattr(child_processes, "python", lambda *arguments: [sys.executable, *arguments])
+    monkeypatch.setattr(child_processes, "FOLDER", Path.cwd())
     Path("libgcc_s.so.1").unlink()  # the linker would fail
     monkeypatch.setattr(search_path, "clean", lambda environ: {**environ, "PYTHONPATH": str(ROOT)})
     with pytest.raises(build.KernelsUnavailableError, match="did not run"):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from streamchat import cli
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode
 from streamchat.chat.sessions import foreign_model, lasting_name
 from streamchat.config import Configuration
-from streamchat.errors import ExitCode
 from streamchat.settings import Settings
 from streamchat.store.database import database_path
 from streamchat.store.store import Store

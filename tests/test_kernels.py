@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.kernels import build, library, sealed
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import allow, kernels, missing
@@ -317,7 +317,7 @@ def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
 
 @needs_kernels
 def test_a_cache_of_another_number_format_is_refused() -> None:
-    from streamchat.errors import CacheError
+    from streamchat.base.errors import CacheError
     from tests.test_decode_step import cache_of, stream, text
 
     model, ids = make("llama"), text(14)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamchat import config, keys
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 

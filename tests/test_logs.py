@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import paths
-from streamchat.errors import ConfigError
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError
 from streamchat.telemetry import log_file
 from streamchat.telemetry.stats_log import StatsLog
 

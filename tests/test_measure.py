@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamchat.chat.events import CacheState
+from streamchat.base.events import CacheState
 from streamchat.tui.measure import MessageSize
 
 CACHE = CacheState(cache_size=100, sinks=4, pinned=6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.chat.events import CacheState, Segment
+from streamchat.base.events import CacheState, Segment
 from streamchat.chat.memory import TurnMemory, Visible
 from streamchat.chat.status import SERIES_LIMIT, Series
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat import mentions
 from streamchat.chat.code_spans import code_spans
-from streamchat.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.chat import events as ev
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base import events as ev
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.hub_cache import cached_snapshot, hub_cache_dir
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.messages import silent
 from streamchat.commands import models as command
-from streamchat.errors import ModelNotFoundError
 from streamchat.models import catalogue
 from streamchat.models.convert import converted_copy
-from streamchat.models.words import silent
 
 from .models_help import save, tiny_neox, write_gguf
 from .test_models_resolve import in_hub_cache

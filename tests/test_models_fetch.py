@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError
 from streamchat.models import default, staging
 from streamchat.models.default import ensure_default_model
 from streamchat.models.fetch import PinnedWheel

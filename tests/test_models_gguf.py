@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.messages import silent
 from streamchat.models.convert import CONVERTER, converted_copy, copy_folder
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir, read_manifest
-from streamchat.models.words import silent
 
 from .models_help import TEMPLATE, tiny_llama, vocabulary_with_runs, write_gguf
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from streamchat.errors import ExitCode, ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ExitCode, ModelNotFoundError, UnsupportedModelError
 from streamchat.models import hub
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve

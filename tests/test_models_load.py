@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from streamchat.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
 from streamchat.models import load
 from streamchat.models.load import load_model

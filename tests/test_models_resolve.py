@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError
 from streamchat.models import catalogue
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir, offline_variable
 from streamchat.models.load import load_model

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from textual.widgets import DataTable
 
-from streamchat import cli, paths
-from streamchat.chat import events as ev
+from streamchat import cli
+from streamchat.base import events as ev
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, SessionError
 from streamchat.chat.observed import observe
 from streamchat.chat.watch import Watcher, everything, sample_of, watched
-from streamchat.errors import ConfigError, SessionError
 from streamchat.settings import Settings
 from streamchat.store.database import database_path
 from streamchat.store.store import Store

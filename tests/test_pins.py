@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import events as ev
-from streamchat.errors import ModelNotFoundError
+from streamchat.base import events as ev
+from streamchat.base.errors import ModelNotFoundError
 from tests import toy_tokenizer as toy
 from tests.real_engine import Watched, running, tiny_loaded
 

@@ -13,9 +13,9 @@ import transformers
 from torch import Tensor
 
 from streamchat import StreamingPress
+from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeError, ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.streaming import EvictionOptions
-from streamchat.errors import CacheError, CacheNotSeenError, ChunkTooLargeError, ConfigError, UnsupportedModelError
 from tests.reference import Reference
 from tests.tiny import config_of, random_ids, tiny_model
 

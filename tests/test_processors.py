@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamchat import cli, processors
+from streamchat import cli
+from streamchat.base import processors
+from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.evidence import pools
 from streamchat.models import device
-from streamchat.processors import processor_quota, usable_processors
 
 
 def write(path: Path, text: str) -> None:
@@ -107,7 +108,7 @@ def test_doctor_says_why_not_all_are_used(
 def test_a_process_that_is_kept_to_one_processor_uses_one() -> None:
     code = (
         "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from streamchat.processors import usable_processors\n"
+        "from streamchat.base.processors import usable_processors\n"
         "from streamchat.evidence.pools import default_workers\n"
         "print(usable_processors(), default_workers())"
     )

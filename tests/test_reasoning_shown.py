@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 import streamchat.chat.conversation as conversation_module
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import TurnError
+from streamchat.base.thinking import plain_text, split
 from streamchat.chat.compact import summarise
 from streamchat.chat.told import excerpt, found_line, quoted
 from streamchat.commands import sessions as sessions_command
-from streamchat.errors import TurnError
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.settings import Settings
 from streamchat.store.export import export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
-from streamchat.thinking import plain_text, split
 from streamchat.tui.widgets.thinking import Thinking
 from tests.app_driver import driving
 from tests.real_engine import running, tiny_loaded

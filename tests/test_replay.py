@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from streamchat import cli
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.chat import template as template_module
 from streamchat.chat.conversation import Conversation
 from streamchat.replay import invariants

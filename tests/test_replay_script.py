@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 from streamchat.replay import invariants, trend
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import Format, Problem, read_scripts, steps

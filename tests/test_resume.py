@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode
 from streamchat.chat import snapshot as snapshots
-from streamchat.errors import ExitCode
 from streamchat.store.store import Store
 from tests import toy_tokenizer as toy
 from tests.real_engine import Watched, running, tiny_loaded

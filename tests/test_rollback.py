@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.base.errors import CacheError, ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import Verdict, choose_fit, make_cache
-from streamchat.errors import CacheError, ConfigError
 from tests.scripted_model import Chat, make_chat
 from tests.tiny import random_ids, tiny_model
 

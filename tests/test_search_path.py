@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import children, search_path
+from streamchat.base import child_processes, search_path
 from streamchat.chat import editor
 
 S = os.pathsep
@@ -76,11 +76,11 @@ def test_what_libraries_start_has_it_too_and_the_environment_comes_back(monkeypa
     monkeypatch.setenv("PATH", f".{S}/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", ".")
     before = dict(os.environ)
-    with children.safe_environment():
+    with child_processes.safe_environment():
         assert os.environ["PATH"] == "/bin"
         assert os.environ["PYTHONSAFEPATH"] == "1"
         assert "LD_LIBRARY_PATH" not in os.environ
-        assert str(children.FOLDER.parent) in os.environ.get("PYTHONPATH", "") or any(
-            "site-packages" in part for part in children.FOLDER.parts
+        assert str(child_processes.FOLDER.parent) in os.environ.get("PYTHONPATH", "") or any(
+            "site-packages" in part for part in child_processes.FOLDER.parts
         )
     assert dict(os.environ) == before

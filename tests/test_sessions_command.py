@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streamchat import cli
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 from streamchat.store.export import export, read_export
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, StoredTurn

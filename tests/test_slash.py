@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.chat.commands import default_registry
 from streamchat.chat.slash import SlashContext, SlashResult, parse
 from streamchat.chat.status import StatusBoard

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import choose_fit, make_cache
 from streamchat.cache.rotation import RotarySource
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import ConfigError
 from streamchat.models import device as devices
 from streamchat.models import spread
 from streamchat.models.load import load_model

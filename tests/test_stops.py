@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat.stops import StopMatcher
-from streamchat.errors import ConfigError
 
 TEXT = st.text(alphabet="ab\nU", max_size=30)
 

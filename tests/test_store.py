@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.errors import ExitCode, SessionError, StoreError
+from streamchat.base.errors import ExitCode, SessionError, StoreError
 from streamchat.store import schema
 from streamchat.store.lock import SessionLock, is_open
 from streamchat.store.records import CacheMark, StoredEviction, StoredTurn, packed, unpacked

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 from streamchat.store import database as databases
 from streamchat.store import failures
 from streamchat.store.database import acquire, release
@@ -242,7 +242,7 @@ def test_a_forked_process_opens_it_anew(path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 from streamchat.store.store import Store
 from tests.test_store import a_session
 path = Path({str(path)!r})

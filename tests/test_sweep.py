@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from streamchat import cli
-from streamchat.errors import ConfigError, ExitCode, StreamchatError
+from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.evidence import cell as cells
 from streamchat.evidence import pools
 from streamchat.evidence.cell import Cell, ModelSpec, run_cell

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from tests.real_engine import running, tiny_loaded
 
 

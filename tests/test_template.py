@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat import cutting, rendering
 from streamchat.chat import template as template_module
 from streamchat.chat.encoding import ChatEncoder
@@ -17,7 +18,6 @@ from streamchat.chat.reference import Reference
 from streamchat.chat.rendering import Renderer
 from streamchat.chat.template import choose_format
 from streamchat.chat.turn_check import FedTurn, turn_difference
-from streamchat.errors import ConfigError
 from tests import toy_tokenizer as toy
 from tools.template_tokenizers import llama_3, metaspace, sentencepiece
 

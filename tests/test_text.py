@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamchat.chat.text import PrintableStream, one_line, printable
+from streamchat.base.sanitize import PrintableStream, one_line, printable
 
 CASES = [
     ("plain\n\ttext", "plain\n\ttext"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamchat.thinking import ThinkingStream, split
+from streamchat.base.thinking import ThinkingStream, split
 
 WHOLE = [
     ("Hello.", ("", "Hello.")),

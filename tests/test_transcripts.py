@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streamchat import cli
-from streamchat.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.replay.script import read_scripts
 from streamchat.store.store import Store
 from streamchat.transcripts import Record, TranscriptError, message_of, read_records

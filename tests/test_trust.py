@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli, config, config_file, paths, trust
+from streamchat import cli, config, config_file, trust
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.config_file import MAX_BYTES
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.settings import Spec, default_of, setting_fields, spec_of
 from streamchat.tui.app import StreamchatApp
 from tests.app_driver import Driver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Markdown
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.settings import Settings
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.gauge import Gauge

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from textual.events import Paste
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.config import Configuration
 from streamchat.settings import Settings
 from streamchat.tui.app import StreamchatApp

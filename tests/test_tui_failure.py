@@ -13,9 +13,9 @@ import pexpect
 import pytest
 import torch
 
+from streamchat.base.errors import ModelNotFoundError
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
-from streamchat.errors import ModelNotFoundError
 from streamchat.settings import Settings
 from streamchat.telemetry.log_file import log_path, start_logging
 from streamchat.tui.widgets.lines import FailurePanel

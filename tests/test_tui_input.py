@@ -8,7 +8,7 @@ import stat
 import pytest
 from textual import events
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.settings import Settings
 from streamchat.tui.history import MAX_ENTRIES, PromptHistory
 from streamchat.tui.screens.help import HelpScreen

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from textual.widgets import OptionList
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
 from streamchat.settings import Settings

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache import method
-from streamchat.errors import UnsupportedModelError
 from streamchat.models import verdicts
 from streamchat.models.verdicts import remembered_fit, verdict_file
 from tests.tiny import tiny_model

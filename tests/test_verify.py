@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from streamchat import cli
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.verify.run import Verification, verify
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
+from streamchat.base.messages import silent
 from streamchat.kernels.library import allow
 from streamchat.models import gpu_weights, weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
 from streamchat.models.weights import packed_folder, use_weights
-from streamchat.models.words import silent
 from streamchat.speed import quality
 from streamchat.speed.linear import MAX_ROWS, PackedConv1D, PackedLinear, always_packed, packed_bytes, packed_layers
 from streamchat.speed.packed import Kind, pack, packs

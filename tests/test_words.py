@@ -13,25 +13,26 @@ import pexpect
 import pytest
 
 import streamchat
-from streamchat import cli, paths
+from streamchat import cli
+from streamchat.base import events as ev
+from streamchat.base import paths
+from streamchat.base.ascii_text import ERRORS, in_encoding
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import plural
 from streamchat.charts.chart import Chart, Series
 from streamchat.charts.figure import svg_of
 from streamchat.charts.terminal import text_of
-from streamchat.chat import events as ev
 from streamchat.chat.assemble import _template_prompt
 from streamchat.chat.commands import default_registry
-from streamchat.chat.plain import ERRORS, in_encoding
 from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard, parts_words, retained_words
 from streamchat.commands.replay import _why
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.keys import KEYS, spoken
 from streamchat.repl.toolbar import toolbar_text
 from streamchat.settings import Settings
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.themes import remembered_theme
-from streamchat.units import plural
 from tests import toy_tokenizer as toy
 from tests.app_driver import driving
 from tests.scripted_engine import ScriptedEngine

@@ -13,9 +13,9 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
 from streamchat import StreamingHook, StreamingPress
+from streamchat.base.errors import CacheError, CacheNotSeenError, UnsupportedModelError
 from streamchat.cache.method import choose_fit
 from streamchat.cache.wrappers import causal_lm
-from streamchat.errors import CacheError, CacheNotSeenError, UnsupportedModelError
 from tests.reference import Reference
 from tests.test_press import BUDGET, SINKS, ready
 from tests.tiny import random_ids, tiny_model

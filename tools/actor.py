@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import UnsupportedModelError
 
 SINKS = 4
 SIZES = (32, 16)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeError
 from streamchat.cache.arguments import by_keyword, cache_keyword, given_cache, given_tokens, parameter_names
 from streamchat.cache.recompute import RecomputingCache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.wrappers import causal_lm
-from streamchat.errors import CacheError, CacheNotSeenError, ChunkTooLargeError
 
 
 class StreamingHook:

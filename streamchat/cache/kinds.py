@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.recurrent import recurrent_state
-from streamchat.errors import UnsupportedModelError
 
 Kind = Literal["full", "sliding", "recurrent", "mixed", "unknown"]
 """`full`: keys and values of all tokens; `sliding`: of the latest ones, as the model was trained; `recurrent`: a state

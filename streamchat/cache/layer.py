@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from streamchat.base.errors import CacheError
 from streamchat.cache.rotation import TensorRotation, difference
-from streamchat.errors import CacheError
 
 
 @dataclass(frozen=True)

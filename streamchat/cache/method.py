@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.absolute import absolute_limit
 from streamchat.cache.evictioncheck import require_eviction_check
 from streamchat.cache.fit import PositionFit, fit_positions
@@ -16,7 +17,6 @@ from streamchat.cache.recompute import RecomputingCache, fit_recompute
 from streamchat.cache.selfcheck import require_self_check
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm, refuse_training_mode
-from streamchat.errors import UnsupportedModelError
 
 # The self-check moves a text of 32 tokens by 17.
 LEAST_POSITIONS = 49

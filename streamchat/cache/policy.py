@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from streamchat.base.errors import CacheFullError, ChunkTooLargeError
 from streamchat.cache.ledger import Ledger
-from streamchat.errors import CacheFullError, ChunkTooLargeError
 
 Run = tuple[int, int]
 """`[first, stop)`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
+from streamchat.base.errors import CacheError, CacheNotSeenError, ConfigError
 from streamchat.cache.arguments import CACHE_NAMES, by_keyword, cache_keyword, given_cache
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
@@ -21,7 +22,6 @@ from streamchat.cache.probe import rotary_modules
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm
-from streamchat.errors import CacheError, CacheNotSeenError, ConfigError
 
 DEFAULT_CACHE_SIZE = 1024
 # Options of `generate` that turn on assisted (speculative) decoding.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.base.errors import CacheError, UnsupportedModelError
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
@@ -20,7 +21,6 @@ from streamchat.cache.layer import LayerRotation
 from streamchat.cache.probe import plain_forward
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.streaming import StreamingCache
-from streamchat.errors import CacheError, UnsupportedModelError
 
 CHECK_TOKENS, CHECK_CUT = 16, 6
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 from torch import LongTensor, Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
+from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.kinds import kind_of
 from streamchat.cache.layer import LayerRotation, StreamingLayer
-from streamchat.errors import UnsupportedModelError
 
 
 class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore[misc, override, no-untyped-call]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from streamchat.base.errors import CacheError, ConfigError
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.layer import StreamingLayer
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
 from streamchat.cache.seen import SeenIds
 from streamchat.cache.serve import is_mixed, streaming_layer
-from streamchat.errors import CacheError, ConfigError
 
 # float32 phase error at this distance from 0 stays below 1e-3 of a logit's spread (shared measurements in docs)
 POSITION_LIMIT = 4096

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
-from streamchat.errors import UnsupportedModelError
+from streamchat.base.errors import UnsupportedModelError
 
 
 def causal_lm(model: Any) -> Any:

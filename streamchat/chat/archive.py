@@ -11,13 +11,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
-from streamchat.chat.figures import WrongFigures, figures
+from streamchat.base import events as ev
+from streamchat.base.errors import StoreError
+from streamchat.base.formatting import plural
+from streamchat.base.saved_figures import WrongFigures, figures
 from streamchat.chat.sessions import lasting_name
 from streamchat.chat.upkeep import Upkeep
-from streamchat.errors import StoreError
 from streamchat.settings import Settings
-from streamchat.units import plural
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation

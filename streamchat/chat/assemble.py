@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.config import Configuration
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only

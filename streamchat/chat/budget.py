@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat.sessions import OF_A_SESSION
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:

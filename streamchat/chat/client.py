@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from streamchat.chat.events import Event
+from streamchat.base.events import Event
 from streamchat.settings import Settings
 
 

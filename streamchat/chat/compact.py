@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, TurnError
+from streamchat.base.thinking import split
 from streamchat.chat.conversation import Conversation
-from streamchat.errors import ConfigError, TurnError
-from streamchat.thinking import split
 
 SHARE = 0.5
 """The oldest turns that take this much of the window are summed up."""

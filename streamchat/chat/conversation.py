@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, TurnError
+from streamchat.base.formatting import plural
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.method import make_cache
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import EvictionOptions
-from streamchat.chat import events as ev
 from streamchat.chat.chat_format import ChatFormat
 from streamchat.chat.encoding import ChatEncoder, EncodedTurn
 from streamchat.chat.ends import EndWatch, find_ends
@@ -31,9 +33,7 @@ from streamchat.chat.reply_shape import learn_shape
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
-from streamchat.errors import ConfigError, TurnError
 from streamchat.settings import Settings
-from streamchat.units import plural
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32

@@ -9,9 +9,9 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.search_path import users_environment
 from streamchat.chat import file_access
-from streamchat.errors import ConfigError
-from streamchat.search_path import users_environment
 
 VARIABLES = ("VISUAL", "EDITOR")
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
+from streamchat.base.sanitize import encodable
 from streamchat.chat.archive import OpenStore
 from streamchat.chat.assemble import Load, load_from_settings
 from streamchat.chat.owner import Owner
-from streamchat.chat.text import encodable
 from streamchat.config import Configuration
-from streamchat.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
 from streamchat.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from streamchat.chat import events as ev
-from streamchat.units import plural
+from streamchat.base import events as ev
+from streamchat.base.formatting import plural
 
 
 def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:

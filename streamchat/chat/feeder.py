@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
-from streamchat.errors import CacheError
 from streamchat.speed.forward import tokens_at_once
 
 # Large enough to be fast, small enough that a stop is felt at once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 _refusal = ""
 

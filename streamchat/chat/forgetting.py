@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from streamchat.base import events as ev
 from streamchat.cache.streaming import Eviction, StreamingCache
-from streamchat.chat import events as ev
 from streamchat.chat.log import TokenLog, TurnRecord
 
 

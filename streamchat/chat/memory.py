@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from streamchat.chat.events import CacheState, Part, Segment
+from streamchat.base.events import CacheState, Part, Segment
 
 Memory = Literal["seen", "partly", "forgotten"]
 

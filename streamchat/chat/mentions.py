@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.paths import user_path
+from streamchat.base.sanitize import one_line
 from streamchat.chat import file_access
 from streamchat.chat.code_spans import code_spans
-from streamchat.chat.text import one_line
-from streamchat.errors import ConfigError
-from streamchat.paths import user_path
-from streamchat.units import human_bytes, plural
 
 MAX_BYTES = 2_000_000
 """Of one file. Far more than any cache holds."""

@@ -6,8 +6,8 @@ import os
 import time
 from functools import lru_cache
 
+from streamchat.base.paths import user_path
 from streamchat.chat import mentions
-from streamchat.paths import user_path
 
 FRESH_S = 10
 """How long the list of what is here may be old: looking costs a few files for each model."""
@@ -38,9 +38,9 @@ def _is_model(path: str) -> bool:
 
 @lru_cache(1)
 def _known(now: int) -> tuple[tuple[str, str], ...]:
+    from streamchat.base.formatting import human_bytes
     from streamchat.models import catalogue
     from streamchat.models.hub_cache import cached_models
-    from streamchat.units import human_bytes
 
     here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
     known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]

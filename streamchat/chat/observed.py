@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 from streamchat.chat.client import ChatEngine
 from streamchat.settings import Settings
 from streamchat.telemetry.metrics import Metrics

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError
+from streamchat.base.sanitize import encodable
 from streamchat.chat.archive import Archive, Held, OpenStore
 from streamchat.chat.assemble import Assembled, Load, Progress, assemble
 from streamchat.chat.sessions import foreign_model, foreign_model_sentence, resumed_configuration
-from streamchat.chat.text import encodable
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, SessionError, StreamchatError, TurnError
 from streamchat.settings import Settings
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from streamchat.base.errors import ConfigError
 from streamchat.cache.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog, TurnRecord
-from streamchat.errors import ConfigError
 
 SMALLEST_WINDOW = 8
 """Fewer tokens than this next to the retained ones are not a window to chat in."""

@@ -6,9 +6,9 @@ import os
 import shutil
 from typing import TextIO
 
-from streamchat.chat import events as ev
-from streamchat.chat.text import one_line
-from streamchat.units import human_bytes
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_bytes
+from streamchat.base.sanitize import one_line
 
 QUARTERS = 4
 

@@ -2,7 +2,7 @@
 
 Models mark their reasoning in many ways: with texts, with special tokens that decoding drops, with named channels, or
 not at all at the start, because the prompt opened it. A `ReplyReader` turns all of them into one form of text,
-`<think>\\n...\\n</think>\\n\\n` before the answer, which `streamchat.thinking` splits. The ids stay as they are.
+`<think>\\n...\\n</think>\\n\\n` before the answer, which `streamchat.base.thinking` splits. The ids stay as they are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamchat.base.thinking import THINK, Part, Tags, ThinkingStream, tag_beginning
 from streamchat.chat.reply_shape import Messages, ReplyShape
-from streamchat.thinking import THINK, Part, Tags, ThinkingStream, tag_beginning
 
 KNOWN = (
     THINK,

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import StoreError
 from streamchat.chat.log import TurnRecord
-from streamchat.errors import StoreError
 from streamchat.settings import Settings
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, Described, StoredEviction, StoredTurn

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from streamchat.base.thinking import Tags
 from streamchat.chat.encoding import ChatEncoder
 from streamchat.chat.rendering import UnusableTemplateError, render
-from streamchat.thinking import Tags
 
 # Words that no template has.
 USER, ANSWER, REASONING = "qUSERq", "qANSWERq", "qREASONINGq"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.policy import Run
 from streamchat.chat import snapshot as snapshots
@@ -19,7 +20,6 @@ from streamchat.chat.log import Before, TurnRecord
 from streamchat.chat.recorder import Identity
 from streamchat.chat.rollback import REACH
 from streamchat.chat.snapshot import Snapshot, SnapshotError
-from streamchat.errors import CacheError
 from streamchat.models.fingerprint import KIND as FINGERPRINT_KIND
 from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from streamchat.base.events import Part, Segment
 from streamchat.cache.ledger import Ledger
 from streamchat.cache.policy import Run
-from streamchat.chat.events import Part, Segment
 from streamchat.chat.log import TokenLog, TurnRecord
 
 

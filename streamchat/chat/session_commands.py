@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, SessionError
+from streamchat.base.formatting import plural, whole_number
+from streamchat.base.paths import user_path
+from streamchat.base.sanitize import one_line
 from streamchat.chat import file_access
 from streamchat.chat.sessions import lasting_name
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.chat.text import one_line
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
-from streamchat.errors import ConfigError, SessionError
-from streamchat.paths import user_path
 from streamchat.store.export import FORMATS, export, write_export
 from streamchat.store.records import Found
 from streamchat.store.store import Store
-from streamchat.units import plural, whole_number
 
 LISTED = 10
 FOUND = 12

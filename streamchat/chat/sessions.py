@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.config import Configuration, check_value
-from streamchat.errors import ConfigError, ModelNotFoundError
 from streamchat.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.events import Event
 from streamchat.chat.client import ChatEngine
-from streamchat.chat.events import Event
 from streamchat.chat.status import StatusBoard
-from streamchat.errors import ConfigError, StoreError
 
 
 @dataclass(frozen=True)

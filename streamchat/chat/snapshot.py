@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamchat import paths
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 from streamchat.cache.checkpoint import CacheCheckpoint
-from streamchat.errors import StoreError
 
 FORMAT = 1
 """Of the file; a program reads only its own."""

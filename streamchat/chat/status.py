@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from streamchat.chat import events as ev
-from streamchat.places import devices_of
-from streamchat.units import human_bytes, plural
+from streamchat.base import events as ev
+from streamchat.base.devices import devices_of
+from streamchat.base.formatting import human_bytes, plural
 
 SERIES_LIMIT = 256
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 
 class StopMatcher:

@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat.chat_format import LASTING, NOTES, ChatFormat, Fallback
 from streamchat.chat.contents import Contents, Frame
 from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
 from streamchat.chat.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
 from streamchat.chat.reply_shape import REASONING_KEYS
-from streamchat.errors import ConfigError
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
 _OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from streamchat.chat import events as ev
-from streamchat.chat.text import one_line
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_seconds, human_when, plural
+from streamchat.base.sanitize import one_line
+from streamchat.base.thinking import THINK, split
 from streamchat.store.records import Found, SessionInfo
-from streamchat.thinking import THINK, split
-from streamchat.units import human_seconds, human_when, plural
 
 EXCERPT_WORDS = 24
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from streamchat.chat import events as ev
-from streamchat.errors import StoreError
+from streamchat.base import events as ev
+from streamchat.base.errors import StoreError
 
 if TYPE_CHECKING:
     from streamchat.store.store import Store

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat import paths
-from streamchat.chat import events as ev
-from streamchat.chat.figures import WrongFigures, figures
+from streamchat.base import events as ev
+from streamchat.base import paths
+from streamchat.base.errors import SessionError, StoreError
+from streamchat.base.saved_figures import WrongFigures, figures
 from streamchat.chat.status import StatusBoard
-from streamchat.errors import SessionError, StoreError
 from streamchat.store.database import database_path
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo

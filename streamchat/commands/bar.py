@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from streamchat.chat.text import one_line
+from streamchat.base.sanitize import one_line
 
 LINE_EVERY_S = 30.0
 

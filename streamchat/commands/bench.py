@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat import config
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import human_bytes
 from streamchat.commands import bench_peers, flags
 from streamchat.commands.loading import Progress, loading_line
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode
-from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamchat.base.errors import ConfigError
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError
 
 if TYPE_CHECKING:
     from streamchat.evidence.methods import Method

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamchat import children
-from streamchat.errors import StreamchatError
+from streamchat.base import child_processes
+from streamchat.base.errors import StreamchatError
 from streamchat.telemetry import trace
 
 SIZE = (40, 140)
@@ -39,10 +39,10 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
         figures = {
-            "python": _wall(children.python("-c", "pass"), 0),
-            "--help": _wall(children.streamchat(["--help"]), 0),
-            "a wrong flag": _wall(children.streamchat(["--no-such-flag"]), 2),
-            **_app(children.streamchat(arguments)),
+            "python": _wall(child_processes.python("-c", "pass"), 0),
+            "--help": _wall(child_processes.streamchat(["--help"]), 0),
+            "a wrong flag": _wall(child_processes.streamchat(["--no-such-flag"]), 2),
+            **_app(child_processes.streamchat(arguments)),
         }
         for name, seconds in figures.items():
             if number:
@@ -72,7 +72,7 @@ def as_text(figures: dict[str, Any]) -> str:
 
 def _wall(command: Sequence[str], code: int) -> float:
     started = time.monotonic()
-    done = children.run(command, timeout=PATIENCE_S)
+    done = child_processes.run(command, timeout=PATIENCE_S)
     if done.returncode != code:
         raise StreamchatError(f"{' '.join(command[-2:])} ended with exit code {done.returncode}")
     return time.monotonic() - started
@@ -96,8 +96,8 @@ def _app(command: Sequence[str]) -> dict[str, float]:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=children.environment(**more),
-            cwd=children.FOLDER,
+            env=child_processes.environment(**more),
+            cwd=child_processes.FOLDER,
             start_new_session=True,
         )
         os.close(theirs)

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat import config, paths, trust
-from streamchat.chat.text import one_line
+from streamchat import config, trust
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError
+from streamchat.base.jsonlines import json_line
+from streamchat.base.sanitize import one_line
 from streamchat.commands import flags
 from streamchat.config_file import LOCAL, find_local, parse
-from streamchat.errors import ConfigError
-from streamchat.jsonlines import json_line
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

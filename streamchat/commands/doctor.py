@@ -16,14 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from streamchat import __version__, config, paths
-from streamchat.chat.text import printable
+from streamchat import __version__, config
+from streamchat.base import paths
+from streamchat.base.errors import ExitCode, StreamchatError
+from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.sanitize import printable
 from streamchat.commands import flags
 from streamchat.commands.faces import choose_face
 from streamchat.config import Configuration
-from streamchat.errors import ExitCode, StreamchatError
 from streamchat.settings import default_of, setting_fields
-from streamchat.units import human_bytes, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -207,7 +208,7 @@ def _device(report: Report) -> Rows:
 
 def _processors() -> str:
     """Those that streamchat uses, and why not all."""
-    from streamchat.processors import allowed_processors, processor_quota, usable_processors
+    from streamchat.base.processors import allowed_processors, processor_quota, usable_processors
 
     usable, there, quota = usable_processors(), os.cpu_count() or 1, processor_quota()
     reasons = []

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import SessionError, StoreError
+from streamchat.base.errors import SessionError, StoreError
+from streamchat.base.formatting import plural
 from streamchat.store.backup import backup_folder, backups, newest_good
 from streamchat.store.database import database_path
 from streamchat.store.health import is_repairable, look_at
 from streamchat.store.lock import SessionLock
 from streamchat.store.restore import lost_sentence
 from streamchat.store.users import lock_folder
-from streamchat.units import plural
 
 
 def examine_database(problems: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat import config
-from streamchat.chat.text import one_line
+from streamchat.base.sanitize import one_line
 from streamchat.settings import default_of, setting_fields, spec_of
 
 

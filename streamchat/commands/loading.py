@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from streamchat.chat.events import ModelLoading
+from streamchat.base.events import ModelLoading
 from streamchat.chat.progress import ProgressLine
 
 

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from streamchat.chat.text import printable
+from streamchat.base.formatting import human_bytes
+from streamchat.base.sanitize import printable
 from streamchat.models import catalogue
 from streamchat.models.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
 from streamchat.models.folder import inspect
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.staging import models_dir, read_manifest
-from streamchat.units import human_bytes
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
+from streamchat.base.errors import ConfigError
 from streamchat.commands import flags
 from streamchat.commands.serve import HOST, PORT
-from streamchat.errors import ConfigError
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.commands import flags
 from streamchat.commands.loading import loading_line
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.commands.scoring import add_text_flags, require_least
-from streamchat.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

@@ -17,14 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat import paths
-from streamchat.chat.text import one_line, printable
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import plural, whole_number
+from streamchat.base.sanitize import one_line, printable
 from streamchat.commands import flags
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
-from streamchat.units import plural, whole_number
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -127,8 +127,8 @@ def _replay(
     repeat: int | None,
     until: float | None,
 ) -> int:
+    from streamchat.base.events import Notice
     from streamchat.chat.engine import Engine
-    from streamchat.chat.events import Notice
     from streamchat.chat.observed import observe
     from streamchat.commands.replay_view import View
     from streamchat.replay.invariants import Inspector
@@ -240,7 +240,7 @@ def _why(run: Run, until: float | None, total: int | None) -> str:
 
 def _look_on(going: Run, configuration: Configuration) -> None:
     """The run on a thread of its own, the app in front. Leaving the app ends the run."""
-    from streamchat.chat.events import Notice
+    from streamchat.base.events import Notice
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("--tui needs a terminal; leave it out for lines of text")

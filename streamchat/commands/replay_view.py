@@ -18,11 +18,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.sanitize import one_line
 from streamchat.chat.progress import ProgressLine
-from streamchat.chat.text import one_line
 from streamchat.replay.run import line_of
-from streamchat.units import human_bytes, plural
 
 if TYPE_CHECKING:
     from streamchat.replay.run import Totals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 DEFAULT_CHUNK = 16
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from streamchat import children
-from streamchat.errors import ConfigError, ExitCode
+from streamchat.base import child_processes
+from streamchat.base.errors import ConfigError, ExitCode
 
 HOST = "127.0.0.1"
 """This machine only, unless told otherwise: who opens the page talks to the model and reads the chats."""
@@ -48,17 +48,17 @@ def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
     for address in gate.addresses():
         print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
     print("streamchat: whoever has this address can use it; Ctrl+C ends it", file=sys.stderr, flush=True)
-    with children.safe_environment():
+    with child_processes.safe_environment():
         GuardedServer(tab_command(argv), gate).serve()
     return ExitCode.OK
 
 
 def tab_command(argv: Sequence[str]) -> str:
     """The shell command of a tab, which starts in a folder of ours and goes on in the current one."""
-    command = children.streamchat(argv)
+    command = child_processes.streamchat(argv)
     if os.name == "nt":
         return subprocess.list2cmdline(command)
-    return f"cd {shlex.quote(str(children.FOLDER))} && exec {shlex.join(command)}"
+    return f"cd {shlex.quote(str(child_processes.FOLDER))} && exec {shlex.join(command)}"
 
 
 def in_browser(environ: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 
 def _new_token() -> str:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from streamchat.chat.text import one_line, printable
-from streamchat.errors import ConfigError, ExitCode, SessionError, StoreError
+from streamchat.base.errors import ConfigError, ExitCode, SessionError, StoreError
+from streamchat.base.formatting import human_bytes, human_when, plural
+from streamchat.base.sanitize import one_line, printable
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
 from streamchat.store.health import Findings, look_at
@@ -16,7 +17,6 @@ from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
 from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
 from streamchat.store.store import Store
-from streamchat.units import human_bytes, human_when, plural
 
 
 def say(text: str) -> None:

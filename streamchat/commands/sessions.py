@@ -8,20 +8,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat.text import one_line, printable
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import human_when, plural
+from streamchat.base.jsonlines import json_line
+from streamchat.base.paths import user_path
+from streamchat.base.sanitize import one_line, printable
+from streamchat.base.thinking import plain_text
 from streamchat.chat.told import session_line
 from streamchat.commands import session_files
 from streamchat.commands.session_files import say as _say
-from streamchat.errors import ConfigError, ExitCode
-from streamchat.jsonlines import json_line
-from streamchat.paths import user_path
 from streamchat.store.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import lost_sentence
 from streamchat.store.store import Store
-from streamchat.thinking import plain_text
-from streamchat.units import human_when, plural
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
+from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
+from streamchat.base.formatting import plural
 from streamchat.commands import flags
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.commands.scoring import add_text_flags, require_least
-from streamchat.errors import ConfigError, ExitCode, StreamchatError
-from streamchat.units import plural
 
 if TYPE_CHECKING:
     from pathlib import Path

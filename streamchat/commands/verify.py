@@ -7,10 +7,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat.text import printable
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.sanitize import printable
 from streamchat.commands import flags
 from streamchat.commands.loading import loading_line
-from streamchat.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

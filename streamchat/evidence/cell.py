@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamchat.errors import StreamchatError
+from streamchat.base.errors import StreamchatError
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.texts import Document
 

@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.sanitize import printable
 from streamchat.charts import figure, terminal
 from streamchat.charts.chart import Picture
-from streamchat.chat.text import printable
-from streamchat.errors import ConfigError
 
 
 @dataclass(frozen=True)

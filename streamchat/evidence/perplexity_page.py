@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.charts.chart import Chart, Series
 from streamchat.evidence.page import Page, Table
 from streamchat.evidence.perplexity import Scored, Segment, curve, losses_in, of_policy
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.score import perplexity
-from streamchat.units import human_bytes, plural
 
 POINTS, LEAST = 80, 64
 """Of a curve, and tokens that a point stands for: single tokens are noise."""

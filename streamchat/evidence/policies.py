@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 
 Kind = Literal["dense", "window", "sinks", "no-rerotation", "recompute"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,12 +13,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from streamchat import children
-from streamchat.errors import ConfigError, StreamchatError
+from streamchat.base import child_processes
+from streamchat.base.errors import ConfigError, StreamchatError
+from streamchat.base.paths import user_path
+from streamchat.base.processors import usable_processors
 from streamchat.evidence.cell import Cell, run_cell
 from streamchat.evidence.texts import Document
-from streamchat.paths import user_path
-from streamchat.processors import usable_processors
 
 Work = Sequence[tuple[Cell, Document]]
 Result = tuple[Cell, dict[str, Any]]
@@ -38,7 +38,7 @@ def in_processes(work: Work, workers: int) -> Iterator[Result]:
     workers = min(workers, len(work))
     threads = max(1, usable_processors() // max(workers, 1))
     # not forked: torch's threads do not live through it
-    with children.safe_environment():
+    with child_processes.safe_environment():
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield from _results(pool, work, workers, threads)
@@ -60,7 +60,7 @@ def _results(pool: ProcessPoolExecutor, work: Work, workers: int, threads: int) 
         # few at a time: texts are sent along, and an end in between leaves little behind
         while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
             cell, document = following
-            with children.safe_environment():  # a worker may be started here
+            with child_processes.safe_environment():  # a worker may be started here
                 running[pool.submit(run_cell, cell, document, threads)] = cell
         if not running:
             return
@@ -86,7 +86,7 @@ def on_ray(work: Work, address: str) -> Iterator[Result]:
     ray: Any = import_module("ray")
     try:
         # Ray puts the current folder into the search path of its workers; ours is there already
-        with children.safe_environment(), chdir(children.FOLDER.parent):
+        with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

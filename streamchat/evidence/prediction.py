@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import human_bytes
 from streamchat.cache.arguments import cache_keyword
-from streamchat.errors import ConfigError
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.streams import DENSE_CHUNK
-from streamchat.units import human_bytes
 
 PROBE_TOKENS = 4
 DENSE = Policy("dense")

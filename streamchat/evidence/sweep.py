@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
 from streamchat.evidence.cell import Cell, ModelSpec, digest_of
 from streamchat.evidence.policies import Kind, Policy, make_policy
 from streamchat.evidence.texts import Document

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamchat.base.formatting import human_bytes
 from streamchat.charts.chart import Heatmap
 from streamchat.evidence.page import Page, Table
 from streamchat.evidence.sweep import Recommendation, Row
-from streamchat.units import human_bytes
 
 Figure = Callable[[Row], float | None]
 

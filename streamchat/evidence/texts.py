@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.sanitize import one_line
 from streamchat.chat.encoding import TextEncoder
-from streamchat.chat.text import one_line
-from streamchat.errors import ConfigError
-from streamchat.units import human_bytes
 from streamchat.verify.text import help_topics
 
 # longest first: the mark of UTF-32 begins with the one of UTF-16

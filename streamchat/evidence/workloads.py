@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from streamchat.errors import StreamchatError
+from streamchat.base.errors import StreamchatError
 from streamchat.evidence.methods import Method
 from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat import children, paths
+from streamchat.base import child_processes, paths
 from streamchat.kernels.check import answer, question
 from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 
@@ -133,7 +133,7 @@ def find_compiler() -> list[str]:
     """
     named = os.environ.get("CC", "").split()
     for program, *words in [named] if named else [[name] for name in COMPILERS]:
-        if found := children.find_program(program):
+        if found := child_processes.find_program(program):
             return [found, *words]
     wanted = named[0] if named else "gcc"
     raise KernelsUnavailableError(f"no C compiler ({wanted}) was found; install gcc for about twice the speed")
@@ -157,7 +157,7 @@ def _compile(compiler: list[str], to: Path) -> None:
 def _check(descriptor: int) -> None:
     """Compare with plain Python in a process of its own, which may crash."""
     asked = secrets.randbits(32)
-    command = children.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(asked))
+    command = child_processes.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(asked))
     done = _run(command, CHECK_S, "their check", pass_fds=[descriptor])
     if done.returncode:
         _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
@@ -170,7 +170,7 @@ def _check(descriptor: int) -> None:
 
 def _run(command: Sequence[str], seconds: float, what: str, **options: Any) -> subprocess.CompletedProcess[str]:
     try:
-        return children.run(command, timeout=seconds, **options)
+        return child_processes.run(command, timeout=seconds, **options)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsUnavailableError(f"{what} did not finish: {error}") from error
 

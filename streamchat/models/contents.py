@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.errors import ModelNotFoundError
-from streamchat.models.words import Progress, short, silent
+from streamchat.base import paths
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.messages import Progress, short, silent
 
 _log = logging.getLogger(__name__)
 

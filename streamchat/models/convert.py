@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.messages import Progress, refuse, silent
 from streamchat.models.contents import file_digest
 from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
-from streamchat.models.words import Progress, refuse, silent
-from streamchat.units import human_bytes
 
 CONVERTER = 1
 """Counted up when the result of a conversion changes; older copies are then made again."""

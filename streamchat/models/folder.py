@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from streamchat.models.words import short
+from streamchat.base.errors import ModelError, ModelNotFoundError, UnsupportedModelError
+from streamchat.base.messages import short
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

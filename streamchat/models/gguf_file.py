@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.messages import short
 from streamchat.models.folder import check_sizes
-from streamchat.models.words import short
 
 OTHER_FORM = "use the model's safetensors folder or Hub id instead"
 

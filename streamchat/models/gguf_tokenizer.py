@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.errors import UnsupportedModelError
-from streamchat.models.words import short
+from streamchat.base.errors import UnsupportedModelError
+from streamchat.base.messages import short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamchat.errors import ConfigError
+from streamchat.base.errors import ConfigError
+from streamchat.base.messages import Progress, short
 from streamchat.models.quiet import quiet
-from streamchat.models.words import Progress, short
 from streamchat.speed.packed import GROUP, Kind
 from streamchat.speed.quality import AUTO_LIMIT, divergence_from, predictions
 

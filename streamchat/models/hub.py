@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.messages import Progress, short
 from streamchat.models import catalogue
 from streamchat.models.folder import CONFIG, INDEX, WEIGHTS, check_kind, shard_names
 from streamchat.models.hub_cache import cached_snapshot, endpoint, hub_cache_dir, offline_variable
 from streamchat.models.quiet import quiet
-from streamchat.models.words import Progress, short
-from streamchat.units import human_bytes
 
 PROBE_S = 4.0
 ANSWER_S = 10.0

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamchat.errors import ModelError
+from streamchat.base.errors import ModelError
+from streamchat.base.paths import user_path
 from streamchat.models.folder import inspect, is_whole
-from streamchat.paths import user_path
 
 PUBLIC_HUB = "https://huggingface.co"
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamchat.errors import ModelNotFoundError
-from streamchat.units import human_bytes
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.formatting import human_bytes
 
 START_BYTES = 1_250_000_000
 """Addresses that Python with torch and transformers takes before any model (1.0 GB measured with two threads)."""

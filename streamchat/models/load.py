@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.devices import is_spread
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.messages import Progress as Progress
+from streamchat.base.messages import short, silent
 from streamchat.models import device as devices
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import Contents, inspect, weight_files
@@ -16,9 +19,6 @@ from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import Source, resolve, shadowing_note
 from streamchat.models.staging import read_manifest
-from streamchat.models.words import Progress as Progress
-from streamchat.models.words import short, silent
-from streamchat.places import is_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from streamchat.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.paths import user_path
 from streamchat.models import catalogue
 from streamchat.models.default import NAME, default_model_dir, is_default_model_here
 from streamchat.models.hub_cache import cached_snapshot
-from streamchat.paths import user_path
 
 Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]
 GGUF_MAGIC = b"GGUF"

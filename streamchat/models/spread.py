@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamchat.errors import ModelNotFoundError
+from streamchat.base.devices import devices_of, place_of
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.messages import short
 from streamchat.models import device as devices
-from streamchat.models.words import short
-from streamchat.places import devices_of, place_of
 
 USABLE = 0.9
 """Of each GPU's free memory for weights; the rest is for the cache and for what a forward holds."""

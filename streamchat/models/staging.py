@@ -15,10 +15,10 @@ from typing import Any
 
 import filelock
 
-from streamchat import paths
-from streamchat.errors import ModelNotFoundError
-from streamchat.models.words import Progress, short
-from streamchat.units import human_bytes
+from streamchat.base import paths
+from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.formatting import human_bytes
+from streamchat.base.messages import Progress, short
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.method import Verdict, choose_fit
 from streamchat.models.fingerprint import computed_config

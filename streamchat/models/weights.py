@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamchat import paths
-from streamchat.errors import ConfigError, ModelNotFoundError
+from streamchat.base import paths
+from streamchat.base.errors import ConfigError, ModelNotFoundError
+from streamchat.base.messages import Progress
 from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import KIND, model_fingerprint
 from streamchat.models.gpu_weights import quantise
 from streamchat.models.staging import ensure, read_manifest
-from streamchat.models.words import Progress
 from streamchat.speed.packed import Kind, PackedWeight
 from streamchat.speed.quality import AUTO_LIMIT, divergence, is_grouped
 from streamchat.speed.replace import groups, kind_of, pack_group, replace, restore

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from streamchat.chat import events as ev
-from streamchat.chat.text import one_line, printable
-from streamchat.errors import ExitCode
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode
+from streamchat.base.sanitize import one_line, printable
 from streamchat.telemetry import log_file
 
 

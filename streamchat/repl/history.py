@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from streamchat import paths
-from streamchat.chat.text import printable
+from streamchat.base import paths
+from streamchat.base.sanitize import printable
 
 MAX_ENTRIES = 5000
 """Older entries are dropped when a session starts."""

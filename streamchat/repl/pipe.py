@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, TextIO
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import human_bytes
+from streamchat.base.sanitize import printable
 from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
@@ -18,11 +21,8 @@ from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext, SlashResult
 from streamchat.chat.status import StatusBoard
-from streamchat.chat.text import printable
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
-from streamchat.units import human_bytes
 
 QUIET = {"stats", "said", "again"}
 """Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""

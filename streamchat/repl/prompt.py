@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.sanitize import printable, without_blank_ends
 from streamchat.chat import mentions
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
@@ -21,9 +23,7 @@ from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard
-from streamchat.chat.text import printable, without_blank_ends
 from streamchat.config import Configuration
-from streamchat.errors import ConfigError, ExitCode
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_seconds, plural
+from streamchat.base.sanitize import PrintableStream, printable
+from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.status import retained_words
-from streamchat.chat.text import PrintableStream, printable
 from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
-from streamchat.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
-from streamchat.units import human_seconds, plural
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
 SHOWN_AGAIN = 3

@@ -22,10 +22,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.utils import is_dumb_terminal
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.sanitize import one_line, printable
 from streamchat.chat import editor, mentions
 from streamchat.chat.slash import SlashContext, SlashRegistry
-from streamchat.chat.text import one_line, printable
-from streamchat.errors import ConfigError
 from streamchat.keys import keys_of, spoken
 from streamchat.repl.keys import sequences
 from streamchat.repl.terminal import STYLE

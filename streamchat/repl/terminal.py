@@ -14,8 +14,8 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
-from streamchat.chat.plain import in_encoding
-from streamchat.chat.text import printable
+from streamchat.base.ascii_text import in_encoding
+from streamchat.base.sanitize import printable
 from streamchat.repl.render import Piece
 
 Modes = list[Any]

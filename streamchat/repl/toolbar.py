@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from streamchat.chat.plain import in_encoding
+from streamchat.base.ascii_text import in_encoding
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.chat.status import StatusBoard
-from streamchat.units import human_bytes, plural
 
 BAR_CELLS = 10
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_bytes
 from streamchat.cache.policy import merged_runs
-from streamchat.chat import events as ev
 from streamchat.chat.reference import Reference
 from streamchat.chat.rendering import UnusableTemplateError
 from streamchat.chat.turn_check import FedTurn, turn_difference
 from streamchat.replay.trend import Trend, trend
-from streamchat.units import human_bytes
 
 if TYPE_CHECKING:
     from streamchat.chat.conversation import Conversation

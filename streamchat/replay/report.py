@@ -11,12 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.formatting import human_bytes, human_seconds
+from streamchat.base.paths import write_private
 from streamchat.charts.chart import Chart, Series
 from streamchat.charts.figure import can_draw, svg_of
-from streamchat.paths import write_private
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals, versions
-from streamchat.units import human_bytes, human_seconds
 
 SCHEMA = 1
 """Of report.json; see docs/replay.md."""

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.chat import events as ev
-from streamchat.paths import private_opener, write_private
+from streamchat.base import events as ev
+from streamchat.base.formatting import human_seconds, plural
+from streamchat.base.paths import private_opener, write_private
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
-from streamchat.units import human_seconds, plural
 
 if TYPE_CHECKING:
     from streamchat.chat.engine import Engine

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from streamchat.errors import ConfigError
-from streamchat.jsonlines import split_lines
+from streamchat.base.errors import ConfigError
+from streamchat.base.jsonlines import split_lines
 from streamchat.transcripts import (
     Record,
     Role,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamchat.base.errors import CacheError
 from streamchat.cache.layer import StreamingLayer
-from streamchat.errors import CacheError
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
 from streamchat.speed.families import ModelOf

@@ -19,8 +19,8 @@ from stat import S_ISREG
 
 from filelock import FileLock, Timeout
 
-from streamchat import paths
-from streamchat.errors import StoreError
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 from streamchat.store.connection import connect, create_private
 from streamchat.store.failures import advice_on, advise_on_damage, is_damage, why_not_writable
 from streamchat.store.schema import MIGRATIONS

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.errors import StoreError
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 from streamchat.store.backup import back_up_before_migration
 from streamchat.store.connection import connect, create_private, read_schema, transaction
 from streamchat.store.failures import sentences

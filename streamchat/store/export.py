@@ -10,14 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.formatting import plural
+from streamchat.base.jsonlines import json_line
+from streamchat.base.thinking import ONLY_REASONING, split
 from streamchat.config import check_value
-from streamchat.errors import ConfigError, StoreError
-from streamchat.jsonlines import json_line
 from streamchat.settings import setting_fields
 from streamchat.store.contained import contained, literal
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST
-from streamchat.thinking import ONLY_REASONING, split
 from streamchat.transcripts import (
     Role,
     TranscriptError,
@@ -28,7 +29,6 @@ from streamchat.transcripts import (
     scalar_in,
     unknown,
 )
-from streamchat.units import plural
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 
 PROBE_BYTES = 256 * 1024
 """Written to find out why SQLite could not write; more than the files that it creates when it opens a database."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from streamchat import paths
-from streamchat.errors import SessionError, StoreError
+from streamchat.base import paths
+from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.records import SessionInfo
 
 PATIENCE_S = 0.5

@@ -9,8 +9,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.errors import StoreError
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 from streamchat.store.backup import (
     Backup,
     backups,

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from streamchat.errors import StoreError
+from streamchat.base.errors import StoreError
 
 _FIRST = """
 CREATE TABLE sessions (

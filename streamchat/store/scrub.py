@@ -12,7 +12,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.store.connection import transaction
 from streamchat.store.failures import is_busy, is_full
 from streamchat.store.health import full_text_indexes

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from streamchat.errors import SessionError, StoreError
+from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.health import problems_of, repair
 from streamchat.store.records import (

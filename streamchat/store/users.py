@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.errors import StoreError
+from streamchat.base import paths
+from streamchat.base.errors import StoreError
 
 if sys.platform != "win32":
     import fcntl

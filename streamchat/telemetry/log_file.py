@@ -8,7 +8,7 @@ import os
 from io import TextIOWrapper
 from pathlib import Path
 
-from streamchat import paths
+from streamchat.base import paths
 
 MAX_BYTES = 1_000_000
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamchat.places import devices_of, kind_of_place
+from streamchat.base.devices import devices_of, kind_of_place
 
 
 @dataclass(frozen=True)

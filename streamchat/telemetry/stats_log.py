@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from streamchat.errors import ConfigError
-from streamchat.paths import private_opener, user_path
+from streamchat.base.errors import ConfigError
+from streamchat.base.paths import private_opener, user_path
 
 
 class StatsLog:

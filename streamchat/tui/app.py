@@ -23,12 +23,12 @@ from textual.notifications import Notify
 from textual.screen import Screen
 from textual.theme import Theme
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode
+from streamchat.base.sanitize import one_line
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.status import StatusBoard
-from streamchat.chat.text import one_line
 from streamchat.config import Configuration
-from streamchat.errors import ExitCode
 from streamchat.keys import BY_ID
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused

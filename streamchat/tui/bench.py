@@ -15,11 +15,11 @@ from typing import Any
 
 from textual import events
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import StreamchatError
 from streamchat.chat.assemble import Load
 from streamchat.chat.engine import Engine
 from streamchat.config import Configuration
-from streamchat.errors import StreamchatError
 from streamchat.tui.app import StreamchatApp, shared_interpreter
 from streamchat.tui.widgets.prompt import Prompt
 

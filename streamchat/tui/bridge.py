@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
 
 
 class EventBridge:

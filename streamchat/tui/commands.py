@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable
 from typing import Protocol
 
+from streamchat.base.formatting import plural
 from streamchat.chat import file_access
 from streamchat.chat.commands import default_registry
 from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.units import plural
 
 
 class AppActions(Protocol):

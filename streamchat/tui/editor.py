@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from textual.app import App, SuspendNotSupported
 
+from streamchat.base.errors import ConfigError
 from streamchat.chat import editor
-from streamchat.errors import ConfigError
 
 
 def edit(app: App[int], text: str) -> str:

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from streamchat import paths
-from streamchat.chat.text import printable
+from streamchat.base import paths
+from streamchat.base.sanitize import printable
 
 MAX_ENTRIES = 2000
 """Older entries are dropped when the file is next opened."""

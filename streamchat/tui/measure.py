@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.events import CacheState
+from streamchat.base.formatting import plural
 from streamchat.chat import mentions
-from streamchat.chat.events import CacheState
-from streamchat.errors import ConfigError
-from streamchat.units import plural
 
 LONG_LINES, LONG_CHARACTERS = 8, 600
 """From here on a text is measured."""

@@ -12,14 +12,14 @@ from textual.containers import Horizontal, Vertical
 from textual.driver import Driver
 from textual.widgets import DataTable, Footer
 
-from streamchat.chat.text import one_line
+from streamchat.base.errors import ExitCode, StoreError
+from streamchat.base.formatting import human_when
+from streamchat.base.sanitize import one_line
 from streamchat.chat.watch import Watched, Watcher, everything
-from streamchat.errors import ExitCode, StoreError
 from streamchat.tui.terminal import guarded_driver
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
-from streamchat.units import human_when
 
 LOOK_S = 1.0
 LIST_S = 5.0

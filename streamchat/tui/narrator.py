@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from streamchat.chat import events as ev
-from streamchat.chat.text import one_line
+from streamchat.base import events as ev
+from streamchat.base.formatting import plural
+from streamchat.base.sanitize import one_line
 from streamchat.chat.told import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.turn import Turn, past_turn
-from streamchat.units import plural
 
 Toast = Callable[[str, str], None]
 """(sentence, 'information' | 'warning' | 'error')"""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from streamchat.base.events import Event
 from streamchat.chat.client import ChatEngine
-from streamchat.chat.events import Event
 
 
 class Phase(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-from streamchat.chat.events import TokensEvicted
+from streamchat.base.events import TokensEvicted
 
 
 @dataclass(frozen=True)

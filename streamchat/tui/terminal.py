@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from textual.driver import Driver
 
-from streamchat import paths
+from streamchat.base import paths
 from streamchat.telemetry.log_file import log_path
 
 

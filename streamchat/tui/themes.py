@@ -10,7 +10,7 @@ from typing import Any
 from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
-from streamchat import paths
+from streamchat.base import paths
 
 _COLOURS = [
     "primary",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from streamchat.base.formatting import plural
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.kinds import kind_of
 from streamchat.cache.method import make_cache
 from streamchat.cache.selfcheck import SelfCheck
-from streamchat.units import plural
 from streamchat.verify.measure import hook_count
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.reference import RerotatingReference, reread_logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from streamchat.units import human_bytes, plural
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.verify.measure import Step
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.pitfalls import Outcome

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from streamchat.base.errors import ConfigError
 from streamchat.cache.context import context_length
 from streamchat.cache.fit import PositionFit
 from streamchat.cache.method import choose_fit
 from streamchat.cache.selfcheck import SelfCheck, self_check
-from streamchat.errors import ConfigError
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain

@@ -14,12 +14,12 @@ from textual.timer import Timer
 from textual.widget import MountError
 from textual.widgets import Footer
 
-from streamchat.chat import events as ev
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError
+from streamchat.base.sanitize import one_line, printable, without_blank_ends
 from streamchat.chat import mentions, slash
 from streamchat.chat.session_commands import turn_over
-from streamchat.chat.text import one_line, printable, without_blank_ends
 from streamchat.chat.told import ACKNOWLEDGED, quoted
-from streamchat.errors import ConfigError
 from streamchat.keys import key_names
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bindings import hint

@@ -16,14 +16,14 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from streamchat.chat.text import one_line
+from streamchat.base.errors import StoreError
+from streamchat.base.formatting import human_when, plural
+from streamchat.base.sanitize import one_line
 from streamchat.chat.told import excerpt
-from streamchat.errors import StoreError
 from streamchat.store.records import Found
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
-from streamchat.units import human_when, plural
 
 LIMIT = 100
 PAUSE_S = 0.15

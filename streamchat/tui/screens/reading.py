@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual import events, on
 from textual.screen import Screen
 
-from streamchat.chat.text import one_line
+from streamchat.base.sanitize import one_line
 from streamchat.tui.clipboard import SENT, last_code
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.memory_map import MemoryMap

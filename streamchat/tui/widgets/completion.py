@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from streamchat.chat.text import one_line
+from streamchat.base.sanitize import one_line
 
 
 class Completions(OptionList, can_focus=False):

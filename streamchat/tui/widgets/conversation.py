@@ -8,7 +8,7 @@ from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
 
-from streamchat.chat.events import CacheState, TokensEvicted
+from streamchat.base.events import CacheState, TokensEvicted
 from streamchat.chat.memory import Visible
 from streamchat.settings import Thinking
 from streamchat.tui.past import PastTurn

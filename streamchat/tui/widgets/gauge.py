@@ -10,7 +10,7 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
-from streamchat.chat.events import CacheState
+from streamchat.base.events import CacheState
 
 PARTS = ("sinks", "pinned", "window", "free")
 FULL, EMPTY = "█", "░"

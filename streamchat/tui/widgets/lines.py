@@ -6,14 +6,14 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat import __version__
-from streamchat.chat.events import EngineFailed, ModelInfo, TokensEvicted
+from streamchat.base.events import EngineFailed, ModelInfo, TokensEvicted
+from streamchat.base.formatting import human_bytes, human_seconds, plural
+from streamchat.base.sanitize import one_line
 from streamchat.chat.evictions import eviction_sentence, merged
 from streamchat.chat.status import retained_words
-from streamchat.chat.text import one_line
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
-from streamchat.units import human_bytes, human_seconds, plural
 
 
 class Line(Verbatim):

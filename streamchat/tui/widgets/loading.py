@@ -6,10 +6,10 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import ProgressBar
 
-from streamchat.chat.events import ModelLoading
-from streamchat.chat.text import one_line
+from streamchat.base.events import ModelLoading
+from streamchat.base.formatting import human_bytes
+from streamchat.base.sanitize import one_line
 from streamchat.tui.widgets.text import Verbatim
-from streamchat.units import human_bytes
 
 
 class LoadingPanel(Vertical):

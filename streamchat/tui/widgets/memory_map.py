@@ -12,10 +12,10 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from streamchat.chat.events import CacheState, Segment
+from streamchat.base.events import CacheState, Segment
+from streamchat.base.formatting import plural
 from streamchat.tui.bindings import bind
 from streamchat.tui.widgets.gauge import share_cells
-from streamchat.units import plural
 
 ROWS = 6
 FULL, FIRST, FREE = "█", "▐", "·"

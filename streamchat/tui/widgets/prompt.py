@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widgets import TextArea
 
-from streamchat.chat.text import printable
+from streamchat.base.sanitize import printable
 from streamchat.keys import BY_ID, key_names
 from streamchat.tui.bindings import bind
 from streamchat.tui.history import PromptHistory

@@ -13,9 +13,9 @@ from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
-from streamchat.chat.text import PrintableStream, printable
+from streamchat.base.sanitize import PrintableStream, printable
+from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.settings import Thinking as ShowThinking
-from streamchat.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 

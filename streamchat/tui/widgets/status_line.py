@@ -7,10 +7,10 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
-from streamchat.chat.events import PrefillProgress
+from streamchat.base.events import PrefillProgress
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.chat.status import StatusBoard
 from streamchat.tui.widgets.gauge import Gauge
-from streamchat.units import human_bytes, plural
 
 
 class StatusLine(Horizontal):

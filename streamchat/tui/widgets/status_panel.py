@@ -7,13 +7,13 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Sparkline, Static
 
-from streamchat.chat.events import PrefillProgress
+from streamchat.base.events import PrefillProgress
+from streamchat.base.formatting import human_bytes, human_seconds
+from streamchat.base.sanitize import one_line
 from streamchat.chat.status import StatusBoard, memory_figures
-from streamchat.chat.text import one_line
 from streamchat.tui.widgets.figures import Figure, Figures
 from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section
-from streamchat.units import human_bytes, human_seconds
 
 LEGEND = (("you", "$primary"), ("reply", "$primary 45%"), ("system", "$success"), ("pinned", "$warning"))
 """The colours that chat.tcss gives the map."""

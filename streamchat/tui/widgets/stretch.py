@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 from textual.widget import Widget
 
+from streamchat.base.formatting import plural
 from streamchat.tui.past import Past, PastTurn
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import SystemPrompt
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.turn import Turn
-from streamchat.units import plural
 
 if TYPE_CHECKING:
     from streamchat.tui.widgets.conversation import Conversation

@@ -6,8 +6,8 @@ from textual import events
 from textual.content import Content
 from textual.widgets import Static
 
-from streamchat.chat.text import printable
-from streamchat.units import plural
+from streamchat.base.formatting import plural
+from streamchat.base.sanitize import printable
 
 ROW = 200
 """Characters that count as one row where a line never breaks."""

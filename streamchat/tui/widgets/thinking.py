@@ -6,7 +6,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from streamchat.thinking import word_count
+from streamchat.base.thinking import word_count
 from streamchat.tui.widgets.text import Verbatim
 
 

@@ -10,16 +10,16 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widget import Widget
 
-from streamchat.chat.events import FinishReason, PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
+from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
+from streamchat.base.formatting import human_seconds, plural
+from streamchat.base.sanitize import one_line
 from streamchat.chat.memory import Memory, TurnMemory
-from streamchat.chat.text import one_line
 from streamchat.settings import Thinking
 from streamchat.tui.bindings import hint
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
-from streamchat.units import human_seconds, plural
 
 _WORDS: dict[Memory, str] = {
     "seen": "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.chat.text import one_line
+from streamchat.base.sanitize import one_line
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.text import Verbatim
 

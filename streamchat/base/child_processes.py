@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamchat import search_path
+from streamchat.base import search_path
 
-FOLDER = Path(__file__).absolute().parent
+FOLDER = Path(__file__).absolute().parents[1]
 """The current folder of children."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from streamchat.units import plural
+from streamchat.base.formatting import plural
 
 Kind = Literal["thought", "answer"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from streamchat.errors import ModelError, UnsupportedModelError
+from streamchat.base.errors import ModelError, UnsupportedModelError
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage in words, done, total or 0 when unknown, unit: "bytes" or ""). It may raise to cancel."""

@@ -1,0 +1,1 @@
+"""Small tools with no knowledge of models or screens: errors, events, text, paths, child processes. Needs no torch."""
