@@ -22,7 +22,7 @@ from streamchat.output import drop_output, guarded_output
 if TYPE_CHECKING:
     from streamchat.base.events import Event
     from streamchat.chat.client import ChatEngine
-    from streamchat.config import Configuration
+    from streamchat.config.loader import Configuration
     from streamchat.store.records import SessionInfo
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from textual.pilot import Pilot
 
 from streamchat.base import events as ev
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.conversation import Conversation

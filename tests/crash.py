@@ -39,9 +39,9 @@ from streamchat.chat import recorder
 from streamchat.chat import snapshot as snapshots
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.owner import Owner
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.settings import Settings
 from streamchat.store import database as databases
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store

@@ -18,10 +18,10 @@ from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
 from streamchat.chat.sampling import Sampler, new_generator
+from streamchat.config.settings import Settings
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
 from streamchat.models.load import LoadedModel
 from streamchat.models.verdicts import remembered_fit
-from streamchat.settings import Settings
 from streamchat.speed.compiled import CompiledStep
 from streamchat.speed.forward import install, uninstall
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamchat import keys
 from streamchat.chat.commands import default_registry
 from streamchat.commands import parser
-from streamchat.config import flag_of
-from streamchat.settings import default_of, setting_fields, spec_of
+from streamchat.config import keymap
+from streamchat.config.loader import flag_of
+from streamchat.config.settings import default_of, setting_fields, spec_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "*Made by `python -m tests.docs --write`; changes here are overwritten.*"
@@ -78,7 +78,7 @@ def configuration_page() -> str:
         lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
     lines += ["", "## [keys]", "", 'Names of keys, with commas between several: `chat.stop = "escape, ctrl+g"`.', ""]
     lines += ["| key | default | does |", "| --- | --- | --- |"]
-    lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keys.KEYS]
+    lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keymap.KEYS]
     lines += ["", "## Other environment variables", "", "| variable | meaning |", "| --- | --- |"]
     lines += [
         "| `STREAMCHAT_HOME` | one folder for configuration, models, conversations and logs |",

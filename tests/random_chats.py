@@ -21,9 +21,9 @@ from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.chat import recorder
 from streamchat.chat.owner import Owner
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.settings import Settings
 from streamchat.store.store import Store
 from tests import families
 from tests.chat_oracle import Oracle, Tokens, indices, ledger, require

@@ -10,9 +10,9 @@ from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.chat.engine import Engine
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.settings import Settings
 from streamchat.store.store import Store
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer

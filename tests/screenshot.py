@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from streamchat.chat.engine import Engine
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from tests.app_driver import driving
 
 QUESTIONS = (

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamchat.base import events as ev
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from tests.scripted_cache import ScriptedCache
 
 HEADER_TOKENS = 4

@@ -17,7 +17,7 @@ from typing import Any
 
 from streamchat import cli
 from streamchat.base import events as ev
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from any folder
 

@@ -12,7 +12,7 @@ from streamchat.base import events as ev
 from streamchat.cache.method import Verdict, choose_fit
 from streamchat.chat.conversation import Conversation, TurnOutcome
 from streamchat.chat.template import choose_format
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 

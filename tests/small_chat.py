@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from streamchat.chat.assemble import assemble
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.settings import Settings
 
 
 def replies(loaded: LoadedModel) -> list[str]:

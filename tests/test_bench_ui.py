@@ -10,9 +10,9 @@ import pytest
 from streamchat import cli
 from streamchat.base.errors import ModelNotFoundError, StreamchatError
 from streamchat.chat.assemble import Load
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.settings import Settings
 from streamchat.tui import bench
 from streamchat.tui.bench import UiFigures
 from tests.real_engine import tiny_loaded

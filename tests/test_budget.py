@@ -15,8 +15,8 @@ from streamchat.chat.budget import resolve_cache_size
 from streamchat.chat.evictions import eviction_sentence, turn_words
 from streamchat.chat.sessions import resumed_configuration
 from streamchat.chat.status import StatusBoard, memory_figures
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from tests.tiny import config_of
 
 

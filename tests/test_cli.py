@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from streamchat import __version__, cli, config
+from streamchat import __version__, cli
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
+from streamchat.config import loader
 from streamchat.telemetry.log_file import log_path
 
 FACE = Path(__file__).with_name("scripted_face.py")
@@ -246,8 +247,8 @@ def test_statistics_are_written_a_line_a_turn() -> None:
 
 def test_help_and_version() -> None:
     assert (result := run("--help")).returncode == 0
-    for setting in config.setting_fields():
-        assert config.flag_of(setting) in result.stdout
+    for setting in loader.setting_fields():
+        assert loader.flag_of(setting) in result.stdout
     assert (result := run("--version")).returncode == 0
     assert result.stdout.startswith(f"streamchat {__version__} (Python 3.")
 
@@ -267,9 +268,9 @@ def test_config_prints_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> N
     assert "# from --cache-size\ncache_size = 64" in out
     assert '# chat.stop = "escape"' in out
     assert cli.main(["config", "--default"]) == 0
-    assert capsys.readouterr().out == config.render_toml()
+    assert capsys.readouterr().out == loader.render_toml()
     assert cli.main(["config", "--path"]) == 0
-    assert capsys.readouterr().out.strip() == str(config.user_file())
+    assert capsys.readouterr().out.strip() == str(loader.user_file())
 
 
 # --- small things -----------------------------------------------------------------------------------------------

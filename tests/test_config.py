@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchat import config
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config import loader
+from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 
@@ -28,10 +28,10 @@ def write(text: str | bytes, path: Path | str = "streamchat.toml") -> Path:
 
 def load(
     flags: dict[str, Any] | None = None, env: dict[str, str] | None = None, file: str = ""
-) -> config.Configuration:
+) -> loader.Configuration:
     """Load with a configuration file of these tables."""
     path = write(HEAD + file) if file else None
-    return config.load(flags, config_file=path, environ=env or {})
+    return loader.load(flags, config_file=path, environ=env or {})
 
 
 def refusal(flags: dict[str, Any] | None = None, env: dict[str, str] | None = None, file: str = "") -> str:
@@ -47,17 +47,17 @@ def refusal(flags: dict[str, Any] | None = None, env: dict[str, str] | None = No
 
 
 def test_the_documented_file_is_the_one_the_program_writes() -> None:
-    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == config.render_toml()
+    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == loader.render_toml()
 
 
 def test_the_documented_file_changes_nothing() -> None:
-    loaded = config.load(config_file=Path(__file__).parents[1] / "config.toml", environ={})
+    loaded = loader.load(config_file=Path(__file__).parents[1] / "config.toml", environ={})
     assert loaded.settings == Settings()
     assert not loaded.origins
 
 
 def test_every_setting_is_in_the_documented_file_with_its_default() -> None:
-    tables = tomllib.loads(config.render_toml())
+    tables = tomllib.loads(loader.render_toml())
     assert {(section, name) for section, table in tables.items() if section != "streamchat" for name in table} == {
         (spec_of(name).section, name) for name in setting_fields()
     }
@@ -83,7 +83,7 @@ def test_flag_beats_environment_beats_file_beats_default() -> None:
 
 def test_file_search_explicit_then_variable_then_local_then_user() -> None:
     def sink_count(config_file: Path | None = None, **env: str) -> int:
-        return config.load(config_file=config_file, environ=env).settings.num_sink_tokens
+        return loader.load(config_file=config_file, environ=env).settings.num_sink_tokens
 
     assert sink_count() == 4
     write(HEAD + "[cache]\nnum_sink_tokens = 11", paths.config_dir() / "config.toml")
@@ -102,13 +102,13 @@ def test_file_search_explicit_then_variable_then_local_then_user() -> None:
 )
 def test_a_foreign_config_toml_in_the_working_folder_is_ignored(foreign: str | bytes) -> None:
     write(foreign, "config.toml")
-    assert config.load(environ={}).file is None
+    assert loader.load(environ={}).file is None
 
 
 def test_a_broken_config_toml_of_ours_is_reported() -> None:
     write("[streamchat]\n[cache\n", "config.toml")
     with pytest.raises(ConfigError, match=r"^config\.toml: not valid TOML: .*line 2"):
-        config.load(environ={})
+        loader.load(environ={})
 
 
 def test_an_empty_variable_is_not_set() -> None:
@@ -136,8 +136,8 @@ def test_a_whole_number_is_a_number() -> None:
 
 def test_byte_order_mark_and_windows_lines_are_read() -> None:
     path = write(b"\xef\xbb\xbf[streamchat]\r\n[cache]\r\ncache_size = 64\r\n", "config.toml")
-    assert config.load(environ={}).settings.cache_size == 64
-    assert config.load(config_file=path, environ={}).settings.cache_size == 64
+    assert loader.load(environ={}).settings.cache_size == 64
+    assert loader.load(config_file=path, environ={}).settings.cache_size == 64
 
 
 # --- two ways to give the budget ------------------------------------------------------------------------------
@@ -168,8 +168,8 @@ def test_both_in_one_place_are_refused_with_both_places() -> None:
 
 
 def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
-    text = config.render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
-    loaded = config.load(config_file=write(text), environ={})
+    text = loader.render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
+    loaded = loader.load(config_file=write(text), environ={})
     assert loaded.settings.compression_ratio == 0.5
 
 
@@ -236,21 +236,21 @@ def test_a_wrong_file_names_file_key_and_legal_range(tables: str, words: list[st
 )
 def test_a_file_that_is_no_streamchat_file_is_refused(text: str | bytes, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(config_file=write(text), environ={})
+        loader.load(config_file=write(text), environ={})
     for word in ["streamchat.toml", *words]:
         assert word in str(caught.value)
 
 
 def test_a_missing_file_a_folder_and_an_unreadable_file_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^none\.toml: no such configuration file$"):
-        config.load(config_file=Path("none.toml"), environ={})
+        loader.load(config_file=Path("none.toml"), environ={})
     with pytest.raises(ConfigError, match=r"^\.: cannot read the configuration file \(Is a directory\)$"):
-        config.load(config_file=Path(), environ={})
+        loader.load(config_file=Path(), environ={})
     if os.geteuid():
         path = write(HEAD)
         path.chmod(0)
         with pytest.raises(ConfigError, match="Permission denied"):
-            config.load(config_file=path, environ={})
+            loader.load(config_file=path, environ={})
 
 
 @pytest.mark.parametrize(
@@ -310,16 +310,16 @@ def value_strategy(name: str) -> st.SearchStrategy[Any]:
 @given(st.fixed_dictionaries({}, optional={name: value_strategy(name) for name in setting_fields()}))
 def test_rendered_settings_read_back_the_same(values: dict[str, Any]) -> None:
     try:
-        configuration = config.load(values, environ={})
+        configuration = loader.load(values, environ={})
     except ConfigError:  # two that do not go together
         return
-    path = write(config.render_toml(configuration), "rendered.toml")
-    again = config.load(config_file=path, environ={})
+    path = write(loader.render_toml(configuration), "rendered.toml")
+    again = loader.load(config_file=path, environ={})
     assert again.settings == configuration.settings
 
 
 def test_a_rendered_configuration_says_where_values_came_from() -> None:
-    text = config.render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
+    text = loader.render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
     lines = text.splitlines()
     for origin, line in (
         ("--seed", "seed = 3"),
@@ -332,6 +332,6 @@ def test_a_rendered_configuration_says_where_values_came_from() -> None:
 
 def test_a_file_name_with_a_line_break_stays_a_comment() -> None:
     path = write(HEAD + "[cache]\ncache_size = 64\n", "a\n[x].toml")
-    text = config.render_toml(config.load(config_file=path, environ={}))
+    text = loader.render_toml(loader.load(config_file=path, environ={}))
     assert tomllib.loads(text)["cache"]["cache_size"] == 64
     assert "x" not in tomllib.loads(text)

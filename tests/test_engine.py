@@ -12,8 +12,8 @@ import torch
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode, ModelNotFoundError
 from streamchat.chat.engine import Engine
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from tests.real_engine import running, tiny_loaded
 from tests.tiny import tiny_model
 

@@ -14,8 +14,8 @@ import pexpect
 import pytest
 
 from streamchat.chat.engine import Engine
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from tests.app_driver import driving
 from tests.real_engine import tiny_loaded
 

@@ -12,7 +12,7 @@ from streamchat import cli
 from streamchat.base.errors import ConfigError
 from streamchat.chat import editor, file_access, mentions
 from streamchat.chat.slash import SlashContext
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.tui.commands import app_registry
 from tests.scripted_engine import ScriptedEngine
 from tests.test_session_commands import stored

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamchat import config, keys
 from streamchat.base.errors import ConfigError
-from streamchat.settings import setting_fields, spec_of
+from streamchat.config import keymap, loader
+from streamchat.config.settings import setting_fields, spec_of
 from tests.test_fuzz_records import ANYTHING, ODD, TEXTS
 
 pytestmark = pytest.mark.fuzz
 
-NAMES = st.sampled_from([*setting_fields(), *(key.id for key in keys.KEYS)]) | TEXTS
+NAMES = st.sampled_from([*setting_fields(), *(key.id for key in keymap.KEYS)]) | TEXTS
 TABLES = st.sampled_from(["streamchat", "keys", *{spec_of(name).section for name in setting_fields()}]) | TEXTS
 VALUES = st.sampled_from(
     ["1", "0.5", "true", "nan", "inf", "-1", "1" + "0" * 400, "1" * 5000, '"auto"', '"ctrl+q"', "1979-05-27", "[[]]"]
@@ -48,7 +48,7 @@ _numbers = itertools.count()
 def test_any_file(data: bytes) -> None:
     path = Path(f"file-{next(_numbers)}.toml")
     path.write_bytes(data)
-    check(lambda: config.load(config_file=path, environ={}), str(path))
+    check(lambda: loader.load(config_file=path, environ={}), str(path))
 
 
 @given(
@@ -56,12 +56,12 @@ def test_any_file(data: bytes) -> None:
 )
 def test_any_variables(texts: dict[str, str]) -> None:
     variables = {f"STREAMCHAT_{name.upper()}": text for name, text in texts.items()}
-    check(lambda: config.load(environ=variables), "STREAMCHAT_")
+    check(lambda: loader.load(environ=variables), "STREAMCHAT_")
 
 
 @given(st.dictionaries(st.sampled_from([*setting_fields()]), ANYTHING, max_size=3))
 def test_any_flags(values: dict[str, Any]) -> None:
-    check(lambda: config.load(values, environ={}), "--")
+    check(lambda: loader.load(values, environ={}), "--")
 
 
 def check(load: Any, place: str) -> None:
@@ -72,8 +72,8 @@ def check(load: Any, place: str) -> None:
         refusal = str(error)
     else:
         path = Path(f"rendered-{next(_numbers)}.toml")
-        path.write_text(config.render_toml(loaded), encoding="utf-8")
-        again = config.load(config_file=path, environ={})
+        path.write_text(loader.render_toml(loaded), encoding="utf-8")
+        again = loader.load(config_file=path, environ={})
         assert again.settings == loaded.settings
         assert dict(again.keys) == dict(loaded.keys)
         return

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamchat.base.errors import ConfigError
 from streamchat.chat import mentions
 from streamchat.chat.slash import parse
-from streamchat.settings import setting_fields
+from streamchat.config.settings import setting_fields
 from tests.test_fuzz_records import TEXTS
 from tests.test_slash import Desk
 

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import config, keys
 from streamchat.base.errors import ConfigError
+from streamchat.config import keymap, loader
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 
 
-def load(text: str) -> config.Configuration:
+def load(text: str) -> loader.Configuration:
     file = Path("streamchat.toml")
     file.write_text(HEAD + text)
-    return config.load({}, config_file=file, environ={})
+    return loader.load({}, config_file=file, environ={})
 
 
 def test_the_table_is_consistent() -> None:
-    assert len(keys.BY_ID) == len(keys.KEYS)
-    assert keys.conflict({}) is None
-    for key in keys.KEYS:
-        assert keys.key_names(key.keys), key
+    assert len(keymap.BY_ID) == len(keymap.KEYS)
+    assert keymap.conflict({}) is None
+    for key in keymap.KEYS:
+        assert keymap.key_names(key.keys), key
         assert key.label
         assert key.help
 
@@ -54,7 +54,7 @@ def test_wrong_keys_are_one_sentence(text: str, sentence: str) -> None:
     file = Path("streamchat.toml")
     file.write_text(f"{text}\n{HEAD}" if text.startswith("keys") else HEAD + text)
     with pytest.raises(ConfigError) as error:
-        config.load({}, config_file=file, environ={})
+        loader.load({}, config_file=file, environ={})
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -64,15 +64,15 @@ def test_a_key_may_move_to_where_another_one_was() -> None:
 
 
 def test_the_rendered_file_lists_all_and_reads_back() -> None:
-    text = config.render_toml()
-    for key in keys.KEYS:
+    text = loader.render_toml()
+    for key in keymap.KEYS:
         assert f'# {key.id} = "{key.keys}"' in text
     changed = load('[keys]\nchat.stop = "f9"\n')
-    again = config.render_toml(changed)
+    again = loader.render_toml(changed)
     assert '\nchat.stop = "f9"' in again
     file = Path("again.toml")
     file.write_text(again)
-    assert config.load({}, config_file=file, environ={}).keys == changed.keys
+    assert loader.load({}, config_file=file, environ={}).keys == changed.keys
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_rendered_file_lists_all_and_reads_back() -> None:
     ],
 )
 def test_keys_as_people_write_them(given: str, name: str | None) -> None:
-    assert keys.key_name(given) == name
+    assert keymap.key_name(given) == name
 
 
 def test_letters_may_be_keys_where_nothing_is_written() -> None:
@@ -101,4 +101,4 @@ def test_letters_may_be_keys_where_nothing_is_written() -> None:
 
 
 def test_spoken() -> None:
-    assert keys.spoken("ctrl+j,shift+enter,f1") == "Ctrl+J, Shift+Enter, F1"
+    assert keymap.spoken("ctrl+j,shift+enter,f1") == "Ctrl+J, Shift+Enter, F1"

@@ -18,7 +18,7 @@ from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
 from streamchat.chat.observed import observe
 from streamchat.chat.watch import Watcher, everything, sample_of, watched
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from streamchat.telemetry.metrics import Metrics

@@ -17,9 +17,9 @@ from streamchat.base.thinking import plain_text, split
 from streamchat.chat.compact import summarise
 from streamchat.chat.told import excerpt, found_line, quoted
 from streamchat.commands import sessions as sessions_command
+from streamchat.config.settings import Settings
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
-from streamchat.settings import Settings
 from streamchat.store.export import export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store

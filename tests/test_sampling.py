@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from streamchat.chat.sampling import Sampler, new_generator
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.9])

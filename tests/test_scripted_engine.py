@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamchat.base import events as ev
 from streamchat.chat.client import ChatEngine
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from tests.scripted_engine import Reply, ScriptedEngine
 
 

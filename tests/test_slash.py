@@ -11,7 +11,7 @@ from streamchat.base import events as ev
 from streamchat.chat.commands import default_registry
 from streamchat.chat.slash import SlashContext, SlashResult, parse
 from streamchat.chat.status import StatusBoard
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from tests.scripted_engine import ScriptedEngine
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli, config, config_file, trust
+from streamchat import cli
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.config_file import MAX_BYTES
-from streamchat.settings import Spec, default_of, setting_fields, spec_of
+from streamchat.config import files, loader, trust
+from streamchat.config.files import MAX_BYTES
+from streamchat.config.settings import Spec, default_of, setting_fields, spec_of
 from streamchat.tui.app import StreamchatApp
 from tests.app_driver import Driver
 from tests.scripted_engine import ScriptedEngine
@@ -64,7 +65,7 @@ def test_every_setting_is_classified_on_purpose() -> None:
 
 def test_what_needs_trust_is_ignored_and_told_in_one_sentence(folder: Path) -> None:
     put(HOSTILE)
-    loaded = config.load(environ={})
+    loaded = loader.load(environ={})
     for name in NEED_TRUST:
         assert getattr(loaded.settings, name) == default_of(name)
         assert not loaded.is_explicit(name)
@@ -80,10 +81,10 @@ def test_what_needs_trust_is_ignored_and_told_in_one_sentence(folder: Path) -> N
 def test_the_users_own_settings_hold_against_a_folder(folder: Path) -> None:
     put("[streamchat]\n[sessions]\nsave = 'never'\n[keys]\napp.help = 'f2'\n", paths.config_dir() / "config.toml")
     put("[streamchat]\n[sessions]\nsave = 'always'\n[generation]\ntop_k = 7\n[keys]\napp.help = 'f3'\n")
-    loaded = config.load(environ={})
+    loaded = loader.load(environ={})
     assert (loaded.settings.save, loaded.settings.top_k) == ("never", 7)
     assert loaded.keys == {"app.help": "f2"}
-    assert loaded.place("save") == str(config.user_file())
+    assert loaded.place("save") == str(loader.user_file())
 
 
 def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,19 +94,19 @@ def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pyt
     assert said.splitlines()[0].startswith(f"{folder / 'config.toml'} is trusted until it changes")
     assert 'model = "./weights"' in said
     assert 'app.quit = "f9"' in said
-    loaded = config.load(environ={})
+    loaded = loader.load(environ={})
     assert (loaded.settings.model, loaded.settings.metrics_port, loaded.settings.save) == ("./weights", 9100, "never")
     assert loaded.keys == {"app.quit": "f9"}
     assert "not trusted" not in loaded.local_sentence
     assert loaded.local_sentence.startswith(f"{folder / 'config.toml'} sets model, top_k")
 
     put(HOSTILE.replace("9100", "9101"))
-    assert config.load(environ={}).settings.metrics_port == 0
+    assert loader.load(environ={}).settings.metrics_port == 0
     put(HOSTILE)
-    assert config.load(environ={}).settings.metrics_port == 9100
+    assert loader.load(environ={}).settings.metrics_port == 9100
 
     assert cli.main(["config", "--untrust", str(folder)]) == ExitCode.OK
-    assert config.load(environ={}).settings.metrics_port == 0
+    assert loader.load(environ={}).settings.metrics_port == 0
     capsys.readouterr()
     assert cli.main(["config", "--untrust"]) == ExitCode.USAGE
     assert capsys.readouterr().err == f"streamchat: {folder / 'config.toml'} was not trusted\n"
@@ -122,34 +123,34 @@ def test_a_copy_or_a_link_elsewhere_is_not_trusted(folder: Path, monkeypatch: py
         else:
             put(HOSTILE, other / "config.toml")
         monkeypatch.chdir(other)
-        loaded = config.load(environ={})
+        loaded = loader.load(environ={})
         assert (loaded.settings.metrics_port, loaded.settings.top_k) == (0, 7)
         assert f"{other / 'config.toml'} sets" in loaded.local_sentence
     link_to_folder = folder.parent / "same"
     link_to_folder.symlink_to(folder)
     monkeypatch.chdir(link_to_folder)
-    assert config.load(environ={}).settings.metrics_port == 9100
+    assert loader.load(environ={}).settings.metrics_port == 9100
 
 
 def test_what_the_user_names_needs_no_trust(folder: Path) -> None:
     put(HOSTILE)
-    assert config.load(config_file=Path("config.toml"), environ={}).settings.metrics_port == 9100
-    loaded = config.load({"model": "./weights"}, environ={"STREAMCHAT_CONFIG": "config.toml"})
+    assert loader.load(config_file=Path("config.toml"), environ={}).settings.metrics_port == 9100
+    loaded = loader.load({"model": "./weights"}, environ={"STREAMCHAT_CONFIG": "config.toml"})
     assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
-    assert config.load({}, environ={"STREAMCHAT_METRICS_PORT": "9200"}).settings.metrics_port == 9200
+    assert loader.load({}, environ={"STREAMCHAT_METRICS_PORT": "9200"}).settings.metrics_port == 9200
 
 
 def test_a_file_with_the_defaults_says_nothing(folder: Path) -> None:
-    put(config.render_toml())
-    loaded = config.load(environ={})
+    put(loader.render_toml())
+    loaded = loader.load(environ={})
     assert loaded.file == Path("config.toml")
     assert (loaded.origins, loaded.local_sentence) == ({}, "")
 
 
 def test_the_users_own_folder_is_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    put(HOSTILE, config.user_file())
-    monkeypatch.chdir(config.user_file().parent)
-    loaded = config.load(environ={})
+    put(HOSTILE, loader.user_file())
+    monkeypatch.chdir(loader.user_file().parent)
+    loaded = loader.load(environ={})
     assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
 
 
@@ -175,27 +176,27 @@ def test_a_fifo_does_not_hold_up_the_start(folder: Path) -> None:
 def test_a_huge_file_is_ignored_in_one_sentence(folder: Path) -> None:
     with put(HOSTILE).open("ab") as file:
         file.truncate(MAX_BYTES + 1)
-    loaded = config.load(environ={})
+    loaded = loader.load(environ={})
     assert loaded.settings.top_k == 0
     assert "config.toml is larger than 1,000,000 bytes and is ignored" in loaded.local_sentence
     Path("config.toml").write_bytes(b"#" * (MAX_BYTES + 1))  # of another program
-    assert config.load(environ={}).local is None
+    assert loader.load(environ={}).local is None
 
 
 def test_another_users_file_is_ignored_until_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(HOSTILE)
-    monkeypatch.setattr(config_file, "_is_mine", lambda owner: False)
-    loaded = config.load(environ={})
+    monkeypatch.setattr(files, "_is_mine", lambda owner: False)
+    loaded = loader.load(environ={})
     assert (loaded.settings.top_k, loaded.settings.system_prompt) == (0, "")
     assert f"belongs to another user (uid {os.getuid()}) and is ignored" in loaded.local_sentence
     assert cli.main(["config", "--trust"]) == ExitCode.OK
-    assert config.load(environ={}).settings.metrics_port == 9100
+    assert loader.load(environ={}).settings.metrics_port == 9100
 
 
 def test_owners_that_count_as_mine() -> None:
-    assert config_file._is_mine(os.geteuid())
-    assert config_file._is_mine(0)
-    assert not config_file._is_mine(os.geteuid() + 1)
+    assert files._is_mine(os.geteuid())
+    assert files._is_mine(0)
+    assert not files._is_mine(os.geteuid() + 1)
 
 
 def test_the_list_is_private_and_a_damaged_one_trusts_nothing(folder: Path) -> None:
@@ -206,7 +207,7 @@ def test_the_list_is_private_and_a_damaged_one_trusts_nothing(folder: Path) -> N
     for damaged in (b"[1, 2]", b"{", b"\xff", b"[" * 100_000):
         trust.store_file().write_bytes(damaged)
         assert not trust.is_trusted(folder / "config.toml", data)
-        assert config.load(environ={}).settings.metrics_port == 0
+        assert loader.load(environ={}).settings.metrics_port == 0
 
 
 @pytest.mark.parametrize("content", [None, "[tool]\nname = 'x'\n"])
@@ -229,7 +230,7 @@ def test_trusting_a_file_with_a_wrong_value_fails(folder: Path, capsys: pytest.C
 async def test_the_app_shows_it_in_the_conversation(folder: Path) -> None:
     put("[streamchat]\n[interface]\nmetrics_port = 9100\n")
     engine = ScriptedEngine()
-    app = StreamchatApp(engine, config.load(environ={}))
+    app = StreamchatApp(engine, loader.load(environ={}))
     async with app.run_test(size=(140, 40)) as pilot:
         driver = Driver(app, engine, pilot)
         shown = f"{folder / 'config.toml'} is not trusted to set metrics_port; review the file, then"

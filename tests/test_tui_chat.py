@@ -6,7 +6,7 @@ import pytest
 from textual.widgets import Markdown
 
 from streamchat.base import events as ev
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.gauge import Gauge
 from streamchat.tui.widgets.lines import FailurePanel, SystemPrompt, Welcome

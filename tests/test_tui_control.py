@@ -11,8 +11,8 @@ import pytest
 from textual.events import Paste
 
 from streamchat.base import paths
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.outbox import Phase
 from streamchat.tui.themes import user_themes
@@ -440,7 +440,7 @@ def test_the_first_paint_comes_without_torch() -> None:
 import asyncio, sys
 sys.path.insert(0, ROOT)
 from tests.scripted_engine import ScriptedEngine
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 from streamchat.tui.app import StreamchatApp
 async def main():
     engine = ScriptedEngine()

@@ -9,7 +9,7 @@ import pytest
 from textual import events
 
 from streamchat.base import paths
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.tui.history import MAX_ENTRIES, PromptHistory
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.widgets.completion import Completions

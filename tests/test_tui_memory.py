@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streamchat.base.events import CacheState, Segment
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.memory_map import MemoryMap, layout, words_for
 from streamchat.tui.widgets.section import Section

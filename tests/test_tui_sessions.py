@@ -7,7 +7,7 @@ from typing import Any
 from textual.widgets import Input, OptionList
 
 from streamchat.base import events as ev
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.store.store import Store
 from streamchat.tui.outbox import Phase
 from streamchat.tui.screens.chat import ChatScreen

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import textual
 
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import ScriptedEngine
 

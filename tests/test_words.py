@@ -27,10 +27,10 @@ from streamchat.chat.commands import default_registry
 from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard, parts_words, retained_words
 from streamchat.commands.replay import _why
-from streamchat.config import Configuration
-from streamchat.keys import KEYS, spoken
+from streamchat.config.keymap import KEYS, spoken
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.repl.toolbar import toolbar_text
-from streamchat.settings import Settings
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.themes import remembered_theme
 from tests import toy_tokenizer as toy

@@ -17,7 +17,7 @@ from streamchat.base.formatting import plural
 from streamchat.base.saved_figures import WrongFigures, figures
 from streamchat.chat.sessions import lasting_name
 from streamchat.chat.upkeep import Upkeep
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation

@@ -17,7 +17,7 @@ from streamchat.cache import checkpoint
 from streamchat.chat.assemble import assemble
 from streamchat.chat.conversation import Conversation
 from streamchat.chat.snapshot import Snapshot, load, save
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 from streamchat.models.load import LoadedModel
 from streamchat.store.records import CacheMark, StoredTurn
 from streamchat.store.store import Store

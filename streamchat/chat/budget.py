@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamchat.base.errors import ConfigError
 from streamchat.chat.sessions import OF_A_SESSION
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:

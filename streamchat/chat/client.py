@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from streamchat.base.events import Event
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 
 
 class ChatEngine(Protocol):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from streamchat import config
 from streamchat.base.formatting import human_bytes, human_seconds, plural, whole_number
 from streamchat.chat import file_access, mentions
 from streamchat.chat.model_names import complete_model
 from streamchat.chat.session_commands import SessionCommands
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.status import memory_figures, parts_words
-from streamchat.settings import setting_fields, spec_of
+from streamchat.config import loader
+from streamchat.config.settings import setting_fields, spec_of
 
 
 def default_registry() -> SlashRegistry:
@@ -124,10 +124,10 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
         return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
     if not spec_of(name).live:
         return SlashResult(
-            f"{name} cannot change during a chat; start with {config.flag_of(name)} or put it into config.toml",
+            f"{name} cannot change during a chat; start with {loader.flag_of(name)} or put it into config.toml",
             error=True,
         )
-    checked = config.check_value(name, config.parse_text(name, value, "/set"), "/set")
+    checked = loader.check_value(name, loader.parse_text(name, value, "/set"), "/set")
     context.engine.set_option(name, checked)
     return SlashResult(f"{name} = {checked} from the next turn on")
 

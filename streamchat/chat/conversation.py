@@ -33,7 +33,7 @@ from streamchat.chat.reply_shape import learn_shape
 from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.chat.segments import segments
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32

@@ -16,8 +16,8 @@ from streamchat.base.sanitize import encodable
 from streamchat.chat.archive import OpenStore
 from streamchat.chat.assemble import Load, load_from_settings
 from streamchat.chat.owner import Owner
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.chat.conversation import Conversation

@@ -17,8 +17,8 @@ from streamchat.base.sanitize import encodable
 from streamchat.chat.archive import Archive, Held, OpenStore
 from streamchat.chat.assemble import Assembled, Load, Progress, assemble
 from streamchat.chat.sessions import foreign_model, foreign_model_sentence, resumed_configuration
-from streamchat.config import Configuration
-from streamchat.settings import Settings
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
 from streamchat.chat.log import TurnRecord
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, Described, StoredEviction, StoredTurn
 from streamchat.store.store import Store

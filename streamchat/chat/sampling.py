@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamchat.settings import Settings
+from streamchat.config.settings import Settings
 
 # As llama.cpp's default: a longer memory punishes the words that every text needs.
 REPETITION_WINDOW = 64

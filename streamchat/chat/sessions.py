@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.config import Configuration, check_value
-from streamchat.settings import setting_fields, spec_of
+from streamchat.config.loader import Configuration, check_value
+from streamchat.config.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from streamchat import config
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
 from streamchat.commands import bench_peers, flags
 from streamchat.commands.loading import Progress, loading_line
 from streamchat.commands.output import add_output_flags, print_page
-from streamchat.config import Configuration
+from streamchat.config import loader
+from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -85,7 +85,7 @@ def _startup(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
     from streamchat.commands import bench_startup
 
     arguments = [
-        f"{config.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
+        f"{loader.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
     ]
     figures = bench_startup.measure(arguments, args.rounds, progress)
     return figures, bench_startup.as_text(figures)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
     from streamchat.evidence.methods import Method

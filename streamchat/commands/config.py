@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat import config, trust
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
 from streamchat.commands import flags
-from streamchat.config_file import LOCAL, find_local, parse
+from streamchat.config import loader, trust
+from streamchat.config.files import LOCAL, find_local, parse
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     elif args.untrust is not None:
         _untrust(paths.user_path(args.untrust))
     elif args.path:
-        print(one_line(str(config.find_file(flags.config_file_of(args)) or config.user_file())))
+        print(one_line(str(loader.find_file(flags.config_file_of(args)) or loader.user_file())))
     elif args.default:
-        print(config.render_toml(), end="")
+        print(loader.render_toml(), end="")
     else:
-        print(config.render_toml(flags.configuration_of(args, announce=False)), end="")
+        print(loader.render_toml(flags.configuration_of(args, announce=False)), end="")
     return 0
 
 
@@ -65,7 +65,7 @@ def _trust(folder: Path) -> None:
     if not local.data:
         raise ConfigError(f"{local.path} {local.problem}; it cannot be trusted")
     content = parse(local.path, local.data)
-    given = config.changed(content.values, local.path)
+    given = loader.changed(content.values, local.path)
     trust.trust(local.path, local.data)
     print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` stops trusting it"))
     for name, value in given.items():

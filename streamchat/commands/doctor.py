@@ -16,15 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from streamchat import __version__, config
+from streamchat import __version__
 from streamchat.base import paths
 from streamchat.base.errors import ExitCode, StreamchatError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.commands import flags
 from streamchat.commands.faces import choose_face
-from streamchat.config import Configuration
-from streamchat.settings import default_of, setting_fields
+from streamchat.config import loader
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import default_of, setting_fields
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers
@@ -169,7 +170,7 @@ def _outside_their_range() -> list[str]:
 
 def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
     file = configuration.file
-    rows: Rows = {"file": str(file) if file else f"none; {config.user_file()} would be read"}
+    rows: Rows = {"file": str(file) if file else f"none; {loader.user_file()} would be read"}
     if configuration.local_sentence:
         rows["./config.toml"] = configuration.local_sentence
     for name in setting_fields():

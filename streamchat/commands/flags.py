@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from streamchat import config
 from streamchat.base.sanitize import one_line
-from streamchat.settings import default_of, setting_fields, spec_of
+from streamchat.config import loader
+from streamchat.config.settings import default_of, setting_fields, spec_of
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
         text, default = spec.help.replace("%", "%%"), default_of(name)
         if isinstance(default, bool):
             add(
-                config.flag_of(name),
+                loader.flag_of(name),
                 dest=name,
                 action=argparse.BooleanOptionalAction,
                 default=argparse.SUPPRESS,
@@ -43,7 +43,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
             continue
         shown = f" (default: {default})" if default != "" else ""
         add(
-            config.flag_of(name),
+            loader.flag_of(name),
             dest=name,
             metavar="{" + ",".join(spec.words) + "}" if spec.choices else spec.metavar or _metavar(default),
             default=argparse.SUPPRESS,
@@ -55,7 +55,7 @@ def _metavar(default: Any) -> str:
     return {int: "N", float: "X"}.get(type(default), "TEXT")
 
 
-def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> config.Configuration:
+def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> loader.Configuration:
     """The settings of a run, from its flags, the environment and the configuration files; raises ConfigError.
 
     Args:
@@ -64,8 +64,8 @@ def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> conf
     flags: dict[str, Any] = {}
     for name in setting_fields():
         given = getattr(args, name, None)
-        flags[name] = config.parse_text(name, given, config.flag_of(name)) if isinstance(given, str) else given
-    configuration = config.load(flags, config_file=config_file_of(args))
+        flags[name] = loader.parse_text(name, given, loader.flag_of(name)) if isinstance(given, str) else given
+    configuration = loader.load(flags, config_file=config_file_of(args))
     if announce and configuration.local_sentence and sys.stderr is not None:
         print(f"streamchat: {one_line(configuration.local_sentence)}", file=sys.stderr, flush=True)
     return configuration

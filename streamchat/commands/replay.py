@@ -22,7 +22,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural, whole_number
 from streamchat.base.sanitize import one_line, printable
 from streamchat.commands import flags
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
 
@@ -304,8 +304,8 @@ def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuratio
     """Arguments and settings of the run in `folder`; some may be given anew."""
     from dataclasses import replace
 
-    from streamchat.config import check_value
-    from streamchat.settings import setting_fields
+    from streamchat.config.loader import check_value
+    from streamchat.config.settings import setting_fields
 
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))

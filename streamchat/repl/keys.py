@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prompt_toolkit.keys import ALL_KEYS
 
-from streamchat.keys import keys_of
+from streamchat.config.keymap import keys_of
 
 _SPELLED = {
     "escape": "escape",
@@ -21,7 +21,7 @@ _SPELLED = {
 
 
 def sequences(key_id: str, changed: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """What is to be bound for an id of `streamchat.keys`. Keys that no plain terminal can send are left out.
+    """What is to be bound for an id of `streamchat.config.keymap`. Keys that no plain terminal can send are left out.
 
     Args:
         key_id: Such as prompt.newline.

@@ -23,7 +23,7 @@ from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard
-from streamchat.config import Configuration
+from streamchat.config.loader import Configuration
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character

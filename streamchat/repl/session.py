@@ -26,7 +26,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line, printable
 from streamchat.chat import editor, mentions
 from streamchat.chat.slash import SlashContext, SlashRegistry
-from streamchat.keys import keys_of, spoken
+from streamchat.config.keymap import keys_of, spoken
 from streamchat.repl.keys import sequences
 from streamchat.repl.terminal import STYLE
 from streamchat.suspend import stop_process

@@ -14,8 +14,8 @@ from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
-from streamchat.config import check_value
-from streamchat.settings import setting_fields
+from streamchat.config.loader import check_value
+from streamchat.config.settings import setting_fields
 from streamchat.store.contained import contained, literal
 from streamchat.store.records import StoredSession, StoredTurn, clean
 from streamchat.store.rows import LATEST

@@ -28,8 +28,8 @@ from streamchat.base.errors import ExitCode
 from streamchat.base.sanitize import one_line
 from streamchat.chat.client import ChatEngine
 from streamchat.chat.status import StatusBoard
-from streamchat.config import Configuration
-from streamchat.keys import BY_ID
+from streamchat.config.keymap import BY_ID
+from streamchat.config.loader import Configuration
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
 from streamchat.telemetry.trace import FAILED, mark

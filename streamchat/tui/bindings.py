@@ -7,11 +7,11 @@ from typing import Any
 from textual.app import App
 from textual.binding import Binding
 
-from streamchat.keys import BY_ID, spoken
+from streamchat.config.keymap import BY_ID, spoken
 
 
 def bind(key_id: str, action: str, **options: Any) -> Binding:
-    """The binding of a key of `streamchat.keys`; `[keys]` of the configuration can change it by its id.
+    """The binding of a key of `streamchat.config.keymap`; `[keys]` of the configuration can change it by its id.
 
     Args:
         key_id: As in the table.

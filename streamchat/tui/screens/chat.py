@@ -20,7 +20,7 @@ from streamchat.base.sanitize import one_line, printable, without_blank_ends
 from streamchat.chat import mentions, slash
 from streamchat.chat.session_commands import turn_over
 from streamchat.chat.told import ACKNOWLEDGED, quoted
-from streamchat.keys import key_names
+from streamchat.config.keymap import key_names
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bindings import hint
 from streamchat.tui.bridge import EventBridge

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from streamchat.chat.slash import SlashRegistry
-from streamchat.keys import KEYS, spoken
+from streamchat.config.keymap import KEYS, spoken
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
 

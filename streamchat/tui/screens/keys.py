@@ -1,4 +1,4 @@
-"""Keys of the chat screen; `streamchat.keys` says which."""
+"""Keys of the chat screen; `streamchat.config.keymap` says which."""
 
 from __future__ import annotations
 

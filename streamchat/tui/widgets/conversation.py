@@ -10,7 +10,7 @@ from textual.widget import Widget
 
 from streamchat.base.events import CacheState, TokensEvicted
 from streamchat.chat.memory import Visible
-from streamchat.settings import Thinking
+from streamchat.config.settings import Thinking
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt

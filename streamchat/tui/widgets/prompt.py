@@ -13,7 +13,7 @@ from textual.strip import Strip
 from textual.widgets import TextArea
 
 from streamchat.base.sanitize import printable
-from streamchat.keys import BY_ID, key_names
+from streamchat.config.keymap import BY_ID, key_names
 from streamchat.tui.bindings import bind
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.widgets.completion import Completions

@@ -15,7 +15,7 @@ from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
-from streamchat.settings import Thinking as ShowThinking
+from streamchat.config.settings import Thinking as ShowThinking
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 

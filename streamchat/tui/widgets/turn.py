@@ -14,7 +14,7 @@ from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, Tok
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import one_line
 from streamchat.chat.memory import Memory, TurnMemory
-from streamchat.settings import Thinking
+from streamchat.config.settings import Thinking
 from streamchat.tui.bindings import hint
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine

@@ -2,7 +2,7 @@
 
 The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without one it is `config.toml` in the user's
 configuration folder, and over that `./config.toml` if it has a `[streamchat]` table; some settings are taken from the
-latter only if the user trusts it (`streamchat.trust`). An empty environment variable counts as not set. Wrong input
+latter only if the user trusts it (`streamchat.config.trust`). An empty environment variable counts as not set. Wrong input
 raises `ConfigError` with one sentence that names the place, the key and the legal values.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat import keys
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import json_line
-from streamchat.config_file import (
+from streamchat.config import keymap
+from streamchat.config.files import (
     CONFIG_VERSION,
     LOCAL,
     FileContent,
@@ -29,7 +29,7 @@ from streamchat.config_file import (
     read_file,
     short,
 )
-from streamchat.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
 
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with our prefix that are not settings.
@@ -70,7 +70,7 @@ class Configuration:
     file: Path | None = None
     """The configuration file that was read; of two the one that wins."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """What `[keys]` of the files changes: id of a key (`streamchat.keys`) -> names of keys."""
+    """What `[keys]` of the files changes: id of a key (`streamchat.config.keymap`) -> names of keys."""
     local: LocalUse | None = None
     """What `./config.toml` does; None if there is none of ours."""
 
@@ -325,7 +325,7 @@ def render_toml(configuration: Configuration | None = None) -> str:
         "prompt.newline, prompt.edit and chat.interrupt."
     )
     lines += ["", "[keys]", *_wrap_comment(about)]
-    for key in keys.KEYS:
+    for key in keymap.KEYS:
         changed = given.keys.get(key.id)
         lines += _wrap_comment(f"{key.help}.")
         lines.append(f"{key.id} = {_toml_value(changed)}" if changed else f"# {key.id} = {_toml_value(key.keys)}")

@@ -1,6 +1,6 @@
 """Every setting, declared once: type, default, legal range, help. Flags, environment, file and docs follow from it.
 
-Nothing is read here; `streamchat.config` finds the values and says where each came from.
+Nothing is read here; `streamchat.config.loader` finds the values and says where each came from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads configuration files: the TOML tables of one file, and `./config.toml` of the current folder with care.
 
 The current folder may be anybody's: a download, a clone, a shared disk. Its file is read once, without waiting and up
-to a limit, so that the text that is parsed is the text whose trust was looked up (`streamchat.trust`).
+to a limit, so that the text that is parsed is the text whose trust was looked up (`streamchat.config.trust`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat import keys, trust
 from streamchat.base.errors import ConfigError
-from streamchat.settings import setting_fields, spec_of
+from streamchat.config import keymap, trust
+from streamchat.config.settings import setting_fields, spec_of
 
 CONFIG_VERSION = 1
 LOCAL = Path("config.toml")
@@ -168,7 +168,7 @@ def parse(file: Path, data: bytes) -> FileContent:
 def _read_keys(file: Path, table: Any) -> dict[str, str]:
     """The table `[keys]`, checked: names of keys by id."""
     try:
-        return keys.checked(table)
+        return keymap.checked(table)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
 
