@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import make_cache
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layer import StreamingLayer
-from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from tests.families import FAMILIES, build, text
 from tests.paper_reference import PaperReference, RereadReference

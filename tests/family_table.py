@@ -15,10 +15,10 @@ import torch
 import transformers
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache.kinds import kind_of
-from streamchat.cache.method import choose_fit
+from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.positions.rotation import TensorRotation
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.press import StreamingPress
-from streamchat.cache.rotation import TensorRotation
 from streamchat.models.quiet import quiet
 from tests.families import FAMILIES, SERVED, build, text
 from tests.family_runs import (
@@ -42,7 +42,7 @@ This page is written by `python -m tests.family_table docs/families.md`; do not 
 
 No family is known by name. At load, the model's own rotary module is asked for its angles, how each cached tensor
 carries its position is measured, and a numeric check compares keys moved by us with keys moved by the model
-(`streamchat/cache/fit.py`, `selfcheck.py`). `streamchat verify --model NAME` does that and more on your model.
+(`streamchat/cache/positions/fit.py`, `selfcheck.py`). `streamchat verify --model NAME` does that and more on your model.
 
 Measured on tiny random models ({count} configurations, 2 to 4 layers, float32, logits scaled to a spread of 1) with a
 budget of {budget} tokens and {sinks} sinks: a prompt of 20 tokens, 112 single tokens of which 100 evict, three chunks
@@ -61,7 +61,7 @@ of 7, and 5 single tokens. The reference shares no code with the product: it cac
   absolute position from there on (measured). A budget above it is refused.
 
 The check at load also runs the attention in use (`attn_implementation`) on a cache that evicts, against eager
-attention, and refuses it with figures when it is wrong there (`streamchat/cache/evictioncheck.py`). FlexAttention on a
+attention, and refuses it with figures when it is wrong there (`streamchat/cache/eviction/check.py`). FlexAttention on a
 CPU without AVX-512 is refused this way.
 """
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.streaming import StreamingCache
 from streamchat.models.load import load_model
 from tests.reference import Reference

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from streamchat.base import events as ev
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Retention, merged_runs, plan_cuts
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Retention, merged_runs, plan_cuts
 from streamchat.chat.log import TokenLog, TurnRecord
 from streamchat.chat.segments import segments
 

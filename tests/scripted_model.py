@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.cache.method import Verdict, choose_fit
+from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.chat.conversation import Conversation, TurnOutcome
 from streamchat.chat.template import choose_format
 from streamchat.config.settings import Settings

@@ -15,8 +15,8 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ExitCode
-from streamchat.cache.fit import fit_positions
-from streamchat.cache.method import choose_fit
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
 from streamchat.evidence import peers, workloads
 from streamchat.evidence.bench_page import make_page

@@ -12,10 +12,10 @@ import transformers
 
 from streamchat.base.errors import ChunkTooLargeError
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layer import LayerRotation
-from streamchat.cache.selfcheck import self_check
+from streamchat.cache.layers.layer import LayerRotation
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.selfcheck import self_check
 from streamchat.cache.streaming import StreamingCache
 from tests.reference import Reference
 from tests.tiny import config_of, random_ids, tiny_model

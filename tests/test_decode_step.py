@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword, parameter_names
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
 from streamchat.kernels.library import allow

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from streamchat.base import events as ev
-from streamchat.cache.fit import fit_positions
-from streamchat.cache.selfcheck import self_check
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.selfcheck import self_check
 from streamchat.models.load import load_model
 from tests.perplexity import Policies, full, perplexity
 from tests.real_engine import running

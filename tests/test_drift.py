@@ -13,8 +13,8 @@ from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layer import StreamingLayer
-from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from tests.tiny import VOCABULARY, tiny_model
 

@@ -13,10 +13,10 @@ from transformers.masking_utils import sdpa_mask
 
 from streamchat import StreamingPress
 from streamchat.base.errors import ConfigError, UnsupportedModelError
-from streamchat.cache.absolute import absolute_limit
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import fit_positions
-from streamchat.cache.method import choose_fit
+from streamchat.cache.positions.absolute import absolute_limit
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.models import verdicts
 from streamchat.models.verdicts import remembered_fit
 from tests.families import build
@@ -117,7 +117,7 @@ def test_a_limit_that_leaves_no_room_is_served_by_reading_again() -> None:
 def test_the_limit_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("ministral3")
     first = remembered_fit(model)
-    monkeypatch.setattr("streamchat.cache.method.absolute_limit", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("streamchat.cache.positions.strategy.absolute_limit", lambda *_: pytest.fail("measured again"))
     assert remembered_fit(model).position_limit == first.position_limit == 64
     monkeypatch.setattr(verdicts, "_code_digest", lambda: "other code")
     with pytest.raises(pytest.fail.Exception, match="measured again"):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.layer import LayerRotation
-from streamchat.cache.method import choose_fit
+from streamchat.cache.layers.layer import LayerRotation
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.rotation import RotarySource
+from streamchat.cache.positions.selfcheck import self_check
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.press import StreamingPress
-from streamchat.cache.rotation import RotarySource
-from streamchat.cache.selfcheck import self_check
 from streamchat.verify.run import verify
 from tests.families import FAMILIES, SERVED, build, text
 from tests.family_runs import (

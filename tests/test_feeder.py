@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.log import TokenLog

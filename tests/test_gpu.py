@@ -11,7 +11,7 @@ import torch
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import choose_fit, make_cache
+from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.log import TokenLog

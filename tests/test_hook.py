@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import CacheError, CacheFullError, CacheNotSeenError, ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from tests.reference import Reference
 from tests.tiny import random_ids, tiny_model

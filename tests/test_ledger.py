@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.base.errors import CacheFullError, ChunkTooLargeError
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Occupancy, Retention, merged_runs, plan_cuts, plan_eviction
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Occupancy, Retention, merged_runs, plan_cuts, plan_eviction
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["append", "evict", "crop"]), st.integers(0, 12), st.integers(0, 12)), max_size=30

@@ -15,7 +15,7 @@ import torch
 
 from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.cache.method import choose_fit
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.evidence import prediction
 from streamchat.evidence.perplexity import default_segment, losses_in, score_all, segments
 from streamchat.evidence.policies import Policy, parse_policies

@@ -10,9 +10,9 @@ import torch
 from streamchat.base.errors import CacheError, ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import fit_positions
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import Verdict, choose_fit, make_cache
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.strategy import Verdict, choose_fit, make_cache
 from tests.scripted_model import Chat, make_chat
 from tests.tiny import random_ids, tiny_model
 

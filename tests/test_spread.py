@@ -14,8 +14,8 @@ from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import choose_fit, make_cache
-from streamchat.cache.rotation import RotarySource
+from streamchat.cache.positions.rotation import RotarySource
+from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.models import device as devices
 from streamchat.models import spread

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache import method
+from streamchat.cache.positions import strategy
 from streamchat.models import verdicts
 from streamchat.models.verdicts import remembered_fit, verdict_file
 from tests.tiny import tiny_model
@@ -19,13 +19,13 @@ from tests.tiny import tiny_model
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models that were checked."""
     checked: list[Any] = []
-    original = method.require_self_check
+    original = strategy.require_self_check
 
     def counting(model: Any, fit: Any) -> Any:
         checked.append(model)
         return original(model, fit)
 
-    monkeypatch.setattr(method, "require_self_check", counting)
+    monkeypatch.setattr(strategy, "require_self_check", counting)
     return checked
 
 
@@ -56,7 +56,7 @@ def test_a_failed_check_is_not_remembered(checks: list[Any], monkeypatch: pytest
     def failing(model: Any, fit: Any) -> None:
         raise UnsupportedModelError("wrong")
 
-    monkeypatch.setattr(method, "require_self_check", failing)
+    monkeypatch.setattr(strategy, "require_self_check", failing)
     assert remembered_fit(model).method == "recompute"
     assert not verdict_file(model).exists()
     monkeypatch.undo()

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.layer import StreamingLayer
-from streamchat.cache.ledger import Ledger
+from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.verify.run import Verification, verify
 from tests.real_engine import tiny_loaded

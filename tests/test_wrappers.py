@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamchat import StreamingHook, StreamingPress
 from streamchat.base.errors import CacheError, CacheNotSeenError, UnsupportedModelError
-from streamchat.cache.method import choose_fit
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.wrappers import causal_lm
 from tests.reference import Reference
 from tests.test_press import BUDGET, SINKS, ready

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from streamchat.base.errors import CacheError
-from streamchat.cache.layer import StreamingLayer
-from streamchat.cache.policy import Run
+from streamchat.cache.eviction.policy import Run
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.recurrent import Plain, is_recurrent, recurrent_state, set_recurrent_state
 from streamchat.cache.recompute import RecomputingCache
-from streamchat.cache.recurrent import Plain, is_recurrent, recurrent_state, set_recurrent_state
 from streamchat.cache.streaming import StreamingCache
 
 

@@ -15,11 +15,11 @@ from transformers import DynamicCache, GenerationMixin
 from streamchat.base.errors import CacheError, CacheNotSeenError, ConfigError
 from streamchat.cache.arguments import CACHE_NAMES, by_keyword, cache_keyword, given_cache
 from streamchat.cache.context import context_length
-from streamchat.cache.fit import PositionFit
+from streamchat.cache.fed_tokens import SeenIds
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import choose_fit, make_cache
-from streamchat.cache.probe import rotary_modules
-from streamchat.cache.seen import SeenIds
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.probe import rotary_modules
+from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from streamchat.base.errors import CacheError, UnsupportedModelError
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.kinds import device_of, kind_of, refuse_unknown_layers
-from streamchat.cache.layer import LayerRotation
-from streamchat.cache.probe import plain_forward
-from streamchat.cache.seen import SeenIds
+from streamchat.cache.fed_tokens import SeenIds
+from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
+from streamchat.cache.layers.layer import LayerRotation
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.probe import plain_forward
 from streamchat.cache.streaming import StreamingCache
 
 CHECK_TOKENS, CHECK_CUT = 16, 6

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.base.errors import CacheError, ConfigError
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.layer import StreamingLayer
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
-from streamchat.cache.seen import SeenIds
-from streamchat.cache.serve import is_mixed, streaming_layer
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
+from streamchat.cache.fed_tokens import SeenIds
+from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.layers.select import is_mixed, streaming_layer
+from streamchat.cache.positions.fit import PositionFit
 
 # float32 phase error at this distance from 0 stays below 1e-3 of a logit's spread (shared measurements in docs)
 POSITION_LIMIT = 4096

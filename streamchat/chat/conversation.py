@@ -14,10 +14,10 @@ from torch import Tensor
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
 from streamchat.base.formatting import plural
-from streamchat.cache.fit import PositionFit
+from streamchat.cache.eviction.policy import Run
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import make_cache
-from streamchat.cache.policy import Run
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.chat.chat_format import ChatFormat
 from streamchat.chat.encoding import ChatEncoder, EncodedTurn

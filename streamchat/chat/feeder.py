@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.ledger import Ledger
+from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
 from streamchat.speed.forward import tokens_at_once

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Retention, Run, merged_runs, runs_without
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Retention, Run, merged_runs, runs_without
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
 from streamchat.chat.pins import SMALLEST_WINDOW, pinned_turns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamchat.base.errors import ConfigError
-from streamchat.cache.policy import Run
+from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog, TurnRecord
 

@@ -12,7 +12,7 @@ import torch
 
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
-from streamchat.cache.policy import Run
+from streamchat.cache.eviction.policy import Run
 from streamchat.chat import snapshot as snapshots
 from streamchat.chat.conversation import Conversation
 from streamchat.chat.fitting import Fitted, fit_to_budget

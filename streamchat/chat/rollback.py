@@ -11,8 +11,8 @@ import torch
 
 from streamchat.cache import checkpoint
 from streamchat.cache.checkpoint import CacheCheckpoint
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Run
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.feeder import Feeder
 from streamchat.chat.fitting import Fitted, fit_to_budget, half_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from streamchat.base.events import Part, Segment
-from streamchat.cache.ledger import Ledger
-from streamchat.cache.policy import Run
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Run
 from streamchat.chat.log import TokenLog, TurnRecord
 
 

@@ -14,7 +14,7 @@ from streamchat.evidence.policies import Policy
 from streamchat.evidence.texts import Document
 
 if TYPE_CHECKING:
-    from streamchat.cache.fit import PositionFit
+    from streamchat.cache.positions.fit import PositionFit
     from streamchat.models.load import LoadedModel
 
 DECODE_STEPS = 24

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from streamchat.cache.arguments import cache_keyword, parameter_names
-from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import make_cache
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder

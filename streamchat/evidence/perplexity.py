@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamchat.cache.fit import PositionFit
+from streamchat.cache.positions.fit import PositionFit
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.score import Scores, perplexity, score
 from streamchat.evidence.streams import open_stream

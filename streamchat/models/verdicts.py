@@ -18,8 +18,8 @@ import torch
 import transformers
 
 from streamchat.base import paths
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.method import Verdict, choose_fit
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.models.fingerprint import computed_config
 
 _log = logging.getLogger(__name__)
@@ -66,9 +66,8 @@ def _device_words(model: Any) -> str:
 
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    folder = resources.files("streamchat.cache")
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
+    with resources.as_file(resources.files("streamchat.cache")) as folder:
+        for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes
-from streamchat.cache.policy import merged_runs
+from streamchat.cache.eviction.policy import merged_runs
 from streamchat.chat.reference import Reference
 from streamchat.chat.rendering import UnusableTemplateError
 from streamchat.chat.turn_check import FedTurn, turn_difference

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.speed.static import Inputs, bound
 from streamchat.speed.steps import Step
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamchat.base.errors import CacheError
-from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
 from streamchat.speed.families import ModelOf

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
-from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.kernels.library import kernels
 from streamchat.speed.captured import CapturedStep, CudaGraphs, Graphs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from streamchat.cache.layer import StreamingLayer
+from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.speed.families import NormOf
 from streamchat.speed.linear import PackedLinear
 from streamchat.speed.packed import GROUP

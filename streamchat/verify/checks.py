@@ -11,11 +11,11 @@ from transformers import DynamicCache
 
 from streamchat.base.formatting import plural
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.kinds import kind_of
-from streamchat.cache.method import make_cache
-from streamchat.cache.selfcheck import SelfCheck
+from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.selfcheck import SelfCheck
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.verify.measure import hook_count
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.reference import RerotatingReference, reread_logits

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from streamchat.cache.arguments import cache_keyword, parameter_names
-from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import make_cache
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
 from streamchat.verify.measure import Step, hook_count, recorded_steps

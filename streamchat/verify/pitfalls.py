@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword, given_cache
-from streamchat.cache.fit import PositionFit
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.method import make_cache
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.strategy import make_cache
 from streamchat.verify.measure import layer_lengths, storage_bytes
 
 CHUNK = 8

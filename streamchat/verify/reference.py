@@ -1,6 +1,6 @@
 """The slow, plain references that the streaming cache is compared with. They share its rotation and nothing else.
 
-The rotation itself is compared with the model's own at load (`streamchat.cache.selfcheck`).
+The rotation itself is compared with the model's own at load (`streamchat.cache.positions.selfcheck`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.cache.arguments import cache_keyword, parameter_names
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.kinds import kind_of
-from streamchat.cache.rotation import TensorRotation, difference
+from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.rotation import TensorRotation, difference
 
 
 class RerotatingReference:

@@ -10,9 +10,9 @@ import torch
 
 from streamchat.base.errors import ConfigError
 from streamchat.cache.context import context_length
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.method import choose_fit
-from streamchat.cache.selfcheck import SelfCheck, self_check
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.selfcheck import SelfCheck, self_check
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain

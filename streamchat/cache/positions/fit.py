@@ -21,10 +21,10 @@ from transformers.cache_utils import DynamicLayer
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
-from streamchat.cache.kinds import device_of, kind_of, refuse_unknown_layers
-from streamchat.cache.layer import LayerRotation
-from streamchat.cache.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
-from streamchat.cache.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
+from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
+from streamchat.cache.layers.layer import LayerRotation
+from streamchat.cache.positions.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
+from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
 
 # Largest error, as a share of the tensor's maximum, that is rounding. Right fits measure 6e-7, 1.3e-3, 1.2e-2;
 # wrong ones 0.29 and more.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.probe import plain_forward, rotary_modules
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.probe import plain_forward, rotary_modules
 
 TOKENS = 8
 FURTHEST = 1 << 20

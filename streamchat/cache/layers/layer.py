@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from streamchat.base.errors import CacheError
-from streamchat.cache.rotation import TensorRotation, difference
+from streamchat.cache.positions.rotation import TensorRotation, difference
 
 
 @dataclass(frozen=True)

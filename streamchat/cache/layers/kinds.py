@@ -10,7 +10,7 @@ from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache.recurrent import recurrent_state
+from streamchat.cache.layers.recurrent import recurrent_state
 
 Kind = Literal["full", "sliding", "recurrent", "mixed", "unknown"]
 """`full`: keys and values of all tokens; `sliding`: of the latest ones, as the model was trained; `recurrent`: a state

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache.absolute import absolute_limit
-from streamchat.cache.evictioncheck import require_eviction_check
-from streamchat.cache.fit import PositionFit, fit_positions
+from streamchat.cache.eviction.check import require_eviction_check
+from streamchat.cache.positions.absolute import absolute_limit
+from streamchat.cache.positions.fit import PositionFit, fit_positions
+from streamchat.cache.positions.selfcheck import require_self_check
 from streamchat.cache.recompute import RecomputingCache, fit_recompute
-from streamchat.cache.selfcheck import require_self_check
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 

@@ -8,8 +8,8 @@ from torch import LongTensor, Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from streamchat.base.errors import UnsupportedModelError
-from streamchat.cache.kinds import kind_of
-from streamchat.cache.layer import LayerRotation, StreamingLayer
+from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 
 
 class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore[misc, override, no-untyped-call]

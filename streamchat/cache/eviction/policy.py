@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from streamchat.base.errors import CacheFullError, ChunkTooLargeError
-from streamchat.cache.ledger import Ledger
+from streamchat.cache.eviction.ledger import Ledger
 
 Run = tuple[int, int]
 """`[first, stop)`."""

@@ -16,9 +16,9 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword, parameter_names
-from streamchat.cache.fit import PositionFit
-from streamchat.cache.kinds import kind_of
-from streamchat.cache.rotation import difference
+from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.rotation import difference
 
 PROMPT_TOKENS = 24
 # one token instead of eight is too noisy in bfloat16
