@@ -19,11 +19,11 @@ from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
 from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.config.settings import Settings
+from streamchat.decode.install import install, uninstall
+from streamchat.decode.native_step import CompiledStep
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
 from streamchat.models.load import LoadedModel
 from streamchat.models.verdicts import remembered_fit
-from streamchat.speed.compiled import CompiledStep
-from streamchat.speed.forward import install, uninstall
 
 Clock = Callable[[], float]
 """Seconds, from any moment on."""

@@ -18,11 +18,11 @@ from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import StreamingCache
-from streamchat.speed import captured as capturing
-from streamchat.speed import forward
-from streamchat.speed.captured import STEADY
-from streamchat.speed.forward import install, install_captured, uninstall
-from streamchat.speed.static import static_step
+from streamchat.decode import cuda_graph as capturing
+from streamchat.decode import install as decode_install
+from streamchat.decode.cuda_graph import STEADY
+from streamchat.decode.install import install, install_captured, uninstall
+from streamchat.decode.static import static_step
 from tests.families import build, text
 from tests.recorded_graphs import RecordedGraphs
 from tests.test_decode_step import GROUPED, KNOWN, cache_of, counted, make, stream
@@ -243,7 +243,7 @@ def test_a_step_that_is_wrong_on_this_device_is_never_used(
             raise NotImplementedError("no such kernel")
         return right(ids, positions + (wrong == "position"), layers) * (float("nan") if wrong == "nan" else 1)
 
-    monkeypatch.setattr(forward, "static_step", lambda _: step)
+    monkeypatch.setattr(decode_install, "static_step", lambda _: step)
     install_captured(pair.model, pair.graphs)
     with caplog.at_level(logging.WARNING):
         pair.read(text(40), 10)

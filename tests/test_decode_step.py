@@ -18,12 +18,12 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
+from streamchat.decode import install as short
+from streamchat.decode.install import install, uninstall
+from streamchat.decode.spec import describe
 from streamchat.kernels.library import allow
 from streamchat.models.load import load_model
-from streamchat.speed import forward as short
-from streamchat.speed.families import describe
-from streamchat.speed.forward import install, uninstall
-from streamchat.speed.replace import groups, pack_group, replace
+from streamchat.quantization.replace import groups, pack_group, replace
 from tests.families import build, text
 
 VOCABULARY = 160

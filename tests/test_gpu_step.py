@@ -12,9 +12,9 @@ import torch
 
 from streamchat.base.messages import silent
 from streamchat.cache import checkpoint
+from streamchat.decode.cuda_graph import STEADY
+from streamchat.decode.install import install, uninstall
 from streamchat.models.gpu_weights import quantise
-from streamchat.speed.captured import STEADY
-from streamchat.speed.forward import install, uninstall
 from tests.families import text
 from tests.test_decode_step import KNOWN, cache_of, counted, make, stream
 

@@ -10,13 +10,13 @@ import torch
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.messages import silent
+from streamchat.decode.install import install_captured
 from streamchat.models import gpu_weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.gpu_weights import quantise
 from streamchat.models.load import load_model
 from streamchat.models.stored import stored_bytes, stored_tensors
 from streamchat.models.weights import use_weights
-from streamchat.speed.forward import install_captured
 from tests.families import text
 from tests.models_help import make_tokenizer, tiny_llama
 from tests.recorded_graphs import RecordedGraphs

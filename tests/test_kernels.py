@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from streamchat.base import paths
+from streamchat.decode.install import install, uninstall
+from streamchat.decode.native_step import CompiledStep, compiles
+from streamchat.decode.spec import describe
 from streamchat.kernels import build, library, sealed
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import allow, kernels, missing
@@ -27,10 +30,7 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.models.load import load_model
-from streamchat.speed.compiled import CompiledStep, compiles
-from streamchat.speed.families import describe
-from streamchat.speed.forward import install, uninstall
-from streamchat.speed.packed import Kind, PackedWeight, int4_codes, pack
+from streamchat.quantization.weights import Kind, PackedWeight, int4_codes, pack
 from tests.models_help import save, tiny_llama
 from tests.test_decode_step import make
 

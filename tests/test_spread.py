@@ -17,11 +17,11 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.rotation import RotarySource
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
+from streamchat.decode.install import install
 from streamchat.models import device as devices
 from streamchat.models import spread
 from streamchat.models.load import load_model
 from streamchat.models.verdicts import verdict_file
-from streamchat.speed.forward import install
 from tests.models_help import save, tiny_llama
 from tests.simulated_devices import FarTensor, MixedDevicesError, simulated_devices
 from tests.small_chat import replies

@@ -19,10 +19,17 @@ from streamchat.models import gpu_weights, weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
 from streamchat.models.weights import packed_folder, use_weights
-from streamchat.speed import quality
-from streamchat.speed.linear import MAX_ROWS, PackedConv1D, PackedLinear, always_packed, packed_bytes, packed_layers
-from streamchat.speed.packed import Kind, pack, packs
-from streamchat.speed.replace import groups, pack_group, replace, restore
+from streamchat.quantization import quality
+from streamchat.quantization.linear import (
+    MAX_ROWS,
+    PackedConv1D,
+    PackedLinear,
+    always_packed,
+    packed_bytes,
+    packed_layers,
+)
+from streamchat.quantization.replace import groups, pack_group, replace, restore
+from streamchat.quantization.weights import Kind, pack, packs
 from tests.families import build
 from tests.models_help import make_tokenizer, save, tiny_llama
 

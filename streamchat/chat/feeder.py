@@ -13,7 +13,7 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
 from streamchat.chat.log import TokenLog
-from streamchat.speed.forward import tokens_at_once
+from streamchat.decode.install import tokens_at_once
 
 # Large enough to be fast, small enough that a stop is felt at once.
 PREFILL_CHUNK = 256

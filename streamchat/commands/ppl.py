@@ -123,7 +123,7 @@ def _score(
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
     from streamchat.models.verdicts import remembered_fit
-    from streamchat.speed.linear import always_packed
+    from streamchat.quantization.linear import always_packed
 
     model = loaded.model
     longest = max(len(each.ids) for each in tokens)

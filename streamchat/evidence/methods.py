@@ -20,7 +20,7 @@ from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.chat.conversation import EVICTION_BLOCK
 from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
 from streamchat.chat.log import TokenLog
-from streamchat.speed.linear import never_packed
+from streamchat.quantization.linear import never_packed
 from streamchat.verify.measure import storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from streamchat.models.stored import stored_tensors
-from streamchat.speed.linear import packed_layers
+from streamchat.quantization.linear import packed_layers
 
 # What a configuration says about files and texts, and not about the computation.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

@@ -12,8 +12,8 @@ from torch import nn
 from streamchat.base.errors import ConfigError
 from streamchat.base.messages import Progress, short
 from streamchat.models.quiet import quiet
-from streamchat.speed.packed import GROUP, Kind
-from streamchat.speed.quality import AUTO_LIMIT, divergence_from, predictions
+from streamchat.quantization.quality import AUTO_LIMIT, divergence_from, predictions
+from streamchat.quantization.weights import GROUP, Kind
 
 _log = logging.getLogger(__name__)
 

@@ -95,10 +95,10 @@ def load_model(
     from streamchat.kernels.library import kernels as compiled_kernels
 
     with quiet():
+        from streamchat.decode.install import install
         from streamchat.models.fingerprint import know_contents
         from streamchat.models.weights import use_weights
-        from streamchat.speed.forward import install
-        from streamchat.speed.linear import packed_bytes
+        from streamchat.quantization.linear import packed_bytes
 
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)

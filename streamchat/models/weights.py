@@ -27,9 +27,9 @@ from streamchat.models import device as devices
 from streamchat.models.fingerprint import KIND, model_fingerprint
 from streamchat.models.gpu_weights import quantise
 from streamchat.models.staging import ensure, read_manifest
-from streamchat.speed.packed import Kind, PackedWeight
-from streamchat.speed.quality import AUTO_LIMIT, divergence, is_grouped
-from streamchat.speed.replace import groups, kind_of, pack_group, replace, restore
+from streamchat.quantization.quality import AUTO_LIMIT, divergence, is_grouped
+from streamchat.quantization.replace import groups, kind_of, pack_group, replace, restore
+from streamchat.quantization.weights import Kind, PackedWeight
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.speed.families import NormOf, describe
-from streamchat.speed.parts import Kit, Part, layer_norm
-from streamchat.speed.steps import Step, decode_step
+from streamchat.decode.eager import Step, decode_step
+from streamchat.decode.parts import Kit, Part, layer_norm
+from streamchat.decode.spec import NormOf, describe
 
 Buffers = tuple[Tensor, Tensor]
 """Keys and values of a layer, (1, num_kv_heads, slots, head_dim) each."""

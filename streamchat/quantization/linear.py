@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.speed.packed import PackedWeight
+from streamchat.quantization.weights import PackedWeight
 
 MAX_ROWS = 4
 """Tokens up to which the packed product is the faster one (docs/speed.md)."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamchat.decode.spec import BlockOf, ModelOf, NormOf
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GELU, SILU, Activation, Attention, Norm, Product, program
-from streamchat.speed.families import BlockOf, ModelOf, NormOf
-from streamchat.speed.linear import PackedLinear
-from streamchat.speed.packed import BITS, PackedWeight
+from streamchat.quantization.linear import PackedLinear
+from streamchat.quantization.weights import BITS, PackedWeight
 
 ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
 

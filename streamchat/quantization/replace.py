@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.speed.linear import PackedConv1D, PackedLinear, packed_layers
-from streamchat.speed.packed import TILE_ROWS, Kind, PackedWeight, pack, packs
+from streamchat.quantization.linear import PackedConv1D, PackedLinear, packed_layers
+from streamchat.quantization.weights import TILE_ROWS, Kind, PackedWeight, pack, packs
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that read the same input: packed as one matrix, they take one product."""

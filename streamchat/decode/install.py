@@ -14,12 +14,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
+from streamchat.decode.cuda_graph import CapturedStep, CudaGraphs, Graphs
+from streamchat.decode.eager import Step, decode_step
+from streamchat.decode.native_step import CompiledStep, compiles
+from streamchat.decode.spec import describe
+from streamchat.decode.static import static_step
 from streamchat.kernels.library import kernels
-from streamchat.speed.captured import CapturedStep, CudaGraphs, Graphs
-from streamchat.speed.compiled import CompiledStep, compiles
-from streamchat.speed.families import describe
-from streamchat.speed.static import static_step
-from streamchat.speed.steps import Step, decode_step
 
 # Arguments that change nothing, or that a step heeds; any other one that is given leads to the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.speed.families import NormOf
-from streamchat.speed.linear import PackedLinear
-from streamchat.speed.packed import GROUP
+from streamchat.decode.spec import NormOf
+from streamchat.quantization.linear import PackedLinear
+from streamchat.quantization.weights import GROUP
 
 Part = Callable[[Tensor], Tensor]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.speed.families import BlockOf, ModelOf
-from streamchat.speed.parts import CPU, Kit, Rotation, activation, head_norm, projection
+from streamchat.decode.parts import CPU, Kit, Rotation, activation, head_norm, projection
+from streamchat.decode.spec import BlockOf, ModelOf
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""

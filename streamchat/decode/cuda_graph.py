@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.speed.static import Inputs, bound
-from streamchat.speed.steps import Step
+from streamchat.decode.eager import Step
+from streamchat.decode.static import Inputs, bound
 
 _log = logging.getLogger(__name__)
 

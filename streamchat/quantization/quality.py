@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamchat.speed.linear import always_packed, never_packed
-from streamchat.speed.packed import GROUP, int4_codes
+from streamchat.quantization.linear import always_packed, never_packed
+from streamchat.quantization.weights import GROUP, int4_codes
 
 AUTO_LIMIT = 0.00995
 """Nats a token that `auto` accepts: with the model's own predictions as the truth, 1 % of perplexity."""

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.decode.native_program import ACTIVATIONS, Program, Workspace
+from streamchat.decode.spec import ModelOf
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
-from streamchat.speed.families import ModelOf
-from streamchat.speed.linear import PackedLinear
-from streamchat.speed.program import ACTIVATIONS, Program, Workspace
+from streamchat.quantization.linear import PackedLinear
 
 PACKED_TOKENS = 32
 """At once, up to which the kernels read packed weights faster than a forward of transformers its own."""

@@ -1,0 +1,1 @@
+"""Short paths to compute one token: eager torch, CUDA graphs and native kernels."""

@@ -1,1 +1,0 @@
-"""Fewer bytes and fewer steps for each new token: packed weights and a short decode path."""
