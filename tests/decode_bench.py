@@ -22,8 +22,8 @@ from streamchat.config.settings import Settings
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import CompiledStep
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
+from streamchat.models.checked_fit import remembered_fit
 from streamchat.models.load import LoadedModel
-from streamchat.models.verdicts import remembered_fit
 
 Clock = Callable[[], float]
 """Seconds, from any moment on."""

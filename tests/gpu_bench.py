@@ -24,8 +24,8 @@ from streamchat.base.devices import is_spread
 from streamchat.base.errors import StreamchatError
 from streamchat.evidence.methods import Generate, Method, Streamchat
 from streamchat.evidence.workloads import LATE, measure_decode
+from streamchat.models.checked_fit import remembered_fit
 from streamchat.models.load import LoadedModel, load_model
-from streamchat.models.verdicts import remembered_fit
 from streamchat.telemetry.memory import device_memory
 from streamchat.verify.text import help_topic_ids
 

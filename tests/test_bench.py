@@ -426,7 +426,7 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.model
 def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from streamchat.models.default import default_gguf
+    from streamchat.models.bundled.default import default_gguf
     from streamchat.models.load import load_model
     from streamchat.verify.text import help_topic_ids
 

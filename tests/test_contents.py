@@ -11,10 +11,11 @@ import torch
 
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.messages import silent
-from streamchat.models import contents, convert
+from streamchat.models import contents
 from streamchat.models.contents import BLOCK, file_digest, folder_digest
-from streamchat.models.convert import copy_folder
 from streamchat.models.fingerprint import model_fingerprint
+from streamchat.models.gguf import convert
+from streamchat.models.gguf.convert import copy_folder
 from streamchat.models.load import load_model
 from tests.models_help import save, tiny_llama, write_gguf
 

@@ -17,8 +17,8 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
-from streamchat.models import verdicts
-from streamchat.models.verdicts import remembered_fit
+from streamchat.models import checked_fit
+from streamchat.models.checked_fit import remembered_fit
 from tests.families import build
 from tests.reference import Reference
 from tests.tiny import random_ids, tiny_model
@@ -119,6 +119,6 @@ def test_the_limit_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     first = remembered_fit(model)
     monkeypatch.setattr("streamchat.cache.positions.strategy.absolute_limit", lambda *_: pytest.fail("measured again"))
     assert remembered_fit(model).position_limit == first.position_limit == 64
-    monkeypatch.setattr(verdicts, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(checked_fit, "_code_digest", lambda: "other code")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         remembered_fit(model)

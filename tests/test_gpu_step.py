@@ -14,7 +14,7 @@ from streamchat.base.messages import silent
 from streamchat.cache import checkpoint
 from streamchat.decode.cuda_graph import STEADY
 from streamchat.decode.install import install, uninstall
-from streamchat.models.gpu_weights import quantise
+from streamchat.models.quantize.gpu import quantise
 from tests.families import text
 from tests.test_decode_step import KNOWN, cache_of, counted, make, stream
 

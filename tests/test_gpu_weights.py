@@ -11,12 +11,12 @@ import torch
 from streamchat.base.errors import ConfigError
 from streamchat.base.messages import silent
 from streamchat.decode.install import install_captured
-from streamchat.models import gpu_weights
 from streamchat.models.fingerprint import model_fingerprint
-from streamchat.models.gpu_weights import quantise
 from streamchat.models.load import load_model
-from streamchat.models.stored import stored_bytes, stored_tensors
-from streamchat.models.weights import use_weights
+from streamchat.models.quantize import gpu
+from streamchat.models.quantize.cpu import use_weights
+from streamchat.models.quantize.gpu import quantise
+from streamchat.models.quantize.weight_storage import stored_bytes, stored_tensors
 from tests.families import text
 from tests.models_help import make_tokenizer, tiny_llama
 from tests.recorded_graphs import RecordedGraphs
@@ -58,7 +58,7 @@ def test_bytes_are_those_of_codes_and_scales() -> None:
 
 
 def test_a_loss_of_quality_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_weights, "AUTO_LIMIT", 1e-9)
+    monkeypatch.setattr(gpu, "AUTO_LIMIT", 1e-9)
     notes = int8(tiny_llama(**LLAMA), make_tokenizer())
     assert len(notes) == 1
     assert "predicts worse with int8 weights" in notes[0]
@@ -74,7 +74,9 @@ def test_what_torchao_cannot_do_is_one_sentence() -> None:
 
 def test_it_is_what_a_gpu_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("streamchat.models.weights.quantise", lambda *args, **_: asked.append(args[2]) or ("a note",))
+    monkeypatch.setattr(
+        "streamchat.models.quantize.cpu.quantise", lambda *args, **_: asked.append(args[2]) or ("a note",)
+    )
     model = tiny_llama(**LLAMA)
     for device in ("cuda", "cuda:1"):
         assert use_weights(model, None, "int8", device=device, name="m", progress=silent) == ("int8", ("a note",))

@@ -21,7 +21,7 @@ from streamchat.base import child_processes, search_path
 from streamchat.kernels import build
 from streamchat.kernels.library import kernels
 from streamchat.kernels.sealed import open_sealed
-from streamchat.models import default
+from streamchat.models.bundled import default
 from tests.models_help import save, tiny_llama
 from tests.test_models_fetch import wheel as wheel  # a fixture
 from tests.test_serve import served, talk

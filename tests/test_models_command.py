@@ -12,7 +12,7 @@ from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.messages import silent
 from streamchat.commands import models as command
 from streamchat.models import catalogue
-from streamchat.models.convert import converted_copy
+from streamchat.models.gguf.convert import converted_copy
 
 from .models_help import save, tiny_neox, write_gguf
 from .test_models_resolve import in_hub_cache

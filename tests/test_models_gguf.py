@@ -9,7 +9,7 @@ import torch
 
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.base.messages import silent
-from streamchat.models.convert import CONVERTER, converted_copy, copy_folder
+from streamchat.models.gguf.convert import CONVERTER, converted_copy, copy_folder
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir, read_manifest
 

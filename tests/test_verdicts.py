@@ -10,8 +10,8 @@ import torch
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.positions import strategy
-from streamchat.models import verdicts
-from streamchat.models.verdicts import remembered_fit, verdict_file
+from streamchat.models import checked_fit
+from streamchat.models.checked_fit import remembered_fit, verdict_file
 from tests.tiny import tiny_model
 
 
@@ -43,7 +43,7 @@ def test_any_other_condition_is_checked_anew(monkeypatch: pytest.MonkeyPatch) ->
     files = {verdict_file(model), verdict_file(tiny_model("llama", "eager"))}
     files.add(verdict_file(tiny_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 20000.0})))
     files.add(verdict_file(tiny_model("llama").to(torch.bfloat16)))
-    monkeypatch.setattr(verdicts, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(checked_fit, "_code_digest", lambda: "other code")
     files.add(verdict_file(model))
     monkeypatch.setattr(torch, "__version__", "0.0.0")
     files.add(verdict_file(model))

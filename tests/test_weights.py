@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from streamchat.base.errors import ConfigError
 from streamchat.base.messages import silent
 from streamchat.kernels.library import allow
-from streamchat.models import gpu_weights, weights
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
-from streamchat.models.weights import packed_folder, use_weights
+from streamchat.models.quantize import cpu, gpu
+from streamchat.models.quantize.cpu import packed_folder, use_weights
 from streamchat.quantization import quality
 from streamchat.quantization.linear import (
     MAX_ROWS,
@@ -213,7 +213,7 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
     first = loaded(folder, kind)
     assert first.weights == kind
     assert first.packed_bytes == packed_bytes(first.model) > 0
-    monkeypatch.setattr(weights, "pack_group", None)
+    monkeypatch.setattr(cpu, "pack_group", None)
     again = loaded(folder, kind)
     assert torch.equal(logits(again.model), logits(first.model))
     assert not torch.equal(logits(again.model), logits(loaded(folder, "native").model))
@@ -223,7 +223,7 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
 def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     first = loaded(folder, "int8")
     kept = packed_folder(loaded(folder, "native").model, "int8")
-    file = kept / weights.FILE
+    file = kept / cpu.FILE
     whole = file.read_bytes()
     match damage:
         case "bit":
@@ -268,7 +268,7 @@ def test_packed_weights_that_cannot_be_kept_serve_all_the_same(folder: Path, mon
     def full(*args: Any, **kwargs: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(cpu, "save_file", full)
     result = loaded(folder, "int8")
     assert result.weights == "int8"
     # a processor without bfloat16 arithmetic adds a note of its own
@@ -279,7 +279,7 @@ def test_auto_takes_int8_and_measures_once(folder: Path, monkeypatch: pytest.Mon
     assert loaded(folder, "auto").weights == "int8"
     kept = packed_folder(loaded(folder, "native").model, "int8").with_suffix(".json")
     assert 0 < json.loads(kept.read_text(encoding="utf-8"))["divergence"] < quality.AUTO_LIMIT
-    monkeypatch.setattr(weights, "divergence", None)
+    monkeypatch.setattr(cpu, "divergence", None)
     assert loaded(folder, "auto").weights == "int8"
 
 
@@ -294,12 +294,12 @@ def test_auto_takes_int4_where_the_weights_were_in_groups(tmp_path: Path) -> Non
 def test_auto_stays_with_the_models_own_where_packed_ones_say_something_else(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "divergence", lambda *_: 1.01 * quality.AUTO_LIMIT)
+    monkeypatch.setattr(cpu, "divergence", lambda *_: 1.01 * quality.AUTO_LIMIT)
     first = loaded(folder, "auto")
     assert first.weights == "native"
     assert first.packed_bytes == 0
     assert torch.equal(logits(first.model), logits(loaded(folder, "native").model))
-    monkeypatch.setattr(weights, "pack_group", None)  # remembered: nothing is packed, nothing measured
+    monkeypatch.setattr(cpu, "pack_group", None)  # remembered: nothing is packed, nothing measured
     assert loaded(folder, "auto").weights == "native"
     monkeypatch.undo()
     assert loaded(folder, "int8").weights == "int8"  # who asks for it gets it
@@ -317,7 +317,7 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
     model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
     if "memory" in how:
-        monkeypatch.setattr(weights.devices, "free_memory", lambda _: how["memory"])
+        monkeypatch.setattr(cpu.devices, "free_memory", lambda _: how["memory"])
     assert use_weights(model, None, "auto", device="cpu", name="m", progress=silent) == ("native", ())
     with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
         use_weights(model, None, "int4", device="cpu", name="m", progress=silent)
@@ -331,7 +331,7 @@ def test_a_device_without_the_kernels_is_named() -> None:
 
 def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(**LLAMA)
-    monkeypatch.setattr(gpu_weights.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda _: None)
     assert use_weights(model, None, "auto", device="cuda", name="m", progress=silent) == ("native", ())
     with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
         use_weights(model, None, "int4", device="cuda", name="m", progress=silent)

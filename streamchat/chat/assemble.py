@@ -57,8 +57,8 @@ def assemble(
     from streamchat.chat.budget import resolve_cache_size
     from streamchat.chat.conversation import Conversation
     from streamchat.chat.template import choose_format
-    from streamchat.models.stored import stored_bytes
-    from streamchat.models.verdicts import remembered_fit
+    from streamchat.models.checked_fit import remembered_fit
+    from streamchat.models.quantize.weight_storage import stored_bytes
 
     settings = configuration.settings
     context = context_length(loaded.model.config)

@@ -119,8 +119,8 @@ def _methods(
 
     from streamchat.evidence.methods import Generate, make_methods
     from streamchat.evidence.peers import find_peers
+    from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.load import load_model
-    from streamchat.models.verdicts import remembered_fit
 
     sinks = configuration.settings.num_sink_tokens
     known = make_methods(loaded.model, remembered_fit(loaded.model), size, sinks)
@@ -143,7 +143,7 @@ def _methods(
 
 def _gguf(configuration: Configuration, loaded: LoadedModel) -> Path | None:
     """The model as a GGUF file, where it came from one."""
-    from streamchat.models.default import default_gguf
+    from streamchat.models.bundled.default import default_gguf
 
     source = Path(loaded.source)
     if source.suffix == ".gguf" and source.exists():

@@ -11,7 +11,7 @@ from typing import Any
 from streamchat.base.formatting import human_bytes
 from streamchat.base.sanitize import printable
 from streamchat.models import catalogue
-from streamchat.models.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
+from streamchat.models.bundled.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
 from streamchat.models.folder import inspect
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
 from streamchat.models.resolve import Source, resolve
@@ -112,7 +112,7 @@ def _to_do(source: Source) -> str | None:
     if source.kind == "bundled" and not source.available:
         return f"fetch {what_is_fetched()}, then convert it once (about 20 s)"
     if source.kind == "gguf":
-        from streamchat.models.convert import copy_folder
+        from streamchat.models.gguf.convert import copy_folder
 
         if read_manifest(copy_folder(Path(source.location))) is None:
             return "convert it once; the copy goes to " + str(models_dir())

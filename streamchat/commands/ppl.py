@@ -120,9 +120,9 @@ def _score(
     from streamchat.evidence import perplexity as ppl
     from streamchat.evidence.perplexity_page import make_page
     from streamchat.evidence.prediction import measure_cost, require_memory
+    from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
-    from streamchat.models.verdicts import remembered_fit
     from streamchat.quantization.linear import always_packed
 
     model = loaded.model

@@ -85,8 +85,8 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     from streamchat.evidence.streams import open_stream
     from streamchat.evidence.texts import tokenize
     from streamchat.models.device import free_memory
+    from streamchat.models.quantize.weight_storage import stored_bytes
     from streamchat.models.quiet import quiet
-    from streamchat.models.stored import stored_bytes
 
     if threads:
         torch.set_num_threads(threads)
@@ -132,9 +132,9 @@ _kept: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
 
 
 def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
+    from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.load import load_model
     from streamchat.models.quiet import quiet
-    from streamchat.models.verdicts import remembered_fit
 
     if not _kept or _kept[0][0] != spec:
         _kept.clear()

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from streamchat.models.stored import stored_tensors
+from streamchat.models.quantize.weight_storage import stored_tensors
 from streamchat.quantization.linear import packed_layers
 
 # What a configuration says about files and texts, and not about the computation.

@@ -97,7 +97,7 @@ def load_model(
     with quiet():
         from streamchat.decode.install import install
         from streamchat.models.fingerprint import know_contents
-        from streamchat.models.weights import use_weights
+        from streamchat.models.quantize.cpu import use_weights
         from streamchat.quantization.linear import packed_bytes
 
         _check_config(folder, contents, source)
@@ -144,11 +144,11 @@ def load_model(
 def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
     """The local folder in transformers' form, fetched or converted where needed."""
     if source.kind == "bundled":
-        from streamchat.models.default import ensure_default_model
+        from streamchat.models.bundled.default import ensure_default_model
 
         return ensure_default_model(progress)
     if source.kind == "gguf":
-        from streamchat.models.convert import converted_copy
+        from streamchat.models.gguf.convert import converted_copy
 
         return converted_copy(Path(source.location), progress=progress)
     if source.kind == "hub":

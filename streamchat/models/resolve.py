@@ -11,7 +11,7 @@ from typing import Literal
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.paths import user_path
 from streamchat.models import catalogue
-from streamchat.models.default import NAME, default_model_dir, is_default_model_here
+from streamchat.models.bundled.default import NAME, default_model_dir, is_default_model_here
 from streamchat.models.hub_cache import cached_snapshot
 
 Kind = Literal["bundled", "folder", "gguf", "hub-cache", "hub"]

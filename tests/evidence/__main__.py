@@ -19,9 +19,9 @@ import torch
 import transformers
 
 from streamchat import __version__
+from streamchat.models.checked_fit import remembered_fit
 from streamchat.models.load import load_model
 from streamchat.models.quiet import quiet
-from streamchat.models.verdicts import remembered_fit
 from tests.evidence.forgetting import Asked, ask
 from tests.evidence.page import write_page
 from tests.evidence.runs import books, score_books

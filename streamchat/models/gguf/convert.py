@@ -17,7 +17,7 @@ from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.messages import Progress, refuse, silent
 from streamchat.models.contents import file_digest
-from streamchat.models.gguf_file import OTHER_FORM, open_gguf, read_config
+from streamchat.models.gguf.file import OTHER_FORM, open_gguf, read_config
 from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
@@ -41,7 +41,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
     stage = f"Converting {name} (once)"
     progress(stage, 0, 0, "")
     with quiet():
-        from streamchat.models.gguf_tokenizer import build_tokenizer, tokenizer_notes
+        from streamchat.models.gguf.tokenizer import build_tokenizer, tokenizer_notes
 
         reader, metadata = open_gguf(path)
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)

@@ -25,7 +25,7 @@ from streamchat.base.messages import Progress
 from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import KIND, model_fingerprint
-from streamchat.models.gpu_weights import quantise
+from streamchat.models.quantize.gpu import quantise
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.quantization.quality import AUTO_LIMIT, divergence, is_grouped
 from streamchat.quantization.replace import groups, kind_of, pack_group, replace, restore

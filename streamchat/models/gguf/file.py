@@ -46,7 +46,7 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
-    from streamchat.models.gguf_tokenizer import end_ids, special_ids
+    from streamchat.models.gguf.tokenizer import end_ids, special_ids
 
     architecture = str(metadata["general.architecture"])
     library: Any = modeling_gguf_pytorch_utils

@@ -1,0 +1,1 @@
+"""GGUF files: header, tokenizer, and conversion to a folder of transformers."""

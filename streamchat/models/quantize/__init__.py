@@ -1,0 +1,1 @@
+"""Quantizing a loaded model: on a CPU, on a GPU, and how its weights are stored."""
