@@ -37,10 +37,10 @@ from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.chat import recorder
 from streamchat.chat import snapshot as snapshots
-from streamchat.chat.feeder import Feeder
 from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.feeder import Feeder
 from streamchat.models.load import LoadedModel
 from streamchat.store import database as databases
 from streamchat.store.records import StoredTurn

@@ -14,11 +14,11 @@ import torch
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import EvictionOptions
-from streamchat.chat.conversation import EVICTION_BLOCK
-from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
-from streamchat.chat.log import TokenLog
-from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.config.settings import Settings
+from streamchat.conversation.conversation import EVICTION_BLOCK
+from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
+from streamchat.conversation.log import TokenLog
+from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import CompiledStep
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import torch
 
-import streamchat.chat.conversation as conversations
-import streamchat.chat.rollback as rollbacks
+import streamchat.conversation.conversation as conversations
+import streamchat.conversation.rollback as rollbacks
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint

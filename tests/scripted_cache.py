@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from streamchat.base import events as ev
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Retention, merged_runs, plan_cuts
-from streamchat.chat.log import TokenLog, TurnRecord
-from streamchat.chat.segments import segments
+from streamchat.conversation.log import TokenLog, TurnRecord
+from streamchat.conversation.segments import segments
 
 KV_BYTES_PER_TOKEN = 46_080
 

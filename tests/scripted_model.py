@@ -10,9 +10,9 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.cache.positions.strategy import Verdict, choose_fit
-from streamchat.chat.conversation import Conversation, TurnOutcome
-from streamchat.chat.template import choose_format
 from streamchat.config.settings import Settings
+from streamchat.conversation.conversation import Conversation, TurnOutcome
+from streamchat.conversation.template.format import choose_format
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -81,7 +81,7 @@ def make_chat(
         added: More added tokens, which are text.
         eos: End tokens that the model lists; the first is the tokenizer's.
     """
-    import streamchat.chat.conversation as module
+    import streamchat.conversation.conversation as module
 
     tokenizer = toy_tokenizer(template)
     tokenizer.add_tokens(list(control), special_tokens=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from streamchat.chat.assemble import assemble
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import assemble
 from streamchat.models.load import LoadedModel
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ModelNotFoundError, StreamchatError
-from streamchat.chat.assemble import Load
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import Load
 from streamchat.models.load import LoadedModel
 from streamchat.tui import bench
 from streamchat.tui.bench import UiFigures
@@ -55,7 +55,7 @@ def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
 
 
 def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("streamchat.chat.assemble.load_from_settings", lambda *_: tiny_loaded())
+    monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
     assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "2", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["same_logits"] is True

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from streamchat.chat import rendering
-from streamchat.chat.bounded import LimitError, run_bounded
-from streamchat.chat.template import choose_format
+from streamchat.conversation.template import rendering
+from streamchat.conversation.template.bounded import LimitError, run_bounded
+from streamchat.conversation.template.format import choose_format
 from tests.models_help import make_tokenizer
 
 FOR_EVER = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3

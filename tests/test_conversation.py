@@ -300,7 +300,7 @@ def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers(monk
     chat = make_chat(monkeypatch, cache_size=64)
     chat.say("hi", "x")
     before = chat.cached
-    from streamchat.chat.template import choose_format
+    from streamchat.conversation.template.format import choose_format
 
     with pytest.raises(ConfigError):
         chat.conversation.start_over(choose_format(chat.tokenizer, "auto", "very long instructions " * 10))

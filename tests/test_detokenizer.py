@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat.detokenizer import REPLACEMENT, Detokenizer
-from streamchat.chat.stops import StopMatcher
+from streamchat.conversation.detokenizer import REPLACEMENT, Detokenizer
+from streamchat.conversation.stops import StopMatcher
 from tests.toy_tokenizer import VOCABULARY, WORDS, byte_token_tokenizer, toy_tokenizer
 
 TEXTS = [

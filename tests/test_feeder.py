@@ -10,8 +10,8 @@ import torch
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
-from streamchat.chat.feeder import Feeder
-from streamchat.chat.log import TokenLog
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.log import TokenLog
 from tests.tiny import random_ids, tiny_model
 
 pytestmark = pytest.mark.smoke

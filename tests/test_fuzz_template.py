@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.format_check import fed
-from streamchat.chat.template import choose_format
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template.format import choose_format
+from streamchat.conversation.template.format_check import fed
 from tests import toy_tokenizer as toy
 from tools.template_tokenizers import KINDS
 

@@ -13,8 +13,8 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.feeder import Feeder
-from streamchat.chat.log import TokenLog
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.log import TokenLog
 from streamchat.models.load import load_model
 from streamchat.telemetry.memory import device_memory, peak_memory
 from tests.models_help import save, tiny_llama

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.chat.feeder import Feeder
+from streamchat.conversation.feeder import Feeder
 from tests.chat_oracle import Fault, Oracle, Tokens
 from tests.random_chats import RandomChat
 from tests.random_plans import FAMILIES, Plan, Step, plan, shrunk

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from streamchat.base import events as ev
 from streamchat.base.thinking import Tags, split
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.reasoning import ReasoningFormat, ReplyReader, learn_reasoning
-from streamchat.chat.reply_shape import Messages, ReplyShape, learn_shape
-from streamchat.chat.template import choose_format
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.reasoning import ReasoningFormat, ReplyReader, learn_reasoning
+from streamchat.conversation.template.format import choose_format
+from streamchat.conversation.template.reply_shape import Messages, ReplyShape, learn_shape
 from tests.scripted_model import Chat, make_chat
 from tests.toy_tokenizer import CHATML, INSIDE, THINKING, toy_tokenizer
 

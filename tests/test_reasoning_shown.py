@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-import streamchat.chat.conversation as conversation_module
+import streamchat.conversation.conversation as conversation_module
 from streamchat.base import events as ev
 from streamchat.base.errors import TurnError
 from streamchat.base.thinking import plain_text, split
-from streamchat.chat.compact import summarise
 from streamchat.chat.told import excerpt, found_line, quoted
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
+from streamchat.conversation.summarize import summarise
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.store.export import export
@@ -224,7 +224,7 @@ def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> 
     chat.say("What is the sea?", "Green.")
     script = [*chat.tokenizer("<think>\nWell.\n</think>\n\nSea: green.", add_special_tokens=False)["input_ids"]]
     chat.script[:] = [*script, chat.tokenizer.eos_token_id]
-    monkeypatch.setattr("streamchat.chat.compact.LENGTH_SHARE", 1)
+    monkeypatch.setattr("streamchat.conversation.summarize.LENGTH_SHARE", 1)
     assert summarise(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
     chat.script[:] = [*script[:12], chat.tokenizer.eos_token_id]
     with pytest.raises(TurnError, match="reasoned for 12 tokens and wrote no summary"):

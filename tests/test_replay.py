@@ -20,8 +20,8 @@ import torch
 
 from streamchat import cli
 from streamchat.base import events as ev
-from streamchat.chat import template as template_module
-from streamchat.chat.conversation import Conversation
+from streamchat.conversation.conversation import Conversation
+from streamchat.conversation.template import format as template_module
 from streamchat.replay import invariants
 from streamchat.telemetry import memory
 from tests import real_engine
@@ -416,7 +416,7 @@ def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monk
 def test_turns_that_get_slower_are_caught_and_named(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamchat.chat.feeder import Feeder
+    from streamchat.conversation.feeder import Feeder
 
     forward, calls = Feeder.forward, 0
 
@@ -438,7 +438,7 @@ def test_turns_that_get_slower_are_caught_and_named(
 def test_one_slow_turn_is_named_and_is_no_trend(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamchat.chat.feeder import Feeder
+    from streamchat.conversation.feeder import Feeder
 
     forward, text = Feeder.forward, f"{TURNS[0]} at last"
     stalled: list[int] = []

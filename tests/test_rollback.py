@@ -126,7 +126,7 @@ def test_nothing_to_take_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_so_many_turns_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.chat.rollback.REACH", 3)
+    monkeypatch.setattr("streamchat.conversation.rollback.REACH", 3)
     chat = talk(monkeypatch, "llama", turns=6)
     for _ in range(3):
         chat.conversation.undo()

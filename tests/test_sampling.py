@@ -15,8 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from streamchat.chat.sampling import Sampler, new_generator
 from streamchat.config.settings import Settings
+from streamchat.conversation.sampling import Sampler, new_generator
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.9])

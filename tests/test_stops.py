@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat.stops import StopMatcher
+from streamchat.conversation.stops import StopMatcher
 
 TEXT = st.text(alphabet="ab\nU", max_size=30)
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat import cutting, rendering
-from streamchat.chat import template as template_module
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.format_check import fed
-from streamchat.chat.reference import Reference
-from streamchat.chat.rendering import Renderer
-from streamchat.chat.template import choose_format
-from streamchat.chat.turn_check import FedTurn, turn_difference
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template import cutting, rendering
+from streamchat.conversation.template import format as template_module
+from streamchat.conversation.template.format import choose_format
+from streamchat.conversation.template.format_check import fed
+from streamchat.conversation.template.reference import Reference
+from streamchat.conversation.template.rendering import Renderer
+from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 from tests import toy_tokenizer as toy
 from tools.template_tokenizers import llama_3, metaspace, sentencepiece
 

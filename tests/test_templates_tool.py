@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.chat import template as template_module
+from streamchat.conversation.template import format as template_module
 from tests import toy_tokenizer as toy
 from tools import templates
 

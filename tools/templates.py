@@ -20,13 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from streamchat.chat.chat_format import ChatFormat
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.format_check import fed
-from streamchat.chat.reference import Exchange, Reference
-from streamchat.chat.rendering import MARK, Renderer, UnusableTemplateError, assistant, system, user
-from streamchat.chat.template import choose_format
-from streamchat.chat.turn_check import FedTurn, turn_difference
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.template.format import choose_format
+from streamchat.conversation.template.format_check import fed
+from streamchat.conversation.template.reference import Exchange, Reference
+from streamchat.conversation.template.rendering import MARK, Renderer, UnusableTemplateError, assistant, system, user
+from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 from tools.template_tokenizers import BOS, EOS, KINDS, names_of
 
 SYSTEMS = "", "Be brief.", " Two lines.\n\nOf  text. \n"

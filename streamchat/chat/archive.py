@@ -20,10 +20,10 @@ from streamchat.chat.upkeep import Upkeep
 from streamchat.config.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.chat.conversation import Conversation
-    from streamchat.chat.log import TurnRecord
     from streamchat.chat.recorder import Identity, Recorder
     from streamchat.chat.resume import Resumed
+    from streamchat.conversation.conversation import Conversation
+    from streamchat.conversation.log import TurnRecord
     from streamchat.store.lock import SessionLock
     from streamchat.store.records import SessionInfo
     from streamchat.store.store import Store
@@ -297,7 +297,7 @@ def _damage(parts: tuple[str, ...]) -> list[str]:
 
 def _sentences(how: Resumed) -> list[str]:
     """What the user should know, a sentence each."""
-    from streamchat.chat.fitting import unpinned_sentence
+    from streamchat.conversation.fitting import unpinned_sentence
 
     said = []
     if how.read_again:

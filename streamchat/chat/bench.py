@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from streamchat.cache import checkpoint
-from streamchat.chat.assemble import assemble
-from streamchat.chat.conversation import Conversation
 from streamchat.chat.snapshot import Snapshot, load, save
 from streamchat.config.loader import Configuration
+from streamchat.conversation.assemble import assemble
+from streamchat.conversation.conversation import Conversation
 from streamchat.models.load import LoadedModel
 from streamchat.store.records import CacheMark, StoredTurn
 from streamchat.store.store import Store

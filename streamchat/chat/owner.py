@@ -15,14 +15,14 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError
 from streamchat.base.sanitize import encodable
 from streamchat.chat.archive import Archive, Held, OpenStore
-from streamchat.chat.assemble import Assembled, Load, Progress, assemble
 from streamchat.chat.sessions import foreign_model, foreign_model_sentence, resumed_configuration
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import Assembled, Load, Progress, assemble
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.chat.conversation import Conversation, TurnOutcome
+    from streamchat.conversation.conversation import Conversation, TurnOutcome
     from streamchat.models.load import LoadedModel
 
 _log = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ class Owner:
         self._finish(text, self._unstarted("error", message))
 
     def _unstarted(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
-        from streamchat.chat.conversation import TurnOutcome
+        from streamchat.conversation.conversation import TurnOutcome
 
         assert self.conversation is not None
         number = len(self.conversation.log.turns) + 1
@@ -337,7 +337,7 @@ class Owner:
         Raises:
             ConfigError: There is none.
         """
-        from streamchat.chat.pins import is_pinned
+        from streamchat.conversation.pins import is_pinned
 
         conversation = self.conversation
         assert conversation is not None
@@ -372,7 +372,7 @@ class Owner:
 
     def compact(self, cancelled: Callable[[], bool], over: Callable[[], None]) -> None:
         """Have the model sum up the turns that would leave next; the conversation is as before afterwards."""
-        from streamchat.chat.compact import summarise
+        from streamchat.conversation.summarize import summarise
 
         assert self.conversation is not None
         self._busy = True
@@ -394,7 +394,7 @@ class Owner:
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
         """Forget the conversation; it stays saved."""
-        from streamchat.chat.template import choose_format
+        from streamchat.conversation.template.format import choose_format
 
         conversation = self.conversation
         assert conversation is not None

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
-from streamchat.chat.log import TurnRecord
 from streamchat.config.settings import Settings
+from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, Described, StoredEviction, StoredTurn
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.chat.conversation import Conversation
+    from streamchat.conversation.conversation import Conversation
 
 _log = logging.getLogger(__name__)
 BATCH_S = 0.5

@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.config.loader import Configuration, check_value
+from streamchat.config.loader import OF_A_SESSION, Configuration, check_value
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
 """Settings that belong to where one chats, not to what is said."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
-OF_A_SESSION = "conversation "
-"""How the place of a setting begins that a saved conversation brings."""
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.startup:
             figures, text = _startup(args, progress)
         elif args.ui or args.resume:
-            from streamchat.chat.assemble import load_from_settings
+            from streamchat.conversation.assemble import load_from_settings
 
             # In a thread that ends, as the engines' do: where the threads of two pools are more than there are cores,
             # OpenMP lets them sleep at each barrier, which makes a token three times as slow.

@@ -78,8 +78,8 @@ def measure(
     folder = None if args.out is None else prepare_folder(args.out)
 
     from streamchat.cache.context import context_length
-    from streamchat.chat.assemble import load_from_settings
-    from streamchat.chat.budget import resolve_cache_size
+    from streamchat.conversation.assemble import load_from_settings
+    from streamchat.conversation.budget import resolve_cache_size
     from streamchat.models.quiet import quiet
 
     loaded = load_from_settings(configuration, progress)

@@ -35,6 +35,9 @@ ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with our prefix that are not settings.
 ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
 
+OF_A_SESSION = "conversation "
+"""How the place of a setting begins that a saved conversation brings."""
+
 
 @dataclass(frozen=True)
 class LocalUse:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import cycle, islice
 from typing import Any
 
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.template import choose_format
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template.format import choose_format
 from streamchat.evidence.workloads import Turn
 from streamchat.verify.text import help_topic_ids
 

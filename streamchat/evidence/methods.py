@@ -17,9 +17,9 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import Eviction, EvictionOptions
-from streamchat.chat.conversation import EVICTION_BLOCK
-from streamchat.chat.feeder import PREFILL_CHUNK, Feeder
-from streamchat.chat.log import TokenLog
+from streamchat.conversation.conversation import EVICTION_BLOCK
+from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
+from streamchat.conversation.log import TokenLog
 from streamchat.quantization.linear import never_packed
 from streamchat.verify.measure import storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook

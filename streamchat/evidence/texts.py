@@ -12,7 +12,7 @@ from typing import Any
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.sanitize import one_line
-from streamchat.chat.encoding import TextEncoder
+from streamchat.conversation.encoding import TextEncoder
 from streamchat.verify.text import help_topics
 
 # longest first: the mark of UTF-32 begins with the one of UTF-16

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes
 from streamchat.cache.eviction.policy import merged_runs
-from streamchat.chat.reference import Reference
-from streamchat.chat.rendering import UnusableTemplateError
-from streamchat.chat.turn_check import FedTurn, turn_difference
+from streamchat.conversation.template.reference import Reference
+from streamchat.conversation.template.rendering import UnusableTemplateError
+from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 from streamchat.replay.trend import Trend, trend
 
 if TYPE_CHECKING:
-    from streamchat.chat.conversation import Conversation
+    from streamchat.conversation.conversation import Conversation
 
 WINDOW = 400
 """Turns over which times are watched."""

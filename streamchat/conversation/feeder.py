@@ -12,7 +12,7 @@ from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.log import TokenLog
+from streamchat.conversation.log import TokenLog
 from streamchat.decode.install import tokens_at_once
 
 # Large enough to be fast, small enough that a stop is felt at once.

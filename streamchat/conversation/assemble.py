@@ -10,7 +10,7 @@ from streamchat.base import events as ev
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.chat.conversation import Conversation
+    from streamchat.conversation.conversation import Conversation
     from streamchat.models.load import LoadedModel
 
 Progress = Callable[[str, int, int, str], None]
@@ -54,9 +54,9 @@ def assemble(
         StreamchatError: The model cannot be served, or the settings do not fit it.
     """
     from streamchat.cache.context import context_length
-    from streamchat.chat.budget import resolve_cache_size
-    from streamchat.chat.conversation import Conversation
-    from streamchat.chat.template import choose_format
+    from streamchat.conversation.budget import resolve_cache_size
+    from streamchat.conversation.conversation import Conversation
+    from streamchat.conversation.template.format import choose_format
     from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.quantize.weight_storage import stored_bytes
 
@@ -93,7 +93,7 @@ def assemble(
 
 def _template_prompt(tokenizer: Any, wanted: str) -> str:
     """The system block of a conversation without a system prompt; '' when that is no more than a control token."""
-    from streamchat.chat.template import choose_format
+    from streamchat.conversation.template.format import choose_format
 
     block = choose_format(tokenizer, wanted, "").system_block.strip()
     return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block

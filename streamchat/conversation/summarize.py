@@ -8,7 +8,7 @@ from dataclasses import replace
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
 from streamchat.base.thinking import split
-from streamchat.chat.conversation import Conversation
+from streamchat.conversation.conversation import Conversation
 
 SHARE = 0.5
 """The oldest turns that take this much of the window are summed up."""

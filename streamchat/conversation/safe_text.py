@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from streamchat.chat.control import byte_ids
+from streamchat.conversation.control_tokens import byte_ids
 
 # Texts behind which a piece is encoded as in the middle of a text. The first one that does not grow together with the
 # piece serves.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.reply_shape import ReplyShape
+from streamchat.conversation.template.reply_shape import ReplyShape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from streamchat.chat.rendering import (
+from streamchat.conversation.template.rendering import (
     Marks,
     Message,
     Renderer,

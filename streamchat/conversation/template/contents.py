@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from streamchat.chat.rendering import MARK, Message, Renderer, UnusableTemplateError
+from streamchat.conversation.template.rendering import MARK, Message, Renderer, UnusableTemplateError
 
 
 @dataclass(frozen=True)

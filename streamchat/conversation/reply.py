@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.detokenizer import Detokenizer
-from streamchat.chat.reasoning import ReasoningFormat, ReplyReader
-from streamchat.chat.stops import StopMatcher
+from streamchat.conversation.detokenizer import Detokenizer
+from streamchat.conversation.reasoning import ReasoningFormat, ReplyReader
+from streamchat.conversation.stops import StopMatcher
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat.sessions import OF_A_SESSION
-from streamchat.config.loader import Configuration
+from streamchat.config.loader import OF_A_SESSION, Configuration
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:

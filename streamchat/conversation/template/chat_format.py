@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from streamchat.chat.contents import Contents
-from streamchat.chat.rendering import MARK, UnusableTemplateError
+from streamchat.conversation.template.contents import Contents
+from streamchat.conversation.template.rendering import MARK, UnusableTemplateError
 
 Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
 """In which way a chat template is not followed.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from streamchat.chat.bounded import LimitError, run_bounded
+from streamchat.conversation.template.bounded import LimitError, run_bounded
 
 Message = dict[str, str]
 MOST_CHARACTERS, MOST_TIMES = 1_000_000, 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from streamchat.chat.chat_format import ChatFormat
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.reference import Exchange, Reference
-from streamchat.chat.rendering import UnusableTemplateError
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.template.reference import Exchange, Reference
+from streamchat.conversation.template.rendering import UnusableTemplateError
 
 CONVERSATION: tuple[Exchange, ...] = (
     ("Köln: 5 € & <b>1</b>?", "Blue."),

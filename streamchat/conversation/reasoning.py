@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamchat.base.thinking import THINK, Part, Tags, ThinkingStream, tag_beginning
-from streamchat.chat.reply_shape import Messages, ReplyShape
+from streamchat.conversation.template.reply_shape import Messages, ReplyShape
 
 KNOWN = (
     THINK,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.reference import Exchange, Reference, common_start
+from streamchat.conversation.template.reference import Exchange, Reference, common_start
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from streamchat.base.errors import ConfigError
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.log import TokenLog, TurnRecord
+from streamchat.conversation.log import TokenLog, TurnRecord
 
 SMALLEST_WINDOW = 8
 """Fewer tokens than this next to the retained ones are not a window to chat in."""

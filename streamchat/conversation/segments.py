@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from streamchat.base.events import Part, Segment
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
-from streamchat.chat.log import TokenLog, TurnRecord
+from streamchat.conversation.log import TokenLog, TurnRecord
 
 
 def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) -> tuple[Segment, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from streamchat.chat.chat_format import ChatFormat
-from streamchat.chat.cutting import conversation
-from streamchat.chat.rendering import Message, Renderer
+from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.template.cutting import conversation
+from streamchat.conversation.template.rendering import Message, Renderer
 
 Exchange = tuple[str, str]
 """A message and its reply."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Retention, Run, merged_runs, runs_without
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.log import TokenLog
-from streamchat.chat.pins import SMALLEST_WINDOW, pinned_turns
+from streamchat.conversation.log import TokenLog
+from streamchat.conversation.pins import SMALLEST_WINDOW, pinned_turns
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from streamchat.chat.chat_format import ChatFormat
-from streamchat.chat.control import control_tokens
-from streamchat.chat.safe_text import SafeText, Span, Token
+from streamchat.conversation.control_tokens import control_tokens
+from streamchat.conversation.safe_text import SafeText, Span, Token
+from streamchat.conversation.template.chat_format import ChatFormat
 
 # Of the reply before a message so many characters say how the message's opening is tokenized.
 CONTEXT = 64

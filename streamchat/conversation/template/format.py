@@ -13,11 +13,19 @@ from datetime import datetime
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat.chat_format import LASTING, NOTES, ChatFormat, Fallback
-from streamchat.chat.contents import Contents, Frame
-from streamchat.chat.cutting import Measured, Parts, conversation, first_system, measure, natural_close, split
-from streamchat.chat.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
-from streamchat.chat.reply_shape import REASONING_KEYS
+from streamchat.conversation.template.chat_format import LASTING, NOTES, ChatFormat, Fallback
+from streamchat.conversation.template.contents import Contents, Frame
+from streamchat.conversation.template.cutting import (
+    Measured,
+    Parts,
+    conversation,
+    first_system,
+    measure,
+    natural_close,
+    split,
+)
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
+from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
 _OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
@@ -250,7 +258,7 @@ def _first_opening(before: str, user_open: str) -> tuple[str, str]:
 
 def _checked(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
     """`chosen`, compared with what the template itself renders."""
-    from streamchat.chat.format_check import differs
+    from streamchat.conversation.template.format_check import differs
 
     if differs(tokenizer, chosen, system_prompt):
         return replace(chosen, fallbacks=(*chosen.fallbacks, "tokens"), notes=(*chosen.notes, NOTES["tokens"]))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamchat.base.thinking import Tags
-from streamchat.chat.encoding import ChatEncoder
-from streamchat.chat.rendering import UnusableTemplateError, render
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.template.rendering import UnusableTemplateError, render
 
 # Words that no template has.
 USER, ANSWER, REASONING = "qUSERq", "qANSWERq", "qREASONINGq"

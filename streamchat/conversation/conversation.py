@@ -19,21 +19,21 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import EvictionOptions
-from streamchat.chat.chat_format import ChatFormat
-from streamchat.chat.encoding import ChatEncoder, EncodedTurn
-from streamchat.chat.ends import EndWatch, find_ends
-from streamchat.chat.feeder import Feeder
-from streamchat.chat.fitting import unpinned_sentence
-from streamchat.chat.forgetting import clean_cut, told
-from streamchat.chat.log import Before, TokenLog, TurnRecord
-from streamchat.chat.pins import SMALLEST_WINDOW, set_pin
-from streamchat.chat.reasoning import learn_reasoning
-from streamchat.chat.reply import ReplyText
-from streamchat.chat.reply_shape import learn_shape
-from streamchat.chat.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
-from streamchat.chat.sampling import Sampler, new_generator
-from streamchat.chat.segments import segments
 from streamchat.config.settings import Settings
+from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
+from streamchat.conversation.ends import EndWatch, find_ends
+from streamchat.conversation.eviction_events import clean_cut, told
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.fitting import unpinned_sentence
+from streamchat.conversation.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.pins import SMALLEST_WINDOW, set_pin
+from streamchat.conversation.reasoning import learn_reasoning
+from streamchat.conversation.reply import ReplyText
+from streamchat.conversation.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
+from streamchat.conversation.sampling import Sampler, new_generator
+from streamchat.conversation.segments import segments
+from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.template.reply_shape import learn_shape
 
 # Token-level evictions inside a long reply go in blocks, which divides their cost.
 EVICTION_BLOCK = 32

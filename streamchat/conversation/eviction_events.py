@@ -6,7 +6,7 @@ from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.cache.streaming import Eviction, StreamingCache
-from streamchat.chat.log import TokenLog, TurnRecord
+from streamchat.conversation.log import TokenLog, TurnRecord
 
 
 def clean_cut(index: int, log: TokenLog, tokenizer: Any) -> int:

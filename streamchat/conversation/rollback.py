@@ -14,9 +14,9 @@ from streamchat.cache.checkpoint import CacheCheckpoint
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
-from streamchat.chat.feeder import Feeder
-from streamchat.chat.fitting import Fitted, fit_to_budget, half_of
-from streamchat.chat.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.fitting import Fitted, fit_to_budget, half_of
+from streamchat.conversation.log import Before, TokenLog, TurnRecord
 from streamchat.store.records import CacheMark
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Chat templates: rendered with limits, taken apart into a format, and compared with what is fed."""
