@@ -167,7 +167,7 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
     Raises:
         SessionError: There is none, another process has it open, or its model was not agreed to.
     """
-    from streamchat.chat.sessions import foreign_model
+    from streamchat.sessions.settings import foreign_model
     from streamchat.store.lock import SessionLock
     from streamchat.store.store import Store
 
@@ -176,7 +176,7 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
         SessionLock(store.lock_folder, found.id, found.opened_by).release()
     model = foreign_model(configuration, found)
     if model and not (may_ask and _agrees(found, model)):
-        from streamchat.chat.sessions import foreign_model_sentence
+        from streamchat.sessions.settings import foreign_model_sentence
 
         sentence = foreign_model_sentence(found, model)
         raise SessionError(f"{sentence}; give --model {model} to load it, or --model NAME to resume with another one")
@@ -185,7 +185,7 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
 
 def _agrees(info: SessionInfo, model: str) -> bool:
     """Whether the user wants the model that an imported conversation names."""
-    from streamchat.chat.sessions import foreign_model_sentence
+    from streamchat.sessions.settings import foreign_model_sentence
 
     question = f"{foreign_model_sentence(info, model)}. Load it? [y/N] "
     print(one_line(f"streamchat: {question}"), end=" ", file=sys.stderr, flush=True)

@@ -35,13 +35,13 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base import paths
-from streamchat.chat import recorder
-from streamchat.chat import snapshot as snapshots
 from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.feeder import Feeder
 from streamchat.models.load import LoadedModel
+from streamchat.sessions import recorder
+from streamchat.sessions import snapshot as snapshots
 from streamchat.store import database as databases
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store

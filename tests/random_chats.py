@@ -19,11 +19,11 @@ import streamchat.conversation.rollback as rollbacks
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
-from streamchat.chat import recorder
 from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
+from streamchat.sessions import recorder
 from streamchat.store.store import Store
 from tests import families
 from tests.chat_oracle import Oracle, Tokens, indices, ledger, require

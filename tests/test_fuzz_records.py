@@ -16,7 +16,7 @@ from streamchat import cli
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.jsonlines import json_line, split_lines
 from streamchat.replay.script import FORMATS, read_scripts, steps
-from streamchat.store.export import export, read_export, write_export
+from streamchat.sessions.export import export, read_export, write_export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 

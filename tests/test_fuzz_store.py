@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
-from streamchat.chat import snapshot as snapshots
 from streamchat.chat.watch import Watcher, watched
+from streamchat.sessions import snapshot as snapshots
+from streamchat.sessions.export import export
 from streamchat.store.database import database_path
-from streamchat.store.export import export
 from streamchat.store.store import Store
 from tests.real_engine import running
 

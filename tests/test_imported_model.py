@@ -11,9 +11,9 @@ import pytest
 from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
-from streamchat.chat.sessions import foreign_model, lasting_name
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.sessions.settings import foreign_model, lasting_name
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running, tiny_loaded

@@ -33,8 +33,8 @@ from tests.test_store import a_session, a_turn
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.chat.recorder.LIVE_S", 0.0)
-    monkeypatch.setattr("streamchat.chat.recorder.LIVE_IDLE_S", 0.0)
+    monkeypatch.setattr("streamchat.sessions.recorder.LIVE_S", 0.0)
+    monkeypatch.setattr("streamchat.sessions.recorder.LIVE_IDLE_S", 0.0)
 
 
 def test_a_running_chat_is_followed() -> None:

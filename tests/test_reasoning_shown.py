@@ -20,7 +20,7 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.summarize import summarise
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
-from streamchat.store.export import export
+from streamchat.sessions.export import export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from streamchat.tui.widgets.thinking import Thinking

@@ -57,7 +57,7 @@ def test_mt_bench_messages_and_text(tmp_path: Path) -> None:
 
 
 def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
-    from streamchat.store.export import export
+    from streamchat.sessions.export import export
     from streamchat.store.store import Store
     from tests.test_sessions_command import saved
 

@@ -15,7 +15,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
-from streamchat.chat import snapshot as snapshots
+from streamchat.sessions import snapshot as snapshots
 from streamchat.store.store import Store
 from tests import toy_tokenizer as toy
 from tests.real_engine import Watched, running, tiny_loaded
@@ -274,7 +274,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
 def test_a_message_is_on_the_disk_before_its_reply_begins_and_the_reply_as_it_streams(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamchat.chat.recorder.BATCH_S", 0.0)
+    monkeypatch.setattr("streamchat.sessions.recorder.BATCH_S", 0.0)
     seen: dict[str, list[Any]] = {"begun": [], "streamed": []}
 
     def look(event: ev.Event) -> None:
@@ -506,7 +506,7 @@ def test_the_next_start_says_that_the_last_conversation_was_not_closed(database:
 
 def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a crash: the turn is still running in the store."""
-    monkeypatch.setattr("streamchat.chat.recorder.BATCH_S", 0.0)
+    monkeypatch.setattr("streamchat.sessions.recorder.BATCH_S", 0.0)
     with a_session(database, QUESTIONS[:2], cache_size=512, max_new_tokens=30) as (chat, session):
         chat.engine.submit("a long story")
         chat.wait(ev.TextDelta, len(chat.of(ev.TextDelta)) + 10)

@@ -12,7 +12,7 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import StoreError
-from streamchat.store.export import export, read_export
+from streamchat.sessions.export import export, read_export
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, StoredTurn
 from streamchat.store.store import Store

@@ -14,8 +14,8 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import StoreError
-from streamchat.chat.upkeep import Upkeep
 from streamchat.commands.doctor_store import examine_database
+from streamchat.sessions.upkeep import Upkeep
 from streamchat.store import backup as backing
 from streamchat.store import restore as restoring
 from streamchat.store import schema

@@ -11,8 +11,8 @@ import pytest
 from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.replay.script import read_scripts
+from streamchat.sessions.transcripts import Record, TranscriptError, message_of, read_records
 from streamchat.store.store import Store
-from streamchat.transcripts import Record, TranscriptError, message_of, read_records
 
 SHAREGPT = {
     "conversations": [

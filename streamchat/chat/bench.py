@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from streamchat.cache import checkpoint
-from streamchat.chat.snapshot import Snapshot, load, save
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import assemble
 from streamchat.conversation.conversation import Conversation
 from streamchat.models.load import LoadedModel
+from streamchat.sessions.snapshot import Snapshot, load, save
 from streamchat.store.records import CacheMark, StoredTurn
 from streamchat.store.store import Store
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError
 from streamchat.base.sanitize import encodable
-from streamchat.chat.archive import Archive, Held, OpenStore
-from streamchat.chat.sessions import foreign_model, foreign_model_sentence, resumed_configuration
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Assembled, Load, Progress, assemble
+from streamchat.sessions.archive import Archive, Held, OpenStore
+from streamchat.sessions.settings import foreign_model, foreign_model_sentence, resumed_configuration
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only

@@ -12,10 +12,10 @@ from streamchat.base.formatting import plural, whole_number
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.chat import file_access
-from streamchat.chat.sessions import lasting_name
 from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
-from streamchat.store.export import FORMATS, export, write_export
+from streamchat.sessions.export import FORMATS, export, write_export
+from streamchat.sessions.settings import lasting_name
 from streamchat.store.records import Found
 from streamchat.store.store import Store
 

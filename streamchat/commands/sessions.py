@@ -17,7 +17,7 @@ from streamchat.base.thinking import plain_text
 from streamchat.chat.told import session_line
 from streamchat.commands import session_files
 from streamchat.commands.session_files import say as _say
-from streamchat.store.export import export, held_turns, read_export, write_export
+from streamchat.sessions.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import lost_sentence

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import split_lines
-from streamchat.transcripts import (
+from streamchat.sessions.transcripts import (
     Record,
     Role,
     TranscriptError,

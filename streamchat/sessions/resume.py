@@ -13,14 +13,14 @@ import torch
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.policy import Run
-from streamchat.chat import snapshot as snapshots
-from streamchat.chat.recorder import Identity
-from streamchat.chat.snapshot import Snapshot, SnapshotError
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.fitting import Fitted, fit_to_budget
 from streamchat.conversation.log import Before, TurnRecord
 from streamchat.conversation.rollback import REACH
 from streamchat.models.fingerprint import KIND as FINGERPRINT_KIND
+from streamchat.sessions import snapshot as snapshots
+from streamchat.sessions.recorder import Identity
+from streamchat.sessions.snapshot import Snapshot, SnapshotError
 from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 
 

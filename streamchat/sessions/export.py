@@ -16,10 +16,8 @@ from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
 from streamchat.config.loader import check_value
 from streamchat.config.settings import setting_fields
-from streamchat.store.contained import contained, literal
-from streamchat.store.records import StoredSession, StoredTurn, clean
-from streamchat.store.rows import LATEST
-from streamchat.transcripts import (
+from streamchat.sessions.contained import contained, literal
+from streamchat.sessions.transcripts import (
     Role,
     TranscriptError,
     kind_of,
@@ -29,6 +27,8 @@ from streamchat.transcripts import (
     scalar_in,
     unknown,
 )
+from streamchat.store.records import StoredSession, StoredTurn, clean
+from streamchat.store.rows import LATEST
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
@@ -201,7 +201,7 @@ def _legal_settings(given: Any) -> dict[str, Any]:
 
 
 def read_export(path: Path) -> ImportedSession:
-    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `streamchat.transcripts`.
+    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `streamchat.sessions.transcripts`.
 
     Raises:
         StoreError: The file cannot be read, or a record of it cannot; with its line.

@@ -15,15 +15,15 @@ from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
 from streamchat.base.formatting import plural
 from streamchat.base.saved_figures import WrongFigures, figures
-from streamchat.chat.sessions import lasting_name
-from streamchat.chat.upkeep import Upkeep
 from streamchat.config.settings import Settings
+from streamchat.sessions.settings import lasting_name
+from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.chat.recorder import Identity, Recorder
-    from streamchat.chat.resume import Resumed
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
+    from streamchat.sessions.recorder import Identity, Recorder
+    from streamchat.sessions.resume import Resumed
     from streamchat.store.lock import SessionLock
     from streamchat.store.records import SessionInfo
     from streamchat.store.store import Store
@@ -82,7 +82,7 @@ class Archive:
         """
         if self._open_store is None:
             return
-        from streamchat.chat.recorder import Recorder
+        from streamchat.sessions.recorder import Recorder
 
         try:
             self._store = self._open_store()
@@ -146,7 +146,7 @@ class Archive:
         if session is None or not self.changed or not conversation.log.turns:
             return
         from streamchat.cache import checkpoint
-        from streamchat.chat.snapshot import Snapshot, save
+        from streamchat.sessions.snapshot import Snapshot, save
 
         assert self._store is not None
         self.saving.set()
@@ -197,7 +197,7 @@ class Archive:
 
     def restore(self, held: Held, opening: Opening) -> tuple[ev.ConversationResumed, list[str]]:
         """Have it back in `held`, a fresh conversation; returns what to tell."""
-        from streamchat.chat.resume import resume
+        from streamchat.sessions.resume import resume
 
         assert self._store is not None
         assert self.recorder is not None
@@ -239,8 +239,8 @@ class Archive:
 
     def _identify(self, held: Held) -> Identity:
         """Of the loaded model; some 50 ms, once a model and format."""
-        from streamchat.chat.recorder import Identity
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+        from streamchat.sessions.recorder import Identity
 
         conversation = held.conversation
         parts = conversation.encoder.format.identity

@@ -1,0 +1,1 @@
+"""Saved conversations: recording, snapshots, resuming, export and import."""
