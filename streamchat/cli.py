@@ -21,8 +21,8 @@ from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:
     from streamchat.base.events import Event
-    from streamchat.chat.client import ChatEngine
     from streamchat.config.loader import Configuration
+    from streamchat.engine.protocol import ChatEngine
     from streamchat.store.records import SessionInfo
 
 
@@ -136,7 +136,7 @@ def make_engine(configuration: Configuration, save: bool, session: str | None, a
         session: The saved conversation to go on with.
         agreed_model: The model that the user agreed to load for it.
     """
-    from streamchat.chat.engine import Engine
+    from streamchat.engine.engine import Engine
     from streamchat.store.store import Store
 
     return Engine(configuration, open_store=Store if save else None, session=session, agreed_model=agreed_model)

@@ -35,10 +35,10 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base import paths
-from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.feeder import Feeder
+from streamchat.engine.owner import Owner
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.sessions import snapshot as snapshots

@@ -19,9 +19,9 @@ import streamchat.conversation.rollback as rollbacks
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
-from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.owner import Owner
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.store.store import Store

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base import events as ev
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.tiny import tiny_model

@@ -10,9 +10,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from tests.app_driver import driving
 
 QUESTIONS = (

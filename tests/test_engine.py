@@ -11,9 +11,9 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode, ModelNotFoundError
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from tests.real_engine import running, tiny_loaded
 from tests.tiny import tiny_model
 

@@ -13,9 +13,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from tests.app_driver import driving
 from tests.real_engine import tiny_loaded
 

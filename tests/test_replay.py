@@ -36,8 +36,8 @@ TURNS = [f"question {n} about the sea and the dragon" for n in range(12)]
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine loads a tiny random model."""
-    monkeypatch.setattr("streamchat.chat.engine.load_from_settings", lambda *_: tiny_loaded())
-    from streamchat.chat.engine import Engine
+    monkeypatch.setattr("streamchat.engine.engine.load_from_settings", lambda *_: tiny_loaded())
+    from streamchat.engine.engine import Engine
 
     init = Engine.__init__
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from streamchat.telemetry.log_file import log_path, start_logging
 from streamchat.tui.widgets.lines import FailurePanel
 from tests.app_driver import Driver, driving

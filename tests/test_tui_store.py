@@ -13,9 +13,9 @@ import pytest
 from textual.widgets import OptionList
 
 from streamchat.base import events as ev
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from streamchat.store.backup import backups
 from streamchat.store.database import database_path
 from streamchat.store.store import Store

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from streamchat.base import events as ev
-from streamchat.chat.client import ChatEngine
 from streamchat.config.settings import Settings
+from streamchat.engine.protocol import ChatEngine
 from streamchat.telemetry.metrics import Metrics
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.events import Event
-from streamchat.chat.client import ChatEngine
 from streamchat.chat.status import StatusBoard
+from streamchat.engine.protocol import ChatEngine
 
 
 @dataclass(frozen=True)

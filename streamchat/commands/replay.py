@@ -128,9 +128,9 @@ def _replay(
     until: float | None,
 ) -> int:
     from streamchat.base.events import Notice
-    from streamchat.chat.engine import Engine
     from streamchat.chat.observed import observe
     from streamchat.commands.replay_view import View
+    from streamchat.engine.engine import Engine
     from streamchat.replay.invariants import Inspector
     from streamchat.replay.report import make_report, write_report
     from streamchat.replay.run import Run, restored_totals

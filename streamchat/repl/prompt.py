@@ -17,13 +17,13 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable, without_blank_ends
 from streamchat.chat import mentions
-from streamchat.chat.client import ChatEngine
 from streamchat.chat.commands import default_registry
 from streamchat.chat.progress import ProgressLine
 from streamchat.chat.session_commands import turn_over
 from streamchat.chat.slash import SlashContext
 from streamchat.chat.status import StatusBoard
 from streamchat.config.loader import Configuration
+from streamchat.engine.protocol import ChatEngine
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character

@@ -20,7 +20,7 @@ from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
 
 if TYPE_CHECKING:
-    from streamchat.chat.engine import Engine
+    from streamchat.engine.engine import Engine
 
 DUMPS = 10
 """So many violations are written down with all that reproduces them."""

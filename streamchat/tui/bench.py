@@ -17,9 +17,9 @@ from textual import events
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
-from streamchat.chat.engine import Engine
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
+from streamchat.engine.engine import Engine
 from streamchat.tui.app import StreamchatApp, shared_interpreter
 from streamchat.tui.widgets.prompt import Prompt
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from streamchat.base.events import Event
-from streamchat.chat.client import ChatEngine
+from streamchat.engine.protocol import ChatEngine
 
 
 class Phase(Enum):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
 from streamchat.base.sanitize import encodable
-from streamchat.chat.owner import Owner
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, load_from_settings
+from streamchat.engine.owner import Owner
 from streamchat.sessions.archive import OpenStore
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
