@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from streamchat.base import ascii_text
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.base.sanitize import one_line, printable
-from streamchat.chat import file_access
 from streamchat.commands import flags, parser, serve
 from streamchat.commands.faces import Face, choose_face
+from streamchat.frontend import file_access
 from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:

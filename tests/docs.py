@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamchat.chat.commands import default_registry
 from streamchat.commands import parser
 from streamchat.config import keymap
 from streamchat.config.loader import flag_of
 from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.frontend.slash.commands import default_registry
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "*Made by `python -m tests.docs --write`; changes here are overwritten.*"

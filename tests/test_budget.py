@@ -11,11 +11,11 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.cache.context import context_length
-from streamchat.chat.evictions import eviction_sentence, turn_words
-from streamchat.chat.status import StatusBoard, memory_figures
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
+from streamchat.frontend.evictions import eviction_sentence, turn_words
+from streamchat.frontend.status import StatusBoard, memory_figures
 from streamchat.sessions.settings import resumed_configuration
 from tests.tiny import config_of
 

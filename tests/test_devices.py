@@ -15,8 +15,8 @@ from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.devices import devices_of, is_spread, kind_of_place, place_of
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.chat.status import memory_figures
 from streamchat.config.settings import spec_of
+from streamchat.frontend.status import memory_figures
 from streamchat.models import device as devices
 from streamchat.models import spread
 from streamchat.telemetry.memory import DeviceMemory, device_memory, peak_memory

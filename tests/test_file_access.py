@@ -10,9 +10,9 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ConfigError
-from streamchat.chat import editor, file_access, mentions
-from streamchat.chat.slash import SlashContext
 from streamchat.config.settings import Settings
+from streamchat.frontend import editor, file_access, mentions
+from streamchat.frontend.slash.registry import SlashContext
 from streamchat.tui.commands import app_registry
 from tests.scripted_engine import ScriptedEngine
 from tests.test_session_commands import stored

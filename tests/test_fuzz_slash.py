@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat import mentions
-from streamchat.chat.slash import parse
 from streamchat.config.settings import setting_fields
+from streamchat.frontend import mentions
+from streamchat.frontend.slash.registry import parse
 from tests.test_fuzz_records import TEXTS
 from tests.test_slash import Desk
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
-from streamchat.chat.watch import Watcher, watched
+from streamchat.frontend.watch import Watcher, watched
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.export import export
 from streamchat.store.database import database_path

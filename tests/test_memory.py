@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from streamchat.base.events import CacheState, Segment
-from streamchat.chat.memory import TurnMemory, Visible
-from streamchat.chat.status import SERIES_LIMIT, Series
+from streamchat.frontend.status import SERIES_LIMIT, Series
+from streamchat.frontend.visibility import TurnMemory, Visible
 
 SINKS = Segment("sinks", 0, 4, 4, True)
 SYSTEM = Segment("system", 0, 10, 10, True)

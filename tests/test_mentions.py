@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat import mentions
-from streamchat.chat.code_spans import code_spans
+from streamchat.frontend import mentions
+from streamchat.frontend.code_spans import code_spans
 
 
 @pytest.fixture(autouse=True)

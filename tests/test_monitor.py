@@ -17,8 +17,8 @@ from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
 from streamchat.chat.observed import observe
-from streamchat.chat.watch import Watcher, everything, sample_of, watched
 from streamchat.config.settings import Settings
+from streamchat.frontend.watch import Watcher, everything, sample_of, watched
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from streamchat.telemetry.metrics import Metrics

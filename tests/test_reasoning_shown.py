@@ -14,10 +14,10 @@ import streamchat.conversation.conversation as conversation_module
 from streamchat.base import events as ev
 from streamchat.base.errors import TurnError
 from streamchat.base.thinking import plain_text, split
-from streamchat.chat.told import excerpt, found_line, quoted
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
 from streamchat.conversation.summarize import summarise
+from streamchat.frontend.messages import excerpt, found_line, quoted
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.sessions.export import export

@@ -21,9 +21,9 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from streamchat.chat.commands import default_registry
-from streamchat.chat.slash import SlashContext
-from streamchat.chat.status import StatusBoard
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashContext
+from streamchat.frontend.status import StatusBoard
 from streamchat.repl.keys import interrupt_character, sequences
 from streamchat.repl.session import InputLine, MessageCompleter
 from tests.scripted_engine import ScriptedEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base import child_processes, search_path
-from streamchat.chat import editor
+from streamchat.frontend import editor
 
 S = os.pathsep
 

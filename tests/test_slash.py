@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.chat.commands import default_registry
-from streamchat.chat.slash import SlashContext, SlashResult, parse
-from streamchat.chat.status import StatusBoard
 from streamchat.config.settings import Settings
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashContext, SlashResult, parse
+from streamchat.frontend.status import StatusBoard
 from tests.scripted_engine import ScriptedEngine
 
 
@@ -128,7 +128,7 @@ def test_completion() -> None:
 
 
 def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamchat.chat import model_names
+    from streamchat.frontend import model_names
     from streamchat.models import hub_cache
 
     here = [

@@ -32,8 +32,8 @@ USE_EVERYTHING = r"""
 import io, os, sys
 from pathlib import Path
 from streamchat import cli
-from streamchat.chat.session_commands import SessionCommands
-from streamchat.chat.watch import Watcher, everything, watched
+from streamchat.frontend.slash.session_commands import SessionCommands
+from streamchat.frontend.watch import Watcher, everything, watched
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running

@@ -22,14 +22,14 @@ from streamchat.base.formatting import plural
 from streamchat.charts.chart import Chart, Series
 from streamchat.charts.figure import svg_of
 from streamchat.charts.terminal import text_of
-from streamchat.chat.commands import default_registry
-from streamchat.chat.slash import SlashContext
-from streamchat.chat.status import StatusBoard, parts_words, retained_words
 from streamchat.commands.replay import _why
 from streamchat.config.keymap import KEYS, spoken
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import _template_prompt
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashContext
+from streamchat.frontend.status import StatusBoard, parts_words, retained_words
 from streamchat.repl.toolbar import toolbar_text
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.themes import remembered_theme

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from streamchat.base.events import ModelLoading
-from streamchat.chat.progress import ProgressLine
+from streamchat.frontend.progress import ProgressLine
 
 
 class Progress(Protocol):

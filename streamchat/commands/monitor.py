@@ -12,8 +12,8 @@ from streamchat.base.errors import ExitCode, SessionError
 from streamchat.base.formatting import human_bytes, human_seconds, human_when, plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
-from streamchat.chat.watch import Watched, Watcher, everything, watched
 from streamchat.commands import flags
+from streamchat.frontend.watch import Watched, Watcher, everything, watched
 
 if TYPE_CHECKING:
     from streamchat.commands.parser import Subparsers

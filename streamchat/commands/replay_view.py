@@ -21,7 +21,7 @@ from rich.text import Text
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import one_line
-from streamchat.chat.progress import ProgressLine
+from streamchat.frontend.progress import ProgressLine
 from streamchat.replay.run import line_of
 
 if TYPE_CHECKING:

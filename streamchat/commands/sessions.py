@@ -14,9 +14,9 @@ from streamchat.base.jsonlines import json_line
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line, printable
 from streamchat.base.thinking import plain_text
-from streamchat.chat.told import session_line
 from streamchat.commands import session_files
 from streamchat.commands.session_files import say as _say
+from streamchat.frontend.messages import session_line
 from streamchat.sessions.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession

@@ -14,13 +14,13 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
 from streamchat.base.sanitize import printable
-from streamchat.chat import mentions
-from streamchat.chat.commands import default_registry
-from streamchat.chat.progress import ProgressLine
-from streamchat.chat.session_commands import turn_over
-from streamchat.chat.slash import SlashContext, SlashResult
-from streamchat.chat.status import StatusBoard
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend import mentions
+from streamchat.frontend.progress import ProgressLine
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashContext, SlashResult
+from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
 

@@ -16,14 +16,15 @@ from typing import cast
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable, without_blank_ends
-from streamchat.chat import mentions
-from streamchat.chat.commands import default_registry
-from streamchat.chat.progress import ProgressLine
-from streamchat.chat.session_commands import turn_over
-from streamchat.chat.slash import SlashContext
-from streamchat.chat.status import StatusBoard
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend import mentions
+from streamchat.frontend.progress import ProgressLine
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashContext
+from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.status import StatusBoard
+from streamchat.frontend.suspend import stop_process
 from streamchat.repl.failure import told_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character
@@ -39,7 +40,6 @@ from streamchat.repl.terminal import (
     terminal_modes,
 )
 from streamchat.repl.toolbar import toolbar_text
-from streamchat.suspend import stop_process
 
 ANSWER_WAIT_S = 1.0
 """How long a command that answers through an event may take before the prompt comes back anyway."""

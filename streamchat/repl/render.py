@@ -14,9 +14,9 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
-from streamchat.chat.evictions import eviction_sentence, merged
-from streamchat.chat.status import retained_words
-from streamchat.chat.told import resumed_sentence, undone_sentence
+from streamchat.frontend.evictions import eviction_sentence, merged
+from streamchat.frontend.messages import resumed_sentence, undone_sentence
+from streamchat.frontend.status import retained_words
 from streamchat.telemetry.log_file import log_path
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]

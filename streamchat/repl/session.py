@@ -24,12 +24,12 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line, printable
-from streamchat.chat import editor, mentions
-from streamchat.chat.slash import SlashContext, SlashRegistry
 from streamchat.config.keymap import keys_of, spoken
+from streamchat.frontend import editor, mentions
+from streamchat.frontend.slash.registry import SlashContext, SlashRegistry
+from streamchat.frontend.suspend import stop_process
 from streamchat.repl.keys import sequences
 from streamchat.repl.terminal import STYLE
-from streamchat.suspend import stop_process
 
 PROMPT = "you> "
 

@@ -6,7 +6,7 @@ import sys
 
 from streamchat.base.ascii_text import in_encoding
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.chat.status import StatusBoard
+from streamchat.frontend.status import StatusBoard
 
 BAR_CELLS = 10
 

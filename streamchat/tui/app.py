@@ -26,10 +26,10 @@ from textual.theme import Theme
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
 from streamchat.base.sanitize import one_line
-from streamchat.chat.status import StatusBoard
 from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.status import StatusBoard
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
 from streamchat.telemetry.trace import FAILED, mark

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.chat.evictions import merged
+from streamchat.frontend.evictions import merged
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.turn import turn_figures, was_cut
 

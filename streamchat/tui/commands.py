@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from streamchat.base.formatting import plural
-from streamchat.chat import file_access
-from streamchat.chat.commands import default_registry
-from streamchat.chat.session_commands import SessionCommands
-from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.frontend import file_access
+from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.frontend.slash.session_commands import SessionCommands
 
 
 class AppActions(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.app import App, SuspendNotSupported
 
 from streamchat.base.errors import ConfigError
-from streamchat.chat import editor
+from streamchat.frontend import editor
 
 
 def edit(app: App[int], text: str) -> str:

@@ -15,7 +15,7 @@ from textual._parser import ParseError
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 
-from streamchat.suspend import stop_process
+from streamchat.frontend.suspend import stop_process
 
 BLOCK_BYTES = 4096
 WAIT_S = 0.1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from streamchat.base.errors import ConfigError
 from streamchat.base.events import CacheState
 from streamchat.base.formatting import plural
-from streamchat.chat import mentions
+from streamchat.frontend import mentions
 
 LONG_LINES, LONG_CHARACTERS = 8, 600
 """From here on a text is measured."""

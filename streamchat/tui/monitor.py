@@ -15,7 +15,7 @@ from textual.widgets import DataTable, Footer
 from streamchat.base.errors import ExitCode, StoreError
 from streamchat.base.formatting import human_when
 from streamchat.base.sanitize import one_line
-from streamchat.chat.watch import Watched, Watcher, everything
+from streamchat.frontend.watch import Watched, Watcher, everything
 from streamchat.tui.terminal import guarded_driver
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel

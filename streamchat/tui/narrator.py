@@ -7,7 +7,7 @@ from collections.abc import Callable
 from streamchat.base import events as ev
 from streamchat.base.formatting import plural
 from streamchat.base.sanitize import one_line
-from streamchat.chat.told import resumed_sentence, undone_sentence
+from streamchat.frontend.messages import resumed_sentence, undone_sentence
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome

@@ -17,10 +17,11 @@ from textual.widgets import Footer
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line, printable, without_blank_ends
-from streamchat.chat import mentions, slash
-from streamchat.chat.session_commands import turn_over
-from streamchat.chat.told import ACKNOWLEDGED, quoted
 from streamchat.config.keymap import key_names
+from streamchat.frontend import mentions
+from streamchat.frontend.messages import ACKNOWLEDGED, quoted
+from streamchat.frontend.slash import registry
+from streamchat.frontend.slash.session_commands import turn_over
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bindings import hint
 from streamchat.tui.bridge import EventBridge
@@ -217,7 +218,7 @@ class ChatScreen(ReadingScreen):
     async def _submitted(self, message: Prompt.Submitted) -> None:
         message.stop()
         typed = without_blank_ends(message.text)
-        command = slash.parse(typed)
+        command = registry.parse(typed)
         if command is not None:
             done = await self._run_command(command[0], typed.strip())
         else:
@@ -255,7 +256,7 @@ class ChatScreen(ReadingScreen):
 
     def run_slash(self, text: str) -> None:
         """Carry out a command as if it had been typed."""
-        command = slash.parse(text)
+        command = registry.parse(text)
         assert command is not None
         self.run_worker(self._run_command(command[0], text))
 
@@ -263,7 +264,7 @@ class ChatScreen(ReadingScreen):
         """Carry out a command; False if it cannot be now, and a toast says why."""
         app = self.chat_app
         command = app.registry.find(name)
-        parsed = slash.parse(text)
+        parsed = registry.parse(text)
         starts_over = command is not None and parsed is not None and command.starts_over(parsed[1])
         asks = starts_over or (command is not None and command.asks_engine)
         if asks and self._outbox.phase is Phase.FAILED:
@@ -275,7 +276,7 @@ class ChatScreen(ReadingScreen):
             return False
         if starts_over and self._outbox.phase is Phase.REPLYING:
             app.engine.stop_reply()  # or it would run on to its end first
-        result = app.registry.run(slash.SlashContext(app.engine, app.board), text)
+        result = app.registry.run(registry.SlashContext(app.engine, app.board), text)
         assert result is not None
         if result.error:
             self._toast(result.text, "error")
@@ -329,7 +330,7 @@ class ChatScreen(ReadingScreen):
     def _complete(self, text: str) -> list[tuple[str, str]]:
         if text.startswith("/"):
             app = self.chat_app
-            return app.registry.completions(slash.SlashContext(app.engine, app.board), text)
+            return app.registry.completions(registry.SlashContext(app.engine, app.board), text)
         path = mentions.mention_under_way(text)
         if path is None:
             return []

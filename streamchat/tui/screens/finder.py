@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
-from streamchat.chat.told import excerpt
+from streamchat.frontend.messages import excerpt
 from streamchat.store.records import Found
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint

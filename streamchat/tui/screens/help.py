@@ -11,8 +11,8 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from streamchat.chat.slash import SlashRegistry
 from streamchat.config.keymap import KEYS, spoken
+from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
 

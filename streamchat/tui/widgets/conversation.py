@@ -9,8 +9,8 @@ from textual.message import Message
 from textual.widget import Widget
 
 from streamchat.base.events import CacheState, TokensEvicted
-from streamchat.chat.memory import Visible
 from streamchat.config.settings import Thinking
+from streamchat.frontend.visibility import Visible
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt

@@ -9,8 +9,8 @@ from streamchat import __version__
 from streamchat.base.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.base.formatting import human_bytes, human_seconds, plural
 from streamchat.base.sanitize import one_line
-from streamchat.chat.evictions import eviction_sentence, merged
-from streamchat.chat.status import retained_words
+from streamchat.frontend.evictions import eviction_sentence, merged
+from streamchat.frontend.status import retained_words
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim

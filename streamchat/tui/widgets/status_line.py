@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from streamchat.base.events import PrefillProgress
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.chat.status import StatusBoard
+from streamchat.frontend.status import StatusBoard
 from streamchat.tui.widgets.gauge import Gauge
 
 

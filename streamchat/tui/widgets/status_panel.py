@@ -10,7 +10,7 @@ from textual.widgets import Sparkline, Static
 from streamchat.base.events import PrefillProgress
 from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.base.sanitize import one_line
-from streamchat.chat.status import StatusBoard, memory_figures
+from streamchat.frontend.status import StatusBoard, memory_figures
 from streamchat.tui.widgets.figures import Figure, Figures
 from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section

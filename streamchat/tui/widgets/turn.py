@@ -13,8 +13,8 @@ from textual.widget import Widget
 from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import one_line
-from streamchat.chat.memory import Memory, TurnMemory
 from streamchat.config.settings import Thinking
+from streamchat.frontend.visibility import Memory, TurnMemory
 from streamchat.tui.bindings import hint
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.lines import EvictionLine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.search_path import users_environment
-from streamchat.chat import file_access
+from streamchat.frontend import file_access
 
 VARIABLES = ("VISUAL", "EDITOR")
 

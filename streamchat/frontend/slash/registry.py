@@ -1,4 +1,4 @@
-"""Slash commands: what one is, and a registry of them for every face. The commands are in `streamchat.chat.commands`.
+"""Slash commands: what one is, and a registry of them for every face. The commands are in `streamchat.frontend.slash.commands`.
 
 A command works on the engine and the status board and returns text; how that text is shown is the face's business.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.events import Event
-from streamchat.chat.status import StatusBoard
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.status import StatusBoard
 
 
 @dataclass(frozen=True)

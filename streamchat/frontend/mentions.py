@@ -22,8 +22,8 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
-from streamchat.chat import file_access
-from streamchat.chat.code_spans import code_spans
+from streamchat.frontend import file_access
+from streamchat.frontend.code_spans import code_spans
 
 MAX_BYTES = 2_000_000
 """Of one file. Far more than any cache holds."""

@@ -11,9 +11,9 @@ from streamchat.base.errors import ConfigError, SessionError
 from streamchat.base.formatting import plural, whole_number
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
-from streamchat.chat import file_access
-from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.chat.told import ACKNOWLEDGED, found_line, kept, quoted, session_line
+from streamchat.frontend import file_access
+from streamchat.frontend.messages import ACKNOWLEDGED, found_line, kept, quoted, session_line
+from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.export import FORMATS, export, write_export
 from streamchat.sessions.settings import lasting_name
 from streamchat.store.records import Found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from streamchat.base.formatting import human_bytes, human_seconds, plural, whole_number
-from streamchat.chat import file_access, mentions
-from streamchat.chat.model_names import complete_model
-from streamchat.chat.session_commands import SessionCommands
-from streamchat.chat.slash import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.chat.status import memory_figures, parts_words
 from streamchat.config import loader
 from streamchat.config.settings import setting_fields, spec_of
+from streamchat.frontend import file_access, mentions
+from streamchat.frontend.model_names import complete_model
+from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
+from streamchat.frontend.slash.session_commands import SessionCommands
+from streamchat.frontend.status import memory_figures, parts_words
 
 
 def default_registry() -> SlashRegistry:

@@ -7,7 +7,7 @@ import time
 from functools import lru_cache
 
 from streamchat.base.paths import user_path
-from streamchat.chat import mentions
+from streamchat.frontend import mentions
 
 FRESH_S = 10
 """How long the list of what is here may be old: looking costs a few files for each model."""

@@ -14,7 +14,7 @@ from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.base.saved_figures import WrongFigures, figures
-from streamchat.chat.status import StatusBoard
+from streamchat.frontend.status import StatusBoard
 from streamchat.store.database import database_path
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo
