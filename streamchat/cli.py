@@ -205,9 +205,9 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         SessionError: There is no such conversation, or another process has it open.
     """
     from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
-    from streamchat.chat.observed import observe
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
+    from streamchat.telemetry.observer import observe
     from streamchat.telemetry.stats_log import StatsLog
 
     start_logging()

@@ -16,12 +16,12 @@ from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
-from streamchat.chat.observed import observe
 from streamchat.config.settings import Settings
 from streamchat.frontend.watch import Watcher, everything, sample_of, watched
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from streamchat.telemetry.metrics import Metrics
+from streamchat.telemetry.observer import observe
 from streamchat.tui.monitor import MonitorApp
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
@@ -179,7 +179,7 @@ def fetched(port: int) -> dict[str, float]:
 def test_metrics_are_what_the_events_say() -> None:
     metrics = Metrics("127.0.0.1", 0)
     try:
-        from streamchat.chat.observed import Observed
+        from streamchat.telemetry.observer import Observed
 
         with running(cache_size=128) as chat:
             chat.engine.subscribe(Observed(metrics))

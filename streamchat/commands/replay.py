@@ -128,13 +128,13 @@ def _replay(
     until: float | None,
 ) -> int:
     from streamchat.base.events import Notice
-    from streamchat.chat.observed import observe
     from streamchat.commands.replay_view import View
     from streamchat.engine.engine import Engine
     from streamchat.replay.invariants import Inspector
     from streamchat.replay.report import make_report, write_report
     from streamchat.replay.run import Run, restored_totals
     from streamchat.store.store import Store
+    from streamchat.telemetry.observer import observe
 
     session = rows[-1]["session"] if rows else ""
     engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None)

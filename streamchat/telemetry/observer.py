@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
-from streamchat.engine.protocol import ChatEngine
 from streamchat.telemetry.metrics import Metrics
 
 
-def observe(engine: ChatEngine, settings: Settings) -> Metrics | None:
+class Emitter(Protocol):
+    """What emits events: an engine."""
+
+    def subscribe(self, listener: Callable[[ev.Event], None]) -> Callable[[], None]: ...
+
+
+def observe(engine: Emitter, settings: Settings) -> Metrics | None:
     """Serve the figures of `engine` where a port is set; to be closed by the caller.
 
     Raises:
