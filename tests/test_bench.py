@@ -22,10 +22,10 @@ from streamchat.evidence import peers, workloads
 from streamchat.evidence.bench_page import make_page
 from streamchat.evidence.chat_text import make_turns
 from streamchat.evidence.methods import Method, Streamchat, make_methods
-from streamchat.evidence.page import as_text
 from streamchat.evidence.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
 from streamchat.quantization.linear import MAX_ROWS, packed_layers
 from streamchat.quantization.replace import groups, pack_group, replace
+from streamchat.reports.page import as_text
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model
 from tests.toy_tokenizer import toy_tokenizer

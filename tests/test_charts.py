@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.charts.chart import Bars, Chart, Heatmap, Picture, Series
-from streamchat.charts.figure import save_pictures, svg_of
-from streamchat.charts.terminal import text_of
+from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, Series
+from streamchat.reports.figure import save_pictures, svg_of
+from streamchat.reports.terminal import text_of
 
 NAN = float("nan")
 CURVES = Chart(

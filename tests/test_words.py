@@ -19,9 +19,6 @@ from streamchat.base import paths
 from streamchat.base.ascii_text import ERRORS, in_encoding
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
-from streamchat.charts.chart import Chart, Series
-from streamchat.charts.figure import svg_of
-from streamchat.charts.terminal import text_of
 from streamchat.commands.replay import _why
 from streamchat.config.keymap import KEYS, spoken
 from streamchat.config.loader import Configuration
@@ -31,6 +28,9 @@ from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.status import StatusBoard, parts_words, retained_words
 from streamchat.repl.toolbar import toolbar_text
+from streamchat.reports.chart import Chart, Series
+from streamchat.reports.figure import svg_of
+from streamchat.reports.terminal import text_of
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.themes import remembered_theme
 from tests import toy_tokenizer as toy

@@ -13,8 +13,8 @@ from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
     from streamchat.evidence.methods import Method
-    from streamchat.evidence.page import Page
     from streamchat.models.load import LoadedModel
+    from streamchat.reports.page import Page
 
 METHODS = ("streamchat", "generate", "re-read", "recompute", "cut")
 WORKLOADS = ("decode", "chat")
@@ -66,7 +66,7 @@ def measure(
         ConfigError: A list or a number is wrong.
         ModelError: The model cannot be had, or cannot stream.
     """
-    from streamchat.evidence.page import prepare_folder
+    from streamchat.reports.page import prepare_folder
 
     wanted = _names(args.workloads, WORKLOADS, "--workloads")
     turns = _turns(args.turns)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streamchat.evidence.page import Page
+    from streamchat.reports.page import Page
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
@@ -28,7 +28,7 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
 
 def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> None:
     """Print the page as these flags say; with `folder`, write its files."""
-    from streamchat.evidence.page import show
+    from streamchat.reports.page import show
 
     charts = sys.stdout.isatty() if args.charts is None else args.charts
     no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

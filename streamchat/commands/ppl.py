@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A policy, a size or a file is wrong, or it would not fit into memory.
         ModelError: The model cannot be had, or cannot stream.
     """
-    from streamchat.evidence.page import prepare_folder
     from streamchat.evidence.policies import parse_policies
     from streamchat.evidence.texts import read_documents
+    from streamchat.reports.page import prepare_folder
 
     configuration = flags.configuration_of(args)
     settings = configuration.settings

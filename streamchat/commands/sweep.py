@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A list, a file or the folder is wrong, or the cluster cannot be reached.
         StreamchatError: A worker process died.
     """
-    from streamchat.evidence.page import prepare_folder
     from streamchat.evidence.sweep import Journal
+    from streamchat.reports.page import prepare_folder
 
     work = _work(args)
     folder = prepare_folder(args.out)

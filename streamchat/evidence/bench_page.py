@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes, human_seconds
-from streamchat.charts.chart import Bars, Chart, Picture, Series
 from streamchat.evidence.methods import Method
-from streamchat.evidence.page import Page, Table
 from streamchat.evidence.workloads import LATE, ChatFigures, DecodeFigures
+from streamchat.reports.chart import Bars, Chart, Picture, Series
+from streamchat.reports.page import Page, Table
 
 OURS = "streamchat"
 

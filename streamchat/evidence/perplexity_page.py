@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.charts.chart import Chart, Series
-from streamchat.evidence.page import Page, Table
 from streamchat.evidence.perplexity import Scored, Segment, curve, losses_in, of_policy
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.score import perplexity
+from streamchat.reports.chart import Chart, Series
+from streamchat.reports.page import Page, Table
 
 POINTS, LEAST = 80, 64
 """Of a curve, and tokens that a point stands for: single tokens are noise."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes
-from streamchat.charts.chart import Heatmap
-from streamchat.evidence.page import Page, Table
 from streamchat.evidence.sweep import Recommendation, Row
+from streamchat.reports.chart import Heatmap
+from streamchat.reports.page import Page, Table
 
 Figure = Callable[[Row], float | None]
 

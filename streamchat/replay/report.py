@@ -13,10 +13,10 @@ from typing import Any
 
 from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.base.paths import write_private
-from streamchat.charts.chart import Chart, Series
-from streamchat.charts.figure import can_draw, svg_of
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals, versions
+from streamchat.reports.chart import Chart, Series
+from streamchat.reports.figure import can_draw, svg_of
 
 SCHEMA = 1
 """Of report.json; see docs/replay.md."""

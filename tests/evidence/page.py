@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from streamchat.charts.chart import Chart, Series
-from streamchat.charts.figure import svg_of
-from streamchat.evidence.page import Table, as_markdown
 from streamchat.evidence.perplexity import Scored, curve, losses_in, of_policy, segments
 from streamchat.evidence.policies import Policy
 from streamchat.evidence.score import perplexity
+from streamchat.reports.chart import Chart, Series
+from streamchat.reports.figure import svg_of
+from streamchat.reports.page import Table, as_markdown
 from tests.evidence import forgetting
 from tests.evidence.forgetting import Asked
 from tests.evidence.runs import BUDGET, BUDGETS, POLICIES, SINKS

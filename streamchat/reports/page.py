@@ -13,8 +13,8 @@ from typing import Any, TextIO
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import printable
-from streamchat.charts import figure, terminal
-from streamchat.charts.chart import Picture
+from streamchat.reports import figure, terminal
+from streamchat.reports.chart import Picture
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def as_html(page: Page) -> str:
     """One file that needs nothing beside it; without matplotlib it has no pictures and says so."""
     import jinja2
 
-    source = (resources.files("streamchat.evidence") / "page.html.jinja").read_text(encoding="utf-8")
+    source = (resources.files("streamchat.reports") / "page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     drawn = [(picture, figure.svg_of(picture)) for picture in page.pictures] if figure.can_draw() else None
     return environment.from_string(source).render(page=page, pictures=drawn, how=figure.HOW_TO_GET) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from streamchat.charts.chart import Bars, Chart, Heatmap, Picture, whole
+from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, whole
 
 MIN_WIDTH, MAX_WIDTH = 40, 140
 HEIGHT = 16

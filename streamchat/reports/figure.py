@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.charts.chart import Bars, Chart, Heatmap, Picture, whole
+from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

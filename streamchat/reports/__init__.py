@@ -1,0 +1,1 @@
+"""Pages of results: tables, charts, and their forms for a terminal, HTML, Markdown and JSON."""
