@@ -22,8 +22,8 @@ import torch
 
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import StreamchatError
-from streamchat.evidence.methods import Generate, Method, Streamchat
-from streamchat.evidence.workloads import LATE, measure_decode
+from streamchat.benchmarks.methods import Generate, Method, Streamchat
+from streamchat.benchmarks.workloads import LATE, measure_decode
 from streamchat.models.checked_fit import remembered_fit
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.telemetry.memory import device_memory

@@ -15,14 +15,14 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ExitCode
+from streamchat.benchmarks import peers, workloads
+from streamchat.benchmarks.chat_text import make_turns
+from streamchat.benchmarks.compare_page import make_page
+from streamchat.benchmarks.methods import Method, Streamchat, make_methods
+from streamchat.benchmarks.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
-from streamchat.evidence import peers, workloads
-from streamchat.evidence.bench_page import make_page
-from streamchat.evidence.chat_text import make_turns
-from streamchat.evidence.methods import Method, Streamchat, make_methods
-from streamchat.evidence.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
 from streamchat.quantization.linear import MAX_ROWS, packed_layers
 from streamchat.quantization.replace import groups, pack_group, replace
 from streamchat.reports.page import as_text
@@ -190,7 +190,7 @@ class Broken(Fake):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(workloads.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr("streamchat.evidence.methods.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("streamchat.benchmarks.methods.time.perf_counter", lambda: now[0])
     return now
 
 
@@ -308,7 +308,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
     sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "3", "--turns", "2,6"]
-    monkeypatch.setattr("streamchat.commands.bench_peers.REPLY_TOKENS", 8)
+    monkeypatch.setattr("streamchat.benchmarks.compare.REPLY_TOKENS", 8)
     assert cli.main(["bench", *sizes, "--out", str(tmp_path / "out"), "--charts", "--json"]) == ExitCode.OK
     text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     data = json.loads(last)

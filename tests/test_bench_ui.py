@@ -9,19 +9,19 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ModelNotFoundError, StreamchatError
+from streamchat.benchmarks import app
+from streamchat.benchmarks.app import UiFigures
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load
 from streamchat.models.load import LoadedModel
-from streamchat.tui import bench
-from streamchat.tui.bench import UiFigures
 from tests.real_engine import tiny_loaded
 
 
 def measured(tokens: int, load: Load = lambda *_: tiny_loaded()) -> UiFigures:
     """The figures of one round; with this seed the replies run to their limit."""
     settings = Settings(max_new_tokens=tokens, cache_size=128, seed=1)
-    return bench.measure_ui(Configuration(settings), load, 1, lambda _: None)
+    return app.measure_ui(Configuration(settings), load, 1, lambda _: None)
 
 
 def unhurried(*_: object) -> LoadedModel:
@@ -32,7 +32,7 @@ def unhurried(*_: object) -> LoadedModel:
 
 
 def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "KEY_EVERY_S", 0.01)
+    monkeypatch.setattr(app, "KEY_EVERY_S", 0.01)
     figures = measured(96, unhurried)
     assert (figures.rounds, figures.tokens) == (1, 96)
     assert figures.keys >= 1

@@ -15,13 +15,13 @@ import torch
 
 from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.benchmarks import memory_estimate
+from streamchat.benchmarks.perplexity import default_segment, losses_in, score_all, segments
+from streamchat.benchmarks.policies import Policy, parse_policies
+from streamchat.benchmarks.score import Scores, perplexity, score
+from streamchat.benchmarks.streams import open_stream
+from streamchat.benchmarks.texts import Document, Tokens, decode, tokenize
 from streamchat.cache.positions.strategy import choose_fit
-from streamchat.evidence import prediction
-from streamchat.evidence.perplexity import default_segment, losses_in, score_all, segments
-from streamchat.evidence.policies import Policy, parse_policies
-from streamchat.evidence.score import Scores, perplexity, score
-from streamchat.evidence.streams import open_stream
-from streamchat.evidence.texts import Document, Tokens, decode, tokenize
 from tests.models_help import make_tokenizer, save, tiny_llama
 from tests.perplexity import Policies
 from tests.tiny import random_ids, tiny_model
@@ -164,7 +164,7 @@ def test_segments_cover_every_loss_once() -> None:
 
 
 def _result(document: Tokens, losses: Any) -> Any:
-    from streamchat.evidence.perplexity import Scored
+    from streamchat.benchmarks.perplexity import Scored
 
     return Scored(Policy("dense"), document, Scores(losses, 0, 0, 0))
 
@@ -257,27 +257,27 @@ def test_a_text_cannot_hold_control_tokens_and_begins_as_the_tokenizer_begins_te
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "falcon_h1"])
 def test_the_predicted_cache_is_the_one_that_is_made(family: str) -> None:
     model, _ = model_of(family)
-    cost = prediction.measure_cost(model)
+    cost = memory_estimate.measure_cost(model)
     assert cost.cache_bytes(COUNT) == scored(Policy("dense"), family).kv_bytes
-    assert prediction.predicted_bytes(Policy("dense"), COUNT, cost, 1, False) > cost.cache_bytes(COUNT)
+    assert memory_estimate.predicted_bytes(Policy("dense"), COUNT, cost, 1, False) > cost.cache_bytes(COUNT)
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    cost = prediction.measure_cost(model_of("llama")[0])
+    cost = memory_estimate.measure_cost(model_of("llama")[0])
     policies = [Policy("sinks", 64, 4), Policy("dense")]
     free = 20_000_000
-    prediction.require_memory(policies, 1000, cost, 16, False, free)
+    memory_estimate.require_memory(policies, 1000, cost, 16, False, free)
     with pytest.raises(ConfigError) as caught:
-        prediction.require_memory(policies, 10_000_000, cost, 16, False, free)
+        memory_estimate.require_memory(policies, 10_000_000, cost, 16, False, free)
     text = str(caught.value)
     assert text.startswith("dense over 10,000,000 tokens would take ")
     most = int(text.split("--max-tokens ")[1].split()[0])
-    prediction.require_memory(policies, most + 1, cost, 16, False, free)
+    memory_estimate.require_memory(policies, most + 1, cost, 16, False, free)
     with pytest.raises(ConfigError):
-        prediction.require_memory(policies, most + 2, cost, 16, False, free)
+        memory_estimate.require_memory(policies, most + 2, cost, 16, False, free)
     with pytest.raises(ConfigError, match="give a smaller budget than 1000000"):
-        prediction.require_memory([Policy("sinks", 1_000_000, 4)], 10_000_000, cost, 16, False, free)
-    prediction.require_memory(policies, 10_000_000, cost, 16, False, None)
+        memory_estimate.require_memory([Policy("sinks", 1_000_000, 4)], 10_000_000, cost, 16, False, free)
+    memory_estimate.require_memory(policies, 10_000_000, cost, 16, False, None)
 
 
 # --- the command --------------------------------------------------------------------------------------------------

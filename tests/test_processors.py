@@ -14,7 +14,7 @@ import torch
 from streamchat import cli
 from streamchat.base import processors
 from streamchat.base.processors import processor_quota, usable_processors
-from streamchat.evidence import pools
+from streamchat.benchmarks import pools
 from streamchat.models import device
 
 
@@ -109,7 +109,7 @@ def test_a_process_that_is_kept_to_one_processor_uses_one() -> None:
     code = (
         "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from streamchat.base.processors import usable_processors\n"
-        "from streamchat.evidence.pools import default_workers\n"
+        "from streamchat.benchmarks.pools import default_workers\n"
         "print(usable_processors(), default_workers())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

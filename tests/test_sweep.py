@@ -11,12 +11,12 @@ import pytest
 
 from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
-from streamchat.evidence import cell as cells
-from streamchat.evidence import pools
-from streamchat.evidence.cell import Cell, ModelSpec, run_cell
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.sweep import Journal, Row, cells_of, grid, recommend, rows_of
-from streamchat.evidence.texts import Document
+from streamchat.benchmarks import cell as cells
+from streamchat.benchmarks import pools
+from streamchat.benchmarks.cell import Cell, ModelSpec, run_cell
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.sweep import Journal, Row, cells_of, grid, recommend, rows_of
+from streamchat.benchmarks.texts import Document
 from tests.models_help import make_tokenizer, save, tiny_llama
 
 TEXT = "The capital of France is Paris. one two three four five " * 12

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
-from streamchat.commands import bench_peers, flags
+from streamchat.benchmarks import compare
+from streamchat.commands import flags
 from streamchat.commands.loading import Progress, loading_line
 from streamchat.commands.output import add_output_flags, print_page
 from streamchat.config import loader
@@ -43,7 +44,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     what.add_argument("--startup", action="store_true", help="measure starting, from the command to the first token")
     what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default: 5)")
-    bench_peers.add_flags(parser.add_argument_group("side by side"))
+    compare.add_flags(parser.add_argument_group("side by side"))
     own.add_argument(
         "--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply with --ui (default: 128)"
     )
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
                 loaded = elsewhere.submit(load_from_settings, configuration, progress).result()
             figures, text = (_ui if args.ui else _resume)(configuration, loaded, args.rounds, progress)
         else:
-            page, folder = bench_peers.measure(args, configuration, progress)
+            page, folder = compare.measure(args, configuration, progress)
     if not (args.startup or args.ui or args.resume):
         print_page(page, args, folder)
         return ExitCode.OK
@@ -82,20 +83,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _startup(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], str]:
-    from streamchat.commands import bench_startup
+    from streamchat.benchmarks import startup
 
     arguments = [
         f"{loader.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
     ]
-    figures = bench_startup.measure(arguments, args.rounds, progress)
-    return figures, bench_startup.as_text(figures)
+    figures = startup.measure(arguments, args.rounds, progress)
+    return figures, startup.as_text(figures)
 
 
 def _ui(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
     # headless commands know nothing of the app; this one is about it
-    bench: Any = import_module("streamchat.tui.bench")
+    bench: Any = import_module("streamchat.benchmarks.app")
     figures = bench.measure_ui(configuration, lambda *_: loaded, rounds, progress)
     text = (
         f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.rounds} rounds of {figures.tokens} tokens\n"
@@ -112,7 +113,7 @@ def _ui(
 def _resume(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    from streamchat.chat.bench import TRANSCRIPT_TURNS, measure_resume
+    from streamchat.benchmarks.resume import TRANSCRIPT_TURNS, measure_resume
 
     figures = measure_resume(configuration, loaded, rounds, progress)
     same = "equal to the bit" if figures.same_logits else "NOT equal"

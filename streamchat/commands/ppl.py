@@ -14,8 +14,8 @@ from streamchat.commands.output import add_output_flags, print_page
 from streamchat.commands.scoring import add_text_flags, require_least
 
 if TYPE_CHECKING:
+    from streamchat.benchmarks.texts import Document, Tokens
     from streamchat.commands.parser import Subparsers
-    from streamchat.evidence.texts import Document, Tokens
     from streamchat.models.load import LoadedModel
 
 DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A policy, a size or a file is wrong, or it would not fit into memory.
         ModelError: The model cannot be had, or cannot stream.
     """
-    from streamchat.evidence.policies import parse_policies
-    from streamchat.evidence.texts import read_documents
+    from streamchat.benchmarks.policies import parse_policies
+    from streamchat.benchmarks.texts import read_documents
     from streamchat.reports.page import prepare_folder
 
     configuration = flags.configuration_of(args)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tokens(documents: Sequence[Document], loaded: LoadedModel, most: int) -> tuple[list[Tokens], list[str]]:
     """The documents that can be scored, and what the reader should know."""
-    from streamchat.evidence.texts import tokenize
+    from streamchat.benchmarks.texts import tokenize
 
     tokens: list[Tokens] = []
     notes: list[str] = []
@@ -115,11 +115,11 @@ def _score(
     notes: list[str],
     folder: Any,
 ) -> int:
+    from streamchat.benchmarks import perplexity as ppl
+    from streamchat.benchmarks.memory_estimate import measure_cost, require_memory
+    from streamchat.benchmarks.perplexity_page import make_page
     from streamchat.cache.context import context_length
     from streamchat.commands.bar import Bar
-    from streamchat.evidence import perplexity as ppl
-    from streamchat.evidence.perplexity_page import make_page
-    from streamchat.evidence.prediction import measure_cost, require_memory
     from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet

@@ -15,9 +15,9 @@ from streamchat.commands.scoring import add_text_flags, require_least
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamchat.benchmarks.policies import Kind
+    from streamchat.benchmarks.pools import Work
     from streamchat.commands.parser import Subparsers
-    from streamchat.evidence.policies import Kind
-    from streamchat.evidence.pools import Work
 
 DEFAULT_OUT = "streamchat-sweep"
 DEFAULT_TOKENS = 2048
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: A list, a file or the folder is wrong, or the cluster cannot be reached.
         StreamchatError: A worker process died.
     """
-    from streamchat.evidence.sweep import Journal
+    from streamchat.benchmarks.sweep import Journal
     from streamchat.reports.page import prepare_folder
 
     work = _work(args)
@@ -97,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> Work:
-    from streamchat.evidence.cell import ModelSpec
-    from streamchat.evidence.sweep import cells_of, grid
-    from streamchat.evidence.texts import read_documents
+    from streamchat.benchmarks.cell import ModelSpec
+    from streamchat.benchmarks.sweep import cells_of, grid
+    from streamchat.benchmarks.texts import read_documents
 
     settings = flags.configuration_of(args).settings
     require_least(args, max_tokens=0, chunk=1, workers=1)
@@ -129,7 +129,7 @@ def _numbers(text: str, flag: str) -> list[int]:
 
 
 def _kinds(text: str) -> list[Kind]:
-    from streamchat.evidence.policies import KINDS, Kind
+    from streamchat.benchmarks.policies import KINDS, Kind
 
     known = get_args(Kind)
     words = _words(text, "--policies")
@@ -141,8 +141,8 @@ def _kinds(text: str) -> list[Kind]:
 
 def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
     """Run what is not known; the cells that failed, with the reason."""
+    from streamchat.benchmarks.pools import default_workers, in_processes, on_ray
     from streamchat.commands.bar import Bar
-    from streamchat.evidence.pools import default_workers, in_processes, on_ray
 
     if not missing:
         return {}
@@ -161,8 +161,8 @@ def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[
 def _print(
     args: argparse.Namespace, work: Work, journal: Any, folder: Path, problems: list[str], stopped: bool
 ) -> None:
-    from streamchat.evidence.sweep import recommend, rows_of
-    from streamchat.evidence.sweep_page import make_page
+    from streamchat.benchmarks.sweep import recommend, rows_of
+    from streamchat.benchmarks.sweep_page import make_page
 
     known = [(cell, result) for cell, _ in work if (result := journal.result(cell)) is not None]
     whole = {cell for cell, _ in known}

@@ -58,7 +58,7 @@ def main() -> int:
             filler = loaded.tokenizer.decode(documents[-1].ids)
             rows = ask(loaded.model, loaded.tokenizer, fit, filler, tick)
             kept.write_text(json.dumps([{**asdict(row), "policy": row.policy.spec} for row in rows]))
-    from streamchat.evidence.policies import parse_policies
+    from streamchat.benchmarks.policies import parse_policies
 
     asked = [
         Asked(parse_policies(row["policy"], 0, 0)[0], row["distance"], row["loss"], row["known"])

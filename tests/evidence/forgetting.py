@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.score import score
-from streamchat.evidence.streams import open_stream
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.score import score
+from streamchat.benchmarks.streams import open_stream
 
 BUDGET = 256
 DISTANCES = (16, 64, 128, 192, 224, 240, 256, 272, 320, 384, 512, 768)

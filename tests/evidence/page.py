@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from streamchat.evidence.perplexity import Scored, curve, losses_in, of_policy, segments
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.score import perplexity
+from streamchat.benchmarks.perplexity import Scored, curve, losses_in, of_policy, segments
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
 from streamchat.reports.page import Table, as_markdown

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from streamchat.evidence.perplexity import Scored, score_all
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.score import Scores
-from streamchat.evidence.texts import Document, Tokens, read_documents, tokenize
+from streamchat.benchmarks.perplexity import Scored, score_all
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.score import Scores
+from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
 
 BUDGET = 512
 SINKS = (1, 2, 4, 8)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes
-from streamchat.evidence.sweep import Recommendation, Row
+from streamchat.benchmarks.sweep import Recommendation, Row
 from streamchat.reports.chart import Heatmap
 from streamchat.reports.page import Page, Table
 

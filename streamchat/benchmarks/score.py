@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamchat.evidence.streams import Stream
+from streamchat.benchmarks.streams import Stream
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.evidence.perplexity import Scored, Segment, curve, losses_in, of_policy
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.score import perplexity
+from streamchat.benchmarks.perplexity import Scored, Segment, curve, losses_in, of_policy
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.page import Page, Table
 

@@ -12,7 +12,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
-    from streamchat.evidence.methods import Method
+    from streamchat.benchmarks.methods import Method
     from streamchat.models.load import LoadedModel
     from streamchat.reports.page import Page
 
@@ -117,8 +117,8 @@ def _methods(
 ) -> tuple[list[Method], list[str]]:
     import torch
 
-    from streamchat.evidence.methods import Generate, make_methods
-    from streamchat.evidence.peers import find_peers
+    from streamchat.benchmarks.methods import Generate, make_methods
+    from streamchat.benchmarks.peers import find_peers
     from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.load import load_model
 
@@ -166,9 +166,9 @@ def _measure(
 ) -> Page:
     import torch
 
-    from streamchat.evidence.bench_page import make_page
-    from streamchat.evidence.chat_text import make_turns
-    from streamchat.evidence.workloads import LATE, measure_chat, measure_decode
+    from streamchat.benchmarks.chat_text import make_turns
+    from streamchat.benchmarks.compare_page import make_page
+    from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
     from streamchat.verify.text import help_topic_ids
 
     decode: Any = {}

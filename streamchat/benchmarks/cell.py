@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import StreamchatError
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.texts import Document
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.texts import Document
 
 if TYPE_CHECKING:
     from streamchat.cache.positions.fit import PositionFit
@@ -80,10 +80,10 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from streamchat.evidence.prediction import measure_cost, require_memory
-    from streamchat.evidence.score import score
-    from streamchat.evidence.streams import open_stream
-    from streamchat.evidence.texts import tokenize
+    from streamchat.benchmarks.memory_estimate import measure_cost, require_memory
+    from streamchat.benchmarks.score import score
+    from streamchat.benchmarks.streams import open_stream
+    from streamchat.benchmarks.texts import tokenize
     from streamchat.models.device import free_memory
     from streamchat.models.quantize.weight_storage import stored_bytes
     from streamchat.models.quiet import quiet

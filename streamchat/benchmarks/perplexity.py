@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.score import Scores, perplexity, score
+from streamchat.benchmarks.streams import open_stream
+from streamchat.benchmarks.texts import Tokens
 from streamchat.cache.positions.fit import PositionFit
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.score import Scores, perplexity, score
-from streamchat.evidence.streams import open_stream
-from streamchat.evidence.texts import Tokens
 
 
 @dataclass(frozen=True)

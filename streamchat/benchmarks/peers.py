@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from streamchat.evidence.methods import Method
+from streamchat.benchmarks.methods import Method
 
 BATCH = 512
 """Tokens that llama.cpp reads at once; its own default."""

@@ -17,8 +17,8 @@ from streamchat.base import child_processes
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.base.paths import user_path
 from streamchat.base.processors import usable_processors
-from streamchat.evidence.cell import Cell, run_cell
-from streamchat.evidence.texts import Document
+from streamchat.benchmarks.cell import Cell, run_cell
+from streamchat.benchmarks.texts import Document
 
 Work = Sequence[tuple[Cell, Document]]
 Result = tuple[Cell, dict[str, Any]]

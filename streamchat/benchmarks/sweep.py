@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.evidence.cell import Cell, ModelSpec, digest_of
-from streamchat.evidence.policies import Kind, Policy, make_policy
-from streamchat.evidence.texts import Document
+from streamchat.benchmarks.cell import Cell, ModelSpec, digest_of
+from streamchat.benchmarks.policies import Kind, Policy, make_policy
+from streamchat.benchmarks.texts import Document
 
 
 def grid(kinds: Sequence[Kind], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from streamchat.benchmarks.policies import Policy
 from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.evidence.policies import Policy
 from streamchat.verify.measure import layer_lengths, storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 

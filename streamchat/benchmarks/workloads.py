@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from streamchat.base.errors import StreamchatError
-from streamchat.evidence.methods import Method
+from streamchat.benchmarks.methods import Method
 from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 
 SLOW_TOKENS = 3

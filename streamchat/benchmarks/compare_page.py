@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes, human_seconds
-from streamchat.evidence.methods import Method
-from streamchat.evidence.workloads import LATE, ChatFigures, DecodeFigures
+from streamchat.benchmarks.methods import Method
+from streamchat.benchmarks.workloads import LATE, ChatFigures, DecodeFigures
 from streamchat.reports.chart import Bars, Chart, Picture, Series
 from streamchat.reports.page import Page, Table
 

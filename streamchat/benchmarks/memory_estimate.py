@@ -12,9 +12,9 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
+from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.streams import DENSE_CHUNK
 from streamchat.cache.arguments import cache_keyword
-from streamchat.evidence.policies import Policy
-from streamchat.evidence.streams import DENSE_CHUNK
 
 PROBE_TOKENS = 4
 DENSE = Policy("dense")

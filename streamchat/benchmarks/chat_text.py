@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import cycle, islice
 from typing import Any
 
+from streamchat.benchmarks.workloads import Turn
 from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.template.format import choose_format
-from streamchat.evidence.workloads import Turn
 from streamchat.verify.text import help_topic_ids
 
 QUESTIONS = (

@@ -1,0 +1,1 @@
+"""Measuring: perplexity, speed and memory of streamchat and of the alternatives."""

@@ -1,1 +1,0 @@
-"""The chat engine: turns, templates, decoding and the event stream. Knows nothing of any screen."""
