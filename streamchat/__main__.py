@@ -10,7 +10,7 @@ from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from streamchat.cli import main  # noqa: E402 - after that
+from streamchat.cli.main import main  # noqa: E402 - after that
 
 __all__ = ["main"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamchat.commands import parser
+from streamchat.cli import parser
 from streamchat.config import keymap
 from streamchat.config.loader import flag_of
 from streamchat.config.settings import default_of, setting_fields, spec_of

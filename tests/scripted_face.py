@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from streamchat import cli
 from streamchat.base import events as ev
+from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from any folder

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ExitCode
 from streamchat.benchmarks import peers, workloads
 from streamchat.benchmarks.chat_text import make_turns
@@ -23,6 +22,7 @@ from streamchat.benchmarks.workloads import ChatFigures, DecodeFigures, Turn, me
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cli import main as cli
 from streamchat.quantization.linear import MAX_ROWS, packed_layers
 from streamchat.quantization.replace import groups, pack_group, replace
 from streamchat.reports.page import as_text

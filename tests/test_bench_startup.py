@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ExitCode
+from streamchat.cli import main as cli
 from streamchat.telemetry import trace
 from tests.models_help import save, tiny_llama
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ModelNotFoundError, StreamchatError
 from streamchat.benchmarks import app
 from streamchat.benchmarks.app import UiFigures
+from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from streamchat import __version__, cli
+from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
+from streamchat.cli import main as cli
 from streamchat.config import loader
 from streamchat.telemetry.log_file import log_path
 
@@ -258,7 +259,7 @@ def test_what_needs_no_model_loads_nothing_heavy(arguments: list[str]) -> None:
     report = Path("modules.txt")
     run(*arguments, scenario={}, LOADED_MODULES=str(report))
     loaded = set(report.read_text().split()) if report.exists() else set()
-    assert "streamchat.cli" in loaded
+    assert "streamchat.cli.main" in loaded
     assert not loaded & {"torch", "transformers", "textual", "prompt_toolkit"}
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.devices import devices_of, is_spread, kind_of_place, place_of
 from streamchat.base.errors import ConfigError, ModelNotFoundError
+from streamchat.cli import main as cli
 from streamchat.config.settings import spec_of
 from streamchat.frontend.status import memory_figures
 from streamchat.models import device as devices

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat import __version__, cli
+from streamchat import __version__
 from streamchat.base import paths
 from streamchat.base.errors import StoreError
+from streamchat.cli import main as cli
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store

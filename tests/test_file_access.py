@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError
+from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
 from streamchat.frontend import editor, file_access, mentions
 from streamchat.frontend.slash.registry import SlashContext

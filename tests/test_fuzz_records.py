@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.jsonlines import json_line, split_lines
+from streamchat.cli import main as cli
 from streamchat.replay.script import FORMATS, read_scripts, steps
 from streamchat.sessions.export import export, read_export, write_export
 from streamchat.store.records import StoredTurn

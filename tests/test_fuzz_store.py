@@ -17,9 +17,9 @@ from hypothesis import settings
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
+from streamchat.cli import main as cli
 from streamchat.frontend.watch import Watcher, watched
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.export import export

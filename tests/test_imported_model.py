@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
+from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.sessions.settings import foreign_model, lasting_name

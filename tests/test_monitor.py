@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from textual.widgets import DataTable
 
-from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
+from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
 from streamchat.frontend.watch import Watcher, everything, sample_of, watched
 from streamchat.store.database import database_path

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.benchmarks import memory_estimate
 from streamchat.benchmarks.perplexity import default_segment, losses_in, score_all, segments
@@ -22,6 +21,7 @@ from streamchat.benchmarks.score import Scores, perplexity, score
 from streamchat.benchmarks.streams import open_stream
 from streamchat.benchmarks.texts import Document, Tokens, decode, tokenize
 from streamchat.cache.positions.strategy import choose_fit
+from streamchat.cli import main as cli
 from tests.models_help import make_tokenizer, save, tiny_llama
 from tests.perplexity import Policies
 from tests.tiny import random_ids, tiny_model
@@ -358,16 +358,16 @@ def test_wrong_input(folder: Path, capsys: pytest.CaptureFixture[str], arguments
 def test_stopped_half_way_shows_what_is_there(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamchat.commands import bar
+    from streamchat.cli import progress_bar
 
-    original = bar.Bar.advance
+    original = progress_bar.Bar.advance
 
     def stop(self: Any, what: str, units: float = 0.0) -> None:
         if what.startswith("sinks"):
             raise KeyboardInterrupt
         original(self, what, units)
 
-    monkeypatch.setattr(bar.Bar, "advance", stop)
+    monkeypatch.setattr(progress_bar.Bar, "advance", stop)
     Path("a.txt").write_text("one two three " * 20)
     assert run(folder, "a.txt", "--policies", "dense,sinks", "--cache-size", "64") == ExitCode.INTERRUPTED
     printed = capsys.readouterr().out

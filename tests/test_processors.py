@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamchat import cli
 from streamchat.base import processors
 from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.benchmarks import pools
+from streamchat.cli import main as cli
 from streamchat.models import device
 
 

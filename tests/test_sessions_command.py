@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import StoreError
+from streamchat.cli import main as cli
 from streamchat.sessions.export import export, read_export
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, StoredTurn

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import StoreError
+from streamchat.cli import main as cli
 from streamchat.commands.doctor_store import examine_database
 from streamchat.sessions.upkeep import Upkeep
 from streamchat.store import backup as backing

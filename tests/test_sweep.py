@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.benchmarks import cell as cells
 from streamchat.benchmarks import pools
@@ -17,6 +16,7 @@ from streamchat.benchmarks.cell import Cell, ModelSpec, run_cell
 from streamchat.benchmarks.policies import Policy
 from streamchat.benchmarks.sweep import Journal, Row, cells_of, grid, recommend, rows_of
 from streamchat.benchmarks.texts import Document
+from streamchat.cli import main as cli
 from tests.models_help import make_tokenizer, save, tiny_llama
 
 TEXT = "The capital of France is Paris. one two three four five " * 12

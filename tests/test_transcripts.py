@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.cli import main as cli
 from streamchat.replay.script import read_scripts
 from streamchat.sessions.transcripts import Record, TranscriptError, message_of, read_records
 from streamchat.store.store import Store

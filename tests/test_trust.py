@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from streamchat import cli
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.cli import main as cli
 from streamchat.config import files, loader, trust
 from streamchat.config.files import MAX_BYTES
 from streamchat.config.settings import Spec, default_of, setting_fields, spec_of

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamchat import cli
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cli import main as cli
 from streamchat.verify.run import Verification, verify
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model

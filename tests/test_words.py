@@ -13,12 +13,12 @@ import pexpect
 import pytest
 
 import streamchat
-from streamchat import cli
 from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.ascii_text import ERRORS, in_encoding
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
+from streamchat.cli import main as cli
 from streamchat.commands.replay import _why
 from streamchat.config.keymap import KEYS, spoken
 from streamchat.config.loader import Configuration

@@ -29,7 +29,7 @@ def python(*arguments: str) -> list[str]:
 
 def streamchat(arguments: Sequence[str]) -> list[str]:
     """Return the command of a streamchat that works in the current folder but loads no modules from it."""
-    return python("-m", "streamchat.in_folder", os.getcwd(), *arguments)
+    return python("-m", "streamchat.cli.in_folder", os.getcwd(), *arguments)
 
 
 def environment(**more: str) -> dict[str, str]:

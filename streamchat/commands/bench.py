@@ -6,20 +6,19 @@ import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
 from streamchat.benchmarks import compare
-from streamchat.commands import flags
-from streamchat.commands.loading import Progress, loading_line
-from streamchat.commands.output import add_output_flags, print_page
+from streamchat.cli import flags
+from streamchat.cli.loading import Progress, loading_line
+from streamchat.cli.output import add_output_flags, print_page
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
     from streamchat.models.load import LoadedModel
 
 SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
@@ -95,9 +94,9 @@ def _startup(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
 def _ui(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    # headless commands know nothing of the app; this one is about it
-    bench: Any = import_module("streamchat.benchmarks.app")
-    figures = bench.measure_ui(configuration, lambda *_: loaded, rounds, progress)
+    from streamchat.benchmarks.app import measure_ui  # late: it needs Textual
+
+    figures = measure_ui(configuration, lambda *_: loaded, rounds, progress)
     text = (
         f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.rounds} rounds of {figures.tokens} tokens\n"
         f"key to screen while streaming  p50 {figures.key_to_screen_p50_ms:.1f} ms, "

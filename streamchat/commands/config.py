@@ -10,12 +10,12 @@ from streamchat.base import paths
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
-from streamchat.commands import flags
+from streamchat.cli import flags
 from streamchat.config import loader, trust
 from streamchat.config.files import LOCAL, find_local, parse
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

@@ -21,14 +21,14 @@ from streamchat.base import paths
 from streamchat.base.errors import ExitCode, StreamchatError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
-from streamchat.commands import flags
-from streamchat.commands.faces import choose_face
+from streamchat.cli import flags
+from streamchat.cli.front_ends import choose_face
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
 
 PACKAGES = (
     "torch",

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ExitCode, SessionError
 from streamchat.base.formatting import human_bytes, human_seconds, human_when, plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
-from streamchat.commands import flags
+from streamchat.cli import flags
 from streamchat.frontend.watch import Watched, Watcher, everything, watched
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -49,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     if args.once or args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _once(what, args.json)
     configuration = flags.configuration_of(args, announce=False)
-    # headless commands know nothing of Textual; this one is an app
-    code: int = import_module("streamchat.tui.monitor").run_monitor(what, configuration.settings.theme)
-    return code
+    from streamchat.tui.monitor import run_monitor  # late: the other forms of this command need no Textual
+
+    return run_monitor(what, configuration.settings.theme)
 
 
 def _what(name: str | None) -> Watched:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.commands import flags
-from streamchat.commands.loading import loading_line
-from streamchat.commands.output import add_output_flags, print_page
-from streamchat.commands.scoring import add_text_flags, require_least
+from streamchat.cli import flags
+from streamchat.cli.loading import loading_line
+from streamchat.cli.output import add_output_flags, print_page
+from streamchat.cli.scoring import add_text_flags, require_least
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
     from streamchat.models.load import LoadedModel
 
 DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
@@ -119,7 +119,7 @@ def _score(
     from streamchat.benchmarks.memory_estimate import measure_cost, require_memory
     from streamchat.benchmarks.perplexity_page import make_page
     from streamchat.cache.context import context_length
-    from streamchat.commands.bar import Bar
+    from streamchat.cli.progress_bar import Bar
     from streamchat.models.checked_fit import remembered_fit
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet

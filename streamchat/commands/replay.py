@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,13 @@ from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural, whole_number
 from streamchat.base.sanitize import one_line, printable
-from streamchat.commands import flags
+from streamchat.cli import flags
 from streamchat.config.loader import Configuration
 from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
     from streamchat.replay.invariants import Violation
     from streamchat.replay.run import Folder, Run
 
@@ -251,8 +250,9 @@ def _look_on(going: Run, configuration: Configuration) -> None:
 
     worker = threading.Thread(target=work, name="streamchat-replay", daemon=True)
     worker.start()
-    # headless commands know nothing of Textual; this one was asked for the app
-    import_module("streamchat.tui.app").run_app(going.engine, configuration, watching=True)
+    from streamchat.tui.app import run_app  # late: a run without the app needs no Textual
+
+    run_app(going.engine, configuration, watching=True)
     if worker.is_alive():
         going.stop.set()
         worker.join(60.0)

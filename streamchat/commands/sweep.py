@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.base.formatting import plural
-from streamchat.commands import flags
-from streamchat.commands.output import add_output_flags, print_page
-from streamchat.commands.scoring import add_text_flags, require_least
+from streamchat.cli import flags
+from streamchat.cli.output import add_output_flags, print_page
+from streamchat.cli.scoring import add_text_flags, require_least
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from streamchat.benchmarks.policies import Kind
     from streamchat.benchmarks.pools import Work
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
 
 DEFAULT_OUT = "streamchat-sweep"
 DEFAULT_TOKENS = 2048
@@ -142,7 +142,7 @@ def _kinds(text: str) -> list[Kind]:
 def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
     """Run what is not known; the cells that failed, with the reason."""
     from streamchat.benchmarks.pools import default_workers, in_processes, on_ray
-    from streamchat.commands.bar import Bar
+    from streamchat.cli.progress_bar import Bar
 
     if not missing:
         return {}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable
-from streamchat.commands import flags
-from streamchat.commands.loading import loading_line
+from streamchat.cli import flags
+from streamchat.cli.loading import loading_line
 
 if TYPE_CHECKING:
-    from streamchat.commands.parser import Subparsers
+    from streamchat.cli.parser import Subparsers
 
 PITFALL_BUDGETS = 4
 """A text of so many budgets is scored with `--show-pitfalls`."""

@@ -1,4 +1,4 @@
-"""`python -P -m streamchat.in_folder FOLDER ARGUMENT...`: streamchat for a user who is in FOLDER.
+"""`python -P -m streamchat.cli.in_folder FOLDER ARGUMENT...`: streamchat for a user who is in FOLDER.
 
 Python starts elsewhere, so that neither it nor the loader of libraries finds anything in FOLDER.
 """

@@ -10,12 +10,11 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
 from streamchat.base.errors import ConfigError
-from streamchat.commands import flags
-from streamchat.commands.serve import HOST, PORT
+from streamchat.cli import flags
+from streamchat.cli.serve import HOST, PORT
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
@@ -81,7 +80,31 @@ def version_text() -> str:
 
 def command(name: str) -> Command:
     """The module of a subcommand."""
-    return cast(Command, import_module(f"streamchat.commands.{name}"))
+    # Imported late: a command loads what it needs, and the others nothing.
+    match name:
+        case "bench":
+            from streamchat.commands import bench as module
+        case "config":
+            from streamchat.commands import config as module
+        case "doctor":
+            from streamchat.commands import doctor as module
+        case "models":
+            from streamchat.commands import models as module
+        case "monitor":
+            from streamchat.commands import monitor as module
+        case "ppl":
+            from streamchat.commands import ppl as module
+        case "replay":
+            from streamchat.commands import replay as module
+        case "sessions":
+            from streamchat.commands import sessions as module
+        case "sweep":
+            from streamchat.commands import sweep as module
+        case "verify":
+            from streamchat.commands import verify as module
+        case _:
+            raise AssertionError(f"no command {name}")
+    return cast(Command, module)
 
 
 def build_parser() -> tuple[Parser, Subparsers[Parser]]:

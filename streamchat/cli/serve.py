@@ -35,10 +35,10 @@ def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
     Raises:
         ConfigError: textual-serve is not installed, the port cannot be had, or `url` is no address.
     """
-    from streamchat.commands.serve_gate import Gate, checked_url
+    from streamchat.cli.serve_gate import Gate, checked_url
 
     try:
-        from streamchat.commands.serve_server import GuardedServer
+        from streamchat.cli.serve_server import GuardedServer
     except ImportError:
         raise ConfigError("--serve needs textual-serve; install it with: pip install textual-serve") from None
     if not 1 <= port <= 65535:

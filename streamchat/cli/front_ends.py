@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any, Literal
 
-from streamchat.commands.serve import in_browser
+from streamchat.cli.serve import in_browser
 
 Face = Literal["pipe", "prompt", "app"]
 

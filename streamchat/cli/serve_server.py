@@ -10,7 +10,7 @@ import aiohttp_jinja2
 from aiohttp import web
 from textual_serve.server import Server, to_int
 
-from streamchat.commands.serve_gate import Gate
+from streamchat.cli.serve_gate import Gate
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

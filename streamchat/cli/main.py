@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from streamchat.base import ascii_text
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.base.sanitize import one_line, printable
-from streamchat.commands import flags, parser, serve
-from streamchat.commands.faces import Face, choose_face
+from streamchat.cli import flags, parser, serve
+from streamchat.cli.front_ends import Face, choose_face
+from streamchat.cli.stdout import drop_output, guarded_output
 from streamchat.frontend import file_access
-from streamchat.output import drop_output, guarded_output
 
 if TYPE_CHECKING:
     from streamchat.base.events import Event

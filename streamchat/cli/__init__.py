@@ -1,0 +1,1 @@
+"""The command line: parser, flags, front ends, output. `--help` loads no torch."""
