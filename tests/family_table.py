@@ -42,7 +42,7 @@ This page is written by `python -m tests.family_table docs/families.md`; do not 
 
 No family is known by name. At load, the model's own rotary module is asked for its angles, how each cached tensor
 carries its position is measured, and a numeric check compares keys moved by us with keys moved by the model
-(`streamchat/cache/positions/fit.py`, `selfcheck.py`). `streamchat verify --model NAME` does that and more on your model.
+(`streamchat/cache/positions/`). `streamchat verify --model NAME` does that and more on your model.
 
 Measured on tiny random models ({count} configurations, 2 to 4 layers, float32, logits scaled to a spread of 1) with a
 budget of {budget} tokens and {sinks} sinks: a prompt of 20 tokens, 112 single tokens of which 100 evict, three chunks

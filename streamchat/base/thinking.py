@@ -1,7 +1,7 @@
 """Reasoning in the text of a reply: `<think> ... </think>` split from the answer, also while the text arrives.
 
-Whatever marks a model writes around its reasoning, the text of a reply has `<think>` and `</think>` in their place (see
-`streamchat.conversation.reasoning`). Front ends, exports and saved sessions therefore all split it here, in the same way.
+Whatever marks a model writes around its reasoning, the text of a reply has `<think>` and `</think>` in their place
+(see `streamchat.conversation.reasoning`). Front ends, exports and saved sessions therefore all split it here.
 """
 
 from __future__ import annotations

@@ -83,28 +83,46 @@ def command(name: str) -> Command:
     # Imported late: a command loads what it needs, and the others nothing.
     match name:
         case "bench":
-            from streamchat.commands import bench as module
+            from streamchat.commands import bench
+
+            return bench
         case "config":
-            from streamchat.commands import config as module
+            from streamchat.commands import config
+
+            return config
         case "doctor":
-            from streamchat.commands import doctor as module
+            from streamchat.commands import doctor
+
+            return doctor
         case "models":
-            from streamchat.commands import models as module
+            from streamchat.commands import models
+
+            return models
         case "monitor":
-            from streamchat.commands import monitor as module
+            from streamchat.commands import monitor
+
+            return monitor
         case "ppl":
-            from streamchat.commands import ppl as module
+            from streamchat.commands import ppl
+
+            return ppl
         case "replay":
-            from streamchat.commands import replay as module
+            from streamchat.commands import replay
+
+            return replay
         case "sessions":
-            from streamchat.commands import sessions as module
+            from streamchat.commands import sessions
+
+            return sessions
         case "sweep":
-            from streamchat.commands import sweep as module
+            from streamchat.commands import sweep
+
+            return sweep
         case "verify":
-            from streamchat.commands import verify as module
-        case _:
-            raise AssertionError(f"no command {name}")
-    return cast(Command, module)
+            from streamchat.commands import verify
+
+            return verify
+    raise AssertionError(f"there is no command {name}")
 
 
 def build_parser() -> tuple[Parser, Subparsers[Parser]]:

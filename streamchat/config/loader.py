@@ -2,8 +2,8 @@
 
 The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without one it is `config.toml` in the user's
 configuration folder, and over that `./config.toml` if it has a `[streamchat]` table; some settings are taken from the
-latter only if the user trusts it (`streamchat.config.trust`). An empty environment variable counts as not set. Wrong input
-raises `ConfigError` with one sentence that names the place, the key and the legal values.
+latter only if the user trusts it (`streamchat.config.trust`). An empty environment variable counts as not set. Wrong
+input raises `ConfigError` with one sentence that names the place, the key and the legal values.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _legal_settings(given: Any) -> dict[str, Any]:
 
 
 def read_export(path: Path) -> ImportedSession:
-    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `streamchat.sessions.transcripts`.
+    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `transcripts`.
 
     Raises:
         StoreError: The file cannot be read, or a record of it cannot; with its line.

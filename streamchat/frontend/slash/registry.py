@@ -1,4 +1,4 @@
-"""Slash commands: what one is, and a registry of them for every face. The commands are in `streamchat.frontend.slash.commands`.
+"""Slash commands and their registry. The commands themselves are in `streamchat.frontend.slash.commands`.
 
 A command works on the engine and the status board and returns text; how that text is shown is the face's business.
 """
