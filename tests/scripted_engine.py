@@ -2,8 +2,8 @@
 
 It keeps the promises of `streamchat.engine.protocol` and emits the events of `streamchat.base.events` in the order in
 which the real engine does: loading, turns, prefill, evictions, deltas, samples, failures. A token is a word with the
-space that follows it. Nothing sleeps unless a rate is asked for; a test that must see a moment holds it (`Reply.hold_after`,
-`hold_loading`) and lets go with `release()`.
+space that follows it. Nothing sleeps unless a rate is asked for; a test that must see a moment holds it
+(`Reply.hold_after`, `hold_loading`) and lets go with `release()`.
 
     engine = ScriptedEngine(["Hello!", Reply("a slow one", tokens_per_s=20)])
     engine.subscribe(events.append)
