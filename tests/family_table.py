@@ -61,8 +61,8 @@ of 7, and 5 single tokens. The reference shares no code with the product: it cac
   absolute position from there on (measured). A larger budget is refused.
 
 The check at load also compares the attention in use (`attn_implementation`) with eager attention on a cache that
-evicts. It refuses an attention that is wrong there and reports the figures (`streamchat/cache/evictioncheck.py`). FlexAttention
-on a CPU without AVX-512 is refused for this reason.
+evicts. It refuses an attention that is wrong there and reports the figures (`streamchat/cache/evictioncheck.py`).
+FlexAttention on a CPU without AVX-512 is refused for this reason.
 """
 
 
@@ -187,7 +187,7 @@ def page() -> str:
 
 LIMITS = """\
 - A recurrent state (Mamba layers in hybrids) has no tokens to drop, so it keeps traces of evicted text.
-- If transformers itself computes several tokens on a filled cache incorrectly (Jamba on a CPU), they are fed one by one.
+- If transformers itself computes several tokens on a filled cache wrongly (Jamba on a CPU), they are fed one by one.
 - Layers that attend in chunks (Llama 4) need a budget that fits in one chunk.
 - Padded batches are refused, because the mask is as long as the text and not as the cache.
 """
