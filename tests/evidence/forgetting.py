@@ -30,7 +30,7 @@ class Asked:
     policy: Policy
     distance: int
     loss: float
-    """Mean nats a token of the answer, over trials; guessing a digit at random costs 2.3."""
+    """Mean nats per token of the answer, over trials; guessing a digit at random costs 2.3."""
     known: float
     """Share of trials in which every digit had more than half of the probability."""
 

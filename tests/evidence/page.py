@@ -81,7 +81,7 @@ def _series(results: Sequence[Scored], policies: Sequence[Policy]) -> tuple[Seri
 
 
 def _charts(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, Any]) -> list[Chart]:
-    along, token, nats = "Mean loss over stretches of the books, in nats.", "token of the stream", "nats a token"
+    along, token, nats = "Mean loss over stretches of the books, in nats.", "token of the stream", "nats per token"
     budgets = sorted([*BUDGETS, BUDGET])
     values = [_of(results, Policy("sinks", budget, 4)) for budget in budgets]
     policies = list(dict.fromkeys(row.policy for row in asked))
@@ -114,9 +114,9 @@ def _charts(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, 
         Chart(
             "forgetting",
             f"Asking for five digits, budget {forgetting.BUDGET}",
-            "Loss of the answer, in nats a digit; 2.3 is a guess.",
+            "Loss of the answer, in nats per digit; 2.3 is a guess.",
             "tokens between the fact and the question",
-            "nats a digit",
+            "nats per digit",
             tuple(
                 Series(
                     policy.name,
@@ -158,11 +158,11 @@ def _markdown(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str
     last = {row.policy.kind: row for row in asked if row.distance == late}
     inside = [row for row in asked if row.policy.kind == "sinks" and row.distance <= forgetting.BUDGET // 2]
     claims = {
-        DENSE: "everything kept (dense)",
+        DENSE: "nothing evicted (dense)",
         OURS: "4 sinks + window (streamchat)",
         WINDOW: "window alone",
         MISTAKE: "4 sinks + window, positions left alone",
-        RECOMPUTE: "window read again for each chunk",
+        RECOMPUTE: "window prefilled again for each chunk",
     }
     source = (Path(__file__).parent / "page.md.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -201,5 +201,5 @@ def _asked_table(asked: Sequence[Asked]) -> str:
         for distance in dict.fromkeys(row.distance for row in asked)
     ]
     return as_markdown(
-        Table("", ("tokens between", *(f"{policy.name}, nats a digit" for policy in policies)), tuple(rows))
+        Table("", ("tokens between", *(f"{policy.name}, nats per digit" for policy in policies)), tuple(rows))
     )
