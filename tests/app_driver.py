@@ -6,13 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from textual.pilot import Pilot
+from textual.screen import Screen
 
 from streamchat.base import events as ev
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.conversation import Conversation
@@ -22,14 +24,25 @@ from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.turn import Turn
 from tests.scripted_engine import ScriptedEngine
 
+E = TypeVar("E", bound=ev.Event)
 NASTY = "arr[0] = [/INST] [bold] [/usr/bin/x] [red"
 
 
 class Driver:
     """One running app."""
 
-    def __init__(self, app: StreamchatApp, engine: ScriptedEngine, pilot: Pilot[int]) -> None:
-        self.app, self.engine, self.pilot = app, engine, pilot
+    def __init__(self, app: StreamchatApp, engine: ScriptedEngine | Engine, pilot: Pilot[int]) -> None:
+        self.app, self._engine, self.pilot = app, engine, pilot
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        assert isinstance(self._engine, ScriptedEngine)
+        return self._engine
+
+    @property
+    def real_engine(self) -> Engine:
+        assert isinstance(self._engine, Engine)
+        return self._engine
 
     @property
     def chat(self) -> ChatScreen:
@@ -50,6 +63,10 @@ class Driver:
     @property
     def turns(self) -> list[Turn]:
         return self.conversation.turns
+
+    def shows(self, kind: type[Screen[Any]]) -> bool:
+        """Whether the screen in front is of this class."""
+        return isinstance(self.app.screen, kind)
 
     def figures(self, section: str) -> dict[str, str]:
         return self.sidebar.figures(section)
@@ -87,6 +104,11 @@ class Driver:
             await asyncio.sleep(0.01)
         await self.pilot.pause()
 
+    async def answered(self, number: int, timeout_s: float = 15.0) -> None:
+        """Wait for the end of turn `number`."""
+        board = self.app.board
+        await self.until(lambda: board.turns == number and not board.busy, f"the end of turn {number}", timeout_s)
+
     async def ready(self) -> None:
         await self.until(lambda: self.app.board.info is not None, "the model")
 
@@ -114,13 +136,17 @@ class Driver:
         """Turns whose end the app has shown."""
         return self.app.board.turns
 
-    def emitted(self, kind: type[ev.Event]) -> list[Any]:
+    def emitted(self, kind: type[E]) -> list[E]:
         return [event for event in self.engine.events if isinstance(event, kind)]
 
 
 @asynccontextmanager
 async def driving(
-    engine: ScriptedEngine, *, settings: Settings | None = None, size: tuple[int, int] = (140, 40), ready: bool = True
+    engine: ScriptedEngine | Engine,
+    *,
+    settings: Settings | None = None,
+    size: tuple[int, int] = (140, 40),
+    ready: bool = True,
 ) -> AsyncIterator[Driver]:
     """Run the app with `engine`; closes both."""
     app = StreamchatApp(engine, Configuration(settings or engine.settings))

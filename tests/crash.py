@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamchat.store.connection import connect
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -105,16 +107,15 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
         case "reply":
             before(Feeder, "forward", lambda self, ids: tick() if len(ids) == 1 else None)
         case "transaction":
-            connect = databases.connect
 
             def traced(path: Path) -> Any:
                 connection = connect(path)
                 connection.set_trace_callback(tick)
                 return connection
 
-            databases.connect = traced
+            setattr(databases, "connect", traced)  # noqa: B010 - it is imported there
         case "snapshot":
-            for owner, name in ((snapshots, "save_file"), (paths, "flush"), (snapshots.os, "replace")):
+            for owner, name in ((snapshots, "save_file"), (paths, "flush"), (os, "replace")):
                 before(owner, name, tick)
         case "between":
             return tick
@@ -211,13 +212,13 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
     fresh = resumed.read_again > 0
     compare(chat, loaded, exact=pure(chat) or not saved.evictions)
-    state = (chat.owner.conversation.log.ids.tolist(), chat.owner.conversation.cache.ledger.runs)  # type: ignore[union-attr]
+    state = state_of(chat)
     chat.owner.end()
     with Store(database) as store:
         store.snapshot_path(session).unlink(missing_ok=True)
     again = open_chat(loaded, database, session, cache_size=size)
     compare(again, loaded, exact=pure(again))
-    assert state == (again.owner.conversation.log.ids.tolist(), again.owner.conversation.cache.ledger.runs)  # type: ignore[union-attr]
+    assert state == state_of(again)
     again.owner.end()
     return "read again" if fresh else "from the snapshot"
 
@@ -238,6 +239,13 @@ def finished_turns(told: list[str]) -> dict[int, str]:
             number, _, reply = line.partition("\t")
             replies[int(number)] = ast.literal_eval(reply)
     return replies
+
+
+def state_of(chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of the whole conversation, and the runs of them that are in the cache."""
+    conversation = chat.owner.conversation
+    assert conversation is not None
+    return conversation.log.ids.tolist(), list(conversation.cache.ledger.runs)
 
 
 def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:

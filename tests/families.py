@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from tests.family_settings import HYBRID, LEARNED, POSITION_FREE, REFUSED, ROTARY, VOCABULARY, Family
+from tests.tiny import fresh_model
 
 FAMILIES: dict[str, Family] = {f.name: f for f in (*ROTARY, *HYBRID, *POSITION_FREE, *LEARNED, *REFUSED)}
 SERVED = [name for name, family in FAMILIES.items() if family.served != "refused" and family.available]
@@ -30,8 +30,8 @@ def build(name: str, attention: str = "sdpa", **changes: Any) -> Any:
     """
     torch.manual_seed(0)
     config = FAMILIES[name].config(**changes)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    model = model.eval().requires_grad_(False)
+    model = fresh_model(config, attn_implementation=attention, dtype=torch.float32)
+    model.requires_grad_(False)
     _perturb(model)
     spread = model(input_ids=text(30, seed=7), use_cache=False).logits.std()
     head = model.get_output_embeddings()
@@ -47,7 +47,7 @@ def _perturb(model: nn.Module) -> None:
         if any(part in name for part in RECURRENT):
             continue
         if weights.dim() < 2:
-            weights += 0.15 * noise  # norms and biases
+            weights.add_(0.15 * noise)  # norms and biases
         elif _is_embedding(name):
             weights.copy_(0.5 * noise)
         else:

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from streamchat.models.hub_cache import hub_cache_dir
+
 TEXT = ["The capital of France is Paris.", "def f(x):\n    return x + 1\n", "one two three  four\n\nfive 12 345"] * 4
 
 
@@ -31,7 +33,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     backend.train_from_iterator(TEXT, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    ends = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ends)  # type: ignore[no-untyped-call]
 
 
 def tiny_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
@@ -49,7 +52,9 @@ def tiny_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).eval()
+    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def tiny_neox(seed: int = 0) -> GPTNeoXForCausalLM:
@@ -66,7 +71,9 @@ def tiny_neox(seed: int = 0) -> GPTNeoXForCausalLM:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return GPTNeoXForCausalLM(config).eval()
+    model = GPTNeoXForCausalLM(config)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def save(model: Any, folder: Path, tokenizer: bool = True) -> Path:
@@ -75,6 +82,14 @@ def save(model: Any, folder: Path, tokenizer: bool = True) -> Path:
     if tokenizer:
         make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def in_hub_cache(repo_id: str, model: object) -> Path:
+    """Put `model` where huggingface_hub would have put it."""
+    repository = hub_cache_dir() / f"models--{repo_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    return save(model, repository / "snapshots" / "abc123")
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------
@@ -120,13 +135,15 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", d
             vocabulary, types = vocabulary_with_runs()
     model = tiny_llama(vocab_size=len(vocabulary))
     config = model.config
+    kv_heads = config.num_key_value_heads
+    assert kv_heads is not None
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(extra.get("rope_theta", 10000.0))
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
@@ -154,7 +171,7 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", d
         if (renamed := _gguf_name(name)) == drop:
             continue
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = config.num_attention_heads if ".q_proj" in name else config.num_key_value_heads
+            heads = config.num_attention_heads if ".q_proj" in name else kv_heads
             weight = _permuted(weight, heads)
         writer.add_tensor(renamed, weight.numpy().copy())
     writer.write_header_to_file()

@@ -164,7 +164,7 @@ def _find(fresh: Tensor, cached: list[Tensor]) -> tuple[int, int, int]:
     return 0, 0, width
 
 
-class UnturnedMixedLayer(LinearAttentionLayer, UnturnedLayer):  # type: ignore[misc, no-untyped-call]
+class UnturnedMixedLayer(LinearAttentionLayer, UnturnedLayer):  # type: ignore[misc, override, no-untyped-call]
     """The same beside a recurrent state."""
 
     def __init__(self, tap: RotaryTap, plain: Any) -> None:

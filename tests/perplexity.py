@@ -35,7 +35,7 @@ Feed = Callable[[Tensor], Tensor]
 
 def pieces(ids: Tensor, size: int) -> Iterator[Tensor]:
     """(n,) ids in chunks."""
-    yield from ids.split(size)
+    yield from torch.split(ids, size)
 
 
 def perplexity(feed: Feed, ids: Tensor, chunk: int = 1) -> float:
@@ -118,7 +118,8 @@ def main() -> int:
     args = parser.parse_args()
     loaded = load_model(args.model, device="cpu", dtype=args.dtype, weights=args.weights)
     model, tokenizer = loaded.model, loaded.tokenizer
-    transformers.logging.set_verbosity_error()  # a text longer than the model's context is the point
+    # a text longer than the model's context is the point
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     text = args.text.read_text(encoding="utf-8-sig")
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, : args.tokens]
     size, sinks = args.cache_size, args.sinks

@@ -109,8 +109,8 @@ class RandomChat:
         self.size = self.plan.size
         self.settings = Settings(
             cache_size=self.size,
-            evict=self.plan.evict,  # type: ignore[arg-type]
-            on_full=self.plan.on_full,  # type: ignore[arg-type]
+            evict=self.plan.evict,
+            on_full=self.plan.on_full,
             system_prompt=self.plan.system,
             max_new_tokens=400,
             seed=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 FAMILIES = ("llama", "gpt_neox", "gpt2", "mistral_window_16", "falcon_h1")
 SIZES = (44, 56, 64, 96, 128, 200)
@@ -51,8 +52,8 @@ class Plan:
     seed: int
     family: str
     size: int
-    evict: str
-    on_full: str
+    evict: Literal["turns", "tokens"]
+    on_full: Literal["evict", "stop"]
     system: str
     steps: tuple[Step, ...]
 
@@ -97,8 +98,8 @@ def plan(seed: int, steps: int = 14) -> Plan:
         text = _text(draw, (1, 1, 2, 4, 6, 10, 20, 50))
         made.append(Step(kind, text, reply, stop, turn, size, draw.random() < 0.6))
     family = draw.choice(FAMILIES)
-    on_full = "stop" if draw.random() < 0.08 else "evict"
-    evict = draw.choice(("turns", "turns", "tokens"))
+    on_full: Literal["evict", "stop"] = "stop" if draw.random() < 0.08 else "evict"
+    evict: Literal["turns", "tokens"] = draw.choice(("turns", "turns", "tokens"))
     return Plan(seed, family, draw.choice(SIZES), evict, on_full, draw.choice(("", "Be a sailor.")), tuple(made))
 
 

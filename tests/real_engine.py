@@ -6,16 +6,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from streamchat.base import events as ev
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.conversation import Conversation
 from streamchat.engine.engine import Engine
 from streamchat.models.load import LoadedModel
 from streamchat.store.store import Store
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
+
+E = TypeVar("E", bound=ev.Event)
 
 
 def tiny_loaded(template: str | None = CHATML, family: str = "llama", notes: tuple[str, ...] = ()) -> LoadedModel:
@@ -38,11 +41,17 @@ class Watched:
             self.events.append(event)
             self._news.notify_all()
 
-    def of(self, kind: type) -> list[Any]:
+    @property
+    def conversation(self) -> Conversation:
+        """The one of a loaded model."""
+        assert self.engine.conversation is not None
+        return self.engine.conversation
+
+    def of(self, kind: type[E]) -> list[E]:
         """Events of one class so far."""
         return [event for event in list(self.events) if isinstance(event, kind)]
 
-    def wait(self, kind: type, count: int = 1, timeout_s: float = 60) -> Any:
+    def wait(self, kind: type[E], count: int = 1, timeout_s: float = 60) -> E:
         """The `count`-th event of a class, when it is there."""
         with self._news:
             assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout_s), (kind, self.events[-3:])
@@ -52,9 +61,7 @@ class Watched:
         """Say `text`, by `submit` or another way, and wait for the end of the turn."""
         count = len(self.of(ev.TurnFinished)) + 1
         (how or self.engine.submit)(text)
-        finished = self.wait(ev.TurnFinished, count)
-        assert isinstance(finished, ev.TurnFinished)
-        return finished
+        return self.wait(ev.TurnFinished, count)
 
 
 @contextmanager

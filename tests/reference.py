@@ -28,7 +28,7 @@ class Reference:
 
     def __init__(self, model: Any, cache_size: int, num_sink_tokens: int, dtype: torch.dtype = torch.float64) -> None:
         self.cache_size, self.sinks = cache_size, num_sink_tokens
-        self.weights = {name: w.to(dtype) for name, w in model.state_dict().items()}
+        self.weights: dict[str, Tensor] = {name: w.to(dtype) for name, w in model.state_dict().items()}
         self.config = model.config
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -77,7 +77,8 @@ class Reference:
         dim = c.hidden_size // c.num_attention_heads
 
         def norm(x: Tensor, name: str) -> Tensor:
-            return w[name] * x / (x.square().mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
+            scale: Tensor = (x.square().mean(-1, keepdim=True) + c.rms_norm_eps).sqrt()
+            return w[name] * x / scale
 
         def heads(x: Tensor) -> Tensor:
             return x.view(len(ids), -1, dim).transpose(0, 1)
@@ -109,7 +110,7 @@ class Reference:
         for i in range(c.num_hidden_layers):
             p = f"gpt_neox.layers.{i}."
             qkv = linear(norm(x, p + "input_layernorm"), p + "attention.query_key_value")
-            q, k, v = qkv.view(len(ids), heads, 3 * dim).transpose(0, 1).split(dim, dim=-1)
+            q, k, v = torch.split(qkv.view(len(ids), heads, 3 * dim).transpose(0, 1), dim, dim=-1)
             attention = linear(self._attend(i, q, k, v, rotary, theta), p + "attention.dense")
             h = F.gelu(linear(norm(x, p + "post_attention_layernorm"), p + "mlp.dense_h_to_4h"))
             x = x + attention + linear(h, p + "mlp.dense_4h_to_h")

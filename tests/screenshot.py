@@ -28,13 +28,11 @@ async def take(path: Path, columns: int, rows: int, theme: str) -> None:
     """Talk, then export the screen."""
     settings = Settings(cache_size=224, max_new_tokens=120, temperature=0.0, theme=theme)
     engine = Engine(Configuration(settings, {}, None))
-    async with driving(engine, size=(columns, rows)) as driver:  # type: ignore[arg-type]
+    async with driving(engine, size=(columns, rows)) as driver:
         await driver.until(lambda: driver.app.board.info is not None, "the model", 300)
         for number, question in enumerate(QUESTIONS, start=1):
             await driver.enter(question)
-            await driver.until(
-                lambda n=number: driver.app.board.turns == n and not driver.app.board.busy, "the reply", 120
-            )
+            await driver.answered(number, 120)
             if number == PINNED:
                 driver.app.engine.pin(PINNED)
         await driver.pilot.pause(0.5)

@@ -101,7 +101,7 @@ class ScriptedEngine:
         self._sinks: list[Callable[[ev.Event], None]] = []
         self._lock = threading.RLock()
         self._told = threading.Condition()
-        self._requests: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._requests: queue.Queue[Callable[[], object]] = queue.Queue()
         self._pending = 0
         self._release = threading.Event()
         self._stop = threading.Event()
@@ -336,11 +336,14 @@ class ScriptedEngine:
             self._turn_body(text, reply or self._next_reply(text))
         finally:
             self._running = False
-            with self._lock:
-                self._pending = max(0, self._pending - 1)
-                if not self._pending:
-                    self._idle.set()
+            self._answered()
         self._sample()
+
+    def _answered(self) -> None:
+        with self._lock:
+            self._pending = max(0, self._pending - 1)
+            if not self._pending:
+                self._idle.set()
 
     def _turn_body(self, text: str, reply: Reply) -> None:
         started = time.perf_counter()
@@ -476,7 +479,11 @@ class ScriptedEngine:
 
     def _do_replace(self, text: str | None) -> None:
         before = self._do_undo(replaced=True)
-        self._do_turn(before if text is None else text, self._next_reply(text or before or ""))
+        if before is None:
+            self._answered()
+            return
+        text = before if text is None else text
+        self._do_turn(text, self._next_reply(text))
 
     def _do_quote(self, text: str, reply: str, pin: bool) -> None:
         self._do_turn(text, Reply(reply))

@@ -55,14 +55,16 @@ def build(scenario: dict[str, Any], configuration: Configuration) -> ScriptedEng
 def main() -> int:
     """Run streamchat on the scenario of the command line."""
     scenario: dict[str, Any] = json.loads(sys.argv[1])
-    if scenario.pop("raise", False):
+    broken = scenario.pop("raise", False)
 
-        def broken(configuration: Configuration, *_: object) -> ScriptedEngine:
+    def make_engine(
+        configuration: Configuration, save: bool, session: str | None, agreed_model: str = ""
+    ) -> ScriptedEngine:
+        if broken:
             raise RuntimeError("a bug\nin the program")
+        return build(scenario, configuration)
 
-        cli.make_engine = broken
-    else:
-        cli.make_engine = lambda configuration, *_: build(scenario, configuration)
+    cli.make_engine = make_engine
     code = cli.main(sys.argv[2:])
     if report := os.environ.get("LOADED_MODULES"):
         with open(report, "w", encoding="utf-8") as file:

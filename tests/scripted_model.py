@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +15,8 @@ from streamchat.conversation.conversation import Conversation, TurnOutcome
 from streamchat.conversation.template.format import choose_format
 from tests.tiny import tiny_model
 from tests.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
+
+E = TypeVar("E", bound=ev.Event)
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Chat:
         """What the model still sees."""
         return str(self.tokenizer.decode(self.cached))
 
-    def of(self, kind: type) -> list[Any]:
+    def of(self, kind: type[E]) -> list[E]:
         """Events of one class."""
         return [event for event in self.events if isinstance(event, kind)]
 

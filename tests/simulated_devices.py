@@ -35,7 +35,7 @@ class FarTensor(Tensor):
 
     @staticmethod
     def __new__(cls, near: Tensor, device: torch.device) -> FarTensor:
-        made: FarTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: FarTensor = Tensor._make_wrapper_subclass(
             cls,
             near.shape,
             strides=near.stride(),
@@ -47,15 +47,17 @@ class FarTensor(Tensor):
         made.near = near
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # no types in torch
         return f"FarTensor({self.near!r}, {self.device})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # no types in torch
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operations that make tensors, too."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,7 +80,7 @@ class _Literals(TorchFunctionMode):
 @contextmanager
 def simulated_devices() -> Iterator[None]:
     """Inside, on this thread, `cpu:1`, `cpu:2`, ... are devices of their own."""
-    with _Literals(), _Mode():
+    with _Literals(), _Mode():  # type: ignore[no-untyped-call]
         yield
 
 

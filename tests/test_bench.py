@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ExitCode
-from streamchat.benchmarks import peers, workloads
+from streamchat.benchmarks import peers
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
 from streamchat.benchmarks.methods import Method, Streamchat, make_methods
@@ -189,7 +190,7 @@ class Broken(Fake):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(workloads.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr("streamchat.benchmarks.methods.time.perf_counter", lambda: now[0])
     return now
 
@@ -246,9 +247,10 @@ def test_turns_are_those_of_a_chat() -> None:
     turns = make_turns(tokenizer, 40, 12)
     texts = [tokenizer.decode(turn.prompt) for turn in turns]
     assert texts[0].startswith("<|im_start|>system")
-    assert texts[1].startswith("<|im_start|>user") or texts[1].startswith("\n<|im_start|>user")
+    assert all(text.startswith("<|im_start|>user\n") for text in texts[1:])
     assert all(text.endswith("<|im_start|>assistant\n") for text in texts)
-    assert {len(turn.reply) for turn in turns} == {12 + len(turns[0].reply) - 12}
+    closing = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    assert all(len(turn.reply) == 12 + len(closing) and turn.reply[12:] == closing for turn in turns)
     assert turns[1].reply != turns[2].reply
 
 
@@ -393,7 +395,7 @@ def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: p
         made.append(FakeLlama(**arguments))
         return made[-1]
 
-    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=make))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=make))
     monkeypatch.setattr(peers, "version", lambda name: "0.3")
     method = peers.LlamaCpp(Path("m.gguf"), BUDGET, 4, 1, one_by_one=one_by_one)
     method.start()

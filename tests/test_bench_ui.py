@@ -47,11 +47,11 @@ def test_a_reply_of_one_token_has_no_speed() -> None:
 
 
 def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
-    def load(*_: object) -> None:
+    def load(*_: object) -> LoadedModel:
         raise ModelNotFoundError("no model 'nope' here")
 
     with pytest.raises(StreamchatError, match="no model 'nope' here"):
-        measured(8, load)  # type: ignore[arg-type]
+        measured(8, load)
 
 
 def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

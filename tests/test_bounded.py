@@ -58,13 +58,11 @@ def test_such_a_template_is_left_for_plain_lines_at_once(
     template: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    limits = {"seconds": 0.3, "growth_bytes": 100_000_000}
-    if "memory" in words:
-        limits["seconds"] = 60.0
+    seconds = 60.0 if "memory" in words else 0.3
 
     def counted(work: Callable[[], str]) -> str:
         calls.append(work)
-        return run_bounded(work, **limits)
+        return run_bounded(work, seconds=seconds, growth_bytes=100_000_000)
 
     monkeypatch.setattr(rendering, "run_bounded", counted)
     tokenizer = make_tokenizer()

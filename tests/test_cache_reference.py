@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from streamchat.base.errors import ChunkTooLargeError
 from streamchat.cache.arguments import cache_keyword
@@ -17,8 +16,9 @@ from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.selfcheck import self_check
 from streamchat.cache.streaming import StreamingCache
+from tests.family_runs import with_lost_sinks
 from tests.reference import Reference
-from tests.tiny import config_of, random_ids, tiny_model
+from tests.tiny import config_of, fresh_model, random_ids, tiny_model
 
 BUDGET, SINKS = 32, 4
 TOLERANCE = 2e-5
@@ -84,9 +84,7 @@ def test_unmoved_sinks_would_be_noticed(family: str) -> None:
     model = tiny_model(family)
     fit = fit_positions(model)
     ids = random_ids(200)
-    cache = StreamingCache(model.config, fit, cache_size=BUDGET, num_sink_tokens=SINKS)
-    for layer in cache.streaming_layers:
-        layer._write_prefix = lambda prefix, layer=layer: layer._refresh_views()  # type: ignore[method-assign]
+    cache = with_lost_sinks(StreamingCache(model.config, fit, cache_size=BUDGET, num_sink_tokens=SINKS))
     reference = Reference(model, BUDGET, SINKS)
     logits = stream(model, cache, ids, [20, *[1] * 180])
     expected = reference.feed(ids[0, :20])
@@ -121,7 +119,7 @@ def test_the_self_check_passes_and_catches_wrong_rotations(family: str, dtype: t
         model = tiny_model(family)
     else:
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config_of(family)).eval()
+        model = fresh_model(config_of(family))
     model = model.to(dtype)
     fit = fit_positions(model)
     check = self_check(model, fit)

@@ -9,27 +9,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.cli import main as cli
+from streamchat.cli.front_ends import choose_face
 from streamchat.config import loader
+from streamchat.config.settings import setting_fields
 from streamchat.telemetry.log_file import log_path
-
-FACE = Path(__file__).with_name("scripted_face.py")
-
-
-def run(
-    *arguments: str, scenario: dict[str, Any] | None = None, given: str = "", **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own; with a scenario, on a scripted engine."""
-    start = ["-m", "streamchat"] if scenario is None else [str(FACE), json.dumps({"loading": [], **scenario})]
-    env = {**os.environ, **environ}
-    command = [sys.executable, *start, *arguments]
-    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, env=env)
+from tests.program import FACE, run
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:
@@ -248,7 +238,7 @@ def test_statistics_are_written_a_line_a_turn() -> None:
 
 def test_help_and_version() -> None:
     assert (result := run("--help")).returncode == 0
-    for setting in loader.setting_fields():
+    for setting in setting_fields():
         assert loader.flag_of(setting) in result.stdout
     assert (result := run("--version")).returncode == 0
     assert result.stdout.startswith(f"streamchat {__version__} (Python 3.")
@@ -297,8 +287,8 @@ class Stream(io.StringIO):
     ],
 )
 def test_the_face(plain: bool, stdin: bool, stdout: bool, term: str, face: str) -> None:
-    assert cli.choose_face(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
-    assert cli.choose_face(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
+    assert choose_face(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
+    assert choose_face(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
 
 
 @pytest.mark.parametrize(

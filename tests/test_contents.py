@@ -201,4 +201,4 @@ def test_every_value_in_memory_counts() -> None:
         assert model_fingerprint(model) != first
         weight[3, 1] -= 1.0
     assert model_fingerprint(tiny_llama(**LLAMA)) == first
-    assert model_fingerprint(model.to(torch.bfloat16)) != first
+    assert model_fingerprint(model.bfloat16()) != first

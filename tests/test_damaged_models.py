@@ -137,7 +137,7 @@ def test_wrong_metadata_are_refused_with_the_value(
 
 # --- folders ------------------------------------------------------------------------------------------------------
 
-JSON_VALUES = [None, ESCAPE, -1, 0, 10**6, 10**12, 1.5, float("nan"), True, [], [1, 2], {}, [[[]]]]
+JSON_VALUES: list[object] = [None, ESCAPE, -1, 0, 10**6, 10**12, 1.5, float("nan"), True, [], [1, 2], {}, [[[]]]]
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 

@@ -80,8 +80,8 @@ def test_which_words_the_setting_takes() -> None:
     spec = spec_of("device")
     for word in ("auto", "cpu", "mps", "cuda", "cuda:all", "cuda:0", "cuda:1", "cuda:0,1", "cuda:12,3,4"):
         assert spec.allows(word), word
-    for word in ("cuda:", "cuda:x", "cuda:0,", "cuda:-1", "cuda:0 1", "cpu:0", "gpu", "cuda:1\n", "cuda:٣", 1):
-        assert not spec.allows(word), word
+    for wrong in ("cuda:", "cuda:x", "cuda:0,", "cuda:-1", "cuda:0 1", "cpu:0", "gpu", "cuda:1\n", "cuda:٣", 1):
+        assert not spec.allows(wrong), wrong
 
 
 def test_gpus_by_number(two: Gpus) -> None:
@@ -214,7 +214,7 @@ def test_accelerate_gets_the_gpus_alone_and_uses_both(two: Gpus, monkeypatch: py
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32))  # 13.5 GB in bfloat16
     monkeypatch.undo()  # accelerate asks torch about real GPUs
-    model.to(torch.bfloat16)
+    model.bfloat16()
     placed = accelerate.infer_auto_device_map(
         model, max_memory=arguments["max_memory"], no_split_module_classes=model._no_split_modules
     )

@@ -20,8 +20,8 @@ from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
 from tests.models_help import save, tiny_llama
-from tests.test_cli import run
-from tests.test_store import a_session, a_turn
+from tests.program import run
+from tests.saved_sessions import a_session, a_turn
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -24,7 +24,7 @@ def test_a_conversation_far_beyond_the_cache() -> None:
     """Every figure told is what the layers hold; turns are told when they go, each once."""
     with running() as chat:
         chat.wait(ev.ModelReady)
-        cache = chat.engine.conversation.cache  # type: ignore[union-attr]
+        cache = chat.conversation.cache
         lengths: list[list[int]] = []
         chat.engine.subscribe(lambda event: lengths.append(cache.lengths))
         for number in range(1, 13):
@@ -44,18 +44,19 @@ def test_a_conversation_far_beyond_the_cache() -> None:
         assert (info.dtype, info.device, info.cache_size, info.chat_format) == ("float32", "cpu", 128, "template")
         assert info.pinned_tokens > 0
         # tied or not, each weight counts once
-        assert info.parameters == sum(p.numel() for p in chat.engine.conversation.model.parameters())  # type: ignore[union-attr]
+        assert info.parameters == sum(p.numel() for p in chat.conversation.model.parameters())
 
 
 def test_the_order_of_events_of_a_run() -> None:
     with running(start=False) as chat:
         chat.engine.submit("hi")  # before anything is loaded
-        assert chat.engine.busy
+        busy = [chat.engine.busy]
         chat.engine.start()
         chat.wait(ev.TurnFinished)
-        assert not chat.engine.busy
+        busy.append(chat.engine.busy)
         chat.engine.close(30)
         kinds = [type(e).__name__ for e in chat.events if not isinstance(e, ev.StatusSampled | ev.TextDelta)]
+    assert busy == [True, False]
     assert kinds == [
         "ModelLoading",
         "ModelLoading",
@@ -270,7 +271,7 @@ def test_closing_ends_a_running_reply_and_drops_what_waits() -> None:
         assert chat.engine.close(30)
         assert chat.wait(ev.TurnFinished).finish_reason == "cancelled"
         assert len(chat.of(ev.TurnStarted)) == 1
-        model: Any = chat.engine.conversation.model  # type: ignore[union-attr]
+        model: Any = chat.conversation.model
         assert not model._forward_pre_hooks
         assert chat.engine.close()  # a second time
 
@@ -304,7 +305,7 @@ def test_only_the_engine_s_thread_touches_the_model() -> None:
     with running() as chat:
         chat.wait(ev.ModelReady)
         threads: set[str] = set()
-        model: Any = chat.engine.conversation.model  # type: ignore[union-attr]
+        model: Any = chat.conversation.model
         model.register_forward_pre_hook(lambda *_: threads.add(threading.current_thread().name))
         chat.turn("hi")
         chat.engine.clear()

@@ -17,9 +17,8 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
 from tests.app_driver import driving
+from tests.program import FACE, output_of
 from tests.real_engine import tiny_loaded
-
-FACE = Path(__file__).with_name("scripted_face.py")
 
 
 def test_a_pipe_gets_the_replies_and_nothing_else() -> None:
@@ -54,7 +53,7 @@ def test_the_prompt_streams_stops_and_leaves() -> None:
     assert child.exitstatus == 0
 
 
-def app_on_a_terminal(scenario: dict[str, Any], shows: str = "Write a message") -> pexpect.spawn:
+def app_on_a_terminal(scenario: dict[str, Any], shows: str = "Write a message") -> pexpect.spawn[str]:
     """The program itself, full screen, with a scripted engine."""
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     command = [str(FACE), json.dumps(scenario)]
@@ -63,10 +62,10 @@ def app_on_a_terminal(scenario: dict[str, Any], shows: str = "Write a message") 
     return child
 
 
-def ended(child: pexpect.spawn) -> tuple[int | None, int | None, str]:
+def ended(child: pexpect.spawn[str]) -> tuple[int | None, int | None, str]:
     """(exit status, signal, last output); the alternate screen was left and the cursor is back."""
     child.expect(pexpect.EOF)
-    rest = child.before
+    rest = output_of(child)
     child.close()
     assert "\x1b[?1049l" in rest
     assert "\x1b[?25h" in rest
@@ -109,11 +108,11 @@ def test_an_engine_that_fails_is_a_sentence_on_the_normal_screen_too() -> None:
 async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
     settings = Settings(cache_size=128, max_new_tokens=12, seed=1)
     engine = Engine(Configuration(settings, {}, None), lambda *_: tiny_loaded())
-    async with driving(engine) as driver:  # type: ignore[arg-type]
+    async with driving(engine) as driver:
         await driver.ready()
         for number in range(1, 9):
             await driver.enter(f"Tell me story {number} about the sea and the dragon.")
-            await driver.until(lambda n=number: driver.app.board.turns == n and not driver.app.board.busy, "the turn")
+            await driver.answered(number)
         conversation = engine.conversation
         assert conversation is not None
         cache = conversation.cache

@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from streamchat.base import events as ev
+from tests.program import output_of
 from tests.scripted_model import make_chat
 from tests.toy_tokenizer import toy_tokenizer
 
@@ -117,7 +118,7 @@ def test_the_terminal_is_as_it_was_after_every_end(face: str, end: str) -> None:
     said = ""
     if end in ("quit", "signal") or (face == "app" and end != "bug"):
         child.expect("you> " if face == "prompt" else "Write a message")
-        said = child.before + child.after
+        said = output_of(child)
         if end == "signal":
             child.kill(signal.SIGTERM)
         elif face == "app":
@@ -125,7 +126,7 @@ def test_the_terminal_is_as_it_was_after_every_end(face: str, end: str) -> None:
         else:
             child.send("\x04")  # Ctrl+D
     child.expect(pexpect.EOF)
-    said += child.before
+    said += output_of(child)
     assert termios.tcgetattr(child.child_fd) == before
     child.close()
     for mode in ("1049", "1000", "1002", "1003", "1006", "2004", "1004"):
@@ -159,9 +160,9 @@ def test_what_others_print_stays_off_the_screen(tmp_path: Path) -> None:
     child.send("hi\r")
     child.expect("quiet")
     child.send("\x11")
-    said = child.before
+    said = output_of(child)
     child.expect(pexpect.EOF)
-    said += child.before
+    said += output_of(child)
     child.close()
     assert child.exitstatus == 0
     assert "NOISE" not in said

@@ -14,9 +14,9 @@ from streamchat.config.settings import Settings
 from streamchat.frontend import editor, file_access, mentions
 from streamchat.frontend.slash.registry import SlashContext
 from streamchat.tui.commands import app_registry
+from tests.desk import Desk
+from tests.saved_sessions import stored
 from tests.scripted_engine import ScriptedEngine
-from tests.test_session_commands import stored
-from tests.test_slash import Desk
 
 WHY = "in the browser"
 
@@ -134,7 +134,12 @@ def test_a_tab_is_refused_files_unless_they_were_allowed(
     monkeypatch: pytest.MonkeyPatch, driver: str, arguments: list[str], allowed: bool
 ) -> None:
     seen: list[bool] = []
-    monkeypatch.setattr(cli, "chat", lambda *_: seen.append(file_access.allowed()) or 0)
+
+    def chat(*_: object) -> int:
+        seen.append(file_access.allowed())
+        return 0
+
+    monkeypatch.setattr(cli, "chat", chat)
     monkeypatch.setenv("TEXTUAL_DRIVER", driver)
     try:
         assert cli.main(arguments) == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streamchat.base.errors import ConfigError
 from streamchat.config import keymap, loader
 from streamchat.config.settings import setting_fields, spec_of
-from tests.test_fuzz_records import ANYTHING, ODD, TEXTS
+from tests.odd_values import ANYTHING, ODD, TEXTS
 
 pytestmark = pytest.mark.fuzz
 

@@ -110,7 +110,7 @@ def test_only_special_tokens_and_those_of_the_template_are_control_tokens() -> N
 def test_the_default_models_tokenizer_is_fed_whole_texts(default_model_dir: Path, message: str, reply: str) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = _loaded.get(default_model_dir) or AutoTokenizer.from_pretrained(default_model_dir)
+    tokenizer: Any = _loaded.get(default_model_dir) or AutoTokenizer.from_pretrained(default_model_dir)
     _loaded[default_model_dir] = tokenizer
     chosen = choose_format(tokenizer, "auto", "")
     assert chosen.fallbacks == ()

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
 import pexpect
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamchat.base.sanitize import printable
+from tests.program import SUBMITTED, face, sent
 
 pytestmark = pytest.mark.fuzz
 
-FACE = Path(__file__).with_name("scripted_face.py")
-SUBMITTED = Path("submitted.jsonl")
 # a terminal takes the end mark out of what is pasted; / and @ would be a command and a file
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="/@\x1b")
 SEQUENCES = st.sampled_from(["\x1b[31m", "\x1b]0;title\x07", "\x1b[2J", "\x9b1m", "\x03", "\x04", "\x11", "\x1a", "\0"])
@@ -31,33 +21,6 @@ PASTES = st.lists(
 
 
 SHOWN = {("--plain",): "you> ", (): "Write a message"}
-
-
-@contextmanager
-def face(*arguments: str, shows: str, replies: Sequence[object] = ()) -> Iterator[pexpect.spawn]:
-    """The program on a terminal of 80 x 24."""
-    env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "SUBMITTED": str(SUBMITTED)}
-    env["PYTHONUTF8"] = "1"
-    command = [str(FACE), json.dumps({"loading": [], "replies": list(replies)}), *arguments]
-    child = pexpect.spawn(sys.executable, command, timeout=30, dimensions=(24, 80), env=env, encoding="utf-8")
-    child.delaybeforesend = None
-    child.expect(shows)
-    try:
-        yield child
-    finally:
-        child.close(force=True)
-
-
-def sent(child: pexpect.spawn, count: int) -> list[str]:
-    """The messages so far, when there are `count`."""
-    end = time.monotonic() + 15
-    while time.monotonic() < end:
-        lines = SUBMITTED.read_text(encoding="utf-8").splitlines() if SUBMITTED.exists() else []
-        if len(lines) >= count:
-            return [json.loads(line) for line in lines]
-        with contextlib.suppress(pexpect.TIMEOUT):  # or the terminal's buffer is full and the program waits
-            child.read_nonblocking(100_000, timeout=0.02)
-    raise AssertionError(f"{count} messages did not come")
 
 
 def messages_of(paste: str) -> tuple[str, str]:
@@ -71,7 +34,7 @@ def messages_of(paste: str) -> tuple[str, str]:
     return printable(text), "\n".join(in_app.splitlines())
 
 
-def pasted(child: pexpect.spawn, text: str, count: int) -> list[str]:
+def pasted(child: pexpect.spawn[str], text: str, count: int) -> list[str]:
     """Paste and press Enter; returns all messages so far."""
     child.send(f"\x1b[200~{text}\x1b[201~")
     child.send("\r")

@@ -19,17 +19,10 @@ from streamchat.replay.script import FORMATS, read_scripts, steps
 from streamchat.sessions.export import export, read_export, write_export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
+from tests.odd_values import ANYTHING, TEXTS
 
 pytestmark = pytest.mark.fuzz
 
-ODD = '\0\x07\x1b[]\x7f\x85\x9b\u2028\u2029\ud800\udfff\ufeff\ufffd\r\n\t\\"é€😀'
-TEXTS = st.text(max_size=30) | st.text(alphabet=ODD, max_size=12)
-NUMBERS = st.integers() | st.floats() | st.sampled_from([1e308, 10**400, -1, 2**63])
-ANYTHING: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=6,
-)
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", ""])
 MESSAGES = st.fixed_dictionaries({"role": ROLES | ANYTHING, "content": TEXTS | ANYTHING}, optional={"at": ANYTHING})
 SETTINGS = st.dictionaries(
@@ -104,7 +97,7 @@ def test_what_can_be_imported_can_be_listed_shown_exported_and_imported_again(da
     assert export(saved, "markdown")
     for kind in ("jsonl", "replay"):
         again = path.with_suffix(f".{kind}.out")
-        write_export(again, export(saved, kind))  # type: ignore[arg-type]
+        write_export(again, export(saved, kind))
         assert said(read_export(again).turns) == said(saved.turns)
 
 

@@ -12,8 +12,8 @@ from streamchat.base.errors import ConfigError
 from streamchat.config.settings import setting_fields
 from streamchat.frontend import mentions
 from streamchat.frontend.slash.registry import parse
-from tests.test_fuzz_records import TEXTS
-from tests.test_slash import Desk
+from tests.desk import Desk
+from tests.odd_values import TEXTS
 
 pytestmark = pytest.mark.fuzz
 

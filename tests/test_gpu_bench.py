@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -43,12 +44,12 @@ def test_weights_that_a_token_reads() -> None:
     assert weight_bytes_per_token(untied) == 4 * sum(p.numel() for p in untied.parameters()) - table_bytes
     # tied: the table is the output layer, and is read as a whole
     assert weight_bytes_per_token(tied) == weight_bytes_per_token(untied)
-    assert weight_bytes_per_token(tiny_llama().to(torch.bfloat16)) == weight_bytes_per_token(untied) // 2
+    assert weight_bytes_per_token(tiny_llama().bfloat16()) == weight_bytes_per_token(untied) // 2
 
 
 def test_a_copy_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count(step=0.5)
-    monkeypatch.setattr(gpu_bench.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     assert copy_bandwidth("cpu", size=1000, rounds=2) == 2 * 1000 / 0.5
 
 

@@ -15,8 +15,8 @@ from streamchat.cache import checkpoint
 from streamchat.decode.cuda_graph import STEADY
 from streamchat.decode.install import install, uninstall
 from streamchat.models.quantize.gpu import quantise
+from tests.decode_models import KNOWN, cache_of, counted, make, stream
 from tests.families import text
-from tests.test_decode_step import KNOWN, cache_of, counted, make, stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,7 +66,7 @@ def test_cuts_clears_checkpoints_and_other_caches(monkeypatch: pytest.MonkeyPatc
         found.append(stream(model, cache, text(60, seed=6).to(PLACE), 12))
         cache.reset()
         found.append(stream(model, cache, text(30, seed=7).to(PLACE), 4))
-        checkpoint.restore(cache, kept, torch.device(PLACE))
+        checkpoint.restore(cache, kept)
         for seed in range(4):
             found.append(stream(model, cache, text(20, seed=seed).to(PLACE), 1))
             found.append(stream(model, twin, text(20, seed=seed).to(PLACE), 1))

@@ -17,10 +17,10 @@ from streamchat.models.quantize import gpu
 from streamchat.models.quantize.cpu import use_weights
 from streamchat.models.quantize.gpu import quantise
 from streamchat.models.quantize.weight_storage import stored_bytes, stored_tensors
+from tests.decode_models import cache_of, make, stream
 from tests.families import text
 from tests.models_help import make_tokenizer, tiny_llama
 from tests.recorded_graphs import RecordedGraphs
-from tests.test_decode_step import cache_of, make, stream
 
 pytest.importorskip("torchao", reason="needs torchao: pip install torchao")
 LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -73,10 +73,13 @@ def test_what_torchao_cannot_do_is_one_sentence() -> None:
 
 
 def test_it_is_what_a_gpu_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(
-        "streamchat.models.quantize.cpu.quantise", lambda *args, **_: asked.append(args[2]) or ("a note",)
-    )
+    asked: list[str] = []
+
+    def quantised(model: object, tokenizer: object, weights: str, **_: object) -> tuple[str, ...]:
+        asked.append(weights)
+        return ("a note",)
+
+    monkeypatch.setattr("streamchat.models.quantize.cpu.quantise", quantised)
     model = tiny_llama(**LLAMA)
     for device in ("cuda", "cuda:1"):
         assert use_weights(model, None, "int8", device=device, name="m", progress=silent) == ("int8", ("a note",))

@@ -12,9 +12,9 @@ from streamchat.base.errors import CacheError, CacheFullError, CacheNotSeenError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
-from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.streaming import Eviction, EvictionOptions, StreamingCache
 from tests.reference import Reference
-from tests.tiny import random_ids, tiny_model
+from tests.tiny import kv_of, random_ids, tiny_model
 
 pytestmark = pytest.mark.smoke
 
@@ -28,7 +28,8 @@ def make(size: int = 32, sinks: int = 4, **options: Any) -> tuple[Any, Streaming
 
 def feed(model: Any, cache: Any, ids: torch.Tensor, **more: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache}, **more).logits
+        logits: torch.Tensor = model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache}, **more).logits
+    return logits
 
 
 def hooks_of(model: Any) -> int:
@@ -195,7 +196,7 @@ def test_crop_takes_both_of_transformers_spellings() -> None:
     assert cache.lengths == [10] * 3
     cache.crop(50)
     assert cache.get_seq_length() == 10
-    cache.layers[0].crop(-2)
+    cache.streaming_layers[0].crop(-2)
     assert cache.lengths == [8, 10, 10]
 
 
@@ -203,10 +204,10 @@ def test_memory_is_allocated_once() -> None:
     model, cache = make()
     with StreamingHook(model, cache):
         feed(model, cache, random_ids(32))
-        before = [(layer.keys.untyped_storage().data_ptr(), cache.kv_bytes) for layer in cache.streaming_layers]
+        before = [(kv_of(layer)[0].untyped_storage().data_ptr(), cache.kv_bytes) for layer in cache.streaming_layers]
         for _ in range(200):
             feed(model, cache, random_ids(1))
-        after = [(layer.keys.untyped_storage().data_ptr(), cache.kv_bytes) for layer in cache.streaming_layers]
+        after = [(kv_of(layer)[0].untyped_storage().data_ptr(), cache.kv_bytes) for layer in cache.streaming_layers]
     assert before == after
     assert cache.compression_count == cache.tokens_evicted == 200
     # 3 layers x keys and values x 2 heads x 16 dims x 4 bytes
@@ -221,14 +222,14 @@ def test_sinks_in_bfloat16_do_not_drift() -> None:
     with StreamingHook(model, cache):
         feed(model, cache, random_ids(32))
         layer = cache.streaming_layers[0]
-        at_first = layer.keys[:, :, :4].float()
+        at_first = kv_of(layer)[0][:, :, :4].float()
         rotation = layer.rotation.keys
         assert rotation is not None
         origin = rotation.apply(at_first, rotation.source.angles_range(0, 4, layer.device), undo=True)
         for _ in range(1000):
             feed(model, cache, random_ids(1))
     expected = rotation.apply(origin, rotation.source.angles_range(layer.base, 4, layer.device))
-    error = (layer.keys[:, :, :4].float() - expected).norm() / expected.norm()
+    error = (kv_of(layer)[0][:, :, :4].float() - expected).norm() / expected.norm()
     assert layer.base == 1000
     assert error < 0.01
 
@@ -284,7 +285,7 @@ def test_a_budget_that_must_not_evict_says_so() -> None:
 
 
 def test_whole_turns_leave_first_and_are_told() -> None:
-    told = []
+    told: list[Eviction] = []
     model, cache = make(64, 4, by="turns", on_evict=told.append)
     with StreamingHook(model, cache):
         for size in (20, 20, 20):

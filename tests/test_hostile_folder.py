@@ -23,8 +23,8 @@ from streamchat.kernels.library import kernels
 from streamchat.kernels.sealed import open_sealed
 from streamchat.models.bundled import default
 from tests.models_help import save, tiny_llama
-from tests.test_models_fetch import wheel as wheel  # a fixture
-from tests.test_serve import served, talk
+from tests.pinned_wheel import wheel as wheel  # a fixture
+from tests.served_page import served, talk
 
 ROOT = Path(streamchat.__file__).parents[1]
 SCRIPT = "import sys\nfrom streamchat.__main__ import main\nsys.exit(main())\n"
@@ -125,8 +125,8 @@ def test_commands_run_nothing_of_it(hostile: Path, model: list[str], tmp_path: P
     arguments = [word for each in arguments for word in (model if each == "MODEL" else [each])]
     for name in imported_at_start():
         Path(f"{name}.py").unlink(missing_ok=True)
-    relative = {"PATH": f".{os.pathsep}{os.environ['PATH']}{os.pathsep}", "PYTHONPATH": f"{ROOT}{os.pathsep}"}
-    done = run(tmp_path, *arguments, **relative)
+    search = f".{os.pathsep}{os.environ['PATH']}{os.pathsep}"
+    done = run(tmp_path, *arguments, PATH=search, PYTHONPATH=f"{ROOT}{os.pathsep}")
     assert ran(hostile) == []
     assert done.returncode in (0, 1), done.stderr  # doctor finds what it finds
     assert "Traceback" not in done.stderr

@@ -13,11 +13,12 @@ from streamchat.base.errors import ExitCode
 from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.models.load import LoadedModel
 from streamchat.sessions.settings import foreign_model, lasting_name
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
+from tests.desk import Desk
 from tests.real_engine import running, tiny_loaded
-from tests.test_slash import Desk
 
 
 def imported(tmp_path: Path, model: str, name: str = "SmolLM2-135M-Instruct") -> str:
@@ -139,15 +140,15 @@ def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evi
     session = imported(tmp_path, evil)
     loaded: list[str] = []
 
-    def load(configuration: Configuration, progress: object) -> object:
+    def load(configuration: Configuration, progress: object) -> LoadedModel:
         loaded.append(configuration.settings.model)
         return tiny_loaded()
 
-    with running(load, store=database_path(), session=session) as chat:  # type: ignore[arg-type]
+    with running(load, store=database_path(), session=session) as chat:
         assert f"names the model {evil}" in chat.wait(ev.EngineFailed).message
     assert loaded == []
 
-    with running(load, store=database_path()) as chat:  # type: ignore[arg-type]
+    with running(load, store=database_path()) as chat:
         chat.wait(ev.ModelReady)
         chat.turn("ours")
         chat.engine.open_session(session)

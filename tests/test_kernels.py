@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from streamchat.kernels.operations import (
 )
 from streamchat.models.load import load_model
 from streamchat.quantization.weights import Kind, PackedWeight, int4_codes, pack
+from tests.decode_models import cache_of, counted_calls, make, stream
+from tests.families import text
 from tests.models_help import save, tiny_llama
-from tests.test_decode_step import make
+from tests.tiny import fresh_model
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason=missing())
 
@@ -83,7 +86,7 @@ def test_what_is_not_a_number_shows_in_every_row(kind: Kind, value: float) -> No
 @needs_kernels
 def test_a_vector_of_zeros_gives_zeros() -> None:
     for kind in ("int8", "int4"):
-        assert not pack(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()  # type: ignore[arg-type]
+        assert not pack(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()
 
 
 def run(operation: Any, threads: int = 2) -> None:
@@ -205,10 +208,10 @@ def test_the_setting_chooses_between_them_and_pytorchs(tmp_path: Path) -> None:
     ],
 )
 def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served: bool) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
-    model = LlamaForCausalLM(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change))).eval()
+    model = fresh_model(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change)))
     described = describe(model)
     assert described is not None
     assert compiles(described) == served
@@ -219,8 +222,6 @@ def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served:
 
 @needs_kernels
 def test_the_number_of_threads_may_change_between_tokens() -> None:
-    from tests.test_decode_step import cache_of, stream, text
-
     model = make("llama, three heads of queries to one of keys")
     ids, before = text(40), torch.get_num_threads()
     expected = stream(model, cache_of(model, 24), ids, 10)
@@ -240,7 +241,6 @@ def test_the_number_of_threads_may_change_between_tokens() -> None:
 def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
     from streamchat.cache.arguments import cache_keyword
     from streamchat.cache.hook import StreamingHook
-    from tests.test_decode_step import cache_of, stream, text
 
     model, ids = make("llama"), text(14)
     expected = stream(model, cache_of(model, 24), ids, 10)
@@ -256,8 +256,6 @@ def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
 @needs_kernels
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox", "gpt_neox, one after the other"])
 def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forward(name: str) -> None:
-    from tests.test_decode_step import cache_of, counted_calls, stream, text
-
     model, ids = make(name), text(90)
     pieces = [12, 3, 8, 1, 2, 7, 5, 8, 4, 1, 1, 6, 8, 8, 8, 8]
     assert sum(pieces) == 90
@@ -285,7 +283,6 @@ def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forw
 def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
     from streamchat.cache.arguments import cache_keyword
     from streamchat.cache.hook import StreamingHook
-    from tests.test_decode_step import cache_of, stream, text
 
     model, ids = make("llama"), text(7)
     expected = stream(model, cache_of(model, 24), ids, 7)
@@ -300,8 +297,6 @@ def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
 
 @needs_kernels
 def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
-    from tests.test_decode_step import cache_of, stream, text
-
     model = make("llama")
     install(model)
     step = model.forward.step
@@ -318,7 +313,6 @@ def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
 @needs_kernels
 def test_a_cache_of_another_number_format_is_refused() -> None:
     from streamchat.base.errors import CacheError
-    from tests.test_decode_step import cache_of, stream, text
 
     model, ids = make("llama"), text(14)
     install(model)
@@ -333,8 +327,6 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
 @needs_kernels
 @pytest.mark.model
 def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
-    from tests.test_decode_step import cache_of, stream
-
     whole = load_model("default", device="cpu", dtype="float32")
     half = load_model("default", device="cpu", dtype="bfloat16")
     text = "The river ran past the mill, and the wheel turned. In the evening the men sat down by the fire. " * 4
@@ -506,7 +498,7 @@ def zero_tail(content: bytes) -> bytes:
     return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
     "one byte": lambda content: b"x",
     "cut": lambda content: content[:5000],
@@ -553,8 +545,13 @@ def test_what_is_not_our_file_is_made_again(
     path.parent.mkdir(parents=True, mode=0o700)
     elsewhere = tmp_path / "elsewhere.so"
     elsewhere.write_bytes(whole)
-    made = []
-    monkeypatch.setattr(build, "_compile", lambda _, to: (made.append(1), to.write_bytes(whole[:-32])))
+    made: list[Path] = []
+
+    def compiled(_: object, to: Path) -> None:
+        made.append(to)
+        to.write_bytes(whole[:-32])
+
+    monkeypatch.setattr(build, "_compile", compiled)
     path.symlink_to(elsewhere)
     assert build.library().path.is_file()
     assert not path.is_symlink()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.tui.keyboard import BEGIN, END, PasteGuard
-from tests.test_fuzz_paste import face, sent
+from tests.program import face, sent
 
 KEYS = st.lists(st.sampled_from(["a", "\r", "\x1b", "\x1b[A", "\x1b[200", "\x1b[<0;1;1M", END]), max_size=6)
 INSIDE = st.lists(st.sampled_from(["a", "\r", "\x1b", "\x1b[201", "\x1b[31m", BEGIN]), max_size=6)

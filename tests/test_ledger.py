@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,9 +63,9 @@ def test_a_slot_past_the_end_is_an_error() -> None:
         ledger.index_at(4)
 
 
-def plan(length: int, incoming: int, **options: object) -> int:
+def plan(length: int, incoming: int, **options: Any) -> int:
     """Of a cache of 100 tokens with 10 that stay."""
-    return plan_eviction(Occupancy(length, 10, 100), incoming, **options)  # type: ignore[arg-type]
+    return plan_eviction(Occupancy(length, 10, 100), incoming, **options)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +159,12 @@ def test_cuts_keep_sinks_pins_and_order(
     retention = Retention(size, sinks, tuple(merged_runs((first, first + count) for first, count in pins)))
     before = list(ledger)
     kept = set(before[:sinks]) | {i for i in before for first, stop in retention.pins if first <= i < stop}
-    options = {"reserve": reserve, "turn_starts": starts, "block": block}
+    planned = partial(plan_cuts, ledger, retention, incoming, reserve=reserve, turn_starts=starts, block=block)
     if incoming > size - len(kept):
         with pytest.raises(ChunkTooLargeError, match=f"at most {size - len(kept)}"):
-            plan_cuts(ledger, retention, incoming, **options)
+            planned()
         return
-    cuts = plan_cuts(ledger, retention, incoming, clean_cut=lambda index: index + step, **options)
+    cuts = planned(clean_cut=lambda index: index + step)
     assert list(ledger) == before
     for cut in cuts:
         ledger.evict(cut.at, cut.count)

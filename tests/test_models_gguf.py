@@ -12,8 +12,7 @@ from streamchat.base.messages import silent
 from streamchat.models.gguf.convert import CONVERTER, converted_copy, copy_folder
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir, read_manifest
-
-from .models_help import TEMPLATE, tiny_llama, vocabulary_with_runs, write_gguf
+from tests.models_help import TEMPLATE, tiny_llama, vocabulary_with_runs, write_gguf
 
 
 @pytest.fixture

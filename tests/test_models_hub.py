@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ from streamchat.base.errors import ExitCode, ModelNotFoundError, UnsupportedMode
 from streamchat.models import hub
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve
-
-from .models_help import save, tiny_llama, tiny_neox
+from tests.models_help import save, tiny_llama, tiny_neox
 
 COMMIT = "a" * 40
 
@@ -220,7 +220,7 @@ def test_no_space(fake_hub: FakeHub, pythia: Path, monkeypatch: pytest.MonkeyPat
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: Usage)
     assert "1.0 kB are free; make room, or set HF_HOME" in refusal("pythia-70m")
 
 

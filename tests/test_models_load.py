@@ -14,8 +14,7 @@ from streamchat.base.errors import ConfigError, ModelError, ModelNotFoundError, 
 from streamchat.models import device as devices
 from streamchat.models import load
 from streamchat.models.load import load_model
-
-from .models_help import make_tokenizer, save, tiny_llama, tiny_neox
+from tests.models_help import make_tokenizer, save, tiny_llama, tiny_neox
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_loaded_model_is_ready(make: Any, attention: str, tmp_path: Path, capfd:
 def test_bars_and_log_levels_are_restored(folder: Path) -> None:
     import logging
 
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from transformers.utils import logging as transformers_logging
 
     level = logging.getLogger("transformers").level

@@ -13,16 +13,7 @@ from streamchat.models import catalogue
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir, offline_variable
 from streamchat.models.load import load_model
 from streamchat.models.resolve import resolve
-
-from .models_help import save, tiny_llama, tiny_neox
-
-
-def in_hub_cache(repo_id: str, model: object) -> Path:
-    """Put `model` where huggingface_hub would have put it."""
-    repository = hub_cache_dir() / f"models--{repo_id.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc123")
-    return save(model, repository / "snapshots" / "abc123")
+from tests.models_help import in_hub_cache, save, tiny_llama, tiny_neox
 
 
 @pytest.mark.parametrize("name", ["default", "smollm2", "smollm2-135m", "SmolLM2-135M-Instruct"])

@@ -26,9 +26,11 @@ from streamchat.tui.monitor import MonitorApp
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
 from tests.real_engine import running
+from tests.replay_runs import TURNS, Ran, after_turn, grow_the_buffers
+from tests.replay_runs import replay as replay  # a fixture
+from tests.replay_runs import tiny as tiny
+from tests.saved_sessions import a_session, a_turn
 from tests.scripted_engine import ScriptedEngine
-from tests.test_replay import TURNS, Ran, replay, tiny  # noqa: F401 - fixtures
-from tests.test_store import a_session, a_turn
 
 
 @pytest.fixture(autouse=True)
@@ -78,11 +80,11 @@ def test_samples_survive_json() -> None:
 
 
 def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for argv in ([], ["abc"]):
+    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved conversation has the id 'abc'")):
         assert cli.main(["monitor", *argv]) == 5
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert "saved conversation" in err or "nothing can be watched yet" in err
+        assert sentence in err
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(SessionError, match="has said nothing yet"):
         watched(str(tmp_path))
@@ -104,13 +106,11 @@ def test_once_and_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_replay_with_violations(
-    tiny: None,  # noqa: F811
-    replay: Any,  # noqa: F811
+    tiny: None,
+    replay: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tests.test_replay import after_turn, grow_the_buffers
-
     with after_turn(monkeypatch, 6, grow_the_buffers):
         ran: Ran = replay(TURNS[:7])
     watcher = Watcher(watched(str(ran.folder)))
@@ -121,7 +121,7 @@ def test_a_replay_with_violations(
     assert "violated        storage at turn 6: the buffers take" in capsys.readouterr().out
 
 
-def test_runs_in_the_state_folder_are_found(tiny: None, tmp_path: Path) -> None:  # noqa: F811
+def test_runs_in_the_state_folder_are_found(tiny: None, tmp_path: Path) -> None:
     (tmp_path / "words").write_text("\n".join(TURNS[:2]))
     assert cli.main(["replay", str(tmp_path / "words"), "--cache-size", "128", "--max-new-tokens", "4"]) == 0
     with Store() as store:

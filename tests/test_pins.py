@@ -30,14 +30,14 @@ def test_segments_name_sinks_system_block_and_messages_in_slot_order() -> None:
     with running(system_prompt="Be brief.") as watched:
         watched.turn("one")
         watched.turn("two and more words")
-        state = watched.engine.conversation.state()  # type: ignore[union-attr]
+        state = watched.conversation.state()
         parts = [(segment.part, segment.turn) for segment in state.segments]
         expected = [("user", 1), ("assistant", 1), ("user", 2), ("assistant", 2)]
         assert parts == [("sinks", 0), ("system", 0), *expected]
         assert all(segment.tokens == segment.total for segment in state.segments)
-        log = watched.engine.conversation.log  # type: ignore[union-attr]
+        log = watched.conversation.log
         second = log.turns[1]
-        tokenizer = watched.engine.conversation.tokenizer  # type: ignore[union-attr]
+        tokenizer = watched.conversation.tokenizer
         user, reply = log.ids[second.first : second.reply_first], log.ids[second.reply_first : second.stop]
         assert tokenizer.decode(user) == "<|im_start|>user\ntwo and more words"
         assert tokenizer.decode(reply).startswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -59,7 +59,7 @@ def test_segments_follow_what_leaves() -> None:
 def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
     with running(cache_size=256, max_new_tokens=8) as watched:
         watched.turn("remember me")
-        tokens, before = held(watched, 1), watched.engine.conversation.state().pinned  # type: ignore[union-attr]
+        tokens, before = held(watched, 1), watched.conversation.state().pinned
         watched.engine.pin(1)
         pinned = watched.wait(ev.TurnPinned)
         assert (pinned.turn, pinned.pinned, pinned.tokens) == (1, True, tokens)
@@ -111,7 +111,8 @@ def test_another_model_takes_over_and_begins_anew() -> None:
 
     with running(load) as watched:
         watched.turn("hello")
-        before: Any = watched.engine.conversation
+        before = watched.engine.conversation
+        assert before is not None
         watched.engine.switch_model("missing")
         assert "missing is not a model" in watched.wait(ev.Notice).text
         assert watched.engine.conversation is before

@@ -17,17 +17,10 @@ from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeE
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.streaming import EvictionOptions
 from tests.reference import Reference
-from tests.tiny import config_of, random_ids, tiny_model
+from tests.tiny import config_of, fresh_model, random_ids, ready, tiny_model
 
 pytestmark = pytest.mark.smoke
 BUDGET, SINKS = 32, 4
-
-
-def ready(model: Any) -> Any:
-    """Generation that never ends by itself."""
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
 
 
 def make(family: str = "llama", **options: Any) -> tuple[Any, StreamingPress]:
@@ -164,7 +157,7 @@ def test_generating_with_candidates_is_refused(how: str) -> None:
         case "argument":
             more = {"prompt_lookup_num_tokens": 3}
         case "configuration":
-            more = {"generation_config": transformers.GenerationConfig(prompt_lookup_num_tokens=3)}
+            more = {"generation_config": transformers.GenerationConfig(prompt_lookup_num_tokens=3)}  # type: ignore[no-untyped-call]
         case "the model's own configuration":
             model.generation_config.prompt_lookup_num_tokens = 3
         case _:
@@ -181,7 +174,7 @@ def test_a_prompt_longer_than_the_budget(chunk: int | None) -> None:
     ids = random_ids(100)
     with press:
         out = generate(press, ids, 20, prefill_chunk_size=chunk)
-    pieces = list(ids[0].split(chunk or (BUDGET - SINKS) // 4))
+    pieces = list(torch.split(ids[0], chunk or (BUDGET - SINKS) // 4))
     assert out[0, 100:].tolist() == Greedy(model).go_on(pieces, 20)
 
 
@@ -331,7 +324,7 @@ def test_the_original_script(new_tokens: int) -> None:
         max_position_embeddings=2048,
     )
     torch.manual_seed(0)
-    model = ready(transformers.AutoModelForCausalLM.from_config(config).eval())
+    model = ready(fresh_model(config))
     press = StreamingPress(model, compression_ratio=0.7, num_sink_tokens=4)
     assert press.cache_size == 614
     prompt = random_ids(200) % 512

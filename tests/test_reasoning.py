@@ -113,7 +113,8 @@ def test_templates_look_for_reasoning_under_several_names(monkeypatch: pytest.Mo
 def test_known_tags_of_a_vocabulary_are_recognized(
     monkeypatch: pytest.MonkeyPatch, tags: tuple[str, str], kind: str
 ) -> None:
-    chat = make_chat(monkeypatch, template=CHATML, **{kind: tags})  # type: ignore[arg-type]
+    vocabulary: dict[str, Any] = {kind: tags}
+    chat = make_chat(monkeypatch, template=CHATML, **vocabulary)
     assert split(reply(chat, f"{tags[0]}Well.{tags[1]}\n\nGood day.")) == ("Well.", "Good day.")
 
 

@@ -6,7 +6,7 @@ import io
 import sqlite3
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -71,8 +71,8 @@ def test_the_prompt_shows_reasoning_as_the_setting_says(reply: str, thinking: st
 
 
 @pytest.mark.parametrize("thinking", ["hide", "collapse"])
-def test_a_pipe_writes_answers_only(thinking: str) -> None:
-    engine = ScriptedEngine([BOTH, ONLY, OPEN, "Yes."], settings=Settings(thinking=thinking))  # type: ignore[arg-type]
+def test_a_pipe_writes_answers_only(thinking: Literal["hide", "collapse"]) -> None:
+    engine = ScriptedEngine([BOTH, ONLY, OPEN, "Yes."], settings=Settings(thinking=thinking))
     out, err = io.StringIO(), io.StringIO()
     assert Pipe(engine, out, err).run(io.BytesIO(b"one\ntwo\nthree\nfour\n")) == 0
     engine.close()
@@ -201,7 +201,7 @@ def test_reasoning_in_exports(thinking: str) -> None:
     assert ("wonder" in text) == (thinking != "hide")
     assert "*(only reasoning, and no answer)*" in text
     for kind in ("jsonl", "replay"):  # for programs: all of it
-        assert r"<think>\nI wonder about it\n</think>\n\nIt is so." in export(stored, kind)  # type: ignore[arg-type]
+        assert r"<think>\nI wonder about it\n</think>\n\nIt is so." in export(stored, kind)
 
 
 def test_reasoning_in_what_is_found() -> None:

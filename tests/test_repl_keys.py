@@ -26,8 +26,8 @@ from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.keys import interrupt_character, sequences
 from streamchat.repl.session import InputLine, MessageCompleter
+from tests.program import face, sent
 from tests.scripted_engine import ScriptedEngine
-from tests.test_fuzz_paste import face, sent
 
 FACE = Path(__file__).with_name("scripted_face.py")
 CTRL_C, CTRL_D, CTRL_G = "\x03", "\x04", "\x07"

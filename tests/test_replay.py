@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,69 +25,11 @@ from streamchat.replay import invariants
 from streamchat.telemetry import memory
 from tests import real_engine
 from tests import toy_tokenizer as toy
-from tests.real_engine import tiny_loaded
+from tests.replay_runs import TURNS, Ran, after_turn, grow_the_buffers
+from tests.replay_runs import replay as replay  # a fixture
+from tests.replay_runs import tiny as tiny
 
 # --- runs -------------------------------------------------------------------------------------------------------
-
-TURNS = [f"question {n} about the sea and the dragon" for n in range(12)]
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine loads a tiny random model."""
-    monkeypatch.setattr("streamchat.engine.engine.load_from_settings", lambda *_: tiny_loaded())
-    from streamchat.engine.engine import Engine
-
-    init = Engine.__init__
-
-    def patched(self: Any, configuration: Any, load: Any = lambda *_: tiny_loaded(), **rest: Any) -> None:
-        init(self, configuration, load, **rest)
-
-    monkeypatch.setattr(Engine, "__init__", patched)
-
-
-class Ran:
-    """What a run left."""
-
-    def __init__(self, code: int, folder: Path, out: str, err: str) -> None:
-        self.code, self.folder, self.out, self.err = code, folder, out, err
-
-    @property
-    def report(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
-        return loaded
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "turns.jsonl").read_text().splitlines()]
-
-    def state(self, name: str) -> str:
-        [check] = [check for check in self.report["invariants"] if check["name"] == name]
-        return "holds" if check["holds"] and check["checked"] else "violated" if not check["holds"] else "not looked at"
-
-    @property
-    def violated(self) -> list[str]:
-        return [check["name"] for check in self.report["invariants"] if not check["holds"]]
-
-
-@pytest.fixture
-def replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run the command on a script of plain text or JSON lines."""
-    count = 0
-
-    def run(lines: list[str], *argv: str) -> Ran:
-        nonlocal count
-        count += 1
-        script, folder = tmp_path / f"script{count}", tmp_path / f"run{count}"
-        script.write_text("\n".join(lines))
-        code = cli.main(
-            ["replay", str(script), "--out", str(folder), "--cache-size", "128", "--max-new-tokens", "12",
-             "--seed", "1", *argv]
-        )  # fmt: skip
-        out, err = capsys.readouterr()
-        return Ran(code, folder, out, err)
-
-    return run
 
 
 def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
@@ -218,34 +159,10 @@ def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]
 # --- faults -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def after_turn(monkeypatch: pytest.MonkeyPatch, number: int, harm: Callable[[Conversation], None]) -> Iterator[None]:
-    """Do `harm` at the end of turn `number`, and of all later ones."""
-    run_turn = Conversation.run_turn
-
-    def harmed(self: Conversation, *args: Any, **kwargs: Any) -> Any:
-        outcome = run_turn(self, *args, **kwargs)
-        if outcome.turn >= number:
-            harm(self)
-        return outcome
-
-    monkeypatch.setattr(Conversation, "run_turn", harmed)
-    yield
-
-
 def grow_one_layer(conversation: Conversation) -> None:
     """What a hook does that edits only some layers: one holds a token more than the ledger says."""
     layer = conversation.cache.streaming_layers[1]
     layer.end += 1
-    layer._refresh_views()
-
-
-def grow_the_buffers(conversation: Conversation) -> None:
-    """A cache that allocates with every turn."""
-    layer = conversation.cache.streaming_layers[0]
-    assert layer._buffers is not None
-    keys, values = layer._buffers
-    layer._buffers = (torch.cat([keys, keys[:, :, :8]], dim=2), torch.cat([values, values[:, :, :8]], dim=2))
     layer._refresh_views()
 
 
@@ -262,7 +179,7 @@ def change_an_id(conversation: Conversation) -> None:
     conversation.log.ids[turn.first + 4] += 1
 
 
-def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: str) -> None:
+def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: Any) -> None:
     """Every engine has this template, and a format that is not quite its own."""
     choose_format = template_module.choose_format
 
@@ -270,7 +187,7 @@ def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: str) -
         return replace(choose_format(*args), **harm)
 
     monkeypatch.setattr(template_module, "choose_format", harmed)
-    monkeypatch.setattr("tests.test_replay.tiny_loaded", lambda: real_engine.tiny_loaded(template))
+    monkeypatch.setattr("tests.replay_runs.tiny_loaded", lambda: real_engine.tiny_loaded(template))
 
 
 GIVEN = [
@@ -318,8 +235,9 @@ def test_what_is_fed_is_what_the_template_writes(
 def test_a_format_that_is_not_the_templates_is_caught(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str, part: str, text: str
 ) -> None:
-    with_template(monkeypatch, template, **{part: text}, **({"renew": None} if template == toy.CLOCK else {}))  # type: ignore[arg-type]
-    given, generated = (GIVEN, ["--teacher-forced"]), (TURNS[:3], [])
+    with_template(monkeypatch, template, **{part: text}, **({"renew": None} if template == toy.CLOCK else {}))
+    given: tuple[list[str], list[str]] = (GIVEN, ["--teacher-forced"])
+    generated: tuple[list[str], list[str]] = (TURNS[:3], [])
     only = {"reply_open": [given], "generation": [generated]}
     for lines, extra in only.get(part, [given, generated]):
         ran = replay(lines, "--cache-size", "256", "--system-prompt", "Be brief.", *extra)
@@ -471,8 +389,9 @@ def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> Non
     command += ["--repeat", "forever", "--cache-size", "128", "--max-new-tokens", "8"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     lines: list[str] = []
-    assert child.stderr is not None
-    reader = threading.Thread(target=lambda: lines.extend(child.stderr))  # type: ignore[arg-type]
+    said = child.stderr
+    assert said is not None
+    reader = threading.Thread(target=lambda: lines.extend(said))
     reader.start()
     end = time.monotonic() + 60
     while sum(line.startswith("turn ") for line in lines) < 3 and time.monotonic() < end:
@@ -487,7 +406,7 @@ def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> Non
     assert child.stdout is not None
     assert "report: " in child.stdout.read()
     child.stdout.close()
-    child.stderr.close()
+    said.close()
 
 
 def test_a_model_that_fails_has_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

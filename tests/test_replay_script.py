@@ -59,12 +59,12 @@ def test_mt_bench_messages_and_text(tmp_path: Path) -> None:
 def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
     from streamchat.sessions.export import export
     from streamchat.store.store import Store
-    from tests.test_sessions_command import saved
+    from tests.saved_sessions import saved
 
     session = saved()
     for kind in ("jsonl", "replay"):
         with Store() as store:
-            script = script_of(tmp_path, export(store.load(session), kind))  # type: ignore[arg-type]
+            script = script_of(tmp_path, export(store.load(session), kind))
         assert said(script) == [[(f"question {n}", f"answer *{n}*") for n in (1, 2, 3)]]
         assert script.dialogues[0].system == "Be kind."
         assert script.problems == []

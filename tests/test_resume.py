@@ -15,6 +15,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
+from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.store import Store
 from tests import toy_tokenizer as toy
@@ -36,7 +37,8 @@ def said(chat: Watched, questions: list[str]) -> list[str]:
 
 def logits_of(chat: Watched) -> torch.Tensor:
     conversation: Any = chat.engine.conversation
-    return conversation.next_logits().clone()
+    logits: torch.Tensor = conversation.next_logits().clone()
+    return logits
 
 
 def session_of(database: Path) -> str:
@@ -175,7 +177,8 @@ def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> Non
 
     def other_weights(*_: Any) -> Any:
         loaded = tiny_loaded()
-        loaded.model.get_input_embeddings().weight.data *= 1.5
+        embeddings: Any = loaded.model.get_input_embeddings()
+        embeddings.weight.data *= 1.5
         return loaded
 
     with running(other_weights, store=database, session=session) as chat:
@@ -209,7 +212,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.read_again == 0
-        assert chat.engine.conversation.log.ids.tolist() == ids  # type: ignore[union-attr]
+        assert chat.conversation.log.ids.tolist() == ids
 
 
 @pytest.mark.parametrize("template", [toy.INSIDE, toy.OPEN_REASONING, toy.CHANNELS], ids=["space", "think", "channel"])
@@ -258,8 +261,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
     from tests import real_engine
 
     with pytest.MonkeyPatch.context() as patch:
-        make = real_engine.Configuration
-        patch.setattr(real_engine, "Configuration", lambda s, o, f: make(s, {"cache_size": "--cache-size"}, f))
+        patch.setattr(real_engine, "Configuration", lambda s, o, f: Configuration(s, {"cache_size": "--cache-size"}, f))
         with running(store=database, session=session, cache_size=160) as chat:
             resumed = chat.wait(ev.ConversationResumed)
             conversation: Any = chat.engine.conversation
@@ -325,7 +327,7 @@ def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
     assert len(pins) == 2
     with running(store=database, session=session) as chat:
         chat.wait(ev.ConversationResumed)
-        assert chat.engine.conversation.cache.pins == pins  # type: ignore[union-attr]
+        assert chat.conversation.cache.pins == pins
         assert chat.engine.settings.temperature == 0.25
 
 
@@ -451,7 +453,7 @@ def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) ->
 
 def test_a_snapshot_every_so_many_turns(database: Path) -> None:
     with running(store=database, snapshot_turns=2) as chat:
-        moments = []
+        moments: list[int] = []
         for question in QUESTIONS:
             chat.turn(question)
             chat.engine.count_tokens("x")  # after the snapshot
@@ -459,7 +461,7 @@ def test_a_snapshot_every_so_many_turns(database: Path) -> None:
             with Store(database) as store:
                 path = store.snapshot_path(session_of(database))
             moments.append(snapshots.load(path).checkpoint.next_index if path.exists() else 0)
-        stops = [turn.stop for turn in chat.engine.conversation.log.turns]  # type: ignore[union-attr]
+        stops = [turn.stop for turn in chat.conversation.log.turns]
     assert moments == [0, stops[1], stops[1], stops[3], stops[3]]
     assert path.stat().st_mode & 0o077 == 0
     assert snapshots.load(path).checkpoint.next_index == stops[4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_a_given_reply_is_fed_like_a_generated_one(monkeypatch: pytest.MonkeyPat
 def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> None:
     """Also through further evictions and a rebase of positions, which need the unrotated sinks."""
     model = tiny_model(family)
-    sizes = {"cache_size": 48, "num_sink_tokens": 4}
+    make = partial(make_cache, model, cache_size=48, num_sink_tokens=4)
     fit = choose_fit(model, verdict=Verdict(absolute_limit=None)) if family == "gpt2" else fit_positions(model)
     ids = random_ids(400)
 
@@ -159,13 +160,13 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
                 out.append(step.logits[0, -1])
         return torch.stack(out)
 
-    one = make_cache(model, fit, **sizes)  # type: ignore[arg-type]
+    one = make(fit)
     one.position_limit = 150  # so that a rebase comes soon
     logits(one, 120, 0)
     taken = checkpoint.take(one)
     assert taken.length == one.length > 30
     assert taken.nbytes > 0
-    other = make_cache(model, fit, **sizes)  # type: ignore[arg-type]
+    other = make(fit)
     other.position_limit = 150
     if other.seen is not None:
         other.seen.append(ids[:, :120])

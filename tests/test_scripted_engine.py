@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any, TypeVar
+
+import pytest
+
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
 from streamchat.engine.protocol import ChatEngine
 from tests.scripted_engine import Reply, ScriptedEngine
 
+E = TypeVar("E", bound=ev.Event)
 
-def of_type(engine: ScriptedEngine, kind: type[ev.Event]) -> list[ev.Event]:
+
+def of_type(engine: ScriptedEngine, kind: type[E]) -> list[E]:
     return [event for event in engine.events if isinstance(event, kind)]
 
 
-def test_is_a_chat_engine() -> None:
-    engine: ChatEngine = ScriptedEngine()
-    assert engine.close()
+def parameters_of(method: Any) -> list[tuple[str, object, object]]:
+    """(name, kind, default) of each."""
+    return [(each.name, each.kind, each.default) for each in inspect.signature(method).parameters.values()]
+
+
+@pytest.mark.parametrize("kind", [ScriptedEngine, Engine])
+def test_each_engine_has_what_the_protocol_names(kind: type[ChatEngine]) -> None:
+    promised = {name: member for name, member in vars(ChatEngine).items() if not name.startswith("_")}
+    assert len(promised) > 15
+    for name, member in promised.items():
+        if isinstance(member, property):
+            assert isinstance(getattr(kind, name), property), name
+        else:
+            assert parameters_of(getattr(kind, name)) == parameters_of(member), name
 
 
 def test_loads_answers_and_closes_in_order() -> None:
@@ -46,8 +65,8 @@ def test_budget_is_kept_and_evictions_name_their_turns() -> None:
     assert engine.wait_idle()
     engine.close()
     samples = of_type(engine, ev.StatusSampled)
-    assert max(event.cache.length for event in samples) <= 128  # type: ignore[attr-defined]
-    gone = [turn for event in of_type(engine, ev.TokensEvicted) for turn in event.turns_gone]  # type: ignore[attr-defined]
+    assert max(event.cache.length for event in samples) <= 128
+    gone = [turn for event in of_type(engine, ev.TokensEvicted) for turn in event.turns_gone]
     assert gone == sorted(set(gone))
     assert gone[0] == 1
 

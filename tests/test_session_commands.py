@@ -13,16 +13,9 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.store.store import Store
-from tests.test_faces import FACE
-from tests.test_slash import Desk
-from tests.test_store import a_session, a_turn
-
-
-def stored(title: str = "The sea") -> str:
-    with Store() as store:
-        session = a_session(store, title)
-        store.write(session, turns=[a_turn(1, f"Tell me about {title}", "It is\nvery green")])
-    return session
+from tests.desk import Desk
+from tests.program import FACE
+from tests.saved_sessions import stored
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from array import array
 from pathlib import Path
 
 import pytest
@@ -14,39 +13,9 @@ from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
 from streamchat.sessions.export import export, read_export
 from streamchat.store.lock import SessionLock
-from streamchat.store.records import CacheMark, StoredTurn
+from streamchat.store.records import CacheMark
 from streamchat.store.store import Store
-
-
-def saved(title: str = "The sea", turns: int = 3, held: tuple[tuple[int, int], ...] = ((0, 4), (14, 34))) -> str:
-    """A session in the user's own store; turn n has log indices 4 + 10 (n - 1) and following."""
-    with Store() as store:
-        session = store.create(
-            title,
-            model="default",
-            model_name="SmolLM2",
-            dtype="float32",
-            fingerprint="f",
-            tokenizer="t",
-            settings={"num_sink_tokens": 4, "system_prompt": "Be kind.", "temperature": 0.5},
-            system_ids=[1, 2, 3, 4],
-        )
-        said = [
-            StoredTurn(
-                n,
-                f"question {n}",
-                f"answer *{n}*",
-                4 + 10 * (n - 1),
-                5 + 10 * (n - 1),
-                9 + 10 * (n - 1),
-                array("i", [7] * 10),
-                started=1e9 + n,
-                finish_reason="stop",
-            )
-            for n in range(1, turns + 1)
-        ]
-        store.write(session, turns=said, cache=CacheMark(held, ((0, 4),), (), 1))
-    return session
+from tests.saved_sessions import saved
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

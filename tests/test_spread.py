@@ -25,7 +25,7 @@ from streamchat.models.load import load_model
 from tests.models_help import save, tiny_llama
 from tests.simulated_devices import FarTensor, MixedDevicesError, simulated_devices
 from tests.small_chat import replies
-from tests.tiny import random_ids, tiny_model
+from tests.tiny import kv_of, random_ids, tiny_model
 
 accelerate: Any = pytest.importorskip("accelerate", reason="layers are spread by accelerate, which is not installed")
 
@@ -62,7 +62,7 @@ def stream(model: Any, cache: StreamingCache, ids: Tensor, device: torch.device)
     """Logits (vocabulary,) on the CPU after a chunk of 12 ids and after each of the others."""
     found = []
     with StreamingHook(model, cache), torch.inference_mode():
-        for chunk in (ids[:, :12], *ids[:, 12:].split(1, dim=1)):  # type: ignore[no-untyped-call]
+        for chunk in (ids[:, :12], *torch.split(ids[:, 12:], 1, dim=1)):
             out = model(input_ids=chunk.to(device), use_cache=True, **{cache_keyword(model): cache})
             assert out.logits.device == device  # where the ids came from
             found.append(out.logits[0, -1].cpu())
@@ -91,7 +91,7 @@ def test_a_stream_over_two_devices_is_that_of_one(family: str, simulated: None) 
     logits, expected = stream(spread_out, ours, ids, FIRST), stream(plain, theirs, ids, torch.device("cpu"))
     assert ours.compression_count == theirs.compression_count > 5
     torch.testing.assert_close(torch.stack(logits), torch.stack(expected), atol=1e-5, rtol=0)
-    for layer, device in zip(ours.layers, ours.fit.devices, strict=True):
+    for layer, device in zip(ours.streaming_layers, ours.fit.devices, strict=True):
         assert {tensor.device for tensor in tensors_of(layer)} == {device}
         assert (family == "gpt2") == (layer._originals is None)  # what is read again needs none
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_goes_back_to_where_each_layer_is(family: str, simulated: N
     assert {tensor.device for tensor in taken.tensors.values()} == {torch.device("cpu")}
     again = small_cache(model)
     checkpoint.restore(again, taken)
-    for layer, device in zip(again.layers, (FIRST, SECOND, SECOND), strict=True):
+    for layer, device in zip(again.streaming_layers, (FIRST, SECOND, SECOND), strict=True):
         assert layer._originals is not None
         assert {tensor.device for tensor in tensors_of(layer)} == {device}
     more = random_ids(30, seed=5)
@@ -120,7 +120,8 @@ def test_rows_are_chosen_by_indices_of_any_device(simulated: None) -> None:
         rows = random_ids(6).expand(3, -1).to(FIRST)
         model(input_ids=rows, use_cache=True, **{cache_keyword(model): cache})
     cache.batch_select_indices(torch.tensor([2, 0], device=FIRST))
-    assert [(layer.keys.shape[0], layer.keys.device) for layer in cache.layers] == [(2, FIRST), *[(2, SECOND)] * 2]
+    keys = [kv_of(layer)[0] for layer in cache.streaming_layers]
+    assert [(each.shape[0], each.device) for each in keys] == [(2, FIRST), *[(2, SECOND)] * 2]
 
 
 def test_angles_are_made_where_the_frequencies_are_and_come_to_who_asks(simulated: None) -> None:

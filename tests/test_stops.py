@@ -25,13 +25,14 @@ def test_pieces_do_not_matter(pieces: list[str], stops: list[str]) -> None:
         shown.append(matcher.push(piece))
         # what was shown is never taken back
         assert "".join(pieces).startswith("".join(shown))
-    text, stopped = expected("".join(pieces), stops)
-    if stopped:
-        # pieces after the match change nothing, and a later push may complete an earlier-starting match
-        assert matcher.stopped
-        assert not any(stop in "".join(shown) for stop in stops)
-    else:
-        assert "".join(shown) + matcher.flush() == text
+    text, stopped = "", False
+    # the first piece that completes a stop string decides; later ones change nothing
+    for count in range(1, len(pieces) + 1):
+        text, stopped = expected("".join(pieces[:count]), stops)
+        if stopped:
+            break
+    assert matcher.stopped == stopped
+    assert "".join(shown) + matcher.flush() == text
 
 
 def test_only_the_possible_start_is_held_back() -> None:

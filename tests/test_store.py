@@ -21,9 +21,10 @@ import pytest
 from streamchat.base.errors import ExitCode, SessionError, StoreError
 from streamchat.store import schema
 from streamchat.store.lock import SessionLock, is_open
-from streamchat.store.records import CacheMark, StoredEviction, StoredTurn, packed, unpacked
+from streamchat.store.records import CacheMark, StoredEviction, packed, unpacked
 from streamchat.store.search import query_of
 from streamchat.store.store import Store
+from tests.saved_sessions import a_session, a_turn
 
 EMOJI = "👩‍🚀 naïve 日本語 \x1b[31m \0 end"
 
@@ -37,25 +38,6 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[Store]:
     with Store(path) as opened:
         yield opened
-
-
-def a_session(store: Store, title: str = "The sea", **changes: Any) -> str:
-    facts: dict[str, Any] = {
-        "model": "default",
-        "model_name": "SmolLM2",
-        "dtype": "float32",
-        "fingerprint": "f",
-        "tokenizer": "t",
-        "settings": {"cache_size": 64, "num_sink_tokens": 4},
-        "system_ids": [1, 2, 3],
-    }
-    return store.create(title, **(facts | changes))
-
-
-def a_turn(number: int, text: str, reply: str = "", **changes: Any) -> StoredTurn:
-    first = 3 + 10 * (number - 1)
-    turn = StoredTurn(number, text, reply, first, first + 2, first + 5, array("i", range(first, first + 10)))
-    return replace(turn, started=1000.0 + number, **changes)
 
 
 def test_ids_are_little_endian_int32() -> None:
@@ -225,7 +207,7 @@ def test_an_empty_store_says_so(store: Store) -> None:
     assert store.sessions() == []
     with pytest.raises(SessionError, match="no conversation is saved yet") as raised:
         store.find("last")
-    assert raised.value.exit_code == ExitCode.STORE == 5
+    assert raised.value.exit_code == ExitCode.STORE.value == 5
 
 
 def test_deleting_takes_all_of_it(store: Store) -> None:

@@ -26,7 +26,7 @@ from streamchat.store.database import database_path
 from streamchat.store.restore import delete_from_backups, restore, set_aside
 from streamchat.store.scrub import mark_pending, pending_mark
 from streamchat.store.store import Store
-from tests.test_store import a_session, a_turn
+from tests.saved_sessions import a_session, a_turn, filled
 
 TODAY = time.strftime("%Y-%m-%d")
 
@@ -34,15 +34,6 @@ TODAY = time.strftime("%Y-%m-%d")
 @pytest.fixture
 def path() -> Path:
     return database_path()
-
-
-def filled(path: Path, *titles: str) -> list[str]:
-    """A database with a conversation for each title, which has a word of its own."""
-    with Store(path) as store:
-        ids = [a_session(store, title) for title in titles]
-        for session, title in zip(ids, titles, strict=True):
-            store.write(session, turns=[a_turn(1, f"about {title}", f"the {title}word")])
-    return ids
 
 
 def titles(path: Path) -> list[str]:
@@ -280,7 +271,9 @@ def test_the_newest_sound_backup_is_restored_by_default(path: Path, capsys: pyte
     assert newest is not None
     damage(newest)
     assert newest_good(path) is not None
-    assert newest_good(path).path == older  # type: ignore[union-attr]
+    found = newest_good(path)
+    assert found is not None
+    assert found.path == older
     out = run(capsys, "backups")[1].splitlines()
     assert out[0].startswith(newest.name)
     assert "(damaged: " in out[0]
@@ -386,7 +379,7 @@ def test_the_log_of_the_damaged_database_goes_with_it(path: Path) -> None:
     filled(path, "sea")
     back_up_daily(path)
     code = (
-        "import os, sys; from pathlib import Path; from tests.test_store_backups import filled; "
+        "import os, sys; from pathlib import Path; from tests.saved_sessions import filled; "
         f"from streamchat.store.store import Store; s = Store(Path({str(path)!r})); filled(s.path, 'late'); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -18,7 +18,7 @@ from streamchat.store import database as databases
 from streamchat.store import failures
 from streamchat.store.database import acquire, release
 from streamchat.store.store import Store
-from tests.test_store import a_session, a_turn
+from tests.saved_sessions import a_session, a_turn
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ from streamchat.frontend.watch import Watcher, everything, watched
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running
-from tests.test_session_commands import Desk
+from tests.desk import Desk
 
 database, made, opened = str(database_path()), [], []
 
@@ -131,7 +131,7 @@ def test_closing_a_deleted_database_leaves_the_new_one_alone(path: Path) -> None
         file.unlink()
     code = (
         "import os, sys; from pathlib import Path; from streamchat.store.store import Store; "
-        "from tests.test_store import a_session; "
+        "from tests.saved_sessions import a_session; "
         f"s = Store(Path({str(path)!r})); a_session(s, 'new'); print('ready', flush=True); "
         "input(); a_session(s, 'newer')"
     )
@@ -244,7 +244,7 @@ import os, sys
 from pathlib import Path
 from streamchat.base.errors import StoreError
 from streamchat.store.store import Store
-from tests.test_store import a_session
+from tests.saved_sessions import a_session
 path = Path({str(path)!r})
 store = Store(path)
 a_session(store, "parent")
@@ -309,7 +309,7 @@ def test_where_sqlite_does_not_say_why_the_folder_is_tried(
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(failures.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorname = name
     with (

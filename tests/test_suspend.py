@@ -17,6 +17,8 @@ import pexpect
 import psutil
 import pytest
 
+from tests.program import output_of
+
 FACE = Path(__file__).with_name("scripted_face.py")
 ESCAPES = re.compile(r"\x1b\[[0-9;?<>=]*[a-zA-Z]")
 SLOW = json.dumps({"replies": [{"text": "one two three four", "hold_after": 2}]})
@@ -45,7 +47,7 @@ class Shell:
         assert self.job().status() == psutil.STATUS_STOPPED
         self.child.sendline("stty -a")
         self.child.expect_exact("$ ")
-        modes = self.child.before
+        modes = output_of(self.child)
         for mode in ("icanon", "echo", "isig", "icrnl", "ixon"):
             assert re.search(rf"(?<!-)\b{mode}\b", modes), (mode, modes)
 
@@ -150,6 +152,7 @@ def test_a_stop_without_a_shell_ends_nothing() -> None:
     env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
     child = pexpect.spawn(sys.executable, [str(FACE), SLOW, "--plain"], timeout=30, env=env, encoding="utf-8")
     child.expect("you> ")
+    assert child.pid is not None
     os.kill(child.pid, signal.SIGTSTP)
     child.send("hello\r")
     child.expect("one two")

@@ -197,8 +197,9 @@ def test_no_mark_is_ever_fed(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("around", ["user_open", "generation", "assistant_close", "reply_open", "system_close"])
 def test_a_format_with_a_mark_in_it_is_refused(around: str) -> None:
     chosen = choose_format(toy.toy_tokenizer(), "auto", "")
+    changes: dict[str, Any] = {around: f"<|im_start|>{rendering.new_marks(6).system}\n"}
     with pytest.raises(rendering.UnusableTemplateError):
-        replace(chosen, **{around: f"<|im_start|>{rendering.new_marks(6).system}\n"})
+        replace(chosen, **changes)
 
 
 def test_a_message_is_never_empty_because_of_the_template() -> None:

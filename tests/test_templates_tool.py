@@ -11,6 +11,7 @@ import pytest
 from streamchat.conversation.template import format as template_module
 from tests import toy_tokenizer as toy
 from tools import templates
+from tools.template_tokenizers import KINDS
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ SPACED = (
 )
 
 
-@pytest.mark.parametrize("kind", templates.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", templates.SYSTEMS)
 def test_a_space_before_the_first_message_belongs_to_it(kind: str, prompt: str) -> None:
     assert templates.check(SPACED, kind, prompt) == templates.Verdict("equal")

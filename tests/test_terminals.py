@@ -12,6 +12,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from tests.program import output_of
+
 FACE = str(Path(__file__).with_name("scripted_face.py"))
 SCENARIO = json.dumps({"replies": ["Grüße, 日本 😀 “quoted” — done"]})
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
@@ -22,18 +24,19 @@ RGB = re.compile(r"[34]8;2;(\d+);(\d+);(\d+)")
 def conversation(*arguments: str, typed: str = "hi", **environ: str) -> str:
     """A turn on a pseudo-terminal; returns all that was written."""
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "PROMPT_TOOLKIT_NO_CPR": "1", **environ}
+    child: pexpect.spawn[bytes]
     child = pexpect.spawn(sys.executable, [FACE, SCENARIO, *arguments], timeout=30, dimensions=(24, 80), env=env)
     prompt = child.expect([b"Write a message", b"you> "])
-    said = child.before + child.after
+    said = output_of(child)
     child.send(f"{typed}\r")
     child.expect(b"quoted.*done")
-    said += child.before + child.after
+    said += output_of(child)
     child.send("\x04" if prompt else "\x11")
     child.expect(pexpect.EOF)
-    said += child.before
+    said += output_of(child)
     child.close()
     assert child.exitstatus == 0
-    return str(said.decode("utf-8", "replace"))
+    return said.decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])

@@ -13,6 +13,7 @@ import pytest
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import main as cli
+from streamchat.cli import parser
 from streamchat.config import files, loader, trust
 from streamchat.config.files import MAX_BYTES
 from streamchat.config.settings import Spec, default_of, setting_fields, spec_of
@@ -170,7 +171,7 @@ def test_a_fifo_does_not_hold_up_the_start(folder: Path) -> None:
         "any case"
     ]
     with pytest.raises(ConfigError, match="is not a regular file; it cannot be trusted"):
-        cli.parser.command("config").run(cli.parser.parse(["config", "--trust"]))
+        parser.command("config").run(parser.parse(["config", "--trust"]))
 
 
 def test_a_huge_file_is_ignored_in_one_sentence(folder: Path) -> None:

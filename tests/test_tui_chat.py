@@ -13,13 +13,13 @@ from streamchat.tui.widgets.lines import FailurePanel, SystemPrompt, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.reply import Reply as ReplyWidget
 from streamchat.tui.widgets.status_line import StatusLine
-from streamchat.tui.widgets.turn import UserMessage
+from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.app_driver import NASTY, driving
 from tests.scripted_engine import Reply, ScriptedEngine
 
 
-def markdown_of(turn: object) -> Markdown:
-    return turn.query_one(ReplyWidget).query_one(Markdown)  # type: ignore[attr-defined]
+def markdown_of(turn: Turn) -> Markdown:
+    return turn.query_one(ReplyWidget).query_one(Markdown)
 
 
 async def test_message_flow() -> None:
@@ -350,14 +350,12 @@ async def test_narrow_and_wide() -> None:
     async with driving(engine, size=(80, 24)) as driver:
         line = driver.chat.query_one(StatusLine)
         await driver.ask("hello")
-        assert line.display
-        assert not driver.sidebar.display
+        assert (line.display, driver.sidebar.display) == (True, False)
         assert "/1,024 cached · 0 compressions · RAM 612 MB" in line.text
         await driver.pilot.press("ctrl+b")
-        assert driver.sidebar.display
-        assert not line.display
+        assert (line.display, driver.sidebar.display) == (False, True)
         await driver.pilot.press("ctrl+b")
-        assert line.display
+        assert (line.display, driver.sidebar.display) == (True, False)
     async with driving(ScriptedEngine(), size=(140, 40)) as driver:
         assert driver.sidebar.display
         assert 34 <= driver.sidebar.size.width + 3 <= 38
@@ -382,21 +380,19 @@ async def test_scroll_stays_with_the_reader_and_follows_again() -> None:
     async with driving(engine, size=(80, 24)) as driver:
         view = driver.conversation
         await driver.ask("one")
-        assert view.following
-        assert view.scroll_y == view.max_scroll_y
+        assert (view.following, view.scroll_y) == (True, view.max_scroll_y)
         await driver.enter("two")
         await driver.until(lambda: len(driver.turns) == 2 and len(driver.turns[1].reply_text.split()) >= 60)
         await driver.pilot.press("pageup")
         await driver.pilot.pause()
-        assert not view.following
+        assert (view.following, view.scroll_y < view.max_scroll_y) == (False, True)
         place = view.scroll_y
         engine.release()
         await driver.until(lambda: driver.finished == 2)
         assert view.scroll_y == place
         await driver.pilot.press("end")
         await driver.pilot.pause()
-        assert view.following
-        assert view.scroll_y == view.max_scroll_y
+        assert (view.following, view.scroll_y) == (True, view.max_scroll_y)
         await driver.pilot.press("ctrl+home")
         await driver.pilot.pause()
         assert view.scroll_y == 0

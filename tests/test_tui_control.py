@@ -415,7 +415,7 @@ async def test_reasoning_while_it_streams() -> None:
 
 async def test_the_palette_has_every_command_that_needs_no_argument() -> None:
     async with driving(ScriptedEngine()) as driver:
-        titles = {command.title for command in driver.app.get_system_commands(driver.chat)}
+        titles = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
         assert {"/pin", "/model", "/stats", "/set", "Memory map", "Panel: Speed", "Editor", "Reasoning"} <= titles
         assert "/read" not in titles
 

@@ -20,6 +20,7 @@ from streamchat.engine.engine import Engine
 from streamchat.telemetry.log_file import log_path, start_logging
 from streamchat.tui.widgets.lines import FailurePanel
 from tests.app_driver import Driver, driving
+from tests.program import output_of
 from tests.real_engine import tiny_loaded
 
 SETTINGS = Settings(cache_size=128, max_new_tokens=6, seed=1)
@@ -30,7 +31,7 @@ async def real(load: Callable[..., Any] = lambda *_: tiny_loaded(), ready: bool 
     """The app on a real engine with a tiny model."""
     start_logging()
     engine = Engine(Configuration(SETTINGS, {}, None), load)
-    async with driving(engine, ready=ready) as driver:  # type: ignore[arg-type]
+    async with driving(engine, ready=ready) as driver:
         yield driver
 
 
@@ -58,7 +59,8 @@ def nan(output: Any) -> Any:
 async def test_a_turn_that_fails_is_said_and_the_chat_goes_on(hook: Callable[..., Any], sentence: str) -> None:
     async with real() as driver:
         await driver.ask("The sea.")
-        conversation = driver.engine.conversation  # type: ignore[attr-defined]
+        conversation = driver.real_engine.conversation
+        assert conversation is not None
         handle = conversation.model.register_forward_hook(hook)
         await driver.enter("The dragon and the king.")
         await driver.until(lambda: any("The turn was taken back" in line for line in driver.lines))
@@ -122,7 +124,7 @@ def test_a_bug_of_the_interface_is_one_sentence(debug: bool) -> None:
     child.send("\x1b[1;5F")  # Ctrl+End
     child.expect(pexpect.EOF)
     child.close()
-    after = child.before.rpartition("\x1b[?1049l")[2]
+    after = output_of(child).rpartition("\x1b[?1049l")[2]
     assert child.exitstatus == 1
     assert "ZeroDivisionError" in after
     assert "in the interface" in after

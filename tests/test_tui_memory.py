@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from textual.widgets import Sparkline, Static
 
 from streamchat.base.events import CacheState, Segment
 from streamchat.config.settings import Settings
@@ -127,7 +128,7 @@ def test_segments_in_words(segment: Segment | None, words: str) -> None:
 
 
 def words(driver: Driver) -> str:
-    return str(driver.sidebar.query_one("#map-words").visual)
+    return str(driver.sidebar.query_one("#map-words", Static).visual)
 
 
 async def test_the_map_is_walked_with_keys() -> None:
@@ -324,6 +325,6 @@ async def test_sparklines_show_the_whole_run() -> None:
             await driver.ask(f"question {number}")
         board = driver.app.board
         await driver.until(lambda: len(board.lengths.values) > 5)
-        await driver.until(lambda: driver.sidebar.query_one("#lengths").data == board.lengths.values)  # type: ignore[attr-defined]
+        await driver.until(lambda: driver.sidebar.query_one("#lengths", Sparkline).data == board.lengths.values)
         assert max(board.lengths.values) <= 160
         assert driver.sidebar.query_one("#lengths").display

@@ -16,8 +16,8 @@ from streamchat.tui.widgets.lines import Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.turn import Turn
 from tests.app_driver import NASTY, Driver, driving
+from tests.saved_sessions import a_session, a_turn
 from tests.scripted_engine import Reply, ScriptedEngine
-from tests.test_store import a_session, a_turn
 
 
 def stored(*titles: str) -> list[str]:
@@ -142,9 +142,9 @@ async def test_nothing_found_and_back() -> None:
         await driver.enter("/recall unicorn")
         await driver.until(lambda: "Nothing was said with “unicorn”." in driver.screen_text)
         await driver.pilot.press("enter", "ctrl+k", "down")
-        assert isinstance(driver.app.screen, RecallScreen)
+        assert driver.shows(RecallScreen)
         await driver.pilot.press("escape")
-        assert isinstance(driver.app.screen, ChatScreen)
+        assert driver.shows(ChatScreen)
         await driver.pilot.press("ctrl+l")
         await driver.until(lambda: "No conversation is saved yet." in driver.screen_text)
         await driver.pilot.press("escape")

@@ -10,6 +10,7 @@ import torch
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.positions import strategy
+from streamchat.cache.positions.selfcheck import require_self_check
 from streamchat.models import checked_fit
 from streamchat.models.checked_fit import remembered_fit, verdict_file
 from tests.tiny import tiny_model
@@ -19,7 +20,7 @@ from tests.tiny import tiny_model
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models that were checked."""
     checked: list[Any] = []
-    original = strategy.require_self_check
+    original = require_self_check
 
     def counting(model: Any, fit: Any) -> Any:
         checked.append(model)

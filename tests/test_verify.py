@@ -182,7 +182,7 @@ def test_the_classic_mistakes_side_by_side() -> None:
         ({"cache_size": 1024, "new_tokens": None}, "the prompt has 200 tokens, and 512 are needed"),
     ],
 )
-def test_sizes_that_prove_nothing_are_refused(options: dict[str, int], sentence: str) -> None:
+def test_sizes_that_prove_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         verified(**options)
 
@@ -220,7 +220,7 @@ def test_the_command_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("tiny_here")
 def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     keeps_unmoved_sinks(monkeypatch)
-    assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED == 4
+    assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED.value == 4
     out = capsys.readouterr().out
     assert f"FAIL  {LOGITS}" in out
     assert out.endswith("1 of 13 checks do not hold.\n")

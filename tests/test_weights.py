@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from streamchat.base.errors import ConfigError
 from streamchat.base.messages import silent
 from streamchat.kernels.library import allow
+from streamchat.models import device
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
-from streamchat.models.quantize import cpu, gpu
+from streamchat.models.quantize import cpu
 from streamchat.models.quantize.cpu import packed_folder, use_weights
 from streamchat.quantization import quality
 from streamchat.quantization.linear import (
@@ -64,7 +66,7 @@ def q4_1(rows: int, columns: int) -> Tensor:
 
 def meant(packed: Any, columns: int) -> Tensor:
     """The matrix that a packed one stands for, read out by the kernel itself: products with unit vectors."""
-    return torch.cat([packed.multiply(row) for row in torch.eye(columns).split(1)]).T
+    return torch.cat([packed.multiply(row) for row in torch.split(torch.eye(columns), 1)]).T
 
 
 @pytest.mark.parametrize("columns", [32, 96, 576])
@@ -135,13 +137,13 @@ def test_sizes_that_the_kernels_do_not_take_are_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_tokens_are_multiplied_by_packed_weights_and_many_by_the_layers_own(kind: Kind, bias: bool) -> None:
     plain = nn.Linear(64, 80, bias=bias)
-    transposed = Conv1D(80, 64)
-    layers = (
-        PackedLinear(plain, pack(plain.weight.detach(), kind)),
-        PackedConv1D(transposed, pack(transposed.weight.detach().T, kind)),
-    )
+    transposed = Conv1D(80, 64)  # type: ignore[no-untyped-call]
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (plain, PackedLinear(plain, pack(plain.weight.detach(), kind))),
+        (transposed, PackedConv1D(transposed, pack(transposed.weight.detach().T, kind))),
+    ]
     with torch.inference_mode():
-        for own, packed in zip((plain, transposed), layers, strict=True):
+        for own, packed in pairs:
             many, few = noise(1, MAX_ROWS + 1, 64), noise(1, MAX_ROWS, 64)
             assert torch.equal(packed(many), own(many))
             assert packed(few).shape == own(few).shape
@@ -317,7 +319,7 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
     model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
     if "memory" in how:
-        monkeypatch.setattr(cpu.devices, "free_memory", lambda _: how["memory"])
+        monkeypatch.setattr(device, "free_memory", lambda _: how["memory"])
     assert use_weights(model, None, "auto", device="cpu", name="m", progress=silent) == ("native", ())
     with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
         use_weights(model, None, "int4", device="cpu", name="m", progress=silent)
@@ -331,7 +333,7 @@ def test_a_device_without_the_kernels_is_named() -> None:
 
 def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(**LLAMA)
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert use_weights(model, None, "auto", device="cuda", name="m", progress=silent) == ("native", ())
     with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
         use_weights(model, None, "int4", device="cuda", name="m", progress=silent)

@@ -35,8 +35,9 @@ from streamchat.tui.app import StreamchatApp
 from streamchat.tui.themes import remembered_theme
 from tests import toy_tokenizer as toy
 from tests.app_driver import driving
+from tests.program import output_of
 from tests.scripted_engine import ScriptedEngine
-from tests.test_conversation import make_chat
+from tests.scripted_model import make_chat
 
 SOURCES = sorted(Path(streamchat.__file__).parent.rglob("*.py"))
 
@@ -168,8 +169,9 @@ def test_a_model_that_is_not_here_opens_no_app(name: str, arguments: list[str]) 
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == ExitCode.MODEL
-    assert "\x1b" not in child.before
-    assert re.fullmatch(r"streamchat: [^\n]*\r?\n", child.before)
+    said = output_of(child)
+    assert "\x1b" not in said
+    assert re.fullmatch(r"streamchat: [^\n]*\r?\n", said)
 
 
 @pytest.mark.parametrize(("front_end", "says"), [("app", True), ("prompt", True), ("pipe", False)])

@@ -17,13 +17,13 @@ from streamchat.base.errors import CacheError, CacheNotSeenError, UnsupportedMod
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.wrappers import causal_lm
 from tests.reference import Reference
-from tests.test_press import BUDGET, SINKS, ready
-from tests.tiny import random_ids, tiny_model
+from tests.tiny import random_ids, ready, tiny_model
 
 # peft asks a model for an attribute that transformers is about to drop
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 TOLERANCE = 2e-5
 PROMPT, NEW = 20, 24
+BUDGET, SINKS = 32, 4
 
 
 class Direct(nn.Module):
@@ -37,7 +37,7 @@ class Direct(nn.Module):
         return self.inside.forward(*args, **kwargs)
 
 
-class Untouched(ModelHook):
+class Untouched(ModelHook):  # type: ignore[misc]  # accelerate has no types
     """A hook of accelerate that changes nothing, yet replaces the model's forward."""
 
 

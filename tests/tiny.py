@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
 
 VOCABULARY = 160
 
@@ -47,18 +48,38 @@ def config_of(family: str, **changes: Any) -> Any:
             raise ValueError(family)
 
 
+def fresh_model(config: Any, **options: Any) -> Any:
+    """A causal LM with the weights that its class initializes, in eval mode."""
+    auto: Any = transformers.AutoModelForCausalLM  # its class methods have no types
+    return auto.from_config(config, **options).eval()
+
+
 def tiny_model(family: str, attention: str = "sdpa", seed: int = 0, **changes: Any) -> Any:
     """A model whose attention is far from uniform, so that a wrong position shows in the logits."""
     torch.manual_seed(seed)
     config = config_of(family, **changes)
     config._attn_implementation = attention
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model = fresh_model(config).requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0, 0.12 if isinstance(module, nn.Linear) else 1.0)
         elif "Norm" in type(module).__name__:
             module.weight.uniform_(0.5, 1.5)
     return model
+
+
+def ready(model: Any) -> Any:
+    """Generation that never ends by itself."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def kv_of(layer: CacheLayerMixin) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that holds tokens, (batch, num_kv_heads, seq_len, head_dim)."""
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values
 
 
 def random_ids(count: int, seed: int = 0) -> torch.Tensor:

@@ -117,7 +117,7 @@ def _backend() -> str:
 
 def toy_tokenizer(chat_template: str | None = CHATML) -> Any:
     """A new tokenizer with this chat template."""
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer.from_str(_backend()),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
@@ -147,7 +147,7 @@ def byte_token_tokenizer() -> Any:
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",

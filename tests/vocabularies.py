@@ -27,7 +27,7 @@ def _finish(
 ) -> Any:
     backend.add_special_tokens([AddedToken(name, special=True, normalized=normalized) for name in special])
     backend.add_tokens([AddedToken(name, special=False, normalized=normalized) for name in plain])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, eos_token="<|im_end|>", clean_up_tokenization_spaces=False, **kw
     )
     tokenizer.chat_template = TEMPLATE

@@ -56,6 +56,7 @@ def main() -> int:
         kept = args.kept / "forgetting.json"
         if not kept.exists():
             filler = loaded.tokenizer.decode(documents[-1].ids)
+            assert isinstance(filler, str)
             rows = ask(loaded.model, loaded.tokenizer, fit, filler, tick)
             kept.write_text(json.dumps([{**asdict(row), "policy": row.policy.spec} for row in rows]))
     from streamchat.benchmarks.policies import parse_policies
