@@ -22,7 +22,7 @@ from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import CompiledStep
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
-from streamchat.models.checked_fit import remembered_fit
+from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel
 
 Clock = Callable[[], float]
@@ -69,7 +69,9 @@ class Stream:
         self._clock = clock
         self.model, self.short_path = model, short_path
         options = EvictionOptions(block=EVICTION_BLOCK)
-        self.cache = make_cache(model, remembered_fit(model), cache_size=cache_size, num_sink_tokens=4, options=options)
+        self.cache = make_cache(
+            model, choose_checked_fit(model), cache_size=cache_size, num_sink_tokens=4, options=options
+        )
         self._hook = StreamingHook(model, self.cache)
         self._log = TokenLog()
         self._feeder = Feeder(model, self.cache, self._log)

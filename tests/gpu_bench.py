@@ -24,7 +24,7 @@ from streamchat.base.devices import is_spread
 from streamchat.base.errors import StreamchatError
 from streamchat.benchmarks.methods import Generate, Method, Streamchat
 from streamchat.benchmarks.workloads import LATE, measure_decode
-from streamchat.models.checked_fit import remembered_fit
+from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.telemetry.memory import device_memory
 from streamchat.verify.text import help_topic_ids
@@ -149,7 +149,7 @@ def measure(
     bandwidth = copy_bandwidth(device, copied)
     ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
-    ours, theirs = Streamchat(model, remembered_fit(model), cache_size, 4), Generate(model)
+    ours, theirs = Streamchat(model, choose_checked_fit(model), cache_size, 4), Generate(model)
     decode = measure_decode([ours, theirs], ids[: LATE * cache_size], cache_size, tokens, rounds, progress, device)
     for name, figures in decode.items():
         if figures.failure:

@@ -105,7 +105,7 @@ def test_a_damaged_memory_costs_a_hash_and_nothing_else(tmp_path: Path, hashed: 
     file.write_bytes(b"a")
     first = file_digest(file, name="a")
     for damaged in (b"", b"[]", b'{"state": 7, "digest": "x"}', b"\xff"):
-        contents._memory_of(file.resolve()).write_bytes(damaged)
+        contents._record_file(file.resolve()).write_bytes(damaged)
         assert file_digest(file, name="a") == first
     assert len(hashed) == 5
 
@@ -151,7 +151,7 @@ def test_a_gguf_with_another_middle_has_another_copy(tmp_path: Path) -> None:
 
 def test_a_copy_with_a_name_of_before_goes_when_the_new_one_is_made(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
-    older = convert._older_copy(file)
+    older = convert._legacy_copy(file)
     older.mkdir(parents=True)
     (older / "model.safetensors").write_bytes(b"old")
     made = convert.converted_copy(file, progress=silent)

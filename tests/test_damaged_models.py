@@ -121,7 +121,7 @@ def test_any_metadata_of_a_gguf_file(
         ("llama.block_count", (Kind.UINT32, None, 10**6), "says llama.block_count = 1,000,000 but has 21 tensors"),
         ("llama.embedding_length", (Kind.UINT64, None, 10**12), "no tensor with a dimension above 265"),
         ("llama.feed_forward_length", (Kind.INT32, None, -1), "describes a model that cannot be built"),
-        ("llama.feed_forward_length", (Kind.UINT32, None, 96), "weights that do not fit its own description"),
+        ("llama.feed_forward_length", (Kind.UINT32, None, 96), "weights that do not match its metadata"),
         ("llama.rope.freq_base", (Kind.STRING, None, ESCAPE), "describes a model that cannot be built"),
         ("tokenizer.ggml.tokens", None, "cannot be read ('tokenizer.ggml.tokens')"),
         ("tokenizer.ggml.merges", (Kind.INT32, None, -1), "cannot be read ('int' object"),

@@ -122,12 +122,12 @@ def test_spreading_without_accelerate_is_one_sentence(two: Gpus, monkeypatch: py
         devices.choose_device("cuda:all")
     assert devices.choose_device("cuda:1") == "cuda:1"
     with pytest.raises(ModelNotFoundError, match=r"big needs 25\.2 GB .* only cuda:0 and cuda:1 together have"):
-        devices.roomy_place(12 * GB, "bfloat16", "big")
+        devices.device_with_room(12 * GB, "bfloat16", "big")
 
 
 def test_auto_takes_the_first_gpu_with_room_then_all(two: Gpus) -> None:
     # 11 GB can be had on the first GPU, 20 GB on the second
-    places = {billions: devices.roomy_place(billions * GB, "bfloat16", "m") for billions in (5, 6, 9, 10, 14, 99)}
+    places = {billions: devices.device_with_room(billions * GB, "bfloat16", "m") for billions in (5, 6, 9, 10, 14, 99)}
     assert places == {5: "cuda", 6: "cuda:1", 9: "cuda:1", 10: "cuda:0,1", 14: "cuda:0,1", 99: "cuda:0,1"}
     devices.check_memory(14 * GB, "bfloat16", "cuda:0,1", "m")  # main memory is not asked
     with pytest.raises(ModelNotFoundError, match=r"needs 31\.5 GB of cuda:0,1 memory in bfloat16 and 31\.0 GB"):
@@ -136,7 +136,7 @@ def test_auto_takes_the_first_gpu_with_room_then_all(two: Gpus) -> None:
 
 def test_one_gpu_is_taken_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpus((GB, GB, 0, 0)).put_in_place(monkeypatch)
-    assert devices.roomy_place(9 * GB, "bfloat16", "m") == "cuda"  # `check_memory` says what is wrong then
+    assert devices.device_with_room(9 * GB, "bfloat16", "m") == "cuda"  # `check_memory` says what is wrong then
 
 
 def test_what_torch_holds_unused_counts_as_free(two: Gpus) -> None:
@@ -220,14 +220,14 @@ def test_accelerate_gets_the_gpus_alone_and_uses_both(two: Gpus, monkeypatch: py
     )
     assert set(placed.values()) == {0, 1}
     model.hf_device_map = placed
-    assert spread.spread_place(model, "cuda:0,1", "m") == "cuda:0,1"
+    assert spread.used_devices(model, "cuda:0,1", "m") == "cuda:0,1"
 
 
 def test_what_is_left_for_the_disk_is_refused() -> None:
     def on(*places: Any) -> Any:
         return SimpleNamespace(hf_device_map=dict(enumerate(places)))
 
-    assert spread.spread_place(on(1, torch.device("cuda:0"), "cuda:1"), "cuda:0,1,2", "m") == "cuda:0,1"
-    assert spread.spread_place(on(2), "cuda:0,1,2", "m") == "cuda:2"
-    with pytest.raises(ModelNotFoundError, match=r"m does not fit into .* cuda:0,1: .* left on cpu and disk"):
-        spread.spread_place(on(0, 1, "disk", "cpu"), "cuda:0,1", "m")
+    assert spread.used_devices(on(1, torch.device("cuda:0"), "cuda:1"), "cuda:0,1,2", "m") == "cuda:0,1"
+    assert spread.used_devices(on(2), "cuda:0,1,2", "m") == "cuda:2"
+    with pytest.raises(ModelNotFoundError, match=r"m does not fit into .* cuda:0,1: .* offloaded to cpu and disk"):
+        spread.used_devices(on(0, 1, "disk", "cpu"), "cuda:0,1", "m")

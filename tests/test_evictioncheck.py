@@ -18,7 +18,7 @@ from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.models import checked_fit
-from streamchat.models.checked_fit import remembered_fit
+from streamchat.models.checked_fit import choose_checked_fit
 from tests.families import build
 from tests.reference import Reference
 from tests.tiny import random_ids, tiny_model
@@ -116,9 +116,9 @@ def test_a_limit_that_leaves_no_room_is_served_by_reading_again() -> None:
 
 def test_the_limit_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("ministral3")
-    first = remembered_fit(model)
+    first = choose_checked_fit(model)
     monkeypatch.setattr("streamchat.cache.positions.strategy.absolute_limit", lambda *_: pytest.fail("measured again"))
-    assert remembered_fit(model).position_limit == first.position_limit == 64
+    assert choose_checked_fit(model).position_limit == first.position_limit == 64
     monkeypatch.setattr(checked_fit, "_code_digest", lambda: "other code")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        remembered_fit(model)
+        choose_checked_fit(model)

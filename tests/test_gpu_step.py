@@ -14,7 +14,7 @@ from streamchat.base.messages import silent
 from streamchat.cache import checkpoint
 from streamchat.decode.cuda_graph import STEADY
 from streamchat.decode.install import install, uninstall
-from streamchat.models.quantize.gpu import quantise
+from streamchat.models.quantize.gpu import quantize_on_gpu
 from tests.decode_models import KNOWN, cache_of, counted, make, stream
 from tests.families import text
 
@@ -109,7 +109,7 @@ def test_quantised_weights_are_replayed_too(kind: Any, caplog: pytest.LogCapture
     pytest.importorskip("torchao", reason="needs torchao: pip install torchao")
     model, ids = make("llama").to(PLACE, torch.bfloat16), text(40 + 3 * STEADY).to(PLACE)
     native = stream(model, cache_of(model, 48), ids, 20).float()
-    quantise(
+    quantize_on_gpu(
         model,
         lambda words, **_: {"input_ids": [ord(letter) % 160 for letter in words]},
         kind,

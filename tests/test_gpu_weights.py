@@ -15,7 +15,7 @@ from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
 from streamchat.models.quantize import gpu
 from streamchat.models.quantize.cpu import use_weights
-from streamchat.models.quantize.gpu import quantise
+from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.quantize.weight_storage import stored_bytes, stored_tensors
 from tests.decode_models import cache_of, make, stream
 from tests.families import text
@@ -27,7 +27,7 @@ LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "
 
 
 def int8(model: Any, tokenizer: Any) -> tuple[str, ...]:
-    return quantise(model, tokenizer, "int8", name="m", progress=silent)
+    return quantize_on_gpu(model, tokenizer, "int8", name="m", progress=silent)
 
 
 def test_all_linear_layers_but_the_output_are_int8_and_predictions_stay() -> None:
@@ -61,14 +61,14 @@ def test_a_loss_of_quality_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "AUTO_LIMIT", 1e-9)
     notes = int8(tiny_llama(**LLAMA), make_tokenizer())
     assert len(notes) == 1
-    assert "predicts worse with int8 weights" in notes[0]
+    assert "loses quality with int8 weights: KL divergence" in notes[0]
 
 
 def test_what_torchao_cannot_do_is_one_sentence() -> None:
     with pytest.raises(
-        ConfigError, match=r"'int4' cannot be used: torchao says .*CUDA only.*weights = native"
+        ConfigError, match=r"'int4' cannot be used: torchao reported .*CUDA only.*weights = native"
     ) as error:
-        quantise(tiny_llama(**LLAMA), make_tokenizer(), "int4", name="m", progress=silent)
+        quantize_on_gpu(tiny_llama(**LLAMA), make_tokenizer(), "int4", name="m", progress=silent)
     assert "\n" not in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_it_is_what_a_gpu_gets(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(weights)
         return ("a note",)
 
-    monkeypatch.setattr("streamchat.models.quantize.cpu.quantise", quantised)
+    monkeypatch.setattr("streamchat.models.quantize.cpu.quantize_on_gpu", quantised)
     model = tiny_llama(**LLAMA)
     for device in ("cuda", "cuda:1"):
         assert use_weights(model, None, "int8", device=device, name="m", progress=silent) == ("int8", ("a note",))

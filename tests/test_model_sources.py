@@ -49,8 +49,8 @@ def test_an_older_whole_snapshot_serves_while_the_newest_is_half_fetched() -> No
     assert (source.kind, source.location, source.available) == ("hub-cache", str(older), True)
     notes = load_model(REPO, device="cpu", dtype="float32").notes
     assert notes[0] == (
-        f"The newest version of {REPO} (ccccccc) is not whole in the local Hub cache, so an older one (bbbbbbb) is "
-        "used; fetch it again to have the newest"
+        f"The newest version of {REPO} (ccccccc) is incomplete in the local Hub cache, so an older one (bbbbbbb) is "
+        "used; fetch the model again to get the newest"
     )
 
 
@@ -88,8 +88,8 @@ def test_a_file_without_a_pre_tokenizer_name_is_read_with_a_note(tmp_path: Path)
     for _ in range(2):  # converted, and from the converted copy
         loaded = load_model(str(path), device="cpu", dtype="float32")
         assert loaded.notes == (
-            "tiny.gguf does not say how text is cut into words (it has no tokenizer.ggml.pre), so GPT-2's way is "
-            "assumed; if replies are poor, use the model's safetensors folder or Hub id instead",
+            "tiny.gguf does not name its pre-tokenizer (tokenizer.ggml.pre), so GPT-2's is used; if replies are "
+            "poor, use the model's safetensors folder or Hub id instead",
         )
     named = load_model(str(write_gguf(tmp_path / "named.gguf")), device="cpu", dtype="float32")
     assert named.notes == ()
@@ -179,7 +179,5 @@ def test_a_chat_with_the_text_part_of_a_multimodal_checkpoint(tmp_path: Path) ->
 
 def test_a_multimodal_checkpoint_without_a_text_model_is_refused(tmp_path: Path) -> None:
     multimodal("Mistral3", tmp_path / "mistral3")
-    with pytest.raises(
-        UnsupportedModelError, match="'mistral3', which transformers does not load as a causal language"
-    ):
+    with pytest.raises(UnsupportedModelError, match="'mistral3', which is not a causal language model; choose one"):
         load_model(str(tmp_path / "mistral3"), device="cpu", dtype="float32")

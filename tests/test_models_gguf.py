@@ -144,8 +144,8 @@ def test_llama3_position_factors_are_restored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pre": "someone-elses"}, "pre-tokenizer 'someone-elses'"),
-        ({"rope_scaling": "yarn"}, r"stretches its positions \(yarn\)"),
+        ({"pre": "someone-elses"}, r"unknown pre-tokenizer \('someone-elses'"),
+        ({"rope_scaling": "yarn"}, r"uses RoPE scaling \(yarn\)"),
         ({"drop": "blk.1.ffn_up.weight"}, "lacks 1 of the model's weights .*layers.1.mlp.up_proj"),
         ({"arch": "gptneox"}, "'gptneox' model and cannot be read: transformers does not read"),
     ],

@@ -239,7 +239,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith("'pythia-410m' means EleutherAI/pythia-410m, which is not in the local Hub cache")
     assert "cannot be reached (Connection refused)" in text
     assert "--model default" in text
-    assert refusal("pythia-41").startswith("'pythia-41' is no folder, .gguf file or alias")
+    assert refusal("pythia-41").startswith("'pythia-41' is not a folder, a .gguf file or an alias")
     assert refusal("pythia-41").endswith("; did you mean pythia-410m?")
     assert "did you mean" not in refusal("Qwen/Qwen3-1.7B")  # an alias means the same
 

@@ -86,10 +86,10 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("/no/such/place", "There is no folder '/no/such/place'"),
         ("nothing.gguf", "There is no file 'nothing.gguf'"),
         ("a/b/c", "There is no folder 'a/b/c'"),
-        ("two words", "not the form of a Hub id"),
+        ("two words", "an alias or a valid Hub id"),
         ("pythia 410m", r"did you mean pythia-410m\?"),
-        ("a--b/c", "not the form of a Hub id"),
-        ("", "no name"),
+        ("a--b/c", "an alias or a valid Hub id"),
+        ("", "The model name is empty"),
     ],
 )
 def test_names_that_mean_nothing(name: str, words: str) -> None:

@@ -12,7 +12,7 @@ from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.positions import strategy
 from streamchat.cache.positions.selfcheck import require_self_check
 from streamchat.models import checked_fit
-from streamchat.models.checked_fit import remembered_fit, verdict_file
+from streamchat.models.checked_fit import choose_checked_fit, verdict_file
 from tests.tiny import tiny_model
 
 
@@ -32,10 +32,10 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_model_is_checked_once(checks: list[Any]) -> None:
     model = tiny_model("llama")
-    first, second = remembered_fit(model), remembered_fit(model)
+    first, second = choose_checked_fit(model), choose_checked_fit(model)
     assert len(checks) == 1
     assert first.method == second.method == "rotation"
-    assert remembered_fit(tiny_model("llama", seed=3)).method == "rotation"
+    assert choose_checked_fit(tiny_model("llama", seed=3)).method == "rotation"
     assert len(checks) == 1  # other weights, the same computation
 
 
@@ -58,7 +58,7 @@ def test_a_failed_check_is_not_remembered(checks: list[Any], monkeypatch: pytest
         raise UnsupportedModelError("wrong")
 
     monkeypatch.setattr(strategy, "require_self_check", failing)
-    assert remembered_fit(model).method == "recompute"
+    assert choose_checked_fit(model).method == "recompute"
     assert not verdict_file(model).exists()
     monkeypatch.undo()
 
@@ -69,9 +69,9 @@ def test_a_damaged_memory_only_costs_the_check(checks: list[Any], text: str) -> 
     file = verdict_file(model)
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    remembered_fit(model)
+    choose_checked_fit(model)
     assert len(checks) == 1
-    remembered_fit(model)
+    choose_checked_fit(model)
     assert len(checks) == 1
 
 
@@ -80,5 +80,5 @@ def test_a_folder_that_cannot_be_written_only_costs_the_check(checks: list[Any],
     file = verdict_file(model)
     file.parent.parent.mkdir(parents=True, exist_ok=True)
     file.parent.write_text("a file where the folder should be")
-    assert remembered_fit(model).method == remembered_fit(model).method == "rotation"
+    assert choose_checked_fit(model).method == choose_checked_fit(model).method == "rotation"
     assert len(checks) == 2

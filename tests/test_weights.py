@@ -20,7 +20,7 @@ from streamchat.models import device
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
 from streamchat.models.quantize import cpu
-from streamchat.models.quantize.cpu import packed_folder, use_weights
+from streamchat.models.quantize.cpu import quantized_folder, use_weights
 from streamchat.quantization import quality
 from streamchat.quantization.linear import (
     MAX_ROWS,
@@ -224,7 +224,7 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
 @pytest.mark.parametrize("damage", ["bit", "short", "gone", "not safetensors", "manifest"])
 def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     first = loaded(folder, "int8")
-    kept = packed_folder(loaded(folder, "native").model, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8")
     file = kept / cpu.FILE
     whole = file.read_bytes()
     match damage:
@@ -244,7 +244,7 @@ def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog
 
 def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
     loaded(folder, "int8")
-    kept = packed_folder(loaded(folder, "native").model, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8")
     older = kept.with_name("0" * 32 + "-int8")
     kept.rename(older)
     manifest = json.loads((older / "streamchat.json").read_text(encoding="utf-8"))
@@ -274,12 +274,14 @@ def test_packed_weights_that_cannot_be_kept_serve_all_the_same(folder: Path, mon
     result = loaded(folder, "int8")
     assert result.weights == "int8"
     # a processor without bfloat16 arithmetic adds a note of its own
-    assert len([note for note in result.notes if "made anew at each start" in note and "disk is full" in note]) == 1
+    assert (
+        len([note for note in result.notes if "will be rebuilt at every start" in note and "disk is full" in note]) == 1
+    )
 
 
 def test_auto_takes_int8_and_measures_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(folder, "auto").weights == "int8"
-    kept = packed_folder(loaded(folder, "native").model, "int8").with_suffix(".json")
+    kept = quantized_folder(loaded(folder, "native").model, "int8").with_suffix(".json")
     assert 0 < json.loads(kept.read_text(encoding="utf-8"))["divergence"] < quality.AUTO_LIMIT
     monkeypatch.setattr(cpu, "divergence", None)
     assert loaded(folder, "auto").weights == "int8"
@@ -363,6 +365,6 @@ def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_m
     result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
     assert result.weights == "int4"
     plain = load_model("default", device="cpu", dtype="bfloat16", kernels=kernels_).model
-    kept = json.loads(packed_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
+    kept = json.loads(quantized_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
     assert kept["divergence"] < 0.005
     assert result.packed_bytes < 100e6

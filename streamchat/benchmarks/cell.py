@@ -132,7 +132,7 @@ _kept: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
 
 
 def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
-    from streamchat.models.checked_fit import remembered_fit
+    from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.load import load_model
     from streamchat.models.quiet import quiet
 
@@ -140,5 +140,5 @@ def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
         _kept.clear()
         loaded = load_model(spec.name, device=spec.device, dtype=spec.dtype, attention=spec.attention)
         with quiet():
-            _kept.append((spec, loaded, remembered_fit(loaded.model)))
+            _kept.append((spec, loaded, choose_checked_fit(loaded.model)))
     return _kept[0][1], _kept[0][2]

@@ -119,11 +119,11 @@ def _methods(
 
     from streamchat.benchmarks.methods import Generate, make_methods
     from streamchat.benchmarks.peers import find_peers
-    from streamchat.models.checked_fit import remembered_fit
+    from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.load import load_model
 
     sinks = configuration.settings.num_sink_tokens
-    known = make_methods(loaded.model, remembered_fit(loaded.model), size, sinks)
+    known = make_methods(loaded.model, choose_checked_fit(loaded.model), size, sinks)
     methods = [method for method in known if method.name in names]
     if args.float32:
         settings = configuration.settings

@@ -303,7 +303,7 @@ def _chat(configuration: Configuration) -> Rows:
     dtype, notes = devices.choose_dtype(settings.dtype, device)
     contents = inspect(Path(source.location)) if source.available and source.kind != "gguf" else None
     if contents is not None and settings.device == "auto" and device == "cuda":
-        device = devices.roomy_place(contents.parameters, dtype, source.name)
+        device = devices.device_with_room(contents.parameters, dtype, source.name)
     where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
     rows: Rows = {
         "model": f"{source.name} ({', '.join(_once(settings.model, configuration.place('model')))})",

@@ -11,7 +11,13 @@ from typing import Any
 from streamchat.base.formatting import human_bytes
 from streamchat.base.sanitize import printable
 from streamchat.models import catalogue
-from streamchat.models.bundled.default import NAME, WHEEL, default_model_dir, is_default_model_here, what_is_fetched
+from streamchat.models.bundled.default import (
+    NAME,
+    WHEEL,
+    default_model_dir,
+    download_description,
+    is_default_model_here,
+)
 from streamchat.models.folder import inspect
 from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
 from streamchat.models.resolve import Source, resolve
@@ -110,7 +116,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _to_do(source: Source) -> str | None:
     if source.kind == "bundled" and not source.available:
-        return f"fetch {what_is_fetched()}, then convert it once (about 20 s)"
+        return f"fetch {download_description()}, then convert it once (about 20 s)"
     if source.kind == "gguf":
         from streamchat.models.gguf.convert import copy_folder
 

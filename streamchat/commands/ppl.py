@@ -120,7 +120,7 @@ def _score(
     from streamchat.benchmarks.perplexity_page import make_page
     from streamchat.cache.context import context_length
     from streamchat.cli.progress_bar import Bar
-    from streamchat.models.checked_fit import remembered_fit
+    from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
     from streamchat.quantization.linear import always_packed
@@ -129,7 +129,7 @@ def _score(
     longest = max(len(each.ids) for each in tokens)
     attention = str(model.config._attn_implementation)
     with quiet():
-        fit = remembered_fit(model)
+        fit = choose_checked_fit(model)
         require_memory(
             policies, longest, measure_cost(model), args.chunk, attention == "eager", free_memory(loaded.device)
         )

@@ -57,7 +57,7 @@ def assemble(
     from streamchat.conversation.budget import resolve_cache_size
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.template.format import choose_format
-    from streamchat.models.checked_fit import remembered_fit
+    from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.quantize.weight_storage import stored_bytes
 
     settings = configuration.settings
@@ -65,7 +65,7 @@ def assemble(
     cache_size, note = resolve_cache_size(configuration, context)
     chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
     progress("Checking positions", 0, 0, "")
-    fit = remembered_fit(loaded.model)
+    fit = choose_checked_fit(loaded.model)
     conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
     info = ev.ModelInfo(
         name=loaded.name,

@@ -1,4 +1,4 @@
-"""Short names for models: what can be typed after `--model` without knowing a Hub id."""
+"""Short names for models, for `--model`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BUNDLED = (DEFAULT, "smollm2", "smollm2-135m", "smollm2-135m-instruct")
 """Names of the bundled default model."""
 
 _PYTHIA_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
-# 14m and 31m exist in one version only.
+# 14m and 31m have no deduped version.
 _PYTHIA = {
     f"pythia-{size}{kind}": f"EleutherAI/pythia-{size}{kind}"
     for kind in ("", "-deduped")
@@ -36,20 +36,20 @@ ALIASES: dict[str, str] = {
 
 
 def lookup(name: str) -> str | None:
-    """The Hub id of the alias `name`, upper or lower case, or None."""
+    """Return the Hub id of the alias `name` (in any case), or None."""
     return ALIASES.get(name.lower())
 
 
 def is_bundled(name: str) -> bool:
-    """Whether `name` means the bundled default model."""
+    """Return whether `name` means the bundled default model."""
     return name.lower() in BUNDLED
 
 
 def did_you_mean(name: str) -> str:
-    """`; did you mean pythia-410m?`, or nothing where no alias is near."""
+    """Return `; did you mean pythia-410m?`, or '' if no alias is similar."""
     typed = name.lower()
     known = {alias: alias for alias in (*BUNDLED, *ALIASES)}
-    # somebody may have typed the Hub id, nearly
+    # the user may have misspelled a Hub id
     known |= {hub_id.lower(): alias for alias, hub_id in ALIASES.items()}
     known |= {hub_id.lower().partition("/")[2]: alias for alias, hub_id in ALIASES.items()}
     close = difflib.get_close_matches(typed, known, n=1, cutoff=0.75)

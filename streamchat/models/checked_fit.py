@@ -1,6 +1,6 @@
-"""Remembering that a model passed the numeric checks, so that they run once and not at every start.
+"""Cached results of the numeric checks of a model, so that they do not run at every start.
 
-The fit itself is always measured; only the longer checks are left out, and the limit of positions that they measure.
+The fit itself is always measured. Only the longer checks are skipped, with the position limit that they measure.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from streamchat.models.fingerprint import computed_config
 _log = logging.getLogger(__name__)
 
 
-def remembered_fit(model: Any) -> PositionFit:
-    """`choose_fit(model)`, without its checks where they passed before under the same conditions.
+def choose_checked_fit(model: Any) -> PositionFit:
+    """Return `choose_fit(model)`; skip its checks if they passed before under the same conditions.
 
-    Those are: configuration, number format, devices, attention implementation, versions of torch and transformers,
-    and this program's own cache code. A memory that cannot be read or written only costs the check.
+    The conditions are the configuration, dtype, devices, attention implementation, the versions of torch and
+    transformers, and streamchat's cache code. If the result cannot be read or written, the checks run again.
 
     Raises:
-        UnsupportedModelError: An endless cache would be wrong with this model.
+        UnsupportedModelError: A streaming cache would give wrong results with this model.
     """
     file = verdict_file(model)
-    verdict = _known(file)
+    verdict = _read_verdict(file)
     fit = choose_fit(model, verdict=verdict)
     if verdict is None and fit.method != "recompute":
-        _remember(file, fit.position_limit if fit.scales_queries else None)
+        _write_verdict(file, fit.position_limit if fit.scales_queries else None)
     return fit
 
 
 def verdict_file(model: Any) -> Path:
-    """Where the verdict on this model under these conditions is kept."""
+    """Return the file that stores the verdict for this model under the current conditions."""
     conditions = {
         "config": computed_config(model.config),
         "dtype": str(model.dtype),
-        "device": _device_words(model),
+        "device": _device_summary(model),
         "attention": str(model.config._attn_implementation),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -57,8 +57,8 @@ def verdict_file(model: Any) -> Path:
     return paths.cache_dir() / "verdicts" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _device_words(model: Any) -> str:
-    """`cuda`, or `2 x cuda` where what layers pass on goes from one to another."""
+def _device_summary(model: Any) -> str:
+    """Return `cuda`, or `2 x cuda` if the layers are spread over two devices."""
     devices = {parameter.device for parameter in model.parameters()}
     kinds = "+".join(sorted({device.type for device in devices}))
     return kinds if len(devices) == 1 else f"{len(devices)} x {kinds}"
@@ -72,7 +72,7 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _known(file: Path) -> Verdict | None:
+def _read_verdict(file: Path) -> Verdict | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         limit = found["absolute_limit"]
@@ -81,7 +81,7 @@ def _known(file: Path) -> Verdict | None:
         return None
 
 
-def _remember(file: Path, absolute_limit: int | None) -> None:
+def _write_verdict(file: Path, absolute_limit: int | None) -> None:
     try:
         paths.private_dir(file.parent)
         handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
@@ -89,4 +89,4 @@ def _remember(file: Path, absolute_limit: int | None) -> None:
             json.dump({"passed": True, "absolute_limit": absolute_limit}, stream)
         os.replace(temporary, file)
     except OSError as error:
-        _log.warning("the checks' verdict could not be kept: %s", error)
+        _log.warning("the verdict of the checks could not be saved: %s", error)

@@ -1,7 +1,7 @@
-"""Digests of whole files, remembered while device, inode, size and times of the file stay what they were.
+"""Digests of whole files, cached until the device, inode, size or times of a file change.
 
-A digest covers every byte. Hashing takes about a second per GB and core, so a file is hashed when it is new or touched,
-and a start with an unchanged model only asks the file system.
+A digest covers every byte. Hashing takes about a second per GB and core, so only new or modified files are hashed; a
+start with an unchanged model only calls `stat`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from streamchat.base.messages import Progress, short, silent
 _log = logging.getLogger(__name__)
 
 BLOCK = 1 << 24
-"""Bytes that are hashed as one; the digest of a file is that of its blocks' digests, so that they share the cores."""
+"""Bytes per block. The digest of a file is the digest of its block digests, so that threads can share the work."""
 THREADS = 4
 LARGE = 1 << 30
-"""Bytes from which on progress is reported in numbers; smaller files take a second."""
+"""Minimum size in bytes for progress in numbers; smaller files take about a second."""
 SETTLED_NS = 2_000_000_000
-"""A younger file may change again within one tick of the file system's clock, so its digest is not remembered."""
+"""Minimum age of a file for its digest to be cached: a newer file could change again within one clock tick."""
 
 
 def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: Progress = silent) -> str:
-    """Return one digest of `files`: of their names relative to `folder` and of every byte.
+    """Return one digest of `files`: their names relative to `folder`, and every byte.
 
     Args:
-        folder: Holds the files.
-        files: In any order; links are followed.
-        name: Of the model, for progress.
+        folder: Folder of the files.
+        files: Files in any order; links are followed.
+        name: Name of the model, for progress.
         progress: Called with bytes; may raise to cancel.
 
     Raises:
@@ -49,35 +49,35 @@ def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: P
 
 
 def file_digest(file: Path, *, name: str, progress: Progress = silent) -> str:
-    """The digest of every byte of `file`; arguments and errors as of `folder_digest`."""
+    """Return the digest of every byte of `file`. Arguments and errors are those of `folder_digest`."""
     with _readable(file):
         place = file.resolve(strict=True)
         before = _state(place)
-    known = _remembered(place)
+    known = _read_record(place)
     if known is not None and known[0] == before:
         return known[1]
     digest = _hash(place, before[2], f"Checking {name} (once)", progress)
     with _readable(file):
         is_same = _state(place) == before
     if is_same and time.time_ns() - max(before[3:]) > SETTLED_NS:
-        _remember(place, before, digest)
+        _write_record(place, before, digest)
     return digest
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a sentence about `file`."""
+    """Turn an OSError in this block into an error message about `file`."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that points to itself
         reason = short(getattr(error, "strerror", None) or error)
         raise ModelNotFoundError(f"{file} cannot be read: {reason}; fetch it again or make it readable") from error
 
 
 def _state(file: Path) -> tuple[int, ...]:
-    """(device, inode, size, mtime, ctime): what differs when a file was written to or exchanged.
+    """Return (device, inode, size, mtime, ctime), which change when a file is modified or replaced.
 
-    ctime is there because mtime can be set back.
+    ctime is included because mtime can be reset.
     """
     about = file.stat()
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
@@ -103,21 +103,21 @@ def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
     return whole.hexdigest()
 
 
-def _memory_of(file: Path) -> Path:
+def _record_file(file: Path) -> Path:
     name = hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
     return paths.cache_dir() / "digests" / f"{name}.json"
 
 
-def _remembered(file: Path) -> tuple[tuple[int, ...], str] | None:
+def _read_record(file: Path) -> tuple[tuple[int, ...], str] | None:
     try:
-        known = json.loads(_memory_of(file).read_text(encoding="utf-8"))
+        known = json.loads(_record_file(file).read_text(encoding="utf-8"))
         return tuple(known["state"]), str(known["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remember(file: Path, state: tuple[int, ...], digest: str) -> None:
-    memory = _memory_of(file)
+def _write_record(file: Path, state: tuple[int, ...], digest: str) -> None:
+    memory = _record_file(file)
     try:
         paths.private_dir(memory.parent)
         handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".tmp")
@@ -125,4 +125,4 @@ def _remember(file: Path, state: tuple[int, ...], digest: str) -> None:
             json.dump({"state": state, "digest": digest}, stream)
         os.replace(temporary, memory)
     except OSError as error:
-        _log.warning("the digest of %s could not be kept, so each start computes it: %s", file, error)
+        _log.warning("the digest of %s could not be saved, so every start will compute it: %s", file, error)

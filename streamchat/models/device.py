@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format: safe and fast choices, and whether it fits."""
+"""Choice of device and dtype for a model, and whether the model fits into memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADROOM = 1.05
-"""Buffers beside the weights; the KV cache is small and bounded."""
-GET_ACCELERATE = "install it with: pip install accelerate"
+"""Memory for weights and buffers, relative to the weights; the KV cache is small and bounded."""
+INSTALL_ACCELERATE = "install it with: pip install accelerate"
 
 
 def available_devices() -> list[str]:
-    """The devices of this machine that torch can use, best first."""
+    """Return the devices of this machine that torch can use, best first."""
     import torch
 
     found = []
@@ -36,9 +36,9 @@ def available_devices() -> list[str]:
 
 
 def limit_threads() -> None:
-    """Have torch compute with no more threads than this process may use processors, unless the user said how many.
+    """Limit torch's threads to the processors that this process may use, unless `OMP_NUM_THREADS` is set.
 
-    torch counts the processors of the affinity, and knows of no control group.
+    torch considers the CPU affinity, but not the limits of a control group.
     """
     import torch
 
@@ -49,17 +49,17 @@ def limit_threads() -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs of CUDA (or ROCm) by name: `cuda:0`, `cuda:1`, ..."""
+    """Return the names of the CUDA (or ROCm) GPUs: `cuda:0`, `cuda:1`, ..."""
     import torch
 
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 def choose_device(asked: str) -> str:
-    """The place that `asked` names: `cuda:all` -> `cuda:0,1`. `auto` takes the best device, see also `roomy_place`.
+    """Return the device that `asked` names: `cuda:all` -> `cuda:0,1`. `auto` is the best one; see `device_with_room`.
 
     Raises:
-        ConfigError: The asked device is not here, or what spreads a model over several is not installed.
+        ConfigError: The device is not available, or accelerate is needed for several GPUs and not installed.
     """
     here = available_devices()
     if asked == "auto":
@@ -77,21 +77,21 @@ def choose_device(asked: str) -> str:
     place = place_of(wanted)
     if is_spread(place) and not can_spread():
         raise ConfigError(
-            f"device = {asked!r} spreads the model over {place}, which needs accelerate; {GET_ACCELERATE}"
+            f"device = {asked!r} spreads the model over {place}, which needs accelerate; {INSTALL_ACCELERATE}"
         )
     return place
 
 
 def can_spread() -> bool:
-    """Whether accelerate is installed, which puts layers on several GPUs."""
+    """Return whether accelerate is installed, which spreads layers over several GPUs."""
     return importlib.util.find_spec("accelerate") is not None
 
 
-def roomy_place(parameters: int, dtype: str, name: str) -> str:
-    """Where `auto` puts a model on CUDA: on the first GPU that has room, else on all of them together.
+def device_with_room(parameters: int, dtype: str, name: str) -> str:
+    """Return the device that `auto` uses with CUDA: the first GPU that has room, else all GPUs.
 
     Raises:
-        ModelNotFoundError: Only all together have room, and accelerate is not installed.
+        ModelNotFoundError: The model fits only on all GPUs together, and accelerate is not installed.
     """
     need, found = _need(parameters, dtype), gpus()
     free = [free_memory(each) or 0 for each in found]
@@ -101,13 +101,13 @@ def roomy_place(parameters: int, dtype: str, name: str) -> str:
     if sum(free) >= need and not can_spread():
         raise ModelNotFoundError(
             f"{name} needs {human_bytes(need)} of GPU memory in {dtype}, which only {' and '.join(found)} together "
-            f"have, and spreading it over them needs accelerate; {GET_ACCELERATE}, or choose a smaller model"
+            f"have, and spreading it over them needs accelerate; {INSTALL_ACCELERATE}, or choose a smaller model"
         )
     return place_of(found)
 
 
 def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
-    """The number format for `device`, and what the user should know about it."""
+    """Return the dtype for `device`, and notes for the user."""
     if asked != "auto":
         return asked, _notes(asked, device)
     if kind_of_place(device) == "cuda":
@@ -118,7 +118,7 @@ def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16 itself; elsewhere torch emulates it, slower than float32."""
+    """Return whether this CPU has bfloat16 instructions; without them, torch emulates it and is slower than float32."""
     import torch
 
     cpu: Any = torch.cpu
@@ -130,7 +130,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def _cuda_bfloat16(names: Sequence[str]) -> bool:
-    """Whether all these GPUs compute in bfloat16 themselves."""
+    """Return whether all these GPUs have native bfloat16."""
     import torch
 
     def has_it(name: str) -> bool:
@@ -148,7 +148,7 @@ def _mps_bfloat16() -> bool:
 
 def _notes(dtype: str, device: str) -> tuple[str, ...]:
     if device == "cpu" and dtype == "float16":
-        return ("float16 is slow on a CPU; --dtype auto picks a faster number format",)
+        return ("float16 is slow on a CPU; --dtype auto picks a faster dtype",)
     if device == "cpu" and dtype == "bfloat16" and not cpu_has_bfloat16():
         return ("This CPU has no bfloat16 arithmetic and emulates it; --dtype float32 is faster",)
     if kind_of_place(device) == "cuda" and dtype == "bfloat16" and not _cuda_bfloat16(devices_of(device)):
@@ -157,18 +157,18 @@ def _notes(dtype: str, device: str) -> tuple[str, ...]:
 
 
 def check_memory(parameters: int, dtype: str, device: str, name: str) -> None:
-    """Refuse, before the system kills the process, a model that cannot fit.
+    """Refuse a model that cannot fit, before the operating system kills the process.
 
     Raises:
-        ModelNotFoundError: The weights are bigger than the free memory.
+        ModelNotFoundError: The weights are larger than the free memory.
     """
     need = _need(parameters, dtype)
-    # Weights pass through main memory on their way to a device, and one by one on their way to several.
-    places = [device] if device == "cpu" or is_spread(device) else ["cpu", device]
-    for place in places:
-        free = free_memory(place)
+    # All weights pass through main memory on the way to one device, but one at a time on the way to several.
+    checked = [device] if device == "cpu" or is_spread(device) else ["cpu", device]
+    for each in checked:
+        free = free_memory(each)
         if free is not None and need > free:
-            where = "memory" if place == "cpu" else f"{place} memory"
+            where = "memory" if each == "cpu" else f"{each} memory"
             smaller = " or --dtype bfloat16" if dtype == "float32" else ""
             raise ModelNotFoundError(
                 f"{name} needs {human_bytes(need)} of {where} in {dtype} and {human_bytes(free)} are free; choose a "
@@ -181,9 +181,9 @@ def _need(parameters: int, dtype: str) -> int:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that can be allocated on `device`, on all of several together; None where that cannot be asked.
+    """Return the bytes that can be allocated on `device` (the sum for several GPUs), or None if unknown.
 
-    What torch holds and does not use (a model that was switched off) counts as free.
+    Memory that torch has reserved but does not use (from a model that was unloaded) counts as free.
     """
     import torch
 
@@ -204,8 +204,8 @@ def _free_of_gpu(name: str) -> int:
     return int(torch.cuda.mem_get_info(name)[0]) + unused
 
 
-def give_back_unused() -> None:
-    """Free what nobody refers to, and let other GPUs' and programs' allocations have it."""
+def free_unused_memory() -> None:
+    """Collect garbage and release unused cached CUDA memory."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""Whether a saved cache belongs to this model: digests that differ where its numbers or ids would."""
+"""Fingerprints of a model and its tokenizer, to check that a saved cache belongs to them."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import torch
 from streamchat.models.quantize.weight_storage import stored_tensors
 from streamchat.quantization.linear import packed_layers
 
-# What a configuration says about files and texts, and not about the computation.
+# Entries of a configuration that do not affect the computation.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
-KIND = "2-"
-"""What a fingerprint begins with. Those without looked at 64 values per tensor and are equal to none of today."""
+FINGERPRINT_PREFIX = "2-"
+"""Version prefix. Older fingerprints, without it, sampled 64 values per tensor and never match."""
 _contents: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-"""Model -> digest of the files it was loaded from."""
+"""Model -> digest of the files that it was loaded from."""
 
 
-def know_contents(model: Any, digest: str) -> None:
-    """Note the digest of the files that `model` was just loaded from, which saves hashing its tensors."""
+def set_contents_digest(model: Any, digest: str) -> None:
+    """Record the digest of the files that `model` was loaded from, so that its tensors need not be hashed."""
     _contents[model] = digest
 
 
 def computed_config(config: Any) -> dict[str, Any]:
-    """The part of a configuration that the computation depends on."""
+    """Return the entries of a configuration that affect the computation."""
     return {key: value for key, value in config.to_dict().items() if key not in NOT_COMPUTED}
 
 
 @torch.inference_mode()
 def model_fingerprint(model: Any) -> str:
-    """Of configuration and weights: names, shapes and number formats, and every byte of the values.
+    """Return a digest of configuration and weights: names, shapes, dtypes and every byte of the values.
 
-    The bytes are those of the files if `know_contents` was called for this model, else those in memory (about a second
-    per GB). The same model in another number format, or with packed weights, has another fingerprint.
+    The bytes are those of the files if `set_contents_digest` was called for this model, else those in memory (about a
+    second per GB). The fingerprint differs between dtypes, and between native and quantized weights.
     """
     digest = hashlib.sha256(json.dumps(computed_config(model.config), sort_keys=True, default=str).encode())
     contents = _contents.get(model)
@@ -49,16 +49,16 @@ def model_fingerprint(model: Any) -> str:
         digest.update(f"{name} {layer.packed.kind}".encode())
         if contents is None:
             digest.update(_bytes_of(layer.packed.scales))
-    return KIND + digest.hexdigest()[:32]
+    return FINGERPRINT_PREFIX + digest.hexdigest()[:32]
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:
-    """The bytes of a tensor, in the order of its values, as `hashlib` takes them."""
+    """Return the bytes of a tensor, in the order of its values, as a buffer for `hashlib`."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def tokenizer_fingerprint(tokenizer: Any, format_parts: tuple[object, ...]) -> str:
-    """Of the vocabulary and of how turns are written: where it differs, ids mean something else. Some 40 ms."""
+    """Return a digest of the vocabulary and the chat format, which give ids their meaning. Takes about 40 ms."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     by_id = sorted(vocabulary, key=vocabulary.__getitem__)
     text = "\0".join([*by_id, str(max(vocabulary.values(), default=0)), json.dumps(format_parts)])

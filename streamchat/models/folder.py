@@ -1,4 +1,4 @@
-"""What a model folder holds, read without loading it: config, safetensors headers, tokenizer files."""
+"""Inspection of a model folder without loading it: config, safetensors headers, tokenizer files."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "tf_model.h5", "flax_mod
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead")
 MULTIMODAL_ENDING = "ForConditionalGeneration"
-"""A model of text and images; transformers loads the text part of some as a causal language model."""
+"""A model for text and images; transformers loads the text part of some as a causal language model."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The weights of a folder, from their headers."""
+    """Config and size of the weights of a folder, from the file headers."""
 
     config: dict[str, Any]
     parameters: int
-    """Numbers in all weights."""
+    """Number of parameters."""
     file_bytes: int
 
     def bytes_as(self, bytes_per_number: int) -> int:
-        """Memory of the weights in another number format."""
+        """Return the size of the weights in another dtype."""
         return self.parameters * bytes_per_number
 
 
 def inspect(folder: Path) -> Contents:
-    """Check that `folder` holds a whole causal language model that needs no code of its own.
+    """Check that `folder` holds a complete causal language model that needs no custom code, and return its contents.
 
     Raises:
-        ModelNotFoundError: Something is missing or damaged.
-        UnsupportedModelError: It is another kind of model, or in another file format.
+        ModelNotFoundError: A file is missing or damaged.
+        UnsupportedModelError: Another kind of model, or another file format.
     """
     config = read_config(folder)
     check_kind(config, str(folder))
@@ -56,8 +56,8 @@ def inspect(folder: Path) -> Contents:
     return Contents(config, sum(map(math.prod, shapes)), sum(path.stat().st_size for path in files))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether `inspect` finds nothing to object to."""
+def is_complete(folder: Path) -> bool:
+    """Return whether `inspect` accepts `folder`."""
     try:
         inspect(folder)
     except ModelError:
@@ -66,11 +66,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json` of `folder`.
+    """Return the parsed `config.json` of `folder`.
 
     Raises:
-        ModelNotFoundError: It is missing or not JSON.
-        UnsupportedModelError: The folder holds an adapter only.
+        ModelNotFoundError: The file is missing or not JSON.
+        UnsupportedModelError: The folder holds only an adapter.
     """
     path = folder / CONFIG
     try:
@@ -82,7 +82,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             ) from None
         ggufs = sorted(folder.glob("*.gguf"))
         hint = f"give the file itself: --model {ggufs[0]}" if ggufs else "give a folder saved with save_pretrained"
-        raise ModelNotFoundError(f"{folder} has no config.json, so it is no model folder; {hint}") from None
+        raise ModelNotFoundError(f"{folder} has no config.json, so it is not a model folder; {hint}") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelNotFoundError(f"{path} cannot be read ({short(error)}); fetch the model again") from error
     if not isinstance(config, dict) or not isinstance(config.get("architectures") or [], list):
@@ -94,12 +94,12 @@ def check_sizes(config: dict[str, Any], shapes: list[tuple[int, ...]], where: st
     """Refuse a configuration that describes a model far larger than its weights, which would never finish loading.
 
     Args:
-        config: The parsed `config.json`, or a GGUF file's metadata.
+        config: The parsed `config.json`, or the metadata of a GGUF file.
         shapes: Shapes of all tensors.
         where: Folder or file, for the message.
 
     Raises:
-        ModelNotFoundError: More layers than tensors, or a size above every dimension.
+        ModelNotFoundError: There are more layers than tensors, or a size is larger than every dimension.
     """
     largest = max((size for shape in shapes for size in shape), default=0)
     for name, value in _numbers(config):
@@ -113,7 +113,7 @@ def check_sizes(config: dict[str, Any], shapes: list[tuple[int, ...]], where: st
 
 
 FEW = 1_000
-"""Sizes up to this are never refused here: they cost nothing to try."""
+"""Sizes up to this are never refused, because they are cheap to try."""
 LAYERS = re.compile(r"(layers?|block_count|n_blocks|num_blocks)$")
 SIZES = re.compile(
     r"(^|[._])(hidden_size|intermediate_size|vocab_size|head_dim|d_model|n_embd|num_attention_heads|"
@@ -130,10 +130,10 @@ def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def check_kind(config: dict[str, Any], where: str) -> None:
-    """Refuse what is known, from its config alone, not to write text token by token.
+    """Refuse a model that, by its config, cannot generate text token by token.
 
     Raises:
-        UnsupportedModelError: Encoder-only, encoder-decoder, a base model without output layer, or foreign code.
+        UnsupportedModelError: Encoder-only, encoder-decoder, a base model without output layer, or custom code.
     """
     named = [str(name) for name in config.get("architectures") or ()]
     kind = str(config.get("model_type") or "unknown")
@@ -152,10 +152,10 @@ def check_kind(config: dict[str, Any], where: str) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of `folder`, all of them present.
+    """Return the safetensors files of `folder`; all of them exist.
 
     Raises:
-        ModelNotFoundError: None there, or parts are missing.
+        ModelNotFoundError: There are none, or some are missing.
         UnsupportedModelError: The weights are in another format.
     """
     index = folder / INDEX
@@ -180,7 +180,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names that a safetensors index lists, in order.
+    """Return the file names in a safetensors index, sorted.
 
     Raises:
         ModelNotFoundError: The index is damaged or points outside its folder.
@@ -190,15 +190,15 @@ def shard_names(index: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"{index} cannot be read ({short(error)}); fetch the model again") from error
     if not names or any(Path(name).name != name for name in names):
-        raise ModelNotFoundError(f"{index} does not name files beside it; fetch the model again")
+        raise ModelNotFoundError(f"{index} does not list files in its own folder; fetch the model again")
     return names
 
 
 def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
-    """The shapes of all tensors in the safetensors file `path`, whose header and length are checked.
+    """Check the header and length of the safetensors file `path`, and return the shapes of its tensors.
 
     Raises:
-        ModelNotFoundError: The file is cut off or damaged.
+        ModelNotFoundError: The file is truncated or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -206,7 +206,7 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
         with safe_open(path, framework="np") as file:
             shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 - not a dict
         if not shapes:
-            raise ValueError("it holds no tensor")
+            raise ValueError("it contains no tensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelNotFoundError(f"{path} is damaged ({short(error)}); fetch the model again") from error
     return shapes

@@ -1,6 +1,6 @@
-"""Fetching a model from the Hub: one quick look whether it answers, then only the files that are needed.
+"""Download of a model from the Hub: a quick check that it answers, then only the files that are needed.
 
-Nothing is printed and nothing is retried for long: offline, unknown and locked models are one sentence each.
+Prints nothing and does not retry for long. Offline, unknown and gated models each raise an error of one sentence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streamchat.models.quiet import quiet
 
 PROBE_S = 4.0
 ANSWER_S = 10.0
-"""How long one answer of a reachable Hub may take."""
+"""Timeout of one request to a reachable Hub, in seconds."""
 SMALL_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -46,17 +46,19 @@ SMALL_FILES = (
 
 
 def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
-    """The local snapshot folder of `repo_id`, fetched into the Hub cache.
+    """Fetch `repo_id` into the Hub cache and return its snapshot folder.
 
     Args:
+        repo_id: Hub id.
         asked: What the user typed, for the message.
+        progress: Called with bytes; may raise to cancel.
 
     Raises:
-        ModelNotFoundError: Offline, unknown, locked or incomplete.
+        ModelNotFoundError: Offline, unknown, gated or incomplete.
         UnsupportedModelError: Not a causal language model, or no safetensors.
     """
     with quiet():
-        tried = _tried(repo_id, asked)
+        tried = _lookup_failure(repo_id, asked)
         if variable := offline_variable():
             raise ModelNotFoundError(
                 f"{tried}, and {variable} forbids asking the Hub; unset it, or {_local_ways(asked)}"
@@ -69,7 +71,7 @@ def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
         files = _list_files(repo_id, asked)
         config = _small_json(repo_id, CONFIG, files)
         check_kind(config, repo_id)
-        wanted = _wanted(repo_id, files)
+        wanted = _files_to_fetch(repo_id, files)
         _check_space(repo_id, sum(wanted.values()))
         _download(repo_id, wanted, progress)
     snapshot = cached_snapshot(repo_id)
@@ -82,9 +84,9 @@ def _host() -> str:
     return urlsplit(endpoint()).netloc or endpoint()
 
 
-def _tried(repo_id: str, asked: str) -> str:
+def _lookup_failure(repo_id: str, asked: str) -> str:
     if asked == repo_id:
-        return f"{asked!r} is no folder, .gguf file or alias and not in the local Hub cache"
+        return f"{asked!r} is not a folder, a .gguf file or an alias, and not in the local Hub cache"
     return f"{asked!r} means {repo_id}, which is not in the local Hub cache"
 
 
@@ -95,13 +97,13 @@ def _local_ways(asked: str) -> str:
 
 
 def _unreachable(url: str) -> str | None:
-    """Why the Hub does not answer, or None. Takes `PROBE_S` at most, also where the name service hangs."""
+    """Return why the Hub does not answer, or None. Takes at most `PROBE_S` + 1 s, even if the name lookup hangs."""
     answer: list[str | None] = []
 
     def ask() -> None:
         answer.append(_ask(url))
 
-    # A daemon: a hanging name lookup cannot be stopped, only left behind.
+    # A daemon thread, because a hanging name lookup cannot be interrupted.
     thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
     thread.start()
     thread.join(PROBE_S + 1)
@@ -114,10 +116,10 @@ def _ask(url: str) -> str | None:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):
             return None
     except urllib.error.HTTPError:
-        return None  # any answer is an answer
+        return None  # the Hub answered; the status does not matter
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLError):
-            return None  # reached; huggingface_hub has certificates of its own
+            return None  # reachable; huggingface_hub brings its own certificates
         return short(getattr(error.reason, "strerror", None) or error.reason, 80)
     except (OSError, ValueError, http.client.HTTPException) as error:
         return short(error, 80)
@@ -125,7 +127,7 @@ def _ask(url: str) -> str | None:
 
 @contextlib.contextmanager
 def _hub_errors(repo_id: str, asked: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors into one sentence each."""
+    """Turn errors of huggingface_hub into `ModelNotFoundError`."""
     from huggingface_hub import errors
 
     try:
@@ -144,13 +146,13 @@ def _hub_errors(repo_id: str, asked: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", "an error")
         raise ModelNotFoundError(f"{_host()} answered {status} for {repo_id}; try again later") from error
     except errors.HFValidationError as error:
-        raise ModelNotFoundError(f"{asked!r} is not the form of a Hub id (owner/name)") from error
+        raise ModelNotFoundError(f"{asked!r} is not a valid Hub id (owner/name)") from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(f"{repo_id} could not be fetched from {_host()}: {short(error)}; try again") from error
 
 
 def _list_files(repo_id: str, asked: str) -> dict[str, int]:
-    """File name -> bytes, of the top folder of the repository."""
+    """Return the size in bytes of each file in the top folder of the repository, by name."""
     from huggingface_hub import HfApi
 
     with _hub_errors(repo_id, asked), _network_errors(repo_id):
@@ -162,13 +164,18 @@ def _list_files(repo_id: str, asked: str) -> dict[str, int]:
             raise UnsupportedModelError(
                 f"{repo_id} holds GGUF files only: fetch one of them ({ggufs[0]}) and give its path to --model"
             )
-        raise UnsupportedModelError(f"{repo_id} has no config.json, so it is no transformers model; choose another")
+        raise UnsupportedModelError(
+            f"{repo_id} has no config.json, so it is not a transformers model; choose another model"
+        )
     return files
 
 
 @contextlib.contextmanager
 def _network_errors(repo_id: str) -> Iterator[None]:
-    """The HTTP library under huggingface_hub differs between its versions; its errors are known by their module."""
+    """Turn connection errors into `ModelNotFoundError`.
+
+    Versions of huggingface_hub use different HTTP libraries, so their errors are recognized by module name.
+    """
     try:
         yield
     except Exception as error:
@@ -179,8 +186,8 @@ def _network_errors(repo_id: str) -> Iterator[None]:
         raise
 
 
-def _wanted(repo_id: str, files: dict[str, int]) -> dict[str, int]:
-    """The files to fetch, small ones first, with their sizes."""
+def _files_to_fetch(repo_id: str, files: dict[str, int]) -> dict[str, int]:
+    """Return the files to fetch with their sizes, small files first."""
     small = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
     if WEIGHTS in files:
         weights = [WEIGHTS]
@@ -198,7 +205,9 @@ def _wanted(repo_id: str, files: dict[str, int]) -> dict[str, int]:
 
 def _small_json(repo_id: str, name: str, files: dict[str, int]) -> dict[str, Any]:
     if files[name] > 10_000_000:
-        raise UnsupportedModelError(f"{name} of {repo_id} has {human_bytes(files[name])}, so it is no configuration")
+        raise UnsupportedModelError(
+            f"{name} of {repo_id} has {human_bytes(files[name])}, so it cannot be a configuration file"
+        )
     try:
         content = json.loads(_get(repo_id, name).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -228,12 +237,12 @@ def _download(repo_id: str, wanted: dict[str, int], progress: Progress) -> None:
 
 
 def _get(repo_id: str, name: str, bar: Any = None) -> Path:
-    """One file of the repository in the local Hub cache."""
+    """Fetch one file of the repository and return its path in the local Hub cache."""
     from huggingface_hub import constants, hf_hub_download
 
     settings: Any = constants
     xet_off = settings.HF_HUB_DISABLE_XET
-    # Plain HTTP: Xet reports from threads of its own, from which nothing can be cancelled.
+    # Plain HTTP: Xet reports progress from its own threads, where raising does not cancel the download.
     settings.HF_HUB_DISABLE_XET = True
     try:
         with _hub_errors(repo_id, repo_id), _network_errors(repo_id):
@@ -252,9 +261,9 @@ def _get(repo_id: str, name: str, bar: Any = None) -> Path:
 
 
 def _bar(stage: str, before: int, total: int, progress: Progress) -> Any:
-    """A class with as much of tqdm's interface as a download uses; it reports to `progress` and shows nothing.
+    """Return a class with the part of tqdm's interface that a download uses, which only calls `progress`.
 
-    The download calls it between two blocks, in our own thread: what `progress` raises ends the download.
+    It is called between two blocks, in our thread, so an exception from `progress` ends the download.
     """
 
     class Bar:

@@ -1,4 +1,4 @@
-"""The local Hub cache, and the environment variables that say where the Hub is. No network, no torch."""
+"""The local Hub cache and the environment variables of the Hub. Uses no network and no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from streamchat.base.errors import ModelError
 from streamchat.base.paths import user_path
-from streamchat.models.folder import inspect, is_whole
+from streamchat.models.folder import inspect, is_complete
 
 PUBLIC_HUB = "https://huggingface.co"
 
 
 def hub_cache_dir() -> Path:
-    """Where huggingface_hub keeps models, read from the environment now (the library reads it once, at import)."""
+    """Return the cache folder of huggingface_hub, from the current environment (the library reads it at import)."""
     for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(variable):
             return user_path(os.path.expandvars(value)) / below
@@ -23,12 +23,12 @@ def hub_cache_dir() -> Path:
 
 
 def endpoint() -> str:
-    """The Hub's address, `HF_ENDPOINT` or the public one, without a final slash."""
+    """Return the address of the Hub, `HF_ENDPOINT` or the public one, without a trailing slash."""
     return (os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
 
 
 def offline_variable() -> str | None:
-    """The environment variable that forbids asking the Hub, or None."""
+    """Return the environment variable that forbids access to the Hub, or None."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return name
@@ -36,18 +36,18 @@ def offline_variable() -> str | None:
 
 
 def cached_snapshot(repo_id: str) -> Path | None:
-    """The folder of `repo_id` in the local Hub cache, where a complete model is there; else None."""
+    """Return the folder of `repo_id` in the local Hub cache, or None if no complete model is there."""
     return _snapshot(_repository(repo_id))
 
 
 def older_note(repo_id: str, snapshot: Path) -> str:
-    """A sentence for the user if `snapshot` is not what `main` points to, which is not whole; '' otherwise."""
+    """Return a note if `snapshot` is an older version because the one of `main` is incomplete; '' otherwise."""
     main = _main(_repository(repo_id))
     if not main or main == snapshot.name:
         return ""
     return (
-        f"The newest version of {repo_id} ({main[:7]}) is not whole in the local Hub cache, so an older one "
-        f"({snapshot.name[:7]}) is used; fetch it again to have the newest"
+        f"The newest version of {repo_id} ({main[:7]}) is incomplete in the local Hub cache, so an older one "
+        f"({snapshot.name[:7]}) is used; fetch the model again to get the newest"
     )
 
 
@@ -57,7 +57,7 @@ def _repository(repo_id: str) -> Path:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """One usable model of the local Hub cache."""
+    """A usable model in the local Hub cache."""
 
     repo_id: str
     folder: Path
@@ -65,7 +65,7 @@ class CachedModel:
 
 
 def cached_models() -> list[CachedModel]:
-    """The complete causal language models of the local Hub cache, by name."""
+    """Return the complete causal language models in the local Hub cache, sorted by name."""
     found = []
     for repository in sorted(hub_cache_dir().glob("models--*")):
         if (snapshot := _snapshot(repository)) is None:
@@ -80,16 +80,16 @@ def cached_models() -> list[CachedModel]:
 
 
 def _snapshot(repository: Path) -> Path | None:
-    """The first whole one of: the folder of the commit that `main` points to, then those of others, newest first."""
+    """Return the first complete snapshot: the one that `main` points to, else the newest other one."""
     snapshots = repository / "snapshots"
     main = _main(repository)
     found = list(snapshots.iterdir()) if snapshots.is_dir() else []
     found.sort(key=lambda path: (path.name == main, path.stat().st_mtime), reverse=True)
-    return next((folder for folder in found if is_whole(folder)), None)
+    return next((folder for folder in found if is_complete(folder)), None)
 
 
 def _main(repository: Path) -> str:
-    """The commit that `main` points to; '' if that is not known."""
+    """Return the commit that `main` points to; '' if unknown."""
     try:
         return (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

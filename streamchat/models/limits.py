@@ -1,4 +1,4 @@
-"""How much memory this process may still allocate: machine, container and shell each set a limit."""
+"""Memory that this process may still allocate, limited by the machine, the container and the shell."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 
 START_BYTES = 1_250_000_000
-"""Addresses that Python with torch and transformers takes before any model (1.0 GB measured with two threads)."""
+"""Address space of Python with torch and transformers before any model (1.0 GB measured with two threads)."""
 PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Return how many bytes can still be allocated: the least that machine, cgroup and `ulimit -v` leave."""
+    """Return the bytes that can still be allocated: the minimum over the machine, cgroups and `ulimit -v`."""
     import psutil
 
     left = [int(psutil.virtual_memory().available), _address_space_left(), _cgroup_left()]
@@ -23,7 +23,7 @@ def available_memory() -> int:
 
 
 def check_start() -> None:
-    """Refuse to start if the limit of memory is too low to load torch.
+    """Refuse to start if the memory limit is too low to load torch.
 
     Raises:
         ModelNotFoundError: The limit of the address space (`ulimit -v`) is below `START_BYTES`.
@@ -53,13 +53,13 @@ def _address_space_left() -> int | None:
 
 
 def _cgroup_left() -> int | None:
-    """What the tightest cgroup above this process leaves; file caches count as free. None without a limit."""
+    """Return the bytes left in the tightest enclosing cgroup, or None without a limit. File caches count as free."""
     left = [limit - used for folder, names in _cgroup_folders() for limit, used in _limit_and_use(folder, names)]
     return min(left, default=None)
 
 
 Names = tuple[str, str, str]
-"""Files of a cgroup with its limit and its use, and the field of `memory.stat` that can be dropped."""
+"""Files with the limit and the usage of a cgroup, and the field of `memory.stat` that the kernel can reclaim."""
 _V2: Names = ("memory.max", "memory.current", "inactive_file")
 _V1: Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
@@ -79,7 +79,7 @@ def _cgroup_folders() -> Iterator[tuple[Path, Names]]:
         else:
             continue
         inside = Path(path.lstrip("/"))
-        for folder in (inside, *inside.parents):  # inside a container the path may be that of the host
+        for folder in (inside, *inside.parents):  # inside a container, the path may be the host's
             yield root / folder, names
 
 

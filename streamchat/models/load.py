@@ -1,4 +1,4 @@
-"""From a name to a model that answers: resolve, fetch or convert where needed, load, check."""
+"""Loading a model by name: resolve, fetch or convert if needed, load, check."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready: in eval mode, on its device or devices, in its number format, without gradients."""
+    """A model in eval mode, without gradients, on its device or devices, with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """For people: 'SmolLM2-135M-Instruct', 'pythia-410m', the name of a folder."""
+    """Display name: 'SmolLM2-135M-Instruct', 'pythia-410m', the name of a folder."""
     source: str
-    """Folder, file or Hub id that it came from."""
+    """Folder, file or Hub id that it was loaded from."""
     device: str
-    """`cpu`, `mps`, `cuda`, `cuda:1`, or `cuda:0,1` where its layers are spread over several GPUs."""
+    """`cpu`, `mps`, `cuda`, `cuda:1`, or `cuda:0,1` if its layers are spread over several GPUs."""
     dtype: str
     notes: tuple[str, ...] = ()
-    """Sentences that the user should see once."""
+    """Notes to show to the user once."""
     weights: str = "native"
-    """"native", or what a few tokens at once are multiplied by: "int8" or "int4"."""
+    """"native", or the precision of the quantized weights for decoding: "int8" or "int4"."""
     packed_bytes: int = 0
-    """Memory of the packed weights, beside the native ones."""
+    """Memory of the quantized copies, in addition to the native weights."""
 
 
 def load_model(
@@ -55,37 +55,37 @@ def load_model(
     kernels: str = "auto",
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load the model that `name` means; fetched or converted first where needed. Prints nothing.
+    """Load the model that `name` means; fetch or convert it first if needed. Prints nothing.
 
     Args:
         name: `default`, an alias, a Hub id, a folder or a .gguf file.
-        device: As the setting: `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, `cuda:0,1`, `cuda:all`.
+        device: `auto`, `cpu`, `mps`, `cuda`, `cuda:1`, `cuda:0,1` or `cuda:all`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
-        kernels: `auto`: compiled kernels for a few tokens on a CPU, where there is a compiler; `torch`: PyTorch's.
-        progress: Told what is going on; may raise to cancel.
+        kernels: `auto`: native kernels for decoding on a CPU if there is a compiler; `torch`: PyTorch's kernels.
+        progress: Called with the stage; may raise to cancel.
 
     Raises:
-        ModelNotFoundError: Not there, not to be had, damaged, or too big for this machine.
-        UnsupportedModelError: Found, but not a causal language model that can be loaded safely.
-        ConfigError: The asked device is not here, what spreads a model over several is not installed, or the asked
-            weights cannot be had.
+        ModelNotFoundError: The model was not found, cannot be fetched, is damaged, or does not fit on this machine.
+        UnsupportedModelError: The model was found, but is not a causal language model that can be loaded safely.
+        ConfigError: The device is not available, accelerate is needed and not installed, or the weights are not
+            possible here.
     """
     progress = progress or silent
     check_start()
     source = resolve(name)
     shadowing = shadowing_note(name, source)
-    # before anything is fetched
+    # check the device before fetching anything
     progress("Starting torch", 0, 0, "")
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, notes = devices.choose_dtype(dtype, chosen_device)
-    folder = _folder_of(source, name, progress)
-    notes = (*notes, *_notes_of(source, folder))
+    folder = _local_folder(source, name, progress)
+    notes = (*notes, *_source_notes(source, folder))
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
-        chosen_device = devices.roomy_place(contents.parameters, chosen_dtype, source.name)
+        chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)
         if is_spread(chosen_device):
             notes = (*notes, f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
     devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
@@ -96,22 +96,22 @@ def load_model(
 
     with quiet():
         from streamchat.decode.install import install
-        from streamchat.models.fingerprint import know_contents
+        from streamchat.models.fingerprint import set_contents_digest
         from streamchat.models.quantize.cpu import use_weights
         from streamchat.quantization.linear import packed_bytes
 
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
-        load = partial(_load_placed, folder, source, contents.parameters, attention=attention)
+        load = partial(_load_on_device, folder, source, contents.parameters, attention=attention)
         model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
         if chosen_dtype == "float16" and not _is_finite(model):
             safe = "bfloat16" if chosen_device != "cpu" or devices.cpu_has_bfloat16() else "float32"
             notes = (
-                *_notes_of(source, folder),
+                *_source_notes(source, folder),
                 f"{source.name} overflows in float16, so it runs in {safe}",
             )
             del model
-            devices.give_back_unused()
+            devices.free_unused_memory()
             chosen_dtype = safe
             devices.check_memory(contents.parameters, chosen_dtype, chosen_device, source.name)
             model, chosen_device, load_notes = load(chosen_device, chosen_dtype)
@@ -121,8 +121,8 @@ def load_model(
         progress("Preparing kernels", 0, 0, "")
         compiled_kernels()
     if weights == "auto" and dtype == "float32":
-        weights = "native"  # who asks for exact numbers gets them
-    know_contents(model, contents_digest)
+        weights = "native"  # float32 was requested: do not quantize
+    set_contents_digest(model, contents_digest)
     used, weight_notes = use_weights(
         model, tokenizer, weights, device=chosen_device, name=source.name, progress=progress
     )
@@ -141,8 +141,8 @@ def load_model(
     )
 
 
-def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
-    """The local folder in transformers' form, fetched or converted where needed."""
+def _local_folder(source: Source, asked: str, progress: Progress) -> Path:
+    """Return the local folder in transformers' format; fetch or convert the model if needed."""
     if source.kind == "bundled":
         from streamchat.models.bundled.default import ensure_default_model
 
@@ -158,8 +158,8 @@ def _folder_of(source: Source, asked: str, progress: Progress) -> Path:
     return Path(source.location)
 
 
-def _notes_of(source: Source, folder: Path) -> tuple[str, ...]:
-    """What the user should know about where the model came from."""
+def _source_notes(source: Source, folder: Path) -> tuple[str, ...]:
+    """Return notes for the user about the source of the model."""
     if source.kind == "gguf":
         return tuple((read_manifest(folder) or {}).get("notes", ()))
     if source.kind == "hub-cache" and (note := older_note(source.repo_id, folder)):
@@ -168,13 +168,13 @@ def _notes_of(source: Source, folder: Path) -> tuple[str, ...]:
 
 
 def _digest_of(folder: Path, source: Source, progress: Progress) -> str:
-    """The digest of all that weights are read from."""
-    files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers loads an adapter beside the weights too
+    """Return the digest of all files that weights are loaded from."""
+    files = {*weight_files(folder), *folder.glob("adapter_*")}  # transformers also loads an adapter next to the weights
     return folder_digest(folder, files, name=source.name, progress=progress)
 
 
 def _check_config(folder: Path, contents: Contents, source: Source) -> None:
-    """Refuse, with the reason, what transformers cannot load as a causal language model."""
+    """Refuse what transformers cannot load as a causal language model, with the reason."""
     import transformers
     from transformers.models.auto import modeling_auto
 
@@ -184,17 +184,16 @@ def _check_config(folder: Path, contents: Contents, source: Source) -> None:
     if kind not in configs:
         if contents.config.get("auto_map"):
             raise UnsupportedModelError(
-                f"{source.name} ({kind or 'no model_type'}) needs program code from its own repository, which is never "
-                "run; choose a model that transformers itself knows"
+                f"{source.name} ({kind or 'no model_type'}) requires trust_remote_code, which streamchat does not "
+                "allow; choose a model that transformers supports itself"
             )
         raise UnsupportedModelError(
-            f"{source.name} is of type {kind!r}, which transformers {transformers.__version__} does not know; choose "
-            "another model"
+            f"{source.name} is of type {kind!r}, which transformers {transformers.__version__} does not support; "
+            "choose another model"
         )
     if kind not in library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
-            f"{source.name} is of type {kind!r}, which transformers does not load as a causal language model; choose "
-            "another model"
+            f"{source.name} is of type {kind!r}, which is not a causal language model; choose one that is"
         )
 
 
@@ -213,22 +212,22 @@ def _load_tokenizer(folder: Path, source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_placed(
+def _load_on_device(
     folder: Path, source: Source, parameters: int, device: str, dtype: str, *, attention: str
 ) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
-    """The model, where it is, and notes. One that does not work on several GPUs is put on one that has room."""
+    """Return the model, its device, and notes. A model that fails on several GPUs is loaded on a single one."""
     model, notes = _load_weights(folder, source, device, dtype, attention)
     if not is_spread(device):
         return model, device, notes
-    from streamchat.models.spread import best_single, fault_of, spread_place
+    from streamchat.models.spread import forward_error, gpu_with_most_memory, used_devices
 
-    place = spread_place(model, device, source.name)
-    fault = fault_of(model)
+    used = used_devices(model, device, source.name)
+    fault = forward_error(model)
     if not fault:
-        return model, place, notes
+        return model, used, notes
     del model
-    devices.give_back_unused()
-    single = best_single(device)
+    devices.free_unused_memory()
+    single = gpu_with_most_memory(device)
     why = f"{source.name} cannot be spread over {device} ({fault})"
     try:
         devices.check_memory(parameters, dtype, single, source.name)
@@ -283,7 +282,7 @@ def _load_weights(
     except UnsupportedModelError:
         raise
     except Exception as error:
-        if "Cannot allocate memory" in str(error):  # safetensors has no error of its own for it
+        if "Cannot allocate memory" in str(error):  # safetensors has no specific error for it
             raise ModelNotFoundError(
                 f"{source.name} does not fit into the memory of {device} in {dtype}; choose a smaller model"
             ) from error
@@ -297,17 +296,17 @@ def _load_weights(
 
 
 def _check_complete(info: dict[str, Any], source: Source) -> None:
-    """A missing weight is filled with random numbers, silently: the model would answer nonsense."""
+    """Refuse a model with missing weights, which transformers would silently fill with random numbers."""
     for kind, words in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
         if keys := sorted(str(key) for key in info.get(kind) or ()):
             raise UnsupportedModelError(
                 f"{source.name} {words} {len(keys)} of the weights of a causal language model ({keys[0]} is the "
-                "first), so it would answer nonsense; choose a complete model"
+                "first), so its output would be nonsense; choose a complete model"
             )
 
 
 def _is_finite(model: Any) -> bool:
-    """Whether a few tokens pass through without overflowing; float16 ends at 65,504."""
+    """Return whether the logits of a few tokens are finite; float16 overflows above 65,504."""
     import torch
 
     ids = (

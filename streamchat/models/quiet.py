@@ -1,4 +1,4 @@
-"""Loading without a word on the terminal: bars and log lines of the libraries are off, and restored afterwards."""
+"""Loading without terminal output: progress bars and log lines of libraries are off, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LOGGERS = ("transformers", "huggingface_hub", "accelerate", "torch", "torchao",
 def quiet() -> Iterator[None]:
     """Silence transformers and huggingface_hub in this block: progress bars, log lines and warnings.
 
-    What a user must know is checked on the loaded model, not read from log lines.
+    What a user must know is checked on the loaded model instead of read from log lines.
     """
     from huggingface_hub import utils
     from transformers.utils import logging as transformers_logging
 
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
-    # both libraries are typed loosely here
+    # neither library has precise types here
     hub_utils: Any = utils
     bars: Any = transformers_logging
     bars_on = bars.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What a model name means: a path, the bundled default, an alias or a Hub id. No torch, no network."""
+"""Meaning of a model name: a path, the bundled default, an alias or a Hub id. Uses no torch and no network."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from."""
+    """Source of a model."""
 
     kind: Kind
     name: str
-    """For people: 'SmolLM2-135M-Instruct', 'pythia-410m'."""
+    """Display name: 'SmolLM2-135M-Instruct', 'pythia-410m'."""
     location: str
     """Folder, file, or for `hub` the Hub id."""
     available: bool
     """Whether it can be loaded without fetching anything."""
     repo_id: str = ""
-    """The Hub id, for the two Hub kinds."""
+    """Hub id, for the two Hub kinds."""
 
 
 def resolve(name: str) -> Source:
-    """Say what `name` means. Order: local path, bundled default, alias, local Hub cache, Hub.
+    """Return what `name` means. Order: local path, bundled default, alias, local Hub cache, Hub.
 
-    The Hub is not asked: whether an id exists there is found out when it is fetched.
+    Does not contact the Hub: whether an id exists there is checked when it is fetched.
 
     Raises:
-        ModelNotFoundError: A path that is not there, or a text that is no name at all.
+        ModelNotFoundError: The path does not exist, or `name` is not a valid name.
     """
     name = name.strip()
     if not name:
-        raise ModelNotFoundError(f"The model has no name; give one, or {catalogue.DEFAULT!r} for the bundled model")
+        raise ModelNotFoundError(f"The model name is empty; give one, or {catalogue.DEFAULT!r} for the bundled model")
     if name == catalogue.DEFAULT:
         return _bundled()
     path = user_path(name)
@@ -55,8 +55,8 @@ def resolve(name: str) -> Source:
     repo_id = catalogue.lookup(name) or name
     if not HUB_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
         raise ModelNotFoundError(
-            f"{name!r} is no folder or .gguf file here, no alias and not the form of a Hub id (owner/name)"
-            f"{catalogue.did_you_mean(name) or '; `streamchat models` lists what there is'}"
+            f"{name!r} is not a local folder, a .gguf file, an alias or a valid Hub id (owner/name)"
+            f"{catalogue.did_you_mean(name) or '; `streamchat models` lists the available models'}"
         )
     display = repo_id.rpartition("/")[2]
     if snapshot := cached_snapshot(repo_id):
@@ -65,20 +65,20 @@ def resolve(name: str) -> Source:
 
 
 def shadowing_note(name: str, source: Source) -> str:
-    """A sentence for the user if a local folder or file hides a model of the same name; '' otherwise."""
+    """Return a note if a local folder or file hides a model of the same name; '' otherwise."""
     name = name.strip()
     if source.kind not in ("folder", "gguf") or _looks_like_path(name):
         return ""
     if not (catalogue.lookup(name) or (HUB_ID.fullmatch(name) and cached_snapshot(name))):
         return ""
     return (
-        f"{name} is {source.location} here and not the model of that name; start in another folder for that one, or "
-        f"say ./{name} to mean this one"
+        f"{name} means the local {source.location} and not the model of that name; start in another folder to use the "
+        f"model, or write ./{name} for the local one"
     )
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` means a folder or file of this machine, or could."""
+    """Return whether `name` means, or could mean, a local folder or file."""
     return _looks_like_path(name) or (name != catalogue.DEFAULT and os.path.exists(user_path(name)))
 
 
@@ -97,7 +97,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _begins_as_gguf(path: Path) -> bool:
-    """Whether the file is a GGUF file by its first bytes: stores of blobs name files by their digest."""
+    """Return whether the first bytes are those of a GGUF file; blob stores name files by digest, without a suffix."""
     try:
         with path.open("rb") as file:
             return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
@@ -106,8 +106,8 @@ def _begins_as_gguf(path: Path) -> bool:
 
 
 def _local(path: Path, *, explicit: bool) -> Source | None:
-    """The folder or file at `path`; `explicit` paths must exist, other names may be an alias or a Hub id."""
-    # (the methods of Path raise for a name that is too long)
+    """Return the folder or file at `path`. `explicit` paths must exist; other names may be an alias or a Hub id."""
+    # os.path, because the methods of Path raise if the name is too long
     if os.path.isfile(path):
         if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):
             return Source("gguf", path.stem, str(path.resolve()), True)

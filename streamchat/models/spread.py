@@ -1,4 +1,4 @@
-"""A model whose layers are spread over several GPUs by accelerate, and what one is told apart by."""
+"""Models sharded over several GPUs with accelerate."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from streamchat.base.messages import short
 from streamchat.models import device as devices
 
 USABLE = 0.9
-"""Of each GPU's free memory for weights; the rest is for the cache and for what a forward holds."""
+"""Share of each GPU's free memory for weights; the rest is for the cache and activations."""
 
 
-def spread_arguments(place: str) -> dict[str, Any]:
-    """What `from_pretrained` needs to spread a model over the GPUs of `place` alone, evenly."""
-    free = {name: int(USABLE * (devices.free_memory(name) or 0)) for name in devices_of(place)}
-    # accelerate knows GPUs by number
+def spread_arguments(device: str) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that spread a model evenly over the GPUs of `device`."""
+    free = {name: int(USABLE * (devices.free_memory(name) or 0)) for name in devices_of(device)}
+    # accelerate identifies GPUs by number
     numbers: dict[int | str, int] = {int(name.partition(":")[2]): size for name, size in free.items()}
     return {"device_map": "auto", "max_memory": numbers}
 
 
-def spread_place(model: Any, place: str, name: str) -> str:
-    """Where the layers of `model` are now: `cuda:0,1`, or fewer GPUs than `place` has.
+def used_devices(model: Any, device: str, name: str) -> str:
+    """Return the GPUs that hold layers of `model`: `cuda:0,1`, or fewer than `device` has.
 
     Raises:
-        ModelNotFoundError: Some were left for main memory or the disk, which would be unbearably slow.
+        ModelNotFoundError: Some layers are offloaded to main memory or disk, which would be far too slow.
     """
-    used = {_device_name(device) for device in model.hf_device_map.values()}
-    if rest := used - set(devices_of(place)):
+    used = {_device_name(each) for each in model.hf_device_map.values()}
+    if rest := used - set(devices_of(device)):
         raise ModelNotFoundError(
-            f"{name} does not fit into the memory of {place}: parts of it would be left on "
+            f"{name} does not fit into the memory of {device}: layers would be offloaded to "
             f"{' and '.join(sorted(rest))}; choose a smaller model, or close other programs on these GPUs"
         )
     return place_of(sorted(used, key=_number))
 
 
-def fault_of(model: Any) -> str:
-    """What goes wrong in a forward of a few tokens; '' where nothing does. Layers of several devices may not agree."""
+def forward_error(model: Any) -> str:
+    """Return the error of a forward pass over a few tokens, or ''. Layers on several devices may be incompatible."""
     import torch
 
     ids = torch.arange(8, device=model.get_input_embeddings().weight.device)[None]
@@ -45,14 +45,14 @@ def fault_of(model: Any) -> str:
         with torch.inference_mode():
             out = model(ids % model.config.get_text_config().vocab_size, use_cache=True)
             torch.isfinite(out.logits).all().item()  # waits for the devices
-    except Exception as error:  # whatever a model's code or a driver raises
+    except Exception as error:  # model code and drivers raise errors of any kind
         return short(error)
     return ""
 
 
-def best_single(place: str) -> str:
-    """The GPU of `place` with the most free memory."""
-    return max(devices_of(place), key=lambda name: devices.free_memory(name) or 0)
+def gpu_with_most_memory(device: str) -> str:
+    """Return the GPU of `device` with the most free memory."""
+    return max(devices_of(device), key=lambda name: devices.free_memory(name) or 0)
 
 
 def _device_name(device: Any) -> str:

@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all: built beside their place under a lock, renamed when finished."""
+"""Folders that are created atomically: built next to the target under a lock, then renamed."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ DISK_ERRORS = {
 
 
 def models_dir() -> Path:
-    """Folder of fetched and converted models. Not created here."""
+    """Return the folder of fetched and converted models. Does not create it."""
     return paths.cache_dir() / "models"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What was written when `folder` was finished, or None where it is not complete.
+    """Return the manifest of `folder`, or None if the folder is incomplete.
 
-    Also None when a file has gone or has another size since: the folder is then built again.
+    A folder is also incomplete if a file is missing or has another size; it is then built again.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -57,14 +57,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def ensure(
     target: Path, build: Callable[[Path], Mapping[str, Any]], *, what: str, progress: Progress, need_bytes: int = 0
 ) -> Path:
-    """Return `target`, built first where it is not complete.
+    """Return `target`; build it first if it is not complete.
 
     Args:
         target: The finished folder.
-        build: Fills the folder that it is given and returns what the manifest is to say. It may raise; then
-            nothing stays behind. Files outside the folder `model` of its argument are temporary.
+        build: Fills the folder that it is given and returns the contents of the manifest. If it raises, nothing is
+            left behind. Files next to the folder that it is given are temporary.
         what: Name for messages.
-        need_bytes: Disk space that building takes at most; `build` may also call `check_space` itself.
+        progress: Called while waiting for another process; may raise to cancel.
+        need_bytes: Maximum disk space for building; `build` may also call `check_space` itself.
 
     Raises:
         ModelNotFoundError: The disk is full or the folder cannot be written.
@@ -80,7 +81,7 @@ def ensure(
             check_space(target.parent, need_bytes, what)
             _build(target, build)
     except OSError as error:
-        # anything else is not about our folder, for example what `progress` raised to cancel
+        # other errors are not about this folder; for example, `progress` may have raised to cancel
         if error.errno not in DISK_ERRORS:
             raise
         raise _disk_error(error, target.parent, what) from error
@@ -105,7 +106,7 @@ def _build(target: Path, build: Callable[[Path], Mapping[str, Any]]) -> None:
 
 
 def _flush(path: Path) -> None:
-    # A rename may reach the disk before the contents do: after a power cut the folder would look finished.
+    # A rename can reach the disk before the contents: after a power failure the folder would look complete.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -115,21 +116,21 @@ def _prefix(target: Path) -> str:
 
 
 def _remove_stale(target: Path) -> None:
-    # Only called under the lock: whoever made these is dead.
+    # Called only under the lock: the processes that created these have exited.
     for path in target.parent.glob(_prefix(target) + "*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Hold the lock of `target`; while another process has it, say so and let `progress` cancel."""
+    """Hold the lock of `target`. While another process holds it, call `progress`, which may cancel."""
     lock = filelock.FileLock(target.parent / f".{target.name}.lock")
     while True:
         try:
             lock.acquire(blocking=False)
             break
         except filelock.Timeout:
-            progress(f"Waiting for another streamchat that prepares {what}", 0, 0, "")
+            progress(f"Waiting for another streamchat to prepare {what}", 0, 0, "")
             time.sleep(POLL_S)
     try:
         yield
@@ -138,7 +139,7 @@ def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
 
 
 def check_space(folder: Path, need_bytes: int, what: str) -> None:
-    """Raise ModelNotFoundError where the disk of `folder` has less than `need_bytes` free."""
+    """Raise ModelNotFoundError if the disk of `folder` has less than `need_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ModelNotFoundError(

@@ -17,7 +17,7 @@ from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.fitting import Fitted, fit_to_budget
 from streamchat.conversation.log import Before, TurnRecord
 from streamchat.conversation.rollback import REACH
-from streamchat.models.fingerprint import KIND as FINGERPRINT_KIND
+from streamchat.models.fingerprint import FINGERPRINT_PREFIX
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.recorder import Identity
 from streamchat.sessions.snapshot import Snapshot, SnapshotError
@@ -162,7 +162,7 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         raise SnapshotError("its saved cache belongs to another conversation")
     if saved.dtype != identity.dtype:
         raise SnapshotError(f"its cache was saved in {saved.dtype} and the model runs in {identity.dtype} now")
-    if not saved.fingerprint.startswith(FINGERPRINT_KIND):
+    if not saved.fingerprint.startswith(FINGERPRINT_PREFIX):
         raise SnapshotError("its cache was saved by an older streamchat, which did not look at all weights")
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from streamchat import __version__
-from streamchat.models.checked_fit import remembered_fit
+from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import load_model
 from streamchat.models.quiet import quiet
 from tests.evidence.forgetting import Asked, ask
@@ -49,7 +49,7 @@ def main() -> int:
 
     loaded = load_model(args.model)
     with quiet():
-        fit = remembered_fit(loaded.model)
+        fit = choose_checked_fit(loaded.model)
     documents = books(args.books, loaded.tokenizer, args.tokens)
     with quiet():
         results = score_books(loaded, fit, documents, args.chunk, args.kept, tick)

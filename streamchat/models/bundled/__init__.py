@@ -1,1 +1,1 @@
-"""The default model: where it is fetched from, and its place on disk."""
+"""The default model: its download and its folder on disk."""

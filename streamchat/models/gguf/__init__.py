@@ -1,1 +1,1 @@
-"""GGUF files: header, tokenizer, and conversion to a folder of transformers."""
+"""GGUF files: metadata, tokenizer, and conversion to a transformers model folder."""

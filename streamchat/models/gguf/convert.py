@@ -1,7 +1,7 @@
-"""From a GGUF file to a folder that loads fast: float32 safetensors, config, tokenizer, chat template.
+"""Conversion of a GGUF file to a folder that loads fast: float32 safetensors, config, tokenizer, chat template.
 
-transformers maps names and layouts; its own loader for these files needs accelerate, shows a bar, cannot be
-stopped, and its result cannot be saved (`save_pretrained` refuses), so the tensors are read here one by one.
+transformers maps tensor names and layouts, but its GGUF loader needs accelerate, shows a progress bar, cannot be
+canceled, and its result cannot be saved (`save_pretrained` refuses). So the tensors are read here one by one.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.messages import Progress, refuse, silent
 from streamchat.models.contents import file_digest
-from streamchat.models.gguf.file import OTHER_FORM, open_gguf, read_config
+from streamchat.models.gguf.file import USE_OTHER_FORMAT, open_gguf, read_config
 from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
 
 CONVERTER = 1
-"""Counted up when the result of a conversion changes; older copies are then made again."""
+"""Version of the conversion; increment it when the result changes, so that older copies are converted again."""
 HEAD_AND_TAIL = 1 << 20
-"""What names of copies came from before every byte counted, at each end of the file."""
+"""Bytes at each end of the file from which an older version derived the names of copies."""
 
 
 def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[str, Any]:
-    """Write the model of the GGUF file `path` into the empty `folder`, weights in float32 (exact).
+    """Convert the GGUF file `path` into the empty `folder`, with weights in float32 (exact).
 
     Returns:
-        What the manifest of the folder is to say.
+        The contents of the folder's manifest.
 
     Raises:
-        ModelNotFoundError: Not a readable file, or it needs more memory than there is.
+        ModelNotFoundError: The file is not readable, or there is too little memory.
         UnsupportedModelError: transformers cannot read this architecture or tokenizer.
     """
     stage = f"Converting {name} (once)"
@@ -47,7 +47,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
         _check_memory(path, weight_bytes)
         check_space(folder, weight_bytes, name)
-        with refuse(f"{path} cannot be read", OTHER_FORM):
+        with refuse(f"{path} cannot be read", USE_OTHER_FORMAT):
             config = read_config(path, reader, metadata)
             tokenizer = build_tokenizer(path, metadata)
         tokenizer.save_pretrained(str(folder))
@@ -60,12 +60,12 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
 
 
 def converted_copy(path: Path, *, progress: Progress) -> Path:
-    """The converted copy of a user's GGUF file in our cache, made on first use; the file's folder is never written to.
+    """Return the converted copy of a GGUF file in the user's cache; convert it on first use.
 
-    The copy belongs to the contents, every byte of them, so a moved file keeps it.
+    The copy is identified by every byte of the file, so a moved file keeps its copy. Never writes to the file's folder.
 
     Raises:
-        ModelNotFoundError, UnsupportedModelError: As `convert`.
+        ModelNotFoundError, UnsupportedModelError: See `convert`.
     """
     target = copy_folder(path, progress=progress)
     made = ensure(
@@ -75,12 +75,12 @@ def converted_copy(path: Path, *, progress: Progress) -> Path:
         progress=progress,
     )
     with suppress(OSError):
-        shutil.rmtree(_older_copy(path))
+        shutil.rmtree(_legacy_copy(path))
     return made
 
 
 def copy_folder(path: Path, *, progress: Progress = silent) -> Path:
-    """Where the converted copy of `path` is or would be.
+    """Return the folder of the converted copy of `path`, which may not exist yet.
 
     Raises:
         ModelNotFoundError: The file cannot be read.
@@ -90,8 +90,8 @@ def copy_folder(path: Path, *, progress: Progress = silent) -> Path:
     return models_dir() / f"{path.stem[:60]}-{digest.hexdigest()[:12]}"
 
 
-def _older_copy(path: Path) -> Path:
-    """The copy that a version made whose names came from size, beginning and end: of no use any more."""
+def _legacy_copy(path: Path) -> Path:
+    """Return the obsolete copy of an older version, which was named after the size, head and tail of the file."""
     size = path.stat().st_size
     digest = hashlib.sha256(f"1 {size}".encode())
     with path.open("rb") as file:
@@ -105,7 +105,7 @@ def _save(model: Any, folder: Path) -> None:
     try:
         model.save_pretrained(str(folder))
     except Exception as error:
-        # safetensors reports a full disk with an error of its own
+        # safetensors reports a full disk with its own error type
         if "os error 28" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
         raise
@@ -121,7 +121,7 @@ def _check_memory(path: Path, weight_bytes: int) -> None:
 
 
 def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage: str, progress: Progress) -> Any:
-    """The model of `config` with the weights of the file."""
+    """Build the model of `config` with the weights of the file."""
     import gguf
     import torch
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
@@ -133,7 +133,7 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
         raise UnsupportedModelError(
             f"{path} is a {architecture!r} model, which does not generate text; choose a causal language model"
         )
-    with refuse(f"{path} describes a model that cannot be built", OTHER_FORM):
+    with refuse(f"{path} describes a model that cannot be built", USE_OTHER_FORMAT):
         with torch.device("meta"):
             model = causal_lm.from_config(config, dtype=torch.float32)
         processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
@@ -141,8 +141,8 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
     weights: dict[str, Any] = {}
     for done, tensor in enumerate(reader.tensors):
         progress(stage, done, len(reader.tensors), "")
-        with refuse(f"{path}: {tensor.name} cannot be read", OTHER_FORM):
-            # processors of mixture models write into `tensors` themselves and then return no name
+        with refuse(f"{path}: {tensor.name} cannot be read", USE_OTHER_FORMAT):
+            # processors of mixture-of-experts models write into `tensors` directly and return no name
             read = processor.process(
                 weights=gguf.dequantize(tensor.data, tensor.tensor_type),
                 name=tensor.name,
@@ -151,13 +151,13 @@ def _fill(path: Path, reader: Any, metadata: dict[str, Any], config: Any, stage:
             )
         if read.name in names:
             weights[names[read.name]] = torch.from_numpy(read.weights.copy()).float()
-    with refuse(f"{path} has weights that do not fit its own description", OTHER_FORM):
+    with refuse(f"{path} has weights that do not match its metadata", USE_OTHER_FORMAT):
         result = model.load_state_dict(weights, assign=True, strict=False)
         model.tie_weights()
     missing = [key for key in result.missing_keys if model.get_parameter(key).is_meta]
     if missing:
         raise UnsupportedModelError(
-            f"{path} lacks {len(missing)} of the model's weights ({missing[0]} is the first), so it would answer "
-            f"nonsense; {OTHER_FORM}"
+            f"{path} lacks {len(missing)} of the model's weights ({missing[0]} is the first), so its output would be "
+            f"nonsense; {USE_OTHER_FORMAT}"
         )
     return model

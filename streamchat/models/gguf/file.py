@@ -1,4 +1,4 @@
-"""Reading a GGUF file: its metadata, and its config in transformers' words."""
+"""Metadata of a GGUF file, and its transformers config."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.base.messages import short
 from streamchat.models.folder import check_sizes
 
-OTHER_FORM = "use the model's safetensors folder or Hub id instead"
+USE_OTHER_FORMAT = "use the model's safetensors folder or Hub id instead"
 
 
 def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The `gguf.GGUFReader` of `path` and all its metadata as plain Python values.
+    """Return the `gguf.GGUFReader` of `path`, and its metadata as plain Python values.
 
     Raises:
-        ModelNotFoundError: Not a readable GGUF file, or its metadata describe a far larger model.
+        ModelNotFoundError: The file is not a readable GGUF file, or its metadata describe a far larger model.
+        UnsupportedModelError: The file is one part of a split model.
     """
     import gguf
 
@@ -24,12 +25,12 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         reader: Any = gguf.GGUFReader(str(path))
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         shapes = [tuple(int(size) for size in tensor.shape) for tensor in reader.tensors]
-    except Exception as error:  # the reader meets truncated files with errors of many kinds
+    except Exception as error:  # the reader raises errors of many kinds for truncated files
         raise ModelNotFoundError(
             f"{path} is not a complete GGUF file ({short(error)}); fetch it again or choose another with --model"
         ) from error
     if "general.architecture" not in metadata or not reader.tensors:
-        raise ModelNotFoundError(f"{path} holds no model weights; choose another file with --model")
+        raise ModelNotFoundError(f"{path} contains no model weights; choose another file with --model")
     if int(metadata.get("split.count") or 0) > 1:
         raise UnsupportedModelError(
             f"{path} is one of {metadata['split.count']} parts; join them first (`llama-gguf-split --merge`)"
@@ -39,10 +40,10 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
-    """The transformers config of a GGUF file.
+    """Return the transformers config of a GGUF file.
 
     Raises:
-        UnsupportedModelError: Unknown architecture, or positions that transformers would not reproduce.
+        UnsupportedModelError: The architecture or its RoPE scaling is not supported.
     """
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
@@ -57,7 +58,7 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
         known = architecture in library.GGUF_SUPPORTED_ARCHITECTURES
         reason = short(error) if known else "transformers does not read GGUF files of that architecture"
         raise UnsupportedModelError(
-            f"{path} is a {architecture!r} model and cannot be read: {reason}; {OTHER_FORM}"
+            f"{path} is a {architecture!r} model and cannot be read: {reason}; {USE_OTHER_FORMAT}"
         ) from error
     _restore_rope_scaling(path, reader, metadata, architecture, config)
     for name, index in special_ids(metadata).items():
@@ -65,7 +66,7 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
             setattr(config, f"{name}_token_id", index)
     ends = end_ids(metadata)
     config.eos_token_id = ends[0] if len(ends) == 1 else (ends or None)
-    # leftovers of the file that are no config of ours
+    # entries of the file that do not belong in a saved config
     for name in ("unk_token_id", "_name_or_path", "_model_name_or_path"):
         if name in config.__dict__:
             delattr(config, name)
@@ -73,7 +74,7 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
 
 
 def _restore_rope_scaling(path: Path, reader: Any, metadata: dict[str, Any], architecture: str, config: Any) -> None:
-    """Stretched positions are stored outside the fields that transformers reads; without them long text is wrong."""
+    """Set the RoPE scaling, which GGUF stores outside the fields that transformers reads; long text needs it."""
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     scaling = str(metadata.get(f"{architecture}.rope.scaling.type", "none"))
     theta = metadata.get(f"{architecture}.rope.freq_base")
@@ -84,13 +85,13 @@ def _restore_rope_scaling(path: Path, reader: Any, metadata: dict[str, Any], arc
         config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": factor}
     elif scaling != "none" or any(name.startswith("rope_factors") for name in tensors):
         raise UnsupportedModelError(
-            f"{path} stretches its positions ({scaling if scaling != 'none' else 'longrope'}) in a way that is not "
-            f"read from GGUF files here; {OTHER_FORM}"
+            f"{path} uses RoPE scaling ({scaling if scaling != 'none' else 'longrope'}) that is not supported in GGUF "
+            f"files; {USE_OTHER_FORMAT}"
         )
 
 
 def _llama3_scaling(path: Path, tensor: Any, theta: float, config: Any) -> dict[str, Any]:
-    """Llama 3.1 and later store, for each rotary frequency, the number it is divided by."""
+    """Return the RoPE parameters of Llama 3.1 and later, which store a divisor for each rotary frequency."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -108,6 +109,6 @@ def _llama3_scaling(path: Path, tensor: Any, theta: float, config: Any) -> dict[
     plain = 1.0 / theta ** (torch.arange(0, 2 * len(rotary), 2).float() / (2 * len(rotary)))
     if len(divisors) != len(rotary) or not torch.allclose(plain / rotary, divisors, rtol=1e-3):
         raise UnsupportedModelError(
-            f"{path} stretches its positions by factors that are not those of Llama 3; {OTHER_FORM}"
+            f"{path} uses RoPE scaling with factors that are not those of Llama 3; {USE_OTHER_FORMAT}"
         )
     return parameters

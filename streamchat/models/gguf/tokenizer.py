@@ -1,8 +1,8 @@
-"""The tokenizer that a GGUF file describes.
+"""Tokenizer of a GGUF file.
 
-Byte-level BPE is built here: the way text is cut before merging decides the ids, and of llama.cpp's names for it
-transformers knows only some and ignores the rest (digits of SmolLM2, for one). SentencePiece vocabularies go
-through transformers, which recovers their merges.
+Byte-level BPE is built here, because the pre-tokenizer decides the ids, and transformers knows only some of llama.cpp's
+pre-tokenizers and ignores the others (such as the digits of SmolLM2). SentencePiece vocabularies are built by
+transformers, which recovers their merges.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTROL, USER_DEFINED = 3, 4
-"""`tokenizer.ggml.token_type`: matched whole; only the first is special."""
+"""Values of `tokenizer.ggml.token_type` that are matched whole; only CONTROL tokens are special."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD_CASES = (
@@ -31,7 +31,7 @@ def _words_and_digits(digits: str) -> str:
     return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 
 
-# `tokenizer.ggml.pre` -> how text is cut. None = GPT-2's own pattern.
+# `tokenizer.ggml.pre` -> pre-tokenizer pattern. None = GPT-2's own pattern.
 _GPT2 = ("gpt-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "phi-2")
 _GPT2_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _LLAMA3 = (
@@ -66,19 +66,20 @@ SPLITS: dict[str, str | None] = {
     ),
 }
 _WHOLE_WORDS_FIRST = {*_LLAMA3, "tekken", *_GPT4O}
-"""A piece that is itself in the vocabulary is taken whole, whatever the merges say."""
+"""Pre-tokenizers with `ignore_merges`: a word that is in the vocabulary becomes one token, without merging."""
 _NFC = {"qwen2"}
 _BOS_BY_DEFAULT = {"llama3", "llama-v3", "llama-bpe"}
 
 
 def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of `gguf` with its special tokens and chat template.
+    """Return the tokenizer of `gguf` with its special tokens and chat template.
 
     Args:
+        gguf: The file, for messages and for transformers.
         metadata: All `tokenizer.*` and `general.*` values of the file.
 
     Raises:
-        UnsupportedModelError: The vocabulary is of a kind that cannot be rebuilt exactly.
+        UnsupportedModelError: The tokenizer cannot be rebuilt exactly.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -86,23 +87,23 @@ def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizer
     if kind in ("llama", "gemma4"):
         return _by_transformers(gguf, metadata)
     raise UnsupportedModelError(
-        f"{gguf} has a tokenizer of kind {kind!r}, which cannot be rebuilt here; use the model's safetensors folder or "
-        "Hub id instead"
+        f"{gguf} has a tokenizer of type {kind!r}, which is not supported; use the model's safetensors folder or Hub "
+        "id instead"
     )
 
 
 def tokenizer_notes(gguf: Path, metadata: dict[str, Any]) -> list[str]:
-    """What the user should know about the tokenizer of `gguf`, a sentence each."""
+    """Return notes for the user about the tokenizer of `gguf`."""
     if metadata.get("tokenizer.ggml.model") == "gpt2" and not metadata.get("tokenizer.ggml.pre"):
         return [
-            f"{gguf.name} does not say how text is cut into words (it has no tokenizer.ggml.pre), so GPT-2's way is "
-            "assumed; if replies are poor, use the model's safetensors folder or Hub id instead"
+            f"{gguf.name} does not name its pre-tokenizer (tokenizer.ggml.pre), so GPT-2's is used; if replies are "
+            "poor, use the model's safetensors folder or Hub id instead"
         ]
     return []
 
 
 def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
-    """`bos`, `eos`, `pad` and `unk` token ids, where the file has them."""
+    """Return the ids of the `bos`, `eos`, `pad` and `unk` tokens that the file defines."""
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     found = {ours: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in names.items()}
     size = len(metadata.get("tokenizer.ggml.tokens") or ())
@@ -110,7 +111,7 @@ def special_ids(metadata: dict[str, Any]) -> dict[str, int]:
 
 
 def end_ids(metadata: dict[str, Any]) -> list[int]:
-    """Every id that ends a reply: end of text, of turn, of message."""
+    """Return the ids that end a reply: end of text, of turn, of message."""
     keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     return list(dict.fromkeys(int(metadata[key]) for key in keys if metadata.get(key) is not None))
 
@@ -122,8 +123,8 @@ def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase
     pre = str(metadata.get("tokenizer.ggml.pre") or "gpt-2")
     if pre not in SPLITS:
         raise UnsupportedModelError(
-            f"{gguf} cuts text in a way that is not known here (pre-tokenizer {pre!r}), so its ids would be wrong; use "
-            "the model's safetensors folder or Hub id instead"
+            f"{gguf} uses an unknown pre-tokenizer ({pre!r}), so its ids would be wrong; use the model's safetensors "
+            "folder or Hub id instead"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or ()]
     backend = Tokenizer(
@@ -163,7 +164,7 @@ def _wrap(backend: Any, add_bos: bool, metadata: dict[str, Any]) -> PreTrainedTo
 
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     arguments: dict[str, Any] = {f"{name}_token": tokens[index] for name, index in special_ids(metadata).items()}
-    # Cleaning up would remove spaces before punctuation from the shown text.
+    # Cleaning up would remove spaces before punctuation when decoding.
     arguments["clean_up_tokenization_spaces"] = False
     if template := metadata.get("tokenizer.chat_template"):
         arguments["chat_template"] = template
@@ -190,15 +191,15 @@ def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenize
     if metadata.get("tokenizer.ggml.add_space_prefix") is False:
         backend = _without_space_prefix(backend)
     backend = _with_user_defined(backend, metadata)
-    # llama.cpp adds the start token to SentencePiece vocabularies unless the file says otherwise
+    # llama.cpp adds the BOS token to SentencePiece vocabularies unless the file says otherwise
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
     return _wrap(backend, bool(add_bos), metadata)
 
 
 def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
-    """A SentencePiece tokenizer that takes user-defined tokens out of a text before it merges anything, longest first.
+    """Return a SentencePiece tokenizer that matches user-defined tokens before merging, longest first.
 
-    transformers reaches those with spaces (Gemma's runs of 2 to 31) by merges, which cut longer runs elsewhere.
+    transformers builds those with spaces (Gemma's runs of 2 to 31) by merges, which split longer runs differently.
     """
     import json
 
@@ -226,9 +227,9 @@ def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
 
 
 def _without_space_prefix(backend: Any) -> Any:
-    """A SentencePiece tokenizer that puts no space in front of a text, and so takes none away when it decodes.
+    """Return a SentencePiece tokenizer that adds no space before a text, and strips none when decoding.
 
-    transformers builds the prefix in whatever the file says.
+    transformers adds the prefix even if the file disables it.
     """
     import json
 

@@ -1,1 +1,1 @@
-"""Quantizing a loaded model: on a CPU, on a GPU, and how its weights are stored."""
+"""Quantization of a loaded model on a CPU or a GPU, and the storage of its weights."""

@@ -1,6 +1,6 @@
-"""Which weights a model runs on: its own, or in int8 or int4.
+"""Weights that a model decodes with: native, int8 or int4.
 
-On a CPU these are packed copies beside its own, made once and kept on the disk; on a GPU they take its place.
+On a CPU, quantized copies are kept in addition to the native weights, and cached on disk. On a GPU, they replace them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.messages import Progress
 from streamchat.kernels.library import kernels, missing
 from streamchat.models import device as devices
-from streamchat.models.fingerprint import KIND, model_fingerprint
-from streamchat.models.quantize.gpu import quantise
+from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
+from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.quantization.quality import AUTO_LIMIT, divergence, is_grouped
 from streamchat.quantization.replace import groups, kind_of, pack_group, replace, restore
@@ -34,61 +34,61 @@ from streamchat.quantization.weights import Kind, PackedWeight
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Counted up when the packed tensors or how they are made change; older copies are then made again."""
+"""Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
 SHARE = 0.6
-"""Most that packed weights take beside those of a 16-bit model."""
+"""Maximum size of the quantized weights relative to 16-bit weights."""
 
 
 def use_weights(
     model: Any, tokenizer: Any, asked: str, *, device: str, name: str, progress: Progress
 ) -> tuple[str, tuple[str, ...]]:
-    """Put packed layers into `model` where that is asked for, or safe and faster.
+    """Quantize layers of `model` if requested, or if `auto` finds it safe and faster.
 
     Args:
         model: In eval mode on `device`; changed in place.
-        tokenizer: For the text by which the quality is measured.
-        asked: `auto`, `native`, `int8` or `int4`. On a CPU auto takes int4 for a model whose weights were in such
-            groups before, int8 for others, and native where the quality measured on this very model is not good enough,
-            where there is no kernel for it, or too little memory. On other devices it is native.
-        device: Where the model is.
-        name: Of the model, for messages.
-        progress: Told what is going on; may raise to cancel.
+        tokenizer: For the text that the quality is measured on.
+        asked: `auto`, `native`, `int8` or `int4`. On a CPU, auto chooses int4 for a model whose weights were quantized
+            in such groups before, and int8 for others. It chooses native if the quality measured on this model is too
+            low, if there is no kernel, or if there is too little memory. On other devices, auto is native.
+        device: Device of the model.
+        name: Name of the model, for messages.
+        progress: Called with the stage; may raise to cancel.
 
     Returns:
-        "native", "int8" or "int4", and what the user should know.
+        "native", "int8" or "int4", and notes for the user.
 
     Raises:
-        ConfigError: int8 or int4 was asked for and cannot be had.
+        ConfigError: int8 or int4 was requested and is not possible.
     """
     if asked == "native":
         return "native", ()
     one_gpu = device.startswith("cuda") and len({weight.device for weight in model.parameters()}) == 1
     if one_gpu and asked in ("int8", "int4"):
         chosen: Kind = "int8" if asked == "int8" else "int4"
-        return chosen, quantise(model, tokenizer, chosen, name=name, progress=progress)
+        return chosen, quantize_on_gpu(model, tokenizer, chosen, name=name, progress=progress)
     reason = _obstacle(model, device)
     if reason:
         if asked != "auto":
             raise ConfigError(f"weights = {asked!r} cannot be used: {reason}; choose weights = native")
-        _log.info("%s runs on its own weights: %s", name, reason)
+        _log.info("%s runs with native weights: %s", name, reason)
         return "native", ()
     kind: Kind = "int8" if asked == "int8" or (asked == "auto" and not is_grouped(model)) else "int4"
-    target = packed_folder(model, kind)
-    if asked == "auto" and (_measured(target) or 0.0) > AUTO_LIMIT:
+    target = quantized_folder(model, kind)
+    if asked == "auto" and (_measured_divergence(target) or 0.0) > AUTO_LIMIT:
         return "native", ()
-    packed, notes = _packed(model, kind, target, name, progress)
+    packed, notes = _load_or_quantize(model, kind, target, name, progress)
     if not packed:
-        return "native", (f"{name} has no layer that {kind} weights could serve, so it runs on its own",)
+        return "native", (f"{name} has no layer that can be quantized to {kind}, so it runs with native weights",)
     replace(model, packed)
-    if asked == "auto" and not _good_enough(model, tokenizer, target, name, progress):
+    if asked == "auto" and not _is_good_enough(model, tokenizer, target, name, progress):
         restore(model)
         return "native", notes
     return kind, notes
 
 
-def packed_folder(model: Any, kind: Kind) -> Path:
-    """Where the packed copy of this model is or would be: it depends on the weights, the kernels and the format."""
+def quantized_folder(model: Any, kind: Kind) -> Path:
+    """Return the folder of this model's quantized copy, which depends on the weights, the kernels and the format."""
     layout = "compiled" if kernels() is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
     conditions = [model_fingerprint(model), kind, FORMAT, layout]
     digest = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:32]
@@ -96,32 +96,32 @@ def packed_folder(model: Any, kind: Kind) -> Path:
 
 
 def _obstacle(model: Any, device: str) -> str:
-    """Why packed weights cannot be used; '' where they can."""
+    """Return why quantized weights cannot be used; '' if they can."""
     if device != "cpu":
-        return f"their kernels are for a CPU or one GPU with CUDA, and the model is on {device}"
+        return f"quantization supports a CPU or one CUDA GPU, and the model is on {device}"
     if kernels() is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return f"PyTorch's kernels for them need AVX2 or AVX-512, and there are no compiled ones: {missing()}"
+        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {missing()}"
     if model.dtype not in (torch.bfloat16, torch.float32):
-        return f"their kernels take bfloat16 and the model runs in {str(model.dtype).removeprefix('torch.')}"
+        return f"the kernels support bfloat16, and the model runs in {str(model.dtype).removeprefix('torch.')}"
     need, free = int(2 * SHARE * sum(p.numel() for p in model.parameters())), devices.free_memory("cpu")
     if free is not None and need > free:
         return "there is too little free memory for a second copy of the weights"
     return ""
 
 
-def _packed(
+def _load_or_quantize(
     model: Any, kind: Kind, target: Path, name: str, progress: Progress
 ) -> tuple[dict[tuple[str, ...], PackedWeight], tuple[str, ...]]:
-    """The packed weights, from the disk where they are whole there; made, and kept there where that works."""
+    """Return the quantized weights and notes: from disk if complete there, else quantized now and saved if possible."""
     wanted = groups(model, kind)
     found = _read(model, kind, target, wanted)
     if found is not None or not wanted:
         return found or {}, ()
     made: dict[tuple[str, ...], PackedWeight] = {}
     for done, group in enumerate(wanted):
-        progress(f"Packing {name} in {kind} (once)", done, len(wanted), "")
+        progress(f"Quantizing {name} to {kind} (once)", done, len(wanted), "")
         made[group] = pack_group(model, group, kind)
-    shutil.rmtree(target, ignore_errors=True)  # damaged, or it would have been read
+    shutil.rmtree(target, ignore_errors=True)  # damaged, else it would have been loaded
 
     def build(folder: Path) -> Mapping[str, Any]:
         tensors = {}
@@ -136,25 +136,25 @@ def _packed(
     try:
         ensure(target, build, what=f"{name} in {kind}", progress=progress, need_bytes=need)
     except (ModelNotFoundError, SafetensorError, OSError) as error:
-        return made, (f"The packed weights are made anew at each start: {error}",)
+        return made, (f"Quantized weights could not be cached and will be rebuilt at every start: {error}",)
     _remove_unusable(target.parent)
     return made, ()
 
 
 def _remove_unusable(folder: Path) -> None:
-    """Remove copies whose fingerprint is of an older kind: nothing finds them any more."""
+    """Remove copies with a fingerprint of an older version, which no model matches."""
     for kept in folder.iterdir():
         manifest = read_manifest(kept)
-        if manifest is not None and not str(manifest.get("fingerprint", "")).startswith(KIND):
+        if manifest is not None and not str(manifest.get("fingerprint", "")).startswith(FINGERPRINT_PREFIX):
             shutil.rmtree(kept, ignore_errors=True)
             with suppress(OSError):
-                _verdict(kept).unlink(missing_ok=True)
+                _quality_file(kept).unlink(missing_ok=True)
 
 
 def _read(
     model: Any, kind: Kind, target: Path, wanted: list[tuple[str, ...]]
 ) -> dict[tuple[str, ...], PackedWeight] | None:
-    """What `_packed` kept in `target`; None where it is not there or damaged."""
+    """Return the weights that `_load_or_quantize` saved in `target`; None if they are missing or damaged."""
     manifest = read_manifest(target)
     if manifest is None:
         return None
@@ -173,7 +173,7 @@ def _read(
                 for group in wanted
             }
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        _log.warning("the packed weights in %s are damaged and made again: %s", target, error)
+        _log.warning("the quantized weights in %s are damaged and will be rebuilt: %s", target, error)
         return None
 
 
@@ -182,29 +182,29 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _good_enough(model: Any, tokenizer: Any, target: Path, name: str, progress: Progress) -> bool:
-    """Whether the packed model says nearly the same as the plain one; measured once and kept."""
-    nats = _measured(target)
+def _is_good_enough(model: Any, tokenizer: Any, target: Path, name: str, progress: Progress) -> bool:
+    """Return whether the quantized model predicts nearly the same as the native one; measured once and saved."""
+    nats = _measured_divergence(target)
     if nats is None:
-        progress(f"Measuring {name} with packed weights (once)", 0, 0, "")
+        progress(f"Measuring {name} with quantized weights (once)", 0, 0, "")
         nats = divergence(model, tokenizer)
         try:
-            _verdict(target).write_text(
+            _quality_file(target).write_text(
                 json.dumps({"name": name, "divergence": nats, "limit": AUTO_LIMIT}), encoding="utf-8"
             )
         except OSError as error:
-            _log.warning("the measured quality could not be kept: %s", error)
-    _log.info("%s with packed weights: %.5f nats a token from its own", name, nats)
+            _log.warning("the measured quality could not be saved: %s", error)
+    _log.info("%s with quantized weights: KL divergence %.5f nats/token", name, nats)
     return nats <= AUTO_LIMIT
 
 
-def _verdict(target: Path) -> Path:
+def _quality_file(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-def _measured(target: Path) -> float | None:
-    """What `_good_enough` measured before."""
+def _measured_divergence(target: Path) -> float | None:
+    """Return the divergence that `_is_good_enough` saved, in nats per token."""
     try:
-        return float(json.loads(_verdict(target).read_text(encoding="utf-8"))["divergence"])
+        return float(json.loads(_quality_file(target).read_text(encoding="utf-8"))["divergence"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""int8 and int4 weights on a GPU, by torchao: they take the place of the model's own."""
+"""int8 and int4 weights on a GPU with torchao; they replace the native weights."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from streamchat.quantization.weights import GROUP, Kind
 _log = logging.getLogger(__name__)
 
 
-def quantise(model: Any, tokenizer: Any, kind: Kind, *, name: str, progress: Progress) -> tuple[str, ...]:
-    """Put weights in `kind` in the place of those of all linear layers but the output layer.
+def quantize_on_gpu(model: Any, tokenizer: Any, kind: Kind, *, name: str, progress: Progress) -> tuple[str, ...]:
+    """Quantize all linear layers except the output layer.
 
-    The output layer stays as it is: in int4 it costs too much, and torchao's int8 product makes a 16-bit copy of its
-    matrix for every token.
+    The output layer stays native: int4 would lose too much quality, and torchao's int8 product would make a 16-bit copy
+    of its matrix for every token.
 
     Args:
         model: In eval mode, on its device; changed in place.
-        tokenizer: For the text by which the quality is measured.
-        kind: int8 (a scale for each row) or int4 (a scale and a zero for each 32 of a row).
-        name: Of the model, for messages.
-        progress: Told what is going on; may raise to cancel.
+        tokenizer: For the text that the quality is measured on.
+        kind: int8 (one scale per row) or int4 (a scale and a zero point per 32 values of a row).
+        name: Name of the model, for messages.
+        progress: Called with the stage; may raise to cancel.
 
     Returns:
-        What the user should know: a measured loss of quality.
+        Notes for the user: a measured loss of quality.
 
     Raises:
-        ConfigError: torchao is not installed, or cannot do it here. The model is of no use then.
+        ConfigError: torchao is not installed, or fails here. The model is then unusable.
     """
     if importlib.util.find_spec("torchao") is None:
         raise ConfigError(f"weights = {kind!r} on a GPU needs torchao; pip install torchao, or choose weights = native")
     before = predictions(model, tokenizer)
-    progress(f"Quantising {name} in {kind}", 0, 0, "")
+    progress(f"Quantizing {name} to {kind}", 0, 0, "")
     output = model.get_output_embeddings()
 
-    def takes(module: nn.Module, _: str) -> bool:
-        if type(module) is not nn.Linear or module is output:  # subclasses compute something else with it
+    def is_quantizable(module: nn.Module, _: str) -> bool:
+        if type(module) is not nn.Linear or module is output:  # subclasses may compute something else
             return False
         assert isinstance(module, nn.Linear)
         return kind == "int8" or module.in_features % GROUP == 0
@@ -53,19 +53,19 @@ def quantise(model: Any, tokenizer: Any, kind: Kind, *, name: str, progress: Pro
         with quiet():
             from torchao.quantization import quantize_
 
-            quantize_(model, _config(kind), filter_fn=takes)
+            quantize_(model, _config(kind), filter_fn=is_quantizable)
             after = predictions(model, tokenizer)
-    except Exception as error:  # no kernel, another number format, no memory: each library has words of its own
+    except Exception as error:  # no kernel, unsupported dtype, out of memory: each has its own error type
         raise ConfigError(
-            f"weights = {kind!r} cannot be used: torchao says {short(error)}; choose weights = native"
+            f"weights = {kind!r} cannot be used: torchao reported {short(error)}; choose weights = native"
         ) from error
     nats = divergence_from(before, after)
-    _log.info("%s with %s weights: %.5f nats a token from its own", name, kind, nats)
+    _log.info("%s with %s weights: KL divergence %.5f nats/token", name, kind, nats)
     if nats <= AUTO_LIMIT:
         return ()
     return (
-        f"{name} predicts worse with {kind} weights: {nats:.3f} nats a token from its own, where {AUTO_LIMIT:.3f} are "
-        "1 % of perplexity; choose weights = native for its own",
+        f"{name} loses quality with {kind} weights: KL divergence {nats:.3f} nats/token ({AUTO_LIMIT:.3f} is 1 % of "
+        "perplexity); choose weights = native to avoid it",
     )
 
 
@@ -76,5 +76,5 @@ def _config(kind: Kind) -> Any:
         return Int8WeightOnlyConfig(set_inductor_config=False)
     if not torch.cuda.is_available():
         raise NotImplementedError("int4 has kernels for CUDA only")
-    # of its layouts the one whose kernel PyTorch itself has
+    # the layout whose kernel is part of PyTorch itself
     return Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)

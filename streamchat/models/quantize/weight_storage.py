@@ -1,4 +1,4 @@
-"""What a weight really is in memory: one tensor, or the codes and scales of a quantised one."""
+"""Storage of a weight in memory: one tensor, or the codes and scales of a quantized one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def stored_tensors(weight: Tensor) -> list[Tensor]:
-    """The plain tensors that `weight` consists of: itself, unless a library's subclass stands for others."""
+    """Return the plain tensors that `weight` consists of: itself, or the parts of a tensor subclass."""
     flatten: Any = getattr(weight, "__tensor_flatten__", None)
     if flatten is None:
         return [weight]
@@ -16,6 +16,6 @@ def stored_tensors(weight: Tensor) -> list[Tensor]:
 
 
 def stored_bytes(model: Any) -> int:
-    """Bytes of all weights of `model`; those that several layers share count once."""
+    """Return the bytes of all weights of `model`; weights shared by several layers count once."""
     parts = [part for weight in model.parameters() for part in stored_tensors(weight)]
     return sum(part.nbytes for part in {part.data_ptr(): part for part in parts}.values())
