@@ -113,8 +113,8 @@ def talk(method: Method, prompt: list[int], marks: list[int], device: str) -> li
     for mark in marks:
         milliseconds = 0.0
         while said < mark:
-            token = method.read(prompt)
-            milliseconds = 1000 * statistics.median(method.write(token, REPLY))
+            token = method.prefill(prompt)
+            milliseconds = 1000 * statistics.median(method.decode_timed(token, REPLY))
             said += PROMPT + REPLY
         memory = device_memory(device)
         allocated, reserved = (memory.allocated, memory.reserved) if memory else (None, None)

@@ -68,12 +68,12 @@ def test_all_ways_write_the_same_as_long_as_nothing_leaves(family: str) -> None:
     written = {}
     for name, method in methods(family).items():
         method.start()
-        token, out = method.read(IDS[:20]), []
+        token, out = method.prefill(IDS[:20]), []
         for _ in range(6):
             out.append(token)
-            token = method.step(token)
-        method.skip(IDS[20:26])
-        out.append(method.read(IDS[26:30]))
+            token = method.decode_step(token)
+        method.append(IDS[20:26])
+        out.append(method.prefill(IDS[26:30]))
         written[name] = out
         method.close()
     assert list(written) == NAMES
@@ -84,9 +84,9 @@ def test_all_ways_write_the_same_as_long_as_nothing_leaves(family: str) -> None:
 def test_writing_times_each_token(name: str) -> None:
     method = methods()[name]
     method.start()
-    token = method.read(IDS[:20])
+    token = method.prefill(IDS[:20])
     with fed_tokens("llama") as fed:
-        times = method.write(token, 5)
+        times = method.decode_timed(token, 5)
     method.close()
     assert len(times) == len(fed) == 5
     assert min(times) > 0
@@ -97,9 +97,9 @@ def test_what_is_read_at_a_turn() -> None:
     fed_by = {}
     for name, method in methods().items():
         method.start()
-        method.skip(IDS[:200])
+        method.append(IDS[:200])
         with fed_tokens("llama") as fed:
-            method.read(IDS[200:210])
+            method.prefill(IDS[200:210])
         fed_by[name] = sum(fed)
         method.close()
     assert fed_by == {"streamchat": 10, "generate": 10, "re-read": 210, "recompute": BUDGET, "cut": 10}
@@ -108,9 +108,9 @@ def test_what_is_read_at_a_turn() -> None:
 def test_only_ours_and_the_cut_stay_in_the_budget() -> None:
     for name, method in methods().items():
         method.start()
-        method.read(IDS[:40])
+        method.prefill(IDS[:40])
         early = method.kv_bytes
-        method.skip(IDS[40:])
+        method.append(IDS[40:])
         held = method.kv_bytes
         method.close()
         if name == "generate":
@@ -132,8 +132,8 @@ def test_others_have_the_model_s_own_weights() -> None:
             replace(model, {group: pack_group(model, group, "int8") for group in names})
         for method in plain:
             method.start()
-            token = method.read(IDS[:20])
-            written.append((method.name, packed, token, method.step(token)))
+            token = method.prefill(IDS[:20])
+            written.append((method.name, packed, token, method.decode_step(token)))
             rows = {layer.max_rows for layer in packed_layers(model).values()}
             assert rows == ({0} if packed else set())
             method.close()
@@ -144,7 +144,7 @@ def test_others_have_the_model_s_own_weights() -> None:
 def test_nothing_stays_on_the_model() -> None:
     for method in methods().values():
         method.start()
-        method.read(IDS[:60])
+        method.prefill(IDS[:60])
         method.close()
         method.close()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of("llama")[0].modules())
@@ -156,7 +156,7 @@ def test_nothing_stays_on_the_model() -> None:
 class Fake(Method):
     """Takes as long as it is told, on a clock of its own."""
 
-    words = "a fake"
+    description = "a fake"
 
     def __init__(self, name: str, clock: list[float], per_token: float, rereads: bool = False) -> None:
         self.name, self._clock, self._per_token, self._rereads = name, clock, per_token, rereads
@@ -166,16 +166,16 @@ class Fake(Method):
         self.calls.append("start")
         self._held = 0
 
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         self._held += len(ids)
         self._clock[0] += self._per_token * (self._held if self._rereads else len(ids))
         return 0
 
-    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
         self._held += len(ids)
 
-    def step(self, token: int) -> int:
-        return self.read([token])
+    def decode_step(self, token: int) -> int:
+        return self.prefill([token])
 
     @property
     def kv_bytes(self) -> int:
@@ -183,7 +183,7 @@ class Fake(Method):
 
 
 class Broken(Fake):
-    def step(self, token: int) -> int:
+    def decode_step(self, token: int) -> int:
         raise RuntimeError("no kernel\nfor this")
 
 
@@ -218,7 +218,7 @@ def test_the_first_token_is_timed_at_the_turns_asked_for(clock: list[float]) -> 
         assert times == pytest.approx([0.01] * 3)
     assert found["growing"].seconds[5] == pytest.approx([0.17, 0.21, 0.25])
     assert found["growing"].seconds[100] == pytest.approx([3.97, 4.01, 4.05])
-    assert found["growing"].unread == {}
+    assert found["growing"].unreached == {}
     limited = measure_chat([flat, growing], turns, [5, 20, 100], 3, 2.0, lambda words: None)
     assert set(limited["flat"].seconds) == {5, 20, 100}
     assert set(limited["growing"].seconds) == {5, 20}
@@ -227,19 +227,16 @@ def test_the_first_token_is_timed_at_the_turns_asked_for(clock: list[float]) -> 
 
 def test_a_history_that_takes_too_long_to_be_read_is_given_up(clock: list[float]) -> None:
     class Slow(Fake):
-        def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+        def append(self, ids: Sequence[int], reserve: int = 0) -> None:
             self._clock[0] += 0.1
 
     turns = [Turn([1] * 10, [2] * 30)] * 103
     found = measure_chat([Slow("slow", clock, 0.001)], turns, [5, 100], 3, 1.0, lambda words: None)["slow"]
     assert set(found.seconds) == {5}
     # 0.1 s a turn from turn 8 on, 6 s in all
-    assert found.unread == {100: 68}
+    assert found.unreached == {100: 68}
     page = make_page([], {}, {"slow": found}, [], [], {"cache_size": 64})
-    assert (
-        "slow was not measured at turn 100: when the time was over, it had read the history up to turn 68"
-        in as_text(page, 100)
-    )
+    assert "slow timed out before turn 100: history processed only up to turn 68" in as_text(page, 100)
 
 
 def test_turns_are_those_of_a_chat() -> None:
@@ -263,13 +260,13 @@ def test_the_time_of_evictions_is_told(clock: list[float], monkeypatch: pytest.M
         clock[0] += 0.15
         evict(cache, prefix, count)
 
-    read = ours.read
+    prefill = ours.prefill
 
-    def reading(ids: Sequence[int], reserve: int = 0) -> int:
+    def slow_prefill(ids: Sequence[int], reserve: int = 0) -> int:
         clock[0] += 1.0
-        return read(ids, reserve)
+        return prefill(ids, reserve)
 
-    monkeypatch.setattr(ours, "read", reading)
+    monkeypatch.setattr(ours, "prefill", slow_prefill)
     monkeypatch.setattr(StreamingCache, "_evict_from_layers", slow)
     found = measure_decode([ours], [3 + i % 50 for i in range(256)], 64, 44, 1, lambda words: None)["streamchat"]
     # 45 tokens in blocks of 15, a quarter of what can leave
@@ -303,7 +300,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
     assert "3.00 x" in text
     assert "1.0 %" in text
     assert "RuntimeError: no kernel" in text
-    assert "re-read was not measured at turn 500: it would have taken about 1 min 30 s a turn; raise --limit." in text
+    assert "re-read was not measured at turn 500: it would have taken about 1 min 30 s per turn; raise --limit." in text
     assert [picture.name for picture in page.pictures] == ["decode", "first-token"]
 
 
@@ -333,10 +330,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "cut,fast"], "--methods: fast is none of streamchat, generate"),
-        (["--workloads", ","], "--workloads names nothing; there are decode, chat"),
-        (["--turns", "0,5"], "--turns: 0 is no number of a turn"),
-        (["--turns", "5,6"], "--turns: 5 and the next are closer than the 3 turns timed at each"),
+        (["--methods", "cut,fast"], "--methods: fast is not one of streamchat, generate"),
+        (["--workloads", ","], "--workloads is empty; choose from decode, chat"),
+        (["--turns", "0,5"], "--turns: 0 is not a turn number (turns count from 1)"),
+        (["--turns", "5,6"], "--turns: 5 and the next one must be at least 3 turns apart"),
         (["--new-tokens", "1"], "--new-tokens 1 must be at least 2"),
         (["--limit", "0"], "--limit 0.0 must be above 0"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
@@ -399,11 +396,11 @@ def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: p
     monkeypatch.setattr(peers, "version", lambda name: "0.3")
     method = peers.LlamaCpp(Path("m.gguf"), BUDGET, 4, 1, one_by_one=one_by_one)
     method.start()
-    assert method.read(IDS[:40]) == 2
-    method.read(IDS[40:200])
+    assert method.prefill(IDS[:40]) == 2
+    method.prefill(IDS[40:200])
     lengths = []
     for _ in range(60):
-        method.step(1)
+        method.decode_step(1)
         lengths.append(made[0].n_tokens)
     kept = [made[0].cells[at] for at in sorted(made[0].cells)]
     assert kept[:4] == [0, 1, 2, 3]
@@ -419,10 +416,10 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert peers.find_peers(Path("m.gguf"), 64, 4, 1) == (
         [],
-        ["llama.cpp was left out: llama-cpp-python is not installed (pip install llama-cpp-python)."],
+        ["llama.cpp was skipped: llama-cpp-python is not installed (pip install llama-cpp-python)."],
     )
     monkeypatch.setattr(peers, "find_spec", lambda name: object())
-    assert "has no GGUF file" in peers.find_peers(None, 64, 4, 1)[1][0]
+    assert "there is no GGUF file of this model" in peers.find_peers(None, 64, 4, 1)[1][0]
 
 
 @pytest.mark.model
@@ -439,10 +436,10 @@ def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
     written = []
     for method in (ours, theirs):
         method.start()
-        token, out = method.read(ids), []
+        token, out = method.prefill(ids), []
         for _ in range(8):
             out.append(token)
-            token = method.step(token)
+            token = method.decode_step(token)
         method.close()
         written.append(out)
     assert written[0] == written[1]

@@ -32,7 +32,7 @@ def unhurried(*_: object) -> LoadedModel:
 
 
 def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "KEY_EVERY_S", 0.01)
+    monkeypatch.setattr(app, "KEY_INTERVAL_S", 0.01)
     figures = measured(96, unhurried)
     assert (figures.rounds, figures.tokens) == (1, 96)
     assert figures.keys >= 1

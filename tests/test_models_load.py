@@ -169,7 +169,7 @@ DEFECTS: list[tuple[Any, type[ModelError], str]] = [
      "T5ForConditionalGeneration"),
     (lambda f: change_config(f, architectures=["CLIPModel"], model_type="clip"), UnsupportedModelError, "CLIPModel"),
     (lambda f: change_config(f, architectures=["LlamaModel"]), UnsupportedModelError, "LlamaModel"),
-    (lambda f: change_config(f, architectures=None, model_type="clip"), UnsupportedModelError, "'clip', which is not a causal"),
+    (lambda f: change_config(f, architectures=None, model_type="clip"), UnsupportedModelError, "which is not a causal"),
     (lambda f: change_config(f, model_type="brand_new"), UnsupportedModelError, "'brand_new', which transformers 5"),
     (lambda f: change_config(f, model_type="own", auto_map={"AutoConfig": "x.Y"}), UnsupportedModelError,
      "requires trust_remote_code"),

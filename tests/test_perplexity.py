@@ -164,9 +164,9 @@ def test_segments_cover_every_loss_once() -> None:
 
 
 def _result(document: Tokens, losses: Any) -> Any:
-    from streamchat.benchmarks.perplexity import Scored
+    from streamchat.benchmarks.perplexity import ScoredDocument
 
-    return Scored(Policy("dense"), document, Scores(losses, 0, 0, 0))
+    return ScoredDocument(Policy("dense"), document, Scores(losses, 0, 0, 0))
 
 
 # --- policies -----------------------------------------------------------------------------------------------------
@@ -181,15 +181,15 @@ def test_policies_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("snks", "snks is no policy; there are dense, window, sinks"),
-        ("dense:5", "dense:5 is no policy; it is written dense"),
-        ("window:5:1", "it is written window:BUDGET"),
-        ("sinks:a", "it is written sinks:BUDGET:SINKS"),
-        ("sinks:-64", "it is written sinks:BUDGET:SINKS"),
-        ("sinks:64:4:1", "it is written sinks:BUDGET:SINKS"),
-        ("sinks:64:33", "of a budget of 64 tokens from 0 to 32 can be sinks"),
+        ("snks", "snks is not a policy; choose from dense, window, sinks"),
+        ("dense:5", "dense:5 is not a policy; write dense"),
+        ("window:5:1", "write window:BUDGET"),
+        ("sinks:a", "write sinks:BUDGET:SINKS"),
+        ("sinks:-64", "write sinks:BUDGET:SINKS"),
+        ("sinks:64:4:1", "write sinks:BUDGET:SINKS"),
+        ("sinks:64:33", "sinks must be from 0 to 32 for a budget of 64 tokens"),
         ("window:4", "the budget must be at least 8 tokens"),
-        (" ,", "no policy was named"),
+        (" ,", "no policy given"),
     ],
 )
 def test_wrong_policies(text: str, words: str) -> None:
@@ -206,10 +206,10 @@ def test_wrong_policies(text: str, words: str) -> None:
     [
         (b"plain\n", "plain\n", ""),
         ("\u00e4\n".encode(), "\u00e4\n", ""),
-        ("\u00e4\n".encode("utf-8-sig"), "\u00e4\n", "begins with a byte order mark"),
+        ("\u00e4\n".encode("utf-8-sig"), "\u00e4\n", "starts with a byte order mark"),
         ("\u00e4\r\nb\rc".encode(), "\u00e4\nb\nc", "has carriage returns"),
-        ("\u00e4\u20ac".encode("cp1252"), "\u00e4\u20ac", "is not UTF-8 (byte 0); it was read as Windows-1252."),
-        (b"a\x81b\xe4", "a\ufffdb\u00e4", "1 bytes of it mean nothing"),
+        ("\u00e4\u20ac".encode("cp1252"), "\u00e4\u20ac", "is not UTF-8 (byte 0); it was decoded as Windows-1252."),
+        (b"a\x81b\xe4", "a\ufffdb\u00e4", "with 1 undefined byte replaced by U+FFFD"),
         ("h\u00e9\n".encode("utf-16"), "h\u00e9\n", "is UTF-16."),
         ("h\u00e9".encode("utf-32"), "h\u00e9", "is UTF-32."),
         (b"\xef\xbb\xbfa\xff", "a\u00ff", "is not UTF-8"),
@@ -336,12 +336,12 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["missing.txt"], "missing.txt: no such file"),
-        (["."], ". is a folder; name the text files in it"),
+        (["."], ". is a folder; give the text files in it"),
         (["short.txt"], "nothing to score: short.txt has fewer than two tokens"),
         (["zero.bin"], "zero.bin is not a text file (byte 1 is NUL)"),
         (["--chunk", "0"], "--chunk 0 must be at least 1"),
         (["--max-tokens", "-1"], "--max-tokens -1 must be at least 0"),
-        (["--policies", "snks"], "snks is no policy"),
+        (["--policies", "snks"], "snks is not a policy"),
         (["--out", "short.txt"], "--out short.txt cannot be written (File exists)"),
     ],
 )

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "a.txt").write_text(TEXT)
     (tmp_path / "b.txt").write_text(TEXT[::-1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cells, "_kept", [])
+    monkeypatch.setattr(cells, "_loaded_model", [])
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, fail: str = "") -> list[str
             ran.append(each.name)
             yield each, run_cell(each, document, 1)
 
-    monkeypatch.setattr(pools, "in_processes", run)
+    monkeypatch.setattr(pools, "run_in_processes", run)
     return ran
 
 
@@ -68,7 +68,7 @@ def test_the_grid() -> None:
         "sinks:128:0",
         "sinks:128:4",
     ]
-    with pytest.raises(ConfigError, match="from 0 to 32 can be sinks"):
+    with pytest.raises(ConfigError, match="sinks must be from 0 to 32"):
         grid(["sinks"], [64], [40])
 
 
@@ -83,7 +83,7 @@ def test_a_cell_is_known_by_its_question(folder: Path) -> None:
 
 def test_processes_run_every_cell(folder: Path) -> None:
     work = cells_of([spec(folder)], grid(["sinks", "dense"], [32], [4]), DOCUMENTS, 150, 8)
-    results = dict(pools.in_processes(work, 2))
+    results = dict(pools.run_in_processes(work, 2))
     assert set(results) == {cell for cell, _ in work}
     for cell, document in work:
         here = run_cell(cell, document, 1)
@@ -95,7 +95,7 @@ def test_processes_run_every_cell(folder: Path) -> None:
 def test_a_local_ray_cluster_runs_every_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     work = cells_of([spec(folder)], grid(["sinks"], [32], [0, 4]), DOCUMENTS[:1], 150, 8)
-    results = dict(pools.on_ray(work, "local"))
+    results = dict(pools.run_on_ray(work, "local"))
     assert set(results) == {cell for cell, _ in work}
     for cell, document in work:
         assert results[cell]["loss"] == pytest.approx(run_cell(cell, document, 1)["loss"], rel=1e-5)
@@ -117,7 +117,7 @@ def test_a_process_that_dies_ends_with_a_sentence(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(pools, "run_cell", _dies)
     work = cells_of([spec(folder)], grid(["sinks"], [32], [4]), DOCUMENTS, 150, 8)
     with pytest.raises(StreamchatError, match="a worker process died"):
-        list(pools.in_processes(work, 1))
+        list(pools.run_in_processes(work, 1))
 
 
 def test_a_cell_that_fails_says_why(folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--tolerance", "2"], "--tolerance 2.0 must be from 0 to 1"),
         (["--ray", "local", "--workers", "2"], "--workers is for processes of this machine"),
-        (["--sinks", "40"], "sinks:32:40: of a budget of 32 tokens from 0 to 16 can be sinks"),
+        (["--sinks", "40"], "sinks:32:40: sinks must be from 0 to 16 for a budget of 32 tokens"),
     ],
 )
 def test_wrong_input(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

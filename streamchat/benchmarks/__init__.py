@@ -1,1 +1,1 @@
-"""Measuring: perplexity, speed and memory of streamchat and of the alternatives."""
+"""Benchmarks: perplexity, speed and memory of streamchat and of alternatives."""

@@ -1,6 +1,6 @@
-"""How the app feels, in figures: key-to-screen delay while a reply streams, and what drawing costs the decoding.
+"""Responsiveness of the app: key-to-screen delay while a reply streams, and the cost of drawing for decoding.
 
-The same loaded model is used headless and in the app, in turn, in one run; only ratios between them mean something.
+One run alternates between headless and the app with the same loaded model; only ratios between them are meaningful.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ from streamchat.tui.widgets.prompt import Prompt
 
 QUESTION = "Write a long story about a lighthouse keeper and the sea."
 SIZE = (140, 40)
-KEY_EVERY_S = 0.15
-PATIENCE_S = 600.0
+KEY_INTERVAL_S = 0.15
+TIMEOUT_S = 600.0
 CLOSE_S = 10.0
-LONGER = "give a larger --max-new-tokens"
+LONGER_HINT = "give a larger --max-new-tokens"
 
 
 @dataclass(frozen=True)
 class UiFigures:
-    """The result of one run. Delays in milliseconds, speeds in tokens a second."""
+    """Result of one run. Delays in milliseconds, speeds in tokens per second."""
 
     key_to_screen_p50_ms: float
     key_to_screen_p95_ms: float
     keys: int
     app_tps: float
-    """Median decode speed in the app, nobody typing."""
+    """Median decode speed in the app, without typing."""
     headless_tps: float
     ratio: float
-    """Median of app / headless, a pair a round; 1 = drawing costs the decoding nothing."""
+    """Median of app / headless, one pair per round; 1 = drawing does not slow down decoding."""
     typing_ratio: float
-    """The same while some six keys a second are typed."""
+    """The same while about six keys per second are typed."""
     core_share: float
-    """Median share of one core that the app's thread takes while a reply streams, nobody typing."""
+    """Median share of one core that the app's thread uses while a reply streams, without typing."""
     rounds: int
     tokens: int
-    """Of each reply."""
+    """Tokens of each reply."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures for JSON."""
         return asdict(self)
 
 
 def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: Callable[[str], None]) -> UiFigures:
-    """Run the bench: a round to warm up, then `rounds` of three replies: headless, in the app, in the app with typing.
+    """Run a warm-up round, then `rounds` of three replies each: headless, in the app, and in the app with typing.
 
     Args:
         configuration: `max_new_tokens` is the length of each reply.
-        load: Returns the loaded model; called once an engine.
-        rounds: How many.
-        progress: Told what is going on.
+        load: Returns the loaded model; called once per engine.
+        rounds: Number of measured rounds.
+        progress: Called with progress messages.
 
     Raises:
-        StreamchatError: A reply failed, or was too short to be measured.
+        StreamchatError: A reply failed, or was too short to measure.
     """
     headless: list[float] = []
     in_app: list[float] = []
@@ -76,10 +76,10 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
     tokens = 0
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
-        plain = _headless(Engine(configuration, load))
+        plain = _run_headless(Engine(configuration, load))
         with shared_interpreter():
-            drawn = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=False))
-            busy = asyncio.run(_in_app(Engine(configuration, load), configuration, typing=True))
+            drawn = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=False))
+            busy = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=True))
         if number:  # the first one warms up
             headless.append(_speed(plain))
             in_app.append(_speed(drawn.stats))
@@ -88,7 +88,7 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
             delays += busy.delays
             tokens = plain.new_tokens
     if not delays:
-        raise StreamchatError(f"the replies of {tokens} tokens were over before a key was typed; {LONGER}")
+        raise StreamchatError(f"the replies of {tokens} tokens finished before a key was typed; {LONGER_HINT}")
     ordered = sorted(delays)
     return UiFigures(
         key_to_screen_p50_ms=1000 * _percentile(ordered, 0.5),
@@ -106,7 +106,9 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
 
 def _speed(stats: ev.TurnStats) -> float:
     if not stats.decode_tps:
-        raise StreamchatError(f"a reply ended after {stats.new_tokens} token, too short for a speed; {LONGER}")
+        raise StreamchatError(
+            f"a reply ended after {stats.new_tokens} token, too short to measure a speed; {LONGER_HINT}"
+        )
     return stats.decode_tps
 
 
@@ -115,85 +117,85 @@ def _percentile(ordered: list[float], share: float) -> float:
 
 
 class _Outcome:
-    """How the one reply of an engine ends. Events come on the engine's thread."""
+    """Outcome of an engine's only reply. Events arrive on the engine's thread."""
 
     def __init__(self, engine: Engine) -> None:
-        self.over = threading.Event()
+        self.finished = threading.Event()
         self._stats: ev.TurnStats | None = None
-        self._problem = "the reply did not end"
-        engine.subscribe(self._take)
+        self._problem = "the reply did not finish"
+        engine.subscribe(self._on_event)
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         match event:
             case ev.TurnFinished(rolled_back=False):
                 self._stats = event.stats
-                self.over.set()
+                self.finished.set()
             case ev.TurnFinished(message=message):
                 self._problem = message
-                self.over.set()
+                self.finished.set()
             case ev.EngineFailed(message=message):
                 self._problem = message
-                self.over.set()
+                self.finished.set()
             case _:
                 pass
 
     @property
     def stats(self) -> ev.TurnStats:
-        """Its figures.
+        """Figures of the reply.
 
         Raises:
-            StreamchatError: There is none.
+            StreamchatError: The reply failed or did not finish.
         """
         if self._stats is None:
             raise StreamchatError(self._problem)
         return self._stats
 
 
-def _headless(engine: Engine) -> ev.TurnStats:
-    """One reply with nobody watching."""
+def _run_headless(engine: Engine) -> ev.TurnStats:
+    """Generate one reply without a front end."""
     outcome = _Outcome(engine)
     engine.start()
     engine.submit(QUESTION)
-    outcome.over.wait(PATIENCE_S)
+    outcome.finished.wait(TIMEOUT_S)
     engine.close(CLOSE_S)
     return outcome.stats
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One reply in the app."""
+class _AppReply:
+    """Figures of one reply in the app."""
 
     stats: ev.TurnStats
     delays: list[float]
-    """Of the keys, in seconds."""
+    """Key-to-screen delays, in seconds."""
     core_share: float
-    """Processor time of the app's thread over the time that the reply took."""
+    """Processor time of the app's thread divided by the duration of the reply."""
 
 
-async def _in_app(engine: Engine, configuration: Configuration, *, typing: bool) -> _Drawn:
-    """One reply in the app, with somebody typing or not."""
+async def _run_app(engine: Engine, configuration: Configuration, *, typing: bool) -> _AppReply:
+    """Generate one reply in the app, with or without typing."""
     app = StreamchatApp(engine, configuration)
     outcome = _Outcome(engine)
-    over = outcome.over.is_set
+    is_finished = outcome.finished.is_set
     delays: list[float] = []
     async with app.run_test(size=SIZE):
-        await _until(lambda: app.board.info is not None or over())
+        await _wait_for(lambda: app.board.info is not None or is_finished())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
-        app.post_message(events.Key("enter", "\r"))  # the pilot's way waits for a calm app, and there is none for long
-        await _until(lambda: bool(app._chat.conversation.last_reply) or over())
+        app.post_message(events.Key("enter", "\r"))  # not pilot.press, which waits until the app is idle
+        await _wait_for(lambda: bool(app._chat.conversation.last_reply) or is_finished())
         began, spent = time.perf_counter(), time.thread_time()
-        while not over():
+        while not is_finished():
             if typing:
                 delays.append(await _one_key(app, prompt))
-            await asyncio.sleep(KEY_EVERY_S)
+            await asyncio.sleep(KEY_INTERVAL_S)
         core_share = (time.thread_time() - spent) / (time.perf_counter() - began)
     engine.close(CLOSE_S)
-    return _Drawn(outcome.stats, delays, core_share)
+    return _AppReply(outcome.stats, delays, core_share)
 
 
 async def _one_key(app: StreamchatApp, prompt: Prompt) -> float:
-    """Seconds from a key to the refresh that shows it."""
+    """Type one key; return the seconds until the refresh that shows it."""
     painted = asyncio.Event()
     length = len(prompt.text)
     start = time.perf_counter()
@@ -205,9 +207,9 @@ async def _one_key(app: StreamchatApp, prompt: Prompt) -> float:
     return time.perf_counter() - start
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
+async def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         if time.monotonic() > end:
-            raise StreamchatError(f"the app did not get on for {PATIENCE_S:.0f} s")
+            raise StreamchatError(f"the app made no progress within {TIMEOUT_S:.0f} s")
         await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""One cell of a sweep: a model, a policy and a text, run where the work is done."""
+"""One cell of a sweep: a model, a policy and a text. Runs in a worker process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from streamchat.models.load import LoadedModel
 
 DECODE_STEPS = 24
-"""Single tokens that are timed at the end of the text, with the cache as full as it gets."""
+"""Single tokens that are timed at the end of the text, when the cache is fullest."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is loaded; settings as text."""
+    """Model to load, with its settings as text."""
 
     name: str
     device: str
@@ -33,7 +33,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one result is of."""
+    """Inputs of one result."""
 
     model: ModelSpec
     policy: Policy
@@ -45,34 +45,34 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The same for the same question."""
+        """Id that is the same for the same inputs."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Display name."""
         return f"{self.model.name}, {self.policy.name}, {self.document}"
 
 
 def digest_of(document: Document) -> str:
-    """SHA-256 of its text."""
+    """Return the SHA-256 of the text."""
     return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def run_cell(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
-    """The figures of a cell, or {"error": a sentence}. The model stays loaded for the next cell of this process.
+    """Return the figures of a cell, or {"error": message}. The model stays loaded for the next cell of this process.
 
     Args:
         cell: What to measure.
         document: Its text.
-        threads: Of torch in this process; 0 = as they are.
+        threads: Number of torch threads in this process; 0 = leave unchanged.
     """
     try:
         return _measure(cell, document, threads)
     except StreamchatError as error:
         return {"error": str(error)}
-    except Exception as error:  # one cell must not end the others
+    except Exception as error:  # an error in one cell must not stop the others
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
@@ -108,9 +108,9 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
             times = []
             if stream.limit is None:
                 for token in ids[:DECODE_STEPS]:
-                    begun = time.perf_counter()
+                    step_started = time.perf_counter()
                     stream.feed(token[None])[-1, 0].item()  # waits for the device
-                    times.append(time.perf_counter() - begun)
+                    times.append(time.perf_counter() - step_started)
     losses = scores.losses[np.isfinite(scores.losses)]
     return {
         "loss": float(losses.sum()),
@@ -127,8 +127,8 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     }
 
 
-_kept: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
-"""The one model that this process holds."""
+_loaded_model: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
+"""The model that is loaded in this process, if any."""
 
 
 def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
@@ -136,9 +136,9 @@ def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
     from streamchat.models.load import load_model
     from streamchat.models.quiet import quiet
 
-    if not _kept or _kept[0][0] != spec:
-        _kept.clear()
+    if not _loaded_model or _loaded_model[0][0] != spec:
+        _loaded_model.clear()
         loaded = load_model(spec.name, device=spec.device, dtype=spec.dtype, attention=spec.attention)
         with quiet():
-            _kept.append((spec, loaded, choose_checked_fit(loaded.model)))
-    return _kept[0][1], _kept[0][2]
+            _loaded_model.append((spec, loaded, choose_checked_fit(loaded.model)))
+    return _loaded_model[0][1], _loaded_model[0][2]

@@ -1,4 +1,4 @@
-"""A long chat for timing: questions in the manner of MT-Bench, each with a follow-up, and given replies."""
+"""A long chat for timing: questions with follow-ups in the style of MT-Bench, and supplied replies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUESTIONS = (
 
 
 def make_turns(tokenizer: Any, count: int, reply_tokens: int) -> list[Turn]:
-    """`count` turns in the model's own chat format, each answered with `reply_tokens` tokens of an English text."""
+    """Return `count` turns in the model's chat format, each with a reply of `reply_tokens` tokens of English text."""
     encoder = ChatEncoder(tokenizer, choose_format(tokenizer, "auto", ""))
     text = help_topic_ids(tokenizer, max(4096, 8 * reply_tokens))
     turns = []

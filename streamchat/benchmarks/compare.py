@@ -1,4 +1,4 @@
-"""`streamchat bench` without --ui and --resume: every way to hold a long conversation, side by side in one run."""
+"""`streamchat bench` without --ui and --resume: compares decoding of handling a long conversation in one run."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ if TYPE_CHECKING:
 METHODS = ("streamchat", "generate", "re-read", "recompute", "cut")
 WORKLOADS = ("decode", "chat")
 SAMPLES = 3
-"""Turns in a row whose first token is timed at each place."""
+"""Consecutive turns whose time to first token is measured, at each turn of --turns."""
 REPLY_TOKENS = 48
 
 
 def add_flags(group: argparse._ArgumentGroup) -> None:
-    """Flags of the comparison."""
-    group.add_argument("--peers", action="store_true", help="llama.cpp too, where llama-cpp-python is installed")
+    """Add the flags of the comparison."""
+    group.add_argument("--peers", action="store_true", help="also llama.cpp, if llama-cpp-python is installed")
     group.add_argument(
-        "--float32", action="store_true", help="generate in float32 too, with a second copy of the model"
+        "--float32", action="store_true", help="also generate in float32, with a second copy of the model"
     )
     group.add_argument(
-        "--methods", metavar="LIST", help="of streamchat, generate, re-read, recompute, cut (default: all of them)"
+        "--methods",
+        metavar="LIST",
+        help="methods to compare: streamchat, generate, re-read, recompute, cut (default: all)",
     )
-    group.add_argument("--workloads", default="decode,chat", metavar="LIST", help="of decode, chat (default: both)")
     group.add_argument(
-        "--new-tokens", type=int, default=48, metavar="N", help="tokens written and timed at a time (default: 48)"
+        "--workloads", default="decode,chat", metavar="LIST", help="workloads: decode, chat (default: both)"
+    )
+    group.add_argument(
+        "--new-tokens", type=int, default=48, metavar="N", help="tokens generated per measurement (default: 48)"
     )
     group.add_argument(
         "--turns",
@@ -47,24 +51,24 @@ def add_flags(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=20.0,
         metavar="SECONDS",
-        help="turns that would take longer than this to their first token are left out, and so are those whose "
-        "history takes six times as long to be read (default: 20)",
+        help="skip turns whose time to first token would exceed this, or whose history takes more than six times as "
+        "long to process (default: 20)",
     )
 
 
 def measure(
     args: argparse.Namespace, configuration: Configuration, progress: Callable[..., None]
 ) -> tuple[Page, Path | None]:
-    """Measure; the page, and the folder that its files are wanted in.
+    """Run the comparison; return its page, and the folder for its files if one was requested.
 
     Args:
-        args: Of the command line.
+        args: Arguments of the command line.
         configuration: All settings.
-        progress: Told what is going on.
+        progress: Called with progress messages.
 
     Raises:
-        ConfigError: A list or a number is wrong.
-        ModelError: The model cannot be had, or cannot stream.
+        ConfigError: A list or a number is invalid.
+        ModelError: The model cannot be loaded, or cannot stream.
     """
     from streamchat.reports.page import prepare_folder
 
@@ -93,22 +97,22 @@ def measure(
 def _names(text: str, known: Sequence[str], flag: str) -> list[str]:
     words = [word for word in (part.strip() for part in text.split(",")) if word]
     if wrong := [word for word in words if word not in known]:
-        raise ConfigError(f"{flag}: {wrong[0]} is none of {', '.join(known)}")
+        raise ConfigError(f"{flag}: {wrong[0]} is not one of {', '.join(known)}")
     if not words:
-        raise ConfigError(f"{flag} names nothing; there are {', '.join(known)}")
+        raise ConfigError(f"{flag} is empty; choose from {', '.join(known)}")
     return [word for word in known if word in words]
 
 
 def _turns(text: str) -> list[int]:
     words = [word for word in (part.strip() for part in text.split(",")) if word]
     if wrong := [word for word in words if not word.isdecimal() or int(word) < 1]:
-        raise ConfigError(f"--turns: {wrong[0]} is no number of a turn; turns count from 1")
+        raise ConfigError(f"--turns: {wrong[0]} is not a turn number (turns count from 1)")
     if not words:
-        raise ConfigError("--turns names nothing")
+        raise ConfigError("--turns is empty; give turn numbers such as 5,50,500")
     found = sorted(set(map(int, words)))
     close = [a for a, b in pairwise(found) if b - a < SAMPLES]
     if close:
-        raise ConfigError(f"--turns: {close[0]} and the next are closer than the {SAMPLES} turns timed at each")
+        raise ConfigError(f"--turns: {close[0]} and the next one must be at least {SAMPLES} turns apart")
     return found
 
 
@@ -142,7 +146,7 @@ def _methods(
 
 
 def _gguf(configuration: Configuration, loaded: LoadedModel) -> Path | None:
-    """The model as a GGUF file, where it came from one."""
+    """Return the GGUF file that the model was loaded from, or None."""
     from streamchat.models.bundled.default import default_gguf
 
     source = Path(loaded.source)
@@ -177,18 +181,18 @@ def _measure(
         ids = help_topic_ids(loaded.tokenizer, LATE * size)
         if len(ids) < LATE * size:  # the text is shorter than a very large budget
             ids = (ids * -(-LATE * size // len(ids)))[: LATE * size]
-        # reading everything again happens once a turn: a text without turns is `generate`
-        ways = [method for method in methods if method.name != "re-read"]
-        decode = measure_decode(ways, ids, size, args.new_tokens, args.rounds, progress, loaded.device)
+        # re-read prefills the history once per turn: for a text without turns, it is the same as `generate`
+        decoding = [method for method in methods if method.name != "re-read"]
+        decode = measure_decode(decoding, ids, size, args.new_tokens, args.rounds, progress, loaded.device)
     if "chat" in wanted:
-        said = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
-        chat = measure_chat(methods, said, turns, SAMPLES, args.limit, progress)
+        script = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
+        chat = measure_chat(methods, script, turns, SAMPLES, args.limit, progress)
     where = f"{loaded.dtype} on {loaded.device}"
-    packed = f", streamchat with {loaded.weights} weights" if loaded.weights != "native" else ""
+    quantized = f", streamchat with {loaded.weights} weights" if loaded.weights != "native" else ""
     threads = torch.get_num_threads() if loaded.device == "cpu" else 0
     lines = [
-        f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}{packed}, budget {size:,} tokens, "
-        f"{configuration.settings.num_sink_tokens} sinks, {args.rounds} rounds in turn after one to warm up"
+        f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}{quantized}, budget {size:,} tokens, "
+        f"{configuration.settings.num_sink_tokens} sinks, {args.rounds} rounds after one to warm up"
     ]
     about = {
         "command": "bench",

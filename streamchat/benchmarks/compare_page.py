@@ -23,39 +23,38 @@ def make_page(
     notes: Sequence[str],
     about: dict[str, Any],
 ) -> Page:
-    """All that was measured; `decode` or `chat` may be empty."""
+    """Build the page from all figures; `decode` or `chat` may be empty."""
     tables: list[Table] = []
     pictures: list[Picture] = []
-    told = list(notes)
+    messages = list(notes)
     size = about["cache_size"]
     if decode:
         tables.append(_decode_table(decode, size))
         pictures += _decode_pictures(decode, size)
-        told += [f"{name}: {each.failure}" for name, each in decode.items() if each.failure]
+        messages += [f"{name}: {each.failure}" for name, each in decode.items() if each.failure]
     if chat:
         tables.append(_chat_table(chat))
         pictures += _chat_pictures(chat)
-        told += [f"{name}, chat: {each.failure}" for name, each in chat.items() if each.failure]
-        told += [
-            f"{name} was not measured at turn {place}: it would have taken about {human_seconds(seconds)} a turn; "
+        messages += [f"{name}, chat: {each.failure}" for name, each in chat.items() if each.failure]
+        messages += [
+            f"{name} was not measured at turn {turn}: it would have taken about {human_seconds(seconds)} per turn; "
             "raise --limit."
             for name, each in chat.items()
-            for place, seconds in each.skipped.items()
+            for turn, seconds in each.skipped.items()
         ]
-        told += [
-            f"{name} was not measured at turn {place}: when the time was over, it had read the history up to turn "
-            f"{number}; raise --limit."
+        messages += [
+            f"{name} timed out before turn {turn}: history processed only up to turn {number}; raise --limit."
             for name, each in chat.items()
-            for place, number in each.unread.items()
+            for turn, number in each.unreached.items()
         ]
-    ways = [f"{method.name}: {method.words}" for method in methods]
+    descriptions = [f"{method.name}: {method.description}" for method in methods]
     return Page(
         "bench",
         "Benchmark",
-        (*lines, *ways),
+        (*lines, *descriptions),
         tuple(tables),
         tuple(pictures),
-        tuple(told),
+        tuple(messages),
         {
             **about,
             "decode": {name: _decode_data(name, decode) for name in decode},
@@ -65,7 +64,7 @@ def make_page(
 
 
 def _spread(values: Sequence[float], digits: int = 1) -> str:
-    """`24.1 (23.8-25.0)`: the median, and the least and the most."""
+    """Format the median, minimum and maximum: `24.1 (23.8-25.0)`."""
     if not values:
         return "-"
     middle = f"{statistics.median(values):,.{digits}f}"
@@ -73,7 +72,7 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
-    """Median of theirs / ours, a pair a round."""
+    """Return the median of theirs / ours, one pair per round."""
     if not theirs or not ours:
         return None
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=False))
@@ -84,7 +83,7 @@ def _times(value: float | None) -> str:
 
 
 def _share(parts: Sequence[float], wholes: Sequence[float]) -> str:
-    """Median of part / whole, a pair a round, in percent."""
+    """Format the median of part / whole in percent, one pair per round."""
     if not parts or not wholes:
         return "-"
     return f"{100 * statistics.median(a / b for a, b in zip(parts, wholes, strict=False)):.1f} %"
@@ -118,7 +117,7 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
     columns = (
         "endless text",
         "prefill tok/s",
-        f"ms a token at {size:,}",
+        f"ms per token at {size:,}",
         f"at {LATE * size:,}",
         "tok/s there",
         "time / ours",
@@ -126,36 +125,36 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
         "evictions",
         "keys and values",
         "process",
-        *([] if device is None else ["device, most"]),
+        *([] if device is None else ["device, peak"]),
     )
     words = (
-        f"Prefill: a prompt of {size:,} tokens into an empty cache. Then tokens are written behind {size:,} and behind "
-        f"{LATE * size:,} tokens of text. Medians over rounds, with the least and the most. Evictions: "
-        "their part of the time of a token there."
+        f"Prefill: a prompt of {size:,} tokens into an empty cache. Decoding is timed after {size:,} and after "
+        f"{LATE * size:,} tokens of text. Medians over rounds, with minimum and maximum. Evictions: their share of the "
+        "time per token there."
     )
     return Table("Endless text", columns, tuple(rows), words)
 
 
 def _decode_pictures(decode: dict[str, DecodeFigures], size: int) -> list[Picture]:
     bars = tuple((name, 1000 / statistics.median(each.late_ms)) for name, each in decode.items() if each.late_ms)
-    words = f"Tokens a second behind {LATE * size:,} tokens of text."
+    words = f"Tokens per second after {LATE * size:,} tokens of text."
     return [Bars("decode", f"Decode speed at {LATE * size:,} tokens", words, "tok/s", bars)] if bars else []
 
 
 def _chat_table(chat: dict[str, ChatFigures]) -> Table:
-    places = sorted({place for each in chat.values() for place in each.history})
-    history = {place: max(each.history.get(place, 0) for each in chat.values()) for place in places}
+    turns = sorted({turn for each in chat.values() for turn in each.history})
+    history = {turn: max(each.history.get(turn, 0) for each in chat.values()) for turn in turns}
     ours = chat.get(OURS, ChatFigures())
     rows = []
     for name, each in chat.items():
         last = max(each.seconds, default=None)
         ratio = None if last is None else _ratio(each.seconds[last], ours.seconds.get(last, []))
-        cells = [_spread([1000 * value for value in each.seconds.get(place, [])], 0) for place in places]
-        held = human_bytes(each.kv_bytes[last]) if last is not None else "-"
-        where = "" if last is None or last == places[-1] else f" at turn {last}"
-        rows.append((name, *cells, _times(ratio) + (where if ratio is not None else ""), held))
-    columns = ("chat", *(f"ms at turn {place:,} ({history[place]:,} tokens)" for place in places))
-    words = "Time to the first token of the reply. Medians of turns in a row, with the least and the most."
+        cells = [_spread([1000 * value for value in each.seconds.get(turn, [])], 0) for turn in turns]
+        cached = human_bytes(each.kv_bytes[last]) if last is not None else "-"
+        where = "" if last is None or last == turns[-1] else f" at turn {last}"
+        rows.append((name, *cells, _times(ratio) + (where if ratio is not None else ""), cached))
+    columns = ("chat", *(f"ms at turn {turn:,} ({history[turn]:,} tokens)" for turn in turns))
+    words = "Time to the first token of the reply. Medians over consecutive turns, with minimum and maximum."
     return Table("Time to first token", (*columns, "time / ours", "keys and values"), tuple(rows), words)
 
 
@@ -197,14 +196,14 @@ def _chat_data(name: str, chat: dict[str, ChatFigures]) -> dict[str, Any]:
     each, ours = chat[name], chat.get(OURS, ChatFigures())
     return {
         "first_token_ms": {
-            str(place): _summary([1000 * value for value in values]) for place, values in each.seconds.items()
+            str(turn): _summary([1000 * value for value in values]) for turn, values in each.seconds.items()
         },
         "time_to_ours": {
-            str(place): _ratio(values, ours.seconds.get(place, [])) for place, values in each.seconds.items()
+            str(turn): _ratio(values, ours.seconds.get(turn, [])) for turn, values in each.seconds.items()
         },
-        "history": {str(place): length for place, length in each.history.items()},
-        "kv_bytes": {str(place): held for place, held in each.kv_bytes.items()},
-        "not_reached": {str(place): number for place, number in each.unread.items()},
-        "not_measured": {str(place): seconds for place, seconds in each.skipped.items()},
+        "history": {str(turn): length for turn, length in each.history.items()},
+        "kv_bytes": {str(turn): cached for turn, cached in each.kv_bytes.items()},
+        "not_reached": {str(turn): number for turn, number in each.unreached.items()},
+        "not_measured": {str(turn): seconds for turn, seconds in each.skipped.items()},
         "failure": each.failure or None,
     }

@@ -1,4 +1,4 @@
-"""What scoring a text will take of memory, told before it is begun: a growing cache can end a machine."""
+"""Memory estimate for scoring a text, checked before the run: a growing cache can exhaust the machine's memory."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from streamchat.cache.arguments import cache_keyword
 
 PROBE_TOKENS = 4
 DENSE = Policy("dense")
-SHARE = 0.9
-"""Of the free memory that may be used."""
+USABLE_SHARE = 0.9
+"""Share of the free memory that may be used."""
 
 
 @dataclass(frozen=True)
 class TokenCost:
-    """What one more token takes, measured on the model's own cache."""
+    """Memory per token, measured on the model's own cache."""
 
     layer_bytes: tuple[int, ...]
-    """Keys and values, by layer."""
+    """Bytes of keys and values per token, by layer."""
     windows: tuple[int | None, ...]
-    """Tokens after which a layer stops growing."""
+    """Sliding window of each layer in tokens; None = the layer keeps growing."""
     heads: int
     key_value_heads: int
     vocabulary: int
 
     def cache_bytes(self, tokens: int) -> int:
-        """Keys and values of `tokens` tokens in a plain cache."""
+        """Return the bytes of keys and values of `tokens` tokens in a plain cache."""
         pairs = zip(self.layer_bytes, self.windows, strict=True)
         return sum(each * (tokens if window is None else min(tokens, window)) for each, window in pairs)
 
 
 @torch.inference_mode()
 def measure_cost(model: Any) -> TokenCost:
-    """Feed `PROBE_TOKENS` tokens to a plain cache and look at its tensors."""
+    """Run `PROBE_TOKENS` tokens with a plain cache and measure its tensors."""
     cache, device = DynamicCache(config=model.config), model.get_input_embeddings().weight.device
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
@@ -60,48 +60,48 @@ def measure_cost(model: Any) -> TokenCost:
 
 
 def predicted_bytes(policy: Policy, tokens: int, cost: TokenCost, chunk: int, eager: bool) -> int:
-    """Memory beside the weights at the end of a text, in bytes.
+    """Estimate the memory at the end of a text, in bytes, without the weights.
 
-    Keys and values; for a growing cache also one layer's copy of them (a token is appended by copying), that copy
-    once more for every query head where heads share keys, the scores of a chunk where attention is eager, and the
+    Counts keys and values; for a growing cache, also one layer's copy of them (appending a token copies), and that copy
+    repeated for every query head if heads share keys; the attention scores of a chunk if attention is eager; and the
     logits of a chunk in the model's dtype and twice in float32.
 
     Args:
-        policy: How the cache is kept.
-        tokens: Of the text.
-        cost: Of this model.
-        chunk: Tokens a forward.
-        eager: Whether attention writes its scores out.
+        policy: How the cache is bounded.
+        tokens: Length of the text.
+        cost: Memory per token of this model.
+        chunk: Tokens per forward.
+        eager: Whether attention materializes its scores.
     """
-    held = tokens if policy.kind == "dense" else min(tokens, policy.budget)
+    cached = tokens if policy.kind == "dense" else min(tokens, policy.budget)
     fed = max(chunk, DENSE_CHUNK) if policy.kind == "dense" else chunk
     if policy.kind == "recompute":
-        fed = held
-    layer = max(cost.layer_bytes, default=0) * held
+        fed = cached
+    layer = max(cost.layer_bytes, default=0) * cached
     copies = layer * (1 + cost.heads // max(1, cost.key_value_heads))
-    scores = 3 * 4 * cost.heads * fed * held if eager else 0
-    return cost.cache_bytes(held) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
+    scores = 3 * 4 * cost.heads * fed * cached if eager else 0
+    return cost.cache_bytes(cached) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
 
 
 def require_memory(
     policies: list[Policy], tokens: int, cost: TokenCost, chunk: int, eager: bool, free: int | None
 ) -> None:
-    """Refuse what would not fit, before anything is run.
+    """Refuse policies that would not fit into memory, before anything runs.
 
     Args:
-        policies: That will run, one after the other.
-        tokens: Of the longest text.
-        cost: Of this model.
-        chunk: Tokens a forward.
-        eager: Whether attention writes its scores out.
-        free: Bytes that can be allocated; None where nobody knows.
+        policies: Policies that will run, one after the other.
+        tokens: Length of the longest text.
+        cost: Memory per token of this model.
+        chunk: Tokens per forward.
+        eager: Whether attention materializes its scores.
+        free: Bytes that can be allocated; None if unknown.
 
     Raises:
-        ConfigError: With the sizes, and how many tokens would fit.
+        ConfigError: A policy would not fit; the message has the sizes and how many tokens would fit.
     """
     if free is None:
         return
-    usable = int(SHARE * free)
+    usable = int(USABLE_SHARE * free)
     for policy in policies:
         need = predicted_bytes(policy, tokens, cost, chunk, eager)
         if need <= usable:
@@ -110,6 +110,6 @@ def require_memory(
         what += f"{human_bytes(free)} are free"
         if policy.kind != "dense":
             raise ConfigError(f"{what}; give a smaller budget than {policy.budget}")
-        # the first length that does not fit; a BOS token may come on top of what is asked for
+        # the first length that does not fit; a BOS token may be added to the requested tokens
         first = bisect.bisect_right(range(tokens), usable, key=lambda n: predicted_bytes(DENSE, n, cost, chunk, eager))
         raise ConfigError(f"{what}; give --max-tokens {max(first - 2, 1)} or less, or leave dense out of --policies")

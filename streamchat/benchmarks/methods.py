@@ -1,4 +1,4 @@
-"""Ways to hold a long conversation with one model, each as its users run it: read a prompt, write tokens."""
+"""Methods of handling a long conversation with one model, each as its users run it: prefill a prompt, decode tokens."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 
 
 class Method(ABC):
-    """One way, on one stream of ids. Tokens are chosen greedily."""
+    """One method, on one stream of ids. Tokens are chosen greedily."""
 
     name: str
-    words: str
-    """What it is, for the reader."""
-    slow_steps = False
-    """A token costs as much as a prompt: few of them are timed."""
+    description: str
+    """Description for the page."""
+    has_slow_steps = False
+    """Whether a token costs as much as a prompt, so that only a few are timed."""
 
     @abstractmethod
     def start(self) -> None:
-        """Begin a new, empty stream."""
+        """Start a new, empty stream."""
 
     @abstractmethod
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
-        """Read `ids` behind what was there; the next token, the device being done.
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        """Prefill `ids` after the existing context; wait for the device and return the next token.
 
         Args:
             ids: A prompt.
-            reserve: So many tokens of reply are expected behind it.
+            reserve: Number of reply tokens expected after it.
         """
 
     @abstractmethod
-    def step(self, token: int) -> int:
-        """Read one token; the next one, the device being done."""
+    def decode_step(self, token: int) -> int:
+        """Feed one token; wait for the device and return the next token."""
 
-    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
-        """Read `ids` without being timed; a way that keeps nothing only notes them."""
-        self.read(ids, reserve)
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
+        """Add `ids` to the context, untimed; methods without a cache only store them."""
+        self.prefill(ids, reserve)
 
-    def write(self, token: int, count: int) -> list[float]:
-        """Write `count` tokens behind `token`; seconds of each."""
+    def decode_timed(self, token: int, count: int) -> list[float]:
+        """Decode `count` tokens after `token`; return the seconds of each."""
         times = []
         for _ in range(count):
             started = time.perf_counter()
-            token = self.step(token)
+            token = self.decode_step(token)
             times.append(time.perf_counter() - started)
         return times
 
@@ -71,11 +71,11 @@ class Method(ABC):
 
     @property
     def evicting_s(self) -> float | None:
-        """Seconds spent on evictions since `start`; None for a way that does not tell."""
+        """Seconds spent on evictions since `start`; None if the method does not report them."""
         return None
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to leave
-        """Take everything off the model again."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to remove
+        """Remove all hooks from the model."""
 
 
 def _device_of(model: Any) -> torch.device:
@@ -84,10 +84,10 @@ def _device_of(model: Any) -> torch.device:
 
 
 class Streamchat(Method):
-    """What the chat runs: its feeder on its cache, under its hook."""
+    """The chat's own feeder, cache and hook."""
 
     name = "streamchat"
-    words = "sinks and window, positions kept consistent"
+    description = "sinks and window, positions kept consistent"
 
     def __init__(self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> None:
         self._model, self._fit = model, fit
@@ -107,12 +107,12 @@ class Streamchat(Method):
         self._hook.attach()
         self._feeder = Feeder(self._model, self._cache, TokenLog())
 
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         if reserve:
             self._cache.begin_turn(len(ids), reserve)
         return int(self._feeder.feed(ids).argmax())
 
-    def step(self, token: int) -> int:
+    def decode_step(self, token: int) -> int:
         return int(self._feeder.forward([token]).argmax())
 
     @property
@@ -134,8 +134,8 @@ class Streamchat(Method):
             self._hook.remove()
 
 
-class _Stamps(StoppingCriteria):
-    """Notes the time after each token of `generate`; stops nothing."""
+class _TokenTimes(StoppingCriteria):
+    """Records the time of each token of `generate`; never stops it."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -146,8 +146,8 @@ class _Stamps(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-class _Native(Method):
-    """A way that has the model's own weights, whatever ours are packed as."""
+class _NativeWeights(Method):
+    """A method that runs with native weights, even if the model is quantized."""
 
     _model: Any
     _own: AbstractContextManager[None] | None = None
@@ -163,50 +163,50 @@ class _Native(Method):
             self._own = None
 
 
-class Generate(_Native):
-    """`model.generate` with a cache that goes on growing."""
+class Generate(_NativeWeights):
+    """`model.generate` with a growing cache."""
 
     name = "generate"
-    words = "transformers' generate, a growing cache"
+    description = "transformers' generate, a growing cache"
 
     def __init__(self, model: Any, dtype: str = "") -> None:
         self._model = model
         self._keyword = cache_keyword(model)
         if dtype:
-            self.name, self.words = f"generate, {dtype}", f"{self.words}, in {dtype}"
+            self.name, self.description = f"generate, {dtype}", f"{self.description}, in {dtype}"
 
     def start(self) -> None:
         super().start()
         self._ids: list[int] = []
         self._cache = DynamicCache(config=self._model.config)
 
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         self._ids += ids
         self._generate(1)
         return self._ids.pop()
 
-    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
-        # In chunks: at once, a long text would need memory for all of its logits.
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
+        # In chunks, because a long text in one forward would need memory for all of its logits.
         with torch.inference_mode():
             for chunk in torch.tensor([list(ids)], device=_device_of(self._model)).split(PREFILL_CHUNK, dim=1):  # type: ignore[no-untyped-call]
                 self._model(input_ids=chunk, use_cache=True, **{self._keyword: self._cache}, **_last_only(self._model))
         self._ids += ids
 
-    def step(self, token: int) -> int:
+    def decode_step(self, token: int) -> int:
         self._ids.append(token)
         self._generate(1)
         return self._ids.pop()
 
-    def write(self, token: int, count: int) -> list[float]:
+    def decode_timed(self, token: int, count: int) -> list[float]:
         self._ids.append(token)
         started = time.perf_counter()
         stamps = self._generate(count)
         return [later - earlier for earlier, later in zip([started, *stamps], stamps, strict=False)]
 
     def _generate(self, count: int) -> list[float]:
-        """`count` more ids; when each of them was there."""
+        """Generate `count` more ids; return the time of each, as of `perf_counter`."""
         ids = torch.tensor([self._ids], device=_device_of(self._model))
-        stamps = _Stamps()
+        stamps = _TokenTimes()
         out: Tensor = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -228,22 +228,22 @@ class ReRead(Generate):
     """`model.generate` over the whole history at every turn, as `transformers chat` and most scripts do."""
 
     name = "re-read"
-    words = "generate over the whole history at each turn, as `transformers chat` does"
+    description = "generate over the whole history at each turn, as `transformers chat` does"
 
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         self._cache = DynamicCache(config=self._model.config)
-        return super().read(ids, reserve)
+        return super().prefill(ids, reserve)
 
-    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
         self._ids += ids
 
 
-class Recompute(_Native):
-    """The paper's sliding window with re-computation: no cache, the window is read anew for each token."""
+class Recompute(_NativeWeights):
+    """The paper's sliding window with re-computation: no cache, the window is prefilled again for each token."""
 
     name = "recompute"
-    words = "the window read anew for each token"
-    slow_steps = True
+    description = "the window is prefilled again for each token"
+    has_slow_steps = True
 
     def __init__(self, model: Any, cache_size: int) -> None:
         self._model, self._cache_size = model, cache_size
@@ -253,27 +253,27 @@ class Recompute(_Native):
         self._ids: list[int] = []
 
     @torch.inference_mode()
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         self._ids = [*self._ids, *ids][-self._cache_size :]
         tokens = torch.tensor([self._ids], device=_device_of(self._model))
         return int(self._model(input_ids=tokens, use_cache=False, **_last_only(self._model)).logits[0, -1].argmax())
 
-    def skip(self, ids: Sequence[int], reserve: int = 0) -> None:
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
         self._ids = [*self._ids, *ids][-self._cache_size :]
 
-    def step(self, token: int) -> int:
-        return self.read([token])
+    def decode_step(self, token: int) -> int:
+        return self.prefill([token])
 
     @property
     def kv_bytes(self) -> int:
         return 0
 
 
-class Cut(_Native):
-    """The classic hook: keys and values of every layer are cut before a forward, positions follow the new length."""
+class Cut(_NativeWeights):
+    """A common hook: crops keys and values of every layer before a forward, so new positions follow the new length."""
 
     name = "cut"
-    words = "a hook that cuts every layer's keys and leaves positions alone: wrong text, see `streamchat ppl`"
+    description = "a hook that crops every layer's keys and ignores positions: wrong output, see `streamchat ppl`"
 
     def __init__(self, model: Any, cache_size: int, num_sink_tokens: int) -> None:
         self._model, self._cache_size, self._sinks = model, cache_size, num_sink_tokens
@@ -287,8 +287,8 @@ class Cut(_Native):
         self._hook.__enter__()
 
     @torch.inference_mode()
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
-        # a prompt that does not fit beside the sinks cannot be read at once
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        # a prompt that does not fit next to the sinks cannot be prefilled in one forward
         size = min(PREFILL_CHUNK, max(1, (self._cache_size - self._sinks) // 4))
         last = 0
         for chunk in torch.tensor([list(ids)], device=_device_of(self._model)).split(size, dim=1):  # type: ignore[no-untyped-call]
@@ -298,8 +298,8 @@ class Cut(_Native):
             last = int(out.logits[0, -1].argmax())
         return last
 
-    def step(self, token: int) -> int:
-        return self.read([token])
+    def decode_step(self, token: int) -> int:
+        return self.prefill([token])
 
     @property
     def kv_bytes(self) -> int:
@@ -313,12 +313,12 @@ class Cut(_Native):
 
 
 def _last_only(model: Any) -> dict[str, int]:
-    """Only the last logits, where the model can leave out the others."""
+    """Return the argument that limits logits to the last token, if the model supports it."""
     return {"logits_to_keep": 1} if "logits_to_keep" in parameter_names(model) else {}
 
 
 def make_methods(model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> list[Method]:
-    """All ways that need nothing beside transformers; ours first."""
+    """Return all methods that need only transformers; ours first."""
     return [
         Streamchat(model, fit, cache_size, num_sink_tokens),
         Generate(model),

@@ -1,4 +1,4 @@
-"""Other programs that can do the same, where they are installed: llama.cpp."""
+"""Comparable programs, if they are installed: llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from streamchat.benchmarks.methods import Method
 
 BATCH = 512
-"""Tokens that llama.cpp reads at once; its own default."""
+"""Tokens per batch of llama.cpp; its default."""
 
 
 class LlamaCpp(Method):
@@ -22,16 +22,16 @@ class LlamaCpp(Method):
 
     Args:
         path: The GGUF file.
-        cache_size: Its context.
-        num_sink_tokens: First tokens, kept (`n_keep`).
-        threads: As many as torch uses.
-        one_by_one: Make room for each token, as the paper does; else half of the context at a time, as llama.cpp does.
+        cache_size: Size of its context.
+        num_sink_tokens: First tokens, which are never evicted (`n_keep`).
+        threads: Number of threads; the same as torch's.
+        one_by_one: Evict for each token, as in the paper; else half of the context at a time, as llama.cpp does.
     """
 
     def __init__(self, path: Path, cache_size: int, num_sink_tokens: int, threads: int, *, one_by_one: bool) -> None:
         self.name = "llama.cpp, one by one" if one_by_one else "llama.cpp"
         how = "a token at a time" if one_by_one else "half of the context at a time"
-        self.words = f"llama-cpp-python {version('llama-cpp-python')}, {path.name}, room is made {how}"
+        self.description = f"llama-cpp-python {version('llama-cpp-python')}, {path.name}, evicts {how}"
         self._path, self._cache_size, self._sinks = path, cache_size, num_sink_tokens
         self._threads, self._one_by_one = threads, one_by_one
         self._llama: Any = None
@@ -49,8 +49,8 @@ class LlamaCpp(Method):
             )
         self._llama.reset()
 
-    def read(self, ids: Sequence[int], reserve: int = 0) -> int:
-        # beside the sinks, a quarter of the room at a time, as ours: what is read sees what came before it
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        # chunks of a quarter of the window, as ours, so that each chunk sees the text before it
         size = min(BATCH, max(1, (self._cache_size - self._sinks) // 4))
         for start in range(0, len(ids), size):
             chunk = list(ids[start : start + size])
@@ -60,23 +60,23 @@ class LlamaCpp(Method):
         values: Any = np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),))
         return int(values.argmax())
 
-    def step(self, token: int) -> int:
-        return self.read([token])
+    def decode_step(self, token: int) -> int:
+        return self.prefill([token])
 
     def _make_room(self, incoming: int) -> None:
-        held = self._llama.n_tokens
-        over = held + incoming - self._cache_size
-        if over <= 0:
+        cached = self._llama.n_tokens
+        excess = cached + incoming - self._cache_size
+        if excess <= 0:
             return
-        drop = over if self._one_by_one else max(over, (held - self._sinks) // 2)
+        drop = excess if self._one_by_one else max(excess, (cached - self._sinks) // 2)
         context = self._llama._ctx
         context.kv_cache_seq_rm(0, self._sinks, self._sinks + drop)
-        context.kv_cache_seq_shift(0, self._sinks + drop, held, -drop)
+        context.kv_cache_seq_shift(0, self._sinks + drop, cached, -drop)
         self._llama.n_tokens -= drop
 
     @property
     def kv_bytes(self) -> int:
-        """Of its 16-bit cache, by the sizes in the file."""
+        """Bytes of its 16-bit cache, computed from the metadata of the file."""
         about = self._llama.metadata
         kind = about["general.architecture"]
         layers, heads = int(about[f"{kind}.block_count"]), int(about[f"{kind}.attention.head_count"])
@@ -85,7 +85,7 @@ class LlamaCpp(Method):
         return 2 * 2 * layers * groups * size * int(self._llama.n_ctx())
 
     def close(self) -> None:
-        # the model stays loaded for the next round: loading is not measured
+        # keep the model loaded for the next round, because loading is not measured
         if self._llama is not None:
             self._llama.reset()
 
@@ -93,16 +93,16 @@ class LlamaCpp(Method):
 def find_peers(
     gguf: Path | None, cache_size: int, num_sink_tokens: int, threads: int
 ) -> tuple[list[Method], list[str]]:
-    """The peers that can run here, and a sentence for each that cannot.
+    """Return the peers that can run here, and a note for each that cannot.
 
     Args:
-        gguf: The model as a GGUF file, where there is one.
-        cache_size: The budget.
-        num_sink_tokens: First tokens, kept.
-        threads: Of torch.
+        gguf: The model as a GGUF file, if there is one.
+        cache_size: The cache budget, in tokens.
+        num_sink_tokens: First tokens, which are never evicted.
+        threads: Number of torch's threads.
     """
     if find_spec("llama_cpp") is None:
-        return [], ["llama.cpp was left out: llama-cpp-python is not installed (pip install llama-cpp-python)."]
+        return [], ["llama.cpp was skipped: llama-cpp-python is not installed (pip install llama-cpp-python)."]
     if gguf is None:
-        return [], ["llama.cpp was left out: this model has no GGUF file here; give one with --model FILE.gguf."]
+        return [], ["llama.cpp was skipped: there is no GGUF file of this model; give one with --model FILE.gguf."]
     return [LlamaCpp(gguf, cache_size, num_sink_tokens, threads, one_by_one=each) for each in (False, True)], []

@@ -1,4 +1,4 @@
-"""Perplexity along a text under several policies: each document a stream of its own, under each policy anew."""
+"""Perplexity along a text under several policies. Each document is a separate stream under each policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamchat.cache.positions.fit import PositionFit
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredDocument:
     """One document under one policy."""
 
     policy: Policy
@@ -28,7 +28,7 @@ class Scored:
 
     @property
     def perplexity(self) -> float | None:
-        """Of the whole document."""
+        """Perplexity of the whole document."""
         return perplexity(self.scores.losses)
 
 
@@ -39,16 +39,16 @@ def score_all(
     policies: Sequence[Policy],
     chunk: int,
     tick: Callable[[Policy, Tokens, int], None],
-) -> Iterator[Scored]:
+) -> Iterator[ScoredDocument]:
     """Score every document under every policy, one after the other.
 
     Args:
         model: A causal LM in eval mode.
         fit: `choose_fit(model)`.
-        documents: Of at least two ids each.
-        policies: How the cache is kept.
-        chunk: Tokens a forward for policies with a budget: room is made for so many at a time.
-        tick: Told how many more tokens were fed.
+        documents: Documents of at least two ids each.
+        policies: Ways to bound the cache.
+        chunk: Tokens per forward pass for bounded policies, which evict for that many at a time.
+        tick: Called with the number of tokens just fed.
     """
     device = model.get_input_embeddings().weight.device
     for policy in policies:
@@ -57,12 +57,12 @@ def score_all(
             started = time.perf_counter()
             with open_stream(policy, model, fit, chunk) as stream:
                 scores = score(stream, ids, lambda count, p=policy, d=document: tick(p, d, count))  # type: ignore[misc]
-            yield Scored(policy, document, replace(scores, seconds=time.perf_counter() - started))
+            yield ScoredDocument(policy, document, replace(scores, seconds=time.perf_counter() - started))
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the stream, the same in all documents."""
+    """A range of tokens of the stream, the same in all documents."""
 
     first: int
     """Index of its first token."""
@@ -70,42 +70,41 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """`512-1,023`."""
+        """First and last index: `512-1,023`."""
         return f"{self.first:,}-{self.stop - 1:,}"
 
 
 def segments(length: int, size: int) -> list[Segment]:
-    """Segments of `size` tokens that cover a stream of `length`."""
+    """Return segments of `size` tokens that cover a stream of `length`."""
     return [Segment(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 def default_segment(length: int) -> int:
-    """About eight segments, of a round number of tokens."""
+    """Return a power of two that gives at most eight segments."""
     size = 16
     while size * 8 < length:
         size *= 2
     return size
 
 
-def of_policy(results: Sequence[Scored], policy: Policy) -> list[Scored]:
-    """Those of one policy."""
+def of_policy(results: Sequence[ScoredDocument], policy: Policy) -> list[ScoredDocument]:
+    """Return the results of one policy."""
     return [result for result in results if result.policy == policy]
 
 
-def losses_in(results: Sequence[Scored], segment: Segment) -> NDArray[np.float64]:
-    """Losses of the tokens of a segment over these documents. The token with index i has loss i - 1."""
+def losses_in(results: Sequence[ScoredDocument], segment: Segment) -> NDArray[np.float64]:
+    """Return the losses of a segment's tokens over these documents. The token with index i has loss i - 1."""
     parts = [result.scores.losses[max(0, segment.first - 1) : segment.stop - 1] for result in results]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def curve(results: Sequence[Scored], points: int, least: int) -> tuple[list[float], list[float]]:
-    """Mean loss in nats over at most `points` equal stretches of at least `least` tokens: their ends, and means."""
+def curve(results: Sequence[ScoredDocument], points: int, least: int) -> tuple[list[float], list[float]]:
+    """Return the ends and the mean losses (nats) of at most `points` equal segments of at least `least` tokens."""
     length = max((len(result.document.ids) for result in results), default=0)
-    stretches = segments(length, max(least, -(-length // points)))
     xs, ys = [], []
-    for stretch in stretches:
-        losses = losses_in(results, stretch)
+    for segment in segments(length, max(least, -(-length // points))):
+        losses = losses_in(results, segment)
         known = losses[np.isfinite(losses)]
-        xs.append(float(stretch.stop))
+        xs.append(float(segment.stop))
         ys.append(float(known.mean()) if len(known) else float("nan"))
     return xs, ys

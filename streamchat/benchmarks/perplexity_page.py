@@ -8,27 +8,31 @@ from typing import Any
 import numpy as np
 
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.benchmarks.perplexity import Scored, Segment, curve, losses_in, of_policy
+from streamchat.benchmarks.perplexity import ScoredDocument, Segment, curve, losses_in, of_policy
 from streamchat.benchmarks.policies import Policy
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.page import Page, Table
 
 POINTS, LEAST = 80, 64
-"""Of a curve, and tokens that a point stands for: single tokens are noise."""
+"""Maximum points of a curve, and minimum tokens per point, because single tokens are noisy."""
 
 
 def make_page(
-    results: Sequence[Scored], parts: Sequence[Segment], about: dict[str, Any], heading: str, notes: Sequence[str]
+    results: Sequence[ScoredDocument],
+    parts: Sequence[Segment],
+    about: dict[str, Any],
+    heading: str,
+    notes: Sequence[str],
 ) -> Page:
-    """All that was measured.
+    """Build the page from all results.
 
     Args:
-        results: Not empty.
+        results: Results; not empty.
         parts: Segments of the table.
-        about: Model and what was asked for, for programs.
-        heading: Model, dtype and device, in words.
-        notes: Sentences for the reader.
+        about: Model and arguments, for JSON.
+        heading: Model, dtype and device, as text.
+        notes: Notes for the reader.
     """
     policies = list(dict.fromkeys(result.policy for result in results))
     documents = list(dict.fromkeys(result.document.name for result in results))
@@ -42,9 +46,9 @@ def make_page(
     picture = Chart(
         "log-perplexity",
         "Log-perplexity along the stream",
-        f"Mean loss of stretches of the text, over {plural(len(documents), 'document')}; lower is better.",
+        f"Mean loss of segments of the text, over {plural(len(documents), 'document')}; lower is better.",
         "token of the stream",
-        "nats a token",
+        "nats per token",
         tuple(series),
     )
     return Page(
@@ -58,7 +62,7 @@ def make_page(
     )
 
 
-def _documents(results: Sequence[Scored]) -> list[str]:
+def _documents(results: Sequence[ScoredDocument]) -> list[str]:
     lines = []
     for document in {result.document.name: result.document for result in results}.values():
         cut = f"the first {len(document.ids):,} of {document.total:,}" if len(document.ids) < document.total else ""
@@ -72,12 +76,12 @@ def _number(value: float | None) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
 
 
-def _of(results: Sequence[Scored]) -> float | None:
-    """Perplexity over all tokens of these."""
+def _of(results: Sequence[ScoredDocument]) -> float | None:
+    """Return the perplexity over all tokens of these results."""
     return perplexity(np.concatenate([result.scores.losses for result in results]))
 
 
-def _summary(results: Sequence[Scored], policies: Sequence[Policy]) -> Table:
+def _summary(results: Sequence[ScoredDocument], policies: Sequence[Policy]) -> Table:
     rows = []
     for policy in policies:
         own = of_policy(results, policy)
@@ -97,7 +101,7 @@ def _summary(results: Sequence[Scored], policies: Sequence[Policy]) -> Table:
     return Table("By policy", columns, tuple(rows))
 
 
-def _by_segment(results: Sequence[Scored], policies: Sequence[Policy], parts: Sequence[Segment]) -> Table:
+def _by_segment(results: Sequence[ScoredDocument], policies: Sequence[Policy], parts: Sequence[Segment]) -> Table:
     rows = [
         (part.name, *(_number(perplexity(losses_in(of_policy(results, policy), part))) for policy in policies))
         for part in parts
@@ -105,13 +109,13 @@ def _by_segment(results: Sequence[Scored], policies: Sequence[Policy], parts: Se
     return Table("Perplexity by token of the stream", ("tokens", *(policy.name for policy in policies)), tuple(rows))
 
 
-def _by_document(results: Sequence[Scored], policies: Sequence[Policy], documents: Sequence[str]) -> Table:
+def _by_document(results: Sequence[ScoredDocument], policies: Sequence[Policy], documents: Sequence[str]) -> Table:
     found = {(result.document.name, result.policy): result.perplexity for result in results}
     rows = [(name, *(_number(found.get((name, policy))) for policy in policies)) for name in documents]
     return Table("Perplexity by document", ("document", *(policy.name for policy in policies)), tuple(rows))
 
 
-def _data(results: Sequence[Scored], policies: Sequence[Policy], parts: Sequence[Segment]) -> dict[str, Any]:
+def _data(results: Sequence[ScoredDocument], policies: Sequence[Policy], parts: Sequence[Segment]) -> dict[str, Any]:
     def of(policy: Policy) -> dict[str, Any]:
         own = of_policy(results, policy)
         return {

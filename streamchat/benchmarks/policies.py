@@ -1,4 +1,4 @@
-"""Ways to bound the cache, or not to, by name: `sinks`, `sinks:512`, `sinks:512:8`."""
+"""Cache policies by name: `dense`, `window:512`, `sinks`, `sinks:512`, `sinks:512:8`."""
 
 from __future__ import annotations
 
@@ -9,46 +9,42 @@ from streamchat.base.errors import ConfigError
 
 Kind = Literal["dense", "window", "sinks", "no-rerotation", "recompute"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MEANING: dict[Kind, str] = {
-    "dense": "everything is kept: a growing cache",
-    "window": "the latest tokens only",
-    "sinks": "attention sinks and the latest tokens, as streamchat does it",
-    "no-rerotation": "the same tokens kept, with positions left to the cache's new length: the classic mistake",
-    "recompute": "the latest tokens, read again without a cache for every chunk",
-}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to keep the cache."""
+    """One way to bound the cache."""
 
     kind: Kind
+    """`dense`: a growing cache; `window`: the last tokens only; `sinks`: attention sinks and the last tokens, as in
+    streamchat; `no-rerotation`: the same tokens, but new positions follow the cache's length (a common mistake);
+    `recompute`: the last tokens, prefilled again without a cache for every chunk."""
     budget: int = 0
     """Tokens, sinks included; 0 for `dense`."""
     sinks: int = 0
-    """First tokens that never leave; only `sinks` and `no-rerotation` have them."""
+    """First tokens, which are never evicted; only for `sinks` and `no-rerotation`."""
 
     @property
     def name(self) -> str:
-        """`dense`, `window 512`, `sinks 512 (4)`."""
+        """Display name: `dense`, `window 512`, `sinks 512 (4)`."""
         if self.kind == "dense":
             return self.kind
         return f"{self.kind} {self.budget}" + (f" ({self.sinks})" if self.has_sinks else "")
 
     @property
     def has_sinks(self) -> bool:
-        """Whether a number of sinks means anything here."""
+        """Whether this kind of policy uses sinks."""
         return self.kind in ("sinks", "no-rerotation")
 
     @property
     def spec(self) -> str:
-        """As it is written on the command line."""
+        """The policy as written on the command line."""
         numbers = [] if self.kind == "dense" else [self.budget, *([self.sinks] if self.has_sinks else [])]
         return ":".join([self.kind, *map(str, numbers)])
 
 
 def make_policy(kind: Kind, budget: int, sinks: int) -> Policy:
-    """A policy with the numbers that it has.
+    """Return a policy, without the numbers that its kind does not use.
 
     Raises:
         ConfigError: The sizes are impossible.
@@ -59,7 +55,7 @@ def make_policy(kind: Kind, budget: int, sinks: int) -> Policy:
     if budget < MIN_BUDGET:
         raise ConfigError(f"{policy.spec}: the budget must be at least {MIN_BUDGET} tokens")
     if not 0 <= policy.sinks <= budget // 2:
-        raise ConfigError(f"{policy.spec}: of a budget of {budget} tokens from 0 to {budget // 2} can be sinks")
+        raise ConfigError(f"{policy.spec}: sinks must be from 0 to {budget // 2} for a budget of {budget} tokens")
     return policy
 
 
@@ -67,27 +63,27 @@ MIN_BUDGET = 8
 
 
 def parse_policies(text: str, budget: int, sinks: int) -> list[Policy]:
-    """Policies from `KIND[:BUDGET[:SINKS]],...`, each once, in order.
+    """Parse `KIND[:BUDGET[:SINKS]],...` into policies, each once, in order.
 
     Args:
-        text: As typed.
-        budget: Where none is named.
-        sinks: Where none is named.
+        text: The text as typed.
+        budget: Default budget.
+        sinks: Default number of sinks.
 
     Raises:
-        ConfigError: A name or number is wrong.
+        ConfigError: A name or number is invalid.
     """
     found: dict[Policy, None] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         kind, *numbers = part.split(":")
         if kind not in KINDS:
-            raise ConfigError(f"{kind} is no policy; there are {', '.join(KINDS)}")
+            raise ConfigError(f"{kind} is not a policy; choose from {', '.join(KINDS)}")
         most = {"dense": 0, "window": 1, "recompute": 1}.get(kind, 2)
         if len(numbers) > most or not all(number.isdecimal() for number in numbers):
             form = ("", ":BUDGET", ":BUDGET:SINKS")[most]
-            raise ConfigError(f"{part} is no policy; it is written {kind}{form}")
+            raise ConfigError(f"{part} is not a policy; write {kind}{form}")
         given = [int(number) for number in numbers]
         found[make_policy(kind, *[*given, *(budget, sinks)[len(given) :]])] = None
     if not found:
-        raise ConfigError(f"no policy was named; there are {', '.join(KINDS)}")
+        raise ConfigError(f"no policy given; choose from {', '.join(KINDS)}")
     return list(found)

@@ -1,4 +1,4 @@
-"""Where the cells of a sweep run: in processes of this machine, or on a Ray cluster."""
+"""Workers for the cells of a sweep: local processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ Result = tuple[Cell, dict[str, Any]]
 
 
 def default_workers() -> int:
-    """Half of the processors that this process may use: each worker holds a model of its own."""
+    """Return half of the processors that this process may use; each worker loads a copy of the model."""
     return max(1, usable_processors() // 2)
 
 
-def in_processes(work: Work, workers: int) -> Iterator[Result]:
-    """Run the cells in `workers` fresh processes, each result as it comes. Torch's threads share the cores.
+def run_in_processes(work: Work, workers: int) -> Iterator[Result]:
+    """Run the cells in `workers` new processes and yield each result when it is ready. Their threads share the cores.
 
     Raises:
         StreamchatError: A process died, most often for lack of memory.
     """
     workers = min(workers, len(work))
     threads = max(1, usable_processors() // max(workers, 1))
-    # not forked: torch's threads do not live through it
+    # spawned, because torch's threads do not survive a fork
     with child_processes.safe_environment():
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield from _results(pool, work, workers, threads)
     except BrokenProcessPool:
         raise StreamchatError(
-            "a worker process died, most often for lack of memory; what was finished is kept: run it again with fewer "
-            "--workers"
+            "a worker process died, most often for lack of memory; finished cells are saved: run the command again "
+            "with fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -57,7 +57,7 @@ def _results(pool: ProcessPoolExecutor, work: Work, workers: int, threads: int) 
     waiting = iter(work)
     running: dict[Future[dict[str, Any]], Cell] = {}
     while True:
-        # few at a time: texts are sent along, and an end in between leaves little behind
+        # submit few at a time, because texts are sent along, and so that an interruption leaves little behind
         while len(running) < workers + 1 and (following := next(waiting, None)) is not None:
             cell, document = following
             with child_processes.safe_environment():  # a worker may be started here
@@ -68,24 +68,24 @@ def _results(pool: ProcessPoolExecutor, work: Work, workers: int, threads: int) 
             yield running.pop(done), done.result()
 
 
-def on_ray(work: Work, address: str) -> Iterator[Result]:
+def run_on_ray(work: Work, address: str) -> Iterator[Result]:
     """Run the cells as tasks of a Ray cluster, one CPU each.
 
-    Models are found, or fetched, by each machine itself; what is installed there must include streamchat.
+    Each machine finds or fetches the models itself and must have streamchat installed.
 
     Args:
         work: Cells and their texts.
-        address: Of the cluster, as `ray.init` takes it; 'local' starts one on this machine.
+        address: Address of the cluster for `ray.init`; 'local' starts one on this machine.
 
     Raises:
         ConfigError: Ray is not installed, or the cluster cannot be reached.
     """
     if find_spec("ray") is None:
         raise ConfigError("--ray needs Ray; pip install ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers that it runs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
     ray: Any = import_module("ray")
     try:
-        # Ray puts the current folder into the search path of its workers; ours is there already
+        # Ray adds the current folder to the search path of its workers; ours is already on it
         with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:
@@ -94,7 +94,7 @@ def on_ray(work: Work, address: str) -> Iterator[Result]:
     try:
         task = ray.remote(run_cell)
         texts = {document.name: ray.put(document) for _, document in work}
-        running = {task.remote(_anywhere(cell), texts[document.name], 1): cell for cell, document in work}
+        running = {task.remote(_with_absolute_path(cell), texts[document.name], 1): cell for cell, document in work}
         while running:
             done, _ = ray.wait(list(running), num_returns=1)
             for reference in done:
@@ -107,7 +107,7 @@ def on_ray(work: Work, address: str) -> Iterator[Result]:
         ray.shutdown()
 
 
-def _anywhere(cell: Cell) -> Cell:
-    """`cell` with the absolute path of a model that is named by a relative one."""
+def _with_absolute_path(cell: Cell) -> Cell:
+    """Return `cell` with a relative model path made absolute."""
     path = user_path(cell.model.name)
     return replace(cell, model=replace(cell.model, name=str(path.absolute()))) if os.path.exists(path) else cell

@@ -1,4 +1,4 @@
-"""What resuming costs, in figures: a saved cache put back, against reading its tokens again."""
+"""Cost of resuming: restoring a saved cache compared with prefilling its tokens again."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ SENTENCE = "The keeper of the lighthouse wrote down every ship, its flag, its co
 
 @dataclass(frozen=True)
 class ResumeFigures:
-    """The result of one run. Medians, in milliseconds."""
+    """Result of one run. Medians, in milliseconds."""
 
     tokens: int
-    """In the cache, which was full and had evicted."""
+    """Tokens in the cache, which was full and had evicted."""
     snapshot_bytes: int
     save_ms: float
-    """Copying the cache and writing the file, flushed to the disk."""
+    """Copying the cache and writing the file, flushed to disk."""
     resume_ms: float
-    """Reading the file, checking it, and filling the cache."""
+    """Reading the file, checking it, and restoring the cache."""
     prefill_ms: float
-    """Reading the same tokens again, in the chunks that a chat uses."""
+    """Prefilling the same tokens again, in the chunks that a chat uses."""
     ratio: float
-    """Median of prefill / resume, a pair a round."""
+    """Median of prefill / resume, one pair per round."""
     same_logits: bool
-    """The next-token logits after resuming equal those before, to the bit."""
+    """Whether the next-token logits after resuming are bitwise equal to those before."""
     transcript_ms: float
-    """Reading `TRANSCRIPT_TURNS` saved turns from the store: this grows with their number, the rest does not."""
+    """Loading `TRANSCRIPT_TURNS` saved turns from the store; only this grows with the number of turns."""
     rounds: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figures for JSON."""
         return asdict(self)
 
 
 def measure_resume(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Callable[[str], None]
 ) -> ResumeFigures:
-    """Fill a cache past its budget, then save, resume and prefill it in turn.
+    """Fill a cache past its budget, then save, resume and prefill it in each round.
 
     Args:
-        configuration: `cache_size` is the size that is measured.
+        configuration: All settings; `cache_size` is the measured size.
         loaded: The model.
-        rounds: How many; one more warms up.
-        progress: Told what is going on.
+        rounds: Number of measured rounds, after one to warm up.
+        progress: Called with progress messages.
 
     Raises:
         StreamchatError: The settings do not fit the model.
@@ -92,7 +92,7 @@ def measure_resume(
             prefill_from = time.perf_counter()
             conversation.read_again(runs, length)
             done = time.perf_counter()
-            # the cache as it was: what was read again lacks what it had taken from evicted tokens
+            # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
             checkpoint.restore(cache, load(path).checkpoint)
             if number:
                 saving.append(saved - started)
@@ -113,17 +113,17 @@ def measure_resume(
 
 
 def _transcript_s(rounds: int) -> float:
-    """Median seconds of reading a long conversation from a store of its own."""
-    held = CacheMark(((0, 4), (99_004, 100_004)), ((0, 4),), tuple(range(99_004, 100_004, 100)), 90)
+    """Return the median seconds of loading a long conversation from a temporary store."""
+    mark = CacheMark(((0, 4), (99_004, 100_004)), ((0, 4),), tuple(range(99_004, 100_004, 100)), 90)
     turns = [
-        StoredTurn(n, SENTENCE, SENTENCE * 4, 4 + 100 * n, 8 + 100 * n, 30 + 100 * n, array("i", range(100)), held)
+        StoredTurn(n, SENTENCE, SENTENCE * 4, 4 + 100 * n, 8 + 100 * n, 30 + 100 * n, array("i", range(100)), mark)
         for n in range(TRANSCRIPT_TURNS)
     ]
     times = []
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "bench.db") as store:
         about = {"model": "", "model_name": "", "dtype": "", "fingerprint": "", "tokenizer": ""}
         session = store.create("bench", settings={}, system_ids=range(4), **about)
-        store.write(session, turns=turns, cache=held)
+        store.write(session, turns=turns, cache=mark)
         for _ in range(rounds):
             started = time.perf_counter()
             store.load(session)
@@ -138,7 +138,7 @@ def _snapshot(conversation: Conversation) -> Snapshot:
 
 
 def _logits(conversation: Conversation) -> torch.Tensor:
-    """Next-token logits, with the cache left as it was."""
+    """Return the next-token logits; the cache is unchanged afterwards."""
     kept = checkpoint.take(conversation.cache)
     logits = conversation.next_logits().clone()
     checkpoint.restore(conversation.cache, kept)

@@ -1,4 +1,4 @@
-"""Teacher-forced scoring: how well each next token of a text was foreseen."""
+"""Teacher-forced scoring: the loss of each next token of a text."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ class Scores:
     """Negative log-likelihoods of one document under one policy."""
 
     losses: NDArray[np.float64]
-    """(n - 1,) in nats: of tokens 1 .. n-1 of the ids, NaN where the model gave no number."""
+    """(n - 1,) in nats: losses of tokens 1 .. n-1 of the ids; NaN if the model returned NaN or infinity."""
     unscorable: int
-    """Tokens of `losses` without a number, and tokens beyond what the policy can be fed."""
+    """NaN values in `losses`, plus tokens beyond the policy's limit."""
     longest: int
-    """Tokens in the longest layer at any time."""
+    """Maximum number of tokens in any layer at any time."""
     kv_bytes: int
     """Bytes allocated for keys and values at the end."""
     seconds: float = 0.0
 
     @property
     def counted(self) -> int:
-        """Tokens with a loss."""
+        """Number of tokens with a loss."""
         return int(np.isfinite(self.losses).sum())
 
 
 def score(stream: Stream, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
-    """Feed (n,) `ids` and score all but the first, each given what the stream holds before it.
+    """Feed (n,) `ids` and score all but the first, each given the cached tokens before it.
 
     Args:
-        stream: Fresh.
-        ids: At least two; on the model's device.
-        tick: Told how many more tokens were fed.
+        stream: A new stream.
+        ids: At least two ids, on the model's device.
+        tick: Called with the number of tokens just fed.
     """
     fed = ids if stream.limit is None else ids[: stream.limit]
     losses = np.full(max(0, len(fed) - 1), np.nan)
@@ -66,6 +66,6 @@ def _losses(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
 
 
 def perplexity(losses: NDArray[np.float64]) -> float | None:
-    """exp of the mean loss in nats; None where no token has one."""
+    """Return exp of the mean loss in nats; None if no token has a loss."""
     known = losses[np.isfinite(losses)]
     return math.exp(min(float(known.mean()), 700.0)) if len(known) else None

@@ -1,4 +1,4 @@
-"""`streamchat bench --startup`: from the command to the first paint, the ready model and the first token."""
+"""`streamchat bench --startup`: time from the command to the first paint, the ready model and the first token."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from streamchat.base.errors import StreamchatError
 from streamchat.telemetry import trace
 
 SIZE = (40, 140)
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 PAINT, READY, TOKEN = "first paint", "model ready", "first token"
 QUIT = b"\x11"
 
 
 def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of each, medians over rounds after one to warm up the disk's cache.
+    """Return the median, minimum and maximum seconds of each stage, after one round to warm up the disk cache.
 
     Args:
         arguments: Settings for the chat, as on the command line.
-        rounds: How many.
-        progress: Told what is going on.
+        rounds: Number of measured rounds.
+        progress: Called with progress messages.
 
     Raises:
-        StreamchatError: A start failed, or took too long; or this system has no pseudo-terminals.
+        StreamchatError: A start failed or took too long, or this system has no pseudo-terminals.
     """
     if os.name != "posix":
         raise StreamchatError("--startup needs a pseudo-terminal, which this system does not have")
@@ -54,14 +54,14 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
 
 
 def as_text(figures: dict[str, Any]) -> str:
-    """A line each."""
+    """Format the figures, one line per stage."""
     words = {
         "python": "an empty Python",
         "--help": "streamchat --help",
         "a wrong flag": "a wrong flag",
         PAINT: "first paint of the app",
         READY: "model ready",
-        TOKEN: "first token of a reply to a message typed at once",
+        TOKEN: "first token of a reply to an immediate message",
     }
     width = max(map(len, words.values()))
     return "\n".join(
@@ -72,14 +72,14 @@ def as_text(figures: dict[str, Any]) -> str:
 
 def _wall(command: Sequence[str], code: int) -> float:
     started = time.monotonic()
-    done = child_processes.run(command, timeout=PATIENCE_S)
+    done = child_processes.run(command, timeout=TIMEOUT_S)
     if done.returncode != code:
         raise StreamchatError(f"{' '.join(command[-2:])} ended with exit code {done.returncode}")
     return time.monotonic() - started
 
 
 def _app(command: Sequence[str]) -> dict[str, float]:
-    """The app in a pseudo-terminal, which types a message as soon as the model is ready."""
+    """Run the app in a pseudo-terminal, and type a message as soon as the model is ready."""
     import fcntl
     import pty
     import struct
@@ -89,14 +89,14 @@ def _app(command: Sequence[str]) -> dict[str, float]:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "trace")
-        more = {trace.VARIABLE: path, "TERM": "xterm-256color", "STREAMCHAT_SAVE": "never"}
+        extra = {trace.VARIABLE: path, "TERM": "xterm-256color", "STREAMCHAT_SAVE": "never"}
         started = time.monotonic()
         process = subprocess.Popen(
             command,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=child_processes.environment(**more),
+            env=child_processes.environment(**extra),
             cwd=child_processes.FOLDER,
             start_new_session=True,
         )
@@ -112,9 +112,9 @@ def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: 
     import select
 
     typed = False
-    while time.monotonic() - started < PATIENCE_S:
+    while time.monotonic() - started < TIMEOUT_S:
         if select.select([terminal], [], [], 0.005)[0]:
-            with contextlib.suppress(OSError):  # the other end is closed: see below
+            with contextlib.suppress(OSError):  # the app closed its end; handled below
                 os.read(terminal, 65536)
         moments = trace.marks(path)
         if READY in moments and not typed:
@@ -126,11 +126,11 @@ def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: 
             raise StreamchatError(reason.removeprefix(trace.FAILED))
         if process.poll() is not None:
             raise StreamchatError(f"the app ended with exit code {process.returncode} before its first token")
-    raise StreamchatError(f"no token was written within {PATIENCE_S:.0f} s of the start")
+    raise StreamchatError(f"no token was generated within {TIMEOUT_S:.0f} s of the start")
 
 
 def _end(process: subprocess.Popen[bytes], terminal: int) -> None:
-    """Ask it to quit; what it still writes must be read, or it could not go on."""
+    """Quit the app, and kill it if it does not exit. Its output must be read meanwhile, or it would block."""
     import select
 
     with contextlib.suppress(OSError):

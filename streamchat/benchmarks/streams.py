@@ -1,4 +1,4 @@
-"""A text fed to a model under one policy, chunk by chunk: ids in, logits out."""
+"""Streams that feed a text to a model under one policy, chunk by chunk: ids in, logits out."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from streamchat.verify.measure import layer_lengths, storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 
 DENSE_CHUNK = 256
-"""Tokens a forward where nothing is evicted: there the size changes nothing but the speed."""
+"""Tokens per forward if nothing is evicted; the size then affects only the speed."""
 
 
 class Stream(Protocol):
     """One text under one policy."""
 
     chunk: int
-    """At most so many tokens in a forward, after the first."""
+    """Maximum tokens per forward."""
     limit: int | None
-    """Tokens that can be fed in all; None = any number."""
+    """Maximum total tokens; None = unlimited."""
 
     def feed(self, ids: Tensor) -> Tensor:
-        """Feed (n,) ids; logits (n, vocabulary) in the model's dtype."""
+        """Feed (n,) ids; return logits (n, vocabulary) in the model's dtype."""
         ...
 
     @property
@@ -48,34 +48,34 @@ class Stream(Protocol):
 
 @contextmanager
 def open_stream(policy: Policy, model: Any, fit: PositionFit, chunk: int) -> Iterator[Stream]:
-    """A new stream on `model`, which carries the policy's hook, if any, until the block is left.
+    """Open a new stream on `model`, with the policy's hook, if any, until the block exits.
 
     Args:
-        policy: How the cache is kept.
-        model: A causal LM in eval mode without hooks of ours.
+        policy: How the cache is bounded.
+        model: A causal LM in eval mode, without hooks of streamchat.
         fit: `choose_fit(model)`.
-        chunk: Tokens a forward that are wanted; the stream may take fewer.
+        chunk: Requested tokens per forward; the stream may use fewer.
     """
     fitting = min(chunk, max(1, (policy.budget - policy.sinks) // 4))
     single = 1 if fit.single_steps else fitting
     if policy.kind == "recompute":
-        yield _Recomputing(model, policy.budget, fitting)
+        yield _RecomputeStream(model, policy.budget, fitting)
     elif policy.kind == "dense":
-        # learned positions are a table with an end
+        # a table of learned positions has a fixed length
         limit = context_length(model.config) if fit.method == "recompute" else None
         size = 1 if fit.single_steps else max(chunk, DENSE_CHUNK)
-        yield _Cached(model, DynamicCache(config=model.config), size, limit)
+        yield _CachedStream(model, DynamicCache(config=model.config), size, limit)
     elif policy.kind == "no-rerotation":
         with cutting_pre_hook(model, Counter(), policy.budget, policy.sinks):
-            yield _Cached(model, DynamicCache(config=model.config), single)
+            yield _CachedStream(model, DynamicCache(config=model.config), single)
     else:
         cache = make_cache(model, fit, cache_size=policy.budget, num_sink_tokens=policy.sinks)
         with StreamingHook(model, cache):
-            yield _Cached(model, cache, single)
+            yield _CachedStream(model, cache, single)
 
 
-class _Cached:
-    """A cache, plain or streaming, with whatever hook is on the model."""
+class _CachedStream:
+    """A stream with a cache, plain or streaming."""
 
     def __init__(self, model: Any, cache: DynamicCache, chunk: int, limit: int | None = None) -> None:
         self.chunk, self.limit = chunk, limit
@@ -96,8 +96,8 @@ class _Cached:
         return storage_bytes(self._cache)
 
 
-class _Recomputing:
-    """The paper's sliding window with re-computation: no cache, the window is read anew for each chunk."""
+class _RecomputeStream:
+    """The paper's sliding window with re-computation: no cache, the window is prefilled again for each chunk."""
 
     limit: int | None = None
     length = 0
@@ -112,6 +112,6 @@ class _Recomputing:
     @torch.inference_mode()
     def feed(self, ids: Tensor) -> Tensor:
         self._window = torch.cat([self._window.to(ids.device), ids])[-self._budget :]
-        more = {"logits_to_keep": len(ids)} if self._trims else {}
-        logits: Tensor = self._model(input_ids=self._window[None], use_cache=False, **more).logits[0, -len(ids) :]
+        extra = {"logits_to_keep": len(ids)} if self._trims else {}
+        logits: Tensor = self._model(input_ids=self._window[None], use_cache=False, **extra).logits[0, -len(ids) :]
         return logits

@@ -1,4 +1,4 @@
-"""A grid of questions, what is known of it already, and what to choose."""
+"""Sweep grid, result journal and recommendation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamchat.benchmarks.texts import Document
 
 
 def grid(kinds: Sequence[Kind], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:
-    """All policies of these, each once.
+    """Return all combinations as policies, each once.
 
     Raises:
         ConfigError: A combination is impossible.
@@ -33,7 +33,7 @@ def cells_of(
     max_tokens: int,
     chunk: int,
 ) -> list[tuple[Cell, Document]]:
-    """Every question, those of one model together: a process that changes its model loads another one."""
+    """Return all cells, grouped by model, so that workers rarely have to load another model."""
     digests = [digest_of(document) for document in documents]
     return [
         (Cell(model, policy, document.name, digest, max_tokens, chunk), document)
@@ -44,13 +44,13 @@ def cells_of(
 
 
 class Journal:
-    """What is known, a JSON line a cell, written as it comes.
+    """Finished results, one JSON line per cell, written as soon as a cell is done.
 
     Args:
-        path: Of the file; a line that was cut off by a crash is left out.
+        path: Path of the file; a line that a crash truncated is ignored.
 
     Raises:
-        ConfigError: The file is something else.
+        ConfigError: The file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,12 +72,12 @@ class Journal:
                 stream.write("\n")
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The figures of a cell; None where it has to be run. One that failed is tried again."""
+        """Return the figures of a cell, or None if it has not run or has failed."""
         found = self._known.get(cell.id)
         return None if found is None or "error" in found else found
 
     def write(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Keep a result."""
+        """Append a result."""
         self._known[cell.id] = result
         row = {"id": cell.id, "at": time.time(), "cell": asdict(cell), "result": result}
         with self._path.open("a", encoding="utf-8") as stream:
@@ -92,23 +92,23 @@ class Row:
     policy: Policy
     perplexity: float
     decode_ms: float | None
-    """Median of a single token at the end of a text, over documents."""
+    """Median time of a single token at the end of a text, over documents."""
     score_tps: float
-    """Tokens scored a second."""
+    """Tokens scored per second."""
     kv_bytes: int
     weight_bytes: int
     documents: int
     ran_in: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row for JSON."""
         numbers = {"cache_size": self.policy.budget or None, "num_sink_tokens": self.policy.sinks}
         rest = {key: value for key, value in asdict(self).items() if key != "policy"}
         return {"policy": self.policy.kind, "spec": self.policy.spec, **numbers, **rest}
 
 
 def rows_of(results: Iterable[tuple[Cell, dict[str, Any]]]) -> list[Row]:
-    """A row for each model and policy of which all documents are there without an error."""
+    """Return a row for each model and policy whose documents all succeeded."""
     groups: dict[tuple[str, Policy], list[dict[str, Any]]] = {}
     for cell, result in results:
         groups.setdefault((cell.model.name, cell.policy), []).append(result)
@@ -135,15 +135,15 @@ def rows_of(results: Iterable[tuple[Cell, dict[str, Any]]]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to set for one model."""
+    """Recommended settings for one model."""
 
     row: Row
     best: Row
-    """With the lowest perplexity of the grid."""
+    """The row with the lowest perplexity of the grid."""
 
     @property
     def text(self) -> str:
-        """A sentence."""
+        """The recommendation as a sentence."""
         policy, above = self.row.policy, self.row.perplexity / self.best.perplexity - 1
         found = (
             f"the lowest of the grid ({self.row.perplexity:.2f})"
@@ -158,9 +158,9 @@ class Recommendation:
 
 
 def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
-    """For each model the smallest budget, and then the fewest sinks, within `tolerance` of the best.
+    """Recommend, for each model, the smallest budget, then the fewest sinks, within relative `tolerance` of the best.
 
-    Only what streamchat does is looked at: `sinks`, and `window` as no sinks at all.
+    Considers only what streamchat supports: `sinks`, and `window` as 0 sinks.
     """
     found = []
     for model in dict.fromkeys(row.model for row in rows):

@@ -20,14 +20,14 @@ def make_page(
     notes: Sequence[str],
     about: dict[str, Any],
 ) -> Page:
-    """All that is known of the grid.
+    """Build the page from all results of the grid.
 
     Args:
-        rows: In the order of the grid.
-        recommendations: A model each.
-        lines: What was asked for, a line each.
-        notes: Sentences for the reader.
-        about: The same for programs.
+        rows: Rows, in the order of the grid.
+        recommendations: One per model.
+        lines: Description of the sweep, as lines of text.
+        notes: Notes for the reader.
+        about: Description of the sweep, for JSON.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     tables = [_table(model, [row for row in rows if row.model == model]) for model in models]
@@ -70,13 +70,15 @@ def _table(model: str, rows: Sequence[Row]) -> Table:
             human_bytes(row.weight_bytes + row.kv_bytes),
         )
 
-    columns = ("policy", "perplexity", "ms a token", "scored tok/s", "keys and values", "with weights")
-    words = "ms a token: one token at the end of the text, median. Speeds are of processes that ran side by side."
+    columns = ("policy", "perplexity", "ms per token", "scored tok/s", "keys and values", "with weights")
+    words = (
+        "ms per token: median of single tokens at the end of the text. Processes that ran in parallel share the CPU."
+    )
     return Table(f"{model}, {rows[0].ran_in}", columns, tuple(map(of, rows)), words)
 
 
 def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[Heatmap]:
-    """Perplexity, time of a token and memory over sinks and budget; a policy without sinks counts as 0 of them."""
+    """Draw perplexity, time per token and memory over sinks and budget; a policy without sinks counts as 0 sinks."""
     found = {(row.policy.sinks, row.policy.budget): row for row in rows if row.policy.kind in ("sinks", "window")}
     sinks, budgets = sorted({key[0] for key in found}), sorted({key[1] for key in found})
     if len(found) < 2:
@@ -84,7 +86,7 @@ def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[He
     number = "" if len(models) == 1 else f"-{models.index(model) + 1}"
     figures: list[tuple[str, str, str, int, Figure]] = [
         ("perplexity", "Perplexity", "Lower is better.", 2, lambda row: row.perplexity),
-        ("time", "Milliseconds a token", "One token with the cache full.", 1, lambda row: row.decode_ms),
+        ("time", "Milliseconds per token", "One token with a full cache.", 1, lambda row: row.decode_ms),
         ("memory", "MB of keys and values", "Allocated buffers.", 1, lambda row: row.kv_bytes / 1e6),
     ]
 

@@ -1,4 +1,4 @@
-"""Texts to score: files in whatever encoding, documents kept apart."""
+"""Texts to score: files in any common encoding, one document each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.base.formatting import human_bytes
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import one_line
 from streamchat.conversation.encoding import TextEncoder
 from streamchat.verify.text import help_topics
 
-# longest first: the mark of UTF-32 begins with the one of UTF-16
+# longest first, because the byte order mark of UTF-32 starts with that of UTF-16
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -25,17 +25,17 @@ _MARKS = (
 )
 FALLBACK = "windows-1252"
 MAX_BYTES = 200_000_000
-"""Of one file: a tokenizer takes some ten times that in memory."""
+"""Maximum bytes of one file: a tokenizer needs about ten times as much memory."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, scored as a stream of its own."""
+    """One text, scored as a separate stream."""
 
     name: str
     text: str
     notes: tuple[str, ...] = ()
-    """What was done to its bytes, a sentence each."""
+    """Notes about how its bytes were decoded."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,28 @@ class Tokens:
 
     name: str
     ids: list[int] = field(repr=False)
-    """What is fed, with the BOS token first where the model's own tokenizer puts one."""
+    """Ids to feed, with the BOS token first if the model's tokenizer adds one."""
     total: int
-    """Of the whole document."""
+    """Number of tokens of the whole document."""
 
 
 def default_document() -> Document:
-    """The documentation behind `help("topics")`, which comes with Python itself; it differs a little by version."""
+    """Return the text of `help("topics")`, which is part of Python; it differs slightly between versions."""
     version = ".".join(map(str, sys.version_info[:3]))
     return Document(f"Python {version}'s own help topics", help_topics())
 
 
 def read_documents(paths: Sequence[str]) -> list[Document]:
-    """The documents of these files; '-' is standard input. Without any, the default text.
+    """Read the documents of these files; '-' is standard input. Without paths, return the default text.
 
     Raises:
-        ConfigError: One cannot be read, or is not text.
+        ConfigError: A file cannot be read, or is not text.
     """
     if not paths:
         return [default_document()]
     documents = [_read(path) for path in paths]
     names = [document.name for document in documents]
-    # files of one name in several folders are told apart by their paths
+    # files with the same name in different folders are named by path
     return [
         replace(document, name=one_line(path)) if names.count(document.name) > 1 else document
         for path, document in zip(paths, documents, strict=True)
@@ -80,10 +80,10 @@ def _read(path: str) -> Document:
         else:
             file = Path(path).expanduser()
             if file.is_dir():
-                raise ConfigError(f"{shown} is a folder; name the text files in it")
+                raise ConfigError(f"{shown} is a folder; give the text files in it")
             if (size := file.stat().st_size) > MAX_BYTES:
                 raise ConfigError(
-                    f"{shown} has {human_bytes(size)}, and at most {human_bytes(MAX_BYTES)} are read; split it"
+                    f"{shown} has {human_bytes(size)}, more than the maximum of {human_bytes(MAX_BYTES)}; split it"
                 )
             name, content = one_line(file.name), file.read_bytes()
     except FileNotFoundError:
@@ -95,12 +95,12 @@ def _read(path: str) -> Document:
 
 
 def decode(content: bytes, name: str) -> tuple[str, list[str]]:
-    """Text of `content` with plain line ends, and what was done for that.
+    """Return the text of `content` with normalized line ends, and notes about the decoding.
 
-    A byte order mark decides; then UTF-8; then Windows-1252, where bytes that mean nothing become U+FFFD.
+    Uses the encoding of a byte order mark, else UTF-8, else Windows-1252 with undefined bytes replaced by U+FFFD.
 
     Raises:
-        ConfigError: It is not text.
+        ConfigError: `content` is not text.
     """
     notes = []
     encoding = next((known for mark, known in _MARKS if content.startswith(mark)), None)
@@ -111,29 +111,29 @@ def decode(content: bytes, name: str) -> tuple[str, list[str]]:
         if encoding not in (None, "utf-8-sig"):
             notes.append(f"{name} is {encoding.upper()}.")
         elif encoding:
-            notes.append(f"{name} begins with a byte order mark, which was left out.")
+            notes.append(f"{name} starts with a byte order mark, which was removed.")
     except UnicodeDecodeError as error:
         if encoding is not None and encoding != "utf-8-sig":
-            raise ConfigError(f"{name} begins as {encoding.upper()} and is damaged at byte {error.start}") from None
+            raise ConfigError(f"{name} starts as {encoding.upper()} and is damaged at byte {error.start}") from None
         text = content.removeprefix(codecs.BOM_UTF8).decode(FALLBACK, errors="replace")
         lost = text.count("\ufffd")
-        unknown = f", {lost} bytes of it mean nothing and became U+FFFD" if lost else ""
-        notes.append(f"{name} is not UTF-8 (byte {error.start}); it was read as Windows-1252{unknown}.")
+        unknown = f", with {plural(lost, 'undefined byte')} replaced by U+FFFD" if lost else ""
+        notes.append(f"{name} is not UTF-8 (byte {error.start}); it was decoded as Windows-1252{unknown}.")
     if "\r" in text:
-        notes.append(f"{name} has carriage returns; its line ends were made plain.")
+        notes.append(f"{name} has carriage returns; its line ends were normalized.")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text, notes
 
 
 def tokenize(document: Document, tokenizer: Any, max_tokens: int) -> Tokens:
-    """The ids of a document, behind the BOS token where the tokenizer begins texts so.
+    """Return the ids of a document, after a BOS token if the tokenizer adds one.
 
-    Names of control tokens in it are only letters.
+    Names of control tokens in the text are encoded as plain text.
 
     Args:
         document: The text.
-        tokenizer: Of the model.
-        max_tokens: So many of the text at most; 0 = all.
+        tokenizer: Tokenizer of the model.
+        max_tokens: Maximum tokens of the text; 0 = all.
     """
     ids = TextEncoder(tokenizer).text(document.text)
     total = len(ids)

@@ -139,7 +139,7 @@ def _score(
             f"{loaded.name} was made for {context:,} tokens; dense goes beyond that from token {context:,} on."
         )
     work = sum(len(each.ids) for each in tokens) * len(policies)
-    results: list[ppl.Scored] = []
+    results: list[ppl.ScoredDocument] = []
     stopped = False
     try:
         # chunks of many tokens would use the model's own weights

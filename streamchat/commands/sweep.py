@@ -141,12 +141,14 @@ def _kinds(text: str) -> list[Kind]:
 
 def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
     """Run what is not known; the cells that failed, with the reason."""
-    from streamchat.benchmarks.pools import default_workers, in_processes, on_ray
+    from streamchat.benchmarks.pools import default_workers, run_in_processes, run_on_ray
     from streamchat.cli.progress_bar import Bar
 
     if not missing:
         return {}
-    results = on_ray(missing, args.ray) if args.ray else in_processes(missing, args.workers or default_workers())
+    results = (
+        run_on_ray(missing, args.ray) if args.ray else run_in_processes(missing, args.workers or default_workers())
+    )
     failures = {}
     with Bar(sys.stderr, len(missing)) as bar:
         bar.advance(f"{len(missing)} to run")

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from streamchat.benchmarks.perplexity import Scored, curve, losses_in, of_policy, segments
+from streamchat.benchmarks.perplexity import ScoredDocument, curve, losses_in, of_policy, segments
 from streamchat.benchmarks.policies import Policy
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
@@ -25,7 +25,9 @@ OURS, WINDOW, DENSE = Policy("sinks", BUDGET, 4), Policy("window", BUDGET), Poli
 MISTAKE, RECOMPUTE = Policy("no-rerotation", BUDGET, 4), Policy("recompute", BUDGET)
 
 
-def write_page(docs: Path, results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, Any]) -> list[Path]:
+def write_page(
+    docs: Path, results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any]
+) -> list[Path]:
     """Write the page, its figures and its data; returns their paths."""
     folder = docs / "evidence"
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def write_page(docs: Path, results: Sequence[Scored], asked: Sequence[Asked], ab
     return [*written, data, page]
 
 
-def _of(results: Sequence[Scored], policy: Policy) -> float:
+def _of(results: Sequence[ScoredDocument], policy: Policy) -> float:
     value = perplexity(np.concatenate([result.scores.losses for result in of_policy(results, policy)]))
     assert value is not None
     return value
@@ -52,11 +54,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _names(results: Sequence[Scored]) -> list[str]:
+def _names(results: Sequence[ScoredDocument]) -> list[str]:
     return list(dict.fromkeys(result.document.name for result in results))
 
 
-def _table(results: Sequence[Scored], policies: Sequence[Policy], names: Sequence[str]) -> str:
+def _table(results: Sequence[ScoredDocument], policies: Sequence[Policy], names: Sequence[str]) -> str:
     """A row a policy: perplexity over all books, of each book, and memory of keys and values."""
     documents, rows = _names(results), []
     for policy, name in zip(policies, names, strict=True):
@@ -67,7 +69,7 @@ def _table(results: Sequence[Scored], policies: Sequence[Policy], names: Sequenc
     return as_markdown(Table("", ("", "perplexity", *documents, "keys and values"), tuple(rows)))
 
 
-def _by_segment(results: Sequence[Scored], policies: Sequence[Policy], size: int) -> str:
+def _by_segment(results: Sequence[ScoredDocument], policies: Sequence[Policy], size: int) -> str:
     length = max(len(result.document.ids) for result in results)
     rows = [
         (part.name, *(_number(perplexity(losses_in(of_policy(results, policy), part))) for policy in policies))
@@ -76,11 +78,11 @@ def _by_segment(results: Sequence[Scored], policies: Sequence[Policy], size: int
     return as_markdown(Table("", ("tokens", *(policy.name for policy in policies)), tuple(rows)))
 
 
-def _series(results: Sequence[Scored], policies: Sequence[Policy]) -> tuple[Series, ...]:
+def _series(results: Sequence[ScoredDocument], policies: Sequence[Policy]) -> tuple[Series, ...]:
     return tuple(Series(policy.name, *curve(of_policy(results, policy), POINTS, LEAST)) for policy in policies)
 
 
-def _charts(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, Any]) -> list[Chart]:
+def _charts(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any]) -> list[Chart]:
     along, token, nats = "Mean loss over stretches of the books, in nats.", "token of the stream", "nats per token"
     budgets = sorted([*BUDGETS, BUDGET])
     values = [_of(results, Policy("sinks", budget, 4)) for budget in budgets]
@@ -131,7 +133,7 @@ def _charts(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, 
     ]
 
 
-def _data(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, Any]) -> dict[str, Any]:
+def _data(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any]) -> dict[str, Any]:
     return {
         "about": about,
         "policies": [
@@ -148,7 +150,9 @@ def _data(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, An
     }
 
 
-def _markdown(results: Sequence[Scored], asked: Sequence[Asked], about: dict[str, Any], charts: Sequence[Chart]) -> str:
+def _markdown(
+    results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any], charts: Sequence[Chart]
+) -> str:
     def of(policy: Policy) -> float:
         return _of(results, policy)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from streamchat.benchmarks.perplexity import Scored, score_all
+from streamchat.benchmarks.perplexity import ScoredDocument, score_all
 from streamchat.benchmarks.policies import Policy
 from streamchat.benchmarks.score import Scores
 from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
@@ -48,7 +48,7 @@ def books(paths: Sequence[str], tokenizer: Any, most: int) -> list[Tokens]:
 
 def score_books(
     loaded: Any, fit: Any, documents: Sequence[Tokens], chunk: int, folder: Path, tick: Any
-) -> list[Scored]:
+) -> list[ScoredDocument]:
     """All policies on all books; what `folder` has of it is not run again."""
     found = []
     for policy in POLICIES:
@@ -72,6 +72,6 @@ def score_books(
                     kv_bytes=scores.kv_bytes,
                     seconds=scores.seconds,
                 )
-            found.append(Scored(policy, document, scores))
+            found.append(ScoredDocument(policy, document, scores))
             tick(f"{policy.name}, {document.name}: perplexity {found[-1].perplexity:.2f}, {scores.seconds:.0f} s")
     return found
