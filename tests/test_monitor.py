@@ -118,7 +118,7 @@ def test_a_replay_with_violations(
     assert watcher.board.turns == 7
     assert [each.split(":")[0] for each in watcher.violations] == ["storage at turn 6", "storage at turn 7"]
     assert cli.main(["monitor", str(ran.folder), "--once"]) == 0
-    assert "violated        storage at turn 6: the buffers take" in capsys.readouterr().out
+    assert "violated        storage at turn 6: the buffers have" in capsys.readouterr().out
 
 
 def test_runs_in_the_state_folder_are_found(tiny: None, tmp_path: Path) -> None:

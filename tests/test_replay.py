@@ -248,9 +248,9 @@ def test_a_format_that_is_not_the_templates_is_caught(
 @pytest.mark.parametrize(
     ("harm", "name", "detail"),
     [
-        (grow_one_layer, "layer-lengths", "the ledger says"),
-        (grow_the_buffers, "storage", "the buffers take"),
-        (forget_an_eviction, "cached-ids", "are held, and by the events"),
+        (grow_one_layer, "layer-lengths", ", ledger "),
+        (grow_the_buffers, "storage", "the buffers have"),
+        (forget_an_eviction, "cached-ids", "by the events"),
         (change_an_id, "cached-ids", "the chat template writes"),
     ],
 )
@@ -422,9 +422,9 @@ def test_events_of_a_clean_run_leave_no_account() -> None:
     inspector = invariants.Inspector(0.25, told.append)
     for runs in (((10, 20),), ((20, 25), (30, 31)), ((25, 30),)):
         event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs=runs)
-        inspector.see(event, None)
+        inspector.observe(event, None)
     assert invariants._gaps(inspector._evicted, 40) == [(0, 10), (31, 40)]
-    inspector.see(ev.ConversationCleared(), None)
+    inspector.observe(ev.ConversationCleared(), None)
     assert invariants._gaps(inspector._evicted, 40) == [(0, 40)]
     assert invariants._gaps([(0, 40)], 40) == []
     assert told == []

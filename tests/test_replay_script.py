@@ -11,7 +11,7 @@ import torch
 
 from streamchat.base.errors import ConfigError
 from streamchat.replay import invariants, trend
-from streamchat.replay.durations import seconds_of
+from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import Format, Problem, read_scripts, steps
 
 # --- scripts ----------------------------------------------------------------------------------------------------
@@ -82,10 +82,13 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
             "the content of a message of user must be text, not null",
         ),
         ('{"messages": [{"content": "x"}]}', 'a message needs "role" and "content", or "from" and "value"'),
-        ('{"turns": ["a"]}', "this is of the format mt-bench, and the file is conversations"),
+        ('{"turns": ["a"]}', "this record has the format mt-bench, but the file has conversations"),
         ('{"prompt": "a", "completion": "b"}', 'it is JSON, an object with "prompt", "completion"; accepted are '),
-        ('{"messages": []}', "nothing is said by the user"),
-        ('{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}', "were left out"),
+        ('{"messages": []}', "it contains no user messages"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}',
+            "which was skipped",
+        ),
         ("[" * 50_000, "this is not JSON (it is nested too deeply)"),
     ],
 )
@@ -137,12 +140,12 @@ def test_the_steps_of_a_run(tmp_path: Path) -> None:
 
 
 def test_durations() -> None:
-    assert [seconds_of(text, "--duration") for text in ("45", "90s", "30m", "8h", "2d", "1h30m", "0.5h")] == [
+    assert [parse_duration(text, "--duration") for text in ("45", "90s", "30m", "8h", "2d", "1h30m", "0.5h")] == [
         45, 90, 1800, 28800, 172800, 5400, 1800,
     ]  # fmt: skip
     for wrong in ("", "h", "8 hours", "-5s", "0", "1x", "5s!"):
-        with pytest.raises(ConfigError, match="a duration such as 90s, 30m, 8h or 2d is wanted"):
-            seconds_of(wrong, "--duration")
+        with pytest.raises(ConfigError, match="is not a duration; give for example 90s, 30m, 8h or 2d"):
+            parse_duration(wrong, "--duration")
 
 
 # --- trends -----------------------------------------------------------------------------------------------------

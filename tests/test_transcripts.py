@@ -106,7 +106,7 @@ def test_lines_of_several_kinds_are_told_with_their_number(tmp_path: Path) -> No
     text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
     dialogues, problems = said(put(tmp_path, text))
     assert len(dialogues) == 2
-    assert problems[0] == ":2: this is of the format mt-bench, and the file is conversations"
+    assert problems[0] == ":2: this record has the format mt-bench, but the file has conversations"
     assert problems[1] == ':3: a message of assistant has "tool_calls", which cannot be replayed'
     assert problems[2].startswith(":4: this is not JSON (")
     assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted are ')

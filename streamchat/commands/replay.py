@@ -22,13 +22,13 @@ from streamchat.base.formatting import plural, whole_number
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
-from streamchat.replay.durations import seconds_of
+from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
 
 if TYPE_CHECKING:
     from streamchat.cli.parser import Subparsers
     from streamchat.replay.invariants import Violation
-    from streamchat.replay.run import Folder, Run
+    from streamchat.replay.run import Run, RunFolder
 
 KEPT = ("files", "format", "strict", "fresh", "teacher_forced", "repeat", "duration", "max_turns", "max_drift")
 """Arguments that `--resume-run` takes from the run it goes on with."""
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: An argument or a file is wrong.
         ModelError: The model cannot be had, or cannot stream.
     """
-    from streamchat.replay.run import Folder
+    from streamchat.replay.run import RunFolder
     from streamchat.telemetry.log_file import start_logging
 
     start_logging()
@@ -96,14 +96,14 @@ def run(args: argparse.Namespace) -> int:
     configuration = flags.configuration_of(args)
     rows: list[dict[str, Any]] = []
     if args.resume_run:
-        folder = Folder(paths.user_path(args.resume_run))
+        folder = RunFolder(paths.user_path(args.resume_run))
         configuration = _go_on(args, folder, configuration)
         rows = folder.rows()
-        folder.keep_whole(rows)
+        folder.truncate_to(rows)
     else:
-        folder = Folder(_new_folder(args.out))
+        folder = RunFolder(_new_folder(args.out))
     repeat = _repeat(args.repeat)
-    until = None if args.duration is None else seconds_of(args.duration, "--duration")
+    until = None if args.duration is None else parse_duration(args.duration, "--duration")
     _check_numbers(args)
     script = _read(args)
     if not args.resume_run:
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def _replay(
     args: argparse.Namespace,
     configuration: Configuration,
-    folder: Folder,
+    folder: RunFolder,
     script: Script,
     rows: list[dict[str, Any]],
     repeat: int | None,
@@ -158,10 +158,10 @@ def _replay(
     def on_turn(row: dict[str, Any]) -> None:
         view.turn(row, going.totals)
         if going.totals.turns % ACCOUNT_EVERY == 0 or not inspector.holds:
-            folder.keep_account(inspector.account())
+            folder.save_state(inspector.state())
 
     inspector = Inspector(args.max_drift / 100, on_violation)
-    inspector.go_on(folder.read_account(), len(rows))
+    inspector.resume(folder.read_state(), len(rows))
     going = Run(engine, islice(said, len(rows), None), folder, inspector, on_turn, until)
     going.totals = restored_totals(rows)
     going.session = session
@@ -187,7 +187,7 @@ def _replay(
         view.say(going.failure.message)
         return going.failure.exit_code
     inspector.check_trends()
-    folder.keep_account(inspector.account())
+    folder.save_state(inspector.state())
     ended = _why(going, until, total)
     report = make_report(
         about=json.loads(folder.about.read_text(encoding="utf-8")),
@@ -300,7 +300,7 @@ def _new_folder(given: str | None) -> Path:
     return path
 
 
-def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuration) -> Configuration:
+def _go_on(args: argparse.Namespace, folder: RunFolder, configuration: Configuration) -> Configuration:
     """Arguments and settings of the run in `folder`; some may be given anew."""
     from dataclasses import replace
 

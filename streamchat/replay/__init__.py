@@ -1,1 +1,1 @@
-"""Scripted conversations through the living cache: a soak test that proves its invariants and leaves a report."""
+"""Replay of scripted conversations through the chat's cache: a soak test that checks invariants and writes a report."""

@@ -1,4 +1,4 @@
-"""What a run leaves: `report.json` for programs and `report.html`, one file that needs nothing beside it."""
+"""Report of a run: `report.json` for programs, and `report.html`, one self-contained file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import can_draw, svg_of
 
 SCHEMA = 1
-"""Of report.json; see docs/replay.md."""
-PLOTTED = 2000
-"""Points of a curve; of more turns so many are taken."""
+"""Version of report.json; see docs/replay.md."""
+MAX_POINTS = 2000
+"""Maximum points per plot."""
 
 
 def make_report(
@@ -35,17 +35,17 @@ def make_report(
     problems: list[str],
     ended: str,
 ) -> dict[str, Any]:
-    """The object of `report.json`.
+    """Return the object of `report.json`.
 
     Args:
-        about: What was asked for, as in run.json.
-        settings: In force.
-        model: Facts of the model.
-        totals: Of all turns.
-        invariants: With their verdicts.
-        rows: Of turns.jsonl.
-        problems: Lines of the scripts that could not be used.
-        ended: Why the run is over, in words.
+        about: Arguments of the run, as in run.json.
+        settings: Settings of the run.
+        model: Properties of the model.
+        totals: Totals over all turns.
+        invariants: Invariants with their verdicts.
+        rows: Rows of turns.jsonl.
+        problems: Script lines that could not be used.
+        ended: Why the run ended, as text.
     """
     checks = [{**asdict(invariant), "holds": invariant.holds} for invariant in invariants]
     return {
@@ -83,7 +83,7 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[Path, Path]:
-    """Write both files; returns their paths."""
+    """Write both files and return their paths."""
     as_json, as_html = folder / "report.json", folder / "report.html"
     write_private(as_json, json.dumps(report, indent=1) + "\n")
     write_private(as_html, html_of(report, rows))
@@ -91,7 +91,7 @@ def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]
 
 
 def html_of(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The page."""
+    """Render the page."""
     import jinja2
 
     source = (resources.files("streamchat.replay") / "report.html.jinja").read_text(encoding="utf-8")
@@ -108,17 +108,17 @@ def _when(then: float) -> str:
 
 
 def _charts(rows: list[dict[str, Any]]) -> list[dict[str, str]] | None:
-    """Title, words and SVG of each plot; None where matplotlib is not installed."""
+    """Return title, caption and SVG of each plot, or None if matplotlib is not installed."""
     if not can_draw():
         return None
-    thinned = rows[:: max(1, -(-len(rows) // PLOTTED))]
+    thinned = rows[:: max(1, -(-len(rows) // MAX_POINTS))]
     plots: list[tuple[str, str, str, Callable[[dict[str, Any]], float | None], bool]] = [
-        ("Cache length", "tokens", "Tokens that every layer holds; dashed: the budget.", _of("cache_len"), False),
+        ("Cache length", "tokens", "Cached tokens per layer; dashed: the budget.", _of("cache_len"), False),
         ("Compressions", "", "Evictions of the conversation so far.", _of("compressions"), False),
         ("Process memory", "MB", "Resident memory of the process.", _of("rss_bytes", 1e-6), False),
         ("Device memory", "MB", "Device memory in live tensors.", _of("vram_bytes", 1e-6), False),
         ("Time to first token", "ms", "From the message to the first token of the reply.", _of("ttft_s", 1e3), True),
-        ("Decode speed", "tok/s", "Tokens a second after the first one.", _of("decode_tps"), True),
+        ("Decode speed", "tok/s", "Tokens per second after the first one.", _of("decode_tps"), True),
     ]
     charts = []
     for title, unit, words, figure, dots in plots:
@@ -128,7 +128,7 @@ def _charts(rows: list[dict[str, Any]]) -> list[dict[str, str]] | None:
             xs, ys = [x for x, _ in known], [y for _, y in known]
             budget = float(thinned[-1]["cache_size"]) if title == "Cache length" else None
             series = Series(title, xs, ys, dots)
-            # the page has the title and the words beside the plot
+            # the page shows the title and caption next to the plot
             chart = Chart(title, "", words, "turn", unit, (series,), from_zero=True, line_at=budget)
             charts.append({"title": title, "words": words, "svg": svg_of(chart, (6.4, 2.4))})
     return charts

@@ -1,4 +1,4 @@
-"""A run: one step after the other through the engine, every turn checked and written down before the next begins."""
+"""A run: sends one step after the other to the engine, and checks and logs every turn before the next starts."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ from streamchat.replay.script import Step
 if TYPE_CHECKING:
     from streamchat.engine.engine import Engine
 
-DUMPS = 10
-"""So many violations are written down with all that reproduces them."""
+MAX_DUMPS = 10
+"""Maximum number of violations that are dumped to a file."""
 
 
 @dataclass
-class Folder:
-    """The files of a run. Everything is written so that a crash leaves whole lines."""
+class RunFolder:
+    """Files of a run. A crash leaves only complete files and lines, except for the last line of the turns."""
 
     path: Path
 
     @property
     def turns(self) -> Path:
-        """One JSON object a turn."""
+        """One JSON object per turn."""
         return self.path / "turns.jsonl"
 
     @property
     def about(self) -> Path:
-        """What was asked for; `--resume-run` reads it."""
+        """Arguments of the run; `--resume-run` reads them."""
         return self.path / "run.json"
 
     @property
-    def account(self) -> Path:
-        """What the invariants found so far."""
+    def invariants(self) -> Path:
+        """Verdicts of the invariants so far."""
         return self.path / "invariants.json"
 
-    def keep_account(self, account: dict[str, Any]) -> None:
-        """Write it, whole or not at all."""
-        fresh = self.account.with_suffix(".part")
-        write_private(fresh, json.dumps(account))
-        os.replace(fresh, self.account)
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Write the verdicts of the invariants atomically."""
+        fresh = self.invariants.with_suffix(".part")
+        write_private(fresh, json.dumps(state))
+        os.replace(fresh, self.invariants)
 
-    def read_account(self) -> dict[str, Any]:
-        """What `keep_account` wrote; empty where nothing was."""
+    def read_state(self) -> dict[str, Any]:
+        """Return what `save_state` wrote; empty if the file is missing or damaged."""
         try:
-            account: dict[str, Any] = json.loads(self.account.read_text(encoding="utf-8"))
-            return account
+            state: dict[str, Any] = json.loads(self.invariants.read_text(encoding="utf-8"))
+            return state
         except (OSError, ValueError):
             return {}
 
     @property
     def store(self) -> Path:
-        """The run's own database of what was said."""
+        """Database with the conversations of the run."""
         return self.path / "streamchat.db"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The turns so far; a line that a crash cut in half is left out."""
+        """Return the turns so far, without a line that a crash truncated."""
         rows = []
         try:
             for line in self.turns.read_text(encoding="utf-8").splitlines():
@@ -79,8 +79,8 @@ class Folder:
             pass
         return rows
 
-    def keep_whole(self, rows: list[dict[str, Any]]) -> None:
-        """Have exactly `rows` in the file."""
+    def truncate_to(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the contents of the turns file by `rows`, atomically."""
         fresh = self.turns.with_suffix(".part")
         write_private(fresh, "".join(json.dumps(row) + "\n" for row in rows))
         os.replace(fresh, self.turns)
@@ -88,21 +88,21 @@ class Folder:
 
 @dataclass
 class Totals:
-    """What a run came to."""
+    """Totals of a run."""
 
     turns: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
     given_tokens: int = 0
-    """Of replies that were fed as given."""
+    """Tokens of supplied replies."""
     conversations: int = 0
     compressions: int = 0
     tokens_evicted: int = 0
 
     @property
     def tokens(self) -> int:
-        """All that went through the cache."""
+        """Number of tokens that went through the cache."""
         return self.prompt_tokens + self.new_tokens + self.given_tokens
 
 
@@ -111,64 +111,66 @@ class Run:
     """One run of steps.
 
     Args:
-        engine: Not started.
-        steps: What is said.
-        folder: Where it is written down.
-        inspector: Checks; its reports come on the engine's thread.
+        engine: An engine that has not been started.
+        steps: The turns.
+        folder: Folder for the files.
+        inspector: Checks of the invariants; its reports come on the engine's thread.
         on_turn: Called after each turn with its row.
-        until: Seconds from the start of the first turn; None = no limit.
+        time_limit_s: No turn starts later than this many seconds after the first turn; None = no limit.
     """
 
     engine: Engine
     steps: Iterator[Step]
-    folder: Folder
+    folder: RunFolder
     inspector: Inspector
     on_turn: Callable[[dict[str, Any]], None]
-    until: float | None = None
+    time_limit_s: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set: no further turn begins."""
+    """If set, no further turn starts."""
     totals: Totals = field(default_factory=Totals)
     failure: ev.EngineFailed | None = None
     info: ev.ModelInfo | None = None
     session: str = ""
     resumed_at: int | None = None
-    """Turns of the conversation that is resumed and that are written down; later ones are taken back first."""
+    """Number of logged turns of the resumed conversation; later turns are undone first."""
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
     _step: Step | None = None
     _evictions: list[tuple[int, int]] = field(default_factory=list)
     _dumps: int = 0
-    _before: tuple[int, int] = (0, 0)
-    """Compressions and evicted tokens of the conversation, as last told."""
+    _counts: tuple[int, int] = (0, 0)
+    """Latest compressions and evicted tokens of the conversation."""
 
     def __post_init__(self) -> None:
-        self.engine.subscribe(self._take)
+        self.engine.subscribe(self._on_event)
 
     def run(self, *, started: bool = False) -> None:
-        """Say all steps; returns when they are over, stopped, or the engine has failed.
+        """Send all steps; return when they are done or stopped, or the engine has failed.
 
         Args:
-            started: Somebody else starts the engine.
+            started: Whether another component starts the engine.
         """
         if not started:
             self.engine.start()
-        if self.resumed_at is not None and not self._go_back_to(self.resumed_at):
+        if self.resumed_at is not None and not self._undo_unlogged(self.resumed_at):
             return
-        if self.resumed_at is None and not self._until(ev.ModelReady):
+        if self.resumed_at is None and not self._wait_for(ev.ModelReady):
             return
         begin = time.monotonic()
         with open(self.folder.turns, "a", encoding="utf-8", opener=private_opener) as file:
             for step in self.steps:
-                if self.stop.is_set() or (self.until is not None and time.monotonic() - begin >= self.until):
+                if self.stop.is_set() or (
+                    self.time_limit_s is not None and time.monotonic() - begin >= self.time_limit_s
+                ):
                     return
-                anew = step.starts and (self.totals.turns > 0 or step.system is not None)
-                if anew and not self._begin_conversation(step):
+                is_new = step.starts and (self.totals.turns > 0 or step.system is not None)
+                if is_new and not self._start_conversation(step):
                     return
                 self._step = step
                 if step.reply is None:
                     self.engine.submit(step.text)
                 else:
                     self.engine.quote(step.text, step.reply, False)
-                finished = self._until(ev.TurnFinished)
+                finished = self._wait_for(ev.TurnFinished)
                 if finished is None:
                     return
                 assert isinstance(finished, ev.TurnFinished)
@@ -177,26 +179,26 @@ class Run:
                 file.flush()
                 self.on_turn(row)
 
-    def _go_back_to(self, turns: int) -> bool:
-        """The process before may have ended between a turn and its line."""
-        resumed = self._until(ev.ConversationResumed)
+    def _undo_unlogged(self, turns: int) -> bool:
+        """Undo turns that were saved but never logged before a crash."""
+        resumed = self._wait_for(ev.ConversationResumed)
         if not isinstance(resumed, ev.ConversationResumed):
             return False
         for _ in resumed.turns[turns:]:
             self.engine.undo()
-            if self._until(ev.TurnUndone) is None:
+            if self._wait_for(ev.TurnUndone) is None:
                 return False
         return True
 
-    def _begin_conversation(self, step: Step) -> bool:
+    def _start_conversation(self, step: Step) -> bool:
         if step.system is not None:
             self.engine.set_system_prompt(step.system)
         else:
             self.engine.clear()
-        return self._until(ev.ConversationCleared, ev.Notice) is not None
+        return self._wait_for(ev.ConversationCleared, ev.Notice) is not None
 
-    def _until(self, *kinds: type[ev.Event]) -> ev.Event | None:
-        """The next event of one of these kinds; None where the engine has ended."""
+    def _wait_for(self, *kinds: type[ev.Event]) -> ev.Event | None:
+        """Return the next event of one of these kinds; None if the engine has ended."""
         while True:
             event = self._events.get()
             if isinstance(event, ev.Notice) and event.level != "error":
@@ -208,18 +210,18 @@ class Run:
 
     # --- on the engine's thread -----------------------------------------------------------------------------------
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         conversation = self.engine.conversation
-        self.inspector.see(event, conversation)
+        self.inspector.observe(event, conversation)
         match event:
             case ev.ModelReady(info=info):
                 self.info = info
             case ev.SessionOpened(session=session):
                 self.session = session
             case ev.ConversationCleared():
-                self._before = (0, 0)
+                self._counts = (0, 0)
             case ev.ConversationResumed(cache=cache) | ev.TurnUndone(cache=cache):
-                self._before = (cache.compressions, cache.tokens_evicted)
+                self._counts = (cache.compressions, cache.tokens_evicted)
             case ev.TurnStarted():
                 self._evictions = []
             case ev.TokensEvicted(runs=runs):
@@ -227,13 +229,13 @@ class Run:
             case ev.EngineFailed():
                 self.failure = event
             case ev.TurnFinished() if conversation is not None:
-                self.inspector.turn_over(event, conversation)
+                self.inspector.check_turn(event, conversation)
             case _:
                 pass
         if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress):
             self._events.put(event)
 
-    # --- writing down ---------------------------------------------------------------------------------------------
+    # --- files ----------------------------------------------------------------------------------------------------
 
     def _row(self, step: Step, finished: ev.TurnFinished) -> dict[str, Any]:
         stats, totals = finished.stats, self.totals
@@ -250,10 +252,10 @@ class Run:
             totals.prompt_tokens += stats.prompt_tokens
             totals.new_tokens += stats.new_tokens
             totals.given_tokens += given
-            compressions, evicted = self._before
+            compressions, evicted = self._counts
             totals.compressions += max(0, stats.compressions - compressions)
             totals.tokens_evicted += max(0, stats.tokens_evicted - evicted)
-            self._before = (stats.compressions, stats.tokens_evicted)
+            self._counts = (stats.compressions, stats.tokens_evicted)
         return {
             "index": step.index,
             "at": time.time(),
@@ -267,9 +269,9 @@ class Run:
         }
 
     def dump(self, violation: Violation) -> Path | None:
-        """Write down what reproduces a violation. On the engine's thread, at that moment."""
+        """Write what is needed to reproduce a violation. Runs on the engine's thread, when the violation is found."""
         self._dumps += 1
-        if self._dumps > DUMPS:
+        if self._dumps > MAX_DUMPS:
             return None
         conversation, step = self.engine.conversation, self._step
         path = self.folder.path / f"violation-{self._dumps:02}-{violation.name}.json"
@@ -293,7 +295,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """What a reader needs to know about the machine's software."""
+    """Return the versions of the software that affects a run."""
     from importlib.metadata import version
 
     from streamchat import __version__
@@ -308,7 +310,7 @@ def versions() -> dict[str, str]:
 
 
 def restored_totals(rows: list[dict[str, Any]]) -> Totals:
-    """The totals of turns that an earlier process made."""
+    """Return the totals over the turns of an earlier process."""
     totals, before, conversation = Totals(), (0, 0), 0
     for row in rows:
         totals.turns += 1
@@ -328,7 +330,7 @@ def restored_totals(rows: list[dict[str, Any]]) -> Totals:
 
 
 def line_of(row: dict[str, Any], totals: Totals) -> str:
-    """A turn as a line of a log."""
+    """Format a turn as a log line."""
     speed = f"{row['decode_tps']:.1f} tok/s" if row["decode_tps"] else "- tok/s"
     written = row["new_tokens"] or row["given_tokens"]
     first = human_seconds(row["ttft_s"]) if row["ttft_s"] is not None else "-"

@@ -1,4 +1,4 @@
-"""Reads the turns of a replay: conversations, MT-Bench, messages, plain text. Reports what cannot be used."""
+"""Reader for replay scripts: conversations, MT-Bench, messages or plain text. Reports lines that cannot be used."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ turn per line. Records are JSON lines, the items of one array, or one object."""
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says, and what the script has as the answer."""
+    """A user message and the script's reply."""
 
     text: str
     reply: str | None = None
-    """None where the script has none."""
+    """None if the script has no reply."""
 
 
 @dataclass
@@ -41,15 +41,15 @@ class Dialogue:
     """One record of a script."""
 
     place: str
-    """`FILE:LINE` where it begins."""
+    """`FILE:LINE` of its start."""
     turns: list[Turn] = field(default_factory=list)
     system: str | None = None
-    """None where the script says nothing about it."""
+    """System prompt; None if the script has none."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A line that cannot be used."""
+    """A script line that cannot be used."""
 
     place: str
     reason: str
@@ -60,14 +60,14 @@ class Problem:
 
 @dataclass
 class Script:
-    """All dialogues, and what was wrong."""
+    """All dialogues and problems of the files."""
 
     dialogues: list[Dialogue] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def turns(self) -> int:
-        """Turns of one pass."""
+        """Number of turns in one pass."""
         return sum(len(dialogue.turns) for dialogue in self.dialogues)
 
 
@@ -109,7 +109,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
     if records:
         reader = _Reader(path, script, kinds[0] if wanted == "auto" else wanted)
         for record in records:
-            reader.take(record)
+            reader.add(record)
 
 
 def _read_text(path: Path, text: str, script: Script) -> None:
@@ -120,86 +120,88 @@ def _read_text(path: Path, text: str, script: Script) -> None:
 
 
 class _Reader:
-    """Records of one file to dialogues."""
+    """Converts the records of one file to dialogues."""
 
     def __init__(self, path: Path, script: Script, kind: Format) -> None:
         self._path, self._script, self._kind = path, script, kind
         self._open: Dialogue | None = None
-        """Of formats in which a dialogue is the whole file."""
+        """Current dialogue, for formats in which a file is one dialogue."""
 
-    def take(self, record: Record) -> None:
-        """The next record."""
+    def add(self, record: Record) -> None:
+        """Add the next record."""
         place, value = f"{self._path}:{record.line}", record.value
         if record.problem:
-            self._wrong(place, record.problem)
+            self._add_problem(place, record.problem)
         elif (kind := kind_of(value)) != self._kind:
-            what = unknown(value) if kind is None else f"this is of the format {kind}, and the file is {self._kind}"
-            self._wrong(place, what)
+            what = (
+                unknown(value) if kind is None else f"this record has the format {kind}, but the file has {self._kind}"
+            )
+            self._add_problem(place, what)
         elif kind == "mt-bench":
-            self._turns(place, value)
+            self._add_mt_bench(place, value)
         elif kind == "conversations":
-            self._messages(place, value)
-        elif "streamchat" in value:  # the head of an export
+            self._add_conversation(place, value)
+        elif "streamchat" in value:  # the header of an export
             settings = value.get("settings")
             prompt = settings.get("system_prompt") if isinstance(settings, dict) else None
             self._open = None
-            self._whole(place).system = prompt if isinstance(prompt, str) and prompt else None
+            self._file_dialogue(place).system = prompt if isinstance(prompt, str) and prompt else None
         else:
-            self._message(place, value)
+            self._add_message(place, value)
 
-    def _message(self, place: str, value: dict[str, Any]) -> None:
+    def _add_message(self, place: str, value: dict[str, Any]) -> None:
         try:
             role, content = message_of(value)
         except TranscriptError as error:
-            self._wrong(place, str(error))
+            self._add_problem(place, str(error))
         else:
-            _add(self._whole(place), role, content, place, self._script.problems)
+            _append_message(self._file_dialogue(place), role, content, place, self._script.problems)
 
-    def _whole(self, place: str) -> Dialogue:
+    def _file_dialogue(self, place: str) -> Dialogue:
         if self._open is None:
             self._open = Dialogue(place)
             self._script.dialogues.append(self._open)
         return self._open
 
-    def _wrong(self, place: str, reason: str) -> None:
+    def _add_problem(self, place: str, reason: str) -> None:
         self._script.problems.append(Problem(place, reason))
 
-    def _turns(self, place: str, record: dict[str, Any]) -> None:
+    def _add_mt_bench(self, place: str, record: dict[str, Any]) -> None:
         turns = record.get("turns")
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-            self._wrong(place, '"turns" must be a list of texts')
+            self._add_problem(place, '"turns" must be a list of texts')
             return
-        self._keep(Dialogue(place, [Turn(turn) for turn in turns if turn.strip()]))
+        self._add_dialogue(Dialogue(place, [Turn(turn) for turn in turns if turn.strip()]))
 
-    def _messages(self, place: str, record: dict[str, Any]) -> None:
+    def _add_conversation(self, place: str, record: dict[str, Any]) -> None:
         dialogue = Dialogue(place)
         try:
             messages = messages_of(record)
-        except TranscriptError as error:  # half a conversation would be another one
-            self._wrong(place, str(error))
+        except TranscriptError as error:  # a partial conversation would be misleading, so skip all of it
+            self._add_problem(place, str(error))
             return
         for role, content in messages:
-            _add(dialogue, role, content, place, self._script.problems)
-        self._keep(dialogue)
+            _append_message(dialogue, role, content, place, self._script.problems)
+        self._add_dialogue(dialogue)
 
-    def _keep(self, dialogue: Dialogue) -> None:
+    def _add_dialogue(self, dialogue: Dialogue) -> None:
         if dialogue.turns:
             self._script.dialogues.append(dialogue)
         else:
-            self._wrong(dialogue.place, "nothing is said by the user")
+            self._add_problem(dialogue.place, "it contains no user messages")
 
 
-def _add(dialogue: Dialogue, role: Role, content: str, place: str, problems: list[Problem]) -> None:
-    """Append a message."""
+def _append_message(dialogue: Dialogue, role: Role, content: str, place: str, problems: list[Problem]) -> None:
+    """Append a message to the dialogue."""
     if role == "system":
         if not dialogue.turns:
             dialogue.system = content if dialogue.system is None else f"{dialogue.system}\n\n{content}"
-        else:  # in the middle: with the next message, as words of the user
+        else:  # in the middle of a dialogue: as a user message
             dialogue.turns.append(Turn(f"System: {content}"))
     elif role == "user":
         dialogue.turns.append(Turn(content))
     elif not dialogue.turns:
-        problems.append(Problem(place, "it begins with words of the assistant; these were left out"))
+        problems.append(Problem(place, "it starts with an assistant message, which was skipped"))
     else:
         last = dialogue.turns[-1]
         reply = content if last.reply is None else f"{last.reply}\n\n{content}"
@@ -211,22 +213,22 @@ class Step:
     """One turn of a run."""
 
     index: int
-    """Counts from 0 over the whole run."""
+    """Index over the whole run, from 0."""
     text: str
     reply: str | None
-    """The script's answer, where it is to be fed as given."""
+    """The script's reply to feed, or None to generate one."""
     place: str
     starts: bool = False
-    """A new conversation begins with it."""
+    """Whether it starts a new conversation."""
     system: str | None = None
-    """Its system prompt; None for the one of the settings."""
+    """System prompt of that conversation; None for the one in the settings."""
 
 
 def steps(script: Script, *, fresh: bool, teacher_forced: bool, repeat: int | None) -> Iterator[Step]:
-    """The turns of a run, in order; lazily, as `repeat = None` has no end.
+    """Yield the turns of a run in order; `repeat = None` repeats forever.
 
-    With one conversation over everything, a system prompt can only be the first one's; later ones are put in front of
-    the next message, so that nothing of the script is left out.
+    If the whole run is one conversation, only the first system prompt can be set. Later ones are added to the start of
+    the next message, so that nothing of the script is lost.
     """
     index = passed = 0
     while repeat is None or passed < repeat:
