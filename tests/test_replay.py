@@ -123,7 +123,7 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
         (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
         (["empty"], "nothing is said in it"),
         (["words", "--repeat", "0"], "--repeat 0: a number from 1 on, or 'forever', is wanted"),
-        (["words", "--duration", "soon"], "--duration soon: a duration such as"),
+        (["words", "--duration", "soon"], "--duration soon is not a duration; give for example"),
         (["words", "--max-turns", "0"], "--max-turns 0 must be at least 1"),
         (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),
         (["words", "--out", "."], "there is something already; give a new folder"),

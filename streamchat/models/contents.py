@@ -51,16 +51,16 @@ def folder_digest(folder: Path, files: Iterable[Path], *, name: str, progress: P
 def file_digest(file: Path, *, name: str, progress: Progress = silent) -> str:
     """Return the digest of every byte of `file`. Arguments and errors are those of `folder_digest`."""
     with _readable(file):
-        place = file.resolve(strict=True)
-        before = _state(place)
-    known = _read_record(place)
+        path = file.resolve(strict=True)
+        before = _state(path)
+    known = _read_record(path)
     if known is not None and known[0] == before:
         return known[1]
-    digest = _hash(place, before[2], f"Checking {name} (once)", progress)
+    digest = _hash(path, before[2], f"Checking {name} (once)", progress)
     with _readable(file):
-        is_same = _state(place) == before
+        is_same = _state(path) == before
     if is_same and time.time_ns() - max(before[3:]) > SETTLED_NS:
-        _write_record(place, before, digest)
+        _write_record(path, before, digest)
     return digest
 
 

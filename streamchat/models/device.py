@@ -74,12 +74,12 @@ def choose_device(asked: str) -> str:
     if missing := [name for name in wanted if name not in found]:
         names = ", ".join([*found, *here[1:]])
         raise ConfigError(f"device = {asked!r} cannot be used: there is no {missing[0]} here; available: {names}")
-    place = place_of(wanted)
-    if is_spread(place) and not can_spread():
+    device = place_of(wanted)
+    if is_spread(device) and not can_spread():
         raise ConfigError(
-            f"device = {asked!r} spreads the model over {place}, which needs accelerate; {INSTALL_ACCELERATE}"
+            f"device = {asked!r} spreads the model over {device}, which needs accelerate; {INSTALL_ACCELERATE}"
         )
-    return place
+    return device
 
 
 def can_spread() -> bool:

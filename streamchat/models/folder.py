@@ -104,12 +104,12 @@ def check_sizes(config: dict[str, Any], shapes: list[tuple[int, ...]], where: st
     largest = max((size for shape in shapes for size in shape), default=0)
     for name, value in _numbers(config):
         if LAYERS.search(name) and value > max(len(shapes), FEW):
-            held = f"{len(shapes):,} tensors"
+            actual = f"{len(shapes):,} tensors"
         elif SIZES.search(name) and value > max(largest, FEW) and "quantization_config" not in config:
-            held = f"no tensor with a dimension above {largest:,}"
+            actual = f"no tensor with a dimension above {largest:,}"
         else:
             continue
-        raise ModelNotFoundError(f"{where} says {name} = {value:,} but has {held}; fetch the model again")
+        raise ModelNotFoundError(f"{where} says {name} = {value:,} but has {actual}; fetch the model again")
 
 
 FEW = 1_000

