@@ -9,13 +9,6 @@ from streamchat.base.errors import ConfigError
 
 Kind = Literal["dense", "window", "sinks", "no-rerotation", "recompute"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MEANING: dict[Kind, str] = {
-    "dense": "everything is kept: a growing cache",
-    "window": "the latest tokens only",
-    "sinks": "attention sinks and the latest tokens, as streamchat does it",
-    "no-rerotation": "the same tokens kept, with positions left to the cache's new length: the classic mistake",
-    "recompute": "the latest tokens, read again without a cache for every chunk",
-}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MANY = 2**31
 """More than can be listed, and not more than SQLite can count."""
-DO = ("list", "show", "rename", "delete", "export", "import", "backups", "repair", "restore-backup")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

@@ -47,7 +47,6 @@ class StatusBoard:
     """Turns that became part of the conversation."""
     prompt_tokens: int = 0
     new_tokens: int = 0
-    load_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
     """Seconds; replaceable for pictures that must not change."""
     lengths: Series = field(default_factory=Series)
@@ -68,8 +67,8 @@ class StatusBoard:
     def apply(self, event: ev.Event) -> None:
         """Update the figures that `event` changes."""
         match event:
-            case ev.ModelReady(info=info, load_s=load_s):
-                self.info, self.load_s = info, load_s
+            case ev.ModelReady(info=info):
+                self.info = info
                 self._ready_at = self.clock() if self._ready_at is None else self._ready_at
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy

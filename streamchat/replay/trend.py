@@ -27,10 +27,6 @@ class Trend:
         """Whether even the low end of the interval is above `bound`."""
         return self.low > bound
 
-    def shrinks(self, bound: float) -> bool:
-        """Whether even the high end is below `-bound`."""
-        return self.high < -bound
-
 
 def trend(values: Sequence[float]) -> Trend | None:
     """Of figures in order; None where there are too few.

@@ -87,7 +87,8 @@ class StreamchatApp(App[int]):
         self._theme_problems = self._register_themes()
         self._bridge = EventBridge(lambda: self.post_message(EventsArrived()))
         self._outbox = Outbox(engine)
-        self._chat = ChatScreen(self._bridge, self._outbox, PromptHistory.open(configuration.settings.history))
+        history = PromptHistory.open(configuration.settings.history)
+        self._chat = ChatScreen(self, self._bridge, self._outbox, history)
         self._leaving = False
         self._quit_armed = False
 

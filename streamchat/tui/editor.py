@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual.app import App, SuspendNotSupported
 
 from streamchat.base.errors import ConfigError
 from streamchat.frontend import editor
 
 
-def edit(app: App[int], text: str) -> str:
+def edit(app: App[Any], text: str) -> str:
     """What the user makes of `text`.
 
     Raises:

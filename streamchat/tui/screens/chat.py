@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -29,6 +29,7 @@ from streamchat.tui.catch_up import caught_up
 from streamchat.tui.clipboard import SENT
 from streamchat.tui.editor import edit
 from streamchat.tui.history import PromptHistory
+from streamchat.tui.host import ChatHost
 from streamchat.tui.measure import MessageSize
 from streamchat.tui.messages import EventsArrived
 from streamchat.tui.narrator import Narrator
@@ -46,9 +47,6 @@ from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.waiting import WaitingMessage
 
-if TYPE_CHECKING:
-    from streamchat.tui.app import StreamchatApp
-
 FRAME_S = 1 / 12
 """Least time between two batches of events on the screen."""
 PAUSE_S = 0.4
@@ -60,8 +58,9 @@ class ChatScreen(ReadingScreen):
 
     BINDINGS: ClassVar[list[BindingType]] = CHAT_KEYS
 
-    def __init__(self, bridge: EventBridge, outbox: Outbox, history: PromptHistory) -> None:
+    def __init__(self, app: ChatHost, bridge: EventBridge, outbox: Outbox, history: PromptHistory) -> None:
         super().__init__()
+        self.chat_app = app
         self._bridge, self._outbox, self._history = bridge, outbox, history
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
@@ -69,13 +68,6 @@ class ChatScreen(ReadingScreen):
         self._keys_shown: tuple[Phase, bool] | None = None
         self._message_size = MessageSize(lambda text: self.chat_app.engine.count_tokens(text))
         self._pause_timer: Timer | None = None
-
-    @property
-    def chat_app(self) -> StreamchatApp:
-        """The app, with its type."""
-        from streamchat.tui.app import StreamchatApp
-
-        return cast(StreamchatApp, self.app)
 
     def compose(self) -> ComposeResult:
         """Conversation and input on the left, sidebar on the right, keys below."""
@@ -379,7 +371,7 @@ class ChatScreen(ReadingScreen):
     def action_edit(self) -> None:
         """Write the message in the user's editor."""
         try:
-            self.prompt.put(edit(self.chat_app, self.prompt.text))
+            self.prompt.put(edit(self.app, self.prompt.text))
         except ConfigError as error:
             self._toast(str(error), "error")
 

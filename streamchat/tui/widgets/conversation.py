@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
 
 from streamchat.base.events import CacheState, TokensEvicted
-from streamchat.config.settings import Thinking
 from streamchat.frontend.visibility import Visible
 from streamchat.tui.past import PastTurn
 from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt
 from streamchat.tui.widgets.stretch import ElsewhereLine, Stretch
 from streamchat.tui.widgets.turn import Turn
+from streamchat.tui.widgets.turn_column import TurnColumn
 
 MAX_OTHERS = 200
 """Lines and command outputs between turns."""
 
 
-class Conversation(VerticalScroll, can_focus=False):
+class Conversation(TurnColumn, can_focus=False):
     """Turns by number, and everything between them in order.
 
     Of thousands of turns a few are mounted at a time: `Stretch` decides which.
@@ -32,15 +31,8 @@ class Conversation(VerticalScroll, can_focus=False):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
-        self.model = "assistant"
-        """Name over the replies."""
-        self.thinking: Thinking = "collapse"
-        """What is shown of a reply's reasoning."""
         self.stretch = Stretch(self)
-        self.sight = Visible(CacheState())
-        """What the model sees, by turn."""
         self._cache = CacheState()
-        self._edge: MemoryEdge | None = None
         self._loose: EvictionLine | None = None
 
     def on_mount(self) -> None:
@@ -48,11 +40,6 @@ class Conversation(VerticalScroll, can_focus=False):
         self.anchor()
 
     # --- reading --------------------------------------------------------------------------------------------
-
-    @property
-    def following(self) -> bool:
-        """New text scrolls into view by itself."""
-        return self.is_anchored and not self._anchor_released
 
     def follow(self) -> None:
         """Go to the end and stay there."""
@@ -193,29 +180,7 @@ class Conversation(VerticalScroll, can_focus=False):
         self._cache, self.sight = cache, Visible(cache)
         for number, turn in self.stretch.turns.items():
             turn.show_memory(self.sight.turn(number))
-        await self.place_edge()
-
-    async def place_edge(self) -> None:
-        """Put the edge of memory before the first turn of the window; away where nothing was forgotten."""
-        first = self.stretch.turns.get(self.sight.oldest)
-        forgotten = [number for number in self.stretch.turns if self.sight.turn(number).forgotten]
-        known = first is not None and (forgotten or not self.sight.turn(self.sight.oldest).whole)
-        if not known or first is None:
-            if self._edge is not None:
-                await self._edge.remove()
-                self._edge = None
-            return
-        if self._edge is None:
-            self._edge = MemoryEdge()
-            await self.mount(self._edge, before=first)
-        elif self.widget_after(self._edge) is not first:
-            self.move_child(self._edge, before=first)
-        self._edge.show(partly=not self.sight.turn(self.sight.oldest).whole)
-
-    def widget_after(self, widget: Widget) -> Widget | None:
-        """What stands right below."""
-        at = self.children.index(widget) + 1
-        return self.children[at] if at < len(self.children) else None
+        await self.place_edge(self.stretch.turns)
 
     async def on_elsewhere_line_wanted(self, message: ElsewhereLine.Wanted) -> None:
         """A click on such a line."""

@@ -132,11 +132,6 @@ class StatusPanel(VerticalScroll, can_focus=False):
         )
 
 
-def legend() -> Content:
-    """What the colours of the map mean."""
-    return Content(" ").join(Content.assemble(("■ ", colour), (name, "$foreground 60%")) for name, colour in LEGEND)
-
-
 def speed_figures(board: StatusBoard, reading: PrefillProgress | None) -> list[Figure]:
     """Tokens a second and time to first token, of the running or last turn."""
     rows = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from textual.message import Message
 from textual.widget import Widget
@@ -15,9 +14,7 @@ from streamchat.tui.widgets.edge import MemoryEdge
 from streamchat.tui.widgets.lines import SystemPrompt
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.turn import Turn
-
-if TYPE_CHECKING:
-    from streamchat.tui.widgets.conversation import Conversation
+from streamchat.tui.widgets.turn_column import TurnColumn
 
 MAX_TURNS = 40
 """Older turns are taken off the screen while the end is followed."""
@@ -50,9 +47,9 @@ class ElsewhereLine(Verbatim):
 
 
 class Stretch:
-    """The mounted turns of one `Conversation`, and the data of all finished ones."""
+    """The mounted turns of one column, and the data of all finished ones."""
 
-    def __init__(self, view: Conversation) -> None:
+    def __init__(self, view: TurnColumn) -> None:
         self._view = view
         self.turns: dict[int, Turn] = {}
         """Mounted ones by number, ascending."""
@@ -153,7 +150,7 @@ class Stretch:
                     self.turns[past.number] = turn
                 self.turns = dict(sorted(self.turns.items()))
                 await self._say_elsewhere()
-                await self._view.place_edge()
+                await self._view.place_edge(self.turns)
             await self._prune(len(self.turns) - READING_MAX_TURNS, keep_oldest=at_top)
             if at_top and place is not None and not self._view.following:
                 self._view.call_after_refresh(self._keep_view, place, above)
@@ -191,7 +188,7 @@ class Stretch:
         with self._view.app.batch_update():
             await self._view.remove_children(doomed)
             await self._say_elsewhere()
-            await self._view.place_edge()
+            await self._view.place_edge(self.turns)
 
     async def _say_elsewhere(self) -> None:
         """The lines that stand for what is not mounted."""
