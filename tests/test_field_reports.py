@@ -144,7 +144,7 @@ def test_what_others_print_stays_off_the_screen(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(FACE.parents[1])!r})\n"
         "kept = sys.stderr\n"
         "logging.basicConfig()\n"
-        "from streamchat import cli\n"
+        "from streamchat.cli import main as cli\n"
         "from tests.scripted_engine import ScriptedEngine\n"
         "def reply(text):\n"
         "    print('NOISE print'); print('NOISE error', file=sys.stderr); print('NOISE kept', file=kept)\n"

@@ -72,7 +72,7 @@ def test_a_circle_is_found() -> None:
 
 COMMAND = """
 import sys
-from streamchat import cli
+from streamchat.cli import main as cli
 code = cli.main(sys.argv[1:])
 open("modules.txt", "w").write("\\n".join(sys.modules))
 raise SystemExit(code)

@@ -15,7 +15,7 @@ import tests
 from streamchat.base import events as ev
 from streamchat.cli import main as cli
 from streamchat.config import loader
-from streamchat.engine.engine import load_from_settings
+from streamchat.conversation.assemble import load_from_settings
 from streamchat.repl.history import PrivateHistory
 from streamchat.store.store import Store
 from streamchat.tui.history import PromptHistory

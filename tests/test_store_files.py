@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 USE_EVERYTHING = r"""
 import io, os, sys
 from pathlib import Path
-from streamchat import cli
+from streamchat.cli import main as cli
 from streamchat.frontend.slash.session_commands import SessionCommands
 from streamchat.frontend.watch import Watcher, everything, watched
 from streamchat.store.database import database_path

@@ -103,7 +103,7 @@ async def test_a_model_that_cannot_be_loaded(error: Exception, sentence: str, co
 BROKEN_APP = """
 import sys
 sys.path.insert(0, ROOT)
-from streamchat import cli
+from streamchat.cli import main as cli
 from streamchat.tui.screens.chat import ChatScreen
 from tests.scripted_engine import ScriptedEngine
 def broken(self):

@@ -28,7 +28,7 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 PACKAGES = (
     "torch",

@@ -15,7 +15,7 @@ from streamchat.cli import flags
 from streamchat.frontend.watch import Watched, Watcher, everything, watched
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

@@ -15,7 +15,7 @@ from streamchat.cli.scoring import add_text_flags, require_least
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
 DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"

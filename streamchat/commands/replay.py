@@ -26,7 +26,7 @@ from streamchat.replay.durations import seconds_of
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
     from streamchat.replay.invariants import Violation
     from streamchat.replay.run import Folder, Run
 

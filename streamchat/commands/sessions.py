@@ -24,7 +24,7 @@ from streamchat.store.restore import lost_sentence
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 MANY = 2**31
 """More than can be listed, and not more than SQLite can count."""
