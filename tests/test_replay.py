@@ -381,7 +381,9 @@ def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> Non
     script.write_text("\n".join(TURNS))
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from streamchat.cli import main as cli\nfrom streamchat.engine import engine\nfrom tests.real_engine import tiny_loaded\n"
+        "from streamchat.cli import main as cli\n"
+        "from streamchat.engine import engine\n"
+        "from tests.real_engine import tiny_loaded\n"
         "engine.Engine.__init__.__defaults__ = (lambda *_: tiny_loaded(),)\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
