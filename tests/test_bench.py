@@ -195,6 +195,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.mark.slow
 def test_rounds_run_every_way_in_turn_and_the_first_warms_up(clock: list[float]) -> None:
     said: list[str] = []
     ways = [Fake("a", clock, 0.001), Fake("b", clock, 0.002), Broken("c", clock, 0.001)]
@@ -307,6 +308,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
     assert [picture.name for picture in page.pictures] == ["decode", "first-token"]
 
 
+@pytest.mark.slow
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
     sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "3", "--turns", "2,6"]
@@ -425,7 +427,6 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert "has no GGUF file" in peers.find_peers(None, 64, 4, 1)[1][0]
 
 
-@pytest.mark.model
 def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
     pytest.importorskip("llama_cpp")
     from streamchat.models.bundled.default import default_gguf

@@ -64,6 +64,7 @@ class Pair:
             do(cache)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", KNOWN)
 def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 # --- wrong input: exit code 2 ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -199,6 +200,7 @@ def test_a_reader_that_leaves_is_141() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["models"], ["config"], []], ids=str)

@@ -54,6 +54,7 @@ def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch:
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -178,7 +179,6 @@ def test_a_copy_of_the_cache_goes_on_alone() -> None:
     torch.testing.assert_close(stream(model, twin, ids[:, 20:], 1), stream(model, cache, ids[:, 20:], 1))
 
 
-@pytest.mark.model
 @pytest.mark.parametrize(("dtype", "weights", "limit"), [("float32", "native", 1e-3), ("bfloat16", "int8", 0.05)])
 def test_the_default_model_predicts_the_same_on_both_paths(
     default_model_home: None, kernels_: str, dtype: str, weights: str, limit: float

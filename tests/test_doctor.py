@@ -94,6 +94,7 @@ def test_versions_outside_their_range_are_named(
     assert report["problems"][1].startswith("transformers 1.0 is installed, and streamchat wants ")
 
 
+@pytest.mark.slow
 def test_it_loads_neither_transformers_nor_textual() -> None:
     report = Path("modules.txt")
     run("doctor", scenario={}, LOADED_MODULES=str(report))

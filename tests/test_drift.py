@@ -92,6 +92,7 @@ def errors_over(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[list[float], 
     return tenths, cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0

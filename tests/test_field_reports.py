@@ -106,6 +106,7 @@ ALL_ENDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("end", ALL_ENDS)
 @pytest.mark.parametrize("face", ["app", "prompt"])

@@ -215,6 +215,7 @@ def test_memory_is_allocated_once() -> None:
     assert cache.kv_bytes == cache.token_bytes * 48
 
 
+@pytest.mark.slow
 def test_sinks_in_bfloat16_do_not_drift() -> None:
     """Rotated from their originals every time: after a thousand evictions as right as after one."""
     model, cache = make()

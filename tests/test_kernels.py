@@ -95,6 +95,7 @@ def run(operation: Any, threads: int = 2) -> None:
     compiled.run(program([operation]), 1, threads)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 4, 80), (5, 2, 64)])
@@ -220,6 +221,7 @@ def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served:
     assert not compiles(half)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_number_of_threads_may_change_between_tokens() -> None:
     model = make("llama, three heads of queries to one of keys")
@@ -325,7 +327,6 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
 
 
 @needs_kernels
-@pytest.mark.model
 def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
     whole = load_model("default", device="cpu", dtype="float32")
     half = load_model("default", device="cpu", dtype="bfloat16")
@@ -363,6 +364,7 @@ def compiler(folder: Path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = build.library().path
@@ -373,6 +375,7 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert kernels() is not None
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gcc = build.find_compiler()[0]
@@ -383,6 +386,7 @@ def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPat
         build.library()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_they_are_used_also_where_new_files_are_writable_by_a_group(fresh: Path) -> None:
     before = os.umask(0o002)
@@ -442,6 +446,7 @@ def test_a_compiler_that_fails_is_told(
     assert kernels() is None
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(
     ("file", "old", "new"),
@@ -471,6 +476,7 @@ def test_kernels_that_compute_something_else_are_refused(
     assert not list(fresh.iterdir())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh: Path) -> None:
     fresh.mkdir(parents=True)
@@ -486,6 +492,7 @@ def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh:
         build.library()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_folder_above_may_be_writable_by_a_group(fresh: Path) -> None:
     """As folders are where the umask is 002."""
@@ -511,6 +518,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str) -> None:
@@ -536,6 +544,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         return build.library().path.read_bytes()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_is_not_our_file_is_made_again(
     fresh: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -572,6 +581,7 @@ def test_what_is_not_our_file_is_made_again(
     assert len(made) == 4
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None:
     """Also where somebody puts another file under the name in between."""
@@ -581,6 +591,7 @@ def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None
     assert ctypes.CDLL(made.loadable).run
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_an_end_without_an_error_does_not_pass_the_check(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -593,6 +604,7 @@ def test_an_end_without_an_error_does_not_pass_the_check(
         assert not list(fresh.iterdir())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
@@ -613,6 +625,7 @@ def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatc
     assert order == [("sync", made), ("rename", made), ("sync", str(fresh))]
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_two_processes_make_them_at_once(fresh: Path) -> None:
     code = "from streamchat.kernels import library; assert library.kernels(), library.missing()"

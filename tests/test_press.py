@@ -311,6 +311,7 @@ def test_learned_positions_through_generate_past_the_table() -> None:
             generate(press, random_ids(400, seed=9), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_tokens", [50, 500])
 def test_the_original_script(new_tokens: int) -> None:
     """Pythia-70m's shape, ratio 0.7, 4 sinks: 614 of 2,048 tokens. There 6 layers x 499 made 2,994 'compressions'."""
@@ -358,6 +359,7 @@ with StreamingPress(model, num_sink_tokens=4, cache_size=64) as press:
 """
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs_as_it_is_written() -> None:
     from pathlib import Path
 

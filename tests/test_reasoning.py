@@ -44,6 +44,7 @@ def reply(chat: Chat, text: str) -> str:
 # --- opened by the prompt ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
@@ -88,6 +89,7 @@ TAGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize("kind", ["special", "added", "text"])
 @pytest.mark.parametrize("opened", [False, True])

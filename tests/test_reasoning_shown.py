@@ -104,6 +104,7 @@ def test_turns_of_a_resumed_conversation_are_split(thinking: str, texts: list[st
 # --- the app ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", [ONLY, OPEN])
 async def test_the_app_says_that_a_reply_is_reasoning_only(reply: str) -> None:
     async with driving(ScriptedEngine([reply], settings=Settings(thinking="hide"))) as driver:
@@ -113,6 +114,7 @@ async def test_the_app_says_that_a_reply_is_reasoning_only(reply: str) -> None:
         assert turn.reply_text == ""
 
 
+@pytest.mark.slow
 async def test_the_app_shows_resumed_turns_as_the_setting_says() -> None:
     engine = ScriptedEngine(settings=Settings(thinking="hide"))
     engine.sessions["abc"] = [("why?", BOTH), ("and?", OPEN), ("so?", "Yes.")]
@@ -125,6 +127,7 @@ async def test_the_app_shows_resumed_turns_as_the_setting_says() -> None:
         assert not driver.chat.query(Thinking)
 
 
+@pytest.mark.slow
 async def test_the_app_folds_reasoning_that_has_no_answer() -> None:
     async with driving(ScriptedEngine([OPEN])) as driver:
         await driver.ask("why?")
@@ -132,6 +135,7 @@ async def test_the_app_folds_reasoning_that_has_no_answer() -> None:
         assert "only reasoning" not in driver.screen_text
 
 
+@pytest.mark.slow
 async def test_a_stopped_reply_keeps_its_reasoning() -> None:
     async with driving(ScriptedEngine([Reply(f"{OPEN} so it is", hold_after=4)])) as driver:
         await driver.enter("why?")

@@ -238,6 +238,7 @@ def test_a_refused_message_is_offered_as_it_was_typed() -> None:
         assert sent(child, 2) == ["/help with notes.txt:\n```txt\nfrom a file\n```\n"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("moment", ["at the prompt", "in a reply"])
 def test_a_signal_ends_the_prompt_in_order(name: str, moment: str) -> None:

@@ -57,6 +57,7 @@ def a_session(database: Path, questions: list[str] = QUESTIONS, **settings: Any)
 FAMILIES = ["llama", "gpt_neox", "gpt2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [96, 512], ids=["evicted", "whole"])
 def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path, family: str, size: int) -> None:
@@ -150,6 +151,7 @@ def other_format(path: Path) -> None:
     save_file(tensors, path, {"streamchat": json.dumps(facts | {"format": 99})})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -400,6 +402,7 @@ def test_the_second_process_is_told(database: Path) -> None:
         chat.wait(ev.ConversationResumed)
 
 
+@pytest.mark.slow
 def test_opening_another_session_in_a_running_chat(database: Path) -> None:
     with a_session(database, cache_size=96) as (_, session):
         pass

@@ -65,6 +65,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, family: str, *, size: int = 128, turns
     return chat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("question", "answer"),
@@ -92,6 +93,7 @@ def test_an_undone_turn_never_happened(
     same_tensors(tensors(chat), tensors(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_turns_further_back_are_read_again_and_the_cost_is_told(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     chat, other = talk(monkeypatch, family), talk(monkeypatch, family)
@@ -144,6 +146,7 @@ def test_a_given_reply_is_fed_like_a_generated_one(monkeypatch: pytest.MonkeyPat
     assert facts(chat)["turns"] == facts(other)["turns"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> None:
     """Also through further evictions and a rebase of positions, which need the unrotated sinks."""

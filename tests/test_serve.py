@@ -17,6 +17,7 @@ from tests.models_help import save, tiny_llama
 from tests.served_page import CONTROLS, served, talk
 
 
+@pytest.mark.slow
 def test_a_tab_shows_the_app() -> None:
     with served("--model", "./nowhere") as address:
         asyncio.run(talk(address, ("", "Model not available")))
@@ -35,6 +36,7 @@ def model(tmp_path: Path) -> list[str]:
     return ["--model", str(folder), "--dtype", "float32", "--max-new-tokens", "4", "--temperature", "0"]
 
 
+@pytest.mark.slow
 def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Path) -> None:
     """Neither reads one nor writes one; an export goes to the browser."""
     home = Path(os.environ["HOME"])
@@ -55,6 +57,7 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
     assert {path for path in home.iterdir() if path.name != "streamchat"} == before
 
 
+@pytest.mark.slow
 def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
     """Relative names are those of the folder where the server was started."""
     os.chdir(tmp_path)

@@ -85,6 +85,7 @@ print("used", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_only_sqlite_opens_the_database(path: Path) -> None:
     """Whoever else opened and closed it would drop the locks of this process: every command, beside a running chat."""
     done = subprocess.run(

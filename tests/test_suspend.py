@@ -77,6 +77,7 @@ def shell() -> Iterator[Shell]:
         child.close(force=True)
 
 
+@pytest.mark.slow
 def test_the_app_is_drawn_whole_again_after_a_stop() -> None:
     with shell() as sh:
         sh.start(SLOW)
@@ -116,6 +117,7 @@ def test_a_stop_that_cannot_be_noticed_gives_the_terminal_back_too() -> None:
         sh.child.expect("one two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["the key", "the signal"])
 def test_the_prompt_stops_and_goes_on(how: str) -> None:
     with shell() as sh:

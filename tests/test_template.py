@@ -54,6 +54,7 @@ def kinds(template: str) -> list[Any]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", FOLLOWED.values(), ids=FOLLOWED)
 @pytest.mark.parametrize("system", ["", "You are a helpful assistant.", " Two\n\nlines. "])
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

@@ -21,6 +21,8 @@ from streamchat.tui.widgets.thinking import Thinking
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import Reply, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 THOUGHT = "<think>\nI wonder about it\n</think>\n\nIt is **so**."
 
 

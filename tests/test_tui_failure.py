@@ -47,6 +47,7 @@ def nan(output: Any) -> Any:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "sentence"),
     [
@@ -114,6 +115,7 @@ sys.exit(cli.main([]))
 """.replace("ROOT", repr(str(Path(__file__).parents[1])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_bug_of_the_interface_is_one_sentence(debug: bool) -> None:
     env = {**os.environ, "TERM": "xterm-256color", **({"STREAMCHAT_DEBUG": "1"} if debug else {})}

@@ -18,6 +18,8 @@ from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 SMALL = Settings(cache_size=160, num_sink_tokens=4, max_new_tokens=40, system_prompt="Be kind.")
 
 

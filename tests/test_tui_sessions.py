@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from textual.widgets import Input, OptionList
 
 from streamchat.base import events as ev
@@ -18,6 +19,8 @@ from streamchat.tui.widgets.turn import Turn
 from tests.app_driver import NASTY, Driver, driving
 from tests.saved_sessions import a_session, a_turn
 from tests.scripted_engine import Reply, ScriptedEngine
+
+pytestmark = pytest.mark.slow
 
 
 def stored(*titles: str) -> list[str]:

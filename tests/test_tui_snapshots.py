@@ -22,6 +22,8 @@ from streamchat.config.settings import Settings
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).with_name("snapshots")
 DRAWN_WITH = FOLDER / "textual-version"
 LETTERS = string.ascii_letters + string.digits

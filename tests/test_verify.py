@@ -39,6 +39,7 @@ def failed(result: Verification) -> set[str]:
     return {check.name for check in result.checks if not check.ok}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "falcon_h1"])
 def test_a_right_cache_passes_everything(family: str) -> None:
     result = verified(family)
@@ -127,6 +128,7 @@ def leaves_its_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StreamingHook, "remove", lambda hook: original(hook) if hook.cache.cache_size != 16 else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "caught"),
     [
@@ -242,7 +244,7 @@ def test_wrong_flags_are_one_sentence(arguments: list[str], sentence: str, capsy
     assert err.count("\n") == 1
 
 
-@pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_model_home")
 def test_the_default_model_is_verified_and_shows_the_pitfalls() -> None:
     from streamchat.models.load import load_model

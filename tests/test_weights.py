@@ -69,6 +69,7 @@ def meant(packed: Any, columns: int) -> Tensor:
     return torch.cat([packed.multiply(row) for row in torch.split(torch.eye(columns), 1)]).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("rows", [16, 80, 192])
 def test_int8_is_within_half_a_step_of_each_row(rows: int, columns: int) -> None:
@@ -358,7 +359,6 @@ def test_the_divergence_is_that_of_the_definition() -> None:
     assert measured > 1e-6
 
 
-@pytest.mark.model
 def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_model_home: Path, kernels_: str) -> None:
     result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
     assert result.weights == "int4"

@@ -159,6 +159,7 @@ def test_the_template_s_own_prompt_is_shown() -> None:
 # --- the way in and out ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/nope", "./nope.gguf", "empty", "no such/name/at all"])
 @pytest.mark.parametrize("arguments", [[], ["--plain"]], ids=["app", "prompt"])
 def test_a_model_that_is_not_here_opens_no_app(name: str, arguments: list[str]) -> None:
@@ -219,6 +220,7 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 
 
+@pytest.mark.slow
 async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")
@@ -254,6 +256,7 @@ async def test_toasts_make_no_pile() -> None:
         assert driver.toasts == ["warning 4", "warning 3"]
 
 
+@pytest.mark.slow
 async def test_the_panel_compares_only_what_was_evicted() -> None:
     async with driving(ScriptedEngine(["one two"], settings=Settings(cache_size=64))) as driver:
         await driver.ask("hello")

@@ -129,6 +129,7 @@ def run(wrapper: Any, base: Any, press: StreamingPress, how: str) -> tuple[Tenso
         return ids, torch.cat(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), CASES)
 @pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
 def test_a_wrapped_model_streams_exactly_however_it_is_called(name: str, how: str) -> None:
