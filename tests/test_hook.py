@@ -116,7 +116,7 @@ def test_a_second_hook_on_the_model_is_refused() -> None:
     model, cache = make()
     _, other = make()
     with StreamingHook(model, cache):
-        with pytest.raises(CacheError, match="this LlamaForCausalLM streams into another cache already"):
+        with pytest.raises(CacheError, match="this LlamaForCausalLM already streams into another cache"):
             StreamingHook(model, other).attach()
         assert hooks_of(model) == 1
     with StreamingHook(model, other):
@@ -276,7 +276,7 @@ def test_a_budget_that_must_not_evict_says_so() -> None:
     model, cache = make(on_full="stop")
     with StreamingHook(model, cache):
         feed(model, cache, random_ids(30))
-        with pytest.raises(CacheFullError, match="3 new tokens do not fit beside the 30 in a cache of 32"):
+        with pytest.raises(CacheFullError, match="3 new tokens do not fit next to the 30 cached ones in a cache of 32"):
             feed(model, cache, random_ids(3))
         feed(model, cache, random_ids(2))
     assert cache.lengths == [32] * 3

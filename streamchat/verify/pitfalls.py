@@ -49,7 +49,7 @@ class Counter:
     value: int = 0
 
 
-def show_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int, num_sink_tokens: int) -> list[Outcome]:
+def run_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int, num_sink_tokens: int) -> list[Outcome]:
     """Score `ids` under each way of handling the cache.
 
     Args:

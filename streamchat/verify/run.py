@@ -16,7 +16,7 @@ from streamchat.cache.positions.strategy import choose_fit
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain
-from streamchat.verify.pitfalls import Outcome, show_pitfalls
+from streamchat.verify.pitfalls import Outcome, run_pitfalls
 
 
 @dataclass
@@ -108,5 +108,5 @@ def verify(
     if pitfall_ids:
         progress("The classic mistakes")
         longest = min(len(pitfall_ids), addressable)
-        result.pitfalls = show_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
+        result.pitfalls = run_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
     return result
