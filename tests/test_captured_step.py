@@ -223,7 +223,7 @@ def test_whatever_goes_wrong_is_said_once_and_the_plain_forward_goes_on(
     said = [record.getMessage() for record in caplog.records if "captured step" in record.getMessage()]
     assert len(said) == 1
     expected = {"refuses": "no room for a graph", "stops working": "the device was lost"}
-    assert expected.get(how, "standard deviations from its own") in said[0]
+    assert expected.get(how, "standard deviations from those of the step") in said[0]
     assert pair.graphs.recordings <= 1
 
 

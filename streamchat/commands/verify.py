@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             attention=settings.attention,
             progress=progress,
         )
-        count = settings.cache_size * (PITFALL_BUDGETS if args.run_pitfalls else 1)
+        count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():
             result = verify(
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 cache_size=settings.cache_size,
                 num_sink_tokens=settings.num_sink_tokens,
                 new_tokens=args.new_tokens,
-                pitfall_ids=ids if args.run_pitfalls else (),
+                pitfall_ids=ids if args.show_pitfalls else (),
                 progress=progress,
             )
     attention = str(loaded.model.config._attn_implementation)
