@@ -130,7 +130,7 @@ def find_compiler() -> list[str]:
     """Return the compiler command: `CC` with its arguments if it is set, else gcc.
 
     Raises:
-        KernelsUnavailableError: There is no compiler.
+        KernelsUnavailableError: No compiler was found.
     """
     named = os.environ.get("CC", "").split()
     for program, *words in [named] if named else [[name] for name in COMPILERS]:

@@ -45,8 +45,8 @@ def check_self(fit: PositionFit, check: SelfCheck | None) -> Check:
         return Check(name, True, "not needed: cached tokens are prefilled again after an eviction")
     if not fit.rotates:
         return Check(name, check.ok, "not needed: no cached tensor carries a position")
-    detail = f"moved by the model: {check.floor:.1e}, rotated: {check.rotated:.1e}, not moved: {check.control:.1e}"
-    return Check(name, check.ok, f"{detail} (rms, in units of the logits' spread)")
+    detail = f"moved by the model {check.floor:.1e}, by rotation {check.rotated:.1e}, not moved {check.control:.1e}"
+    return Check(name, check.ok, f"{detail} (rms / logits' spread)")
 
 
 def check_control(model: Any, plain: ModeRun) -> Check:
