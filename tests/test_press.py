@@ -271,7 +271,7 @@ def test_the_budget(options: dict[str, Any], size: int) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cache_size": 9, "compression_ratio": 0.5}, "give one of them"),
+        ({"cache_size": 9, "compression_ratio": 0.5}, "give only one of them"),
         ({"compression_ratio": 1.0}, "compression_ratio = 1.0 must be at least 0 and below 1"),
         ({"cache_size": 4}, "num_sink_tokens = 4 does not fit into cache_size = 4"),
     ],

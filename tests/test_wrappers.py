@@ -182,7 +182,7 @@ def test_copies_of_a_model_on_several_devices_are_refused() -> None:
     ("model", "sentence"),
     [
         (nn.Linear(2, 2), "Linear contains no transformers causal LM"),
-        (nn.ModuleList([tiny_model("llama"), tiny_model("gpt2")]), "ModuleList holds 2 models of transformers"),
+        (nn.ModuleList([tiny_model("llama"), tiny_model("gpt2")]), "ModuleList contains 2 transformers models"),
         ("llama", "str is not a model"),
     ],
 )

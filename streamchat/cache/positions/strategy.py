@@ -94,8 +94,7 @@ def _model_errors_as_unsupported(model: Any) -> Iterator[None]:
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")[:200]
         raise UnsupportedModelError(
-            f"a small forward of {type(model).__name__}, to measure its positions, failed "
-            f"({type(error).__name__}: {first})"
+            f"a forward of {type(model).__name__} to measure its positions failed ({type(error).__name__}: {first})"
         ) from error
 
 
