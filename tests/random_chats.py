@@ -198,7 +198,7 @@ class RandomChat:
             if chat.machine.stop[0] == "copy":
                 chat.machine.fired = True
                 raise torch.OutOfMemoryError("no memory for a copy, as planned")
-            return checkpoint.take(cache)
+            return checkpoint.capture(cache)
 
         scarce = SimpleNamespace(take=take, restore=checkpoint.restore)
         layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))

@@ -39,7 +39,7 @@ class ScriptedCache:
     @property
     def room(self) -> int:
         """Tokens beside what never leaves."""
-        return self.cache_size - self.retention.kept_count(self.ledger)
+        return self.cache_size - self.retention.retained_count(self.ledger)
 
     @property
     def retention(self) -> Retention:
@@ -113,7 +113,7 @@ class ScriptedCache:
         """As the engine tells it."""
         evicted = self.ledger.next_index - self.length
         sinks = min(self.length, self.num_sink_tokens)
-        pinned = self.retention.kept_count(self.ledger) - sinks
+        pinned = self.retention.retained_count(self.ledger) - sinks
         first_kept = self.ledger.index_at(self.retention.prefix(self.ledger))
         return ev.CacheState(
             length=self.length,

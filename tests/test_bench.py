@@ -24,8 +24,8 @@ from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cli import main as cli
-from streamchat.quantization.linear import MAX_ROWS, packed_layers
-from streamchat.quantization.replace import groups, pack_group, replace
+from streamchat.quantization.linear import MAX_ROWS, quantized_layers
+from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.reports.page import as_text
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model
@@ -129,16 +129,16 @@ def test_others_have_the_model_s_own_weights() -> None:
     for packed in (False, True):
         if packed:
             names = groups(model, "int8")
-            replace(model, {group: pack_group(model, group, "int8") for group in names})
+            replace(model, {group: quantize_group(model, group, "int8") for group in names})
         for method in plain:
             method.start()
             token = method.read(IDS[:20])
             written.append((method.name, packed, token, method.step(token)))
-            rows = {layer.max_rows for layer in packed_layers(model).values()}
+            rows = {layer.max_rows for layer in quantized_layers(model).values()}
             assert rows == ({0} if packed else set())
             method.close()
     assert len({(token, following) for _, _, token, following in written}) == 1
-    assert {layer.max_rows for layer in packed_layers(model).values()} == {MAX_ROWS}
+    assert {layer.max_rows for layer in quantized_layers(model).values()} == {MAX_ROWS}
 
 
 def test_nothing_stays_on_the_model() -> None:

@@ -145,8 +145,8 @@ def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
     done = run(tmp_path, *model, "--max-new-tokens", "4", given="hello\n")
     assert done.returncode == 0, done.stderr
     assert ran(hostile) == []
-    assert build.target().is_file()
-    descriptor = open_sealed(build.target(), build.target().stem)  # it got there by passing its check
+    assert build.library_path().is_file()
+    descriptor = open_sealed(build.library_path(), build.library_path().stem)  # it got there by passing its check
     assert descriptor is not None
     os.close(descriptor)
 

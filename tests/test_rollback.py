@@ -45,7 +45,7 @@ def facts(chat: Chat) -> dict[str, Any]:
 
 
 def tensors(chat: Chat) -> dict[str, torch.Tensor]:
-    return checkpoint.take(chat.conversation.cache).tensors
+    return checkpoint.capture(chat.conversation.cache).tensors
 
 
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], exactly: bool = True) -> None:
@@ -166,13 +166,13 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     one = make(fit)
     one.position_limit = 150  # so that a rebase comes soon
     logits(one, 120, 0)
-    taken = checkpoint.take(one)
+    taken = checkpoint.capture(one)
     assert taken.length == one.length > 30
     assert taken.nbytes > 0
     other = make(fit)
     other.position_limit = 150
-    if other.seen is not None:
-        other.seen.append(ids[:, :120])
+    if other.fed_tokens is not None:
+        other.fed_tokens.append(ids[:, :120])
     checkpoint.restore(other, taken)
     assert (other.length, other.lengths, other.compression_count) == (one.length, one.lengths, one.compression_count)
     assert torch.equal(logits(other, 150, 120), logits(one, 150, 120))
@@ -196,9 +196,9 @@ def test_ids_of_tokens_that_were_cut_are_forgotten_though_all_of_them_had_been_e
             model(input_ids=random_ids(60)[:, start : start + 10], use_cache=True, **{cache_keyword(model): cache})
     first = cache.ledger.runs[-1][0]
     assert first > 20
-    assert cache.forget_from(20) == cache.ledger.next_index + len(range(first, 60)) - 20
-    assert cache.seen is not None
-    assert len(cache.seen) == cache.ledger.next_index == 20
+    assert cache.crop_from(20) == cache.ledger.next_index + len(range(first, 60)) - 20
+    assert cache.fed_tokens is not None
+    assert len(cache.fed_tokens) == cache.ledger.next_index == 20
 
 
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
@@ -207,7 +207,7 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
     cache = make_cache(model, fit, cache_size=64, num_sink_tokens=4)
     with StreamingHook(model, cache), torch.inference_mode():
         model(input_ids=random_ids(40), use_cache=True, **{cache_keyword(model): cache})
-    taken = checkpoint.take(cache)
+    taken = checkpoint.capture(cache)
     small = make_cache(model, fit, cache_size=32, num_sink_tokens=4)
     with pytest.raises(CacheError, match="40 tokens in 3 layers does not fit into a cache of 32 in 3"):
         checkpoint.restore(small, taken)

@@ -103,7 +103,7 @@ def test_a_checkpoint_goes_back_to_where_each_layer_is(family: str, simulated: N
     model = spread_model(family)
     first = small_cache(model)
     stream(model, first, random_ids(60), FIRST)
-    taken = checkpoint.take(first)
+    taken = checkpoint.capture(first)
     assert {tensor.device for tensor in taken.tensors.values()} == {torch.device("cpu")}
     again = small_cache(model)
     checkpoint.restore(again, taken)

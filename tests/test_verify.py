@@ -61,9 +61,9 @@ def test_what_is_left_of_hooks_and_shadowed_methods_is_nothing() -> None:
     assert "generate" not in vars(model)
 
 
-LENGTHS = {f"{mode}: every layer is as long as the ledger says" for mode in ("manual", "generate")}
-MEMORY = {f"{mode}: memory is bounded, not only its views" for mode in ("manual", "generate")}
-COUNTERS = {f"{mode}: the counters tell the truth" for mode in ("manual", "generate")}
+LENGTHS = {f"{mode}: every layer has the length of the ledger" for mode in ("manual", "generate")}
+MEMORY = {f"{mode}: memory is bounded, not only the visible length" for mode in ("manual", "generate")}
+COUNTERS = {f"{mode}: the counters are correct" for mode in ("manual", "generate")}
 LOGITS = "manual: logits equal those of re-rotating every key at every step"
 
 
@@ -180,8 +180,8 @@ def test_the_classic_mistakes_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"new_tokens": 5}, "5 new tokens behind a prompt of 16 do not fill cache_size = 32"),
-        ({"cache_size": 1024, "new_tokens": None}, "the prompt has 200 tokens, and 512 are needed"),
+        ({"new_tokens": 5}, "5 new tokens after a prompt of 16 do not fill cache_size = 32"),
+        ({"cache_size": 1024, "new_tokens": None}, "the prompt has 200 tokens; it must have at least 512"),
     ],
 )
 def test_sizes_that_prove_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
@@ -205,7 +205,7 @@ def test_the_command_prints_tables_checks_and_verdict(capsys: pytest.CaptureFixt
     assert "tiny, float32 on cpu, sdpa attention" in out
     assert out.count("3 layers x 32") > 4
     assert "keys cut, positions left alone" in out
-    assert out.endswith("All 13 checks hold.\n")
+    assert out.endswith("All 13 checks passed.\n")
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
@@ -225,7 +225,7 @@ def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED.value == 4
     out = capsys.readouterr().out
     assert f"FAIL  {LOGITS}" in out
-    assert out.endswith("1 of 13 checks do not hold.\n")
+    assert out.endswith("1 of 13 checks failed.\n")
 
 
 @pytest.mark.parametrize(

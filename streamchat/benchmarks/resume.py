@@ -132,14 +132,14 @@ def _transcript_s(rounds: int) -> float:
 
 
 def _snapshot(conversation: Conversation) -> Snapshot:
-    taken = checkpoint.take(conversation.cache)
+    taken = checkpoint.capture(conversation.cache)
     ids = array("i", conversation.log.take(taken.runs))
     return Snapshot("bench", taken, ids, conversation.draw, "", "", {})
 
 
 def _logits(conversation: Conversation) -> torch.Tensor:
     """Next-token logits, with the cache left as it was."""
-    kept = checkpoint.take(conversation.cache)
+    kept = checkpoint.capture(conversation.cache)
     logits = conversation.next_logits().clone()
     checkpoint.restore(conversation.cache, kept)
     return logits

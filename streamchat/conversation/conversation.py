@@ -131,7 +131,7 @@ class Conversation:
     @property
     def pinned_tokens(self) -> int:
         """Tokens of the system block and of pinned turns beyond the sinks."""
-        return self.cache.kept - min(self.cache.length, self.cache.num_sink_tokens)
+        return self.cache.num_retained - min(self.cache.length, self.cache.num_sink_tokens)
 
     def state(self) -> ev.CacheState:
         """What the layers hold now, read back from them."""
@@ -289,7 +289,7 @@ class Conversation:
             self.rollback.begin(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
-            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
+            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.num_retained) // 4)
             self.cache.begin_turn(len(prompt), reserve if reply is None else len(encoded.reply))
             logits = self._prefill(turn, prompt, cancelled)
             if reply is None:
@@ -444,7 +444,7 @@ class Conversation:
     def _forget_from(self, index: int) -> None:
         """Cut what a stop string took out of the running reply."""
         if self.cache.croppable:
-            self.cache.forget_from(index)
+            self.cache.crop_from(index)
             self.log.cut(index)
         else:
             self.log.cut(index)

@@ -91,9 +91,9 @@ class Feeder:
             if cache.length < len(kept) and not cache.croppable:
                 cache.reset()
             cache.ledger = Ledger(list(runs), stop).first(cache.length)
-            if cache.seen is not None:
-                cache.seen.clear()
-                cache.seen.append(torch.tensor([log.ids[:stop].tolist()], dtype=torch.int32))
+            if cache.fed_tokens is not None:
+                cache.fed_tokens.clear()
+                cache.fed_tokens.append(torch.tensor([log.ids[:stop].tolist()], dtype=torch.int32))
             cache.turn_starts, cache.pins, cache.compression_count = starts, pins, count
         return len(kept)
 
@@ -127,4 +127,4 @@ class Feeder:
         if self.cache.fit.single_steps and self.cache.length:
             return 1
         # A quarter of the room: when a prompt is larger than the cache, each chunk still sees what came before it.
-        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.kept) // 4))
+        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.num_retained) // 4))

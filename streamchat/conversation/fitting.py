@@ -53,7 +53,7 @@ def fit_to_budget(
             break
         pins = runs_without(pins, turn.first, turn.first if turn.stop is None else turn.stop)
         unpinned.append(turn.number)
-    runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
+    runs, starts = cache.simulate_eviction(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
     return Fitted(runs, starts, tuple(pins), tuple(unpinned))
 
 
@@ -63,12 +63,14 @@ def half_of(fitted: Fitted, cache: StreamingCache, log: TokenLog) -> Fitted | No
     budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
     if budget >= tokens:
         return None
-    runs, starts = cache.fitted(fitted.runs, len(log), budget=budget, pins=fitted.pins, turn_starts=fitted.turn_starts)
+    runs, starts = cache.simulate_eviction(
+        fitted.runs, len(log), budget=budget, pins=fitted.pins, turn_starts=fitted.turn_starts
+    )
     return replace(fitted, runs=runs, turn_starts=starts)
 
 
 def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -> int:
-    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(held)))
+    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).retained_count(Ledger(list(held)))
 
 
 def unpinned_sentence(turns: Sequence[int], cache_size: int) -> str:

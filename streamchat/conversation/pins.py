@@ -50,7 +50,7 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
     if already:
         raise ConfigError(f"turn {number} is pinned already")
     least = max(SMALLEST_WINDOW, cache.cache_size // 4)
-    free = cache.cache_size - cache.kept - tokens
+    free = cache.cache_size - cache.num_retained - tokens
     if free < least:
         raise ConfigError(
             f"pinning turn {number} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for "

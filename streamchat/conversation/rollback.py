@@ -157,10 +157,10 @@ class Rollback:
         if copy is not None and copy.runs == fitted.runs:
             checkpoint.restore(cache, copy.checkpoint)
             if cache.croppable:
-                cache.forget_from(stop)
+                cache.crop_from(stop)
             return 0
         if cache.croppable and left.runs == fitted.runs:
-            cache.forget_from(stop)
+            cache.crop_from(stop)
             return 0
         return self._read_again(fitted)
 
@@ -192,7 +192,7 @@ class Rollback:
         self._must_copy = False  # later in the turn the cache is another one
         while True:
             try:
-                self._running_copy = _Copy(turn, checkpoint.take(self._cache))
+                self._running_copy = _Copy(turn, checkpoint.capture(self._cache))
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

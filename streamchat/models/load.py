@@ -98,7 +98,7 @@ def load_model(
         from streamchat.decode.install import install
         from streamchat.models.fingerprint import know_contents
         from streamchat.models.quantize.cpu import use_weights
-        from streamchat.quantization.linear import packed_bytes
+        from streamchat.quantization.linear import quantized_bytes
 
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
@@ -137,7 +137,7 @@ def load_model(
         chosen_dtype,
         (*filter(None, [shadowing]), *notes, *load_notes, *weight_notes),
         used,
-        packed_bytes(model),
+        quantized_bytes(model),
     )
 
 

@@ -152,7 +152,7 @@ class Archive:
         self.saving.set()
         try:
             identity = self._identify(held)
-            taken = checkpoint.take(conversation.cache)
+            taken = checkpoint.capture(conversation.cache)
             ids = array("i", conversation.log.take(taken.runs))
             settings = asdict(held.settings)
             saved = Snapshot(session, taken, ids, conversation.draw, identity.fingerprint, identity.dtype, settings)

@@ -171,9 +171,9 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         raise SnapshotError("its cache was saved at another moment")
     if taken.length > cache.cache_size:
         raise SnapshotError(f"its saved cache of {taken.length} tokens does not fit into {cache.cache_size}")
-    if cache.seen is not None:
-        cache.seen.clear()
-        cache.seen.append(_row(log.ids))
+    if cache.fed_tokens is not None:
+        cache.fed_tokens.clear()
+        cache.fed_tokens.append(_row(log.ids))
     try:
         checkpoint.restore(cache, taken)
         conversation.draw = saved.generator
