@@ -322,7 +322,7 @@ class RandomChat:
 
     def _turn(self, step: Step, **more: Any) -> None:
         assert self.owner is not None
-        self.owner.take_turn(step.text, self.machine.cancelled, over=lambda: None, **more)
+        self.owner.run_turn(step.text, self.machine.cancelled, over=lambda: None, **more)
 
     def do_turn(self, step: Step) -> None:
         """A message."""
@@ -498,7 +498,7 @@ class RandomChat:
         oracle, log = self.oracle, self.conversation.log
         turn = log.turns[-1]
         require(turn.number == number, "the cut turn", number, "is not there")
-        require(log.ids.tolist()[: turn.first] == oracle.tokens.log, "earlier turns have other ids")
+        require(log.ids.tolist()[: turn.start] == oracle.tokens.log, "earlier turns have other ids")
         oracle.said.append((turn.text, turn.reply))
         oracle.tokens.log = log.ids.tolist()
 

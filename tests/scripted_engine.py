@@ -485,7 +485,7 @@ class ScriptedEngine:
 
     def _do_resume(self, session: str) -> None:
         if session not in self.sessions:
-            self.emit(ev.Notice(f"no saved conversation has the id {session!r}", "error"))
+            self.emit(ev.Notice(f"no saved session has the id {session!r}", "error"))
             return
         turns = self.sessions[session]
         self._do_clear()

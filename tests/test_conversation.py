@@ -143,7 +143,7 @@ def test_token_level_cuts_begin_at_whole_characters_and_messages(monkeypatch: py
     def check(event: ev.Event) -> None:
         nonlocal checked
         if isinstance(event, ev.TokensEvicted):
-            window = chat.conversation.log.take(chat.conversation.cache.ledger.runs)[prefix:]
+            window = chat.conversation.log.ids_at(chat.conversation.cache.ledger.runs)[prefix:]
             if window:
                 text = chat.tokenizer.decode(window)
                 assert not text.startswith("\N{REPLACEMENT CHARACTER}")

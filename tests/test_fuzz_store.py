@@ -156,7 +156,7 @@ def resumed(path: Path) -> tuple[ev.ConversationResumed | None, list[str], list[
         assert cache.lengths == [cache.length] * len(cache.lengths)
         assert [turn.number for turn in log.turns] == list(range(1, len(log.turns) + 1))
         notices = [notice.text for notice in chat.of(ev.Notice)]
-        return chat.of(ev.ConversationResumed)[0], notices, log.take(cache.ledger.runs)
+        return chat.of(ev.ConversationResumed)[0], notices, log.ids_at(cache.ledger.runs)
 
 
 @pytest.mark.fuzz

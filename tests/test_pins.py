@@ -38,7 +38,7 @@ def test_segments_name_sinks_system_block_and_messages_in_slot_order() -> None:
         log = watched.engine.conversation.log  # type: ignore[union-attr]
         second = log.turns[1]
         tokenizer = watched.engine.conversation.tokenizer  # type: ignore[union-attr]
-        user, reply = log.ids[second.first : second.reply_first], log.ids[second.reply_first : second.stop]
+        user, reply = log.ids[second.start : second.reply_start], log.ids[second.reply_start : second.end]
         assert tokenizer.decode(user) == "<|im_start|>user\ntwo and more words"
         assert tokenizer.decode(reply).startswith("<|im_end|>\n<|im_start|>assistant\n")
         assert [s.tokens for s in state.segments[-2:]] == [len(user), len(reply)]

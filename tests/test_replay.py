@@ -259,7 +259,7 @@ def forget_an_eviction(conversation: Conversation) -> None:
 def change_an_id(conversation: Conversation) -> None:
     """A token log that is not what was rendered."""
     turn = conversation.log.turns[-1]
-    conversation.log.ids[turn.first + 4] += 1
+    conversation.log.ids[turn.start + 4] += 1
 
 
 def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: str) -> None:

@@ -29,7 +29,7 @@ def facts(chat: Chat) -> dict[str, Any]:
     return {
         "ids": conversation.log.ids.tolist(),
         "turns": [
-            (t.number, t.first, t.content, t.reply_first, t.stop, t.text, t.reply) for t in conversation.log.turns
+            (t.number, t.start, t.message_start, t.reply_start, t.end, t.text, t.reply) for t in conversation.log.turns
         ],
         "runs": cache.ledger.runs,
         "next": cache.ledger.next_index,
@@ -179,7 +179,7 @@ def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
     chat = talk(monkeypatch, "llama", turns=5)
     before = facts(chat)
     with pytest.raises(CacheError, match="129 tokens to read again do not fit into a cache of 128"):
-        chat.conversation.read_again([(0, 129)], 129)
+        chat.conversation.prefill_runs([(0, 129)], 129)
     assert facts(chat) == before
 
 

@@ -151,7 +151,7 @@ def test_a_failed_backup_leaves_the_ones_there_are(path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(backing, "flush", full)
-    with pytest.raises(StoreError, match=r"was not made: No space left on device; make room on the disk$"):
+    with pytest.raises(StoreError, match=r"failed: No space left on device; free some disk space$"):
         back_up_daily(path)
     assert os.listdir(backup_folder(path)) == []
     monkeypatch.undo()
@@ -195,7 +195,7 @@ def test_a_damaged_database_is_not_backed_up(path: Path) -> None:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'turns_by_number'")
     connection.close()
-    with pytest.raises(StoreError, match="was not made: the database is damaged"):
+    with pytest.raises(StoreError, match="failed: the database is damaged"):
         back_up_daily(path)
     assert os.listdir(backup_folder(path)) == []
 
@@ -599,7 +599,7 @@ def test_an_empty_database_beside_backups_is_said(path: Path, capsys: pytest.Cap
     path.unlink()
     [said] = kept_up(path)
     assert said == (
-        f"{path} has no conversation, and its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
+        f"{path} has no sessions, but its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
         "restores it"
     )
     code, _, err = run(capsys, "list")
@@ -620,7 +620,7 @@ def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(backing, "flush", full)
     [said] = kept_up(path)
     assert said == (
-        f"today's backup of {path} was not made: No space left on device; make room on the disk; the chat goes on"
+        f"today's backup of {path} failed: No space left on device; free some disk space; the chat goes on"
     )
 
 

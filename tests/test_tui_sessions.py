@@ -192,7 +192,7 @@ async def test_a_conversation_that_cannot_be_opened_changes_nothing() -> None:
         await idle(driver)
         assert [turn.text for turn in driver.turns] == ["one"]
         await driver.enter("/resume zzz")
-        assert "no saved conversation has the id 'zzz'" in driver.toasts[-1]
+        assert "no saved session has the id 'zzz'" in driver.toasts[-1]
 
 
 async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:

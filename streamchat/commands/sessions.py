@@ -20,7 +20,7 @@ from streamchat.frontend.messages import session_line
 from streamchat.sessions.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
-from streamchat.store.restore import lost_sentence
+from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
             _say(json_line(_as_dict(store, info)))
         return
     if not found:
-        if not words and (lost := lost_sentence(store.path)):
+        if not words and (lost := empty_database_notice(store.path)):
             session_files.warn(lost)
         _say(
             f"No saved conversation has {words!r}."

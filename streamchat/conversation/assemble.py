@@ -19,7 +19,7 @@ Load = Callable[[Configuration, Progress], "LoadedModel"]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class StartedConversation:
     """A conversation on a freshly loaded model."""
 
     conversation: Conversation
@@ -47,7 +47,7 @@ def load_from_settings(configuration: Configuration, progress: Progress) -> Load
 
 def assemble(
     configuration: Configuration, loaded: LoadedModel, emit: Callable[[ev.Event], None], progress: Progress
-) -> Assembled:
+) -> StartedConversation:
     """A conversation on `loaded`, its system block read.
 
     Raises:
@@ -88,7 +88,7 @@ def assemble(
         notes.append(
             "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
         )
-    return Assembled(conversation, info, loaded.device, tuple(notes))
+    return StartedConversation(conversation, info, loaded.device, tuple(notes))
 
 
 def _template_prompt(tokenizer: Any, wanted: str) -> str:

@@ -24,12 +24,12 @@ from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
 from streamchat.conversation.ends import EndWatch, find_ends
 from streamchat.conversation.eviction_events import clean_cut, told
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import unpinned_sentence
-from streamchat.conversation.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.fitting import unpinned_notice
+from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.pins import SMALLEST_WINDOW, set_pin
 from streamchat.conversation.reasoning import learn_reasoning
 from streamchat.conversation.reply import ReplyText
-from streamchat.conversation.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
+from streamchat.conversation.rollback import REACH, Rollback, UndoResult, free_memory, is_out_of_memory
 from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.conversation.segments import segments
 from streamchat.conversation.template.chat_format import ChatFormat
@@ -201,12 +201,12 @@ class Conversation:
         self._generator = new_generator(self.settings.seed, self._device)
 
     @property
-    def draw(self) -> Tensor:
+    def rng_state(self) -> Tensor:
         """State of the random generator; set it to go on as from there."""
         return self._generator.get_state()
 
-    @draw.setter
-    def draw(self, state: Tensor) -> None:
+    @rng_state.setter
+    def rng_state(self, state: Tensor) -> None:
         self._generator.set_state(state)
 
     @property
@@ -226,7 +226,7 @@ class Conversation:
         return self._feeder.forward([last])
 
     @contextmanager
-    def unheard(self, settings: Settings) -> Iterator[None]:
+    def muted(self, settings: Settings) -> Iterator[None]:
         """Inside, nothing is told, and `settings` are in force. For a turn that is taken back before the end."""
         emit, self._emit = self._emit, lambda event: None
         ours, self.settings = self.settings, settings
@@ -236,9 +236,9 @@ class Conversation:
         finally:
             self._emit, self.settings = emit, ours
 
-    def read_again(self, runs: Sequence[Run], stop: int) -> int:
+    def prefill_runs(self, runs: Sequence[Run], stop: int) -> int:
         """Have the cache hold these runs of the log, by prefilling them; returns how many tokens."""
-        return self._feeder.read_again(runs, stop)
+        return self._feeder.prefill_runs(runs, stop)
 
     def close_cut_reply(self, ids: Sequence[int]) -> None:
         """The newest turn was cut off inside its reply, whose ids the cache and the log end with: close it there."""
@@ -280,9 +280,9 @@ class Conversation:
         prompt = encoded.prompt
         self._refuse_if_full(number, len(prompt) + len(encoded.reply))
         at = len(self.log)
-        turn = TurnRecord(number, at, at + encoded.content, at + encoded.reply_first, text=text)
-        turn.prompt_stop, turn.given = at + len(prompt), reply is not None
-        before = Before(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
+        turn = TurnRecord(number, at, at + encoded.message_start, at + encoded.reply_start, text=text)
+        turn.prompt_end, turn.given = at + len(prompt), reply is not None
+        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
         self.log.turns.append(turn)
         try:
             self._text = None
@@ -313,11 +313,11 @@ class Conversation:
             self.rollback.end()
         return outcome
 
-    def undo(self, *, same_draw: bool = True) -> TakenBack:
+    def undo(self, *, restore_rng: bool = True) -> UndoResult:
         """Take the newest turn back, as if it had not been asked.
 
         Args:
-            same_draw: The random generator is taken back, too: the same message would get the same reply.
+            restore_rng: The random generator is taken back, too: the same message would get the same reply.
 
         Raises:
             ConfigError: There is none, or it is too long ago.
@@ -328,11 +328,11 @@ class Conversation:
         if turn.before is None:
             raise ConfigError(f"turn {turn.number} is too long ago; only the latest {REACH} turns can be taken back")
         taken = self.rollback.take_back(turn)
-        if same_draw and turn.before.generator is not None:
+        if restore_rng and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
         self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
         if taken.unpinned:
-            self._emit(ev.Notice(unpinned_sentence(taken.unpinned, self.cache.cache_size)))
+            self._emit(ev.Notice(unpinned_notice(taken.unpinned, self.cache.cache_size)))
         if taken.missing:
             self._emit(
                 ev.Notice(
@@ -415,14 +415,14 @@ class Conversation:
             self._forget_from(reply_start + kept.tokens)
         before = text.written.removesuffix(kept.rest)
         self._feeder.feed(ids[fed : kept.tokens] + self.encoder.close(before, kept.rest))
-        turn.stop, turn.reply = len(self.log), text.shown
+        turn.end, turn.reply = len(self.log), text.shown
 
     def _take_reply(self, turn: TurnRecord, reply: str, encoded: EncodedTurn) -> TurnOutcome:
         """Feed a reply that somebody else wrote."""
         self._show(turn, reply)
         if encoded.reply:
             self._checked(self._feeder.feed(encoded.reply))
-        turn.stop, turn.reply = len(self.log), reply
+        turn.end, turn.reply = len(self.log), reply
         return TurnOutcome(turn.number, reply, "stop", len(encoded.prompt), 0, None, None)
 
     def _show(self, turn: TurnRecord, text: str) -> None:

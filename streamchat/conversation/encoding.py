@@ -40,12 +40,12 @@ class EncodedTurn:
 
     prompt: list[int]
     """Up to the first id of the reply."""
-    content: int
-    """Where in the prompt the message begins, behind its opening."""
-    reply_first: int
-    """Where in the prompt the reply's opening begins."""
+    message_start: int
+    """Index in the prompt where the message starts, after its opening."""
+    reply_start: int
+    """Index in the prompt where the reply's opening starts."""
     reply: list[int]
-    """A reply that is given, closed; empty if the model is to generate it."""
+    """Ids of a given reply with its close; empty if the model generates the reply."""
 
 
 class ChatEncoder(TextEncoder):

@@ -63,9 +63,9 @@ class Feeder:
         For models with a recurrent state, from which nothing can be cut. The state then knows kept tokens only.
         """
         runs = [(first, min(last, stop)) for first, last in self.cache.ledger.runs if first < stop]
-        self.read_again(runs, stop)
+        self.prefill_runs(runs, stop)
 
-    def read_again(self, runs: Sequence[tuple[int, int]], stop: int) -> int:
+    def prefill_runs(self, runs: Sequence[tuple[int, int]], stop: int) -> int:
         """Make the cache hold the tokens of the log at `runs`, as part of a stream of `stop` tokens; returns how many.
 
         They take nothing any more from what was evicted before them. Pins, turn starts and counters stay, as far as
@@ -76,7 +76,7 @@ class Feeder:
             CacheError: They do not fit into the budget.
         """
         cache, log = self.cache, self.log
-        kept = log.take(runs)
+        kept = log.ids_at(runs)
         if len(kept) > cache.cache_size:
             raise CacheError(f"{len(kept)} tokens to read again do not fit into a cache of {cache.cache_size}")
         starts = [start for start in cache.turn_starts if start < stop]

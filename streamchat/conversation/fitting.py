@@ -13,7 +13,7 @@ from streamchat.conversation.pins import SMALLEST_WINDOW, pinned_turns
 
 
 @dataclass(frozen=True)
-class Fitted:
+class CacheSelection:
     """What to cache."""
 
     runs: list[Run]
@@ -32,7 +32,7 @@ def fit_to_budget(
     pins: Sequence[Run],
     turn_starts: Sequence[int],
     reserve: int = 0,
-) -> Fitted:
+) -> CacheSelection:
     """Evict from `held`, on paper, what does not fit into the budget of `cache`: by its own rules, oldest first.
 
     Sinks, system block and pins stay. Where pins would leave fewer than `SMALLEST_WINDOW` tokens, turns are unpinned,
@@ -51,13 +51,13 @@ def fit_to_budget(
     for turn in pinned_turns(log, pins, cache.num_sink_tokens):
         if _retained(cache, held, pins) + SMALLEST_WINDOW <= budget:
             break
-        pins = runs_without(pins, turn.first, turn.first if turn.stop is None else turn.stop)
+        pins = runs_without(pins, turn.start, turn.start if turn.end is None else turn.end)
         unpinned.append(turn.number)
     runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
-    return Fitted(runs, starts, tuple(pins), tuple(unpinned))
+    return CacheSelection(runs, starts, tuple(pins), tuple(unpinned))
 
 
-def half_of(fitted: Fitted, cache: StreamingCache, log: TokenLog) -> Fitted | None:
+def half_of(fitted: CacheSelection, cache: StreamingCache, log: TokenLog) -> CacheSelection | None:
     """Return the same without the oldest half of what may be evicted; None if nothing may."""
     tokens = sum(stop - first for first, stop in fitted.runs)
     budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
@@ -71,7 +71,7 @@ def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -
     return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(held)))
 
 
-def unpinned_sentence(turns: Sequence[int], cache_size: int) -> str:
+def unpinned_notice(turns: Sequence[int], cache_size: int) -> str:
     """Return a sentence that says which turns were unpinned, and why."""
     which = f"Turn {turns[0]} is" if len(turns) == 1 else f"Turns {', '.join(map(str, turns))} are"
     return (

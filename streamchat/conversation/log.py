@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the log itself needs no torch
 
 
 @dataclass(frozen=True)
-class Before:
+class TurnStart:
     """How things stood before a turn, for taking it back."""
 
     cache: CacheMark
@@ -31,19 +31,19 @@ class TurnRecord:
 
     number: int
     """Counts from 1."""
-    first: int
+    start: int
     """Log index of its first token."""
-    content: int
-    """Log index of the first token of the message itself, behind the opening."""
-    reply_first: int | None = None
-    """Log index of the first token of the reply's part: its opening, where the format has one. None until known."""
-    stop: int | None = None
-    """One past its last token; None while it runs."""
+    message_start: int
+    """Log index of the first token of the message itself, after its opening."""
+    reply_start: int | None = None
+    """Log index of the first token of the reply, including its opening if the format has one. None until known."""
+    end: int | None = None
+    """One past the log index of its last token; None while the turn runs."""
     text: str = ""
     reply: str = ""
-    before: Before | None = None
+    before: TurnStart | None = None
     """None where it is too long ago to be taken back."""
-    prompt_stop: int | None = None
+    prompt_end: int | None = None
     """Log index behind the last token that was fed before the reply. None if it was not fed by this process."""
     given: bool = False
     """The reply was given, not generated."""
@@ -63,24 +63,24 @@ class TokenLog:
         """Record ids that were fed."""
         self.ids.extend(ids)
 
-    def take(self, runs: Sequence[tuple[int, int]]) -> list[int]:
+    def ids_at(self, runs: Sequence[tuple[int, int]]) -> list[int]:
         """The ids at these runs of log indices."""
         return [token for first, stop in runs for token in self.ids[first:stop]]
 
     def turns_touching(self, first: int, stop: int) -> list[TurnRecord]:
         """Turns with tokens in `[first, stop)`, oldest first. Looks at few: turns are in order."""
-        start = max(0, bisect.bisect_right(self.turns, first, key=lambda turn: turn.first) - 1)
+        start = max(0, bisect.bisect_right(self.turns, first, key=lambda turn: turn.start) - 1)
         found = []
         for turn in self.turns[start:]:
-            if turn.first >= stop:
+            if turn.start >= stop:
                 break
-            if turn.stop is None or turn.stop > first:
+            if turn.end is None or turn.end > first:
                 found.append(turn)
         return found
 
     def first_turn_from(self, index: int) -> int:
         """Number of the oldest turn that begins at log index `index` or later; one past the last turn without one."""
-        return bisect.bisect_left(self.turns, index, key=lambda turn: turn.first) + 1
+        return bisect.bisect_left(self.turns, index, key=lambda turn: turn.start) + 1
 
     def cut(self, index: int) -> None:
         """Take back all ids from log index `index` on."""

@@ -15,8 +15,8 @@ SMALLEST_WINDOW = 8
 
 def is_pinned(turn: TurnRecord, pins: Iterable[Run], num_sink_tokens: int) -> bool:
     """Whether all of `turn` that is not a sink is in `pins`, runs of log indices."""
-    stop = turn.stop
-    return stop is not None and any(a <= max(turn.first, num_sink_tokens) and stop <= b for a, b in pins)
+    stop = turn.end
+    return stop is not None and any(a <= max(turn.start, num_sink_tokens) and stop <= b for a, b in pins)
 
 
 def pinned_turns(log: TokenLog, pins: Iterable[Run], num_sink_tokens: int) -> list[TurnRecord]:
@@ -36,14 +36,14 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
         has = f"the conversation has {len(log.turns)}" if log.turns else "nothing was said yet"
         raise ConfigError(f"there is no turn {number}; {has}")
     turn = log.turns[number - 1]
-    assert turn.stop is not None
-    first = max(turn.first, cache.num_sink_tokens)
-    tokens = cache.ledger.count_in(first, turn.stop)
+    assert turn.end is not None
+    first = max(turn.start, cache.num_sink_tokens)
+    tokens = cache.ledger.count_in(first, turn.end)
     already = is_pinned(turn, cache.pins, cache.num_sink_tokens)
     if not pinned:
         if not already:
             raise ConfigError(f"turn {number} is not pinned")
-        cache.unpin(first, turn.stop)
+        cache.unpin(first, turn.end)
         return tokens
     if not tokens:
         raise ConfigError(f"turn {number} cannot be pinned: nothing of it is left in the cache")
@@ -56,5 +56,5 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
             f"pinning turn {number} ({tokens} tokens) would leave {max(0, free)} of {cache.cache_size} tokens for "
             f"the conversation, and at least {least} must stay; unpin something or start with a larger --cache-size"
         )
-    cache.pin(first, turn.stop)
+    cache.pin(first, turn.end)
     return tokens

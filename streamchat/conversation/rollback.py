@@ -15,8 +15,8 @@ from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import Fitted, fit_to_budget, half_of
-from streamchat.conversation.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of
+from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.store.records import CacheMark
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ REACH = 64
 
 
 @dataclass(frozen=True)
-class TakenBack:
+class UndoResult:
     """What it took."""
 
     restored: int = 0
@@ -48,7 +48,7 @@ class _Copy:
     @property
     def runs(self) -> list[Run]:
         """Log indices of what it has from before the turn; it may have the first tokens of the turn, too."""
-        return Ledger(list(self.checkpoint.runs)).runs_before(self.turn.first)
+        return Ledger(list(self.checkpoint.runs)).runs_before(self.turn.start)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -90,7 +90,7 @@ class Rollback:
         cache = self._cache
         return CacheMark(tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count)
 
-    def begin(self, turn: TurnRecord, before: Before) -> None:
+    def begin(self, turn: TurnRecord, before: TurnStart) -> None:
         """`turn`, the newest of the log, begins; nothing of it was announced or fed yet."""
         turn.before, self._running, self._must_copy = before, turn, True
         if not self._cache.croppable:
@@ -121,7 +121,7 @@ class Rollback:
         """The conversation begins anew."""
         self._running = self._copy = self._running_copy = None
 
-    def take_back(self, turn: TurnRecord) -> TakenBack:
+    def take_back(self, turn: TurnRecord) -> UndoResult:
         """Undo `turn`, the newest of the log, whether it is over or not. Pins of older turns stay as they are now.
 
         Where the budget is smaller than it was before the turn, what was held then is fitted to it, as on resume.
@@ -132,9 +132,9 @@ class Rollback:
         cache.discard_partial_forward()
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
-        left = Ledger(cache.ledger.runs_before(turn.first), turn.first)
-        pins = Ledger(list(cache.pins)).runs_before(turn.first)
-        self._log.cut(turn.first)
+        left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
+        pins = Ledger(list(cache.pins)).runs_before(turn.start)
+        self._log.cut(turn.start)
         self._log.turns.pop()
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
@@ -143,9 +143,9 @@ class Rollback:
         cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
-        return TakenBack(restored, read_again, missing, fitted.unpinned)
+        return UndoResult(restored, read_again, missing, fitted.unpinned)
 
-    def _have_back(self, fitted: Fitted, left: Ledger, copy: _Copy | None) -> int:
+    def _have_back(self, fitted: CacheSelection, left: Ledger, copy: _Copy | None) -> int:
         """Make the cache hold `fitted`, in the cheapest way; returns how many tokens were read again for it.
 
         Args:
@@ -164,12 +164,12 @@ class Rollback:
             return 0
         return self._read_again(fitted)
 
-    def _read_again(self, fitted: Fitted) -> int:
+    def _read_again(self, fitted: CacheSelection) -> int:
         """Prefill `fitted`; where memory runs out, less and less of it. Returns how many tokens."""
-        smaller: Fitted | None = fitted
+        smaller: CacheSelection | None = fitted
         while smaller is not None:
             try:
-                return self._feeder.read_again(smaller.runs, len(self._log))
+                return self._feeder.prefill_runs(smaller.runs, len(self._log))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

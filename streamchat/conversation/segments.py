@@ -35,7 +35,7 @@ def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) 
 
 def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, int]]:
     """(part, turn, first, stop) of every message that a run of the ledger touches, once each, oldest first."""
-    system_stop = log.turns[0].first if log.turns else len(log)
+    system_stop = log.turns[0].start if log.turns else len(log)
     if system_stop:
         yield "system", 0, 0, system_stop
     last = 0
@@ -47,8 +47,8 @@ def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, i
 
 
 def _parts_of(turn: TurnRecord, end: int) -> Iterator[tuple[Part, int, int, int]]:
-    stop = end if turn.stop is None else turn.stop
-    reply = stop if turn.reply_first is None else min(turn.reply_first, stop)
-    yield "user", turn.number, turn.first, reply
+    stop = end if turn.end is None else turn.end
+    reply = stop if turn.reply_start is None else min(turn.reply_start, stop)
+    yield "user", turn.number, turn.start, reply
     if reply < stop:
         yield "assistant", turn.number, reply, stop

@@ -16,7 +16,7 @@ LENGTH_SHARE = 8
 """The summary may take one part in so many of the budget: it will be pinned."""
 
 
-def next_to_leave(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, int] | None:
+def next_to_evict(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, int] | None:
     """First and last of the oldest turns that fill `SHARE` of the window and are not pinned; None without any."""
     tokens = 0
     turns: list[int] = []
@@ -29,7 +29,7 @@ def next_to_leave(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, i
     return (turns[0], turns[-1]) if turns else None
 
 
-def summarise(
+def summarize(
     conversation: Conversation, cancelled: Callable[[], bool], tell: Callable[[ev.Event], None]
 ) -> ev.SummaryReady:
     """Ask the model, and take the question back: cache, log and transcript are as before.
@@ -39,7 +39,7 @@ def summarise(
         TurnError: The model said nothing, or failed.
     """
     state = conversation.state()
-    turns = next_to_leave(state.segments, state.window)
+    turns = next_to_evict(state.segments, state.window)
     if turns is None:
         raise ConfigError("there is nothing to sum up: no turn is in the cache that could leave")
     first, last = turns
@@ -54,7 +54,7 @@ def summarise(
         f"{limit // 2} words. Keep names, numbers, decisions and open questions. Write nothing but the summary."
     )
     quiet = replace(settings, max_new_tokens=min(limit, settings.max_new_tokens), temperature=0.0)
-    with conversation.unheard(quiet):
+    with conversation.muted(quiet):
         outcome = conversation.run_turn(question, cancelled)
         if not outcome.rolled_back:
             conversation.undo()

@@ -254,7 +254,7 @@ class Engine:
         if turn.replacing and not cancelled():
             self._owner.replace_turn(turn.text, cancelled, over=over)
         else:
-            self._owner.take_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, over=over)
+            self._owner.run_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, over=over)
 
     def _emit(self, event: ev.Event) -> None:
         for sink in list(self._sinks):

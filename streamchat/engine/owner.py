@@ -16,9 +16,9 @@ from streamchat.base.errors import ConfigError, SessionError, StreamchatError, T
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Assembled, Load, Progress, assemble
+from streamchat.conversation.assemble import Load, Progress, StartedConversation, assemble
 from streamchat.sessions.archive import Archive, Held, OpenStore
-from streamchat.sessions.settings import foreign_model, foreign_model_sentence, resumed_configuration
+from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -72,7 +72,7 @@ class Owner:
         if session is None:
             self._prepare(self._configuration)
             self.archive.begin(self._held)
-            if sentence := self.archive.killed():
+            if sentence := self.archive.unclean_exit_notice():
                 self.emit(ev.Notice(sentence))
         else:
             self._open_session(session, agreed_model)
@@ -95,7 +95,7 @@ class Owner:
 
     def _leave_in_order(self) -> None:
         """The running conversation may be left now."""
-        self.archive.leave_in_order(None if self.conversation is None else self._held)
+        self.archive.flush_and_snapshot(None if self.conversation is None else self._held)
 
     # --- the model ---------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Owner:
         for text in assembled.notes:
             self.emit(ev.Notice(text))
 
-    def _take(self, configuration: Configuration, loaded: LoadedModel, assembled: Assembled) -> None:
+    def _take(self, configuration: Configuration, loaded: LoadedModel, assembled: StartedConversation) -> None:
         self._loaded, self._info, self.conversation = loaded, assembled.info, assembled.conversation
         self._configuration, self.settings = configuration, configuration.settings
         self._device = assembled.device
@@ -197,7 +197,7 @@ class Owner:
         model = foreign_model(self._configuration, opening.info)
         if model and model != agreed_model:
             opening.lock.release()
-            sentence = foreign_model_sentence(opening.info, model)
+            sentence = foreign_model_notice(opening.info, model)
             raise SessionError(f"{sentence}; `/resume {session} yes` loads it")
         sentences: list[str] = []
 
@@ -217,7 +217,7 @@ class Owner:
 
     # --- turns -------------------------------------------------------------------------------------------------
 
-    def take_turn(
+    def run_turn(
         self,
         text: str,
         cancelled: Callable[[], bool],
@@ -279,7 +279,7 @@ class Owner:
             over()
             self.refuse_turn(text or "", str(error))
             return
-        self.take_turn(before if text is None else text, cancelled, over=over)
+        self.run_turn(before if text is None else text, cancelled, over=over)
 
     def refuse_turn(self, text: str, message: str) -> None:
         """A turn that cannot begin."""
@@ -344,10 +344,10 @@ class Owner:
         started = time.perf_counter()
         turn = conversation.log.turns[-1] if conversation.log.turns else None
         was_pinned = turn is not None and is_pinned(turn, conversation.cache.pins, conversation.cache.num_sink_tokens)
-        taken = conversation.undo(same_draw=not replaced)
+        taken = conversation.undo(restore_rng=not replaced)
         assert turn is not None
         self._pin_next = was_pinned and (replaced or to_edit)
-        self.archive.undone(turn.number)
+        self.archive.record_undo(turn.number)
         self.emit(
             ev.TurnUndone(
                 turn.number,
@@ -372,13 +372,13 @@ class Owner:
 
     def compact(self, cancelled: Callable[[], bool], over: Callable[[], None]) -> None:
         """Have the model sum up the turns that would leave next; the conversation is as before afterwards."""
-        from streamchat.conversation.summarize import summarise
+        from streamchat.conversation.summarize import summarize
 
         assert self.conversation is not None
         self._busy = True
         summary = ev.SummaryReady("", (0, 0))
         try:
-            summary = summarise(self.conversation, cancelled, self.emit)
+            summary = summarize(self.conversation, cancelled, self.emit)
         except StreamchatError as error:
             self.emit(ev.Notice(str(error), "warning"))
         except Exception as error:
@@ -445,7 +445,7 @@ class Owner:
 
     def emit(self, event: ev.Event) -> None:
         """Record it, tell it, and say how things stand where that is due."""
-        self.archive.take(event)
+        self.archive.record(event)
         self._tell(event)
         if time.perf_counter() - self._last_status >= STATUS_INTERVAL_S:
             self.sample_status()
@@ -471,7 +471,7 @@ class Owner:
             decode_tps=conversation.decode_tps,
             busy=self._busy,
         )
-        self.archive.sampled(sample, self._info)
+        self.archive.record_status(sample, self._info)
         self._tell(sample)
 
 

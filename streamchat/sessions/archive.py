@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
     from streamchat.sessions.recorder import Identity, Recorder
-    from streamchat.sessions.resume import Resumed
     from streamchat.store.lock import SessionLock
     from streamchat.store.records import SessionInfo
     from streamchat.store.store import Store
@@ -93,7 +92,7 @@ class Archive:
             self._tell(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
         self.recorder = Recorder(self._store, self._tell)
-        if self._store.is_the_users_own:
+        if self._store.is_user_database:
             self._upkeep = Upkeep(self._store, self._tell)
             self._upkeep.consider()
 
@@ -115,25 +114,25 @@ class Archive:
             settings = replace(held.settings, model=lasting_name(held.settings.model))
             self.recorder.begin(held.conversation, self._identify(held), settings)
 
-    def take(self, event: ev.Event) -> None:
+    def record(self, event: ev.Event) -> None:
         """Record what happened."""
         if self.recorder is not None:
-            self.recorder.take(event)
+            self.recorder.record(event)
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
             self._upkeep.consider()
 
-    def sampled(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
         """The figures of the moment, for other processes."""
         if self.recorder is not None:
-            self.recorder.sampled(sample, info)
+            self.recorder.record_status(sample, info)
 
-    def undone(self, number: int) -> None:
+    def record_undo(self, number: int) -> None:
         """Turn `number`, the newest, was taken back."""
         self.changed = True
         if self.recorder is not None:
-            self.recorder.undone(number)
+            self.recorder.record_undo(number)
 
-    def leave_in_order(self, held: Held | None) -> None:
+    def flush_and_snapshot(self, held: Held | None) -> None:
         """The conversation may be left now: have all of it on the disk."""
         if self.recorder is not None:
             self.recorder.flush()
@@ -153,9 +152,11 @@ class Archive:
         try:
             identity = self._identify(held)
             taken = checkpoint.take(conversation.cache)
-            ids = array("i", conversation.log.take(taken.runs))
+            ids = array("i", conversation.log.ids_at(taken.runs))
             settings = asdict(held.settings)
-            saved = Snapshot(session, taken, ids, conversation.draw, identity.fingerprint, identity.dtype, settings)
+            saved = Snapshot(
+                session, taken, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
+            )
             save(self._store.snapshot_path(session), saved)
             self.changed = False
         except StoreError as error:
@@ -166,7 +167,7 @@ class Archive:
 
     # --- saved ones ---------------------------------------------------------------------------------------------
 
-    def killed(self) -> str:
+    def unclean_exit_notice(self) -> str:
         """A sentence about the latest conversation where it ended with its process, once; '' otherwise."""
         if self._store is None:
             return ""
@@ -220,7 +221,7 @@ class Archive:
             conversation.close_cut_reply(how.cut_reply)
             self.recorder.closed(how.cut_turn)
         if how.message_back:
-            self.recorder.undone(len(conversation.log.turns) + 1)
+            self.recorder.record_undo(len(conversation.log.turns) + 1)
         self.changed = bool(how.reason or how.cut_turn)
         stats = {turn.number: _figures(turn.stats) for turn in stored.turns}
         turns = tuple(_saved_turn(conversation, turn, stats[turn.number]) for turn in conversation.log.turns)
@@ -282,9 +283,9 @@ def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: ev.TurnStat
         )
     # cut off by a crash, or imported: counted from the ids
     opening, close = len(conversation.encoder.reply_opening()), len(conversation.encoder.close())
-    reply_first = turn.first if turn.reply_first is None else turn.reply_first
-    stop = reply_first if turn.stop is None else turn.stop
-    read, written = reply_first - turn.first + opening, max(0, stop - reply_first - opening - close)
+    reply_first = turn.start if turn.reply_start is None else turn.reply_start
+    stop = reply_first if turn.end is None else turn.end
+    read, written = reply_first - turn.start + opening, max(0, stop - reply_first - opening - close)
     return ev.SavedTurn(turn.number, turn.text, turn.reply, read, written, finish_reason="cancelled")
 
 
@@ -295,9 +296,9 @@ def _damage(parts: tuple[str, ...]) -> list[str]:
     return [f"Parts of this conversation are damaged in the database and were left out: {', '.join(parts[:3])}{more}."]
 
 
-def _sentences(how: Resumed) -> list[str]:
+def _sentences(how: ResumeResult) -> list[str]:
     """What the user should know, a sentence each."""
-    from streamchat.conversation.fitting import unpinned_sentence
+    from streamchat.conversation.fitting import unpinned_notice
 
     said = []
     if how.read_again:
@@ -309,5 +310,5 @@ def _sentences(how: Resumed) -> list[str]:
     if how.message_back:
         said.append("streamchat ended before the last message was answered; it is not part of the conversation.")
     if how.unpinned:
-        said.append(unpinned_sentence(how.unpinned, how.cache_size))
+        said.append(unpinned_notice(how.unpinned, how.cache_size))
     return said

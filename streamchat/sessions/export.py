@@ -109,7 +109,7 @@ def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "f
     sinks = _sinks(session)
     answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
     for turn in session.turns:
-        first, stop = max(turn.first, sinks), turn.first + len(turn.ids)
+        first, stop = max(turn.start, sinks), turn.start + len(turn.ids)
         held = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
         answer[turn.number] = "seen" if held >= stop - first else "partly" if held > 0 else "forgotten"
     return answer
@@ -163,8 +163,8 @@ def _reply(reply: str, thinking: str) -> Iterator[str]:
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
-    first = max(turn.first, _sinks(session))
-    return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
+    first = max(turn.start, _sinks(session))
+    return any(a <= first and turn.start + len(turn.ids) <= b for a, b in session.info.pins)
 
 
 def _date(then: float) -> str:

@@ -19,7 +19,7 @@ from streamchat.base.errors import StoreError
 from streamchat.config.settings import Settings
 from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
-from streamchat.store.records import CacheMark, Described, StoredEviction, StoredTurn
+from streamchat.store.records import CacheMark, SessionIdentity, StoredEviction, StoredTurn
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -119,11 +119,11 @@ class Recorder:
         assert self._conversation is not None
         if settle:  # before the fingerprint, which ends the question whether its model may be loaded
             settings = {**asdict(self._settings), "model": identity.model}
-            self.store.settle_model(session, identity.model, identity.model_name, settings)
+            self.store.set_model(session, identity.model, identity.model_name, settings)
         system = self._conversation.log.ids[: self._conversation.system_tokens]
         self.store.mark_open(session)
         # with the new ids of its turns in one transaction, where it has some
-        self._write(Described(identity.dtype, identity.fingerprint, identity.tokenizer, system))
+        self._write(SessionIdentity(identity.dtype, identity.fingerprint, identity.tokenizer, system))
 
     def leave(self) -> None:
         """The conversation is over, or another one comes; its session can be opened by others.
@@ -147,7 +147,7 @@ class Recorder:
 
     # --- what happens -------------------------------------------------------------------------------------------
 
-    def take(self, event: ev.Event) -> None:
+    def record(self, event: ev.Event) -> None:
         """Record what `event` says, where it says something."""
         if self._conversation is None:
             return
@@ -167,7 +167,7 @@ class Recorder:
                     )
                 )
             case ev.TurnFinished(rolled_back=True):
-                self.undone(event.stats.turn)
+                self.record_undo(event.stats.turn)
             case ev.TurnFinished(stats=stats):
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
@@ -180,7 +180,7 @@ class Recorder:
             case _:
                 pass
 
-    def sampled(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
         """Let other processes see how things stand: once a second while a reply is written, else now and then."""
         now = time.monotonic()
         due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
@@ -199,7 +199,7 @@ class Recorder:
         self._changed(number)
         self._guarded(self._write)
 
-    def undone(self, number: int) -> None:
+    def record_undo(self, number: int) -> None:
         """Turn `number` and later ones were taken back."""
         self._undone_from = number if self._undone_from is None else min(number, self._undone_from)
         self._evictions = [eviction for eviction in self._evictions if eviction.turn < number]
@@ -228,7 +228,7 @@ class Recorder:
             self.tell(ev.SavingChanged(True))
             self.tell(ev.Notice("The conversation is saved again, with all that was said meanwhile."))
 
-    def _write(self, described: Described | None = None) -> None:
+    def _write(self, described: SessionIdentity | None = None) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -247,10 +247,10 @@ class Recorder:
             cache=conversation.rollback.mark(),
             evictions=self._evictions,
             undone_from=self._undone_from,
-            described=described,
+            identity=described,
         )
         self._evictions, self._undone_from = [], None
-        running = bool(log.turns) and log.turns[-1].stop is None
+        running = bool(log.turns) and log.turns[-1].end is None
         self._unwritten = log.turns[-1].number if running else None
         for number in [number for number in self._times if number < (self._unwritten or len(log.turns))]:
             del self._times[number]
@@ -280,20 +280,20 @@ class Recorder:
         assert self._conversation is not None
         log = self._conversation.log
         times = self._times.get(turn.number, _Times(time.time()))
-        stop = len(log) if turn.stop is None else turn.stop
+        stop = len(log) if turn.end is None else turn.end
         reply = turn.reply
-        if turn.stop is None:
+        if turn.end is None:
             reply = self._conversation.shown
         return StoredTurn(
             number=turn.number,
             text=turn.text,
             reply=reply,
-            first=turn.first,
-            content=turn.content,
-            reply_first=turn.first if turn.reply_first is None else turn.reply_first,
-            ids=array("i", log.ids[turn.first : stop]),
+            start=turn.start,
+            message_start=turn.message_start,
+            reply_start=turn.start if turn.reply_start is None else turn.reply_start,
+            ids=array("i", log.ids[turn.start : stop]),
             before=CacheMark() if turn.before is None else turn.before.cache,
-            state="running" if turn.stop is None else "done",
+            state="running" if turn.end is None else "done",
             started=times.started,
             finished=times.finished,
             stats=times.stats,

@@ -14,8 +14,8 @@ from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.policy import Run
 from streamchat.conversation.conversation import Conversation
-from streamchat.conversation.fitting import Fitted, fit_to_budget
-from streamchat.conversation.log import Before, TurnRecord
+from streamchat.conversation.fitting import CacheSelection, fit_to_budget
+from streamchat.conversation.log import TurnRecord, TurnStart
 from streamchat.conversation.rollback import REACH
 from streamchat.models.fingerprint import KIND as FINGERPRINT_KIND
 from streamchat.sessions import snapshot as snapshots
@@ -25,7 +25,7 @@ from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumeResult:
     """How it went."""
 
     seconds: float
@@ -48,7 +48,7 @@ class Resumed:
     """Turns whose pins no longer fit."""
 
 
-def resume(conversation: Conversation, stored: StoredSession, identity: Identity, path: Path) -> Resumed:
+def resume(conversation: Conversation, stored: StoredSession, identity: Identity, path: Path) -> ResumeResult:
     """Restore `stored` into a fresh conversation.
 
     Args:
@@ -69,7 +69,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
         seconds = time.perf_counter() - started
         unpinned = fitted.unpinned
         cache = conversation.cache
-        return Resumed(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
+        return ResumeResult(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
     if turns and turns[-1].state == "running" and not _reply_ids(conversation, turns[-1]):
@@ -90,7 +90,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     if turns and turns[-1].state == "running":
         cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
     seconds = time.perf_counter() - started
-    return Resumed(
+    return ResumeResult(
         seconds,
         conversation.cache.length,
         conversation.cache.cache_size,
@@ -128,30 +128,30 @@ def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequenc
         log.turns.append(
             TurnRecord(
                 turn.number,
-                turn.first,
-                turn.content,
-                turn.reply_first,
-                turn.first + len(turn.ids),
+                turn.start,
+                turn.message_start,
+                turn.reply_start,
+                turn.start + len(turn.ids),
                 turn.text,
                 turn.reply,
-                Before(turn.before) if turn.number > recent and (turn.before.held or not turn.first) else None,
+                TurnStart(turn.before) if turn.number > recent and (turn.before.held or not turn.start) else None,
             )
         )
         log.append(turn.ids)
     if turns and turns[-1].state == "running":
-        log.turns[-1].stop = None
+        log.turns[-1].end = None
 
 
 def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
     """What of the reply itself was fed, without its opening."""
-    ids = turn.ids[turn.reply_first - turn.first :].tolist()
+    ids = turn.ids[turn.reply_start - turn.start :].tolist()
     for opening in (conversation.encoder.reply_opening(), conversation.encoder.reply_opening(given=True)):
         if ids[: len(opening)] == opening:
             return ids[len(opening) :]
     return ids
 
 
-def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> Fitted:
+def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> CacheSelection:
     """Put a snapshot into the cache, which has room for all of it; its pins may be too many.
 
     Raises:
@@ -167,7 +167,7 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     taken = saved.checkpoint
-    if taken.next_index != len(log) or log.take(taken.runs) != saved.ids.tolist():
+    if taken.next_index != len(log) or log.ids_at(taken.runs) != saved.ids.tolist():
         raise SnapshotError("its cache was saved at another moment")
     if taken.length > cache.cache_size:
         raise SnapshotError(f"its saved cache of {taken.length} tokens does not fit into {cache.cache_size}")
@@ -176,7 +176,7 @@ def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, ide
         cache.seen.append(_row(log.ids))
     try:
         checkpoint.restore(cache, taken)
-        conversation.draw = saved.generator
+        conversation.rng_state = saved.generator
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
@@ -197,7 +197,7 @@ def _read_again(
     pins: Sequence[Run],
     turns: Sequence[StoredTurn],
     stored: StoredSession,
-) -> tuple[int, Fitted]:
+) -> tuple[int, CacheSelection]:
     """Prefill what was held, or as much of it as fits now; returns how many tokens, and what fits."""
     cache, log = conversation.cache, conversation.log
     cut_off = bool(turns) and turns[-1].state == "running"
@@ -209,7 +209,7 @@ def _read_again(
         turn_starts=_turn_starts(turns, stored),
         reserve=len(conversation.encoder.close()) if cut_off else 0,
     )
-    read = conversation.read_again(fitted.runs, len(log))
+    read = conversation.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     return read, fitted
 
@@ -219,14 +219,14 @@ def _turn_starts(turns: Sequence[StoredTurn], stored: StoredSession) -> list[int
     if not turns:
         return []
     last = turns[-1]
-    starts = [*last.before.turn_starts, last.first]
+    starts = [*last.before.turn_starts, last.start]
     for eviction in stored.evictions:
         if eviction.turn == last.number and eviction.runs:
             starts = [start for start in starts if start >= eviction.runs[-1][1]]
     return starts
 
 
-def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int, Fitted]:
+def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int, CacheSelection]:
     """Encode all texts with this model's tokenizer, and read the newest turns that fit.
 
     Returns how many tokens were read, and what fits.
@@ -241,7 +241,7 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
     for i, turn in enumerate(stored.turns):
         first = not log.turns
         at = len(log)
-        before = Before(_whole(conversation, pins, starts, stored)) if i >= recent else None
+        before = TurnStart(_whole(conversation, pins, starts, stored)) if i >= recent else None
         encoded = encoder.encoded(turn.text, first, turn.reply, "." if first else log.turns[-1].reply)
         log.append(encoded.prompt)
         log.append(encoded.reply)
@@ -249,8 +249,8 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
             TurnRecord(
                 turn.number,
                 at,
-                at + encoded.content,
-                at + encoded.reply_first,
+                at + encoded.message_start,
+                at + encoded.reply_start,
                 len(log),
                 turn.text,
                 turn.reply,
@@ -262,7 +262,7 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
             pins.append((at, len(log)))
     held = [(0, len(log))] if len(log) else []
     fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=starts)
-    read = conversation.read_again(fitted.runs, len(log))
+    read = conversation.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     cache.compression_count = stored.info.compressions
     return read, fitted
@@ -277,5 +277,5 @@ def _whole(conversation: Conversation, pins: Sequence[Run], starts: Sequence[int
 
 
 def _was_pinned(turn: StoredTurn, pins: Sequence[Run], num_sink_tokens: int) -> bool:
-    stop = turn.first + len(turn.ids)
-    return bool(turn.ids) and any(a <= max(turn.first, num_sink_tokens) and stop <= b for a, b in pins)
+    stop = turn.start + len(turn.ids)
+    return bool(turn.ids) and any(a <= max(turn.start, num_sink_tokens) and stop <= b for a, b in pins)

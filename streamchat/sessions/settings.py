@@ -60,7 +60,7 @@ def foreign_model(configuration: Configuration, info: SessionInfo) -> str:
     return "" if named in ("default", lasting_name(configuration.settings.model)) else named
 
 
-def foreign_model_sentence(info: SessionInfo, model: str) -> str:
+def foreign_model_notice(info: SessionInfo, model: str) -> str:
     """What a user must know before `model` of `foreign_model` is loaded."""
     shown = f", shown as “{info.model_name}”," if info.model_name != model else ""
     return f"the imported conversation {info.id} names the model {model}{shown} which was never used for it here"

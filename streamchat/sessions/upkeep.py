@@ -69,8 +69,8 @@ class Upkeep:
 
     def _tell_of_backup(self) -> None:
         """The database is empty: say, once, if a backup is not. Somebody may have deleted the file."""
-        from streamchat.store.restore import lost_sentence
+        from streamchat.store.restore import empty_database_notice
 
-        if not self._is_told and (sentence := lost_sentence(self._store.path)):
+        if not self._is_told and (sentence := empty_database_notice(self._store.path)):
             self._is_told = True
             self._tell(ev.Notice(sentence, "warning"))

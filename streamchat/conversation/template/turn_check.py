@@ -19,7 +19,7 @@ class FedTurn:
     reply: str
     ids: Sequence[int]
     """Up to its end, from the turn before on."""
-    prompt_stop: int
+    prompt_end: int
     """Index in `ids` behind the last one that was fed before the reply."""
     given: bool
     """The reply was given, not generated."""
@@ -44,7 +44,7 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
         fed, least = list(turn.ids), 1
     else:
         ids, tail = reference.ids(history, turn.message), 0
-        fed, least = list(turn.ids[: turn.prompt_stop]), 0
+        fed, least = list(turn.ids[: turn.prompt_end]), 0
     whole = not turn.history and "clock" not in reference.fallbacks
     behind = ids if whole else reference.behind_opening(history, ids)
     named = has_control(turn.message)
