@@ -322,7 +322,7 @@ class RandomChat:
 
     def _turn(self, step: Step, **more: Any) -> None:
         assert self.owner is not None
-        self.owner.run_turn(step.text, self.machine.cancelled, over=lambda: None, **more)
+        self.owner.run_turn(step.text, self.machine.cancelled, on_done=lambda: None, **more)
 
     def do_turn(self, step: Step) -> None:
         """A message."""
@@ -352,7 +352,7 @@ class RandomChat:
         was_pinned = count in self.oracle.pinned
 
         def replace_turn() -> None:
-            owner.replace_turn(text, self.machine.cancelled, over=lambda: None)
+            owner.replace_turn(text, self.machine.cancelled, on_done=lambda: None)
 
         if was_pinned:
             self._pinning(replace_turn, lambda: len(self.oracle.said) == count)

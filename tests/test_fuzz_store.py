@@ -187,10 +187,10 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     assert event is not None
     assert [turn.text for turn in event.turns][:3] == ["tell me of the sea", "and of a dragon", "and a knight"]
     assert notices[0].startswith(
-        "Parts of this conversation are damaged in the database and were left out: the ids of t"
+        "Parts of this session are damaged in the database and were skipped: the ids of t"
     )
     assert any(
-        "what was saved of its tokens is damaged, and its texts were tokenized again" in text for text in notices
+        "its saved tokens are damaged and it had to be re-tokenized" in text for text in notices
     )
     assert event.read_again > 0
 
@@ -222,7 +222,7 @@ def test_damaged_settings_and_figures_leave_the_cache_as_it_was(database: Path) 
     event, notices, _ = resumed(database)
     assert event is not None
     assert event.read_again == 0
-    assert "left out: the settings, the figures of turn 2." in notices[0]
+    assert "skipped: the settings, the figures of turn 2." in notices[0]
     with Store(database) as store:
         assert store.load(store.sessions()[0].id).damage == ()
 

@@ -68,7 +68,7 @@ def test_a_pipe_refuses_and_names_the_source(
     capsys.readouterr()
     assert cli.main(["--resume", session]) == ExitCode.STORE
     assert capsys.readouterr().err == (
-        f"streamchat: the imported conversation {session} names the model {evil}, shown as “SmolLM2-135M-Instruct”, "
+        f"streamchat: the imported session {session} names the model {evil} (displayed as “SmolLM2-135M-Instruct”), "
         f"which was never used for it here; give --model {evil} to load it, or --model NAME to resume with "
         "another one\n"
     )
@@ -93,7 +93,7 @@ def test_at_a_terminal_the_user_is_asked(
     monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
     capsys.readouterr()
     code = cli.main(["--resume", session])
-    assert f"names the model {evil}, shown as" in capsys.readouterr().err
+    assert f"names the model {evil} (displayed as" in capsys.readouterr().err
     if agreed:
         assert code == ExitCode.INTERRUPTED
         assert made == [("default", evil, session, "")]
@@ -151,7 +151,7 @@ def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evi
         chat.wait(ev.ModelReady)
         chat.turn("ours")
         chat.engine.open_session(session)
-        assert f"`/resume {session} yes` loads it; the conversation that is open goes on" in chat.wait(ev.Notice).text
+        assert f"`/resume {session} yes` loads it; the current conversation continues" in chat.wait(ev.Notice).text
         assert loaded == ["default"]
         chat.engine.open_session(session, evil)
         chat.wait(ev.ConversationResumed)

@@ -100,7 +100,7 @@ def test_a_forgotten_turn_cannot_be_pinned() -> None:
             watched.turn("word " * 8)
         assert held(watched, 1) == 0
         watched.engine.pin(1)
-        assert watched.wait(ev.Notice).text == "turn 1 cannot be pinned: nothing of it is left in the cache"
+        assert watched.wait(ev.Notice).text == "turn 1 cannot be pinned: it was evicted from the cache"
 
 
 def test_another_model_takes_over_and_begins_anew() -> None:

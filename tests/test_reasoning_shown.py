@@ -227,7 +227,7 @@ def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("streamchat.conversation.summarize.LENGTH_SHARE", 1)
     assert summarize(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
     chat.script[:] = [*script[:12], chat.tokenizer.eos_token_id]
-    with pytest.raises(TurnError, match="reasoned for 12 tokens and wrote no summary"):
+    with pytest.raises(TurnError, match="reasoned for 12 tokens and returned no summary"):
         summarize(chat.conversation, lambda: False, chat.events.append)
 
 

@@ -394,7 +394,7 @@ def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monke
     ran = replay(TURNS[:6])
     assert ran.code == 4
     assert ran.violated == ["turns", "logits-finite"]
-    assert ran.rows[3]["failed"].startswith("the model's output is not a number")
+    assert ran.rows[3]["failed"].startswith("the model produced NaN/inf logits")
     assert [row["failed"] for row in ran.rows[4:]] == [None, None]
     assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
     assert ran.report["totals"]["failed"] == 1

@@ -122,7 +122,7 @@ def test_a_cache_of_an_older_fingerprint_is_read_again_once(database: Path) -> N
     snapshots.save(path, replace(saved, fingerprint="0123456789abcdef" * 2))
     with running(store=database, session=session) as chat:
         assert chat.wait(ev.ConversationResumed).read_again > 0
-        said_why = "because its cache was saved by an older streamchat, which did not look at all weights"
+        said_why = "because its cache was saved by an older streamchat, which did not fingerprint all weights"
         assert said_why in chat.wait(ev.Notice).text
     with running(store=database, session=session) as chat:
         assert chat.wait(ev.ConversationResumed).read_again == 0
@@ -370,9 +370,9 @@ def test_nothing_to_replace_gives_the_text_back(database: Path) -> None:
     with running(store=database) as chat:
         finished = chat.turn("hello", chat.engine.edit)
         assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "hello")
-        assert "nothing was said yet" in finished.message
+        assert "nothing to undo yet" in finished.message
         chat.engine.undo()
-        assert "nothing was said yet" in chat.wait(ev.Notice).text
+        assert "nothing to undo yet" in chat.wait(ev.Notice).text
 
 
 def test_clear_begins_another_session_and_empty_ones_are_not_kept(database: Path) -> None:
@@ -411,7 +411,7 @@ def test_opening_another_session_in_a_running_chat(database: Path) -> None:
         chat.turn("go on")
         chat.engine.open_session("zzzzzz")
         assert "no saved session has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
-        assert "the conversation that is open goes on" in chat.of(ev.Notice)[-1].text
+        assert "the current conversation continues" in chat.of(ev.Notice)[-1].text
         assert chat.turn("still here").stats.turn == 7
         chat.engine.open_session(ours)
         assert chat.wait(ev.ConversationResumed, 2).cache.cache_size == 512
@@ -488,7 +488,7 @@ def test_a_summary_changes_nothing(database: Path) -> None:
     with running() as chat:
         chat.engine.compact()
         assert chat.wait(ev.SummaryReady).text == ""
-        assert "nothing to sum up" in chat.wait(ev.Notice).text
+        assert "nothing to summarize" in chat.wait(ev.Notice).text
 
 
 def test_the_next_start_says_that_the_last_conversation_was_not_closed(database: Path) -> None:
@@ -498,7 +498,7 @@ def test_the_next_start_says_that_the_last_conversation_was_not_closed(database:
         store.mark_open(session, 4711)  # as a process leaves it that is killed
     with running(store=database) as chat:
         told = chat.wait(ev.Notice).text
-        assert told == f"The last conversation ended without being closed; /resume {session} goes on with it (5 turns)."
+        assert told == f"The last session was not closed properly; /resume {session} resumes it (5 turns)."
     with running(store=database) as chat:
         chat.turn("x")
         assert not [notice for notice in chat.of(ev.Notice) if "closed" in notice.text]
@@ -552,7 +552,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
     with running(store=database, session=session, cache_size=256) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
-        assert "because it was imported, and its texts were tokenized" in chat.wait(ev.Notice).text
+        assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
         conversation: Any = chat.engine.conversation
         text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")

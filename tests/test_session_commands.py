@@ -154,4 +154,4 @@ def test_a_pipe_takes_back_and_goes_on() -> None:
     assert result.stdout == b"first\nsecond\nthird\nThey spoke of the sea.\n", result.stderr
     err = result.stderr.decode()
     assert "Turn 1 was taken back." in err
-    assert "nothing was said yet" in err
+    assert "nothing to undo yet" in err

@@ -254,7 +254,7 @@ def test_a_damaged_file_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a database, but somebody's file " * 50)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"is damaged; move it away \(it is not touched\)"):
+    with pytest.raises(StoreError, match=r"is damaged; move it aside and a new one will be created"):
         Store(path)
     assert path.read_bytes() == before
 

@@ -83,7 +83,7 @@ async def test_retry_and_edit_replace_the_turn() -> None:
 async def test_nothing_to_take_back() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/undo")
-        await driver.until(lambda: any("nothing was said yet" in line for line in driver.lines))
+        await driver.until(lambda: any("nothing to undo yet" in line for line in driver.lines))
         await idle(driver)
         for command in ("/retry", "/edit", "/edit x"):
             await driver.enter(command)

@@ -17,7 +17,7 @@ from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files
 from streamchat.commands.session_files import say as _say
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.export import export, held_turns, read_export, write_export
+from streamchat.sessions.export import export, read_export, turn_visibility, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
@@ -158,7 +158,7 @@ def _load(store: Store, info: SessionInfo) -> StoredSession:
 
 def _show(store: Store, info: SessionInfo) -> None:
     session = _load(store, info)
-    memory = held_turns(session)
+    memory = turn_visibility(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
     _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")

@@ -1,4 +1,4 @@
-"""Selects what a cache keeps of a conversation that a larger cache held: for resume and undo."""
+"""Selects the tokens that fit into a smaller cache, for resume and undo."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from streamchat.conversation.pins import SMALLEST_WINDOW, pinned_turns
 
 @dataclass(frozen=True)
 class CacheSelection:
-    """What to cache."""
+    """The tokens to cache."""
 
     runs: list[Run]
-    """Log indices, at most the budget."""
+    """Runs of log indices, at most the budget in total."""
     turn_starts: list[int]
     pins: tuple[Run, ...]
     unpinned: tuple[int, ...] = ()
@@ -33,18 +33,18 @@ def fit_to_budget(
     turn_starts: Sequence[int],
     reserve: int = 0,
 ) -> CacheSelection:
-    """Evict from `held`, on paper, what does not fit into the budget of `cache`: by its own rules, oldest first.
+    """Simulate the eviction of the tokens of `held` that exceed the budget of `cache`, by its policy.
 
-    Sinks, system block and pins stay. Where pins would leave fewer than `SMALLEST_WINDOW` tokens, turns are unpinned,
-    the oldest first.
+    Sinks, system block and pins are retained. If pins would leave fewer than `SMALLEST_WINDOW` tokens, turns are
+    unpinned, oldest first.
 
     Args:
-        cache: Gives the budget and the rules. Not changed.
-        log: The conversation, up to the last token that may be held.
+        cache: Defines the budget and the policy. Not changed.
+        log: The conversation, up to the last token that may be cached.
         held: Runs of log indices.
         pins: Runs of log indices, system block included.
-        turn_starts: Log indices at which whole turns can be cut.
-        reserve: Tokens that will follow and must not need an eviction.
+        turn_starts: Log indices where whole turns can be cut.
+        reserve: Number of tokens that will follow and must not cause an eviction.
     """
     budget = cache.cache_size - reserve
     pins, unpinned = merged_runs(pins), list[int]()
@@ -58,7 +58,7 @@ def fit_to_budget(
 
 
 def half_of(fitted: CacheSelection, cache: StreamingCache, log: TokenLog) -> CacheSelection | None:
-    """Return the same without the oldest half of what may be evicted; None if nothing may."""
+    """Return `fitted` without the older half of its evictable tokens; None if there are none."""
     tokens = sum(stop - first for first, stop in fitted.runs)
     budget = max(tokens // 2, _retained(cache, fitted.runs, fitted.pins) + SMALLEST_WINDOW)
     if budget >= tokens:
@@ -72,7 +72,7 @@ def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -
 
 
 def unpinned_notice(turns: Sequence[int], cache_size: int) -> str:
-    """Return a sentence that says which turns were unpinned, and why."""
+    """Return a notice about turns that were unpinned, with the reason."""
     which = f"Turn {turns[0]} is" if len(turns) == 1 else f"Turns {', '.join(map(str, turns))} are"
     return (
         f"{which} no longer pinned: with cache_size = {cache_size}, pinned tokens would leave fewer than "

@@ -1,8 +1,8 @@
-"""Writes a conversation into the store as it happens. Belongs to the engine's thread.
+"""Writes the active conversation to the store while it runs. Owned by the engine's thread.
 
-A message is on the disk before its reply begins; the reply follows in batches; what is written together is one
-transaction, so that ids, texts and the account of the cache always fit each other. A store that fails never ends the
-chat: the user is told once, and everything is tried again with the next turn.
+A message is on the disk before its reply starts; the reply follows in batches. Each write is one transaction, so that
+ids, texts and cache state always agree. If the store fails, the chat continues: the user gets one notice, and the
+writes are retried with the next turn.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BATCH_S = 0.5
 """Time between two writes of a running reply."""
 TITLE_LENGTH = 60
 LIVE_S, LIVE_IDLE_S = 1.0, 15.0
-"""Time between two writes of the live figures."""
+"""Time between two writes of the live figures, while a reply is generated and otherwise."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What the model of a session is recognised by."""
+class ModelIdentity:
+    """Names and fingerprints that identify the model of a session."""
 
     model: str
     model_name: str
@@ -45,7 +45,7 @@ class Identity:
 
 
 def title_of(text: str) -> str:
-    """A title from a message: its first line that says something, shortened."""
+    """Return a title for a message: its first line with text, shortened."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "untitled")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
@@ -60,25 +60,25 @@ class _Times:
 
 @dataclass
 class Recorder:
-    """One conversation at a time: `begin` or `adopt`, then `take` every event, then `leave`.
+    """Records one conversation at a time: `begin` or `adopt`, then `record` every event, then `close_session`.
 
     Args:
-        store: Open; closed by the caller.
-        tell: Emits an event, such as the notice that nothing is saved any more.
+        store: An open store; closed by the caller.
+        emit: Emits an event, for example the notice that saving fails.
     """
 
     store: Store
-    tell: Callable[[ev.Event], None]
+    emit: Callable[[ev.Event], None]
     session: str | None = None
-    """None until the first turn: conversations in which nothing was said are not saved."""
+    """None until the first turn: empty conversations are not saved."""
     _conversation: Conversation | None = None
-    _identity: Identity | None = None
+    _identity: ModelIdentity | None = None
     _settings: Settings = field(default_factory=Settings)
     _lock: SessionLock | None = None
     _evictions: list[StoredEviction] = field(default_factory=list)
     _times: dict[int, _Times] = field(default_factory=dict)
     _unwritten: int | None = None
-    """Oldest turn that is not on the disk as it is now."""
+    """Oldest turn with unsaved changes."""
     _undone_from: int | None = None
     _last_write: float = 0.0
     _failed: bool = False
@@ -87,48 +87,48 @@ class Recorder:
 
     # --- which conversation -------------------------------------------------------------------------------------
 
-    def begin(self, conversation: Conversation, identity: Identity, settings: Settings) -> None:
-        """A new conversation, which becomes a session with its first turn."""
-        self.leave()
+    def begin(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
+        """Start recording a new conversation, which becomes a session with its first turn."""
+        self.close_session()
         self._conversation, self._identity, self._settings = conversation, identity, settings
 
     def adopt(
         self,
         conversation: Conversation,
-        identity: Identity,
+        identity: ModelIdentity,
         settings: Settings,
         lock: SessionLock,
         *,
         rewrite: bool,
-        settle: bool = False,
+        adopt_model: bool = False,
     ) -> None:
-        """Go on with the session that `lock` is of, restored into `conversation`.
+        """Continue the session of `lock`, which was restored into `conversation`.
 
         Args:
-            rewrite: Its turns have other ids than in the store.
-            settle: It was imported, and this model and these settings are its own from now on.
+            rewrite: Whether its turns have other ids than in the store.
+            adopt_model: Whether to store this model and these settings, for a session that was imported.
         """
         if self.session != lock.session:
-            self.leave()
+            self.close_session()
         self._conversation, self._identity, self._settings = conversation, identity, settings
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
-        self._guarded(lambda: self._introduce(lock.session, identity, settle))
+        self._guarded(lambda: self._write_identity(lock.session, identity, adopt_model))
 
-    def _introduce(self, session: str, identity: Identity, settle: bool) -> None:
+    def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
         assert self._conversation is not None
-        if settle:  # before the fingerprint, which ends the question whether its model may be loaded
+        if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
             settings = {**asdict(self._settings), "model": identity.model}
             self.store.set_model(session, identity.model, identity.model_name, settings)
         system = self._conversation.log.ids[: self._conversation.system_tokens]
         self.store.mark_open(session)
-        # with the new ids of its turns in one transaction, where it has some
+        # in one transaction with the new ids of its turns
         self._write(SessionIdentity(identity.dtype, identity.fingerprint, identity.tokenizer, system))
 
-    def leave(self) -> None:
-        """The conversation is over, or another one comes; its session can be opened by others.
+    def close_session(self) -> None:
+        """Close and unlock the session, so that other processes can open it.
 
-        `flush` before, while the conversation is still there.
+        Call `flush` first, while the conversation still exists.
         """
         if self.session is not None:
             session = self.session
@@ -140,15 +140,15 @@ class Recorder:
         self._unwritten = self._undone_from = None
 
     def flush(self) -> None:
-        """Write what a failure kept from being written."""
+        """Retry writes that failed earlier."""
         pending = self._unwritten is not None or self._undone_from is not None
         if self._conversation is not None and self.session is not None and pending:
             self._guarded(self._write)
 
-    # --- what happens -------------------------------------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------------------------------
 
     def record(self, event: ev.Event) -> None:
-        """Record what `event` says, where it says something."""
+        """Record `event` if it changes the session."""
         if self._conversation is None:
             return
         match event:
@@ -181,7 +181,7 @@ class Recorder:
                 pass
 
     def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
-        """Let other processes see how things stand: once a second while a reply is written, else now and then."""
+        """Publish live figures for `streamchat monitor`: once a second while a reply is generated, else less often."""
         now = time.monotonic()
         due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
         if self.session is None or now - self._last_live < due:
@@ -190,17 +190,17 @@ class Recorder:
         session, sample = self.session, asdict(event) | {"info": None if info is None else asdict(info)}
         try:
             self.store.write_live(session, sample)
-        except StoreError:  # what is said matters more, and tells of a store that fails
+        except StoreError:  # writing the turns reports a failing store
             _log.warning("the live figures could not be written", exc_info=True)
 
-    def closed(self, number: int) -> None:
-        """Turn `number`, whose reply was cut off when a process was killed, is whole again."""
+    def record_cut_reply(self, number: int) -> None:
+        """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
         self._changed(number)
         self._guarded(self._write)
 
     def record_undo(self, number: int) -> None:
-        """Turn `number` and later ones were taken back."""
+        """Record that turn `number` and all later ones were undone."""
         self._undone_from = number if self._undone_from is None else min(number, self._undone_from)
         self._evictions = [eviction for eviction in self._evictions if eviction.turn < number]
         self._times = {turn: times for turn, times in self._times.items() if turn < number}
@@ -220,15 +220,15 @@ class Recorder:
             _log.warning("saving failed: %s", error, exc_info=True)
             if not self._failed:
                 self._failed = True
-                self.tell(ev.SavingChanged(False))
-                self.tell(ev.Notice(f"This conversation is not saved at the moment: {error}", "warning"))
+                self.emit(ev.SavingChanged(False))
+                self.emit(ev.Notice(f"This conversation is currently not saved: {error}", "warning"))
             return
         if self._failed and self.session is not None:
             self._failed = False
-            self.tell(ev.SavingChanged(True))
-            self.tell(ev.Notice("The conversation is saved again, with all that was said meanwhile."))
+            self.emit(ev.SavingChanged(True))
+            self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
 
-    def _write(self, described: SessionIdentity | None = None) -> None:
+    def _write(self, new_identity: SessionIdentity | None = None) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -247,7 +247,7 @@ class Recorder:
             cache=conversation.rollback.mark(),
             evictions=self._evictions,
             undone_from=self._undone_from,
-            identity=described,
+            identity=new_identity,
         )
         self._evictions, self._undone_from = [], None
         running = bool(log.turns) and log.turns[-1].end is None
@@ -255,7 +255,7 @@ class Recorder:
         for number in [number for number in self._times if number < (self._unwritten or len(log.turns))]:
             del self._times[number]
 
-    def _create(self, conversation: Conversation, identity: Identity) -> str:
+    def _create(self, conversation: Conversation, identity: ModelIdentity) -> str:
         session = self.store.create(
             title_of(conversation.log.turns[0].text),
             model=identity.model,
@@ -268,7 +268,7 @@ class Recorder:
         )
         self._lock = SessionLock(self.store.lock_folder, session)
         self.store.mark_open(session)
-        self.tell(ev.SessionOpened(session))
+        self.emit(ev.SessionOpened(session))
         return session
 
     def _write_change(self, name: str, value: Any) -> None:
