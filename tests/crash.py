@@ -66,7 +66,7 @@ def open_chat(loaded: LoadedModel, database: Path, session: str | None, **settin
     events: list[ev.Event] = []
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
     owner = Owner(Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database))
-    owner.begin(session)
+    owner.start(session)
     return Chat(owner, events)
 
 

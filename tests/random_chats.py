@@ -153,7 +153,7 @@ class RandomChat:
         database = self.folder / "chats.db"
         self.owner = Owner(configuration, lambda *_: loaded, self.hear, lambda *_: None, lambda: Store(database))
         self._watching = False
-        self.owner.begin(session)
+        self.owner.start(session)
         self._watching = True
         if session is None:
             self.started_over()

@@ -186,12 +186,8 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     event, notices, _ = resumed(database)
     assert event is not None
     assert [turn.text for turn in event.turns][:3] == ["tell me of the sea", "and of a dragon", "and a knight"]
-    assert notices[0].startswith(
-        "Parts of this session are damaged in the database and were skipped: the ids of t"
-    )
-    assert any(
-        "its saved tokens are damaged and it had to be re-tokenized" in text for text in notices
-    )
+    assert notices[0].startswith("Parts of this session are damaged in the database and were skipped: the ids of t")
+    assert any("its saved tokens are damaged and it had to be re-tokenized" in text for text in notices)
     assert event.read_again > 0
 
 

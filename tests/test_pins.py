@@ -79,7 +79,7 @@ def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
 @pytest.mark.parametrize(
     ("request_", "turn", "sentence"),
     [
-        ("pin", 9, "there is no turn 9; the conversation has 1"),
+        ("pin", 9, "turn 9 does not exist; the conversation has 1"),
         ("unpin", 1, "turn 1 is not pinned"),
         ("pin", 1, "tokens) would leave"),
     ],

@@ -79,7 +79,7 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
         ('{"messages": [{"role": "robot", "content": "x"}]}', 'unknown role "robot"; known roles are system, '),
         (
             '{"messages": [{"role": "user", "content": null}]}',
-            "the content of a message with role user must be a string, not null",
+            "the content of a message from user must be a string, not null",
         ),
         ('{"messages": [{"content": "x"}]}', 'a message needs "role" and "content", or "from" and "value"'),
         ('{"turns": ["a"]}', "this is of the format mt-bench, and the file is conversations"),

@@ -619,7 +619,9 @@ def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(backing, "flush", full)
     [said] = kept_up(path)
-    assert said == (f"today's backup of {path} failed: No space left on device; free some disk space; the chat continues")
+    assert said == (
+        f"today's backup of {path} failed: No space left on device; free some disk space; the chat continues"
+    )
 
 
 def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

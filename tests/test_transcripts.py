@@ -75,9 +75,9 @@ def test_an_array_of_messages_is_one_conversation(tmp_path: Path) -> None:
         ("{}", "it is JSON, an object with no keys; accepted are "),
         ('["a", "b"]', "it is JSON, a string; accepted are "),
         ("[[1]]", "it is JSON, a list; accepted are "),
-        ('{"messages": [\n{"role": "user"', "it starts like JSON, but is not valid: line 2, column 16: "),
-        ("[intro] hello", "it starts like JSON, but is not valid: line 1, column 2: "),
-        ("[" * 100_000, "it starts like JSON, but is not valid: it is nested too deeply; give `--format text`"),
+        ('{"messages": [\n{"role": "user"', "it starts like JSON but is invalid: line 2, column 16: "),
+        ("[intro] hello", "it starts like JSON but is invalid: line 1, column 2: "),
+        ("[" * 100_000, "it starts like JSON but is invalid: it is nested too deeply; give `--format text`"),
     ],
 )
 def test_json_is_never_said_to_the_model(
@@ -107,7 +107,7 @@ def test_lines_of_several_kinds_are_told_with_their_number(tmp_path: Path) -> No
     dialogues, problems = said(put(tmp_path, text))
     assert len(dialogues) == 2
     assert problems[0] == ":2: this is of the format mt-bench, and the file is conversations"
-    assert problems[1] == ':3: a message with role assistant has "tool_calls", which cannot be replayed'
+    assert problems[1] == ':3: a message from assistant has "tool_calls", which cannot be replayed'
     assert problems[2].startswith(":4: this is not JSON (")
     assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted are ')
     assert len(problems) == 4
@@ -120,7 +120,7 @@ def test_items_of_an_array_are_told_with_their_line(tmp_path: Path) -> None:
     line = text[: text.index('"tool_calls"')].count("\n") - 4
     dialogues, problems = said(put(tmp_path, text))
     assert len(dialogues) == 2
-    assert problems == [f':{line}: a message with role assistant has "tool_calls", which cannot be replayed']
+    assert problems == [f':{line}: a message from assistant has "tool_calls", which cannot be replayed']
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ class Conversation:
         self.log.turns.append(turn)
         try:
             self._text = None
-            self.rollback.begin(turn, before)
+            self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
             reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
@@ -310,7 +310,7 @@ class Conversation:
         if outcome.rolled_back:
             self.undo()
         else:
-            self.rollback.end()
+            self.rollback.end_turn()
         return outcome
 
     def undo(self, *, restore_rng: bool = True) -> UndoResult:
@@ -320,7 +320,7 @@ class Conversation:
             restore_rng: Also restore the random generator, so that the same message gets the same reply.
 
         Raises:
-            ConfigError: There is no turn, or it is too old to undo.
+            ConfigError: Nothing to undo, or the turn is too old.
         """
         if not self.log.turns:
             raise ConfigError("nothing to undo yet")

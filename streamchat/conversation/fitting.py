@@ -27,13 +27,13 @@ class CacheSelection:
 def fit_to_budget(
     cache: StreamingCache,
     log: TokenLog,
-    held: Sequence[Run],
+    cached: Sequence[Run],
     *,
     pins: Sequence[Run],
     turn_starts: Sequence[int],
     reserve: int = 0,
 ) -> CacheSelection:
-    """Simulate the eviction of the tokens of `held` that exceed the budget of `cache`, by its policy.
+    """Simulate the eviction of the tokens of `cached` that exceed the budget of `cache`, by its policy.
 
     Sinks, system block and pins are retained. If pins would leave fewer than `SMALLEST_WINDOW` tokens, turns are
     unpinned, oldest first.
@@ -41,7 +41,7 @@ def fit_to_budget(
     Args:
         cache: Defines the budget and the policy. Not changed.
         log: The conversation, up to the last token that may be cached.
-        held: Runs of log indices.
+        cached: Runs of log indices.
         pins: Runs of log indices, system block included.
         turn_starts: Log indices where whole turns can be cut.
         reserve: Number of tokens that will follow and must not cause an eviction.
@@ -49,11 +49,11 @@ def fit_to_budget(
     budget = cache.cache_size - reserve
     pins, unpinned = merged_runs(pins), list[int]()
     for turn in pinned_turns(log, pins, cache.num_sink_tokens):
-        if _retained(cache, held, pins) + SMALLEST_WINDOW <= budget:
+        if _retained(cache, cached, pins) + SMALLEST_WINDOW <= budget:
             break
         pins = runs_without(pins, turn.start, turn.start if turn.end is None else turn.end)
         unpinned.append(turn.number)
-    runs, starts = cache.fitted(held, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
+    runs, starts = cache.fitted(cached, len(log), budget=budget, pins=pins, turn_starts=turn_starts)
     return CacheSelection(runs, starts, tuple(pins), tuple(unpinned))
 
 
@@ -67,8 +67,8 @@ def half_of(fitted: CacheSelection, cache: StreamingCache, log: TokenLog) -> Cac
     return replace(fitted, runs=runs, turn_starts=starts)
 
 
-def _retained(cache: StreamingCache, held: Sequence[Run], pins: Sequence[Run]) -> int:
-    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(held)))
+def _retained(cache: StreamingCache, cached: Sequence[Run], pins: Sequence[Run]) -> int:
+    return Retention(cache.cache_size, cache.num_sink_tokens, tuple(pins)).kept_count(Ledger(list(cached)))
 
 
 def unpinned_notice(turns: Sequence[int], cache_size: int) -> str:

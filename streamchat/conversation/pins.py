@@ -34,7 +34,7 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
     """
     if not 1 <= number <= len(log.turns):
         has = f"the conversation has {len(log.turns)}" if log.turns else "the conversation is empty"
-        raise ConfigError(f"there is no turn {number}; {has}")
+        raise ConfigError(f"turn {number} does not exist; {has}")
     turn = log.turns[number - 1]
     assert turn.end is not None
     first = max(turn.start, cache.num_sink_tokens)

@@ -90,13 +90,13 @@ class Rollback:
         cache = self._cache
         return CacheMark(tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count)
 
-    def begin(self, turn: TurnRecord, before: TurnStart) -> None:
+    def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:
         """Start `turn`, the newest of the log, before any of it is fed or any event is emitted."""
         turn.before, self._running, self._must_copy = before, turn, True
         if not self._cache.croppable:
             self._save_copy(turn)  # a recurrent state cannot be cropped
 
-    def end(self) -> None:
+    def end_turn(self) -> None:
         """Finish the running turn, which stays in the conversation."""
         self._copy = self._running_copy or self._copy
         self._running = self._running_copy = None

@@ -47,10 +47,10 @@ def summarize(
     emit(ev.Notice(f"Summarizing {which}, next to be evicted …"))
     limit = max(16, state.cache_size // LENGTH_SHARE)
     settings = conversation.settings
-    begins = " ".join(conversation.log.turns[first - 1].text.split())[:60]
-    ends = " ".join(conversation.log.turns[last - 1].text.split())[:60]
+    start = " ".join(conversation.log.turns[first - 1].text.split())[:60]
+    end = " ".join(conversation.log.turns[last - 1].text.split())[:60]
     question = (
-        f'Sum up the part of our conversation from where I said "{begins}" to where I said "{ends}", in at most '
+        f'Sum up the part of our conversation from where I said "{start}" to where I said "{end}", in at most '
         f"{limit // 2} words. Keep names, numbers, decisions and open questions. Write nothing but the summary."
     )
     quiet = replace(settings, max_new_tokens=min(limit, settings.max_new_tokens), temperature=0.0)

@@ -203,7 +203,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._owner.begin(self._session, self._agreed_model)
+            self._owner.start(self._session, self._agreed_model)
             self._owner.sample_status()
             self._serve()
         except _Closing:

@@ -62,7 +62,7 @@ class Owner:
 
     # --- start and end -----------------------------------------------------------------------------------------
 
-    def begin(self, session: str | None, agreed_model: str = "") -> None:
+    def start(self, session: str | None, agreed_model: str = "") -> None:
         """Load the model and start a new conversation, or resume the saved `session` (see `open_session`).
 
         Raises:
@@ -71,7 +71,7 @@ class Owner:
         self.archive.open(required=session is not None)
         if session is None:
             self._prepare(self._configuration)
-            self.archive.begin(self._active)
+            self.archive.start(self._active)
             if sentence := self.archive.unclean_exit_notice():
                 self.emit(ev.Notice(sentence))
         else:
@@ -124,7 +124,7 @@ class Owner:
             raise
         self._install(configuration, loaded, assembled)
         if not same:
-            self.archive.forget_model()
+            self.archive.release_model()
         if previous is not None:
             previous.close()
             previous = None
@@ -158,7 +158,7 @@ class Owner:
             text = f"{name} could not be loaded ({type(error).__name__}: {first}); keeping the current model"
             self.emit(ev.Notice(text, "error"))
         else:
-            self.archive.begin(self._active)
+            self.archive.start(self._active)
 
     # --- saved sessions ----------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Owner:
                 what += "; the current conversation continues"
             else:
                 what += "; it stays saved, and a new conversation was started"
-                self.archive.begin(self._active)
+                self.archive.start(self._active)
                 self.emit(ev.ModelReady(self._active.info, 0.0))
             self.emit(ev.Notice(what, "error"))
 
@@ -335,7 +335,7 @@ class Owner:
             to_edit: Whether the user wants to edit the message.
 
         Raises:
-            ConfigError: There is no turn, or it is too old to undo.
+            ConfigError: Nothing to undo, or the turn is too old.
         """
         from streamchat.conversation.pins import is_pinned
 
@@ -411,7 +411,7 @@ class Owner:
             return
         self.settings = conversation.settings = settings
         self._pin_next = False
-        self.archive.begin(self._active)
+        self.archive.start(self._active)
         self.emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
         for note in chat_format.notes:
             if note not in before.notes:  # caused by the new system prompt

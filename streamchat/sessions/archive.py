@@ -108,12 +108,12 @@ class Archive:
 
     # --- the active conversation --------------------------------------------------------------------------------
 
-    def begin(self, active: ActiveConversation) -> None:
+    def start(self, active: ActiveConversation) -> None:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
             settings = replace(active.settings, model=lasting_name(active.settings.model))
-            self.recorder.begin(active.conversation, self._identify(active), settings)
+            self.recorder.start(active.conversation, self._identify(active), settings)
 
     def record(self, event: ev.Event) -> None:
         """Record an event."""
@@ -258,7 +258,7 @@ class Archive:
             self._identified = (conversation.model, parts, identity)
         return self._identified[2]
 
-    def forget_model(self) -> None:
+    def release_model(self) -> None:
         """Drop the reference to the previous model after another one was loaded."""
         self._identified = None
 

@@ -60,7 +60,7 @@ class _Times:
 
 @dataclass
 class Recorder:
-    """Records one conversation at a time: `begin` or `adopt`, then `record` every event, then `close_session`.
+    """Records one conversation at a time: `start` or `adopt`, then `record` every event, then `close_session`.
 
     Args:
         store: An open store; closed by the caller.
@@ -87,7 +87,7 @@ class Recorder:
 
     # --- which conversation -------------------------------------------------------------------------------------
 
-    def begin(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
+    def start(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
         """Start recording a new conversation, which becomes a session with its first turn."""
         self.close_session()
         self._conversation, self._identity, self._settings = conversation, identity, settings

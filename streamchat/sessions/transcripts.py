@@ -71,7 +71,7 @@ def read_records(text: str) -> list[Record] | None:
         return lines
     if not is_json:
         return None
-    raise TranscriptError(f"it starts like JSON, but is not valid: {_reason(failure)}")
+    raise TranscriptError(f"it starts like JSON but is invalid: {_reason(failure)}")
 
 
 def scalar_in(text: str) -> str:
@@ -138,11 +138,11 @@ def message_of(message: Any) -> tuple[Role, str]:
         raise TranscriptError(f"unknown role {_short(role)}; known roles are {', '.join(ROLES)}")
     for key in ("tool_calls", "function_call"):
         if message.get(key):
-            raise TranscriptError(f'a message with role {role} has "{key}", which cannot be replayed')
+            raise TranscriptError(f'a message from {role} has "{key}", which cannot be replayed')
     if isinstance(content, list):
         return ROLES[role], "\n".join(_part(part, role) for part in content)
     if not isinstance(content, str):
-        raise TranscriptError(f"the content of a message with role {role} must be a string, not {_type_name(content)}")
+        raise TranscriptError(f"the content of a message from {role} must be a string, not {_type_name(content)}")
     return ROLES[role], content
 
 
@@ -150,7 +150,7 @@ def _part(part: Any, role: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else part
     if not isinstance(text, str) or (isinstance(part, dict) and kind not in TEXT_PARTS):
-        raise TranscriptError(f"a message with role {role} has a part of type {_short(kind)}; only text can be replayed")
+        raise TranscriptError(f"a message from {role} has a part of type {_short(kind)}; only text can be replayed")
     return text
 
 

@@ -97,7 +97,7 @@ class Database:
         """Yield the read connection; each block sees one state of the database.
 
         Raises:
-            StoreError: The file fails, or is no longer the one that was opened.
+            StoreError: The file fails, or was replaced since it was opened.
         """
         with self._reading, as_store_errors(self.path):
             self._check()
@@ -117,7 +117,7 @@ class Database:
         """Yield the write connection, in a transaction that is on the disk when the block ends.
 
         Raises:
-            StoreError: The file fails, or is no longer the one that was opened.
+            StoreError: The file fails, or was replaced since it was opened.
         """
         with self._writing, as_store_errors(self.path):
             self._check()
@@ -187,7 +187,7 @@ def release(database: Database) -> None:
         database.close()
 
 
-def _forget_inherited() -> None:
+def _drop_inherited() -> None:
     global _registry
     _registry = threading.RLock()
     _inherited.extend(_open.values())
@@ -195,4 +195,4 @@ def _forget_inherited() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+    os.register_at_fork(after_in_child=_drop_inherited)

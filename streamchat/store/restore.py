@@ -52,7 +52,7 @@ def restore(database: Path, backup: Backup) -> Path | None:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
                     _make_sound(connection, backup)
-                flush(partial)  # may take long; after the next line there is no database until this file has its name
+                flush(partial)  # slow; after the next line there is a gap until this file has the name
                 return _set_aside(database, moved)
         except BaseException:
             for before, after in reversed(moved):

@@ -51,7 +51,7 @@ def session_of(row: sqlite3.Row, turns: Sequence[sqlite3.Row], evictions: Sequen
         damage.append("the state of a turn")
         read[:-1] = [replace(turn, state="done") for turn in read[:-1]]
     if any(stop > index for _, stop in (*info.held, *info.pins)):
-        damage.append("the account of the cache")
+        damage.append("the cache state")
     evicted = [_eviction(each, damage) for each in evictions]
     if any(not part.startswith(HARMLESS) for part in damage):
         info = replace(info, tokenizer="", held=(), pins=())
@@ -76,7 +76,7 @@ def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
         fingerprint=row["fingerprint"],
         tokenizer=row["tokenizer"],
         settings=settings,
-        held=_runs(_json(row["held"]), "the account of the cache", damage),
+        held=_runs(_json(row["held"]), "the cache state", damage),
         pins=_runs(_json(row["pins"]), "the pins", damage),
         compressions=_count(row["compressions"]),
         opened_by=row["opened_by"],
@@ -103,7 +103,7 @@ def _turn(row: sqlite3.Row, number: int, start: int, damage: Damage) -> StoredTu
     message_start, reply_start = row["content"], row["reply_first"]
     end = start + len(ids) if row["state"] == "done" else LARGEST  # a running turn may not be prefilled yet
     if (row["number"], row["first"]) != (number, start) or not start <= message_start <= reply_start <= end:
-        damage.append(f"the place of {name}")
+        damage.append(f"the position of {name}")
         message_start = reply_start = start
     stats = figures_of(row["stats"])
     if row["stats"] is not None and stats is None:

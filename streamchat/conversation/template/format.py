@@ -16,8 +16,8 @@ from streamchat.base.errors import ConfigError
 from streamchat.conversation.template.chat_format import LASTING, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import (
-    Measured,
     Parts,
+    TemplateParts,
     conversation,
     first_system,
     measure,
@@ -140,7 +140,7 @@ def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForma
     )
 
 
-def _measured(render: Renderer, system_prompt: str) -> tuple[Measured, list[Fallback], tuple[str, str]]:
+def _measured(render: Renderer, system_prompt: str) -> tuple[TemplateParts, list[Fallback], tuple[str, str]]:
     """Return the template's parts, its deviations, and the texts before and after the system prompt."""
     fallbacks: list[Fallback] = []
     try:

@@ -143,14 +143,14 @@ class _Learner:
         header_end = next((token for token in reversed(opening) if token in self._encoder.control_ids), start)
         if start not in prompt or header_end == start or header_end not in inside:
             return None
-        begun = prompt[len(prompt) - prompt[::-1].index(start) :]
-        if header_end in begun:
+        started = prompt[len(prompt) - prompt[::-1].index(start) :]
+        if header_end in started:
             return None
         header = inside[: len(inside) - 1 - inside[::-1].index(header_end)]
         at = next((index for index, token in enumerate(header) if token in self._encoder.control_ids), None)
         channel = None if at is None else header[at]
         answer = "" if at is None else self._tokenizer.decode(header[at + 1 :]).strip()
-        return Messages(start, self._role(begun), header_end, close, channel, answer)
+        return Messages(start, self._role(started), header_end, close, channel, answer)
 
     def _tags(self, reasoned: str, start: int | None) -> Tags | None:
         before, _, after = reasoned.partition(REASONING)
