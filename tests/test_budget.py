@@ -56,14 +56,14 @@ def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
         "cache_size was lowered from 1024 to 128 tokens, this model's context length.",
     )
     given = resumed_configuration(Configuration(Settings(cache_size=512), {"cache_size": "--cache-size"}), info)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--cache-size: cache_size = 512 is above the 128 tokens"):
+    with pytest.raises(ConfigError, match="--cache-size: cache_size = 512 exceeds .* context length of 128 tokens"):
         resolve_cache_size(given, 128)
 
 
 @pytest.mark.parametrize(
     ("settings", "context", "sentence"),
     [
-        ({"cache_size": 4096}, 2048, r"flag: cache_size = 4096 is above the 2048 tokens .* from 16 to 2048"),
+        ({"cache_size": 4096}, 2048, r"flag: cache_size = 4096 exceeds .* length of 2048 tokens; .* 16 to 2048"),
         ({"cache_size": 999, "num_sink_tokens": 100}, 500, "from 101 to 500"),
         ({"compression_ratio": 0.5}, None, "known context length"),
         ({"compression_ratio": 0.5, "num_sink_tokens": 100}, 64, "num_sink_tokens = 100 .* from 0 to 54"),

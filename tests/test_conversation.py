@@ -334,7 +334,9 @@ def test_a_chat_that_must_not_forget_stops_with_both_numbers(monkeypatch: pytest
         except TurnError as error:
             refusal = str(error)
         chat.check()
-    assert re.match(r"the cache is full: turn \d+ needs at least \d+ tokens, and \d+ of 80 are free; /clear", refusal)
+    assert re.match(
+        r"the cache is full: turn \d+ needs at least \d+ tokens, and \d+ of 80 are free; use /clear", refusal
+    )
     assert [outcome.finish_reason for outcome in outcomes] == ["length"] * len(outcomes)
     assert outcomes[-1].new_tokens < 60
     assert chat.of(ev.TokensEvicted) == []

@@ -13,7 +13,7 @@ from streamchat.base.errors import ExitCode
 from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.sessions.settings import foreign_model, lasting_name
+from streamchat.sessions.settings import foreign_model, portable_model_name
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running, tiny_loaded
@@ -131,8 +131,8 @@ def test_default_is_the_bundled_model_whatever_the_folder_holds(
     monkeypatch.chdir(tmp_path)
     Path(evil).rename(tmp_path / "default")
     (tmp_path / "pythia-410m").mkdir()  # no model in it
-    assert lasting_name("default") == "default"
-    assert lasting_name("pythia-410m") == "pythia-410m"
+    assert portable_model_name("default") == "default"
+    assert portable_model_name("pythia-410m") == "pythia-410m"
 
 
 def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evil: str) -> None:

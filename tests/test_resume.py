@@ -188,7 +188,7 @@ def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> Non
         return replace(loaded, model=loaded.model.bfloat16(), dtype="bfloat16")
 
     with running(other_dtype, store=database, session=session) as chat:
-        assert "saved in float32 and the model runs in bfloat16" in chat.wait(ev.Notice).text
+        assert "saved in float32 and the model now runs in bfloat16" in chat.wait(ev.Notice).text
         chat.turn("x")
 
 
@@ -203,7 +203,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
-        assert [n.text for n in chat.of(ev.Notice) if "tokenized again" in n.text]
+        assert [n.text for n in chat.of(ev.Notice) if "had to be re-tokenized" in n.text]
         chat.turn("x")
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
@@ -444,7 +444,7 @@ def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) ->
     database.parent.mkdir(parents=True)
     database.write_bytes(b"this is no database " * 100)
     with running(store=database) as chat:
-        assert "is damaged; move it away" in chat.wait(ev.Notice).text
+        assert "is damaged; move it aside" in chat.wait(ev.Notice).text
         chat.turn("hello")
     assert database.read_bytes().startswith(b"this is no database")
 
@@ -533,7 +533,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
         assert 0 < last.new_tokens <= written
         assert last.reply
         assert killed.reply.startswith(last.reply[:3])
-        assert any("is kept" in notice.text for notice in chat.of(ev.Notice))
+        assert any("the saved part of the reply was kept" in notice.text for notice in chat.of(ev.Notice))
         assert chat.turn("go on").stats.turn == 4
     with Store(database) as store:
         assert [turn.state for turn in store.load(session).turns] == ["done"] * 4

@@ -166,7 +166,7 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
         ),
         (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted are '),
         (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: unknown role "x"'),
-        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with one; nothing was imported"),
+        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with only one; nothing was imported"),
         (b"Hello there", "is plain text, not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
         (b'{"streamchat": 7}', "unknown format 7; this streamchat reads format 1"),

@@ -20,7 +20,7 @@ from streamchat.store import backup as backing
 from streamchat.store import restore as restoring
 from streamchat.store import schema
 from streamchat.store import scrub as scrubbing
-from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_good, problem_of
+from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_sound_backup, problem_of
 from streamchat.store.connection import connect
 from streamchat.store.database import database_path
 from streamchat.store.restore import delete_from_backups, restore, set_aside
@@ -129,7 +129,7 @@ def test_backups_of_a_wrong_clock_do_not_keep_others_from_being_made(path: Path)
         made.name,
         *(f"streamchat-2099-03-{day:02}.db" for day in range(9, 3, -1)),
     ]
-    assert newest_good(path) == backups(path)[0]
+    assert newest_sound_backup(path) == backups(path)[0]
     assert back_up_daily(path) is None
 
 
@@ -279,8 +279,8 @@ def test_the_newest_sound_backup_is_restored_by_default(path: Path, capsys: pyte
     newest = back_up_daily(path)
     assert newest is not None
     damage(newest)
-    assert newest_good(path) is not None
-    assert newest_good(path).path == older  # type: ignore[union-attr]
+    assert newest_sound_backup(path) is not None
+    assert newest_sound_backup(path).path == older  # type: ignore[union-attr]
     out = run(capsys, "backups")[1].splitlines()
     assert out[0].startswith(newest.name)
     assert "(damaged: " in out[0]
@@ -547,10 +547,10 @@ def kept_up(path: Path) -> list[str]:
     said: list[str] = []
     with Store(path) as store:
         upkeep = Upkeep(store, lambda event: said.append(getattr(event, "text", "")))
-        upkeep.consider()
+        upkeep.start_if_due()
         assert upkeep._worker is not None
         upkeep._worker.join()
-        upkeep.consider()  # once a day, unless there was nothing to save
+        upkeep.start_if_due()  # once a day, unless there was nothing to save
         if store.sessions():
             assert not upkeep._worker.is_alive()
         upkeep.stop()
@@ -577,7 +577,7 @@ def test_the_first_backup_of_a_new_database_has_the_first_turn(path: Path) -> No
         upkeep = Upkeep(store, lambda event: None)
 
         def look() -> list[str]:
-            upkeep.consider()
+            upkeep.start_if_due()
             assert upkeep._worker is not None
             upkeep._worker.join()
             return [backup.name for backup in backups(path)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.base.formatting import plural
-from streamchat.store.backup import backup_folder, backups, newest_good
+from streamchat.store.backup import backup_folder, backups, newest_sound_backup
 from streamchat.store.database import database_path
 from streamchat.store.health import examine, is_repairable
 from streamchat.store.lock import SessionLock
@@ -52,7 +52,7 @@ def _state(database: Path, problems: list[str]) -> str:
 def _advice(database: Path, problems: list[str]) -> str:
     if is_repairable(problems):
         return "`streamchat sessions repair` makes its indexes again from the messages"
-    if (backup := newest_good(database)) is not None:
+    if (backup := newest_sound_backup(database)) is not None:
         return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
     return "copy it to a safe place, then move it away so that a new one is begun"
 

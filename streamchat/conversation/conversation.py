@@ -383,7 +383,7 @@ class Conversation:
                 break
             if ids:
                 logits = self._feeder.forward(ids[-1:])
-            token = sampler(self._checked(logits), self._recent(sampler.window))
+            token = sampler(self._require_finite(logits), self._recent(sampler.window))
             last_at = time.perf_counter()
             if first_at is None:
                 first_at = last_at
@@ -421,7 +421,7 @@ class Conversation:
         """Feed a given reply."""
         self._show(turn, reply)
         if encoded.reply:
-            self._checked(self._feeder.feed(encoded.reply))
+            self._require_finite(self._feeder.feed(encoded.reply))
         turn.end, turn.reply = len(self.log), reply
         return TurnOutcome(turn.number, reply, "stop", len(encoded.prompt), 0, None, None)
 
@@ -429,7 +429,7 @@ class Conversation:
         if text:
             self._emit(ev.TextDelta(turn.number, text))
 
-    def _checked(self, logits: Tensor) -> Tensor:
+    def _require_finite(self, logits: Tensor) -> Tensor:
         # the maximum is NaN if any logit is NaN, and infinite if one is +inf
         if not math.isfinite(float(logits.max())):
             raise TurnError(

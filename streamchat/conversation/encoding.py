@@ -93,19 +93,19 @@ class ChatEncoder(TextEncoder):
             previous: The previous reply; its end may affect how this turn is tokenized.
         """
         opening, written = self._user_open(first), self._readable(self.format.message(message, first))
-        said = len(opening) + len(written)
+        message_end = len(opening) + len(written)
         left = self._before(first, previous)
         if reply is None:
             text = opening + written + self.format.generation
-            tokens = self._safe.encode(text, [(len(opening), said)], left)
-            return EncodedTurn(_ids(tokens), _index_at(tokens, len(opening)), _index_at(tokens, said), [])
+            tokens = self._safe.encode(text, [(len(opening), message_end)], left)
+            return EncodedTurn(_ids(tokens), _index_at(tokens, len(opening)), _index_at(tokens, message_end), [])
         given = self.format.given_reply(reply)
-        start = said + len(self.format.reply_open)
+        start = message_end + len(self.format.reply_open)
         text = opening + written + self.format.reply_open + given + self.format.assistant_close
-        spans = [(len(opening), said), (start, start + len(given))]
-        tokens = self._given(text, spans, left)
+        spans = [(len(opening), message_end), (start, start + len(given))]
+        tokens = self._encode_given(text, spans, left)
         at = _index_at(tokens, start)
-        message_start, reply_start = _index_at(tokens, len(opening)), _index_at(tokens, said)
+        message_start, reply_start = _index_at(tokens, len(opening)), _index_at(tokens, message_end)
         return EncodedTurn(_ids(tokens[:at]), message_start, reply_start, _ids(tokens[at:]))
 
     def reply_opening(self, given: bool = False) -> list[int]:
@@ -128,7 +128,7 @@ class ChatEncoder(TextEncoder):
         is_read = not message.strip() or self.text(message[:CONTEXT]) or self.text(message)
         return message if is_read else "\N{REPLACEMENT CHARACTER}"
 
-    def _given(self, text: str, spans: list[Span], left: str) -> list[Token]:
+    def _encode_given(self, text: str, spans: list[Span], left: str) -> list[Token]:
         """Return the tokens of a whole turn; its second span is a given reply."""
         right = self._opened(first=False)
         if not self._reasoning:
@@ -139,8 +139,8 @@ class ChatEncoder(TextEncoder):
             return tokens
         start = reply[0]  # the message contains names of tokens that only the reply may have
         head = self._safe.encode(text[:start], [message], left)
-        said = [(0, reply[1] - start)]
-        tail = self._safe.encode(text[start:], said, text[message[1] : start], right, self._reasoning)
+        reply_span = [(0, reply[1] - start)]
+        tail = self._safe.encode(text[start:], reply_span, text[message[1] : start], right, self._reasoning)
         return [*head, *(Token(token.id, token.start + start, token.stop + start) for token in tail)]
 
     def _user_open(self, first: bool) -> str:

@@ -239,17 +239,17 @@ class Owner:
         assert conversation is not None
         self._busy = True
         if cancelled():
-            outcome = self._unstarted("cancelled", "")
+            outcome = self._failed_outcome("cancelled", "")
         else:
             try:
                 outcome = conversation.run_turn(text, cancelled, reply)
             except TurnError as error:
                 _log.warning("turn failed", exc_info=True)
-                outcome = self._unstarted("error", str(error))
+                outcome = self._failed_outcome("error", str(error))
             except Exception as error:
                 _log.exception("turn failed")
                 first = (str(error).splitlines() or [""])[0]
-                outcome = self._unstarted(
+                outcome = self._failed_outcome(
                     "error", f"the turn failed and was rolled back: {type(error).__name__}: {first}"
                 )
         self.archive.changed |= not outcome.rolled_back
@@ -283,9 +283,9 @@ class Owner:
 
     def refuse_turn(self, text: str, message: str) -> None:
         """Emit `TurnFinished` with an error for a turn that cannot start."""
-        self._finish(text, self._unstarted("error", message))
+        self._finish(text, self._failed_outcome("error", message))
 
-    def _unstarted(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
+    def _failed_outcome(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
         from streamchat.conversation.conversation import TurnOutcome
 
         assert self.conversation is not None

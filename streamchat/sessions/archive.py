@@ -16,7 +16,7 @@ from streamchat.base.errors import StoreError
 from streamchat.base.formatting import plural
 from streamchat.base.saved_figures import WrongFigures, figures
 from streamchat.config.settings import Settings
-from streamchat.sessions.settings import lasting_name
+from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -112,7 +112,7 @@ class Archive:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            settings = replace(active.settings, model=lasting_name(active.settings.model))
+            settings = replace(active.settings, model=portable_model_name(active.settings.model))
             self.recorder.start(active.conversation, self._identify(active), settings)
 
     def record(self, event: ev.Event) -> None:
@@ -152,11 +152,11 @@ class Archive:
         self.saving.set()
         try:
             identity = self._identify(active)
-            taken = checkpoint.take(conversation.cache)
-            ids = array("i", conversation.log.ids_at(taken.runs))
+            saved_cache = checkpoint.take(conversation.cache)
+            ids = array("i", conversation.log.ids_at(saved_cache.runs))
             settings = asdict(active.settings)
             saved = Snapshot(
-                session, taken, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
+                session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
             )
             save(self._store.snapshot_path(session), saved)
             self.changed = False
@@ -207,23 +207,23 @@ class Archive:
         conversation, session = active.conversation, claimed.info.id
         stored = self._store.load(session)
         if stored.damage:
-            self._store.mend(stored)
+            self._store.repair_session(stored)
         identity = self._identify(active)
-        how = resume(conversation, stored, identity, self._store.snapshot_path(session))
+        result = resume(conversation, stored, identity, self._store.snapshot_path(session))
         self.recorder.adopt(
             conversation,
             identity,
             active.settings,
             claimed.lock,
-            rewrite=how.rewritten,
+            rewrite=result.rewritten,
             adopt_model=claimed.info.is_imported,
         )
-        if how.cut_turn:
-            conversation.close_cut_reply(how.cut_reply)
-            self.recorder.record_cut_reply(how.cut_turn)
-        if how.message_back:
+        if result.cut_turn:
+            conversation.close_cut_reply(result.cut_reply)
+            self.recorder.record_cut_reply(result.cut_turn)
+        if result.message_back:
             self.recorder.record_undo(len(conversation.log.turns) + 1)
-        self.changed = bool(how.reason or how.cut_turn)
+        self.changed = bool(result.reason or result.cut_turn)
         stats = {turn.number: _figures(turn.stats) for turn in stored.turns}
         turns = tuple(_saved_turn(conversation, turn, stats[turn.number]) for turn in conversation.log.turns)
         event = ev.ConversationResumed(
@@ -234,10 +234,10 @@ class Archive:
             active.info,
             active.settings.system_prompt,
             time.perf_counter() - started,
-            how.read_again,
-            how.message_back,
+            result.read_again,
+            result.message_back,
         )
-        return event, [*_damage_notice(stored.damage), *_resume_notices(how)]
+        return event, [*_damage_notice(stored.damage), *_resume_notices(result)]
 
     def _identify(self, active: ActiveConversation) -> ModelIdentity:
         """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
@@ -249,7 +249,7 @@ class Archive:
         if self._identified is None or self._identified[:2] != (conversation.model, parts):
             self._identified = None  # release the old model
             identity = ModelIdentity(
-                lasting_name(active.settings.model),
+                portable_model_name(active.settings.model),
                 active.info.name,
                 active.info.precision,
                 model_fingerprint(conversation.model),
@@ -297,19 +297,21 @@ def _damage_notice(parts: tuple[str, ...]) -> list[str]:
     return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
 
 
-def _resume_notices(how: ResumeResult) -> list[str]:
+def _resume_notices(result: ResumeResult) -> list[str]:
     """Return notices for the user, one sentence each."""
     from streamchat.conversation.fitting import unpinned_notice
 
     notices = []
-    if how.read_again:
-        notices.append(f"{how.read_again:,} tokens were prefilled again in {how.seconds:.1f} s, because {how.reason}.")
-    if how.cut_turn:
+    if result.read_again:
         notices.append(
-            f"streamchat exited while turn {how.cut_turn} was being generated; the saved part of the reply was kept."
+            f"{result.read_again:,} tokens were prefilled again in {result.seconds:.1f} s, because {result.reason}."
         )
-    if how.message_back:
+    if result.cut_turn:
+        notices.append(
+            f"streamchat exited while turn {result.cut_turn} was being generated; the saved part of the reply was kept."
+        )
+    if result.message_back:
         notices.append("streamchat exited before replying to your last message; it was not added to the conversation.")
-    if how.unpinned:
-        notices.append(unpinned_notice(how.unpinned, how.cache_size))
+    if result.unpinned:
+        notices.append(unpinned_notice(result.unpinned, result.cache_size))
     return notices

@@ -113,7 +113,7 @@ class Recorder:
         self._conversation, self._identity, self._settings = conversation, identity, settings
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
-        self._guarded(lambda: self._write_identity(lock.session, identity, adopt_model))
+        self._try_write(lambda: self._write_identity(lock.session, identity, adopt_model))
 
     def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
         assert self._conversation is not None
@@ -132,7 +132,7 @@ class Recorder:
         """
         if self.session is not None:
             session = self.session
-            self._guarded(lambda: self.store.mark_closed(session))
+            self._try_write(lambda: self.store.mark_closed(session))
         if self._lock is not None:
             self._lock.release()
         self.session = self._lock = self._conversation = None
@@ -143,7 +143,7 @@ class Recorder:
         """Retry writes that failed earlier."""
         pending = self._unwritten is not None or self._undone_from is not None
         if self._conversation is not None and self.session is not None and pending:
-            self._guarded(self._write)
+            self._try_write(self._write)
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -154,11 +154,11 @@ class Recorder:
         match event:
             case ev.TurnStarted(turn=turn):
                 self._times[turn] = _Times(time.time())
-                self._changed(turn)
-                self._guarded(self._write)
+                self._mark_changed(turn)
+                self._try_write(self._write)
             case ev.TextDelta() if time.monotonic() - self._last_write >= BATCH_S:
-                self._changed(event.turn)
-                self._guarded(self._write)
+                self._mark_changed(event.turn)
+                self._try_write(self._write)
             case ev.TokensEvicted() if self._conversation.log.turns:
                 turn = self._conversation.log.turns[-1].number
                 self._evictions.append(
@@ -171,12 +171,12 @@ class Recorder:
             case ev.TurnFinished(stats=stats):
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
-                self._changed(stats.turn)
-                self._guarded(self._write)
+                self._mark_changed(stats.turn)
+                self._try_write(self._write)
             case ev.TurnPinned():
-                self._guarded(self._write)
+                self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
-                self._guarded(lambda: self._write_change(name, value))
+                self._try_write(lambda: self._write_change(name, value))
             case _:
                 pass
 
@@ -196,8 +196,8 @@ class Recorder:
     def record_cut_reply(self, number: int) -> None:
         """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
-        self._changed(number)
-        self._guarded(self._write)
+        self._mark_changed(number)
+        self._try_write(self._write)
 
     def record_undo(self, number: int) -> None:
         """Record that turn `number` and all later ones were undone."""
@@ -206,14 +206,14 @@ class Recorder:
         self._times = {turn: times for turn, times in self._times.items() if turn < number}
         if self._unwritten is not None and self._unwritten >= number:
             self._unwritten = None
-        self._guarded(self._write)
+        self._try_write(self._write)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def _changed(self, turn: int) -> None:
+    def _mark_changed(self, turn: int) -> None:
         self._unwritten = turn if self._unwritten is None else min(turn, self._unwritten)
 
-    def _guarded(self, write: Callable[[], object]) -> None:
+    def _try_write(self, write: Callable[[], object]) -> None:
         try:
             write()
         except StoreError as error:

@@ -168,23 +168,23 @@ def _restore_snapshot(
         raise SnapshotError("its cache was saved by an older streamchat, which did not fingerprint all weights")
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
-    taken = saved.checkpoint
-    if taken.next_index != len(log) or log.ids_at(taken.runs) != saved.ids.tolist():
+    saved_cache = saved.checkpoint
+    if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
         raise SnapshotError("its saved cache does not match the saved turns")
-    if taken.length > cache.cache_size:
-        raise SnapshotError(f"its saved cache of {taken.length} tokens does not fit into {cache.cache_size}")
+    if saved_cache.length > cache.cache_size:
+        raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
     if cache.seen is not None:
         cache.seen.clear()
         cache.seen.append(_row(log.ids))
     try:
-        checkpoint.restore(cache, taken)
+        checkpoint.restore(cache, saved_cache)
         conversation.rng_state = saved.generator
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         # parts are missing or have other shapes although the checksum is correct
         raise SnapshotError("its saved cache is damaged") from error
-    fitted = fit_to_budget(cache, log, taken.runs, pins=taken.pins, turn_starts=taken.turn_starts)
+    fitted = fit_to_budget(cache, log, saved_cache.runs, pins=saved_cache.pins, turn_starts=saved_cache.turn_starts)
     cache.pins = fitted.pins
     return fitted
 

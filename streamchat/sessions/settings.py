@@ -37,7 +37,7 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
 
 
-def lasting_name(model: str) -> str:
+def portable_model_name(model: str) -> str:
     """Return a model name that is valid in any working directory: folders and files become absolute paths."""
     from streamchat.models.resolve import resolve
 
@@ -56,8 +56,8 @@ def foreign_model(configuration: Configuration, info: SessionInfo) -> str:
     """
     if not info.is_imported:
         return ""
-    named = lasting_name(resumed_configuration(configuration, info).settings.model)
-    return "" if named in ("default", lasting_name(configuration.settings.model)) else named
+    named = portable_model_name(resumed_configuration(configuration, info).settings.model)
+    return "" if named in ("default", portable_model_name(configuration.settings.model)) else named
 
 
 def foreign_model_notice(info: SessionInfo, model: str) -> str:

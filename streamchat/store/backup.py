@@ -118,7 +118,7 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
     """
     if not is_due(database):
         return None
-    with _one_at_a_time(database) as alone:
+    with _backup_lock(database) as alone:
         if not alone or not is_due(database):
             return None
         target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
@@ -139,7 +139,7 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
 def back_up_before_migration(database: Path, version: int) -> None:
     """Back up a database that is about to be migrated from `version`. A failure does not prevent the migration."""
     target = backup_folder(database) / f"{database.stem}-schema-{version}.db"
-    with suppress(BackupStopped, sqlite3.Error, OSError), _one_at_a_time(database, wait_s=30) as alone:
+    with suppress(BackupStopped, sqlite3.Error, OSError), _backup_lock(database, wait_s=30) as alone:
         if alone:
             _make(database, target, lambda: False, version)
             others = [backup for backup in backups(database) if not backup.is_daily]
@@ -148,7 +148,7 @@ def back_up_before_migration(database: Path, version: int) -> None:
 
 
 @contextmanager
-def _one_at_a_time(database: Path, wait_s: float = 0) -> Iterator[bool]:
+def _backup_lock(database: Path, wait_s: float = 0) -> Iterator[bool]:
     """Yield whether this process may change backups alone; delete unfinished files of a killed process."""
     folder = paths.private_dir(lock_folder(database))
     lock = FileLock(folder / f"{database.name}.backup.lock", timeout=wait_s, is_singleton=False)
@@ -166,13 +166,13 @@ def _one_at_a_time(database: Path, wait_s: float = 0) -> Iterator[bool]:
 
 
 @contextmanager
-def changing_backups(database: Path) -> Iterator[None]:
+def backups_locked(database: Path) -> Iterator[None]:
     """Prevent all processes from making a backup inside this block.
 
     Raises:
         StoreError: Another process is still making a backup.
     """
-    with _one_at_a_time(database, wait_s=60) as alone:
+    with _backup_lock(database, wait_s=60) as alone:
         if not alone:
             raise StoreError(f"another streamchat is making a backup of {database}; try again in a moment")
         yield
@@ -195,7 +195,7 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
         if is_stopped():
             raise BackupStopped
 
-    with written_whole(target) as partial:
+    with atomic_write(target) as partial:
         source = connect(database)
         try:
             moment = time.time()
@@ -220,7 +220,7 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a new file to write, which replaces `target` if the block succeeds and is deleted otherwise."""
     paths.private_dir(target.parent)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -285,7 +285,7 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
     return "" if found == "ok" else found
 
 
-def newest_good(database: Path) -> Backup | None:
+def newest_sound_backup(database: Path) -> Backup | None:
     """Return the newest sound backup."""
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
@@ -293,7 +293,7 @@ def newest_good(database: Path) -> Backup | None:
 def _advice(database: Path) -> str:
     """Return what to do if the user's database is damaged; '' without a backup."""
     own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
-    if not own or (backup := newest_good(database)) is None:
+    if not own or (backup := newest_sound_backup(database)) is None:
         return ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     return (

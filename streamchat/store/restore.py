@@ -13,13 +13,13 @@ from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.store.backup import (
     Backup,
+    atomic_write,
     backups,
-    changing_backups,
+    backups_locked,
     flush,
-    newest_good,
+    newest_sound_backup,
     open_backup,
     problem_of,
-    written_whole,
 )
 from streamchat.store.connection import create_private, transaction
 from streamchat.store.failures import as_store_errors
@@ -48,10 +48,10 @@ def restore(database: Path, backup: Backup) -> Path | None:
         alone = UserLock(database, alone=True)
         moved: list[Move] = []
         try:
-            with written_whole(database) as partial:
+            with atomic_write(database) as partial:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
-                    _make_sound(connection, backup)
+                    _ensure_sound(connection, backup)
                 flush(partial)  # slow; after the next line there is a gap until this file has the name
                 return _set_aside(database, moved)
         except BaseException:
@@ -67,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
+def _ensure_sound(connection: sqlite3.Connection, backup: Backup) -> None:
     if not problems_of(connection):
         return
     if problems := repair(connection):
@@ -105,7 +105,7 @@ def set_aside(database: Path) -> list[Path]:
 
 def empty_database_notice(database: Path) -> str:
     """Return a notice if the database has no sessions and its newest sound backup has some; '' otherwise."""
-    if (backup := newest_good(database)) is None:
+    if (backup := newest_sound_backup(database)) is None:
         return ""
     with closing(open_backup(backup.path)) as connection:
         count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
@@ -144,7 +144,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
         StoreError: Another process is still making a backup.
     """
     changed, problems = 0, list[str]()
-    with as_store_errors(database), changing_backups(database):
+    with as_store_errors(database), backups_locked(database):
         for backup in backups_with(database, session):
             try:
                 _delete(backup, session)
@@ -157,7 +157,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
 
 
 def _delete(backup: Backup, session: str) -> None:
-    with written_whole(backup.path) as partial:
+    with atomic_write(backup.path) as partial:
         _copy(backup.path, partial)
         with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
             connection.execute("PRAGMA foreign_keys = ON")

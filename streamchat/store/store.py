@@ -30,7 +30,7 @@ from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
-from streamchat.store.writing import mend_session, write_turn
+from streamchat.store.writing import repair_session, write_turn
 
 ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
@@ -252,10 +252,10 @@ class Store:
         with self._open.exclusive() as connection:
             return repair(connection)
 
-    def mend(self, stored: StoredSession) -> None:
+    def repair_session(self, stored: StoredSession) -> None:
         """Replace the damaged parts of a session by what `load` returned for them."""
         with self._open.write() as connection:
-            mend_session(connection, stored)
+            repair_session(connection, stored)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Store:
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
     def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
-        """Return messages of all sessions that have all `words`: best match first, or newest first without an index."""
+        """Return messages of all sessions that have all `words`: best first, or newest first if only substrings match."""
         query = query_of(clean(words))
         if not query:
             return []

@@ -15,7 +15,7 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
     Args:
         connection: Inside a transaction.
         session: Session id.
-        turn: Where its values are None, an existing row keeps its own.
+        turn: An existing row keeps its values for those that are None.
         is_reencoded: Its ids are new ids of another model, so what was stored about the cache before it is invalid.
     """
     stats = None if turn.stats is None else json.dumps(dict(turn.stats))
@@ -51,7 +51,7 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
             )
 
 
-def mend_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
+def repair_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
     """Write back what could be read of a damaged session. Resuming writes its ids and cache state."""
     session = stored.info.id
     settings = json.dumps(dict(stored.info.settings))

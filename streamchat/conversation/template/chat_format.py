@@ -38,7 +38,7 @@ NOTES: dict[Fallback, str] = {
         "differ from the chat template's."
     ),
 }
-LASTING = datetime(2000, 1, 1)
+FIXED_TIME = datetime(2000, 1, 1)
 """A fixed time, for texts that must not depend on the clock."""
 
 
@@ -74,14 +74,14 @@ class ChatFormat:
     """Notices for the user, one sentence each."""
     fallbacks: tuple[Fallback, ...] = ()
     """Deviations from the chat template; empty if it is followed exactly."""
-    moment: datetime = LASTING
+    moment: datetime = FIXED_TIME
     """The time that the template's clock shows."""
     source: str = ""
     """The source of the chat template."""
     contents: Contents | None = field(default=None, compare=False, repr=False)
     renew: Callable[[], ChatFormat] | None = field(default=None, compare=False, repr=False)
     """Returns the format for the current time, if the template writes the time into every turn."""
-    lasting: tuple[object, ...] = ()
+    fixed_identity: tuple[object, ...] = ()
     """Value of `identity`, if it differs from `parts`."""
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class ChatFormat:
     @property
     def identity(self) -> tuple[object, ...]:
         """What the ids of saved turns depend on; independent of the time."""
-        return self.lasting or self.parts
+        return self.fixed_identity or self.parts
 
     @property
     def parts(self) -> tuple[object, ...]:

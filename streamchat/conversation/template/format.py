@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.conversation.template.chat_format import LASTING, NOTES, ChatFormat, Fallback
+from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import (
     Parts,
@@ -50,7 +50,7 @@ def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat
         note = "This model has no chat template: turns are written as plain 'User:' and 'Assistant:' lines."
         return replace(plain_format(tokenizer, system_prompt), notes=(note,))
     try:
-        return _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
+        return _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
     except UnusableTemplateError as error:
         if wanted == "template":
             raise ConfigError(f"the model's chat template cannot be used: {error}; use --chat-format plain") from None
@@ -88,25 +88,25 @@ def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None 
     """
     moment = moment or datetime.now()
     render = Renderer(tokenizer, moment)
-    chosen = replace(_followed(tokenizer, render, system_prompt), moment=moment, source=render.source)
+    chosen = replace(_format_at(tokenizer, render, system_prompt), moment=moment, source=render.source)
     if not render.has_clock:
         return chosen
-    lasting = _followed(tokenizer, Renderer(tokenizer, LASTING), system_prompt)
-    later = _followed(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
-    if lasting.parts == later.parts and lasting.reply_open == later.reply_open:
+    fixed = _format_at(tokenizer, Renderer(tokenizer, FIXED_TIME), system_prompt)
+    later = _format_at(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
+    if fixed.parts == later.parts and fixed.reply_open == later.reply_open:
         return chosen  # only the start of a conversation contains the time
     return replace(
         chosen,
         fallbacks=(*chosen.fallbacks, "clock"),
         notes=(*chosen.notes, NOTES["clock"]),
-        lasting=lasting.parts,
-        renew=lambda: _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
+        fixed_identity=fixed.parts,
+        renew=lambda: _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
     )
 
 
-def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
+def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
     """Return the format of a template with a fixed clock."""
-    measured, fallbacks, around_prompt = _measured(render, system_prompt)
+    measured, fallbacks, around_prompt = _measure_parts(render, system_prompt)
     parts = measured.parts
     folded = "system-folded" in fallbacks
     contents = _contents(render, parts, system_prompt, fallbacks)
@@ -117,7 +117,7 @@ def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForma
         own = system_prompt
     if _rewrites_replies(contents, parts):
         fallbacks.append("replies-kept")
-    close, user_open = _divided(tokenizer, render, parts)
+    close, user_open = _split_between(tokenizer, render, parts)
     first_open = ""
     if not folded:
         last = before if not system_prompt else after
@@ -140,7 +140,7 @@ def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForma
     )
 
 
-def _measured(render: Renderer, system_prompt: str) -> tuple[TemplateParts, list[Fallback], tuple[str, str]]:
+def _measure_parts(render: Renderer, system_prompt: str) -> tuple[TemplateParts, list[Fallback], tuple[str, str]]:
     """Return the template's parts, its deviations, and the texts before and after the system prompt."""
     fallbacks: list[Fallback] = []
     try:
@@ -212,7 +212,7 @@ def _drops_reasoning(render: Renderer) -> bool:
     return False
 
 
-def _divided(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
+def _split_between(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
     """Split the text between a reply and the next message into what closes the reply and what opens the message.
 
     White space at the boundary belongs to the close, unless an end token closes the reply and the opening of the first
@@ -256,7 +256,7 @@ def _first_opening(before: str, user_open: str) -> tuple[str, str]:
     return before[:cut], before[cut:]
 
 
-def _checked(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
+def _with_check(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
     """Compare `chosen` with what the template renders; add the fallback "tokens" if their ids differ."""
     from streamchat.conversation.template.format_check import differs
 

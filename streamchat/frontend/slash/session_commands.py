@@ -15,7 +15,7 @@ from streamchat.frontend import file_access
 from streamchat.frontend.messages import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.export import FORMATS, export, write_export
-from streamchat.sessions.settings import lasting_name
+from streamchat.sessions.settings import portable_model_name
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 
@@ -181,7 +181,7 @@ class SessionCommands:
         if session == context.board.session:
             return SlashResult(f"{session} is the conversation that is open")
         if answer:
-            context.engine.open_session(session, lasting_name(str(info.settings.get("model", ""))))
+            context.engine.open_session(session, portable_model_name(str(info.settings.get("model", ""))))
         else:
             context.engine.open_session(session)
         return SlashResult(over=resume_over)
