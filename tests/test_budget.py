@@ -56,7 +56,7 @@ def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
         "cache_size was lowered from 1024 to 128 tokens, this model's context length.",
     )
     given = resumed_configuration(Configuration(Settings(cache_size=512), {"cache_size": "--cache-size"}), info)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--cache-size: cache_size = 512 exceeds .* context length of 128 tokens"):
+    with pytest.raises(ConfigError, match=r"--cache-size: cache_size = 512 exceeds .* context length of 128 tokens"):
         resolve_cache_size(given, 128)
 
 

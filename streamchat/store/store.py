@@ -338,7 +338,7 @@ class Store:
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
     def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
-        """Return messages of all sessions that have all `words`: best first, or newest first if only substrings match."""
+        """Return messages of all sessions that have all `words`: best first; substrings alone: newest first."""
         query = query_of(clean(words))
         if not query:
             return []
