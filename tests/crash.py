@@ -133,7 +133,7 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
             with Store(database) as store:
                 store.search("dragon")
         text = " ".join(rng.choices(WORDS, k=rng.choice((2, 5, 30))))
-        chat.owner.run_turn(text, lambda: False, over=lambda: None)
+        chat.owner.run_turn(text, lambda: False, on_done=lambda: None)
         finished = chat.events[-1]
         while not isinstance(finished, ev.TurnFinished):
             chat.events.pop()

@@ -110,7 +110,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence() -> None:
     for line in ("/sessions", "/recall x", "/resume x"):
         result = desk.say(line)
         assert result.error
-        assert "the file is damaged; move it away" in result.text
+        assert "the file is damaged; move it aside" in result.text
 
 
 def test_the_prompt_takes_back_tries_again_and_offers_texts() -> None:

@@ -188,7 +188,7 @@ async def test_a_conversation_that_cannot_be_opened_changes_nothing() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("one")
         await driver.enter(f"/resume {sea}")
-        await driver.until(lambda: any("no saved conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("no saved session" in line for line in driver.lines))
         await idle(driver)
         assert [turn.text for turn in driver.turns] == ["one"]
         await driver.enter("/resume zzz")
@@ -230,7 +230,7 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         await driver.until(lambda: bool(driver.outputs))
         assert driver.outputs[-1] == "1 turn written to sea.md"
         await driver.enter("/export sea.md")
-        assert "exists already" in driver.toasts[-1]
+        assert "already exists" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/export sea.doc")
         assert "must end in one of .md, .jsonl, .json" in driver.toasts[-1]

@@ -167,7 +167,7 @@ class Inspector:
         self._here += 1
         stats = event.stats
         if event.finish_reason == "error":
-            finite = "not a number" not in event.message
+            finite = "NaN/inf logits" not in event.message
             self._check("turns", False, event.message)
             self._check("logits-finite", finite, event.message)
         else:
