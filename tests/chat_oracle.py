@@ -330,8 +330,8 @@ class Oracle:
         require(cache.ledger.next_index == len(log), "the ledger counts", cache.ledger.next_index, "of", len(log))
         require([(t.text, t.reply) for t in log.turns] == self.said, "the transcript is", log.turns[-1:])
         require([t.number for t in log.turns] == list(range(1, len(self.said) + 1)), "numbers of turns")
-        require([t.first for t in log.turns] == self.starts, "starts of turns")
-        require([t.stop for t in log.turns] == [self.stop_of(t.number) for t in log.turns], "stops of turns")
+        require([t.start for t in log.turns] == self.starts, "starts of turns")
+        require([t.end for t in log.turns] == [self.stop_of(t.number) for t in log.turns], "stops of turns")
         require(self.tokenizer.decode(log.ids.tolist()) == self.rendered(), "the log is not the rendered conversation")
         if held:
             wanted = min(self.sinks, len(log))
@@ -415,5 +415,5 @@ def facts(conversation: Any, number: int) -> dict[str, Any]:
         "pins": cache.pins,
         "compressions": cache.compression_count,
         "turns": min(number - 1, len(conversation.log.turns)),
-        "draw": conversation.draw.tolist(),
+        "draw": conversation.rng_state.tolist(),
     }

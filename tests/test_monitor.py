@@ -80,7 +80,7 @@ def test_samples_survive_json() -> None:
 
 
 def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved conversation has the id 'abc'")):
+    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved session has the id 'abc'")):
         assert cli.main(["monitor", *argv]) == 5
         err = capsys.readouterr().err
         assert err.count("\n") == 1

@@ -104,10 +104,10 @@ def test_resuming_continues_exactly(home: Path, expected: dict[str, Any]) -> Non
         assert (resumed.session, resumed.read_again) == (session, 0)
         assert [turn.text for turn in resumed.turns] == expected["messages"]
         conversation: Any = chat.engine.conversation
-        assert conversation.log.take(conversation.cache.ledger.runs) == expected["cached_ids"]
+        assert conversation.log.ids_at(conversation.cache.ledger.runs) == expected["cached_ids"]
         for message in expected["next"]:
             chat.turn(message)
-        assert conversation.log.take(conversation.cache.ledger.runs) == expected["next_cached_ids"]
+        assert conversation.log.ids_at(conversation.cache.ledger.runs) == expected["next_cached_ids"]
     with Store() as store:
         turns = store.load(session).turns[-len(expected["next"]) :]
     assert [turn.ids.tolist() for turn in turns] == expected["next_turn_ids"]

@@ -134,8 +134,8 @@ def test_memory_that_runs_out_during_an_undo_leaves_what_never_leaves(family: st
 @pytest.mark.slow
 def test_a_fault_is_found_and_its_steps_become_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The oracle has teeth: a cache that is filled again without its newest token is noticed."""
-    read_again = Feeder.read_again
-    monkeypatch.setattr(Feeder, "read_again", lambda self, runs, stop: read_again(self, runs[:-1], stop))
+    prefill_runs = Feeder.prefill_runs
+    monkeypatch.setattr(Feeder, "prefill_runs", lambda self, runs, stop: prefill_runs(self, runs[:-1], stop))
     count = 0
 
     def fails(tried: Plan) -> bool:

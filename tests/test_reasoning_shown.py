@@ -16,7 +16,7 @@ from streamchat.base.errors import TurnError
 from streamchat.base.thinking import plain_text, split
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
-from streamchat.conversation.summarize import summarise
+from streamchat.conversation.summarize import summarize
 from streamchat.frontend.messages import excerpt, found_line, quoted
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
@@ -229,10 +229,10 @@ def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> 
     script = [*chat.tokenizer("<think>\nWell.\n</think>\n\nSea: green.", add_special_tokens=False)["input_ids"]]
     chat.script[:] = [*script, chat.tokenizer.eos_token_id]
     monkeypatch.setattr("streamchat.conversation.summarize.LENGTH_SHARE", 1)
-    assert summarise(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
+    assert summarize(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
     chat.script[:] = [*script[:12], chat.tokenizer.eos_token_id]
-    with pytest.raises(TurnError, match="reasoned for 12 tokens and wrote no summary"):
-        summarise(chat.conversation, lambda: False, chat.events.append)
+    with pytest.raises(TurnError, match="reasoned for 12 tokens and returned no summary"):
+        summarize(chat.conversation, lambda: False, chat.events.append)
 
 
 THINKS = (

@@ -179,7 +179,7 @@ def forget_an_eviction(conversation: Conversation) -> None:
 def change_an_id(conversation: Conversation) -> None:
     """A token log that is not what was rendered."""
     turn = conversation.log.turns[-1]
-    conversation.log.ids[turn.first + 4] += 1
+    conversation.log.ids[turn.start + 4] += 1
 
 
 def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: Any) -> None:
@@ -318,7 +318,7 @@ def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monke
     ran = replay(TURNS[:6])
     assert ran.code == 4
     assert ran.violated == ["turns", "logits-finite"]
-    assert ran.rows[3]["failed"].startswith("the model's output is not a number")
+    assert ran.rows[3]["failed"].startswith("the model produced NaN/inf logits")
     assert [row["failed"] for row in ran.rows[4:]] == [None, None]
     assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
     assert ran.report["totals"]["failed"] == 1

@@ -30,7 +30,7 @@ def facts(chat: Chat) -> dict[str, Any]:
     return {
         "ids": conversation.log.ids.tolist(),
         "turns": [
-            (t.number, t.first, t.content, t.reply_first, t.stop, t.text, t.reply) for t in conversation.log.turns
+            (t.number, t.start, t.message_start, t.reply_start, t.end, t.text, t.reply) for t in conversation.log.turns
         ],
         "runs": cache.ledger.runs,
         "next": cache.ledger.next_index,
@@ -124,7 +124,7 @@ def test_pins_made_since_stay_and_those_of_the_turn_go(monkeypatch: pytest.Monke
 def test_nothing_to_take_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = talk(monkeypatch, "llama", turns=1)
     chat.conversation.undo()
-    with pytest.raises(ConfigError, match="nothing was said yet"):
+    with pytest.raises(ConfigError, match="nothing to undo yet"):
         chat.conversation.undo()
 
 
@@ -133,7 +133,7 @@ def test_only_so_many_turns_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -
     chat = talk(monkeypatch, "llama", turns=6)
     for _ in range(3):
         chat.conversation.undo()
-    with pytest.raises(ConfigError, match="turn 3 is too long ago"):
+    with pytest.raises(ConfigError, match="turn 3 is too old to undo"):
         chat.conversation.undo()
     assert len(chat.conversation.log.turns) == 3
 
@@ -182,8 +182,8 @@ def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
     """Reading evicts nothing: what is read again was fitted before."""
     chat = talk(monkeypatch, "llama", turns=5)
     before = facts(chat)
-    with pytest.raises(CacheError, match="129 tokens to read again do not fit into a cache of 128"):
-        chat.conversation.read_again([(0, 129)], 129)
+    with pytest.raises(CacheError, match="129 tokens to prefill do not fit into a cache of 128"):
+        chat.conversation.prefill_runs([(0, 129)], 129)
     assert facts(chat) == before
 
 

@@ -103,7 +103,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence() -> None:
     for line in ("/sessions", "/recall x", "/resume x"):
         result = desk.say(line)
         assert result.error
-        assert "the file is damaged; move it away" in result.text
+        assert "the file is damaged; move it aside" in result.text
 
 
 def test_the_prompt_takes_back_tries_again_and_offers_texts() -> None:
@@ -147,4 +147,4 @@ def test_a_pipe_takes_back_and_goes_on() -> None:
     assert result.stdout == b"first\nsecond\nthird\nThey spoke of the sea.\n", result.stderr
     err = result.stderr.decode()
     assert "Turn 1 was taken back." in err
-    assert "nothing was said yet" in err
+    assert "nothing to undo yet" in err

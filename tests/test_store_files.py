@@ -280,7 +280,7 @@ store.close()
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "make room on the disk"),
+        (errno.ENOSPC, "free some disk space"),
         (errno.EDQUOT, "your disk quota is used up"),
         (errno.EROFS, "its disk is mounted read-only"),
         (errno.EACCES, "make its folder writable"),
@@ -314,7 +314,7 @@ def test_where_sqlite_does_not_say_why_the_folder_is_tried(
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorname = name
     with (
-        pytest.raises(StoreError, match="unable to open database file; make room on the disk"),
-        failures.sentences(path),
+        pytest.raises(StoreError, match="unable to open database file; free some disk space"),
+        failures.as_store_errors(path),
     ):
         raise error

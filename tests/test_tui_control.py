@@ -367,7 +367,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_old_one() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("first")
         await driver.enter("/model missing")
-        await driver.until(lambda: any("goes on with the model it has" in line for line in driver.lines))
+        await driver.until(lambda: any("keeping the current model" in line for line in driver.lines))
         assert len(driver.turns) == 1
         turn = await driver.ask("second")
         assert turn.number == 2

@@ -86,7 +86,7 @@ async def test_retry_and_edit_replace_the_turn() -> None:
 async def test_nothing_to_take_back() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/undo")
-        await driver.until(lambda: any("nothing was said yet" in line for line in driver.lines))
+        await driver.until(lambda: any("nothing to undo yet" in line for line in driver.lines))
         await idle(driver)
         for command in ("/retry", "/edit", "/edit x"):
             await driver.enter(command)
@@ -191,11 +191,11 @@ async def test_a_conversation_that_cannot_be_opened_changes_nothing() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("one")
         await driver.enter(f"/resume {sea}")
-        await driver.until(lambda: any("no saved conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("no saved session" in line for line in driver.lines))
         await idle(driver)
         assert [turn.text for turn in driver.turns] == ["one"]
         await driver.enter("/resume zzz")
-        assert "no saved conversation has the id 'zzz'" in driver.toasts[-1]
+        assert "no saved session has the id 'zzz'" in driver.toasts[-1]
 
 
 async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:
@@ -233,7 +233,7 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         await driver.until(lambda: bool(driver.outputs))
         assert driver.outputs[-1] == "1 turn written to sea.md"
         await driver.enter("/export sea.md")
-        assert "exists already" in driver.toasts[-1]
+        assert "already exists" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/export sea.doc")
         assert "must end in one of .md, .jsonl, .json" in driver.toasts[-1]

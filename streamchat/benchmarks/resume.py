@@ -90,7 +90,7 @@ def measure_resume(
             resumed = time.perf_counter()
             same = same and torch.equal(_logits(conversation), before)
             prefill_from = time.perf_counter()
-            conversation.read_again(runs, length)
+            conversation.prefill_runs(runs, length)
             done = time.perf_counter()
             # the cache as it was: what was read again lacks what it had taken from evicted tokens
             checkpoint.restore(cache, load(path).checkpoint)
@@ -133,8 +133,8 @@ def _transcript_s(rounds: int) -> float:
 
 def _snapshot(conversation: Conversation) -> Snapshot:
     taken = checkpoint.capture(conversation.cache)
-    ids = array("i", conversation.log.take(taken.runs))
-    return Snapshot("bench", taken, ids, conversation.draw, "", "", {})
+    ids = array("i", conversation.log.ids_at(taken.runs))
+    return Snapshot("bench", taken, ids, conversation.rng_state, "", "", {})
 
 
 def _logits(conversation: Conversation) -> torch.Tensor:

@@ -6,7 +6,7 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import human_seconds, human_when, plural
 from streamchat.base.sanitize import one_line
 from streamchat.base.thinking import THINK, split
-from streamchat.store.records import Found, SessionInfo
+from streamchat.store.records import SearchHit, SessionInfo
 
 EXCERPT_WORDS = 24
 
@@ -39,7 +39,7 @@ def session_line(info: SessionInfo, now: float) -> str:
     return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 
 
-def found_line(number: int, found: Found, now: float, here: str | None, thinking: str) -> str:
+def found_line(number: int, found: SearchHit, now: float, here: str | None, thinking: str) -> str:
     """One line of what was found."""
     who = "you" if found.role == "user" else "model"
     place = f"turn {found.turn}" if found.session == here else f"{found.session}, turn {found.turn}"
@@ -47,7 +47,7 @@ def found_line(number: int, found: Found, now: float, here: str | None, thinking
     return f"{number:>3}. {human_when(found.at, now)}, {place}, {who}{undone}: {excerpt(found, thinking)}"
 
 
-def excerpt(found: Found, thinking: str) -> str:
+def excerpt(found: SearchHit, thinking: str) -> str:
     """The excerpt of a found message, without the tags of its reasoning.
 
     With `thinking = hide`, words found in the reasoning give way to the beginning of the answer.
@@ -61,7 +61,7 @@ def excerpt(found: Found, thinking: str) -> str:
     return " ".join([*answer.split()[:EXCERPT_WORDS], "…"]) if answer else "(only reasoning)"
 
 
-def quoted(found: Found, now: float) -> str:
+def quoted(found: SearchHit, now: float) -> str:
     """A found message as it is put before the model again."""
     who = "I said" if found.role == "user" else "you said"
     text = found.text if found.role == "user" else split(found.text)[1] or found.text

@@ -167,7 +167,7 @@ class Inspector:
         self._here += 1
         stats = event.stats
         if event.finish_reason == "error":
-            finite = "not a number" not in event.message
+            finite = "NaN/inf logits" not in event.message
             self._check("turns", False, event.message)
             self._check("logits-finite", finite, event.message)
         else:
@@ -283,7 +283,7 @@ class Inspector:
         """How the newest turn in the token log differs from what the chat template renders for it; '' if not at all."""
         log, encoder, tokenizer = conversation.log, conversation.encoder, conversation.tokenizer
         turn = log.turns[-1]
-        if turn.prompt_stop is None:
+        if turn.prompt_end is None:
             return ""
         prompt = conversation.settings.system_prompt
         if self._reference is None or self._reference.format != encoder.format:
@@ -291,16 +291,16 @@ class Inspector:
         # A long conversation is not looked at as a whole: the first turn and the one before the newest are enough.
         earlier = log.turns[:-1] if len(log.turns) <= 3 else [log.turns[0], log.turns[-2]]
         history = [(before.text, before.reply) for before in earlier]
-        start = earlier[-1].first if earlier else 0
-        ids = log.ids[start : turn.stop].tolist()
-        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_stop - start, turn.given)
+        start = earlier[-1].start if earlier else 0
+        ids = log.ids[start : turn.end].tolist()
+        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_end - start, turn.given)
         try:
             detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
         except UnusableTemplateError:  # the texts of this turn make it raise
             return ""
         if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
             return detail
-        reply = log.ids[turn.prompt_stop : turn.stop].tolist()
+        reply = log.ids[turn.prompt_end : turn.end].tolist()
         close = encoder.close(turn.reply)  # in some templates a text, which decoding shows
         if close and reply[-len(close) :] == close:
             del reply[-len(close) :]

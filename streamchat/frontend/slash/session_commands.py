@@ -15,8 +15,8 @@ from streamchat.frontend import file_access
 from streamchat.frontend.messages import ACKNOWLEDGED, found_line, kept, quoted, session_line
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.export import FORMATS, export, write_export
-from streamchat.sessions.settings import lasting_name
-from streamchat.store.records import Found
+from streamchat.sessions.settings import portable_model_name
+from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 
 LISTED = 10
@@ -52,7 +52,7 @@ class SessionCommands:
 
     def __init__(self, open_store: Callable[[], Store] = Store) -> None:
         self._open_store = open_store
-        self._found: list[Found] = []
+        self._found: list[SearchHit] = []
 
     def add_to(self, registry: SlashRegistry) -> None:
         """Register them all."""
@@ -136,7 +136,7 @@ class SessionCommands:
         context.engine.quote(text, ACKNOWLEDGED, True)
         return SlashResult(over=turn_over)
 
-    def _chosen(self, argument: str) -> Found | None:
+    def _chosen(self, argument: str) -> SearchHit | None:
         number = whole_number(argument) or 0
         return self._found[number - 1] if 1 <= number <= len(self._found) else None
 
@@ -181,7 +181,7 @@ class SessionCommands:
         if session == context.board.session:
             return SlashResult(f"{session} is the conversation that is open")
         if answer:
-            context.engine.open_session(session, lasting_name(str(info.settings.get("model", ""))))
+            context.engine.open_session(session, portable_model_name(str(info.settings.get("model", ""))))
         else:
             context.engine.open_session(session)
         return SlashResult(over=resume_over)

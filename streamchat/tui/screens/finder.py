@@ -20,7 +20,7 @@ from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.messages import excerpt
-from streamchat.store.records import Found
+from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
@@ -196,7 +196,7 @@ class SessionsScreen(FinderScreen[str]):
 class Recalled:
     """What to do with a message."""
 
-    found: Found
+    found: SearchHit
     how: Literal["quote", "keep"]
 
 
