@@ -1,4 +1,4 @@
-"""What the model still sees of each message, read from the segments of a `CacheState`."""
+"""Which messages are still in context, computed from the segments of a `CacheState`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Memory = Literal["seen", "partly", "forgotten"]
 
 @dataclass(frozen=True)
 class TurnMemory:
-    """How much of a turn is left in the cache."""
+    """How much of a turn is cached."""
 
     user: Memory = "seen"
     reply: Memory = "seen"
@@ -20,17 +20,17 @@ class TurnMemory:
 
     @property
     def forgotten(self) -> bool:
-        """Nothing of it is left."""
+        """The whole turn was evicted."""
         return self.user == self.reply == "forgotten"
 
     @property
     def whole(self) -> bool:
-        """All of it is there."""
+        """The whole turn is cached."""
         return self.user == self.reply == "seen"
 
 
 class Visible:
-    """One `CacheState`, asked by turn."""
+    """Per-turn view of one `CacheState`."""
 
     def __init__(self, cache: CacheState) -> None:
         self._segments: dict[tuple[Part, int], Segment] = {}
@@ -39,18 +39,18 @@ class Visible:
                 self._segments[segment.part, segment.turn] = segment
         turns = [turn for _, turn in self._segments]
         self._newest = max(turns, default=0)
-        self._nothing_left = cache.tokens_evicted == 0
+        self._nothing_evicted = cache.tokens_evicted == 0
         self.oldest = min((segment.turn for segment in self._segments.values() if not segment.pinned), default=0)
-        """The turn with which the window begins; 0 while it is empty."""
+        """First turn of the window; 0 if the window is empty."""
 
     def turn(self, number: int) -> TurnMemory:
-        """What is left of turn `number`. A turn that is not read yet counts as seen."""
+        """The visibility of turn `number`. A turn that is not prefilled yet counts as visible."""
         user, reply = self._segments.get(("user", number)), self._segments.get(("assistant", number))
         pinned = bool(user and user.pinned and (reply is None or reply.pinned))
-        if self._nothing_left or number > self._newest:
+        if self._nothing_evicted or number > self._newest:
             return TurnMemory(pinned=pinned)
         if number == self._newest and reply is None:
-            # the reply has not begun
+            # no reply yet
             return TurnMemory(_memory(user), "seen", pinned)
         return TurnMemory(_memory(user), _memory(reply), pinned)
 
