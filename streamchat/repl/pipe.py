@@ -1,6 +1,6 @@
 """The pipe: each line of stdin is a user turn, the replies go to stdout as plain text, everything else to stderr.
 
-A line is read only when the reply to the one before is over, so an endless input needs no memory.
+A line is read only after the previous reply has ended, so endless input needs no extra memory.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from streamchat.repl.failure import told_failure
 from streamchat.repl.render import Narrator, Piece
 
 QUIET = {"stats", "said", "again"}
-"""Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""
+"""Kinds of lines that a pipe does not print; `--stats-json` has the figures."""
 
 
 def run_pipe(engine: ChatEngine) -> int:
-    """Answer every line of stdin; returns the exit code. Starts the engine and leaves closing it to the caller.
+    """Answer every line of stdin and return the exit code. Starts the engine; the caller closes it.
 
     Raises:
         KeyboardInterrupt: Ctrl+C.
-        BrokenPipeError: Nobody reads stdout any more.
+        BrokenPipeError: stdout was closed.
     """
     source = sys.stdin.buffer if sys.stdin is not None else None
     return Pipe(engine, sys.stdout, sys.stderr).run(source)
 
 
 MAX_LINE_BYTES = 2_000_000
-"""As of a file in a message; far more than any cache holds."""
+"""The same limit as for a file in a message; far more than a cache holds."""
 
 
 class Pipe:
-    """One run through a pipe."""
+    """Reads messages from a stream and writes replies to another."""
 
     def __init__(self, engine: ChatEngine, out: TextIO | None, err: TextIO | None) -> None:
         self._engine, self._out, self._err = engine, out, err
@@ -55,7 +55,7 @@ class Pipe:
         self._failed = False
 
     def run(self, source: BinaryIO | None) -> int:
-        """Answer every line of `source`; returns the exit code."""
+        """Answer every line of `source` and return the exit code."""
         registry = default_registry()
         context = SlashContext(self._engine, self._board)
         self._engine.subscribe(self._take)
@@ -84,7 +84,7 @@ class Pipe:
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.StatusSampled):
-            self._board.apply(event)  # not queued: they come all the time, also while stdin is silent
+            self._board.apply(event)  # not queued: samples arrive even while stdin is idle
         else:
             self._events.put(event)
 
@@ -94,23 +94,23 @@ class Pipe:
             self._tell(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
 
     def _message_of(self, result: SlashResult) -> str:
-        """What a command wants to be sent. Lines of a pipe are taken as they are; only /read takes a file."""
+        """The message that a command sends. Only /read attaches files; `@file` in a line stays text."""
         try:
             return mentions.expand(result.message or result.insert.strip()).text
         except ConfigError as error:
             self._answer(SlashResult(str(error), error=True))
             return ""
 
-    def _until(self, over: Callable[[ev.Event], bool]) -> int | None:
-        """Handle events up to one for which `over` is true; returns an exit code where the engine ended before."""
+    def _until(self, done_when: Callable[[ev.Event], bool]) -> int | None:
+        """Handle events until `done_when` is true for one; returns an exit code if the engine ended before."""
         while True:
             event = self._events.get()
             code = self._handle(event)
-            if code is not None or over(event):
+            if code is not None or done_when(event):
                 return code
 
     def _drain(self) -> int | None:
-        """Handle what has come meanwhile; returns an exit code where the engine ended."""
+        """Handle queued events; returns an exit code if the engine ended."""
         code = None
         while code is None and not self._events.empty():
             code = self._handle(self._events.get())
@@ -150,19 +150,21 @@ class Pipe:
             print(text, file=self._err, flush=True)
 
     def _lines(self, source: BinaryIO | None) -> Iterator[str]:
-        """The lines that say something, without line ends; undecodable bytes are replaced and noted once."""
+        """The non-blank lines without line ends; undecodable bytes are replaced, with one notice."""
         noted = False
         for number, raw in enumerate(self._raw_lines(source), start=1):
             data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             line = data.decode("utf-8", errors="replace").rstrip("\r\n")
             if not noted and not _is_utf8(data):
                 noted = True
-                self._tell(f"streamchat: line {number} of the input is not UTF-8 text; the bytes were replaced")
+                self._tell(
+                    f"streamchat: line {number} of the input is not valid UTF-8; the invalid bytes were replaced"
+                )
             if line.strip():
                 yield line
 
     def _raw_lines(self, source: BinaryIO | None) -> Iterator[bytes]:
-        """The lines as bytes; one that no memory could hold is left out."""
+        """The lines as bytes; lines longer than `MAX_LINE_BYTES` are skipped, with a notice."""
         number = 0
         while source is not None and (raw := source.readline(MAX_LINE_BYTES)):
             number += 1
@@ -171,7 +173,7 @@ class Pipe:
                 continue
             self._failed = True
             self._tell(
-                f"streamchat: line {number} of the input has more than {human_bytes(MAX_LINE_BYTES)} and is left out"
+                f"streamchat: line {number} of the input is longer than {human_bytes(MAX_LINE_BYTES)} and was skipped"
             )
             while raw and not raw.endswith(b"\n"):
                 raw = source.readline(MAX_LINE_BYTES)

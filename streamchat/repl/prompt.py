@@ -1,6 +1,6 @@
-"""The prompt (`--plain`): ask, stream the reply, tell what happened. One asyncio loop in the main thread.
+"""The prompt (`--plain`): read a message, stream the reply, print notices. One asyncio loop in the main thread.
 
-Events arrive on the engine's thread and are handed to the loop; everything below runs in the loop.
+Events arrive on the engine's thread and are forwarded to the loop; everything else here runs in the loop.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from streamchat.repl.terminal import (
 from streamchat.repl.toolbar import toolbar_text
 
 ANSWER_WAIT_S = 1.0
-"""How long a command that answers through an event may take before the prompt comes back anyway."""
+"""Maximum wait, in seconds, for the event that answers a command before the prompt returns."""
 
 
 def run_prompt(engine: ChatEngine, configuration: Configuration) -> int:
-    """Hold the conversation on a terminal; returns the exit code. Starts the engine, leaves closing it to the caller.
+    """Run the conversation on a terminal and return the exit code. Starts the engine; the caller closes it.
 
-    Ctrl+C leaves (130) while the model loads, stops the reply while one is written (a third one leaves), and at the
-    prompt clears the line.
+    Ctrl+C exits (130) while the model loads, stops a reply in progress (a third press exits), and clears the line at
+    the prompt.
     """
     return asyncio.run(Prompt(engine, configuration).run())
 
 
 class _EngineGone(Exception):
-    """The engine cannot go on; `Prompt` holds the event."""
+    """The engine has stopped; `Prompt` has the event."""
 
 
 class Prompt:
@@ -77,20 +77,20 @@ class Prompt:
 
         self._ready = False
         self._told: list[ev.Event] = []
-        """What came since the last request that may end it."""
+        """Events since the last request that may complete it."""
         self._answered = self._loading = False
         self._failure: ev.EngineFailed | ev.EngineClosed | None = None
         self._interrupts = 0
         self._on_interrupt: Callable[[], None] | None = None
-        """What Ctrl+C does while no prompt reads the keyboard; None = nothing, between two phases."""
+        """Ctrl+C handler while no prompt reads the keyboard; None = ignore it."""
         self._ended_by = 0
         self._modes = terminal_modes()
         self._task: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
-        """Load, then ask and answer until the user leaves."""
+        """Load the model, then answer messages until the user quits."""
         loop = asyncio.get_running_loop()
-        context = contextvars.copy_context()  # prompt-toolkit finds its terminal there
+        context = contextvars.copy_context()  # prompt-toolkit looks up its terminal there
         self._task = cast("asyncio.Task[int] | None", asyncio.current_task())
 
         def hand_over(event: ev.Event) -> None:
@@ -122,7 +122,7 @@ class Prompt:
             self._engine.start()
             await self._until(lambda: self._ready)
         self._input = InputLine(self._registry, self._context, self._history, self._toolbar, self._keys)
-        if self._failure is not None:  # it came when there was no input to end
+        if self._failure is not None:  # the engine failed before the input existed
             raise _EngineGone
         if self._history_note:
             self._terminal.line(self._history_note, "warning")
@@ -145,11 +145,11 @@ class Prompt:
                 text = await self._wait(result.over)
             elif result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
-            elif not text:  # it answers through an event
+            elif not text:  # the answer is an event
                 self._answered = False
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
-                if self._loading:  # another model; Ctrl+C leaves
+                if self._loading:  # /model; Ctrl+C exits
                     with (
                         self._interruptible(lambda: self._leave(signal.SIGINT)),
                         between_prompts(self._interrupt_key),
@@ -157,7 +157,7 @@ class Prompt:
                         await self._until(lambda: not self._loading)
 
     async def _send(self, message: str, given: str) -> str:
-        """A message with the files that it mentions; returns the text to offer again where it was not taken."""
+        """Send a message with the files that it mentions; returns the text to restore if it was rejected."""
         try:
             expanded = mentions.expand(message)
         except ConfigError as error:
@@ -167,14 +167,14 @@ class Prompt:
             self._terminal.line(expanded.notice, "warning")
         self._begin()
         self._engine.submit(expanded.text)
-        # not what the files of a refused message hold
+        # restore the text as typed, without the contents of files
         return given if await self._wait(turn_over) else ""
 
-    async def _wait(self, over: Callable[[ev.Event], bool]) -> str:
-        """Let the engine work until an event for which `over` is true; returns the text to offer then."""
+    async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
+        """Wait until `done_when` is true for an event; returns the text to put into the input."""
         with self._interruptible(self._stop), between_prompts(self._interrupt_key):
-            await self._until(lambda: any(over(event) for event in self._told))
-        last = next(event for event in self._told if over(event))
+            await self._until(lambda: any(done_when(event) for event in self._told))
+        last = next(event for event in self._told if done_when(event))
         match last:
             case ev.TurnFinished(rolled_back=True, text=text):
                 return text
@@ -208,7 +208,7 @@ class Prompt:
                 self._terminal.line(ready_sentence(info), "info")
                 self._ready, self._loading = True, False
             case ev.TurnStarted():
-                if self._interrupts:  # Ctrl+C came before there was anything to stop
+                if self._interrupts:  # Ctrl+C was pressed before the turn started
                     self._engine.stop_reply()
             case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
                 self._told.append(event)
@@ -218,7 +218,7 @@ class Prompt:
             case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True
                 if isinstance(event, ev.Notice) and event.level == "error":
-                    self._loading = False  # another model could not be loaded
+                    self._loading = False  # /model failed
             case ev.EngineFailed() | ev.EngineClosed():
                 self._failure = self._failure or event
                 if self._input is not None:
@@ -258,7 +258,7 @@ class Prompt:
             self._on_interrupt()
 
     def _suspend(self) -> None:
-        """A shell stops the process, at the prompt or while a reply is written."""
+        """Suspend the process (SIGTSTP), at the prompt or during a reply."""
         if self._input is None or not self._input.suspend():
             with as_before(self._modes):
                 stop_process()
@@ -273,6 +273,6 @@ class Prompt:
         if self._interrupts == 1:
             self._engine.stop_reply()
         elif self._interrupts == 2:
-            self._terminal.line("\nstopping ...; press Ctrl+C again to leave at once", "info")
+            self._terminal.line("\nstopping ...; press Ctrl+C again to exit immediately", "info")
         else:
             self._leave(signal.SIGINT)

@@ -1,7 +1,6 @@
-"""From events to what is written: reply text as it comes, and lines about it. Writes nothing itself.
+"""Converts events to output pieces: streamed reply text and notices. Does no I/O.
 
-A line never lands inside a streamed reply: what happens there (evictions, notices) is held until the reply is over,
-evictions merged into one line.
+A notice never interrupts a streamed reply: evictions (merged into one line) and notices are deferred until it ends.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from streamchat.telemetry.log_file import log_path
 
 Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
 SHOWN_AGAIN = 3
-"""Turns of a resumed conversation that are written."""
+"""Turns of a resumed session to print."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Something to write."""
+    """A piece of output."""
 
     kind: Kind
-    """`reply` and `thought`: text to append as it is; `end`: the reply is over, the text ends its line where that is
-    open; all others: a line of their own."""
+    """`reply` and `thought`: append the text verbatim; `end`: the reply has ended, the text ends an open line; all others:
+    print a separate line."""
     text: str = ""
 
 
@@ -38,21 +37,21 @@ class Narrator:
     """Turns the events of one engine into pieces, in order.
 
     Args:
-        thinking: Tells what is shown of a reply's reasoning, as the setting of that name.
+        thinking: Returns the setting `thinking`: how reasoning is displayed.
     """
 
     def __init__(self, thinking: Callable[[], str]) -> None:
         self._thinking = thinking
         self._stream, self._parts = PrintableStream(), ThinkingStream()
-        self._thoughts = ""  # since the answer, or from the start
+        self._thoughts = ""  # reasoning since the last answer text
         self._evicted: ev.TokensEvicted | None = None
         self._held: list[Piece] = []
         self._speaking = False
-        self._said = ""  # the last character shown of this reply
-        self._left = False  # an eviction of this turn was told
+        self._said = ""  # last printed character of this reply
+        self._left = False  # an eviction of this turn was reported
 
     def take(self, event: ev.Event) -> list[Piece]:
-        """What `event` adds."""
+        """The pieces to print for `event`."""
         match event:
             case ev.TurnStarted():
                 self._stream, self._parts = PrintableStream(), ThinkingStream()
@@ -63,7 +62,7 @@ class Narrator:
             case ev.TokensEvicted():
                 self._evicted = merged(self._evicted, event)
             case ev.TextDelta(text=text):
-                # what a long prompt pushed out is said before the reply begins
+                # evictions during prefill are reported before the reply
                 before = [] if self._speaking else self._eviction()
                 self._speaking = True
                 return [*before, *self._told(self._parts.feed(self._stream.feed(text)))]
@@ -81,12 +80,12 @@ class Narrator:
             case ev.SummaryReady(text=text) if text:
                 return [
                     Piece("answer", printable(text)),
-                    Piece("info", "/keep with this text pins it; change it first"),
+                    Piece("info", "edit it if you like, then /keep pins it"),
                 ]
             case ev.ConversationResumed():
                 return resumed_pieces(event, self._thinking())
             case ev.TurnPinned():
-                what = "pinned: it stays in the cache" if event.pinned else "unpinned"
+                what = "pinned: it is never evicted" if event.pinned else "unpinned"
                 return [Piece("info", f"turn {event.turn} ({plural(event.tokens, 'token')}) is {what}")]
             case _:
                 pass
@@ -113,12 +112,12 @@ class Narrator:
         pieces = self._told(rest) if self._speaking else []
         if self._thoughts and not self._said and self._thinking() != "show" and not event.rolled_back:
             self._held = [*only_thought_pieces(self._thoughts), *self._held]
-        # an empty reply is an empty line, a turn that was taken back before it spoke is none
+        # an empty reply prints an empty line, a turn that was rolled back prints none
         line_open = self._said != "\n" if self._said else not event.rolled_back
         pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]
         self._held, self._speaking = [], False
         if event.rolled_back and self._left:
-            pieces.append(Piece("eviction", "what had left the cache for it is seen again"))
+            pieces.append(Piece("eviction", "tokens evicted for it were restored"))
         reason = reason_piece(event)
         return [*pieces, *([reason] if reason else []), Piece("stats", stats_line(event.stats))]
 
@@ -128,7 +127,7 @@ class Narrator:
 
 
 def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
-    """Which conversation goes on, and its latest turns."""
+    """The latest turns of a resumed session, and how it was resumed."""
     pieces = []
     if len(event.turns) > SHOWN_AGAIN:
         pieces.append(Piece("stats", f"({plural(len(event.turns) - SHOWN_AGAIN, 'earlier turn')})"))
@@ -145,7 +144,7 @@ def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
 
 
 def thought_pieces(thoughts: str, thinking: str) -> list[Piece]:
-    """The whole reasoning before an answer, as the setting `thinking` shows it."""
+    """The reasoning before an answer, displayed according to the setting `thinking`."""
     if thinking == "show":
         return [Piece("thought", f"{thoughts}\n\n")]
     if thinking == "collapse":
@@ -154,23 +153,23 @@ def thought_pieces(thoughts: str, thinking: str) -> list[Piece]:
 
 
 def only_thought_pieces(thoughts: str) -> list[Piece]:
-    """Why a reply is empty that has reasoning and no answer."""
+    """Notice for a reply that has reasoning but no answer."""
     return [Piece("stats", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]
 
 
 def reason_piece(event: ev.TurnFinished) -> Piece | None:
-    """What to say of a turn that did not end by itself."""
+    """Notice for a turn that did not end normally; None for one that did."""
     match event.finish_reason:
         case "length":
             return Piece(
                 "warning", f"the reply was cut off after {plural(event.stats.new_tokens, 'token')} (max_new_tokens)"
             )
         case "cancelled" if event.rolled_back:
-            return Piece("info", "stopped before the reply began; the message was taken back")
+            return Piece("info", "stopped before the reply started; turn undone")
         case "cancelled":
-            return Piece("info", "stopped; what was said stays in the conversation")
+            return Piece("info", "stopped; the partial reply is part of the conversation")
         case "error":
-            message = printable(event.message) or "the turn failed and was taken back"
+            message = printable(event.message) or "the turn failed and was rolled back"
             return Piece("error", f"{message} (the log is {log_path()})")
         case _:
             return None
@@ -188,14 +187,14 @@ def stats_line(stats: ev.TurnStats) -> str:
 
 
 def cleared_sentence(event: ev.ConversationCleared) -> str:
-    """The confirmation of `/clear` and `/system`."""
+    """Confirmation of `/clear` and `/system`."""
     if not event.pinned_tokens:
-        return "the conversation starts over"
-    return f"the conversation starts over; the system prompt is pinned ({plural(event.pinned_tokens, 'token')})"
+        return "new conversation"
+    return f"new conversation; the system prompt is pinned ({plural(event.pinned_tokens, 'token')})"
 
 
 def ready_sentence(info: ev.ModelInfo) -> str:
-    """What is loaded and how, once at the start."""
+    """The loaded model and its cache, printed at the start."""
     text = (
         f"{info.name} on {info.device}, {info.precision}; cache {plural(info.cache_size, 'token')} "
         f"({retained_words(info)}); /help lists the commands"
