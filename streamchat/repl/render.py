@@ -28,8 +28,8 @@ class Piece:
     """A piece of output."""
 
     kind: Kind
-    """`reply` and `thought`: append the text verbatim; `end`: the reply has ended, the text ends an open line; all others:
-    print a separate line."""
+    """`reply` and `thought`: append the text verbatim; `end`: the reply has ended, the text ends an open line;
+    all others: print a separate line."""
     text: str = ""
 
 

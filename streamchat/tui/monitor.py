@@ -1,4 +1,4 @@
-"""`streamchat monitor`: the status panel of a chat or a replay in another process. It only reads."""
+"""`streamchat monitor`: a read-only status panel for a chat or a replay in another process."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from streamchat.tui.widgets.text import Verbatim
 LOOK_S = 1.0
 LIST_S = 5.0
 SILENT_S = 60.0
-"""A run that is open and has written nothing for so long is said to be silent."""
+"""A running conversation without records for this long is shown as silent."""
 WIDE = 90
 
 
 class MonitorApp(App[int]):
-    """All conversations on the left, the figures of the chosen one on the right.
+    """All conversations on the left, the figures of the selected one on the right.
 
     Args:
-        first: The one to begin with.
+        first: The conversation selected at the start.
     """
 
     TITLE = "streamchat monitor"
     CSS_PATH: ClassVar[list[str]] = ["screens/figures.tcss", "monitor.tcss"]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,ctrl+q,ctrl+c", "leave", "Quit", priority=True),
-        Binding("r", "refresh_list", "Look again"),
+        Binding("r", "refresh_list", "Refresh"),
     ]
 
     def __init__(self, first: Watched, theme: str = "textual-dark") -> None:
@@ -49,11 +49,11 @@ class MonitorApp(App[int]):
         self._wanted_theme = theme
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's choice, with stops guarded."""
+        """Textual's driver, with safe suspension (see `keyboard`)."""
         return guarded_driver(super().get_driver_class())
 
     def compose(self) -> ComposeResult:
-        """What is watched, the list, the panel, a line for narrow terminals."""
+        """Selected conversation and list, status panel, status line for narrow terminals."""
         with Horizontal(id="body"):
             with Vertical(id="watched"):
                 yield Verbatim("", id="title")
@@ -65,7 +65,7 @@ class MonitorApp(App[int]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Look at once, and then every second."""
+        """Update now and then every second."""
         if self._wanted_theme in self.available_themes:
             self.theme = self._wanted_theme
         table = self.query_one(DataTable)
@@ -78,13 +78,13 @@ class MonitorApp(App[int]):
         self.set_interval(LIST_S, self._list)
 
     def on_resize(self, event: events.Resize) -> None:
-        """The panel needs room."""
+        """Replace the panel by a status line if the terminal is narrow."""
         narrow = event.size.width < WIDE
         self.set_class(narrow, "-narrow")
         self.query_one(StatusLine).display = narrow
 
     def _list(self) -> None:
-        """All that can be watched; the chosen row stays chosen."""
+        """Refresh the list; the selected row stays selected."""
         table = self.query_one(DataTable)
         chosen = self._watcher.what.name
         self._rows = everything()
@@ -123,7 +123,7 @@ class MonitorApp(App[int]):
 
     def _state(self, watcher: Watcher) -> str:
         info = watcher.what.info
-        since = f"begun {human_when(info.created, time.time())}"
+        since = f"started {human_when(info.created, time.time())}"
         if not watcher.what.running:
             return f"not running · {since} · {info.turns:,} turns"
         if watcher.seen_at is None:
@@ -131,20 +131,20 @@ class MonitorApp(App[int]):
         silent = time.time() - watcher.seen_at
         if silent > SILENT_S:
             return f"running · {since} · silent for {silent:.0f} s"
-        return f"{'writing' if watcher.board.busy else 'waiting for a message'} · {since}"
+        return f"{'generating' if watcher.board.busy else 'waiting for a message'} · {since}"
 
     def action_refresh_list(self) -> None:
-        """Look for new ones."""
+        """Refresh the list and the figures."""
         self._list()
         self._look()
 
     def action_leave(self) -> None:
-        """Leave."""
+        """Quit."""
         self.exit(ExitCode.OK)
 
 
 def run_monitor(first: Watched, theme: str) -> int:
-    """Run it until the user leaves; returns the exit code."""
+    """Run the monitor until the user quits and return the exit code."""
     app = MonitorApp(first, theme)
     code = app.run()
     return ExitCode.FAILURE if code is None else code

@@ -1,4 +1,4 @@
-"""The events of the engine, told in the conversation."""
+"""Shows engine events in the conversation."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class Narrator:
     """Applies events in order to one `Conversation`.
 
     Args:
-        toast: Shows what must not be missed.
+        toast: Shows important messages.
     """
 
     def __init__(self, conversation: Conversation, toast: Toast) -> None:
         self._conversation = conversation
         self._toast = toast
         self.current: Turn | None = None
-        """The turn that was sent and is not over."""
+        """The turn in progress."""
         self._loading: LoadingPanel | None = None
         self._resumed = False
-        """What was said before stands there, and no welcome over it."""
+        """A resumed session shows its turns instead of the welcome."""
 
     async def send(self, text: str) -> None:
-        """The user sent a message; it is shown before the engine takes it."""
+        """Show the user's message, before the engine accepts it."""
         self.current = await self._conversation.add_turn(text)
 
     async def tell(self, event: ev.Event) -> None:
-        """Show what `event` says, where it says something."""
+        """Show `event` in the conversation; some events show nothing."""
         match event:
             case ev.ModelLoading():
                 await self._load(event)
@@ -62,14 +62,14 @@ class Narrator:
                 await self._finish(event)
             case ev.Notice(text=text, level=level):
                 if level == "error":
-                    await self._loaded()  # another model could not be loaded
+                    await self._loaded()  # /model failed
                 await self._conversation.say(one_line(text), level)
                 if level != "info":
                     self._toast(text, level)
             case ev.ConversationCleared():
                 self.current, self._resumed = None, False
                 await self._conversation.start_over(event.system_prompt)
-                await self._conversation.say("A new conversation. Model and settings are kept.")
+                await self._conversation.say("New conversation; model and settings are unchanged.")
             case ev.TurnUndone():
                 await self._conversation.undo_turn(event.turn)
                 if not event.replaced or event.read_again:
@@ -81,8 +81,8 @@ class Narrator:
                 await self._conversation.resume(map(past_turn, event.turns), event.system_prompt)
                 await self._conversation.say(one_line(resumed_sentence(event)))
             case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
-                what = f"keeps its {plural(tokens, 'token')} in the cache" if pinned else "may leave the cache again"
-                await self._conversation.say(f"Turn {turn} is {'' if pinned else 'un'}pinned and {what}.")
+                what = "pinned: it is never evicted" if pinned else "unpinned"
+                await self._conversation.say(f"Turn {turn} ({plural(tokens, 'token')}) is {what}.")
             case ev.EngineFailed():
                 await self._fail(event)
             case _:
@@ -114,7 +114,7 @@ class Narrator:
             await turn.finish(event)
             await self._conversation.finish_turn(turn)
         if event.finish_reason == "error":
-            message = one_line(event.message) or "the turn failed and was taken back"
+            message = one_line(event.message) or "the turn failed and was rolled back"
             await self._conversation.say(message, "error")
             self._toast(message, "error")
 

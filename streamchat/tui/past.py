@@ -1,4 +1,4 @@
-"""Turns that are over, as plain data: what a widget is made of again when the reader scrolls back to it."""
+"""Finished turns as plain data, from which widgets are rebuilt when the user scrolls back."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class PastTurn:
     figures: str
     """The line under the reply."""
     cut: bool
-    """The reply did not end by itself."""
+    """The reply was cut off: stopped, or at the token limit."""
     evictions: tuple[tuple[TokensEvicted, bool], ...] = ()
-    """What left the cache meanwhile, and whether that was after the reply had begun."""
+    """(eviction, whether it happened after the reply started) pairs."""
 
 
 class Past:
-    """All finished turns by number, ascending."""
+    """All finished turns, in ascending order of number."""
 
     def __init__(self) -> None:
         self._turns: list[PastTurn] = []
@@ -33,31 +33,31 @@ class Past:
         return len(self._turns)
 
     def add(self, turn: PastTurn) -> None:
-        """A turn is over."""
+        """Append a finished turn."""
         self._turns.append(turn)
 
     def before(self, number: int, count: int) -> list[PastTurn]:
-        """The `count` turns before turn `number`, ascending."""
-        at = self._place(number)
+        """Up to `count` turns before turn `number`, in ascending order."""
+        at = self._index_of(number)
         return self._turns[max(0, at - count) : at]
 
     def after(self, number: int, count: int) -> list[PastTurn]:
-        """The `count` turns after turn `number`, ascending."""
-        at = self._place(number + 1)
+        """Up to `count` turns after turn `number`, in ascending order."""
+        at = self._index_of(number + 1)
         return self._turns[at : at + count]
 
     def count_before(self, number: int) -> int:
-        """How many there are before turn `number`."""
-        return self._place(number)
+        """Number of turns before turn `number`."""
+        return self._index_of(number)
 
     def remove(self, number: int) -> None:
-        """Turn `number`, the newest, was taken back."""
+        """Remove turn `number` if it is the newest."""
         if self._turns and self._turns[-1].number == number:
             self._turns.pop()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all turns."""
         self._turns = []
 
-    def _place(self, number: int) -> int:
+    def _index_of(self, number: int) -> int:
         return bisect.bisect_left(self._turns, number, key=lambda turn: turn.number)
