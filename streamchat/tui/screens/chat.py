@@ -1,4 +1,4 @@
-"""The screen where one chats: conversation, status panel, input."""
+"""The chat screen: conversation, status panel, input."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from streamchat.tui.app import StreamchatApp
 
 FRAME_S = 1 / 12
-"""Least time between two batches of events on the screen."""
+"""Minimum seconds between two batches of events."""
 PAUSE_S = 0.4
-"""After so long without a key the text is measured."""
+"""Seconds without a key press before the text is measured."""
 
 
 class ChatScreen(ReadingScreen):
-    """Takes events from the bridge, messages and commands from the input. `StreamchatApp` names its style sheet."""
+    """Handles events from the bridge, and messages and commands from the input. `StreamchatApp` loads its styles."""
 
     BINDINGS: ClassVar[list[BindingType]] = CHAT_KEYS
 
@@ -72,13 +72,13 @@ class ChatScreen(ReadingScreen):
 
     @property
     def chat_app(self) -> StreamchatApp:
-        """The app, with its type."""
+        """The app, typed."""
         from streamchat.tui.app import StreamchatApp
 
         return cast(StreamchatApp, self.app)
 
     def compose(self) -> ComposeResult:
-        """Conversation and input on the left, sidebar on the right, keys below."""
+        """Conversation and input on the left, sidebar on the right, key hints below."""
         completions = Completions(id="completions")
         with Horizontal(id="body"):
             with Vertical(id="main"):
@@ -91,7 +91,7 @@ class ChatScreen(ReadingScreen):
         yield Footer()
 
     async def on_mount(self) -> None:
-        """Be usable at once; events may wait already."""
+        """Make the input usable at once; events may already be pending."""
         prompt = self.query_one(Prompt)
         self._use_keys(prompt)
         prompt.display = not self.chat_app.watching
@@ -116,9 +116,9 @@ class ChatScreen(ReadingScreen):
     # --- events of the engine -------------------------------------------------------------------------------
 
     async def on_events_arrived(self, message: EventsArrived) -> None:
-        """Show what happened, then look again a frame later until nothing more comes."""
+        """Show pending events; check again after `FRAME_S` until there are none."""
         message.stop()
-        if self._narrator is None:  # not mounted yet; asks again then
+        if self._narrator is None:  # not mounted yet; `on_mount` posts this message again
             return
         events_ = self._bridge.take()
         if not events_:
@@ -130,25 +130,25 @@ class ChatScreen(ReadingScreen):
         except (NoMatches, MountError):
             if self.is_attached and self.app.is_running:
                 raise
-            return  # the user has left meanwhile: widgets are taken down, and nothing can be drawn any more
+            return  # the app is exiting and its widgets are unmounted
         self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
 
     async def _show_events(self, events_: list[ev.Event]) -> None:
         assert self._narrator is not None
-        for told in caught_up(events_, running=self._narrator.current is not None):
-            if isinstance(told, PastTurn):
-                await self.conversation.skip(told)
+        for event in caught_up(events_, running=self._narrator.current is not None):
+            if isinstance(event, PastTurn):
+                await self.conversation.skip(event)
                 continue
-            await self._narrator.tell(told)
-            await self._follow_up(told)
-            if self._outbox.is_over(told) and not isinstance(told, ev.TurnFinished):
+            await self._narrator.tell(event)
+            await self._follow_up(event)
+            if self._outbox.is_over(event) and not isinstance(event, ev.TurnFinished):
                 await self._engine_idle()
         if any(not isinstance(event, ev.TextDelta) for event in events_):
             await self.conversation.show_memory(self.chat_app.board.cache)
             self._show_figures()
 
     async def _follow_up(self, event: ev.Event) -> None:
-        """What an event means for sending, input and app."""
+        """Update queue, input and app for an event."""
         match event:
             case ev.PrefillProgress(done=done, total=total):
                 self._reading = event if done < total else None
@@ -158,14 +158,14 @@ class ChatScreen(ReadingScreen):
                 self.chat_app.model_ready()
                 await self._engine_idle()
             case ev.Notice(level="error") if self._outbox.phase is Phase.LOADING and self.chat_app.board.info:
-                await self._engine_idle()  # another model could not be loaded
+                await self._engine_idle()  # /model failed
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
             case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(message_back=text) if text:
                 self.prompt.give_back(self.chat_app.registry.as_typed(text))
             case ev.SummaryReady(text=text) if text:
                 self.prompt.give_back(f"/keep {printable(text)}")
-                self._toast("the summary is in the input: change it as you like, Enter pins it", "information")
+                self._toast("the summary is in the input: edit it if you like, Enter pins it", "information")
             case ev.TextCounted(text=text, tokens=tokens):
                 self._message_size.counted(text, tokens)
                 self._show_size()
@@ -188,16 +188,16 @@ class ChatScreen(ReadingScreen):
         self._show_waiting()
 
     async def _give_back(self, event: ev.TurnFinished) -> None:
-        """The turn is not part of the conversation; its text is the user's again."""
+        """Restore the message of a turn that was rolled back to the input or the history."""
         if self.prompt.is_blank:
             self.prompt.put(self._outbox.typed(event.text))
-            where = "your message is in the input again"
+            where = "your message is back in the input"
         else:
             where = "your message is in the history (Up)"
         if event.finish_reason == "cancelled":
-            await self.conversation.say(f"Stopped before the reply began and taken back; {where}.")
+            await self.conversation.say(f"Stopped before the reply started; turn undone; {where}.")
         else:
-            await self.conversation.say(f"The turn was taken back; {where}. The log is {log_path()}.")
+            await self.conversation.say(f"The turn was rolled back; {where}. Log: {log_path()}.")
 
     def _show_figures(self) -> None:
         board = self.chat_app.board
@@ -206,7 +206,7 @@ class ChatScreen(ReadingScreen):
         self._show_keys()
 
     def _show_keys(self) -> None:
-        """Draw the footer anew where other keys work now: it costs as much as a frame."""
+        """Redraw the footer, but only if other keys work now: redrawing costs as much as a frame."""
         state = (self._outbox.phase, self._outbox.waiting is not None)
         if state != self._keys_shown:
             self._keys_shown = state
@@ -229,7 +229,7 @@ class ChatScreen(ReadingScreen):
             self.prompt.give_back(message.text)
 
     async def _send(self, typed: str, text: str) -> bool:
-        """Send `text` with the files that it mentions; False if that is not possible, and a toast says why."""
+        """Send `text` with the files that it mentions; on failure shows a toast and returns False."""
         try:
             expanded = mentions.expand(text)
         except ConfigError as error:
@@ -244,9 +244,9 @@ class ChatScreen(ReadingScreen):
             case Sent.WAITS:
                 self._show_waiting()
             case Sent.REFUSED if self._outbox.phase is Phase.FAILED:
-                self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
+                self._toast(f"the engine has stopped; press {hint(self.app, 'app.quit')} to quit", "error")
             case Sent.REFUSED:
-                self._toast("one message waits already; this one stays in the input until it can be sent", "warning")
+                self._toast("one message is already queued; send this one when the reply is done", "warning")
         return sent is not Sent.REFUSED
 
     async def _narrate(self, text: str) -> None:
@@ -255,27 +255,27 @@ class ChatScreen(ReadingScreen):
         self._show_keys()
 
     def run_slash(self, text: str) -> None:
-        """Carry out a command as if it had been typed."""
+        """Run a command as if the user had typed it."""
         command = registry.parse(text)
         assert command is not None
         self.run_worker(self._run_command(command[0], text))
 
     async def _run_command(self, name: str, text: str) -> bool:
-        """Carry out a command; False if it cannot be now, and a toast says why."""
+        """Run a command; on failure shows a toast and returns False."""
         app = self.chat_app
         command = app.registry.find(name)
         parsed = registry.parse(text)
         starts_over = command is not None and parsed is not None and command.starts_over(parsed[1])
         asks = starts_over or (command is not None and command.asks_engine)
         if asks and self._outbox.phase is Phase.FAILED:
-            self._toast(f"the engine has ended; {hint(self.app, 'app.quit')} leaves", "error")
+            self._toast(f"the engine has stopped; press {hint(self.app, 'app.quit')} to quit", "error")
             return False
         if command is not None and command.needs_idle and self._outbox.phase is not Phase.IDLE:
-            why = "the model is not ready yet" if self._outbox.phase is Phase.LOADING else "a reply is being written"
-            self._toast(f"/{command.name} has to wait: {why}", "warning")
+            why = "the model is not ready yet" if self._outbox.phase is Phase.LOADING else "a reply is in progress"
+            self._toast(f"/{command.name} is not available: {why}", "warning")
             return False
         if starts_over and self._outbox.phase is Phase.REPLYING:
-            app.engine.stop_reply()  # or it would run on to its end first
+            app.engine.stop_reply()  # otherwise the reply would be completed first
         result = app.registry.run(registry.SlashContext(app.engine, app.board), text)
         assert result is not None
         if result.error:
@@ -295,29 +295,29 @@ class ChatScreen(ReadingScreen):
             await app.action_quit()
         return True
 
-    # --- what was said, here and elsewhere ------------------------------------------------------------------
+    # --- sessions and search -------------------------------------------------------------------------------
 
     def action_sessions(self, words: str = "") -> None:
-        """Choose a saved conversation to go on with."""
+        """Choose a session to resume."""
         if self.chat_app.watching:
             return
 
-        def go_on(session: str | None) -> None:
+        def resume(session: str | None) -> None:
             if session is not None:
                 self.run_slash(f"/resume {session}")
 
-        self.app.push_screen(SessionsScreen(words, self.chat_app.board.session), go_on)
+        self.app.push_screen(SessionsScreen(words, self.chat_app.board.session), resume)
 
     def action_recall(self, words: str = "") -> None:
-        """Find what was said, and put it before the model again."""
+        """Search all messages and quote one to the model."""
         if self.chat_app.watching:
             return
 
-        def put(recalled: Recalled | None) -> None:
+        def quote(recalled: Recalled | None) -> None:
             if recalled is None:
                 return
             if self._outbox.phase is not Phase.IDLE:
-                self._toast("that has to wait until the model is ready for a message; find it again then", "warning")
+                self._toast("the model is busy; try again when it is ready", "warning")
                 return
             self._outbox.begin(turn_over)
             text = quoted(recalled.found, time.time())
@@ -325,7 +325,7 @@ class ChatScreen(ReadingScreen):
             self._show_keys()
 
         thinking = self.chat_app.engine.settings.thinking
-        self.app.push_screen(RecallScreen(words, self.chat_app.board.session, thinking), put)
+        self.app.push_screen(RecallScreen(words, self.chat_app.board.session, thinking), quote)
 
     def _complete(self, text: str) -> list[tuple[str, str]]:
         if text.startswith("/"):
@@ -338,7 +338,7 @@ class ChatScreen(ReadingScreen):
         return [(before + whole, note) for whole, note in mentions.complete_path(path)]
 
     def _show_waiting(self) -> None:
-        until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is over"
+        until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is done"
         waiting = self._outbox.waiting
         self.query_one(WaitingMessage).offer(waiting.typed if waiting else None, until)
         self.prompt.message_waits = self._outbox.waiting is not None
@@ -355,11 +355,11 @@ class ChatScreen(ReadingScreen):
         prompt.send_keys = key_names(self.chat_app.keys_of("prompt.send"))
         self._hint = f"{hint(self.app, 'prompt.send')} sends · {hint(self.app, 'prompt.newline')} new line"
         prompt.border_subtitle = self._hint
-        self._end_hint = f"▾ you are reading back · {hint(self.app, 'chat.follow')} goes to the end"
+        self._end_hint = f"▾ scrolled back · {hint(self.app, 'chat.follow')} jumps to the end"
 
     @on(Prompt.Edited)
     def _edited(self, message: Prompt.Edited) -> None:
-        """The text is measured once the user pauses."""
+        """Measure the text when the user pauses."""
         message.stop()
         if self._pause_timer is not None:
             self._pause_timer.stop()
@@ -371,7 +371,7 @@ class ChatScreen(ReadingScreen):
         self._show_size()
 
     def _show_size(self) -> None:
-        """Tokens of a long text against the budget, roughly until they are counted."""
+        """Show the size of a long text: an estimate until the engine has counted its tokens."""
         words = self._message_size.words(self.prompt.text, self.chat_app.board.cache)
         self.prompt.border_subtitle = words or self._hint
 
@@ -397,7 +397,7 @@ class ChatScreen(ReadingScreen):
 
     @on(Conversation.Scrolled)
     def _scrolled(self, message: Conversation.Scrolled) -> None:
-        """Say where the end is while the reader is elsewhere."""
+        """Show how to jump to the end while the view is scrolled back."""
         message.stop()
         self.prompt.border_title = "" if self.conversation.following else self._end_hint
 
@@ -414,13 +414,13 @@ class ChatScreen(ReadingScreen):
     # --- actions --------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Show the stop key only while there is something to stop."""
+        """Show the stop key only if there is something to stop."""
         if action == "stop":
             return self._outbox.phase is Phase.REPLYING or self._outbox.waiting is not None
         return True
 
     def action_stop(self) -> None:
-        """Stop the reply; a message that waits comes back into the input."""
+        """Stop the reply; a queued message returns to the input."""
         self._take_back(self._outbox.take_back())
         if self._outbox.phase is Phase.REPLYING:
             self.chat_app.engine.stop_reply()
@@ -428,7 +428,7 @@ class ChatScreen(ReadingScreen):
                 self._narrator.current.ended("stopping")
 
     def action_interrupt(self) -> None:
-        """Ctrl+C: copy what is selected, else stop the reply, else empty the input, else quit on the second press."""
+        """Ctrl+C: copy the selection, else stop the reply, else clear the input, else quit on a second press."""
         selected = self.prompt.selected_text or self.get_selected_text()
         if selected:
             self.app.copy_to_clipboard(selected)

@@ -1,4 +1,4 @@
-"""A list that narrows while one types, over the chat: saved conversations, and what was said in them."""
+"""Search dialogs over the chat that filter while the user types: sessions and their messages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from streamchat.tui.widgets.text import Verbatim
 
 LIMIT = 100
 PAUSE_S = 0.15
-"""After so long without a key the store is asked."""
+"""Seconds without a key press before the store is queried."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was found: a heading, more about it, and a longer text under them."""
+    """One search result: a heading, details next to it, and an optional text below."""
 
     heading: str
     about: str
     text: str = ""
 
     def drawn(self) -> Text:
-        """For the list."""
+        """The row as the list shows it."""
         drawn = Text(one_line(self.heading), style="bold", overflow="ellipsis", no_wrap=True)
         drawn.append(f"  {one_line(self.about)}", style="not bold dim")
         if self.text:
@@ -51,14 +51,14 @@ Chosen = TypeVar("Chosen")
 
 
 class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
-    """Type to search, Up and Down to choose, Enter to take, Esc to go back.
+    """Type to search, Up and Down to select, Enter to accept, Esc to close.
 
-    Subclasses say what is looked for and what taking means.
+    Subclasses define the search and the result.
 
     Args:
-        words: To begin with.
-        here: The conversation that is open.
-        open_store: Opens the store for one search.
+        words: Initial search words.
+        here: Id of the open session.
+        open_store: Opens the store; called once per search.
     """
 
     CSS_PATH = "finder.tcss"
@@ -76,22 +76,22 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         super().__init__()
         self._words, self._here, self._open_store = words, here, open_store
         self._rows: list[Any] = []
-        """What the rows of the list stand for."""
+        """The objects behind the rows of the list."""
 
     def look(self, store: Store, words: str) -> list[Row]:
-        """What `words` find, best first; sets `_rows`."""
+        """Search for `words`, best match first; sets `_rows`."""
         raise NotImplementedError
 
     def keys(self) -> str:
-        """What keys do, for the lower edge."""
+        """Key hints for the lower border."""
         raise NotImplementedError
 
     def nothing(self, words: str) -> str:
-        """What to say where nothing is found."""
+        """Message if nothing is found."""
         raise NotImplementedError
 
     def compose(self) -> ComposeResult:
-        """The words over the list."""
+        """Search words above the list."""
         with Vertical(id="finder") as panel:
             panel.border_title = self.TITLE
             panel.border_subtitle = self.keys()
@@ -100,7 +100,7 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
             yield Verbatim("", id="nothing")
 
     def on_mount(self) -> None:
-        """Ask at once, with whatever words there are."""
+        """Search at once with the initial words."""
         self.query_one(Input).focus()
         self.query_one(OptionList).can_focus = False
         self.search()
@@ -112,11 +112,11 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     @property
     def words(self) -> str:
-        """What is in the input."""
+        """The search words in the input."""
         return self.query_one(Input).value
 
     def search(self) -> None:
-        """Fill the list."""
+        """Update the list."""
         rows, problem = list[Row](), ""
         try:
             with self._open_store() as store:
@@ -134,11 +134,11 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     @property
     def chosen(self) -> int | None:
-        """Number of the row that is chosen."""
+        """Index of the selected row; None if the list is empty."""
         return self.query_one(OptionList).highlighted
 
     def action_move(self, by: int) -> None:
-        """Choose another row."""
+        """Move the selection by `by` rows."""
         listed = self.query_one(OptionList)
         if listed.option_count:
             at = (listed.highlighted or 0) + by
@@ -155,18 +155,18 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         self.take()
 
     def take(self) -> None:
-        """The chosen row is the one."""
+        """Dismiss the screen with the selected row."""
         raise NotImplementedError
 
 
 class SessionsScreen(FinderScreen[str]):
-    """Saved conversations; the result is an id."""
+    """Search sessions; the result is a session id."""
 
-    TITLE = "Conversations"
-    ASK = "words of the title or of what was said"
+    TITLE = "Sessions"
+    ASK = "words in the title or the messages"
 
     def look(self, store: Store, words: str) -> list[Row]:
-        """Newest first."""
+        """Find sessions, newest first."""
         self._rows = store.sessions(words, limit=LIMIT)
         now = time.time()
         rows = []
@@ -179,38 +179,38 @@ class SessionsScreen(FinderScreen[str]):
         return rows
 
     def keys(self) -> str:
-        """Of this list."""
-        return f"enter goes on with it · {hint(self.app, 'finder.close').lower()} closes"
+        """See `FinderScreen`."""
+        return f"enter resumes · {hint(self.app, 'finder.close').lower()} closes"
 
     def nothing(self, words: str) -> str:
-        """Of this list."""
-        return f"No conversation has “{words}”." if words.strip() else "No conversation is saved yet."
+        """See `FinderScreen`."""
+        return f"No sessions match “{words}”." if words.strip() else "No saved sessions yet."
 
     def take(self) -> None:
-        """Go on with it."""
+        """Dismiss with the id of the selected session."""
         if self.chosen is not None:
             self.dismiss(self._rows[self.chosen].id)
 
 
 @dataclass(frozen=True)
 class Recalled:
-    """What to do with a message."""
+    """The selected message and what to do with it."""
 
     found: Found
     how: Literal["quote", "keep"]
 
 
 class RecallScreen(FinderScreen[Recalled]):
-    """Everything ever said.
+    """Search the messages of all sessions.
 
     Args:
-        words: To begin with.
-        here: The conversation that is open.
-        thinking: How reasoning is shown.
+        words: Initial search words.
+        here: Id of the open session.
+        thinking: How reasoning is displayed.
     """
 
     TITLE = "Recall"
-    ASK = "words of what was said, in any conversation"
+    ASK = "words in any message of any session"
     BINDINGS: ClassVar[list[BindingType]] = [bind("finder.keep", "keep", priority=True)]
 
     def __init__(self, words: str, here: str | None, thinking: str) -> None:
@@ -218,33 +218,33 @@ class RecallScreen(FinderScreen[Recalled]):
         self._thinking = thinking
 
     def look(self, store: Store, words: str) -> list[Row]:
-        """Best first."""
+        """Find messages, best match first."""
         self._rows = store.search(words, limit=LIMIT)
         now = time.time()
         rows = []
         for found in self._rows:
             who = "You" if found.role == "user" else "The model"
-            place = "here" if found.session == self._here else found.title
-            undone = " · taken back" if found.undone else ""
-            about = f"{human_when(found.at, now)} · {place} · turn {found.turn}{undone}"
+            where = "this session" if found.session == self._here else found.title
+            undone = " · undone" if found.undone else ""
+            about = f"{human_when(found.at, now)} · {where} · turn {found.turn}{undone}"
             rows.append(Row(who, about, excerpt(found, self._thinking)))
         return rows
 
     def keys(self) -> str:
-        """Of this list."""
+        """See `FinderScreen`."""
         close, keep = (hint(self.app, key).lower() for key in ("finder.close", "finder.keep"))
-        return f"enter puts it before the model again · {keep} pins it too · {close} closes"
+        return f"enter quotes it to the model · {keep} also pins it · {close} closes"
 
     def nothing(self, words: str) -> str:
-        """Of this list."""
-        return f"Nothing was said with “{words}”." if words.strip() else "Type words to find what was said."
+        """See `FinderScreen`."""
+        return f"No messages match “{words}”." if words.strip() else "Type words to search all messages."
 
     def take(self) -> None:
-        """Put it before the model again."""
+        """Dismiss to quote the selected message."""
         self._end("quote")
 
     def action_keep(self) -> None:
-        """The same, pinned."""
+        """Dismiss to quote and pin the selected message."""
         self._end("keep")
 
     def _end(self, how: Literal["quote", "keep"]) -> None:

@@ -1,4 +1,4 @@
-"""The conversation: turns and lines, followed at the end while the reader is there, few of them mounted at a time."""
+"""The conversation view: turns and lines. Follows new text at the end; only a few turns are mounted."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from streamchat.tui.widgets.stretch import ElsewhereLine, Stretch
 from streamchat.tui.widgets.turn import Turn
 
 MAX_OTHERS = 200
-"""Lines and command outputs between turns."""
+"""Maximum lines and command outputs between turns."""
 
 
 class Conversation(VerticalScroll, can_focus=False):
-    """Turns by number, and everything between them in order.
+    """Turns by number, with lines and command outputs between them.
 
-    Of thousands of turns a few are mounted at a time: `Stretch` decides which.
+    `Stretch` keeps only some of thousands of turns mounted.
     """
 
     class Scrolled(Message):
-        """The reader went away from the end, or came back."""
+        """The view was scrolled away from the end, or back to it."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self.model = "assistant"
-        """Name over the replies."""
+        """Heading of the replies."""
         self.thinking: Thinking = "collapse"
-        """What is shown of a reply's reasoning."""
+        """How reasoning is displayed."""
         self.stretch = Stretch(self)
         self.sight = Visible(CacheState())
-        """What the model sees, by turn."""
+        """Which turns are in context."""
         self._cache = CacheState()
         self._edge: MemoryEdge | None = None
         self._loose: EvictionLine | None = None
 
     def on_mount(self) -> None:
-        """Follow the end until the reader scrolls away."""
+        """Follow the end until the user scrolls away."""
         self.anchor()
 
     # --- reading --------------------------------------------------------------------------------------------
 
     @property
     def following(self) -> bool:
-        """New text scrolls into view by itself."""
+        """Whether new text scrolls into view."""
         return self.is_anchored and not self._anchor_released
 
     def follow(self) -> None:
-        """Go to the end and stay there."""
+        """Jump to the end and follow new text."""
         self.anchor()
         self.post_message(self.Scrolled())
         if self.stretch.gap is not None:
             self.call_later(self.stretch.leave_the_past)
 
     def turn(self, number: int) -> Turn | None:
-        """The turn of that number, if it is mounted."""
+        """The turn `number` if it is mounted, else None."""
         return self.stretch.turns.get(number)
 
     @property
@@ -72,11 +72,11 @@ class Conversation(VerticalScroll, can_focus=False):
 
     @property
     def last_reply(self) -> str:
-        """Text of the newest reply; '' before the first."""
+        """Text of the newest reply; '' if there is none."""
         return next((turn.reply_text for turn in reversed(self.turns) if turn.reply_text), "")
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Bring turns back when the reader comes to a place where some are missing."""
+        """Mount more turns when the user scrolls to unmounted ones."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Scrolled())
         if self.following or self.stretch.moving:
@@ -90,7 +90,7 @@ class Conversation(VerticalScroll, can_focus=False):
         return self.scroll_y <= widget.virtual_region.y < self.scroll_y + self.size.height
 
     async def go_to(self, number: int) -> Turn | None:
-        """Bring turn `number` into view, mounted again where it is not; None where there is none."""
+        """Scroll to turn `number`, mounting it if necessary; None if it does not exist."""
         if number not in self.stretch.turns and self.stretch.past.before(number + 1, 1):
             await self.stretch.show_around(number)
         turn = self.stretch.turns.get(number)
@@ -102,25 +102,25 @@ class Conversation(VerticalScroll, can_focus=False):
     # --- writing --------------------------------------------------------------------------------------------
 
     async def add(self, widget: Widget) -> None:
-        """Append something that is no turn."""
+        """Append a widget that is not a turn."""
         self._loose = None
         await self.mount(widget)
         if len(self.children) - len(self.stretch.turns) > MAX_OTHERS:
             await self._prune_others()
 
     async def say(self, text: str, level: str = "info") -> None:
-        """Append a line of the program."""
+        """Append a notice."""
         await self.add(Line(text, level))
 
     async def show_system_prompt(self, text: str) -> None:
-        """Put the system prompt at the top; '' takes it away."""
+        """Show the system prompt at the top; '' removes it."""
         for block in self.query_children(SystemPrompt):
             await block.remove()
         if text:
             await self.mount(SystemPrompt(text), before=0)
 
     async def add_turn(self, text: str) -> Turn:
-        """Append what the user just sent; the engine gives it a number later."""
+        """Append a turn for the user's message; the engine assigns its number later."""
         self._loose = None
         turn = Turn(text, self.model, self.thinking)
         await self.mount(turn)
@@ -128,26 +128,26 @@ class Conversation(VerticalScroll, can_focus=False):
         return turn
 
     def number_turn(self, turn: Turn, number: int) -> None:
-        """The engine accepted `turn`."""
+        """Set the number of `turn` after the engine accepted it."""
         self.stretch.turns[number] = turn
         turn.begin(number)
 
     async def finish_turn(self, turn: Turn) -> None:
-        """The turn is over and stays."""
+        """Add a finished turn to the history."""
         self.stretch.past.add(turn.past)
         await self.stretch.prune()
 
     async def skip(self, past: PastTurn) -> None:
-        """A turn came and went without having been drawn."""
+        """Add a finished turn that was never rendered."""
         await self.stretch.skip(past)
 
     async def remove_turn(self, turn: Turn) -> None:
-        """The turn was rolled back: what it pushed out of the cache is seen again."""
+        """Remove a turn that was rolled back."""
         self.stretch.turns.pop(turn.number, None)
         await turn.remove()
 
     async def undo_turn(self, number: int) -> None:
-        """Turn `number`, the newest, was taken back."""
+        """Remove turn `number`, the newest, after an undo."""
         self.stretch.past.remove(number)
         turn = self.turn(number)
         if turn is not None:
@@ -156,7 +156,7 @@ class Conversation(VerticalScroll, can_focus=False):
             await self.stretch.show_newest()
 
     async def resume(self, turns: Iterable[PastTurn], system_prompt: str) -> None:
-        """Another conversation takes the place of this one."""
+        """Replace the conversation by a resumed session."""
         await self.start_over(system_prompt)
         for turn in turns:
             self.stretch.past.add(turn)
@@ -164,7 +164,7 @@ class Conversation(VerticalScroll, can_focus=False):
         self.follow()
 
     async def evicted(self, event: TokensEvicted, current: Turn | None) -> None:
-        """Tokens left the cache: say so in `current`, or by itself."""
+        """Report an eviction in the turn `current`, or on a separate line."""
         if current is not None:
             await current.evicted(event)
         elif self._loose is not None:
@@ -175,7 +175,7 @@ class Conversation(VerticalScroll, can_focus=False):
             self._loose = line
 
     async def start_over(self, system_prompt: str) -> None:
-        """Empty, but for the system prompt."""
+        """Remove everything except the system prompt."""
         self.stretch.clear()
         self._edge = self._loose = None
         self._cache = CacheState()
@@ -184,10 +184,10 @@ class Conversation(VerticalScroll, can_focus=False):
         await self.show_system_prompt(system_prompt)
         self.follow()
 
-    # --- what the model sees --------------------------------------------------------------------------------
+    # --- visibility -----------------------------------------------------------------------------------------
 
     async def show_memory(self, cache: CacheState) -> None:
-        """Fade messages by what the cache holds of them, and move the edge of memory."""
+        """Fade evicted messages and move the context edge."""
         if cache is self._cache:
             return
         self._cache, self.sight = cache, Visible(cache)
@@ -196,7 +196,7 @@ class Conversation(VerticalScroll, can_focus=False):
         await self.place_edge()
 
     async def place_edge(self) -> None:
-        """Put the edge of memory before the first turn of the window; away where nothing was forgotten."""
+        """Place the context edge before the first turn of the window; removes it if nothing was evicted."""
         first = self.stretch.turns.get(self.sight.oldest)
         forgotten = [number for number in self.stretch.turns if self.sight.turn(number).forgotten]
         known = first is not None and (forgotten or not self.sight.turn(self.sight.oldest).whole)
@@ -213,12 +213,12 @@ class Conversation(VerticalScroll, can_focus=False):
         self._edge.show(partly=not self.sight.turn(self.sight.oldest).whole)
 
     def widget_after(self, widget: Widget) -> Widget | None:
-        """What stands right below."""
+        """The widget right below `widget`; None for the last one."""
         at = self.children.index(widget) + 1
         return self.children[at] if at < len(self.children) else None
 
     async def on_elsewhere_line_wanted(self, message: ElsewhereLine.Wanted) -> None:
-        """A click on such a line."""
+        """Mount turns after a click on a placeholder line."""
         message.stop()
         if message.line is self.stretch.older:
             self.release_anchor()

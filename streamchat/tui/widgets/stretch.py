@@ -1,4 +1,4 @@
-"""Which turns are mounted: a stretch around the reader and the newest ones; lines stand for what is missing."""
+"""Selects the mounted turns: those around the view and the newest ones. Placeholder lines count the others."""
 
 from __future__ import annotations
 
@@ -20,85 +20,85 @@ if TYPE_CHECKING:
     from streamchat.tui.widgets.conversation import Conversation
 
 MAX_TURNS = 40
-"""Older turns are taken off the screen while the end is followed."""
+"""Maximum mounted turns while the view follows the end."""
 READING_MAX_TURNS = 60
-"""While the reader looks back: then turns far from the view go."""
+"""Maximum mounted turns while the view is scrolled back."""
 TAIL = 10
-"""Newest turns, which always stay: the running one is among them."""
+"""Newest turns that always stay mounted, including the current one."""
 STEP = 10
-"""Turns that are brought back at once."""
+"""Turns to mount at a time."""
 
 
 class ElsewhereLine(Verbatim):
-    """Says how many turns are not mounted here; a click brings some back."""
+    """Placeholder with the number of unmounted turns; a click mounts some of them."""
 
     class Wanted(Message):
-        """The turns that are missing at this line are wanted."""
+        """Mount turns at this line."""
 
         def __init__(self, line: ElsewhereLine) -> None:
             super().__init__()
             self.line = line
 
     def say(self, count: int, which: str) -> None:
-        """`which`: 'older' or 'newer'."""
+        """Set the number of turns; `which` is 'older' or 'newer'."""
         arrow = "▴" if which == "older" else "▾"
         self.show(f"{arrow} {plural(count, f'{which} turn')} · scroll or click to show")
 
     def on_click(self) -> None:
-        """Ask for them."""
+        """Request the turns."""
         self.post_message(self.Wanted(self))
 
 
 class Stretch:
-    """The mounted turns of one `Conversation`, and the data of all finished ones."""
+    """The mounted turns of one `Conversation`, and the data of all finished turns."""
 
     def __init__(self, view: Conversation) -> None:
         self._view = view
         self.turns: dict[int, Turn] = {}
-        """Mounted ones by number, ascending."""
+        """Mounted turns by number, in ascending order."""
         self.past = Past()
         self.older: ElsewhereLine | None = None
         self.gap: ElsewhereLine | None = None
         self.moving = False
-        """Turns come or go right now."""
+        """Whether turns are being mounted."""
 
     def clear(self) -> None:
-        """All is gone."""
+        """Reset after the conversation was cleared."""
         self.turns.clear()
         self.past.clear()
         self.older = self.gap = None
 
     async def skip(self, past: PastTurn) -> None:
-        """A turn that was never mounted. While the end is followed, nothing before it is mounted either."""
+        """Add a turn without mounting it; while the view follows the end, all earlier turns are unmounted."""
         self.past.add(past)
         if self._view.following and self.turns:
             await self.take_off(list(self.turns))
 
     async def prune(self) -> None:
-        """A turn is over: take some off the screen where there are too many, away from what is read."""
+        """Unmount turns if there are too many, away from the view."""
         numbers = sorted(self.turns)
         if len(numbers) <= (MAX_TURNS if self._view.following else READING_MAX_TURNS):
-            await self._say_elsewhere()  # turns may have been skipped before this one
+            await self._say_elsewhere()  # earlier turns may have been skipped
             return
         excess = len(numbers) - MAX_TURNS
-        last_to_go = self.turns[numbers[excess - 1]]
-        reader_is_there = not self._view.following and last_to_go.virtual_region.bottom > self._view.scroll_y
-        await self._prune(excess, keep_oldest=reader_is_there)
+        last_excess = self.turns[numbers[excess - 1]]
+        in_view = not self._view.following and last_excess.virtual_region.bottom > self._view.scroll_y
+        await self._prune(excess, keep_oldest=in_view)
 
     async def _prune(self, excess: int, *, keep_oldest: bool) -> None:
-        """Take `excess` turns off: the oldest ones, or the newest ones before the tail."""
+        """Unmount `excess` turns: the oldest ones, or the newest ones before the tail."""
         numbers = sorted(self.turns)
         if excess > 0:
             await self.take_off(numbers[:-TAIL][-excess:] if keep_oldest else numbers[:excess])
 
     async def show_older(self) -> None:
-        """Bring back some turns before the first one that is mounted."""
+        """Mount some turns before the first mounted one."""
         if self.moving or not self.turns:
             return
         await self._bring_back(self.past.before(min(self.turns), STEP), at_top=True)
 
     async def show_newer(self) -> None:
-        """Bring back some turns of the gap before the newest ones."""
+        """Mount some turns of the gap before the newest ones."""
         if self.moving or self.gap is None:
             return
         last, tail = self._around_gap()
@@ -106,19 +106,19 @@ class Stretch:
         await self._bring_back(wanted, at_top=False)
 
     async def show_around(self, number: int) -> None:
-        """Mount the stretch around a turn that is not mounted, in place of the one that is."""
+        """Mount the turns around an unmounted turn, instead of the current ones."""
         numbers = sorted(self.turns)
         await self.take_off(numbers[:-TAIL])
         wanted = [*self.past.before(number, STEP // 2), *self.past.after(number - 1, STEP)]
         await self._bring_back([past for past in wanted if past.number not in self.turns], at_top=True)
 
     async def show_newest(self) -> None:
-        """Mount the last turns where none is mounted."""
+        """Mount the newest turns if none are mounted."""
         if not self.turns:
             await self._bring_back(self.past.before(1 << 62, STEP), at_top=False)
 
     async def leave_the_past(self) -> None:
-        """Back at the end: only the newest turns, without a gap."""
+        """Close the gap: keep only the newest turns mounted."""
         if self.gap is None:
             return
         _, tail = self._around_gap()
@@ -127,12 +127,12 @@ class Stretch:
         self._view.anchor()
 
     def _around_gap(self) -> tuple[int, int]:
-        """Numbers of the last turn before the gap and the first one behind it."""
+        """Numbers of the last turn before the gap and the first turn after it."""
         assert self.gap is not None
         at = self._view.children.index(self.gap)
         before = [w.number for w in self._view.children[:at] if isinstance(w, Turn) and w.number]
-        behind = [w.number for w in self._view.children[at:] if isinstance(w, Turn) and w.number]
-        return max(before, default=0), min(behind, default=0)
+        after = [w.number for w in self._view.children[at:] if isinstance(w, Turn) and w.number]
+        return max(before, default=0), min(after, default=0)
 
     async def _bring_back(self, wanted: Sequence[PastTurn], *, at_top: bool) -> None:
         if not wanted:
@@ -161,7 +161,7 @@ class Stretch:
             self.moving = False
 
     def _keep_view(self, widget: Widget, above: float) -> None:
-        """`widget`, which was `above` rows below the top of the view, is there again though more came before it."""
+        """Scroll so that `widget` is again `above` rows below the top of the view."""
         if widget.is_attached:
             self._view.scroll_to(y=widget.virtual_region.y - above, animate=False, immediate=True)
 
@@ -170,17 +170,17 @@ class Stretch:
         return self._view.children[at - 1] if at else None
 
     async def take_off(self, numbers: Sequence[int]) -> None:
-        """Unmount turns, and what stands between them."""
+        """Unmount turns and the lines between them."""
         if not numbers:
             return
         doomed: list[Widget] = []
-        gone = {self.turns[number] for number in numbers}
+        leaving = {self.turns[number] for number in numbers}
         last = self.turns[max(numbers)]
         inside = False
         for child in self._view.children:
-            inside = inside or child in gone
+            inside = inside or child in leaving
             keep = isinstance(child, SystemPrompt | ElsewhereLine | MemoryEdge) or (
-                isinstance(child, Turn) and child not in gone
+                isinstance(child, Turn) and child not in leaving
             )
             if inside and not keep:
                 doomed.append(child)
@@ -194,7 +194,7 @@ class Stretch:
             await self._view.place_edge()
 
     async def _say_elsewhere(self) -> None:
-        """The lines that stand for what is not mounted."""
+        """Update the placeholder lines."""
         numbers = sorted(self.turns)
         count = self.past.count_before(numbers[0]) if numbers else len(self.past)
         self.older = await self._line_for(self.older, count, "older", self.turns[numbers[0]] if numbers else None)
