@@ -40,7 +40,7 @@ class Figures(Static):
         if rows != self._figures:
             layout = len(rows) != len(self._figures) or self._wraps(rows) != self._wraps(self._figures)
             self._figures = rows
-            self.rerows(layout=layout)
+            self.refresh(layout=layout)
 
     def render(self) -> VisualType:
         """The rows at the current width."""
