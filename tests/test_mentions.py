@@ -214,9 +214,9 @@ def test_paths_complete() -> None:
     assert mentions.complete_path("sub/") == [("sub/deep.txt", "4 B")]
     assert ("sub/", "folder") in mentions.complete_path("")
     assert mentions.complete_path("nowhere/") == []
-    assert mentions.mention_under_way("tell me about @no") == "no"
-    assert mentions.mention_under_way("mail a@b") is None
-    assert mentions.mention_under_way(r"\@no") is None
+    assert mentions.partial_mention("tell me about @no") == "no"
+    assert mentions.partial_mention("mail a@b") is None
+    assert mentions.partial_mention(r"\@no") is None
 
 
 def test_paths_of_commands() -> None:

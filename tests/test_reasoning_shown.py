@@ -17,7 +17,7 @@ from streamchat.base.thinking import plain_text, split
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
 from streamchat.conversation.summarize import summarise
-from streamchat.frontend.messages import excerpt, found_line, quoted
+from streamchat.frontend.messages import excerpt, quote_prompt, search_hit_line
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.sessions.export import export
@@ -215,8 +215,8 @@ def test_reasoning_in_what_is_found() -> None:
     assert excerpt(second[0], "hide") == "(only reasoning)"
     assert excerpt(second[0], "show") == "A second riddle."
     assert "think>" not in excerpt(green[0], "show")
-    assert found_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
-    assert quoted(both[0], 0.0).endswith(":\n\n> The sea is green.")
+    assert search_hit_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
+    assert quote_prompt(both[0], 0.0).endswith(":\n\n> The sea is green.")
 
 
 def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,8 @@ async def test_the_first_ctrl_c_says_what_the_next_one_does(keyboard: PipeInput)
     line = input_line()
     keyboard.send_text(CTRL_C)
     waiting = asyncio.ensure_future(line.ask())
-    await until(lambda: line.leave_hint in line._toolbar_text(), "the hint")
-    assert line.leave_hint == "press Ctrl+C again or Ctrl+D to leave"
+    await until(lambda: line.quit_hint in line._toolbar_text(), "the hint")
+    assert line.quit_hint == "press Ctrl+C again or Ctrl+D to leave"
     keyboard.send_text("x")
     await until(lambda: line._toolbar_text() == "toolbar", "the figures")
     keyboard.send_text("\r")
@@ -101,7 +101,7 @@ async def test_what_was_taken_back_is_offered_again(keyboard: PipeInput) -> None
 async def test_keys_of_the_configuration(keyboard: PipeInput) -> None:
     keys = {"prompt.send": "ctrl+s", "prompt.newline": "f5", "chat.interrupt": "ctrl+x"}
     line = input_line(keys)
-    assert line.leave_hint == "press Ctrl+X again or Ctrl+D to leave"
+    assert line.quit_hint == "press Ctrl+X again or Ctrl+D to leave"
     keyboard.send_text("gone\x18one\rtwo\x1b[15~three\x13")
     assert await asked(line) == "one\ntwo\nthree"
 

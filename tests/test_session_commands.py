@@ -42,7 +42,7 @@ def test_what_each_asks_of_the_engine(line: str, call: tuple[str, tuple[object, 
     desk = Desk()
     result = desk.say(line)
     assert not result.error
-    assert result.over is not None
+    assert result.done_when is not None
     assert desk.engine.calls == [call]
 
 
@@ -82,7 +82,7 @@ def test_sessions_resume_and_title() -> None:
     assert desk.say("/sessions unicorn").text == "no saved conversation has 'unicorn'"
     assert desk.say("/resume").error
     assert desk.say("/resume zzz").error
-    assert desk.say(f"/resume {sea[:5]}").over is not None
+    assert desk.say(f"/resume {sea[:5]}").done_when is not None
     assert desk.engine.calls == [("open_session", (sea,))]
     assert "begins with its first turn" in desk.say("/title x").text
     desk.board.apply(ev.SessionOpened(sea))

@@ -175,8 +175,8 @@ def test_what_is_a_command(text: str, parsed: Any) -> None:
 )
 def test_two_slashes_are_one_only_before_a_command(typed: str, message: str) -> None:
     registry = default_registry()
-    assert registry.message_text(typed) == message
-    assert registry.message_text(registry.as_typed(message)) == message
+    assert registry.unescape(typed) == message
+    assert registry.unescape(registry.escape(message)) == message
 
 
 def test_which_commands_start_over() -> None:

@@ -257,21 +257,21 @@ async def test_evictions_are_said_and_fade() -> None:
     async with driving(engine, size=(120, 80)) as driver:
         first = await driver.ask("one")
         assert driver.evictions == []
-        assert first.memory.whole
+        assert first.visibility.complete
         await driver.ask("two")
         await driver.ask("three")
         await driver.until(lambda: driver.evictions)
         assert driver.evictions[0].startswith("┄ turn 1 is no longer seen by the model (")
-        assert first.memory.forgotten
-        assert first.has_class("-forgotten")
+        assert first.visibility.evicted
+        assert first.has_class("-evicted")
         assert "You · 1 · no longer seen by the model" in driver.screen_text
         # a reply longer than the window evicts a token at a time: one line that grows
         before = len(driver.evictions)
         last = await driver.ask("four")
         assert len(driver.evictions) <= before + 2
         assert len(driver.emitted(ev.TokensEvicted)) > 40
-        assert last.query_one(ReplyWidget).has_class("-partly")
-        assert last.query_one(UserMessage).has_class("-forgotten")
+        assert last.query_one(ReplyWidget).has_class("-partial")
+        assert last.query_one(UserMessage).has_class("-evicted")
         assert "turn 4 is now seen only in part" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
         assert counted == driver.app.board.cache.tokens_evicted
@@ -285,10 +285,10 @@ async def test_what_a_turn_taken_back_pushed_out_is_seen_again() -> None:
         await driver.ask("two")
         await driver.enter("three")
         await driver.until(lambda: len(driver.turns) == 3 and driver.turns[2].evictions)
-        await driver.until(lambda: first.has_class("-forgotten"))
+        await driver.until(lambda: first.has_class("-evicted"))
         await driver.pilot.press("escape")
         await driver.until(lambda: len(driver.turns) == 2)
-        await driver.until(lambda: not first.has_class("-forgotten"))
+        await driver.until(lambda: not first.has_class("-evicted"))
         assert not driver.evictions
 
 

@@ -117,7 +117,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
         await driver.enter("go")
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
         await driver.enter("see @long.txt")
-        assert driver.chat._outbox.waiting is not None
+        assert driver.chat._outbox.queued is not None
         await driver.pilot.press("up")
         assert driver.prompt.text == "see @long.txt"
         engine.release()

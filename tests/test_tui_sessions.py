@@ -173,7 +173,7 @@ async def test_a_conversation_is_chosen_and_goes_on() -> None:
             f"“question 1” ({sea}) goes on after 30 turns; {driver.app.board.cache.length} tokens in the cache, "
             "back in 200 ms, nothing read again."
         )
-        assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("ElsewhereLine"))
+        assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("PlaceholderLine"))
         await idle(driver)
         last = await driver.ask("go on")
         assert last.number == 31

@@ -8,7 +8,7 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import plural
 
 
-def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
+def merge_evictions(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
     """Merge two consecutive evictions; a reply that outgrows the window can evict many times."""
     if first is None:
         return second
@@ -29,15 +29,15 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
     parts = []
     if event.turns_gone:
         verb = "is" if len(event.turns_gone) == 1 else "are"
-        parts.append(f"{turn_words(event.turns_gone)} {verb} no longer in context")
+        parts.append(f"{format_turns(event.turns_gone)} {verb} no longer in context")
     if partly:
-        parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now only partly in context")
+        parts.append(f"{format_turns(partly)} {'is' if len(partly) == 1 else 'are'} now only partly in context")
     what = "; ".join(parts) if parts else "older text is no longer in context"
     size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
     return f"{what} ({tokens} evicted, {event.cache_len_after:,} of {size} cached)"
 
 
-def turn_words(turns: tuple[int, ...] | list[int]) -> str:
+def format_turns(turns: tuple[int, ...] | list[int]) -> str:
     """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
     runs: list[list[int]] = []
     for turn in sorted(turns):

@@ -43,13 +43,13 @@ SUFFIXES = {
 
 # "..." for names with spaces. The lookbehind excludes addresses, URLs and words.
 _MENTION = re.compile(r'(?<![A-Za-z0-9_/@\\])(\\?)@(?:"([^"\n]+)"|([^\s"@]+))')
-_SURE = ("./", "../", "~/")
+_PATH_PREFIXES = ("./", "../", "~/")
 # punctuation or a non-ASCII character (scripts without spaces); a dot only if no suffix follows
 _END = re.compile(r"[,;:!?)\]}'>`*|]|[^\x00-\x7f]|\.+(?=$|[,;:!?)\]}'>`*|]|[^\x00-\x7f])")
 
 
 @dataclass(frozen=True)
-class Expanded:
+class ExpandedMessage:
     """A message with the text of its files."""
 
     text: str
@@ -68,7 +68,7 @@ class Expanded:
         return f"{named}{rest}: {why}; sent as text"
 
 
-def expand(message: str) -> Expanded:
+def expand(message: str) -> ExpandedMessage:
     """Replace the mentions in `message` by the text of the files.
 
     Raises:
@@ -85,13 +85,13 @@ def expand(message: str) -> Expanded:
         if match[1]:
             return match[0][1:]
         name, rest = (match[2], "") if match[2] else _file_in(match[3])
-        if _is_file(name) or name.startswith(_SURE):
-            return f"{as_block(name, _read(name))}{rest}"
+        if _is_file(name) or name.startswith(_PATH_PREFIXES):
+            return f"{file_block(name, _read(name))}{rest}"
         if not _in_a_word(match) and _looks_like_a_file(name):
             missing[name] = None
         return match[0]
 
-    return Expanded(_MENTION.sub(replace, message), tuple(missing))
+    return ExpandedMessage(_MENTION.sub(replace, message), tuple(missing))
 
 
 def _read(name: str) -> str:
@@ -172,7 +172,7 @@ def read_file(name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def as_block(name: str, text: str) -> str:
+def file_block(name: str, text: str) -> str:
     """Format the text of a file as a fenced block under its name."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -191,7 +191,7 @@ def split_path(argument: str) -> tuple[str, str]:
     return (match[1] or match[2], match[3].strip()) if match else ("", "")
 
 
-def mention_under_way(line: str) -> str | None:
+def partial_mention(line: str) -> str | None:
     """The partly typed path at the end of `line`; None if there is none."""
     match = re.search(r'(?<![A-Za-z0-9_/@\\])@([^\s"@]*)$', line)
     return match[1] if match else None

@@ -39,7 +39,7 @@ def session_line(info: SessionInfo, now: float) -> str:
     return f"{info.id}  {human_when(info.updated, now):<14} {turns:>11}  {name}  {title}"
 
 
-def found_line(number: int, found: Found, now: float, here: str | None, thinking: str) -> str:
+def search_hit_line(number: int, found: Found, now: float, here: str | None, thinking: str) -> str:
     """One line of search results."""
     who = "you" if found.role == "user" else "model"
     place = f"turn {found.turn}" if found.session == here else f"{found.session}, turn {found.turn}"
@@ -61,7 +61,7 @@ def excerpt(found: Found, thinking: str) -> str:
     return " ".join([*answer.split()[:EXCERPT_WORDS], "…"]) if answer else "(only reasoning)"
 
 
-def quoted(found: Found, now: float) -> str:
+def quote_prompt(found: Found, now: float) -> str:
     """The prompt that quotes a search result to the model."""
     who = "I said" if found.role == "user" else "you said"
     text = found.text if found.role == "user" else split(found.text)[1] or found.text
@@ -69,10 +69,10 @@ def quoted(found: Found, now: float) -> str:
     return f"Remember what {who} {human_when(found.at, now)}:\n\n{lines}"
 
 
-def kept(text: str) -> str:
+def note_prompt(text: str) -> str:
     """The prompt that gives the model a summary or a note to keep."""
     return f"Remember this about our conversation so far:\n\n{text}"
 
 
-ACKNOWLEDGED = "Noted."
+QUOTE_REPLY = "Noted."
 """The supplied reply to a quoted message."""

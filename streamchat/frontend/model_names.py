@@ -9,7 +9,7 @@ from functools import lru_cache
 from streamchat.base.paths import user_path
 from streamchat.frontend import mentions
 
-FRESH_S = 10
+REFRESH_S = 10
 """Seconds until the list of cached models is read again; reading opens a few files per model."""
 
 
@@ -18,7 +18,11 @@ def complete_model(typed: str) -> list[tuple[str, str]]:
     if typed.startswith((".", "/", "~")):
         return _paths(typed)
     start = typed.lower()
-    return [(name, note) for name, note in _known(int(time.monotonic() / FRESH_S)) if name.lower().startswith(start)]
+    return [
+        (name, note)
+        for name, note in _known_models(int(time.monotonic() / REFRESH_S))
+        if name.lower().startswith(start)
+    ]
 
 
 def _paths(typed: str) -> list[tuple[str, str]]:
@@ -37,7 +41,7 @@ def _is_model(path: str) -> bool:
 
 
 @lru_cache(1)
-def _known(now: int) -> tuple[tuple[str, str], ...]:
+def _known_models(period: int) -> tuple[tuple[str, str], ...]:
     from streamchat.base.formatting import human_bytes
     from streamchat.models import catalogue
     from streamchat.models.hub_cache import cached_models

@@ -118,13 +118,13 @@ class StatusBoard:
         self.turns = self.prompt_tokens = self.new_tokens = 0
 
 
-def retained_words(info: ev.ModelInfo) -> str:
+def retained_summary(info: ev.ModelInfo) -> str:
     """`4 sinks, system prompt 17 tokens`: the tokens retained from the start."""
     system = f", system prompt {plural(info.pinned_tokens, 'token')}" if info.pinned_tokens else ""
     return f"{plural(info.num_sink_tokens, 'sink')}{system}"
 
 
-def parts_words(cache: ev.CacheState) -> str:
+def cache_summary(cache: ev.CacheState) -> str:
     """`4 sinks, 17 system prompt, 30 pinned, 200 window`; `pinned` counts turns that the user pinned."""
     system = sum(segment.tokens for segment in cache.segments if segment.part == "system")
     parts = [plural(cache.sinks, "sink")]

@@ -7,29 +7,29 @@ from typing import Literal
 
 from streamchat.base.events import CacheState, Part, Segment
 
-Memory = Literal["seen", "partly", "forgotten"]
+Visibility = Literal["visible", "partial", "evicted"]
 
 
 @dataclass(frozen=True)
-class TurnMemory:
+class TurnVisibility:
     """How much of a turn is cached."""
 
-    user: Memory = "seen"
-    reply: Memory = "seen"
+    user: Visibility = "visible"
+    reply: Visibility = "visible"
     pinned: bool = False
 
     @property
-    def forgotten(self) -> bool:
+    def evicted(self) -> bool:
         """The whole turn was evicted."""
-        return self.user == self.reply == "forgotten"
+        return self.user == self.reply == "evicted"
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """The whole turn is cached."""
-        return self.user == self.reply == "seen"
+        return self.user == self.reply == "visible"
 
 
-class Visible:
+class ContextView:
     """Per-turn view of one `CacheState`."""
 
     def __init__(self, cache: CacheState) -> None:
@@ -43,19 +43,19 @@ class Visible:
         self.oldest = min((segment.turn for segment in self._segments.values() if not segment.pinned), default=0)
         """First turn of the window; 0 if the window is empty."""
 
-    def turn(self, number: int) -> TurnMemory:
+    def turn(self, number: int) -> TurnVisibility:
         """The visibility of turn `number`. A turn that is not prefilled yet counts as visible."""
         user, reply = self._segments.get(("user", number)), self._segments.get(("assistant", number))
         pinned = bool(user and user.pinned and (reply is None or reply.pinned))
         if self._nothing_evicted or number > self._newest:
-            return TurnMemory(pinned=pinned)
+            return TurnVisibility(pinned=pinned)
         if number == self._newest and reply is None:
             # no reply yet
-            return TurnMemory(_memory(user), "seen", pinned)
-        return TurnMemory(_memory(user), _memory(reply), pinned)
+            return TurnVisibility(_visibility(user), "visible", pinned)
+        return TurnVisibility(_visibility(user), _visibility(reply), pinned)
 
 
-def _memory(segment: Segment | None) -> Memory:
+def _visibility(segment: Segment | None) -> Visibility:
     if segment is None:
-        return "forgotten"
-    return "seen" if segment.tokens >= segment.total else "partly"
+        return "evicted"
+    return "visible" if segment.tokens >= segment.total else "partial"

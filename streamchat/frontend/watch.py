@@ -26,7 +26,7 @@ def runs_dir() -> Path:
     return paths.state_dir() / "runs"
 
 
-def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo | None]:
+def decode_sample(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo | None]:
     """Decode the live figures and the model info that the recorder wrote.
 
     Raises:
@@ -40,7 +40,7 @@ def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo
 
 
 @dataclass(frozen=True)
-class Watched:
+class MonitoredSession:
     """A conversation that `streamchat monitor` can show."""
 
     store: Path
@@ -55,13 +55,13 @@ class Watched:
         return self.info.id if self.run is None else str(self.run)
 
 
-def everything(limit: int = 50) -> list[Watched]:
+def monitored_sessions(limit: int = 50) -> list[MonitoredSession]:
     """All chats and replays: running ones first, then the most recent."""
     stores: list[tuple[Path, Path | None]] = [(database_path(), None)]
     folder = runs_dir()
     if folder.is_dir():
         stores += [(run / "streamchat.db", run) for run in sorted(folder.iterdir(), reverse=True)[:limit]]
-    found: list[Watched] = []
+    found: list[MonitoredSession] = []
     for path, run in stores:
         if path.exists():
             try:
@@ -71,12 +71,14 @@ def everything(limit: int = 50) -> list[Watched]:
     return sorted(found, key=lambda each: (not each.running, -each.info.updated))[:limit]
 
 
-def _in_store(path: Path, run: Path | None, limit: int) -> list[Watched]:
+def _in_store(path: Path, run: Path | None, limit: int) -> list[MonitoredSession]:
     with Store(path) as store:
-        return [Watched(path, info, is_open(store.lock_folder, info), run) for info in store.sessions(limit=limit)]
+        return [
+            MonitoredSession(path, info, is_open(store.lock_folder, info), run) for info in store.sessions(limit=limit)
+        ]
 
 
-def watched(name: str) -> Watched:
+def find_monitored(name: str) -> MonitoredSession:
     """Find a conversation by session id, id prefix, 'last', or the folder of a replay.
 
     Raises:
@@ -92,41 +94,41 @@ def watched(name: str) -> Watched:
     path = database_path()
     with Store(path) as store:
         info = store.find(name)
-        return Watched(path, info, is_open(store.lock_folder, info))
+        return MonitoredSession(path, info, is_open(store.lock_folder, info))
 
 
 @dataclass
 class Watcher:
     """A status board that follows a conversation; call `poll` repeatedly."""
 
-    what: Watched
+    session: MonitoredSession
     board: StatusBoard = field(default_factory=StatusBoard)
-    seen_at: float | None = None
+    sampled_at: float | None = None
     """Time of the latest live figures, in seconds since 1970."""
     violations: list[str] = field(default_factory=list)
     """Invariant violations of a replay, one sentence each."""
     _turn: int = 0
     _known: set[str] = field(default_factory=set)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Read new records; returns whether there were any.
 
         Raises:
             StoreError: The store is no longer readable.
         """
-        with Store(self.what.store) as store:
-            if self.what.run is not None:
-                self._follow_the_run(store)
-            session = self.what.info.id
+        with Store(self.session.store) as store:
+            if self.session.run is not None:
+                self._follow_run(store)
+            session = self.session.info.id
             news = store.stats(session, self._turn)
             live = store.live(session)
             saved = store.find(session)
             running = is_open(store.lock_folder, saved)
-            self.what = Watched(self.what.store, saved, running, self.what.run)
+            self.session = MonitoredSession(self.session.store, saved, running, self.session.run)
         self._apply(news)
-        fresh = live is not None and live[0] != self.seen_at
+        fresh = live is not None and live[0] != self.sampled_at
         if live is not None and fresh:
-            self.seen_at = live[0]
+            self.sampled_at = live[0]
             fresh = self._apply_sample(live[1])
         if not running:
             self.board.busy = False
@@ -135,20 +137,20 @@ class Watcher:
     def _apply_sample(self, record: dict[str, Any]) -> bool:
         """Apply live figures; False if they are not readable."""
         try:
-            sample, info = sample_of(record)
+            sample, info = decode_sample(record)
         except WrongFigures:
             return False
         if info is not None and self.board.info is None:
             self.board.apply(ev.ModelReady(info, 0.0))
         self.board.apply(sample)
-        self.board.session = self.what.info.id
+        self.board.session = self.session.info.id
         return True
 
-    def _follow_the_run(self, store: Store) -> None:
+    def _follow_run(self, store: Store) -> None:
         """Follow a replay with `--fresh` to its newest conversation."""
         latest = store.sessions(limit=1)
-        if latest and latest[0].id != self.what.info.id:
-            self.what = Watched(self.what.store, latest[0], True, self.what.run)
+        if latest and latest[0].id != self.session.info.id:
+            self.session = MonitoredSession(self.session.store, latest[0], True, self.session.run)
             self._turn = 0
 
     def _apply(self, news: list[dict[str, Any]]) -> None:
@@ -164,10 +166,10 @@ class Watcher:
                 self.board.speeds.add(stats.decode_tps)
 
     def _new_violations(self) -> bool:
-        if self.what.run is None:
+        if self.session.run is None:
             return False
         before = len(self.violations)
-        for path in sorted(self.what.run.glob("violation-*.json")):
+        for path in sorted(self.session.run.glob("violation-*.json")):
             if path.name in self._known:
                 continue
             try:
@@ -182,13 +184,13 @@ class Watcher:
         """The current figures, for JSON."""
         from dataclasses import asdict
 
-        board, info = self.board, self.what.info
+        board, info = self.board, self.session.info
         return {
             "id": info.id,
             "title": info.title,
-            "run": None if self.what.run is None else str(self.what.run),
-            "running": self.what.running,
-            "seconds_since_sample": None if self.seen_at is None else time.time() - self.seen_at,
+            "run": None if self.session.run is None else str(self.session.run),
+            "running": self.session.running,
+            "seconds_since_sample": None if self.sampled_at is None else time.time() - self.sampled_at,
             "busy": board.busy,
             "turns": board.turns,
             "prompt_tokens": board.prompt_tokens,

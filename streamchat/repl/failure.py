@@ -10,7 +10,7 @@ from streamchat.base.sanitize import one_line, printable
 from streamchat.telemetry import log_file
 
 
-def told_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
+def report_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
     """Print one sentence, write the traceback to the log and return the exit code."""
     sentence = event.message
     if event.details:

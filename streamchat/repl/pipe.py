@@ -19,12 +19,12 @@ from streamchat.frontend import mentions
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext, SlashResult
-from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
-from streamchat.repl.failure import told_failure
+from streamchat.repl.failure import report_failure
 from streamchat.repl.render import Narrator, Piece
 
-QUIET = {"stats", "said", "again"}
+QUIET = {"stats", "past_message", "past_reply"}
 """Kinds of lines that a pipe does not print; `--stats-json` has the figures."""
 
 
@@ -58,20 +58,20 @@ class Pipe:
         """Answer every line of `source` and return the exit code."""
         registry = default_registry()
         context = SlashContext(self._engine, self._board)
-        self._engine.subscribe(self._take)
+        self._engine.subscribe(self._on_event)
         self._engine.start()
         if (code := self._until(lambda event: isinstance(event, ev.ModelReady))) is not None:
             return code
         for line in self._lines(source):
             result = registry.run(context, line)
-            message = registry.message_text(line) if result is None else self._message_of(result)
+            message = registry.unescape(line) if result is None else self._message_of(result)
             if message:
                 self._engine.submit(message)
-                code = self._until(turn_over)
+                code = self._until(turn_done)
             elif result is None:
                 continue
-            elif result.over is not None:
-                code = self._until(result.over)
+            elif result.done_when is not None:
+                code = self._until(result.done_when)
             else:
                 self._answer(result)
                 if result.quit:
@@ -82,7 +82,7 @@ class Pipe:
         code = self._drain()
         return code if code is not None else ExitCode.FAILURE if self._failed else ExitCode.OK
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.StatusSampled):
             self._board.apply(event)  # not queued: samples arrive even while stdin is idle
         else:
@@ -91,7 +91,7 @@ class Pipe:
     def _answer(self, result: SlashResult) -> None:
         self._failed |= result.error
         if result.text:
-            self._tell(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
+            self._report(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
 
     def _message_of(self, result: SlashResult) -> str:
         """The message that a command sends. Only /read attaches files; `@file` in a line stays text."""
@@ -122,11 +122,11 @@ class Pipe:
             self._progress.show(event)
             return None
         self._progress.clear()
-        for piece in self._narrator.take(event):
+        for piece in self._narrator.pieces_for(event):
             self._show(piece)
         match event:
             case ev.EngineFailed():
-                return told_failure(event, self._err)
+                return report_failure(event, self._err)
             case ev.EngineClosed():
                 return ExitCode.FAILURE
             case ev.TurnFinished(finish_reason="error"):
@@ -143,9 +143,9 @@ class Pipe:
                 self._out.write(piece.text)
                 self._out.flush()
         elif piece.kind not in QUIET:
-            self._tell(f"streamchat: {piece.text}")
+            self._report(f"streamchat: {piece.text}")
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if self._err is not None:
             print(text, file=self._err, flush=True)
 
@@ -157,7 +157,7 @@ class Pipe:
             line = data.decode("utf-8", errors="replace").rstrip("\r\n")
             if not noted and not _is_utf8(data):
                 noted = True
-                self._tell(
+                self._report(
                     f"streamchat: line {number} of the input is not valid UTF-8; the invalid bytes were replaced"
                 )
             if line.strip():
@@ -172,7 +172,7 @@ class Pipe:
                 yield raw
                 continue
             self._failed = True
-            self._tell(
+            self._report(
                 f"streamchat: line {number} of the input is longer than {human_bytes(MAX_LINE_BYTES)} and was skipped"
             )
             while raw and not raw.endswith(b"\n"):

@@ -22,10 +22,10 @@ from streamchat.frontend import mentions
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.suspend import stop_process
-from streamchat.repl.failure import told_failure
+from streamchat.repl.failure import report_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character
 from streamchat.repl.render import Narrator, ready_sentence
@@ -76,7 +76,7 @@ class Prompt:
         self._input: InputLine | None = None
 
         self._ready = False
-        self._told: list[ev.Event] = []
+        self._recent: list[ev.Event] = []
         """Events since the last request that may complete it."""
         self._answered = self._loading = False
         self._failure: ev.EngineFailed | ev.EngineClosed | None = None
@@ -93,21 +93,21 @@ class Prompt:
         context = contextvars.copy_context()  # prompt-toolkit looks up its terminal there
         self._task = cast("asyncio.Task[int] | None", asyncio.current_task())
 
-        def hand_over(event: ev.Event) -> None:
+        def forward(event: ev.Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._take, event, context=context)
+                loop.call_soon_threadsafe(self._on_event, event, context=context)
 
         def on_signal(number: int) -> None:
             loop.call_soon_threadsafe(self._signalled, number)
 
-        unsubscribe = self._engine.subscribe(hand_over)
+        unsubscribe = self._engine.subscribe(forward)
         try:
             with on_signals((signal.SIGINT, *STOP_SIGNALS, *ENDING_SIGNALS), on_signal):
                 await self._converse()
         except _EngineGone:
             self._progress.clear()
             if isinstance(self._failure, ev.EngineFailed):
-                return told_failure(self._failure, sys.stderr)
+                return report_failure(self._failure, sys.stderr)
             return ExitCode.FAILURE
         except asyncio.CancelledError:
             if not self._ended_by:
@@ -136,13 +136,13 @@ class Prompt:
             self._begin()
             result = self._registry.run(self._context, given)
             if result is None or result.message:
-                text = await self._send(self._registry.message_text(given) if result is None else result.message, given)
+                text = await self._send(self._registry.unescape(given) if result is None else result.message, given)
                 continue
             if result.quit:
                 return
             text = result.insert
-            if result.over is not None:
-                text = await self._wait(result.over)
+            if result.done_when is not None:
+                text = await self._wait(result.done_when)
             elif result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
             elif not text:  # the answer is an event
@@ -168,31 +168,31 @@ class Prompt:
         self._begin()
         self._engine.submit(expanded.text)
         # restore the text as typed, without the contents of files
-        return given if await self._wait(turn_over) else ""
+        return given if await self._wait(turn_done) else ""
 
     async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
         """Wait until `done_when` is true for an event; returns the text to put into the input."""
         with self._interruptible(self._stop), between_prompts(self._interrupt_key):
-            await self._until(lambda: any(done_when(event) for event in self._told))
-        last = next(event for event in self._told if done_when(event))
+            await self._until(lambda: any(done_when(event) for event in self._recent))
+        last = next(event for event in self._recent if done_when(event))
         match last:
             case ev.TurnFinished(rolled_back=True, text=text):
                 return text
             case ev.TurnUndone(to_edit=True, text=text):
-                return self._registry.as_typed(text)
+                return self._registry.escape(text)
             case ev.SummaryReady(text=text) if text:
                 return f"/keep {printable(text)}"
             case ev.ConversationResumed(message_back=text):
-                return self._registry.as_typed(text)
+                return self._registry.escape(text)
             case _:
                 return ""
 
     def _begin(self) -> None:
-        self._told, self._interrupts = [], 0
+        self._recent, self._interrupts = [], 0
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         self._board.apply(event)
         if isinstance(event, ev.ModelLoading):
             self._progress.show(event)
@@ -201,7 +201,7 @@ class Prompt:
             return
         if not isinstance(event, ev.StatusSampled):
             self._progress.clear()
-        for piece in self._narrator.take(event):
+        for piece in self._narrator.pieces_for(event):
             self._terminal.show(piece)
         match event:
             case ev.ModelReady(info=info):
@@ -211,9 +211,9 @@ class Prompt:
                 if self._interrupts:  # Ctrl+C was pressed before the turn started
                     self._engine.stop_reply()
             case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
-                self._told.append(event)
+                self._recent.append(event)
             case ev.Notice() if event.level != "info":
-                self._told.append(event)
+                self._recent.append(event)
                 self._answered = True
             case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True

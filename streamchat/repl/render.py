@@ -13,13 +13,15 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
-from streamchat.frontend.evictions import eviction_sentence, merged
+from streamchat.frontend.evictions import eviction_sentence, merge_evictions
 from streamchat.frontend.messages import resumed_sentence, undone_sentence
-from streamchat.frontend.status import retained_words
+from streamchat.frontend.status import retained_summary
 from streamchat.telemetry.log_file import log_path
 
-Kind = Literal["reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "said", "again"]
-SHOWN_AGAIN = 3
+Kind = Literal[
+    "reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "past_message", "past_reply"
+]
+RESUMED_TURNS = 3
 """Turns of a resumed session to print."""
 
 
@@ -45,34 +47,34 @@ class Narrator:
         self._stream, self._parts = PrintableStream(), ThinkingStream()
         self._thoughts = ""  # reasoning since the last answer text
         self._evicted: ev.TokensEvicted | None = None
-        self._held: list[Piece] = []
-        self._speaking = False
-        self._said = ""  # last printed character of this reply
-        self._left = False  # an eviction of this turn was reported
+        self._deferred: list[Piece] = []
+        self._streaming = False
+        self._last_character = ""  # last printed character of this reply
+        self._reported_eviction = False  # an eviction of this turn was reported
 
-    def take(self, event: ev.Event) -> list[Piece]:
+    def pieces_for(self, event: ev.Event) -> list[Piece]:
         """The pieces to print for `event`."""
         match event:
             case ev.TurnStarted():
                 self._stream, self._parts = PrintableStream(), ThinkingStream()
-                self._speaking, self._said, self._thoughts, self._left = False, "", "", False
-            case ev.TokensEvicted(trigger="between_turns") if not self._speaking:
-                self._left = True
+                self._streaming, self._last_character, self._thoughts, self._reported_eviction = False, "", "", False
+            case ev.TokensEvicted(trigger="between_turns") if not self._streaming:
+                self._reported_eviction = True
                 return [Piece("eviction", eviction_sentence(event))]
             case ev.TokensEvicted():
-                self._evicted = merged(self._evicted, event)
+                self._evicted = merge_evictions(self._evicted, event)
             case ev.TextDelta(text=text):
                 # evictions during prefill are reported before the reply
-                before = [] if self._speaking else self._eviction()
-                self._speaking = True
-                return [*before, *self._told(self._parts.feed(self._stream.feed(text)))]
+                before = [] if self._streaming else self._eviction()
+                self._streaming = True
+                return [*before, *self._reply_pieces(self._parts.feed(self._stream.feed(text)))]
             case ev.TurnFinished():
                 return self._finish(event)
             case ev.Notice(text=text, level=level):
                 piece = Piece(level, printable(text))
-                if not self._speaking:
+                if not self._streaming:
                     return [piece]
-                self._held.append(piece)
+                self._deferred.append(piece)
             case ev.ConversationCleared():
                 return [Piece("info", cleared_sentence(event))]
             case ev.TurnUndone() if not event.replaced or event.restored or event.read_again:
@@ -91,7 +93,7 @@ class Narrator:
                 pass
         return []
 
-    def _told(self, parts: list[Part]) -> list[Piece]:
+    def _reply_pieces(self, parts: list[Part]) -> list[Piece]:
         pieces: list[Piece] = []
         for part in parts:
             if part.kind == "thought":
@@ -103,20 +105,20 @@ class Narrator:
                 shown = self._thinking() == "show"
                 pieces += [Piece("thought", "\n\n")] if shown else thought_pieces(self._thoughts, self._thinking())
                 self._thoughts = ""
-            self._said = part.text[-1:] or self._said
+            self._last_character = part.text[-1:] or self._last_character
             pieces.append(Piece("reply", part.text))
         return pieces
 
     def _finish(self, event: ev.TurnFinished) -> list[Piece]:
         rest = [*self._parts.feed(self._stream.end()), *self._parts.end()]
-        pieces = self._told(rest) if self._speaking else []
-        if self._thoughts and not self._said and self._thinking() != "show" and not event.rolled_back:
-            self._held = [*only_thought_pieces(self._thoughts), *self._held]
+        pieces = self._reply_pieces(rest) if self._streaming else []
+        if self._thoughts and not self._last_character and self._thinking() != "show" and not event.rolled_back:
+            self._deferred = [*only_thought_pieces(self._thoughts), *self._deferred]
         # an empty reply prints an empty line, a turn that was rolled back prints none
-        line_open = self._said != "\n" if self._said else not event.rolled_back
-        pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._held]
-        self._held, self._speaking = [], False
-        if event.rolled_back and self._left:
+        line_open = self._last_character != "\n" if self._last_character else not event.rolled_back
+        pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._deferred]
+        self._deferred, self._streaming = [], False
+        if event.rolled_back and self._reported_eviction:
             pieces.append(Piece("eviction", "tokens evicted for it were restored"))
         reason = reason_piece(event)
         return [*pieces, *([reason] if reason else []), Piece("stats", stats_line(event.stats))]
@@ -129,17 +131,17 @@ class Narrator:
 def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
     """The latest turns of a resumed session, and how it was resumed."""
     pieces = []
-    if len(event.turns) > SHOWN_AGAIN:
-        pieces.append(Piece("stats", f"({plural(len(event.turns) - SHOWN_AGAIN, 'earlier turn')})"))
-    for turn in event.turns[-SHOWN_AGAIN:]:
-        pieces.append(Piece("said", printable(turn.text)))
+    if len(event.turns) > RESUMED_TURNS:
+        pieces.append(Piece("stats", f"({plural(len(event.turns) - RESUMED_TURNS, 'earlier turn')})"))
+    for turn in event.turns[-RESUMED_TURNS:]:
+        pieces.append(Piece("past_message", printable(turn.text)))
         thoughts, answer = split(printable(turn.reply))
         if thoughts and (answer or thinking == "show"):
             pieces += thought_pieces(thoughts, thinking)
         elif thoughts:
             pieces += only_thought_pieces(thoughts)
         if answer or not thoughts:
-            pieces.append(Piece("again", answer))
+            pieces.append(Piece("past_reply", answer))
     return [*pieces, Piece("info", printable(resumed_sentence(event)))]
 
 
@@ -197,6 +199,6 @@ def ready_sentence(info: ev.ModelInfo) -> str:
     """The loaded model and its cache, printed at the start."""
     text = (
         f"{info.name} on {info.device}, {info.precision}; cache {plural(info.cache_size, 'token')} "
-        f"({retained_words(info)}); /help lists the commands"
+        f"({retained_summary(info)}); /help lists the commands"
     )
     return printable(text)

@@ -42,7 +42,7 @@ class MessageCompleter(Completer):
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """Completions for the text before the cursor."""
-        path = mentions.mention_under_way(document.current_line_before_cursor)
+        path = mentions.partial_mention(document.current_line_before_cursor)
         if path is not None:
             for whole, note in mentions.complete_path(path):
                 yield Completion(whole, start_position=-len(path), display_meta=note)
@@ -71,10 +71,10 @@ class InputLine:
         keys: Mapping[str, str] | None = None,
     ) -> None:
         self._toolbar, self._keys = toolbar, keys or {}
-        self._leave_armed = False
+        self._quit_armed = False
         self._error: BaseException | None = None
         interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
-        self.leave_hint = f"press {interrupt} again or Ctrl+D to quit"
+        self.quit_hint = f"press {interrupt} again or Ctrl+D to quit"
         # otherwise cursor escape codes are written to a dumb terminal
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if is_dumb_terminal() else nullcontext()
         with plain:
@@ -99,17 +99,17 @@ class InputLine:
 
     async def ask(self, default: str = "") -> str | None:
         """Read a message, starting from the text `default`; None if the user quits."""
-        self._leave_armed = False
+        self._quit_armed = False
         while True:
             try:
                 return await self.session.prompt_async(default=default, pre_run=self._end_if_failed)
             except EOFError:
                 return None
             except KeyboardInterrupt:  # on a dumb terminal only prompt-toolkit's built-in keys work
-                if self._leave_armed:
+                if self._quit_armed:
                     return None
-                self._leave_armed = True
-                print(self.leave_hint, flush=True)
+                self._quit_armed = True
+                print(self.quit_hint, flush=True)
 
     def redraw(self) -> None:
         """Redraw the toolbar if a prompt is active."""
@@ -143,14 +143,14 @@ class InputLine:
             self.session.app.exit(exception=self._error)
 
     def _toolbar_text(self) -> str:
-        if self._leave_armed:
-            return f" {self.leave_hint}"
+        if self._quit_armed:
+            return f" {self.quit_hint}"
         return self._toolbar(get_app().output.get_size().columns)
 
     def _completes(self) -> bool:
         document = self.session.default_buffer.document
         line = document.current_line_before_cursor
-        return document.text.startswith("/") or mentions.mention_under_way(line) is not None
+        return document.text.startswith("/") or mentions.partial_mention(line) is not None
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
@@ -168,14 +168,14 @@ class InputLine:
         def newline(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
 
-        def clear_or_leave(event: KeyPressEvent) -> None:
+        def clear_or_quit(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
                 event.current_buffer.save_to_undo_stack()
                 event.current_buffer.document = Document()
-            elif self._leave_armed:
+            elif self._quit_armed:
                 event.app.exit(exception=EOFError())
             else:
-                self._leave_armed = True
+                self._quit_armed = True
 
         def edit(event: KeyPressEvent) -> None:
             event.app.create_background_task(self._edit(event.current_buffer))
@@ -189,7 +189,7 @@ class InputLine:
         bindings.add("enter", filter=at_message)(newline)
         bind("prompt.send", send)
         bind("prompt.newline", newline)
-        bind("chat.interrupt", clear_or_leave, ("<sigint>",))
+        bind("chat.interrupt", clear_or_quit, ("<sigint>",))
         bind("prompt.edit", edit, ("c-x", "c-e"))
         return bindings
 
@@ -208,4 +208,4 @@ class InputLine:
             buffer.document = Document(text, len(text))
 
     def _disarm(self, *_: object) -> None:
-        self._leave_armed = False
+        self._quit_armed = False

@@ -47,10 +47,10 @@ class Terminal:
         """Write one piece. Safe while a prompt is active: prompt-toolkit redraws it below."""
         if piece.kind == "thought":
             self.line(piece.text, "thought", end="")
-        elif piece.kind == "said":
+        elif piece.kind == "past_message":
             self.line(YOU_LABEL, "you", end="")
             self.line(piece.text)
-        elif piece.kind == "again":
+        elif piece.kind == "past_reply":
             self.line(REPLY_LABEL, "model", end="")
             self.line(piece.text)
         elif piece.kind not in ("reply", "end"):

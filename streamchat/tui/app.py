@@ -46,11 +46,11 @@ from streamchat.tui.themes import remember_theme, remembered_theme, user_themes
 
 CLOSE_S = 1.0
 """Seconds to wait for the engine thread on exit."""
-PALETTE_HAS = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
+IN_PALETTE = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
 """Slash commands that the palette already offers under another name."""
 MAX_TOASTS = 2
 """Maximum toasts on the screen; identical ones are shown once."""
-AGAIN_S = 3.0
+QUIT_WINDOW_S = 3.0
 """Seconds in which a second Ctrl+C quits."""
 
 
@@ -100,7 +100,7 @@ class StreamchatApp(App[int]):
         return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
 
     @property
-    def folder_sentence(self) -> str:
+    def config_notice(self) -> str:
         """Notice about `./config.toml`; '' for none and in read-only mode."""
         return "" if self.watching else self._configuration.local_sentence
 
@@ -224,8 +224,8 @@ class StreamchatApp(App[int]):
             self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
             return
         self._quit_armed = True
-        self.notify(f"press {hint(self, 'chat.interrupt')} again to quit", timeout=AGAIN_S)
-        self.set_timer(AGAIN_S, self._disarm)
+        self.notify(f"press {hint(self, 'chat.interrupt')} again to quit", timeout=QUIT_WINDOW_S)
+        self.set_timer(QUIT_WINDOW_S, self._disarm)
 
     def action_help_quit(self) -> None:
         """Textual's built-in Ctrl+C."""
@@ -334,12 +334,12 @@ class StreamchatApp(App[int]):
         yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
         for command in self.registry:
             # commands that need no argument and have no entry yet
-            if command.arguments[:1] in ("", "[") and command.name not in PALETTE_HAS:
+            if command.arguments[:1] in ("", "[") and command.name not in IN_PALETTE:
                 yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
 
 
 @contextmanager
-def shared_interpreter() -> Iterator[None]:
+def short_switch_interval() -> Iterator[None]:
     """Reduce GIL contention between the drawing and the decoding thread.
 
     Each torch operation releases the GIL and then waits to reacquire it, by default up to 5 ms while the other thread
@@ -360,7 +360,7 @@ def run_app(engine: ChatEngine, configuration: Configuration, *, watching: bool 
     """
     log_file.start_logging()
     app = StreamchatApp(engine, configuration, watching=watching)
-    with guarded_terminal(), shared_interpreter():
+    with guarded_terminal(), short_switch_interval():
         code = app.run()
     if app.failure is not None:
         with suppress(OSError):  # the terminal may be closed

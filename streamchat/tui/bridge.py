@@ -40,7 +40,7 @@ class EventBridge:
                 # the app's loop has just ended
                 self.close()
 
-    def take(self) -> list[ev.Event]:
+    def drain(self) -> list[ev.Event]:
         """Return and remove all pending events, oldest first. If there are none, the next `put` wakes the app."""
         with self._lock:
             events, self._pending = self._pending, []

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.frontend.evictions import merged
-from streamchat.tui.past import PastTurn
+from streamchat.frontend.evictions import merge_evictions
+from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.turn import turn_figures, was_cut
 
-KEEP = 4
+RENDERED_TURNS = 4
 """Newest turns of a batch that are still rendered."""
 
 
-def caught_up(events: Sequence[ev.Event], running: bool) -> list[ev.Event | PastTurn]:
-    """Replace the events of all complete turns except the newest by a `PastTurn` per turn.
+def collapse_turns(events: Sequence[ev.Event], running: bool) -> list[ev.Event | FinishedTurn]:
+    """Replace the events of all complete turns except the newest by a `FinishedTurn` per turn.
 
     Args:
         events: One batch, in order.
         running: The batch starts within a turn that is already on the screen.
     """
     whole = _whole_turns(events)[1 if running else 0 :]
-    folded = dict(whole[:-KEEP])
-    out: list[ev.Event | PastTurn] = []
+    folded = dict(whole[:-RENDERED_TURNS])
+    out: list[ev.Event | FinishedTurn] = []
     at = 0
     while at < len(events):
         stop = folded.get(at)
@@ -32,7 +32,7 @@ def caught_up(events: Sequence[ev.Event], running: bool) -> list[ev.Event | Past
             continue
         inside = events[at : stop + 1]
         out += [event for event in inside if not isinstance(event, _TURN_EVENTS)]
-        out.append(_past(inside))
+        out.append(_finished_turn(inside))
         at = stop + 1
     return out
 
@@ -58,7 +58,7 @@ def _whole_turns(events: Sequence[ev.Event]) -> list[tuple[int, int]]:
     return found
 
 
-def _past(inside: Sequence[ev.Event]) -> PastTurn:
+def _finished_turn(inside: Sequence[ev.Event]) -> FinishedTurn:
     started, finished = inside[0], inside[-1]
     assert isinstance(started, ev.TurnStarted)
     assert isinstance(finished, ev.TurnFinished)
@@ -67,8 +67,8 @@ def _past(inside: Sequence[ev.Event]) -> PastTurn:
     for event in inside:
         reply_started = reply_started or isinstance(event, ev.TextDelta)
         if isinstance(event, ev.TokensEvicted):
-            evicted[reply_started] = merged(evicted.get(reply_started), event)
-    return PastTurn(
+            evicted[reply_started] = merge_evictions(evicted.get(reply_started), event)
+    return FinishedTurn(
         started.turn,
         started.text,
         finished.reply,

@@ -57,7 +57,7 @@ class MessageSize:
         with_files = text == self._whole and self._whole != self._typed
         return with_files or len(text) > LONG_CHARACTERS or text.count("\n") >= LONG_LINES
 
-    def words(self, typed: str, cache: CacheState) -> str:
+    def summary(self, typed: str, cache: CacheState) -> str:
         """`340 tokens in 12 lines, 1,020 fit`; '' for a short text."""
         text = self._whole if typed == self._typed else typed
         if not self._is_long(text):

@@ -20,11 +20,11 @@ class Phase(Enum):
     FAILED = "failed"
 
 
-class Sent(Enum):
+class SendResult(Enum):
     """Result of `Outbox.offer`."""
 
     SENT = "sent"
-    WAITS = "waits"
+    QUEUED = "queued"
     REFUSED = "refused"
     """A message is already queued, or the engine has failed."""
 
@@ -45,20 +45,20 @@ class Outbox:
     def __init__(self, engine: ChatEngine) -> None:
         self._engine = engine
         self.phase = Phase.LOADING
-        self.waiting: Message | None = None
+        self.queued: Message | None = None
         """The message to send when the engine is idle."""
         self._submitted: Message | None = None
         self._done_when: Callable[[Event], bool] | None = None
 
-    def offer(self, message: Message) -> Sent:
+    def offer(self, message: Message) -> SendResult:
         """Send `message`, or queue it."""
         if self.phase is Phase.IDLE:
             self._submit(message)
-            return Sent.SENT
-        if self.phase is Phase.FAILED or self.waiting is not None:
-            return Sent.REFUSED
-        self.waiting = message
-        return Sent.WAITS
+            return SendResult.SENT
+        if self.phase is Phase.FAILED or self.queued is not None:
+            return SendResult.REFUSED
+        self.queued = message
+        return SendResult.QUEUED
 
     def typed(self, text: str) -> str:
         """Return the message sent as `text` as the user typed it."""
@@ -68,7 +68,7 @@ class Outbox:
         """Mark the engine busy with a command until `done_when` is true for an event."""
         self.phase, self._done_when = Phase.REPLYING, done_when
 
-    def is_over(self, event: Event) -> bool:
+    def is_done(self, event: Event) -> bool:
         """Whether `event` ends the command passed to `begin`."""
         if self._done_when is None or not self._done_when(event):
             return False
@@ -80,7 +80,7 @@ class Outbox:
         if self.phase is Phase.FAILED:
             return None
         self.phase = Phase.IDLE
-        message, self.waiting = self.waiting, None
+        message, self.queued = self.queued, None
         if message is None:
             return None
         self._submit(message)
@@ -91,15 +91,15 @@ class Outbox:
         if self.phase is Phase.IDLE:
             self.phase = Phase.LOADING
 
-    def take_back(self) -> str | None:
+    def recall_queued(self) -> str | None:
         """Remove the queued message and return it as typed."""
-        message, self.waiting = self.waiting, None
+        message, self.queued = self.queued, None
         return message.typed if message is not None else None
 
     def failed(self) -> str | None:
         """Mark the engine as failed; returns the queued message as typed."""
         self.phase = Phase.FAILED
-        return self.take_back()
+        return self.recall_queued()
 
     def _submit(self, message: Message) -> None:
         self.phase, self._submitted = Phase.REPLYING, message

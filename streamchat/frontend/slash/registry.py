@@ -27,7 +27,7 @@ class SlashResult:
     """Message to send to the model, as if the user had typed it."""
     insert: str = ""
     """Text to insert into the input without sending it."""
-    over: Callable[[Event], bool] | None = None
+    done_when: Callable[[Event], bool] | None = None
     """The engine is busy until an event for which this returns True; None if the command is done."""
 
 
@@ -65,7 +65,7 @@ _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
 def parse(text: str) -> tuple[str, str] | None:
     """Split `/name argument` into (name, argument); None for a message.
 
-    A path such as `/usr/bin/env` is a message, as is `//word` (see `SlashRegistry.message_text`).
+    A path such as `/usr/bin/env` is a message, as is `//word` (see `SlashRegistry.unescape`).
     """
     match = _COMMAND.match(text.strip())
     return (match[1].lower(), (match[2] or "").strip()) if match else None
@@ -93,7 +93,7 @@ class SlashRegistry:
                 return command
         return None
 
-    def message_text(self, text: str) -> str:
+    def unescape(self, text: str) -> str:
         """Unescape `text`: `//help` becomes the message `/help`, as does any single `//word`.
 
         Other text that starts with two slashes, such as a comment in source code, is unchanged.
@@ -104,9 +104,9 @@ class SlashRegistry:
         name, argument = parsed
         return text[1:] if not argument or self.find(name) is not None else text
 
-    def as_typed(self, text: str) -> str:
-        """Escape `text` for the input: the inverse of `message_text`."""
-        return f"/{text}" if text.startswith("/") and self.message_text(f"/{text}") == text else text
+    def escape(self, text: str) -> str:
+        """Escape `text` for the input: the inverse of `unescape`."""
+        return f"/{text}" if text.startswith("/") and self.unescape(f"/{text}") == text else text
 
     def run(self, context: SlashContext, text: str) -> SlashResult | None:
         """Run `text` if it is a command; None if it is a message for the model.

@@ -12,33 +12,33 @@ from streamchat.base.formatting import plural, whole_number
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
-from streamchat.frontend.messages import ACKNOWLEDGED, found_line, kept, quoted, session_line
+from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.export import FORMATS, export, write_export
 from streamchat.sessions.settings import lasting_name
 from streamchat.store.records import Found
 from streamchat.store.store import Store
 
-LISTED = 10
-FOUND = 12
+MAX_SESSIONS = 10
+MAX_RESULTS = 12
 
 
-def turn_over(event: ev.Event) -> bool:
+def turn_done(event: ev.Event) -> bool:
     """Whether a turn has ended."""
     return isinstance(event, ev.TurnFinished)
 
 
-def undo_over(event: ev.Event) -> bool:
+def undo_done(event: ev.Event) -> bool:
     """Whether the turn was undone or could not be."""
     return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level == "warning")
 
 
-def summary_over(event: ev.Event) -> bool:
+def summary_done(event: ev.Event) -> bool:
     """Whether summarizing has ended."""
     return isinstance(event, ev.SummaryReady)
 
 
-def resume_over(event: ev.Event) -> bool:
+def resume_done(event: ev.Event) -> bool:
     """Whether the session was resumed or could not be."""
     return isinstance(event, ev.ConversationResumed) or (isinstance(event, ev.Notice) and event.level == "error")
 
@@ -85,14 +85,14 @@ class SessionCommands:
     def undo(self, context: SlashContext, argument: str) -> SlashResult:
         """/undo"""
         context.engine.undo()
-        return SlashResult(over=undo_over)
+        return SlashResult(done_when=undo_done)
 
     def retry(self, context: SlashContext, argument: str) -> SlashResult:
         """/retry"""
         if not context.board.turns:
             return SlashResult("no reply to regenerate yet", error=True)
         context.engine.retry()
-        return SlashResult(over=turn_over)
+        return SlashResult(done_when=turn_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:
         """/edit [TEXT]"""
@@ -100,9 +100,9 @@ class SessionCommands:
             return SlashResult("no message to edit yet", error=True)
         if not argument:
             context.engine.undo(to_edit=True)
-            return SlashResult(over=undo_over)
+            return SlashResult(done_when=undo_done)
         context.engine.edit(argument)
-        return SlashResult(over=turn_over)
+        return SlashResult(done_when=turn_done)
 
     # --- search and quote -----------------------------------------------------------------------------------------
 
@@ -111,12 +111,12 @@ class SessionCommands:
         if not argument:
             return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
         with self._open_store() as store:
-            self._found = store.search(argument, limit=FOUND)
+            self._found = store.search(argument, limit=MAX_RESULTS)
         if not self._found:
             return SlashResult(f"no messages match {argument!r}")
         now = time.time()
         here, thinking = context.board.session, context.engine.settings.thinking
-        lines = [found_line(i, found, now, here, thinking) for i, found in enumerate(self._found, 1)]
+        lines = [search_hit_line(i, found, now, here, thinking) for i, found in enumerate(self._found, 1)]
         return SlashResult("\n".join([*lines, "/quote N quotes one to the model, /keep N also pins it"]))
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:
@@ -124,17 +124,17 @@ class SessionCommands:
         found = self._chosen(argument)
         if found is None:
             return SlashResult(self._which("/quote", argument), error=True)
-        context.engine.quote(quoted(found, time.time()), ACKNOWLEDGED, False)
-        return SlashResult(over=turn_over)
+        context.engine.quote(quote_prompt(found, time.time()), QUOTE_REPLY, False)
+        return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """/keep N or TEXT"""
         found = self._chosen(argument)
         if not argument or (argument.isdecimal() and found is None):
             return SlashResult(self._which("/keep", argument), error=True)
-        text = kept(argument) if found is None else quoted(found, time.time())
-        context.engine.quote(text, ACKNOWLEDGED, True)
-        return SlashResult(over=turn_over)
+        text = note_prompt(argument) if found is None else quote_prompt(found, time.time())
+        context.engine.quote(text, QUOTE_REPLY, True)
+        return SlashResult(done_when=turn_done)
 
     def _chosen(self, argument: str) -> Found | None:
         number = whole_number(argument) or 0
@@ -149,22 +149,22 @@ class SessionCommands:
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """/compact"""
         context.engine.compact()
-        return SlashResult(over=summary_over)
+        return SlashResult(done_when=summary_done)
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
     def sessions(self, context: SlashContext, argument: str) -> SlashResult:
         """/sessions [WORDS]"""
         with self._open_store() as store:
-            found = store.sessions(argument, limit=LISTED + 1)
+            found = store.sessions(argument, limit=MAX_SESSIONS + 1)
         if not found:
             return SlashResult(f"no sessions match {argument!r}" if argument else "no saved sessions yet")
         now = time.time()
         rows = [
             session_line(info, now) + ("  (this one)" if info.id == context.board.session else "")
-            for info in found[:LISTED]
+            for info in found[:MAX_SESSIONS]
         ]
-        if len(found) > LISTED:
+        if len(found) > MAX_SESSIONS:
             rows.append("and more; /sessions WORDS narrows the list")
         return SlashResult("\n".join([*rows, "/resume ID resumes one"]))
 
@@ -184,7 +184,7 @@ class SessionCommands:
             context.engine.open_session(session, lasting_name(str(info.settings.get("model", ""))))
         else:
             context.engine.open_session(session)
-        return SlashResult(over=resume_over)
+        return SlashResult(done_when=resume_done)
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
         """(id, title) of sessions whose id starts with `argument`."""

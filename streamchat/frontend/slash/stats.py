@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamchat.base.formatting import human_bytes, human_seconds, plural
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
-from streamchat.frontend.status import memory_figures, parts_words
+from streamchat.frontend.status import cache_summary, memory_figures
 
 
 def _stats(context: SlashContext, argument: str) -> SlashResult:
@@ -19,7 +19,7 @@ def _stats(context: SlashContext, argument: str) -> SlashResult:
                 f"{info.name} ({info.precision} on {info.device}, {human_bytes(info.weight_bytes)} in memory)",
             )
         )
-    rows.append(("cache length", f"{cache.length:,} / {plural(cache.cache_size, 'token')} ({parts_words(cache)})"))
+    rows.append(("cache length", f"{cache.length:,} / {plural(cache.cache_size, 'token')} ({cache_summary(cache)})"))
     rows.append(("compressions", f"{cache.compressions:,} ({plural(cache.tokens_evicted, 'token')} evicted)"))
     rows.append(
         (

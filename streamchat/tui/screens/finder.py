@@ -38,7 +38,7 @@ class Row:
     about: str
     text: str = ""
 
-    def drawn(self) -> Text:
+    def render(self) -> Text:
         """The row as the list shows it."""
         drawn = Text(one_line(self.heading), style="bold", overflow="ellipsis", no_wrap=True)
         drawn.append(f"  {one_line(self.about)}", style="not bold dim")
@@ -78,15 +78,15 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         self._rows: list[Any] = []
         """The objects behind the rows of the list."""
 
-    def look(self, store: Store, words: str) -> list[Row]:
+    def find_rows(self, store: Store, words: str) -> list[Row]:
         """Search for `words`, best match first; sets `_rows`."""
         raise NotImplementedError
 
-    def keys(self) -> str:
+    def key_hints(self) -> str:
         """Key hints for the lower border."""
         raise NotImplementedError
 
-    def nothing(self, words: str) -> str:
+    def empty_message(self, words: str) -> str:
         """Message if nothing is found."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         """Search words above the list."""
         with Vertical(id="finder") as panel:
             panel.border_title = self.TITLE
-            panel.border_subtitle = self.keys()
+            panel.border_subtitle = self.key_hints()
             yield Input(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
             yield OptionList(id="rows")
             yield Verbatim("", id="nothing")
@@ -120,16 +120,16 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         rows, problem = list[Row](), ""
         try:
             with self._open_store() as store:
-                rows = self.look(store, self.words)
+                rows = self.find_rows(store, self.words)
         except StoreError as error:
             problem = str(error)
         listed = self.query_one(OptionList)
         listed.clear_options()
-        listed.add_options([Option(row.drawn()) for row in rows])
+        listed.add_options([Option(row.render()) for row in rows])
         listed.highlighted = 0 if rows else None
         listed.display = bool(rows)
         note = self.query_one("#nothing", Verbatim)
-        note.show(one_line(problem) or ("" if rows else self.nothing(self.words)))
+        note.show(one_line(problem) or ("" if rows else self.empty_message(self.words)))
         note.display = not rows
 
     @property
@@ -147,14 +147,14 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     @on(OptionList.OptionSelected)
     def _clicked(self, message: OptionList.OptionSelected) -> None:
         message.stop()
-        self.take()
+        self.accept()
 
     @on(Input.Submitted)
     def _entered(self, message: Input.Submitted) -> None:
         message.stop()
-        self.take()
+        self.accept()
 
-    def take(self) -> None:
+    def accept(self) -> None:
         """Dismiss the screen with the selected row."""
         raise NotImplementedError
 
@@ -165,7 +165,7 @@ class SessionsScreen(FinderScreen[str]):
     TITLE = "Sessions"
     ASK = "words in the title or the messages"
 
-    def look(self, store: Store, words: str) -> list[Row]:
+    def find_rows(self, store: Store, words: str) -> list[Row]:
         """Find sessions, newest first."""
         self._rows = store.sessions(words, limit=LIMIT)
         now = time.time()
@@ -178,29 +178,29 @@ class SessionsScreen(FinderScreen[str]):
             )
         return rows
 
-    def keys(self) -> str:
+    def key_hints(self) -> str:
         """See `FinderScreen`."""
         return f"enter resumes · {hint(self.app, 'finder.close').lower()} closes"
 
-    def nothing(self, words: str) -> str:
+    def empty_message(self, words: str) -> str:
         """See `FinderScreen`."""
         return f"No sessions match “{words}”." if words.strip() else "No saved sessions yet."
 
-    def take(self) -> None:
+    def accept(self) -> None:
         """Dismiss with the id of the selected session."""
         if self.chosen is not None:
             self.dismiss(self._rows[self.chosen].id)
 
 
 @dataclass(frozen=True)
-class Recalled:
+class RecallChoice:
     """The selected message and what to do with it."""
 
     found: Found
-    how: Literal["quote", "keep"]
+    action: Literal["quote", "keep"]
 
 
-class RecallScreen(FinderScreen[Recalled]):
+class RecallScreen(FinderScreen[RecallChoice]):
     """Search the messages of all sessions.
 
     Args:
@@ -217,7 +217,7 @@ class RecallScreen(FinderScreen[Recalled]):
         super().__init__(words, here)
         self._thinking = thinking
 
-    def look(self, store: Store, words: str) -> list[Row]:
+    def find_rows(self, store: Store, words: str) -> list[Row]:
         """Find messages, best match first."""
         self._rows = store.search(words, limit=LIMIT)
         now = time.time()
@@ -230,16 +230,16 @@ class RecallScreen(FinderScreen[Recalled]):
             rows.append(Row(who, about, excerpt(found, self._thinking)))
         return rows
 
-    def keys(self) -> str:
+    def key_hints(self) -> str:
         """See `FinderScreen`."""
         close, keep = (hint(self.app, key).lower() for key in ("finder.close", "finder.keep"))
         return f"enter quotes it to the model · {keep} also pins it · {close} closes"
 
-    def nothing(self, words: str) -> str:
+    def empty_message(self, words: str) -> str:
         """See `FinderScreen`."""
         return f"No messages match “{words}”." if words.strip() else "Type words to search all messages."
 
-    def take(self) -> None:
+    def accept(self) -> None:
         """Dismiss to quote the selected message."""
         self._end("quote")
 
@@ -247,6 +247,6 @@ class RecallScreen(FinderScreen[Recalled]):
         """Dismiss to quote and pin the selected message."""
         self._end("keep")
 
-    def _end(self, how: Literal["quote", "keep"]) -> None:
+    def _end(self, action: Literal["quote", "keep"]) -> None:
         if self.chosen is not None:
-            self.dismiss(Recalled(self._rows[self.chosen], how))
+            self.dismiss(RecallChoice(self._rows[self.chosen], action))

@@ -7,8 +7,8 @@ from textual.screen import Screen
 
 from streamchat.base.sanitize import one_line
 from streamchat.tui.clipboard import SENT, last_code
+from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.conversation import Conversation
-from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.thinking import Thinking
@@ -35,8 +35,8 @@ class ReadingScreen(Screen[None]):
 
     # --- selection, shared by the context map and the conversation ----------------------------------------------
 
-    @on(MemoryMap.Opened)
-    async def _open_turn(self, message: MemoryMap.Opened) -> None:
+    @on(ContextMap.TurnRequested)
+    async def _open_turn(self, message: ContextMap.TurnRequested) -> None:
         message.stop()
         turn = await self.conversation.go_to(message.turn)
         if turn is not None:
@@ -46,7 +46,7 @@ class ReadingScreen(Screen[None]):
     def _turn_chosen(self, message: Turn.Chosen) -> None:
         message.stop()
         self._mark(message.turn)
-        self.query_one(MemoryMap).choose_turn(message.turn.number)
+        self.query_one(ContextMap).choose_turn(message.turn.number)
 
     def _mark(self, turn: Turn | None) -> None:
         """Highlight one turn, or none."""
@@ -59,7 +59,7 @@ class ReadingScreen(Screen[None]):
             self.action_toggle_sidebar()
         if self.has_class("-sidebar"):
             self.query_one("#section-cache", Section).fold(False)
-            self.query_one(MemoryMap).focus()
+            self.query_one(ContextMap).focus()
 
     async def action_step_turn(self, by: int) -> None:
         """Go to the turn before (-1) or after (1) the highlighted one, or to the newest."""
@@ -70,10 +70,10 @@ class ReadingScreen(Screen[None]):
         if turn is None:
             self._mark(None)
             self.conversation.follow()
-            self.query_one(MemoryMap).choose_turn(0)
+            self.query_one(ContextMap).choose_turn(0)
         else:
             self._mark(turn)
-            self.query_one(MemoryMap).choose_turn(wanted)
+            self.query_one(ContextMap).choose_turn(wanted)
 
     # --- copying --------------------------------------------------------------------------------------------
 

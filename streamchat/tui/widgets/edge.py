@@ -7,7 +7,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 
-class MemoryEdge(Widget):
+class ContextEdge(Widget):
     """A horizontal rule with a label."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ from streamchat import __version__
 from streamchat.base.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.base.formatting import human_bytes, human_seconds, plural
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.evictions import eviction_sentence, merged
-from streamchat.frontend.status import retained_words
+from streamchat.frontend.evictions import eviction_sentence, merge_evictions
+from streamchat.frontend.status import retained_summary
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
@@ -32,7 +32,7 @@ class EvictionLine(Verbatim):
 
     def add(self, event: TokensEvicted) -> None:
         """Merge another eviction into this line."""
-        self.event = merged(self.event, event)
+        self.event = merge_evictions(self.event, event)
         self.show(self._sentence())
 
     def _sentence(self) -> str:
@@ -85,7 +85,7 @@ class Welcome(Vertical):
         ]
         yield Verbatim(" · ".join(facts), classes="facts")
         yield Verbatim(
-            f"The cache holds {plural(info.cache_size, 'token')} ({retained_words(info)}). "
+            f"The cache holds {plural(info.cache_size, 'token')} ({retained_summary(info)}). "
             "The oldest messages are evicted and shown faded.",
             classes="hint",
         )

@@ -47,19 +47,19 @@ class Prompt(TextArea):
 
         text: str
 
-    class Emptied(Message):
+    class QuitRequested(Message):
         """Ctrl+D was pressed on an empty input."""
 
     class EndPressed(Message):
         """End was pressed at the end of the input."""
 
-    class EditorWanted(Message):
+    class EditorRequested(Message):
         """Edit the text in the user's editor."""
 
     class Edited(Message):
         """The text has changed."""
 
-    class TookBack(Message):
+    class RecallQueued(Message):
         """Up was pressed in a blank input while a message is queued: return it to the input."""
 
     def __init__(
@@ -79,13 +79,13 @@ class Prompt(TextArea):
             placeholder="Write a message, or / for commands",
         )
         self.prompt_history = history
-        self.message_waits = False
+        self.has_queued_message = False
         """Whether a message is queued, which Up returns to the input."""
         self.send_keys = key_names(BY_ID["prompt.send"].keys)
         """Keys that send; not a binding, because `TextArea` handles Enter itself."""
         self._complete = complete
         self._completions = completions
-        self._recalled: str | None = None
+        self._history_text: str | None = None
         """Text that the history put here; it does not open the completion list."""
 
     def render_line(self, y: int) -> Strip:
@@ -109,7 +109,7 @@ class Prompt(TextArea):
         self.history.checkpoint()
         self.clear()
 
-    def give_back(self, text: str) -> None:
+    def restore_text(self, text: str) -> None:
         """Insert a message that was not sent before the current content."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
 
@@ -184,7 +184,7 @@ class Prompt(TextArea):
 
     def action_edit(self) -> None:
         """Edit the text in the user's editor."""
-        self.post_message(self.EditorWanted())
+        self.post_message(self.EditorRequested())
 
     def action_newline(self) -> None:
         """Insert a line break."""
@@ -194,7 +194,7 @@ class Prompt(TextArea):
     def action_delete_or_leave(self) -> None:
         """Ctrl+D, as in a shell: quit if the input is empty, else delete right."""
         if self.document.line_count == 1 and not self.document.get_line(0):
-            self.post_message(self.Emptied())
+            self.post_message(self.QuitRequested())
         else:
             self.action_delete_right()
 
@@ -202,17 +202,17 @@ class Prompt(TextArea):
         """Up: on the first row, the previous history entry."""
         if select or self._row() > 0:
             super().action_cursor_up(select)
-        elif self.message_waits and self.is_blank:
-            self.post_message(self.TookBack())
+        elif self.has_queued_message and self.is_blank:
+            self.post_message(self.RecallQueued())
         else:
-            self._recall(self.prompt_history.older(self.text))
+            self._show_entry(self.prompt_history.older(self.text))
 
     def action_cursor_down(self, select: bool = False) -> None:
         """Down: on the last row, the next history entry."""
         if select or self._row() < self.wrapped_document.height - 1:
             super().action_cursor_down(select)
         else:
-            self._recall(self.prompt_history.newer())
+            self._show_entry(self.prompt_history.newer())
 
     def action_cursor_line_end(self, select: bool = False) -> None:
         """End: at the end of the text, jump to the end of the conversation."""
@@ -223,9 +223,9 @@ class Prompt(TextArea):
     def _row(self) -> int:
         return self.wrapped_document.location_to_offset(self.cursor_location).y
 
-    def _recall(self, text: str | None) -> None:
+    def _show_entry(self, text: str | None) -> None:
         if text is not None:
-            self._recalled = text
+            self._history_text = text
             self.put(text)
 
     # --- changes --------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Prompt(TextArea):
     def _offer(self) -> None:
         """Offer commands if the only line starts with a slash, and paths after an @."""
         line = self._line()
-        recalled, self._recalled = self._recalled, None
+        recalled, self._history_text = self._history_text, None
         command = line.startswith("/")
         if line == recalled or (command and self.text != line) or not (command or "@" in line):
             self._completions.hide()

@@ -11,8 +11,8 @@ from streamchat.base.events import PrefillProgress
 from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.status import StatusBoard, memory_figures
+from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.figures import Figure, Figures
-from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section
 
 LEGEND = (("you", "$primary"), ("reply", "$primary 45%"), ("system", "$success"), ("pinned", "$warning"))
@@ -27,7 +27,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         yield Section(
             "Cache",
             Figures(id="cache"),
-            MemoryMap(id="map"),
+            ContextMap(id="map"),
             Static("", id="map-words", markup=False),
             Static(
                 Content("  ").join(Content.assemble(("■ ", c), (n, "$foreground 60%")) for n, c in LEGEND), id="legend"
@@ -66,10 +66,10 @@ class StatusPanel(VerticalScroll, can_focus=False):
         """Label -> value of one group ('cache', 'evicted', 'speed', 'memory', 'totals', 'model')."""
         return self.query_one(f"#{section}", Figures).figures
 
-    def on_memory_map_chosen(self, message: MemoryMap.Chosen) -> None:
+    def on_context_map_chosen(self, message: ContextMap.Chosen) -> None:
         """Describe the selected segment."""
         message.stop()
-        self._describe(message.words)
+        self._describe(message.description)
 
     def _describe(self, words: str) -> None:
         self.query_one("#map-words", Static).update(words)
@@ -91,7 +91,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         self.query_one("#cache", Figures).show(
             [Figure("length", f"{cache.length:,} / {cache.cache_size:,}{share}", strong=True)]
         )
-        self.query_one(MemoryMap).show(cache)
+        self.query_one(ContextMap).show(cache)
         self.query_one("#evicted", Figures).show(
             [
                 Figure("compressions", f"{cache.compressions:,}"),

@@ -14,17 +14,17 @@ from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, Tok
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import one_line
 from streamchat.config.settings import Thinking
-from streamchat.frontend.visibility import Memory, TurnMemory
+from streamchat.frontend.visibility import TurnVisibility, Visibility
 from streamchat.tui.bindings import hint
-from streamchat.tui.past import PastTurn
+from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
 
-_WORDS: dict[Memory, str] = {
-    "seen": "",
-    "partly": " · partly evicted",
-    "forgotten": " · no longer in context",
+_WORDS: dict[Visibility, str] = {
+    "visible": "",
+    "partial": " · partly evicted",
+    "evicted": " · no longer in context",
 }
 
 
@@ -62,11 +62,11 @@ class Turn(Vertical):
         self._thinking = thinking
         self.number = 0
         """Assigned by the engine; 0 until then."""
-        self.memory = TurnMemory()
+        self.visibility = TurnVisibility()
         self._model = model
         self._reply: Reply | None = None
         self._evictions: list[EvictionLine] = []
-        self._line: EvictionLine | None = None
+        self._last_eviction: EvictionLine | None = None
 
     def compose(self) -> ComposeResult:
         """The message and a status line."""
@@ -91,44 +91,44 @@ class Turn(Vertical):
     def begin(self, number: int) -> None:
         """Set the number after the engine accepted the message."""
         self.number = number
-        self._head()
+        self._update_headings()
         self._figures.show("prefill")
 
-    def read(self, event: PrefillProgress) -> None:
+    def show_prefill(self, event: PrefillProgress) -> None:
         """Show the progress of the prefill."""
         self._figures.show(f"prefill: {event.done:,} of {event.total:,} tokens")
 
-    async def evicted(self, event: TokensEvicted) -> None:
+    async def add_eviction(self, event: TokensEvicted) -> None:
         """Show an eviction during this turn."""
-        if self._line is not None:
-            self._line.add(event)
+        if self._last_eviction is not None:
+            self._last_eviction.add(event)
             return
         # above the reply if it has not started, else below it; a line cannot be inserted into Markdown
-        self._line = EvictionLine(event, after=self._reply is not None)
-        await self._mount_eviction(self._line)
+        self._last_eviction = EvictionLine(event, after=self._reply is not None)
+        await self._mount_eviction(self._last_eviction)
 
     async def add(self, text: str) -> None:
         """Append text of the reply."""
         if self._reply is None:
             # later evictions belong to the reply
-            self._line = None
+            self._last_eviction = None
             self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
-            self._dress()
-            self._head()
+            self._update_classes()
+            self._update_headings()
             watching = getattr(self.app, "watching", False)
             self._figures.show("generating" if watching else f"generating · {hint(self.app, 'chat.stop')} stops")
         await self._reply.add(text)
 
     @property
-    def past(self) -> PastTurn:
+    def finished_turn(self) -> FinishedTurn:
         """The finished turn as data."""
         evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
         cut = self._figures.has_class("-cut")
         raw = self._reply.raw if self._reply else ""
-        return PastTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
+        return FinishedTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
 
-    async def restore(self, past: PastTurn) -> None:
+    async def restore(self, past: FinishedTurn) -> None:
         """Show the finished turn `past`; call it right after mounting."""
         self.number = past.number
         for event, after in past.evictions:
@@ -143,14 +143,14 @@ class Turn(Vertical):
                 await self._mount_eviction(EvictionLine(event, after=True))
         self._figures.set_class(past.cut, "-cut")
         self._figures.show(past.figures)
-        self._dress()
-        self._head()
+        self._update_classes()
+        self._update_headings()
 
     async def _mount_eviction(self, line: EvictionLine) -> None:
         self._evictions.append(line)
         await self.mount(line, before=self._figures)
 
-    def ended(self, why: str) -> None:
+    def set_status(self, why: str) -> None:
         """Show a final status: 'stopping', 'the engine failed'."""
         self._figures.show(why)
 
@@ -160,24 +160,27 @@ class Turn(Vertical):
             await self.add(event.reply)
         if self._reply is not None:
             await self._reply.finish(event.reply)
-        self._line = None
+        self._last_eviction = None
         self._figures.set_class(was_cut(event), "-cut")
         self._figures.show(turn_figures(event))
 
-    def show_memory(self, memory: TurnMemory) -> None:
+    def show_visibility(self, visibility: TurnVisibility) -> None:
         """Fade partly or fully evicted messages, and mark a pinned turn."""
-        if memory == self.memory:
+        if visibility == self.visibility:
             return
-        self.memory = memory
-        self._dress()
-        self._head()
+        self.visibility = visibility
+        self._update_classes()
+        self._update_headings()
 
-    def _dress(self) -> None:
-        for message, seen in ((self.query_one(UserMessage), self.memory.user), (self._reply, self.memory.reply)):
+    def _update_classes(self) -> None:
+        for message, seen in (
+            (self.query_one(UserMessage), self.visibility.user),
+            (self._reply, self.visibility.reply),
+        ):
             if message is not None:
                 _fade(message, seen)
-        self.set_class(self.memory.forgotten, "-forgotten")
-        self.set_class(self.memory.pinned, "-pinned")
+        self.set_class(self.visibility.evicted, "-evicted")
+        self.set_class(self.visibility.pinned, "-pinned")
 
     def on_click(self, event: events.Click) -> None:
         """Select the turn, unless the click ends a text selection."""
@@ -188,21 +191,21 @@ class Turn(Vertical):
     def _figures(self) -> Verbatim:
         return self.query_one(".figures", Verbatim)
 
-    def _head(self) -> None:
+    def _update_headings(self) -> None:
         number = f" · {self.number}" if self.number else ""
-        pinned = " · ◆ pinned" if self.memory.pinned else ""
+        pinned = " · ◆ pinned" if self.visibility.pinned else ""
         for name, message, seen in (
-            ("You", self.query_one(UserMessage), self.memory.user),
-            (self._model, self._reply, self.memory.reply),
+            ("You", self.query_one(UserMessage), self.visibility.user),
+            (self._model, self._reply, self.visibility.reply),
         ):
             if message is not None and message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
                 heading.show(f"{one_line(name)}{number}{pinned}{_WORDS[seen]}")
 
 
-def _fade(message: Widget, memory: Memory) -> None:
-    message.set_class(memory == "partly", "-partly")
-    message.set_class(memory == "forgotten", "-forgotten")
+def _fade(message: Widget, visibility: Visibility) -> None:
+    message.set_class(visibility == "partial", "-partial")
+    message.set_class(visibility == "evicted", "-evicted")
 
 
 def was_cut(event: TurnFinished) -> bool:
@@ -210,11 +213,11 @@ def was_cut(event: TurnFinished) -> bool:
     return event.finish_reason in ("length", "cancelled")
 
 
-def past_turn(turn: SavedTurn) -> PastTurn:
+def from_saved_turn(turn: SavedTurn) -> FinishedTurn:
     """Convert a saved turn."""
     figures = _figures_line(turn.finish_reason, turn.reply, turn.new_tokens, turn.decode_tps, turn.ttft_s)
     cut = turn.finish_reason in ("length", "cancelled")
-    return PastTurn(turn.number, turn.text, turn.reply, figures, cut)
+    return FinishedTurn(turn.number, turn.text, turn.reply, figures, cut)
 
 
 def turn_figures(event: TurnFinished) -> str:

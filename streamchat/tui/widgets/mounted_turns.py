@@ -10,8 +10,8 @@ from textual.message import Message
 from textual.widget import Widget
 
 from streamchat.base.formatting import plural
-from streamchat.tui.past import Past, PastTurn
-from streamchat.tui.widgets.edge import MemoryEdge
+from streamchat.tui.transcript import FinishedTurn, TranscriptHistory
+from streamchat.tui.widgets.edge import ContextEdge
 from streamchat.tui.widgets.lines import SystemPrompt
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.turn import Turn
@@ -29,56 +29,56 @@ STEP = 10
 """Turns to mount at a time."""
 
 
-class ElsewhereLine(Verbatim):
+class PlaceholderLine(Verbatim):
     """Placeholder with the number of unmounted turns; a click mounts some of them."""
 
-    class Wanted(Message):
+    class Requested(Message):
         """Mount turns at this line."""
 
-        def __init__(self, line: ElsewhereLine) -> None:
+        def __init__(self, line: PlaceholderLine) -> None:
             super().__init__()
             self.line = line
 
-    def say(self, count: int, which: str) -> None:
+    def set_count(self, count: int, which: str) -> None:
         """Set the number of turns; `which` is 'older' or 'newer'."""
         arrow = "▴" if which == "older" else "▾"
         self.show(f"{arrow} {plural(count, f'{which} turn')} · scroll or click to show")
 
     def on_click(self) -> None:
         """Request the turns."""
-        self.post_message(self.Wanted(self))
+        self.post_message(self.Requested(self))
 
 
-class Stretch:
+class MountedTurns:
     """The mounted turns of one `Conversation`, and the data of all finished turns."""
 
     def __init__(self, view: Conversation) -> None:
         self._view = view
         self.turns: dict[int, Turn] = {}
         """Mounted turns by number, in ascending order."""
-        self.past = Past()
-        self.older: ElsewhereLine | None = None
-        self.gap: ElsewhereLine | None = None
-        self.moving = False
+        self.history = TranscriptHistory()
+        self.older: PlaceholderLine | None = None
+        self.gap: PlaceholderLine | None = None
+        self.is_mounting = False
         """Whether turns are being mounted."""
 
     def clear(self) -> None:
         """Reset after the conversation was cleared."""
         self.turns.clear()
-        self.past.clear()
+        self.history.clear()
         self.older = self.gap = None
 
-    async def skip(self, past: PastTurn) -> None:
+    async def skip(self, past: FinishedTurn) -> None:
         """Add a turn without mounting it; while the view follows the end, all earlier turns are unmounted."""
-        self.past.add(past)
+        self.history.add(past)
         if self._view.following and self.turns:
-            await self.take_off(list(self.turns))
+            await self.unmount(list(self.turns))
 
     async def prune(self) -> None:
         """Unmount turns if there are too many, away from the view."""
         numbers = sorted(self.turns)
         if len(numbers) <= (MAX_TURNS if self._view.following else READING_MAX_TURNS):
-            await self._say_elsewhere()  # earlier turns may have been skipped
+            await self._update_placeholders()  # earlier turns may have been skipped
             return
         excess = len(numbers) - MAX_TURNS
         last_excess = self.turns[numbers[excess - 1]]
@@ -89,41 +89,41 @@ class Stretch:
         """Unmount `excess` turns: the oldest ones, or the newest ones before the tail."""
         numbers = sorted(self.turns)
         if excess > 0:
-            await self.take_off(numbers[:-TAIL][-excess:] if keep_oldest else numbers[:excess])
+            await self.unmount(numbers[:-TAIL][-excess:] if keep_oldest else numbers[:excess])
 
     async def show_older(self) -> None:
         """Mount some turns before the first mounted one."""
-        if self.moving or not self.turns:
+        if self.is_mounting or not self.turns:
             return
-        await self._bring_back(self.past.before(min(self.turns), STEP), at_top=True)
+        await self._mount(self.history.before(min(self.turns), STEP), at_top=True)
 
     async def show_newer(self) -> None:
         """Mount some turns of the gap before the newest ones."""
-        if self.moving or self.gap is None:
+        if self.is_mounting or self.gap is None:
             return
         last, tail = self._around_gap()
-        wanted = [past for past in self.past.after(last, STEP) if past.number < tail]
-        await self._bring_back(wanted, at_top=False)
+        wanted = [past for past in self.history.after(last, STEP) if past.number < tail]
+        await self._mount(wanted, at_top=False)
 
     async def show_around(self, number: int) -> None:
         """Mount the turns around an unmounted turn, instead of the current ones."""
         numbers = sorted(self.turns)
-        await self.take_off(numbers[:-TAIL])
-        wanted = [*self.past.before(number, STEP // 2), *self.past.after(number - 1, STEP)]
-        await self._bring_back([past for past in wanted if past.number not in self.turns], at_top=True)
+        await self.unmount(numbers[:-TAIL])
+        wanted = [*self.history.before(number, STEP // 2), *self.history.after(number - 1, STEP)]
+        await self._mount([past for past in wanted if past.number not in self.turns], at_top=True)
 
     async def show_newest(self) -> None:
         """Mount the newest turns if none are mounted."""
         if not self.turns:
-            await self._bring_back(self.past.before(1 << 62, STEP), at_top=False)
+            await self._mount(self.history.before(1 << 62, STEP), at_top=False)
 
-    async def leave_the_past(self) -> None:
+    async def close_gap(self) -> None:
         """Close the gap: keep only the newest turns mounted."""
         if self.gap is None:
             return
         _, tail = self._around_gap()
-        await self.take_off([number for number in self.turns if number < tail])
-        await self._bring_back(self.past.before(tail, STEP), at_top=True)
+        await self.unmount([number for number in self.turns if number < tail])
+        await self._mount(self.history.before(tail, STEP), at_top=True)
         self._view.anchor()
 
     def _around_gap(self) -> tuple[int, int]:
@@ -134,14 +134,14 @@ class Stretch:
         after = [w.number for w in self._view.children[at:] if isinstance(w, Turn) and w.number]
         return max(before, default=0), min(after, default=0)
 
-    async def _bring_back(self, wanted: Sequence[PastTurn], *, at_top: bool) -> None:
+    async def _mount(self, wanted: Sequence[FinishedTurn], *, at_top: bool) -> None:
         if not wanted:
-            await self._say_elsewhere()
+            await self._update_placeholders()
             return
-        self.moving = True
+        self.is_mounting = True
         try:
             place: Widget | None = self.turns[min(self.turns)] if at_top else self.gap
-            if at_top and place is not None and isinstance(self._before(place), MemoryEdge):
+            if at_top and place is not None and isinstance(self._before(place), ContextEdge):
                 place = self._before(place)
             above = 0 if place is None else place.virtual_region.y - self._view.scroll_y
             with self._view.app.batch_update():
@@ -149,16 +149,16 @@ class Stretch:
                     turn = Turn(past.text, self._view.model, self._view.thinking)
                     await self._view.mount(turn, before=place)
                     await turn.restore(past)
-                    turn.show_memory(self._view.sight.turn(past.number))
+                    turn.show_visibility(self._view.context_view.turn(past.number))
                     self.turns[past.number] = turn
                 self.turns = dict(sorted(self.turns.items()))
-                await self._say_elsewhere()
+                await self._update_placeholders()
                 await self._view.place_edge()
             await self._prune(len(self.turns) - READING_MAX_TURNS, keep_oldest=at_top)
             if at_top and place is not None and not self._view.following:
                 self._view.call_after_refresh(self._keep_view, place, above)
         finally:
-            self.moving = False
+            self.is_mounting = False
 
     def _keep_view(self, widget: Widget, above: float) -> None:
         """Scroll so that `widget` is again `above` rows below the top of the view."""
@@ -169,7 +169,7 @@ class Stretch:
         at = self._view.children.index(widget)
         return self._view.children[at - 1] if at else None
 
-    async def take_off(self, numbers: Sequence[int]) -> None:
+    async def unmount(self, numbers: Sequence[int]) -> None:
         """Unmount turns and the lines between them."""
         if not numbers:
             return
@@ -179,7 +179,7 @@ class Stretch:
         inside = False
         for child in self._view.children:
             inside = inside or child in leaving
-            keep = isinstance(child, SystemPrompt | ElsewhereLine | MemoryEdge) or (
+            keep = isinstance(child, SystemPrompt | PlaceholderLine | ContextEdge) or (
                 isinstance(child, Turn) and child not in leaving
             )
             if inside and not keep:
@@ -190,33 +190,33 @@ class Stretch:
             del self.turns[number]
         with self._view.app.batch_update():
             await self._view.remove_children(doomed)
-            await self._say_elsewhere()
+            await self._update_placeholders()
             await self._view.place_edge()
 
-    async def _say_elsewhere(self) -> None:
+    async def _update_placeholders(self) -> None:
         """Update the placeholder lines."""
         numbers = sorted(self.turns)
-        count = self.past.count_before(numbers[0]) if numbers else len(self.past)
+        count = self.history.count_before(numbers[0]) if numbers else len(self.history)
         self.older = await self._line_for(self.older, count, "older", self.turns[numbers[0]] if numbers else None)
         gap = next(((a, b) for a, b in pairwise(numbers) if b > a + 1), None)
         missing = gap[1] - gap[0] - 1 if gap else 0
         self.gap = await self._line_for(self.gap, missing, "newer", self.turns[gap[1]] if gap else None)
 
     async def _line_for(
-        self, line: ElsewhereLine | None, count: int, which: str, place: Widget | None
-    ) -> ElsewhereLine | None:
+        self, line: PlaceholderLine | None, count: int, which: str, place: Widget | None
+    ) -> PlaceholderLine | None:
         if not count or place is None:
             if line is not None:
                 await line.remove()
             return None
         before: Widget = place
         above = self._before(place)
-        if isinstance(above, MemoryEdge):
+        if isinstance(above, ContextEdge):
             before = above
         if line is None:
-            line = ElsewhereLine()
+            line = PlaceholderLine()
             await self._view.mount(line, before=before)
         elif self._view.widget_after(line) is not before:
             self._view.move_child(line, before=before)
-        line.say(count, which)
+        line.set_count(count, which)
         return line

@@ -7,7 +7,7 @@ from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.text import Verbatim
 
 
-class WaitingMessage(Verbatim):
+class QueuedMessage(Verbatim):
     """Shown above the input until the message is sent."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word

@@ -24,7 +24,7 @@ STYLES = ("sinks", "system", "pinned", "user", "assistant", "free", "chosen")
 
 
 @dataclass(frozen=True)
-class Shown:
+class MapCell:
     """A run of cells for one segment."""
 
     segment: Segment | None
@@ -33,7 +33,7 @@ class Shown:
     stop: int
 
 
-def layout(cache: CacheState, cells: int) -> list[Shown]:
+def layout(cache: CacheState, cells: int) -> list[MapCell]:
     """Divide `cells` among the segments and the free slots, in slot order, in proportion to their tokens."""
     free = max(0, cache.cache_size - cache.length)
     parts: list[Segment | None] = [*cache.segments, None]
@@ -41,7 +41,7 @@ def layout(cache: CacheState, cells: int) -> list[Shown]:
     shown, at = [], 0
     for part, count in zip(parts, counts, strict=True):
         if count:
-            shown.append(Shown(part, at, at + count))
+            shown.append(MapCell(part, at, at + count))
         at += count
     return shown
 
@@ -55,7 +55,7 @@ def style_of(segment: Segment | None) -> str:
     return "pinned" if segment.pinned else segment.part
 
 
-def words_for(shown: Shown | None, cache: CacheState) -> str:
+def describe(shown: MapCell | None, cache: CacheState) -> str:
     """Description of a run of cells; '' for None."""
     if shown is None:
         return ""
@@ -73,7 +73,7 @@ def words_for(shown: Shown | None, cache: CacheState) -> str:
     return f"turn {segment.turn} · {who} · {tokens}" + (" · pinned" if segment.pinned else "")
 
 
-class MemoryMap(Widget, can_focus=True):
+class ContextMap(Widget, can_focus=True):
     """The map. Arrow keys or the mouse select a segment; Enter or a click goes to its message."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"map--{name}" for name in STYLES}
@@ -88,13 +88,13 @@ class MemoryMap(Widget, can_focus=True):
     ]
 
     @dataclass
-    class Opened(Message):
+    class TurnRequested(Message):
         """Go to the message of a segment."""
 
         turn: int
 
     @dataclass
-    class PinWanted(Message):
+    class PinRequested(Message):
         """Pin or unpin a turn."""
 
         turn: int
@@ -102,11 +102,11 @@ class MemoryMap(Widget, can_focus=True):
 
     @dataclass
     class Chosen(Message):
-        """Another segment was selected; `words` describes it."""
+        """Another segment was selected; `description` describes it."""
 
-        words: str
+        description: str
 
-    class Left(Message):
+    class Closed(Message):
         """Return the focus to the input."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
@@ -130,29 +130,29 @@ class MemoryMap(Widget, can_focus=True):
         self._choose(next((s for s in self._layout() if s.segment and s.segment.turn == turn), None))
 
     @property
-    def chosen(self) -> Shown | None:
+    def chosen(self) -> MapCell | None:
         """The selected run of cells; None for none."""
         return next((shown for shown in self._layout() if self._key(shown) == self._chosen), None)
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Description of the selection."""
-        return words_for(self.chosen, self._cache)
+        return describe(self.chosen, self._cache)
 
-    def _layout(self) -> list[Shown]:
+    def _layout(self) -> list[MapCell]:
         return layout(self._cache, max(1, self.content_size.width) * ROWS)
 
     @staticmethod
-    def _key(shown: Shown) -> tuple[str, int]:
+    def _key(shown: MapCell) -> tuple[str, int]:
         return ("free", 0) if shown.segment is None else (shown.segment.part, shown.segment.turn)
 
-    def _choose(self, shown: Shown | None) -> None:
+    def _choose(self, shown: MapCell | None) -> None:
         self._chosen = None if shown is None else self._key(shown)
         self.refresh()
         self._post_selection()
 
     def _post_selection(self) -> None:
-        self.post_message(self.Chosen(self.words))
+        self.post_message(self.Chosen(self.description))
 
     def render_line(self, y: int) -> Strip:
         """One row of the bar."""
@@ -209,17 +209,17 @@ class MemoryMap(Widget, can_focus=True):
         """Go to the message of the selected segment."""
         chosen = self.chosen
         if chosen is not None and chosen.segment is not None and chosen.segment.turn:
-            self.post_message(self.Opened(chosen.segment.turn))
+            self.post_message(self.TurnRequested(chosen.segment.turn))
 
     def action_pin(self) -> None:
         """Pin or unpin the selected turn."""
         chosen = self.chosen
         if chosen is not None and chosen.segment is not None and chosen.segment.turn:
-            self.post_message(self.PinWanted(chosen.segment.turn, not chosen.segment.pinned))
+            self.post_message(self.PinRequested(chosen.segment.turn, not chosen.segment.pinned))
 
     def action_leave(self) -> None:
         """Return the focus to the input."""
-        self.post_message(self.Left())
+        self.post_message(self.Closed())
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """Select the segment under the mouse."""
@@ -236,9 +236,9 @@ class MemoryMap(Widget, can_focus=True):
         self._choose(self._under(event))
         self.action_open()
 
-    def _under(self, event: events.MouseEvent) -> Shown | None:
+    def _under(self, event: events.MouseEvent) -> MapCell | None:
         offset = event.get_content_offset(self)
         return None if offset is None else self._at(offset.y * self.content_size.width + offset.x)
 
-    def _at(self, cell: int) -> Shown | None:
+    def _at(self, cell: int) -> MapCell | None:
         return next((shown for shown in self._layout() if shown.first <= cell < shown.stop), None)

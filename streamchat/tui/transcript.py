@@ -9,7 +9,7 @@ from streamchat.base.events import TokensEvicted
 
 
 @dataclass(frozen=True)
-class PastTurn:
+class FinishedTurn:
     """One finished turn."""
 
     number: int
@@ -23,25 +23,25 @@ class PastTurn:
     """(eviction, whether it happened after the reply started) pairs."""
 
 
-class Past:
+class TranscriptHistory:
     """All finished turns, in ascending order of number."""
 
     def __init__(self) -> None:
-        self._turns: list[PastTurn] = []
+        self._turns: list[FinishedTurn] = []
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def add(self, turn: PastTurn) -> None:
+    def add(self, turn: FinishedTurn) -> None:
         """Append a finished turn."""
         self._turns.append(turn)
 
-    def before(self, number: int, count: int) -> list[PastTurn]:
+    def before(self, number: int, count: int) -> list[FinishedTurn]:
         """Up to `count` turns before turn `number`, in ascending order."""
         at = self._index_of(number)
         return self._turns[max(0, at - count) : at]
 
-    def after(self, number: int, count: int) -> list[PastTurn]:
+    def after(self, number: int, count: int) -> list[FinishedTurn]:
         """Up to `count` turns after turn `number`, in ascending order."""
         at = self._index_of(number + 1)
         return self._turns[at : at + count]
