@@ -30,7 +30,7 @@ class PasteGuard:
         self._inside = False
         self._recent = ""
         """The last characters outside a paste."""
-        self._held = ""
+        self._pending = ""
         """Inside a paste: a possible prefix of the end mark."""
 
     def feed(self, text: str) -> str:
@@ -43,16 +43,16 @@ class PasteGuard:
         return letter
 
     def _inner(self, letter: str) -> str:
-        held, self._held = self._held, ""
-        if END.startswith(held + letter):
-            self._held = held + letter
-            if self._held != END:
+        pending, self._pending = self._pending, ""
+        if END.startswith(pending + letter):
+            self._pending = pending + letter
+            if self._pending != END:
                 return ""
-            self._inside, self._held, self._recent = False, "", ""
+            self._inside, self._pending, self._recent = False, "", ""
             return END
         if letter == ESCAPE:
-            self._held, letter = letter, ""
-        return held.removeprefix(ESCAPE) + letter
+            self._pending, letter = letter, ""
+        return pending.removeprefix(ESCAPE) + letter
 
 
 class KeyboardDriver(LinuxDriver):

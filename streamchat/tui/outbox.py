@@ -64,12 +64,12 @@ class Outbox:
         """Return the message sent as `text` as the user typed it."""
         return self._submitted.typed if self._submitted is not None and self._submitted.text == text else text
 
-    def begin(self, done_when: Callable[[Event], bool]) -> None:
+    def begin_command(self, done_when: Callable[[Event], bool]) -> None:
         """Mark the engine busy with a command until `done_when` is true for an event."""
         self.phase, self._done_when = Phase.REPLYING, done_when
 
     def is_done(self, event: Event) -> bool:
-        """Whether `event` ends the command passed to `begin`."""
+        """Whether `event` ends the command passed to `begin_command`."""
         if self._done_when is None or not self._done_when(event):
             return False
         self._done_when = None

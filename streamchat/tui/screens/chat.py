@@ -284,7 +284,7 @@ class ChatScreen(ReadingScreen):
         if result.message:
             return await self._send(text, result.message)
         if result.done_when is not None:
-            self._outbox.begin(result.done_when)
+            self._outbox.begin_command(result.done_when)
             self._show_keys()
         if result.insert:
             self.prompt.restore_text(result.insert)
@@ -319,7 +319,7 @@ class ChatScreen(ReadingScreen):
             if self._outbox.phase is not Phase.IDLE:
                 self._toast("the model is busy; try again when it is ready", "warning")
                 return
-            self._outbox.begin(turn_done)
+            self._outbox.begin_command(turn_done)
             text = quote_prompt(choice.found, time.time())
             self.chat_app.engine.quote(text, QUOTE_REPLY, choice.action == "keep")
             self._show_keys()
@@ -339,9 +339,9 @@ class ChatScreen(ReadingScreen):
 
     def _show_queued(self) -> None:
         until = "until the model is ready" if self._outbox.phase is Phase.LOADING else "until this reply is done"
-        waiting = self._outbox.queued
-        self.query_one(QueuedMessage).offer(waiting.typed if waiting else None, until)
-        self.prompt.has_queued_message = self._outbox.queued is not None
+        queued = self._outbox.queued
+        self.query_one(QueuedMessage).offer(queued.typed if queued else None, until)
+        self.prompt.has_queued_message = queued is not None
         self._show_keys()
 
     def _restore_queued(self, text: str | None) -> None:

@@ -130,7 +130,7 @@ class Conversation(VerticalScroll, can_focus=False):
     def number_turn(self, turn: Turn, number: int) -> None:
         """Set the number of `turn` after the engine accepted it."""
         self.mounted.turns[number] = turn
-        turn.begin(number)
+        turn.set_number(number)
 
     async def finish_turn(self, turn: Turn) -> None:
         """Add a finished turn to the history."""

@@ -66,13 +66,13 @@ class Folded(Static):
         return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
     def _head(self) -> str:
-        left, kept = self._lines, []
+        left, shown = self._lines, []
         for line in self.text.split("\n"):
             if left <= 0:
                 break
-            kept.append(line[: left * ROW])
+            shown.append(line[: left * ROW])
             left -= _rows(line)
-        return "\n".join(kept)
+        return "\n".join(shown)
 
 
 def _rows(line: str) -> int:

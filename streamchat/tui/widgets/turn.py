@@ -21,7 +21,7 @@ from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
 
-_WORDS: dict[Visibility, str] = {
+_LABELS: dict[Visibility, str] = {
     "visible": "",
     "partial": " · partly evicted",
     "evicted": " · no longer in context",
@@ -88,7 +88,7 @@ class Turn(Vertical):
         """Evictions during this turn, as shown."""
         return [line.event for line in self._evictions]
 
-    def begin(self, number: int) -> None:
+    def set_number(self, number: int) -> None:
         """Set the number after the engine accepted the message."""
         self.number = number
         self._update_headings()
@@ -173,12 +173,12 @@ class Turn(Vertical):
         self._update_headings()
 
     def _update_classes(self) -> None:
-        for message, seen in (
+        for message, state in (
             (self.query_one(UserMessage), self.visibility.user),
             (self._reply, self.visibility.reply),
         ):
             if message is not None:
-                _fade(message, seen)
+                _fade(message, state)
         self.set_class(self.visibility.evicted, "-evicted")
         self.set_class(self.visibility.pinned, "-pinned")
 
@@ -194,13 +194,13 @@ class Turn(Vertical):
     def _update_headings(self) -> None:
         number = f" · {self.number}" if self.number else ""
         pinned = " · ◆ pinned" if self.visibility.pinned else ""
-        for name, message, seen in (
+        for name, message, state in (
             ("You", self.query_one(UserMessage), self.visibility.user),
             (self._model, self._reply, self.visibility.reply),
         ):
             if message is not None and message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
-                heading.show(f"{one_line(name)}{number}{pinned}{_WORDS[seen]}")
+                heading.show(f"{one_line(name)}{number}{pinned}{_LABELS[state]}")
 
 
 def _fade(message: Widget, visibility: Visibility) -> None:
