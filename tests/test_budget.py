@@ -105,11 +105,11 @@ def evicted(turns: tuple[int, ...], gone: tuple[int, ...]) -> str:
 
 
 def test_eviction_sentences() -> None:
-    end = " (120 tokens left the cache, 380 of 512 stay)"
-    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer seen by the model" + end
-    assert evicted((3,), ()) == "turn 3 is now seen only in part" + end
-    assert evicted((2, 3), (2,)) == ("turn 2 is no longer seen by the model; turn 3 is now seen only in part" + end)
-    assert evicted((), ()) == "older text is no longer seen by the model" + end
+    end = " (120 tokens evicted, 380 of 512 cached)"
+    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer in context" + end
+    assert evicted((3,), ()) == "turn 3 is now only partly in context" + end
+    assert evicted((2, 3), (2,)) == ("turn 2 is no longer in context; turn 3 is now only partly in context" + end)
+    assert evicted((), ()) == "older text is no longer in context" + end
 
 
 def test_memory_labels_say_which_number_it_is() -> None:

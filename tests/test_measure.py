@@ -22,7 +22,7 @@ def test_short_texts_are_not_measured() -> None:
 def test_an_estimate_until_the_tokens_are_counted() -> None:
     asked: list[str] = []
     size = MessageSize(asked.append)
-    assert size.summary(LONG, CACHE) == "about 250 tokens in 1 line, 90 fit: its beginning will be forgotten"
+    assert size.summary(LONG, CACHE) == "about 250 tokens in 1 line, 90 fit: its beginning will be evicted"
     assert size.summary(LONG, CacheState()) == "about 250 tokens in 1 line"  # the model is being loaded
     size.measure(LONG)
     size.measure(LONG)

@@ -84,7 +84,7 @@ def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tm
         assert err.count("\n") == 1
         assert "saved conversation" in err or "nothing can be watched yet" in err
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(SessionError, match="has said nothing yet"):
+    with pytest.raises(SessionError, match="has no turns yet"):
         find_monitored(str(tmp_path))
 
 
@@ -149,7 +149,7 @@ async def test_the_app_shows_and_switches() -> None:
             assert panel.figures("totals")["turns"] == "1"
             assert panel.figures("cache")["length"].endswith("%")
             chat.turn("And of the dragon")
-            app._look()
+            app._poll()
             await pilot.pause()
             assert panel.figures("totals")["turns"] == "2"
             await pilot.press("down", "enter")

@@ -42,7 +42,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
     """What a narrator makes of one turn with this reply."""
     engine = ScriptedEngine([reply])
     narrator, pieces = Narrator(lambda: thinking), list[Piece]()
-    engine.subscribe(lambda event: pieces.extend(narrator.take(event)))
+    engine.subscribe(lambda event: pieces.extend(narrator.pieces_for(event)))
     engine.start()
     engine.submit("why?")
     assert engine.wait_idle()
@@ -98,7 +98,7 @@ def test_turns_of_a_resumed_conversation_are_split(thinking: str, texts: list[st
     resumed = next(event for event in engine.events if isinstance(event, ev.ConversationResumed))
     engine.close()
     pieces = resumed_pieces(resumed, thinking)
-    assert [piece.text for piece in pieces if piece.kind not in ("said", "info")] == texts
+    assert [piece.text for piece in pieces if piece.kind not in ("past_message", "info")] == texts
 
 
 # --- the app ----------------------------------------------------------------------------------------------------

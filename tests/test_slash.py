@@ -64,9 +64,9 @@ def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -
         ("/set temperature hot", "temperature must be a number"),
         ("/set temperature 99", "temperature = 99.0 is not legal"),
         ("/set cache_size 5", "cannot change during a chat"),
-        ("/pin first", "first is not the number of a turn"),
-        ("/pin 0", "0 is not the number of a turn"),
-        ("/read", "which file?"),
+        ("/pin first", "first is not a turn number"),
+        ("/pin 0", "0 is not a turn number"),
+        ("/read", "usage: /read FILE"),
         ("/read missing.txt", "missing.txt: no such file"),
         ("/help nonsense", "nonsense is not a command"),
     ],
@@ -80,7 +80,7 @@ def test_wrong_ones_are_one_sentence_and_ask_nothing(text: str, sentence: str) -
 
 
 def test_pinning_before_anything_was_said() -> None:
-    assert Desk(turns=0).say("/pin").text == "there is no turn yet"
+    assert Desk(turns=0).say("/pin").text == "no turn yet"
 
 
 def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
@@ -91,7 +91,7 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
     assert desk.offered("/unpin ") == ["/unpin 2"]
     assert desk.offered("/pin ") == ["/pin 3"]
     desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5, True)))
-    assert desk.say("/unpin").text == "turns 2, 3 are pinned; say which one: /unpin 3"
+    assert desk.say("/unpin").text == "turns 2, 3 are pinned; choose one: /unpin 3"
 
 
 def test_answers() -> None:
@@ -99,7 +99,7 @@ def test_answers() -> None:
     assert desk.say("/system").text == "system prompt: Be kind."
     assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Randomness of the reply")
     assert "min_p = 0.0" in desk.say("/set").text
-    assert desk.say("/model").text == "default is being loaded"
+    assert desk.say("/model").text == "default is loading"
     assert "cache length" in desk.say("/stats").text
     assert desk.say("/quit").quit
     for command in desk.registry:
@@ -111,7 +111,7 @@ def test_reading_files() -> None:
     Path("notes.txt").write_text("one")
     desk = Desk()
     assert desk.say("/read notes.txt").insert == "@notes.txt "
-    assert desk.say("/read notes.txt").text == "notes.txt (1 line, 3 B) goes with the next message"
+    assert desk.say("/read notes.txt").text == "notes.txt (1 line, 3 B) will be attached to your next message"
     assert desk.say("/read notes.txt what is this?").message == "@notes.txt what is this?"
     assert desk.offered("/read no") == ["/read notes.txt"]
 

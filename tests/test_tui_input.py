@@ -240,7 +240,7 @@ async def test_themes() -> None:
         await driver.pilot.press("escape")
         driver.prompt.put("")
         await driver.enter(f"/theme {NASTY}")
-        assert any("there is no theme" in toast for toast in driver.toasts)
+        assert any("does not exist" in toast for toast in driver.toasts)
         assert driver.app.theme == "nord"
 
 
@@ -248,7 +248,9 @@ async def test_invalid_theme_in_the_settings() -> None:
     settings = Settings(theme="textual-drak")
     async with driving(ScriptedEngine(settings=settings)) as driver:
         assert driver.app.theme == "textual-dark"
-        assert any("no theme 'textual-drak'" in toast and "textual-dark" in toast for toast in driver.toasts)
+        assert any(
+            "theme 'textual-drak' does not exist" in toast and "textual-dark" in toast for toast in driver.toasts
+        )
 
 
 async def test_light_theme_from_the_settings() -> None:

@@ -48,7 +48,7 @@ async def test_the_edge_of_memory_moves_with_the_cache() -> None:
             forgotten = [turn.number for turn in driver.turns if turn.visibility.evicted]
             assert forgotten == [turn.number for turn in driver.turns if turn.number not in held]
             if forgotten:
-                assert edges(driver) == [(min(held), "the model sees from here on")]
+                assert edges(driver) == [(min(held), "context starts here")]
                 seen.add(min(held))
         assert len(seen) > 3
         await driver.enter("/clear")
@@ -63,9 +63,9 @@ async def test_messages_fade_one_by_one() -> None:
         await driver.until(lambda: turn.visibility.reply == "partial")
         assert turn.visibility.user == "evicted"
         assert turn.query_one(UserMessage).has_class("-evicted")
-        assert "You · 1 · no longer seen by the model" in driver.screen_text
-        assert "SmolLM2-135M-Instruct · 1 · partly forgotten" in driver.screen_text
-        assert edges(driver) == [(1, "the model sees from somewhere in this turn on")]
+        assert "You · 1 · no longer in context" in driver.screen_text
+        assert "SmolLM2-135M-Instruct · 1 · partly evicted" in driver.screen_text
+        assert edges(driver) == [(1, "context starts inside this turn")]
 
 
 async def test_pins_are_marked_and_stay() -> None:

@@ -151,7 +151,8 @@ def test_the_template_s_own_prompt_is_shown() -> None:
     result = default_registry().run(context, "/system")
     assert result is not None
     assert (
-        result.text == "system prompt: none set; the chat template's own is pinned:\n<|im_start|>system\nYou are toy."
+        result.text
+        == "system prompt: not set; the chat template's default is pinned:\n<|im_start|>system\nYou are toy."
     )
 
 

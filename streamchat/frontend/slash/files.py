@@ -11,7 +11,7 @@ def _read(context: SlashContext, argument: str) -> SlashResult:
     file_access.require("/read")
     path, text = mentions.split_path(argument)
     if not path:
-        return SlashResult("which file? /read FILE [TEXT]", error=True)
+        return SlashResult("usage: /read FILE [TEXT]", error=True)
     mention = mentions.mention_of(path)
     content = mentions.read_file(path)
     if text:
