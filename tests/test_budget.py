@@ -109,7 +109,7 @@ def test_eviction_sentences() -> None:
     assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer in context" + end
     assert evicted((3,), ()) == "turn 3 is now only partly in context" + end
     assert evicted((2, 3), (2,)) == ("turn 2 is no longer in context; turn 3 is now only partly in context" + end)
-    assert evicted((), ()) == "older text is no longer in context" + end
+    assert evicted((), ()) == "older text is now out of context" + end
 
 
 def test_memory_labels_say_which_number_it_is() -> None:

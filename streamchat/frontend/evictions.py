@@ -32,7 +32,7 @@ def eviction_sentence(event: ev.TokensEvicted) -> str:
         parts.append(f"{format_turns(event.turns_gone)} {verb} no longer in context")
     if partly:
         parts.append(f"{format_turns(partly)} {'is' if len(partly) == 1 else 'are'} now only partly in context")
-    what = "; ".join(parts) if parts else "older text is no longer in context"
+    what = "; ".join(parts) if parts else "older text is now out of context"
     size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
     return f"{what} ({tokens} evicted, {event.cache_len_after:,} of {size} cached)"
 

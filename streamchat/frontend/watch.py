@@ -114,7 +114,7 @@ class Watcher:
         """Read new records; returns whether there were any.
 
         Raises:
-            StoreError: The store is no longer readable.
+            StoreError: The store is not readable.
         """
         with Store(self.session.store) as store:
             if self.session.run is not None:
