@@ -48,8 +48,8 @@ def test_a_message_takes_no_file_and_tells_of_none(refused: Path) -> None:
         with pytest.raises(ConfigError, match=WHY):
             mentions.expand(f"look at @{name}")
     for harmless in ("ask @plain and @nobody", "a@b.c"):
-        assert mentions.expand(harmless) == mentions.Expanded(harmless)
-    assert mentions.expand("\\@here.txt") == mentions.Expanded("@here.txt")
+        assert mentions.expand(harmless) == mentions.ExpandedMessage(harmless)
+    assert mentions.expand("\\@here.txt") == mentions.ExpandedMessage("@here.txt")
     assert mentions.complete_path("") == mentions.complete_path("he") == mentions.complete_path("/") == []
 
 

@@ -136,7 +136,7 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
         hub_cache.CachedModel("someone/Own-Model", Path(), 2_000_000),
     ]
     monkeypatch.setattr(hub_cache, "cached_models", lambda: here)
-    model_names._known.cache_clear()
+    model_names._known_models.cache_clear()
     try:
         desk = Desk()
         offered = dict(desk.registry.completions(desk.context, "/model "))
@@ -144,7 +144,7 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
         assert offered["/model pythia-31m"] == "EleutherAI/pythia-31m"
         assert desk.offered("/model SOME") == ["/model someone/Own-Model"]
     finally:
-        model_names._known.cache_clear()
+        model_names._known_models.cache_clear()
     Path("tiny").mkdir()
     assert desk.offered("/model ./t") == ["/model ./tiny/"]
 

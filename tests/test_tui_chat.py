@@ -171,7 +171,7 @@ async def test_draft_is_kept_and_the_next_message_waits() -> None:
         assert engine.submitted == ["first"]
         assert "next" in driver.screen_text
         assert driver.prompt.text == "and another"  # only one waits, this one stays a draft
-        assert any("waits already" in toast for toast in driver.toasts)
+        assert any("already queued" in toast for toast in driver.toasts)
         engine.release()
         await driver.until(lambda: driver.finished == 2)
         assert engine.submitted == ["first", "next"]
@@ -232,7 +232,7 @@ async def test_load_failure_is_shown_and_keeps_its_exit_code() -> None:
         assert "Traceback" not in driver.screen_text
         assert driver.prompt.text == "hello"  # what waited is not lost
         await driver.pilot.press("enter")
-        assert any("engine has ended" in toast for toast in driver.toasts)
+        assert any("engine has stopped" in toast for toast in driver.toasts)
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 3

@@ -281,7 +281,7 @@ async def test_keys_can_be_remapped() -> None:
         assert driver.prompt.text == "a\nb"
         await pilot.press("ctrl+s")
         await driver.until(lambda: engine.submitted == ["a\nb"])
-        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 leaves" in driver.screen_text
+        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 quits" in driver.screen_text
         await pilot.press("ctrl+x")
         assert driver.toasts == ["press Ctrl+X again to quit"]
         await pilot.press("f9")

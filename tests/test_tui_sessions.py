@@ -132,7 +132,7 @@ async def test_recall_with_words_and_pinning() -> None:
         await driver.pilot.press("ctrl+k")
         await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
         assert engine.calls[-1][1][2] is True
-        await driver.until(lambda: driver.turns[0].memory.pinned)
+        await driver.until(lambda: driver.turns[0].visibility.pinned)
 
 
 async def test_nothing_found_and_back() -> None:
