@@ -108,7 +108,7 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     for argument, name in (("", f"streamchat-{session}.md"), ("a.json", "a.json"), (f"{refused}/b.md", "b.md")):
         result = registry.run(context, f"/export {argument}")
         assert result is not None
-        assert result.text == f"{name} with 1 turn goes to the browser"
+        assert result.text == f"{name} (1 turn) was sent to the browser"
         assert downloads[-1][0] == name
         assert "very green" in downloads[-1][1]
     assert sorted(refused.rglob("*")) == before

@@ -140,7 +140,7 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
     try:
         desk = Desk()
         offered = dict(desk.registry.completions(desk.context, "/model "))
-        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (here, 53.0 MB on disk)"
+        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (cached, 53.0 MB on disk)"
         assert offered["/model pythia-31m"] == "EleutherAI/pythia-31m"
         assert desk.offered("/model SOME") == ["/model someone/Own-Model"]
     finally:

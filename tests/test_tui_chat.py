@@ -301,7 +301,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         assert driver.figures("evicted")["compressions"] == "0"
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
         totals = driver.figures("totals")
-        assert totals.pop("up").endswith(" s")
+        assert totals.pop("uptime").endswith(" s")
         assert totals == {"turns": "1", "prompt tokens": "5", "tokens written": "30"}
         for text in ("two", "three", "four"):
             await driver.ask(text)
@@ -413,7 +413,7 @@ async def test_clear_starts_over() -> None:
         await driver.enter("two")
         await driver.until(lambda: len(driver.turns) == 2 and driver.turns[1].reply_text)
         await driver.enter("/clear")  # in the middle of a reply
-        await driver.until(lambda: any("new conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("New conversation" in line for line in driver.lines))
         assert driver.turns == []
         assert driver.conversation.query(SystemPrompt)
         turn = await driver.ask("three")

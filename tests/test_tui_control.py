@@ -311,9 +311,9 @@ async def test_a_theme_of_the_user() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('primary = "#zzz"', "primary = '#zzz' is no colour"),
+        ('primary = "#zzz"', "primary = '#zzz' is not a color"),
         ('background = "#000"', "primary is missing"),
-        ('primary = "#000"\ncolour = "#111"', "colour is not known"),
+        ('primary = "#000"\ncolour = "#111"', "unknown field colour"),
         ('primary = "#000"\ndark = "yes"', "dark must be bool"),
         ("primary = ", "not a valid theme: "),
     ],

@@ -146,7 +146,7 @@ async def test_history_that_cannot_be_kept_is_said() -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file where a folder should be")
     async with driving(ScriptedEngine()) as driver:
-        await driver.until(lambda: any("not remembered" in line for line in driver.lines))
+        await driver.until(lambda: any("input history is disabled" in line for line in driver.lines))
         await driver.ask("hello")
         await driver.pilot.press("up")
         assert driver.prompt.text == "hello"
@@ -168,7 +168,7 @@ async def test_slash_opens_the_list_and_tab_completes() -> None:
         await driver.write("0.2")
         await driver.pilot.press("enter")
         await driver.until(lambda: engine.settings.temperature == 0.2)
-        assert driver.outputs == ["temperature = 0.2 from the next turn on"]
+        assert driver.outputs == ["temperature = 0.2, starting with the next turn"]
         assert driver.prompt.text == ""
 
 

@@ -221,7 +221,7 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
 async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")
-        assert driver.outputs == ["theme: nord, also at the next start"]
+        assert driver.outputs == ["theme: nord, also for the next start"]
     assert remembered_theme() == "nord"
     assert stat.S_IMODE((paths.state_dir() / "theme").stat().st_mode) == 0o600
     async with driving(ScriptedEngine()) as driver:

@@ -100,7 +100,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     def export(context: SlashContext, argument: str) -> SlashResult:
         path, text, turns, lost = SessionCommands().exported(context, argument)
         actions.download(path.name, text)
-        return SlashResult(f"{path.name} with {plural(turns, 'turn')} sent to the browser{lost}")
+        return SlashResult(f"{path.name} ({plural(turns, 'turn')}) was sent to the browser{lost}")
 
     if not file_access.allowed():
         registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))
