@@ -302,7 +302,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
         totals = driver.figures("totals")
         assert totals.pop("uptime").endswith(" s")
-        assert totals == {"turns": "1", "prompt tokens": "5", "tokens written": "30"}
+        assert totals == {"turns": "1", "prompt tokens": "5", "generated tokens": "30"}
         for text in ("two", "three", "four"):
             await driver.ask(text)
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
