@@ -14,7 +14,7 @@ from streamchat.cache.context import context_length
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
-from streamchat.frontend.evictions import eviction_sentence, turn_words
+from streamchat.frontend.evictions import eviction_sentence, format_turns
 from streamchat.frontend.status import StatusBoard, memory_figures
 from streamchat.sessions.settings import resumed_configuration
 from tests.tiny import config_of
@@ -95,9 +95,9 @@ def test_seconds(seconds: float, words: str) -> None:
 
 
 def test_turn_words() -> None:
-    assert turn_words((4,)) == "turn 4"
-    assert turn_words((1, 2, 3)) == "turns 1-3"
-    assert turn_words([5, 1, 2]) == "turns 1-2, 5"
+    assert format_turns((4,)) == "turn 4"
+    assert format_turns((1, 2, 3)) == "turns 1-3"
+    assert format_turns([5, 1, 2]) == "turns 1-2, 5"
 
 
 def evicted(turns: tuple[int, ...], gone: tuple[int, ...]) -> str:
@@ -105,11 +105,11 @@ def evicted(turns: tuple[int, ...], gone: tuple[int, ...]) -> str:
 
 
 def test_eviction_sentences() -> None:
-    end = " (120 tokens left the cache, 380 of 512 stay)"
-    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer seen by the model" + end
-    assert evicted((3,), ()) == "turn 3 is now seen only in part" + end
-    assert evicted((2, 3), (2,)) == ("turn 2 is no longer seen by the model; turn 3 is now seen only in part" + end)
-    assert evicted((), ()) == "older text is no longer seen by the model" + end
+    end = " (120 tokens evicted, 380 of 512 cached)"
+    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer in context" + end
+    assert evicted((3,), ()) == "turn 3 is now only partly in context" + end
+    assert evicted((2, 3), (2,)) == ("turn 2 is no longer in context; turn 3 is now only partly in context" + end)
+    assert evicted((), ()) == "older text is now out of context" + end
 
 
 def test_memory_labels_say_which_number_it_is() -> None:

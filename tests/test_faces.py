@@ -124,7 +124,7 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         assert cache.lengths == [cache.length] * 3
         assert driver.figures("evicted")["compressions"] == str(cache.compression_count)
         assert cache.compression_count > 2
-        assert driver.turns[0].memory.forgotten
+        assert driver.turns[0].visibility.evicted
 
 
 def test_the_default_model_answers_in_a_pipe(default_model_home: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
 from streamchat.cli import main as cli
-from streamchat.frontend.watch import Watcher, watched
+from streamchat.frontend.watch import Watcher, find_monitored
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.export import export
 from streamchat.store.database import database_path
@@ -108,7 +108,7 @@ def use_it(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert [turn.number for turn in session.turns] == list(range(1, len(session.turns) + 1))
             for kind in ("markdown", "jsonl", "replay"):
                 assert export(session, kind)
-            Watcher(watched(info.id)).look()
+            Watcher(find_monitored(info.id)).poll()
         store.search("dragon")
 
 

@@ -17,7 +17,7 @@ from streamchat.base.thinking import plain_text, split
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
 from streamchat.conversation.summarize import summarize
-from streamchat.frontend.messages import excerpt, found_line, quoted
+from streamchat.frontend.messages import excerpt, quote_prompt, search_hit_line
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.sessions.export import export
@@ -42,7 +42,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
     """What a narrator makes of one turn with this reply."""
     engine = ScriptedEngine([reply])
     narrator, pieces = Narrator(lambda: thinking), list[Piece]()
-    engine.subscribe(lambda event: pieces.extend(narrator.take(event)))
+    engine.subscribe(lambda event: pieces.extend(narrator.pieces_for(event)))
     engine.start()
     engine.submit("why?")
     assert engine.wait_idle()
@@ -98,7 +98,7 @@ def test_turns_of_a_resumed_conversation_are_split(thinking: str, texts: list[st
     resumed = next(event for event in engine.events if isinstance(event, ev.ConversationResumed))
     engine.close()
     pieces = resumed_pieces(resumed, thinking)
-    assert [piece.text for piece in pieces if piece.kind not in ("said", "info")] == texts
+    assert [piece.text for piece in pieces if piece.kind not in ("past_message", "info")] == texts
 
 
 # --- the app ----------------------------------------------------------------------------------------------------
@@ -219,8 +219,8 @@ def test_reasoning_in_what_is_found() -> None:
     assert excerpt(second[0], "hide") == "(only reasoning)"
     assert excerpt(second[0], "show") == "A second riddle."
     assert "think>" not in excerpt(green[0], "show")
-    assert found_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
-    assert quoted(both[0], 0.0).endswith(":\n\n> The sea is green.")
+    assert search_hit_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
+    assert quote_prompt(both[0], 0.0).endswith(":\n\n> The sea is green.")
 
 
 def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
             talk(
                 address,
                 ("", "no chat template"),
-                (f"/read {secret.name}\r", "goes with the next message"),
+                (f"/read {secret.name}\r", "will be attached to your next message"),
                 ("\r", "max_new_tokens"),
                 ("/export new.md\r", "written to"),
             )

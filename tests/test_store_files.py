@@ -33,7 +33,7 @@ import io, os, sys
 from pathlib import Path
 from streamchat.cli import main as cli
 from streamchat.frontend.slash.session_commands import SessionCommands
-from streamchat.frontend.watch import Watcher, everything, watched
+from streamchat.frontend.watch import Watcher, monitored_sessions, find_monitored
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running
@@ -65,8 +65,8 @@ with running(store=Path(database)) as engine:
     for line in ("/sessions", "/sessions hello", "/recall hello", "/resume x", "/export a.md"):
         desk.say(line)
     SessionCommands().complete_id(None, "")
-    Watcher(watched(session)).look()
-    assert everything()
+    Watcher(find_monitored(session)).poll()
+    assert monitored_sessions()
     for argv in (
         ["sessions"], ["sessions", "list", "--json", "hello"], ["sessions", "show", session], ["sessions", "backups"],
         ["sessions", "rename", session, "new"], ["sessions", "export", session, "--format", "jsonl", "-o", "out.jsonl"],

@@ -131,7 +131,7 @@ async def test_stop_before_the_first_word_gives_the_message_back() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.prompt.text == "my question")
         assert driver.turns == []
-        assert any("taken back" in line for line in driver.lines)
+        assert any("turn undone" in line for line in driver.lines)
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.finished == 1)
         assert driver.turns[0].reply_text == "second"
@@ -183,7 +183,7 @@ async def test_draft_is_kept_and_the_next_message_waits() -> None:
         assert engine.submitted == ["first"]
         assert "next" in driver.screen_text
         assert driver.prompt.text == "and another"  # only one waits, this one stays a draft
-        assert any("waits already" in toast for toast in driver.toasts)
+        assert any("already queued" in toast for toast in driver.toasts)
         engine.release()
         await driver.until(lambda: driver.finished == 2)
         assert engine.submitted == ["first", "next"]
@@ -215,13 +215,13 @@ async def test_usable_while_loading() -> None:
         await driver.until(lambda: driver.conversation.query(LoadingPanel))
         await driver.until(lambda: "1 of 2" in driver.conversation.query_one(LoadingPanel).text)
         await driver.enter("hello")
-        assert "waits until the model is ready" in driver.screen_text
+        assert "queued until the model is ready" in driver.screen_text
         assert engine.submitted == []
         engine.release()
         await driver.until(lambda: driver.finished == 1)
         assert driver.turns[0].reply_text == "hello back"
         assert not driver.conversation.query(LoadingPanel)
-        assert "waits until" not in driver.screen_text
+        assert "queued until" not in driver.screen_text
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ async def test_load_failure_is_shown_and_keeps_its_exit_code() -> None:
         assert "Traceback" not in driver.screen_text
         assert driver.prompt.text == "hello"  # what waited is not lost
         await driver.pilot.press("enter")
-        assert any("engine has ended" in toast for toast in driver.toasts)
+        assert any("engine has stopped" in toast for toast in driver.toasts)
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 3
@@ -274,22 +274,22 @@ async def test_evictions_are_said_and_fade() -> None:
     async with driving(engine, size=(120, 80)) as driver:
         first = await driver.ask("one")
         assert driver.evictions == []
-        assert first.memory.whole
+        assert first.visibility.complete
         await driver.ask("two")
         await driver.ask("three")
         await driver.until(lambda: driver.evictions)
-        assert driver.evictions[0].startswith("┄ turn 1 is no longer seen by the model (")
-        assert first.memory.forgotten
-        assert first.has_class("-forgotten")
-        assert "You · 1 · no longer seen by the model" in driver.screen_text
+        assert driver.evictions[0].startswith("┄ turn 1 is no longer in context (")
+        assert first.visibility.evicted
+        assert first.has_class("-evicted")
+        assert "You · 1 · no longer in context" in driver.screen_text
         # a reply longer than the window evicts a token at a time: one line that grows
         before = len(driver.evictions)
         last = await driver.ask("four")
         assert len(driver.evictions) <= before + 2
         assert len(driver.emitted(ev.TokensEvicted)) > 40
-        assert last.query_one(ReplyWidget).has_class("-partly")
-        assert last.query_one(UserMessage).has_class("-forgotten")
-        assert "turn 4 is now seen only in part" in driver.evictions[-1]
+        assert last.query_one(ReplyWidget).has_class("-partial")
+        assert last.query_one(UserMessage).has_class("-evicted")
+        assert "turn 4 is now only partly in context" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
         assert counted == driver.app.board.cache.tokens_evicted
 
@@ -303,10 +303,10 @@ async def test_what_a_turn_taken_back_pushed_out_is_seen_again() -> None:
         await driver.ask("two")
         await driver.enter("three")
         await driver.until(lambda: len(driver.turns) == 3 and driver.turns[2].evictions)
-        await driver.until(lambda: first.has_class("-forgotten"))
+        await driver.until(lambda: first.has_class("-evicted"))
         await driver.pilot.press("escape")
         await driver.until(lambda: len(driver.turns) == 2)
-        await driver.until(lambda: not first.has_class("-forgotten"))
+        await driver.until(lambda: not first.has_class("-evicted"))
         assert not driver.evictions
 
 
@@ -320,8 +320,8 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         assert driver.figures("evicted")["compressions"] == "0"
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
         totals = driver.figures("totals")
-        assert totals.pop("up").endswith(" s")
-        assert totals == {"turns": "1", "tokens read": "5", "tokens written": "30"}
+        assert totals.pop("uptime").endswith(" s")
+        assert totals == {"turns": "1", "prompt tokens": "5", "generated tokens": "30"}
         for text in ("two", "three", "four"):
             await driver.ask(text)
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
@@ -358,12 +358,12 @@ async def test_reading_a_prompt_is_shown() -> None:
     engine = ScriptedEngine([Reply("x", prompt_tokens=600, hold_prefill=True)])
     async with driving(engine) as driver:
         await driver.enter("long")
-        await driver.until(lambda: "reading prompt" in driver.figures("speed"))
-        assert driver.figures("speed")["reading prompt"] == "320 / 600"
-        assert driver.turns[0].figures_text == "reading 320 of 600 tokens"
+        await driver.until(lambda: "prefill" in driver.figures("speed"))
+        assert driver.figures("speed")["prefill"] == "320 / 600"
+        assert driver.turns[0].figures_text == "prefill: 320 of 600 tokens"
         engine.release()
         await driver.until(lambda: driver.finished == 1)
-        assert "reading prompt" not in driver.figures("speed")
+        assert "prefill" not in driver.figures("speed")
 
 
 async def test_narrow_and_wide() -> None:
@@ -430,7 +430,7 @@ async def test_clear_starts_over() -> None:
         await driver.enter("two")
         await driver.until(lambda: len(driver.turns) == 2 and driver.turns[1].reply_text)
         await driver.enter("/clear")  # in the middle of a reply
-        await driver.until(lambda: any("new conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("New conversation" in line for line in driver.lines))
         assert driver.turns == []
         assert driver.conversation.query(SystemPrompt)
         turn = await driver.ask("three")

@@ -64,7 +64,7 @@ async def test_a_turn_that_fails_is_said_and_the_chat_goes_on(hook: Callable[...
         assert conversation is not None
         handle = conversation.model.register_forward_hook(hook)
         await driver.enter("The dragon and the king.")
-        await driver.until(lambda: any("The turn was taken back" in line for line in driver.lines))
+        await driver.until(lambda: any("The turn was rolled back" in line for line in driver.lines))
         handle.remove()
         assert any(sentence in line for line in driver.lines)
         assert any(str(log_path()) in line for line in driver.lines)
@@ -91,7 +91,7 @@ async def test_a_model_that_cannot_be_loaded(error: Exception, sentence: str, co
         assert "second line" not in driver.screen_text
         assert "Traceback" in log_path().read_text()
         await driver.enter("/pin 1")
-        await driver.until(lambda: "the engine has ended; Ctrl+Q leaves" in driver.toasts)
+        await driver.until(lambda: "the engine has stopped; press Ctrl+Q to quit" in driver.toasts)
         driver.prompt.put("")
         await driver.enter("/stats")  # needs no engine
         await driver.until(lambda: driver.outputs)

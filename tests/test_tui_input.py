@@ -150,7 +150,7 @@ async def test_history_that_cannot_be_kept_is_said() -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file where a folder should be")
     async with driving(ScriptedEngine()) as driver:
-        await driver.until(lambda: any("not remembered" in line for line in driver.lines))
+        await driver.until(lambda: any("input history is disabled" in line for line in driver.lines))
         await driver.ask("hello")
         await driver.pilot.press("up")
         assert driver.prompt.text == "hello"
@@ -172,7 +172,7 @@ async def test_slash_opens_the_list_and_tab_completes() -> None:
         await driver.write("0.2")
         await driver.pilot.press("enter")
         await driver.until(lambda: engine.settings.temperature == 0.2)
-        assert driver.outputs == ["temperature = 0.2 from the next turn on"]
+        assert driver.outputs == ["temperature = 0.2, starting with the next turn"]
         assert driver.prompt.text == ""
 
 
@@ -247,7 +247,7 @@ async def test_themes() -> None:
         await driver.pilot.press("escape")
         driver.prompt.put("")
         await driver.enter(f"/theme {NASTY}")
-        assert any("there is no theme" in toast for toast in driver.toasts)
+        assert any("does not exist" in toast for toast in driver.toasts)
         assert driver.app.theme == "nord"
 
 
@@ -255,7 +255,9 @@ async def test_invalid_theme_in_the_settings() -> None:
     settings = Settings(theme="textual-drak")
     async with driving(ScriptedEngine(settings=settings)) as driver:
         assert driver.app.theme == "textual-dark"
-        assert any("no theme 'textual-drak'" in toast and "textual-dark" in toast for toast in driver.toasts)
+        assert any(
+            "theme 'textual-drak' does not exist" in toast and "textual-dark" in toast for toast in driver.toasts
+        )
 
 
 async def test_light_theme_from_the_settings() -> None:

@@ -20,7 +20,7 @@ class ChatHost(Protocol):
     """Another component sends the messages; the user only reads."""
 
     @property
-    def folder_sentence(self) -> str:
+    def config_notice(self) -> str:
         """What the user must know about `./config.toml`; '' for nothing."""
         ...
 
