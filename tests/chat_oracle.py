@@ -228,7 +228,7 @@ class Oracle:
     def begin_turn(self, conversation: Any, number: int) -> None:
         """A turn begins; nothing of it was fed."""
         require(number == len(self.said) + 1, "turn", number, "follows", len(self.said))
-        tensors = checkpoint.take(conversation.cache).tensors
+        tensors = checkpoint.capture(conversation.cache).tensors
         self.moments[number] = Moment(self.tokens.copy(), tensors, facts(conversation, number), self.evictions)
         self.held_before[number] = list(self.tokens.held)
         self.compressions_before[number] = conversation.cache.compression_count
@@ -310,7 +310,7 @@ class Oracle:
 
     def check_tensors(self, conversation: Any, expected: dict[str, Tensor]) -> None:
         """The layers are as they were, to the bit."""
-        found = checkpoint.take(conversation.cache).tensors
+        found = checkpoint.capture(conversation.cache).tensors
         # a float32 copy of the sinks is taken at the first eviction: whether it is there yet changes nothing
         for name in {name for name in found | expected if "original" not in name}:
             same = name in found and name in expected and torch.equal(found[name], expected[name])
@@ -330,8 +330,8 @@ class Oracle:
         require(cache.ledger.next_index == len(log), "the ledger counts", cache.ledger.next_index, "of", len(log))
         require([(t.text, t.reply) for t in log.turns] == self.said, "the transcript is", log.turns[-1:])
         require([t.number for t in log.turns] == list(range(1, len(self.said) + 1)), "numbers of turns")
-        require([t.first for t in log.turns] == self.starts, "starts of turns")
-        require([t.stop for t in log.turns] == [self.stop_of(t.number) for t in log.turns], "stops of turns")
+        require([t.start for t in log.turns] == self.starts, "starts of turns")
+        require([t.end for t in log.turns] == [self.stop_of(t.number) for t in log.turns], "stops of turns")
         require(self.tokenizer.decode(log.ids.tolist()) == self.rendered(), "the log is not the rendered conversation")
         if held:
             wanted = min(self.sinks, len(log))
@@ -379,7 +379,7 @@ class Oracle:
             return False
         cache = conversation.cache
         if cache.croppable:
-            taken = checkpoint.take(cache)
+            taken = checkpoint.capture(cache)
             found = conversation.next_logits()
             checkpoint.restore(cache, taken)
         else:
@@ -394,7 +394,7 @@ class Oracle:
     def _probe(self, conversation: Any, token: int) -> tuple[Tensor, Tensor]:
         """Logits after one more token, by cache and by one plain forward; the cache is as before."""
         cache, model = conversation.cache, conversation.model
-        taken = checkpoint.take(cache)
+        taken = checkpoint.capture(cache)
         more = {cache_name(model): cache, "use_cache": True}
         found: Tensor = model(input_ids=torch.tensor([[token]]), **more).logits[0, -1]
         checkpoint.restore(cache, taken)
@@ -415,5 +415,5 @@ def facts(conversation: Any, number: int) -> dict[str, Any]:
         "pins": cache.pins,
         "compressions": cache.compression_count,
         "turns": min(number - 1, len(conversation.log.turns)),
-        "draw": conversation.draw.tolist(),
+        "draw": conversation.rng_state.tolist(),
     }

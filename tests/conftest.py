@@ -52,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if "fuzz" in asked and "not fuzz" not in asked else "short")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the default model with `model`."""
+    for item in items:
+        if "default_model_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.model)
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's home, configuration, models and environment out of every test."""

@@ -68,7 +68,7 @@ def open_chat(loaded: LoadedModel, database: Path, session: str | None, **settin
     events: list[ev.Event] = []
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
     owner = Owner(Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database))
-    owner.begin(session)
+    owner.start(session)
     return Chat(owner, events)
 
 
@@ -134,7 +134,7 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
             with Store(database) as store:
                 store.search("dragon")
         text = " ".join(rng.choices(WORDS, k=rng.choice((2, 5, 30))))
-        chat.owner.take_turn(text, lambda: False, over=lambda: None)
+        chat.owner.run_turn(text, lambda: False, on_done=lambda: None)
         finished = chat.events[-1]
         while not isinstance(finished, ev.TurnFinished):
             chat.events.pop()
@@ -258,14 +258,14 @@ def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
     assert cache.length <= cache.cache_size
     assert not cache.length or cache.ledger.runs[-1][1] == len(log), "the newest token is not held"
     for turn in log.turns:
-        assert turn.stop is not None
-        said = conversation.tokenizer.decode(log.ids[turn.first : turn.stop].tolist(), skip_special_tokens=True)
+        assert turn.end is not None
+        said = conversation.tokenizer.decode(log.ids[turn.start : turn.end].tolist(), skip_special_tokens=True)
         assert turn.text.strip(), turn.number
         assert turn.text in said, (turn.text, said)
         assert turn.reply in said, (turn.reply, said)
     if not cache.length:
         return
-    kept = log.take(cache.ledger.runs)
+    kept = log.ids_at(cache.ledger.runs)
     got = conversation.next_logits()
     if exact:
         conversation.close()

@@ -337,7 +337,12 @@ REFUSED = served(
         reason="a state of constant size and no keys and values, so there is nothing to evict",
         sdpa=False,
     ),
-    Family("deepseek_v32", "DeepseekV32Config", LATENT, reason="keeps a DynamicIndexedLayer, which cannot be evicted"),
+    Family(
+        "deepseek_v32",
+        "DeepseekV32Config",
+        LATENT,
+        reason="uses a DynamicIndexedLayer, which does not support eviction",
+    ),
     # later layers read the keys of earlier ones and have none of their own
     Family(
         "gemma3n",
@@ -352,7 +357,7 @@ REFUSED = served(
             "activation_sparsity_pattern": [0.0] * 4,
             "intermediate_size": [96] * 4,
         },
-        reason="layer 2 has no keys and values of its own",
+        reason="layer 2 has no keys and values",
     ),
     Family(
         "gemma4_shared",
@@ -363,7 +368,7 @@ REFUSED = served(
             "hidden_size_per_layer_input": 8,
             "vocab_size_per_layer_input": VOCABULARY,
         },
-        reason="layer 2 has no keys and values of its own",
+        reason="layer 2 has no keys and values",
     ),
     Family(
         "nemotron_h",
@@ -377,7 +382,7 @@ REFUSED = served(
             "n_groups": 1,
             "chunk_size": 16,
         },
-        reason="layer 2 has no keys and values of its own",
+        reason="layer 2 has no keys and values",
     ),
     # recurrent layers beside learned positions: nothing can be moved, and nothing can be read again
     Family(

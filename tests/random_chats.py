@@ -153,7 +153,7 @@ class RandomChat:
         database = self.folder / "chats.db"
         self.owner = Owner(configuration, lambda *_: loaded, self.hear, lambda *_: None, lambda: Store(database))
         self._watching = False
-        self.owner.begin(session)
+        self.owner.start(session)
         self._watching = True
         if session is None:
             self.started_over()
@@ -198,7 +198,7 @@ class RandomChat:
             if chat.machine.stop[0] == "copy":
                 chat.machine.fired = True
                 raise torch.OutOfMemoryError("no memory for a copy, as planned")
-            return checkpoint.take(cache)
+            return checkpoint.capture(cache)
 
         scarce = SimpleNamespace(take=take, restore=checkpoint.restore)
         layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
@@ -322,7 +322,7 @@ class RandomChat:
 
     def _turn(self, step: Step, **more: Any) -> None:
         assert self.owner is not None
-        self.owner.take_turn(step.text, self.machine.cancelled, over=lambda: None, **more)
+        self.owner.run_turn(step.text, self.machine.cancelled, on_done=lambda: None, **more)
 
     def do_turn(self, step: Step) -> None:
         """A message."""
@@ -352,7 +352,7 @@ class RandomChat:
         was_pinned = count in self.oracle.pinned
 
         def replace_turn() -> None:
-            owner.replace_turn(text, self.machine.cancelled, over=lambda: None)
+            owner.replace_turn(text, self.machine.cancelled, on_done=lambda: None)
 
         if was_pinned:
             self._pinning(replace_turn, lambda: len(self.oracle.said) == count)
@@ -498,7 +498,7 @@ class RandomChat:
         oracle, log = self.oracle, self.conversation.log
         turn = log.turns[-1]
         require(turn.number == number, "the cut turn", number, "is not there")
-        require(log.ids.tolist()[: turn.first] == oracle.tokens.log, "earlier turns have other ids")
+        require(log.ids.tolist()[: turn.start] == oracle.tokens.log, "earlier turns have other ids")
         oracle.said.append((turn.text, turn.reply))
         oracle.tokens.log = log.ids.tolist()
 

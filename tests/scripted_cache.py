@@ -39,7 +39,7 @@ class ScriptedCache:
     @property
     def room(self) -> int:
         """Tokens beside what never leaves."""
-        return self.cache_size - self.retention.kept_count(self.ledger)
+        return self.cache_size - self.retention.retained_count(self.ledger)
 
     @property
     def retention(self) -> Retention:
@@ -49,7 +49,7 @@ class ScriptedCache:
     def begin(self, text: str, prompt: int) -> TurnRecord:
         """A turn of `prompt` tokens begins."""
         at = len(self.log)
-        turn = TurnRecord(len(self.log.turns) + 1, at, at, reply_first=at + prompt, text=text)
+        turn = TurnRecord(len(self.log.turns) + 1, at, at, reply_start=at + prompt, text=text)
         self.log.turns.append(turn)
         return turn
 
@@ -60,7 +60,7 @@ class ScriptedCache:
 
     def end(self, turn: TurnRecord) -> None:
         """The turn is over."""
-        turn.stop = len(self.log)
+        turn.end = len(self.log)
 
     def mark(self) -> None:
         """A turn will be announced; `take_back` comes back here."""
@@ -76,7 +76,7 @@ class ScriptedCache:
     def make_room(self, incoming: int, reserve: int, trigger: ev.Trigger) -> ev.TokensEvicted | None:
         """Evict what is due; returns what to tell."""
         before = self.length
-        starts = [turn.first for turn in self.log.turns] if trigger == "between_turns" else []
+        starts = [turn.start for turn in self.log.turns] if trigger == "between_turns" else []
         cuts = plan_cuts(self.ledger, self.retention, incoming, reserve=reserve, turn_starts=starts)
         dropped = [run for cut in cuts for run in self.ledger.evict(cut.at, cut.count)]
         if not dropped:
@@ -89,7 +89,7 @@ class ScriptedCache:
             count=sum(stop - first for first, stop in dropped),
             token_range=(dropped[0][0], dropped[-1][1]),
             turns=tuple(lost),
-            turns_gone=tuple(n for n, turn in lost.items() if turn.stop is not None and n not in held),
+            turns_gone=tuple(n for n, turn in lost.items() if turn.end is not None and n not in held),
             cache_len_before=before,
             cache_len_after=self.length,
             trigger=trigger,
@@ -101,19 +101,19 @@ class ScriptedCache:
         if not 1 <= number <= len(self.log.turns):
             return 0
         turn = self.log.turns[number - 1]
-        stop = len(self.log) if turn.stop is None else turn.stop
+        stop = len(self.log) if turn.end is None else turn.end
         if pinned:
-            self.pins = tuple(merged_runs([*self.pins, (turn.first, stop)]))
+            self.pins = tuple(merged_runs([*self.pins, (turn.start, stop)]))
         else:
-            parts = [(a, min(b, turn.first)) for a, b in self.pins] + [(max(a, stop), b) for a, b in self.pins]
+            parts = [(a, min(b, turn.start)) for a, b in self.pins] + [(max(a, stop), b) for a, b in self.pins]
             self.pins = tuple(merged_runs(part for part in parts if part[0] < part[1]))
-        return self.ledger.count_in(turn.first, stop)
+        return self.ledger.count_in(turn.start, stop)
 
     def state(self) -> ev.CacheState:
         """As the engine tells it."""
         evicted = self.ledger.next_index - self.length
         sinks = min(self.length, self.num_sink_tokens)
-        pinned = self.retention.kept_count(self.ledger) - sinks
+        pinned = self.retention.retained_count(self.ledger) - sinks
         first_kept = self.ledger.index_at(self.retention.prefix(self.ledger))
         return ev.CacheState(
             length=self.length,

@@ -464,11 +464,11 @@ class ScriptedEngine:
         if tokens:
             self.emit(ev.TurnPinned(turn, pinned, tokens, self.cache.state()))
         else:
-            self.emit(ev.Notice(f"turn {turn} cannot be pinned: nothing of it is left in the cache", "warning"))
+            self.emit(ev.Notice(f"turn {turn} cannot be pinned: it was evicted from the cache", "warning"))
 
     def _do_undo(self, *, to_edit: bool = False, replaced: bool = False) -> str | None:
         if not self._turn:
-            self.emit(ev.Notice("there is no turn to take back; nothing was said yet", "warning"))
+            self.emit(ev.Notice("nothing to undo yet", "warning"))
             return None
         text, reply = self._said.pop()
         self.cache.take_back()
@@ -492,7 +492,7 @@ class ScriptedEngine:
 
     def _do_resume(self, session: str) -> None:
         if session not in self.sessions:
-            self.emit(ev.Notice(f"no saved conversation has the id {session!r}", "error"))
+            self.emit(ev.Notice(f"no saved session has the id {session!r}", "error"))
             return
         turns = self.sessions[session]
         self._do_clear()
@@ -514,7 +514,7 @@ class ScriptedEngine:
     def _do_switch(self, name: str) -> None:
         self.emit(ev.ModelLoading(f"Loading {name}", 1, 2))
         if name == "missing":
-            self.emit(ev.Notice("missing is not a model; the conversation goes on with the model it has", "error"))
+            self.emit(ev.Notice("missing is not a model; keeping the current model", "error"))
             return
         self._info_changes["name"] = name
         self._do_clear()

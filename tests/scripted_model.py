@@ -44,7 +44,7 @@ class Chat:
     @property
     def cached(self) -> list[int]:
         """The ids that are in the cache, by ledger and log."""
-        return self.conversation.log.take(self.conversation.cache.ledger.runs)
+        return self.conversation.log.ids_at(self.conversation.cache.ledger.runs)
 
     @property
     def cached_text(self) -> str:

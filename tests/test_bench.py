@@ -24,8 +24,8 @@ from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cli import main as cli
-from streamchat.quantization.linear import MAX_ROWS, packed_layers
-from streamchat.quantization.replace import groups, pack_group, replace
+from streamchat.quantization.linear import MAX_ROWS, quantized_layers
+from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.reports.page import as_text
 from tests.real_engine import tiny_loaded
 from tests.tiny import random_ids, tiny_model
@@ -129,16 +129,16 @@ def test_others_have_the_model_s_own_weights() -> None:
     for packed in (False, True):
         if packed:
             names = groups(model, "int8")
-            replace(model, {group: pack_group(model, group, "int8") for group in names})
+            replace(model, {group: quantize_group(model, group, "int8") for group in names})
         for method in plain:
             method.start()
             token = method.prefill(IDS[:20])
             written.append((method.name, packed, token, method.decode_step(token)))
-            rows = {layer.max_rows for layer in packed_layers(model).values()}
+            rows = {layer.max_rows for layer in quantized_layers(model).values()}
             assert rows == ({0} if packed else set())
             method.close()
     assert len({(token, following) for _, _, token, following in written}) == 1
-    assert {layer.max_rows for layer in packed_layers(model).values()} == {MAX_ROWS}
+    assert {layer.max_rows for layer in quantized_layers(model).values()} == {MAX_ROWS}
 
 
 def test_nothing_stays_on_the_model() -> None:
@@ -195,6 +195,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.mark.slow
 def test_rounds_run_every_way_in_turn_and_the_first_warms_up(clock: list[float]) -> None:
     said: list[str] = []
     ways = [Fake("a", clock, 0.001), Fake("b", clock, 0.002), Broken("c", clock, 0.001)]
@@ -304,6 +305,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
     assert [picture.name for picture in page.pictures] == ["decode", "first-token"]
 
 
+@pytest.mark.slow
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
     sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "3", "--turns", "2,6"]
@@ -422,7 +424,6 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert "there is no GGUF file of this model" in peers.find_peers(None, 64, 4, 1)[1][0]
 
 
-@pytest.mark.model
 def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
     pytest.importorskip("llama_cpp")
     from streamchat.models.bundled.default import default_gguf

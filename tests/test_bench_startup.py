@@ -30,6 +30,7 @@ def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace.mark("first paint")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
@@ -43,6 +44,7 @@ def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "first paint of the app" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_start_that_fails_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--startup", "--rounds", "1", "--cache-size", "1"]) == ExitCode.USAGE

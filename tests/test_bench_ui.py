@@ -31,6 +31,7 @@ def unhurried(*_: object) -> LoadedModel:
     return loaded
 
 
+@pytest.mark.slow
 def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "KEY_INTERVAL_S", 0.01)
     figures = measured(96, unhurried)
@@ -41,6 +42,7 @@ def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < figures.core_share < 1.5
 
 
+@pytest.mark.slow
 def test_a_reply_of_one_token_has_no_speed() -> None:
     with pytest.raises(StreamchatError, match=r"ended after 1 token, .* --max-new-tokens"):
         measured(1)

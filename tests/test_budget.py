@@ -14,7 +14,7 @@ from streamchat.cache.context import context_length
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
-from streamchat.frontend.evictions import eviction_sentence, turn_words
+from streamchat.frontend.evictions import eviction_sentence, format_turns
 from streamchat.frontend.status import StatusBoard, memory_figures
 from streamchat.sessions.settings import resumed_configuration
 from tests.tiny import config_of
@@ -44,7 +44,7 @@ def test_the_budget(settings: dict[str, Any], context: int | None, size: int) ->
 def test_a_small_model_gets_what_it_can_address_and_says_so() -> None:
     size, note = resolve_cache_size(given_settings(), 512)
     assert size == 512
-    assert note == "The cache is 512 tokens, all that this model can address, instead of 1024."
+    assert note == "cache_size was lowered from 1024 to 512 tokens, this model's context length."
 
 
 def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
@@ -53,17 +53,17 @@ def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
     resumed = resumed_configuration(Configuration(), info)  # type: ignore[arg-type]
     assert resolve_cache_size(resumed, 128) == (
         128,
-        "The cache is 128 tokens, all that this model can address, instead of 1024.",
+        "cache_size was lowered from 1024 to 128 tokens, this model's context length.",
     )
     given = resumed_configuration(Configuration(Settings(cache_size=512), {"cache_size": "--cache-size"}), info)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--cache-size: cache_size = 512 is above the 128 tokens"):
+    with pytest.raises(ConfigError, match=r"--cache-size: cache_size = 512 exceeds .* context length of 128 tokens"):
         resolve_cache_size(given, 128)
 
 
 @pytest.mark.parametrize(
     ("settings", "context", "sentence"),
     [
-        ({"cache_size": 4096}, 2048, r"flag: cache_size = 4096 is above the 2048 tokens .* from 16 to 2048"),
+        ({"cache_size": 4096}, 2048, r"flag: cache_size = 4096 exceeds .* length of 2048 tokens; .* 16 to 2048"),
         ({"cache_size": 999, "num_sink_tokens": 100}, 500, "from 101 to 500"),
         ({"compression_ratio": 0.5}, None, "known context length"),
         ({"compression_ratio": 0.5, "num_sink_tokens": 100}, 64, "num_sink_tokens = 100 .* from 0 to 54"),
@@ -95,9 +95,9 @@ def test_seconds(seconds: float, words: str) -> None:
 
 
 def test_turn_words() -> None:
-    assert turn_words((4,)) == "turn 4"
-    assert turn_words((1, 2, 3)) == "turns 1-3"
-    assert turn_words([5, 1, 2]) == "turns 1-2, 5"
+    assert format_turns((4,)) == "turn 4"
+    assert format_turns((1, 2, 3)) == "turns 1-3"
+    assert format_turns([5, 1, 2]) == "turns 1-2, 5"
 
 
 def evicted(turns: tuple[int, ...], gone: tuple[int, ...]) -> str:
@@ -105,11 +105,11 @@ def evicted(turns: tuple[int, ...], gone: tuple[int, ...]) -> str:
 
 
 def test_eviction_sentences() -> None:
-    end = " (120 tokens left the cache, 380 of 512 stay)"
-    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer seen by the model" + end
-    assert evicted((3,), ()) == "turn 3 is now seen only in part" + end
-    assert evicted((2, 3), (2,)) == ("turn 2 is no longer seen by the model; turn 3 is now seen only in part" + end)
-    assert evicted((), ()) == "older text is no longer seen by the model" + end
+    end = " (120 tokens evicted, 380 of 512 cached)"
+    assert evicted((1, 2), (1, 2)) == "turns 1-2 are no longer in context" + end
+    assert evicted((3,), ()) == "turn 3 is now only partly in context" + end
+    assert evicted((2, 3), (2,)) == ("turn 2 is no longer in context; turn 3 is now only partly in context" + end)
+    assert evicted((), ()) == "older text is now out of context" + end
 
 
 def test_memory_labels_say_which_number_it_is() -> None:

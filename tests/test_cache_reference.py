@@ -40,6 +40,7 @@ def schedule(chunk: int) -> list[int]:
     return [20, *[chunk] * max(4, 120 // chunk), 1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 @pytest.mark.parametrize("chunk", [1, 7, BUDGET - SINKS - 1, BUDGET - SINKS])
@@ -60,6 +61,7 @@ def test_kept_tokens_and_logits_equal_the_reference(family: str, attention: str,
     assert expected.std() > 0.5  # a model that says nothing would agree with anything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_a_rebase_changes_nothing(family: str) -> None:
     model = tiny_model(family)

@@ -33,6 +33,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 # --- wrong input: exit code 2 ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -128,7 +129,7 @@ def test_a_failed_turn_is_1_and_the_others_are_answered() -> None:
 def test_a_line_without_an_end_is_left_out() -> None:
     result = run(scenario={}, given="x" * 5_000_000 + "\nhello\n")
     assert (result.returncode, result.stdout) == (1, "You said: hello\n")
-    assert said(result) == "line 1 of the input has more than 2.0 MB and is left out"
+    assert said(result) == "line 1 of the input is longer than 2.0 MB and was skipped"
 
 
 def test_a_wrong_command_is_1() -> None:
@@ -199,6 +200,7 @@ def test_a_reader_that_leaves_is_141() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["models"], ["config"], []], ids=str)

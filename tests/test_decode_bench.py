@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.kernels.library import kernels, missing
+from streamchat.kernels.library import kernels, why_unavailable
 from streamchat.models.load import LoadedModel, load_model
 from tests import decode_bench
 from tests.decode_bench import compiled_step, full_stream, measure_decode, measure_flat, measure_parts
@@ -53,7 +53,7 @@ def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
     assert min(times) > 0
 
 
-@pytest.mark.skipif(kernels() is None, reason=missing())
+@pytest.mark.skipif(kernels() is None, reason=why_unavailable())
 def test_the_parts_of_a_token_are_timed_by_kind(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="bfloat16", weights="int8")
     stream = full_stream(loaded, cache_size=32)

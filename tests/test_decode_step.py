@@ -17,10 +17,10 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.press import StreamingPress
 from streamchat.decode import install as short
 from streamchat.decode.install import install, uninstall
-from streamchat.decode.spec import describe
+from streamchat.decode.spec import model_spec
 from streamchat.kernels.library import allow
 from streamchat.models.load import load_model
-from streamchat.quantization.replace import groups, pack_group, replace
+from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.decode_models import GROUPED, KNOWN, cache_of, counted, make, stream
 from tests.families import build, text
 from tests.tiny import fresh_model
@@ -54,6 +54,7 @@ def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch:
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -61,7 +62,7 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
     name: str, kind: Any, dtype: torch.dtype
 ) -> None:
     model = make(name).to(dtype)
-    replace(model, {group: pack_group(model, group, kind) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, kind) for group in groups(model, kind)})
     ids = text(76)
     expected = stream(model, cache_of(model, 48), ids, 36).float()
     assert install(model)
@@ -77,23 +78,23 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
 @pytest.mark.parametrize("family", ["gpt2", "falcon_h1", "gemma", "mixtral", "stablelm"])
 def test_families_that_are_not_known_keep_their_forward(family: str) -> None:
     model = build(family)
-    assert describe(model) is None
+    assert model_spec(model) is None
     assert not install(model)
     assert "forward" not in model.__dict__
 
 
 def test_sliding_windows_eager_attention_and_look_alikes_are_not_known() -> None:
     sliding = fresh_model(transformers.MistralConfig(**GROUPED, sliding_window=8))
-    assert describe(sliding) is None
+    assert model_spec(sliding) is None
     eager = make("llama")
     eager.set_attn_implementation("eager")
-    assert describe(eager) is None
+    assert model_spec(eager) is None
 
     class LlamaForCausalLM(transformers.LlamaForCausalLM):  # type: ignore[no-untyped-call]
         """Of the same name, elsewhere."""
 
     model = LlamaForCausalLM(transformers.LlamaConfig(**GROUPED))
-    assert describe(model.train(False)) is None
+    assert model_spec(model.train(False)) is None
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,11 @@ def test_calls_of_another_kind_get_the_plain_forward(change: dict[str, Any], mon
     call = {"input_ids": torch.tensor([[3]]), "position_ids": torch.tensor([[0]]), "use_cache": True}
     call |= {"past_key_values": cache, "logits_to_keep": 1, "attention_mask": None}
     with torch.inference_mode():
-        assert short._fitting_cache((), call) is cache
-        assert short._fitting_cache((), call | change) is None
-        assert short._fitting_cache((torch.tensor([[3]]),), call) is None
-        assert short._fitting_cache((), call | {"past_key_values": DynamicCache(config=model.config)}) is None
-    assert short._fitting_cache((), call) is None  # with gradients
+        assert short._supported_cache((), call) is cache
+        assert short._supported_cache((), call | change) is None
+        assert short._supported_cache((torch.tensor([[3]]),), call) is None
+        assert short._supported_cache((), call | {"past_key_values": DynamicCache(config=model.config)}) is None
+    assert short._supported_cache((), call) is None  # with gradients
 
 
 def test_signature_hooks_and_generate_are_as_before() -> None:
@@ -153,16 +154,16 @@ def test_a_step_that_fails_half_way_leaves_nothing_behind(monkeypatch: pytest.Mo
     name = cache_keyword(model)
     stream(model, cache, ids[:, :20], 10)
     broken: Any = cache.layers[2]
-    claim = broken.claim
+    reserve_slots = broken.reserve_slots
 
     def fail(*args: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(broken, "claim", fail)
+    monkeypatch.setattr(broken, "reserve_slots", fail)
     with torch.inference_mode(), StreamingHook(model, cache), pytest.raises(MemoryError):
         model(input_ids=ids[:, 20:21], use_cache=True, **{name: cache})
     assert cache.lengths == [16, 16, 15]
-    monkeypatch.setattr(broken, "claim", claim)
+    monkeypatch.setattr(broken, "reserve_slots", reserve_slots)
     assert cache.length == 15
     found = stream(model, cache, ids[:, 20:], 1)
     torch.testing.assert_close(found, expected[20:], rtol=0, atol=1e-4)
@@ -178,7 +179,6 @@ def test_a_copy_of_the_cache_goes_on_alone() -> None:
     torch.testing.assert_close(stream(model, twin, ids[:, 20:], 1), stream(model, cache, ids[:, 20:], 1))
 
 
-@pytest.mark.model
 @pytest.mark.parametrize(("dtype", "weights", "limit"), [("float32", "native", 1e-3), ("bfloat16", "int8", 0.05)])
 def test_the_default_model_predicts_the_same_on_both_paths(
     default_model_home: None, kernels_: str, dtype: str, weights: str, limit: float

@@ -94,6 +94,7 @@ def test_versions_outside_their_range_are_named(
     assert report["problems"][1].startswith("transformers 1.0 is installed, and streamchat wants ")
 
 
+@pytest.mark.slow
 def test_it_loads_neither_transformers_nor_textual() -> None:
     report = Path("modules.txt")
     run("doctor", scenario={}, LOADED_MODULES=str(report))
@@ -151,7 +152,7 @@ def test_broken_indexes_are_found_and_mended(capsys: pytest.CaptureFixture[str])
     assert problem.startswith(
         f"{path} is damaged (row 5 missing from index turns_by_number); `streamchat sessions repair`"
     )
-    assert "the search index 'words' does not fit the messages" in report["files"]["database"]
+    assert "the search index 'words' does not match the messages" in report["files"]["database"]
     assert cli.main(["sessions", "repair"]) == 0
     assert capsys.readouterr().out == "The indexes were rebuilt; no fault is left.\n"
     assert told(capsys)[1]["problems"] == []

@@ -92,6 +92,7 @@ def errors_over(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[list[float], 
     return tenths, cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     rebases = 0
@@ -115,13 +116,13 @@ def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
 
 def test_rotating_step_by_step_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: originals that are taken anew from the cache at each eviction, in 16 bits."""
-    original = StreamingLayer._keep_originals
+    original = StreamingLayer._save_originals
 
     def forgetful(layer: StreamingLayer, prefix: int) -> None:
         layer._originals = None
         original(layer, prefix)
 
-    monkeypatch.setattr(StreamingLayer, "_keep_originals", forgetful)
+    monkeypatch.setattr(StreamingLayer, "_save_originals", forgetful)
     tenths, _ = errors_over(torch.bfloat16, tokens=20_000)
     assert tenths[-1] > 3 * ROUNDING[torch.bfloat16]
     assert tenths[-1] > 1.25 * tenths[0]

@@ -132,7 +132,7 @@ def test_channels_are_split_however_the_reply_ends(
     assert split(outcome.reply) == shown
     assert "".join(event.text for event in chat.of(ev.TextDelta)) == outcome.reply
     turn = chat.conversation.log.turns[-1]
-    fed = list(chat.conversation.log.ids[turn.reply_first : turn.stop])
+    fed = list(chat.conversation.log.ids[turn.reply_start : turn.end])
     opening = chat.conversation.encoder.reply_opening()
     assert fed[: len(opening)] == opening
     assert split(chat.conversation.text_of(fed[len(opening) :])) == shown

@@ -112,7 +112,7 @@ def test_a_system_prompt_that_does_not_fit_changes_nothing() -> None:
         notice = chat.of(ev.Notice)[-1]
         assert notice.level == "error"
         assert notice.text.startswith(
-            "Nothing was changed: the system prompt (1,806 tokens) leaves 0 of cache_size = 128"
+            "Nothing has changed: the system prompt (1,806 tokens) leaves 0 of cache_size = 128"
         )
         assert chat.engine.settings.system_prompt == ""
 
@@ -159,7 +159,7 @@ def test_a_turn_that_fails_is_taken_back_and_said_and_the_chat_goes_on() -> None
         finished = chat.turn("two")
         handle.remove()
         assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "two")
-        assert finished.message == "the turn failed and was taken back: ValueError: a broken kernel"
+        assert finished.message == "the turn failed and was rolled back: ValueError: a broken kernel"
         assert conversation.log.ids == ids
         assert conversation.state().length == before.length == len(ids)
         assert chat.turn("three").stats.turn == 2
@@ -213,9 +213,9 @@ def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> Non
         cache = conversation.cache
         assert cache.compression_count >= 3
         chat.engine.close(30)
-        kept = torch.tensor([conversation.log.take(cache.ledger.runs)])
+        kept = torch.tensor([conversation.log.ids_at(cache.ledger.runs)])
         ours = conversation._feeder.forward([5])
-        assert any("read again" in notice.text for notice in chat.of(ev.Notice))
+        assert any("prefilled again" in notice.text for notice in chat.of(ev.Notice))
     kept = torch.cat([kept[:, -cache.length + 1 :], torch.tensor([[5]])], dim=1)
     with torch.inference_mode():
         expected = conversation.model(input_ids=kept, use_cache=False).logits[0, -1]

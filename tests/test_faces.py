@@ -85,6 +85,7 @@ def test_the_app_uses_the_whole_terminal_and_follows_its_size() -> None:
     assert ended(child)[:2] == (0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_app_in_order(name: str) -> None:
     number = getattr(signal, name)
@@ -105,6 +106,7 @@ def test_an_engine_that_fails_is_a_sentence_on_the_normal_screen_too() -> None:
     assert "Traceback" not in rest
 
 
+@pytest.mark.slow
 async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
     settings = Settings(cache_size=128, max_new_tokens=12, seed=1)
     engine = Engine(Configuration(settings, {}, None), lambda *_: tiny_loaded())
@@ -122,10 +124,9 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         assert cache.lengths == [cache.length] * 3
         assert driver.figures("evicted")["compressions"] == str(cache.compression_count)
         assert cache.compression_count > 2
-        assert driver.turns[0].memory.forgotten
+        assert driver.turns[0].visibility.evicted
 
 
-@pytest.mark.model
 def test_the_default_model_answers_in_a_pipe(default_model_home: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "streamchat", "--temperature", "0"],

@@ -44,9 +44,9 @@ PINNED_SINKS = [name for name in ROTATED if FAMILIES[name].sinks_seen]
 
 
 def over(names: list[str], attentions: bool = False) -> list[Any]:
-    """Parameters for these families, the smoke ones marked."""
+    """Parameters for these families: the smoke ones, and the others, which are slow together."""
     return [
-        pytest.param(*case, id="-".join(case), marks=[pytest.mark.smoke] if case[0] in SMOKE else [])
+        pytest.param(*case, id="-".join(case), marks=[pytest.mark.smoke if case[0] in SMOKE else pytest.mark.slow])
         for name in names
         for case in ([(name, attention) for attention in FAMILIES[name].attentions] if attentions else [(name,)])
     ]

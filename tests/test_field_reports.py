@@ -106,6 +106,7 @@ ALL_ENDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("end", ALL_ENDS)
 @pytest.mark.parametrize("face", ["app", "prompt"])
@@ -144,7 +145,7 @@ def test_what_others_print_stays_off_the_screen(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(FACE.parents[1])!r})\n"
         "kept = sys.stderr\n"
         "logging.basicConfig()\n"
-        "from streamchat import cli\n"
+        "from streamchat.cli import main as cli\n"
         "from tests.scripted_engine import ScriptedEngine\n"
         "def reply(text):\n"
         "    print('NOISE print'); print('NOISE error', file=sys.stderr); print('NOISE kept', file=kept)\n"

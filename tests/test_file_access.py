@@ -48,8 +48,8 @@ def test_a_message_takes_no_file_and_tells_of_none(refused: Path) -> None:
         with pytest.raises(ConfigError, match=WHY):
             mentions.expand(f"look at @{name}")
     for harmless in ("ask @plain and @nobody", "a@b.c"):
-        assert mentions.expand(harmless) == mentions.Expanded(harmless)
-    assert mentions.expand("\\@here.txt") == mentions.Expanded("@here.txt")
+        assert mentions.expand(harmless) == mentions.ExpandedMessage(harmless)
+    assert mentions.expand("\\@here.txt") == mentions.ExpandedMessage("@here.txt")
     assert mentions.complete_path("") == mentions.complete_path("he") == mentions.complete_path("/") == []
 
 
@@ -108,7 +108,7 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     for argument, name in (("", f"streamchat-{session}.md"), ("a.json", "a.json"), (f"{refused}/b.md", "b.md")):
         result = registry.run(context, f"/export {argument}")
         assert result is not None
-        assert result.text == f"{name} with 1 turn goes to the browser"
+        assert result.text == f"{name} (1 turn) was sent to the browser"
         assert downloads[-1][0] == name
         assert "very green" in downloads[-1][1]
     assert sorted(refused.rglob("*")) == before

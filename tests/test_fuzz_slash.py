@@ -61,11 +61,11 @@ def test_a_doubled_slash_is_never_a_command(text: str) -> None:
     desk = Desk()
     line = "//" + text
     assert desk.registry.run(desk.context, line) is None
-    message = desk.registry.message_text(line)
+    message = desk.registry.unescape(line)
     # one slash is lost only where the rest would be taken for a command
     assert message == (line if parse(line[1:]) is None else message)
     assert message in (line, line[1:])
-    assert desk.registry.message_text(desk.registry.as_typed(message)) == message
+    assert desk.registry.unescape(desk.registry.escape(message)) == message
 
 
 @given(

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
 from streamchat.cli import main as cli
-from streamchat.frontend.watch import Watcher, watched
+from streamchat.frontend.watch import Watcher, find_monitored
 from streamchat.sessions import snapshot as snapshots
 from streamchat.sessions.export import export
 from streamchat.store.database import database_path
@@ -108,7 +108,7 @@ def use_it(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert [turn.number for turn in session.turns] == list(range(1, len(session.turns) + 1))
             for kind in ("markdown", "jsonl", "replay"):
                 assert export(session, kind)
-            Watcher(watched(info.id)).look()
+            Watcher(find_monitored(info.id)).poll()
         store.search("dragon")
 
 
@@ -156,7 +156,7 @@ def resumed(path: Path) -> tuple[ev.ConversationResumed | None, list[str], list[
         assert cache.lengths == [cache.length] * len(cache.lengths)
         assert [turn.number for turn in log.turns] == list(range(1, len(log.turns) + 1))
         notices = [notice.text for notice in chat.of(ev.Notice)]
-        return chat.of(ev.ConversationResumed)[0], notices, log.take(cache.ledger.runs)
+        return chat.of(ev.ConversationResumed)[0], notices, log.ids_at(cache.ledger.runs)
 
 
 @pytest.mark.fuzz
@@ -189,12 +189,8 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     event, notices, _ = resumed(database)
     assert event is not None
     assert [turn.text for turn in event.turns][:3] == ["tell me of the sea", "and of a dragon", "and a knight"]
-    assert notices[0].startswith(
-        "Parts of this conversation are damaged in the database and were left out: the ids of t"
-    )
-    assert any(
-        "what was saved of its tokens is damaged, and its texts were tokenized again" in text for text in notices
-    )
+    assert notices[0].startswith("Parts of this session are damaged in the database and were skipped: the ids of t")
+    assert any("its saved tokens are damaged and it had to be re-tokenized" in text for text in notices)
     assert event.read_again > 0
 
 
@@ -225,7 +221,7 @@ def test_damaged_settings_and_figures_leave_the_cache_as_it_was(database: Path) 
     event, notices, _ = resumed(database)
     assert event is not None
     assert event.read_again == 0
-    assert "left out: the settings, the figures of turn 2." in notices[0]
+    assert "skipped: the settings, the figures of turn 2." in notices[0]
     with Store(database) as store:
         assert store.load(store.sessions()[0].id).damage == ()
 

@@ -106,7 +106,7 @@ def test_a_checkpoint_comes_back_to_the_gpu_with_the_same_logits(family: str) ->
         return torch.stack(found)
 
     logits(first, random_ids(90))
-    checkpoint.restore(again, checkpoint.take(first))
+    checkpoint.restore(again, checkpoint.capture(first))
     for cache in (first, again):
         assert {kv_of(layer)[0].device.type for layer in cache.streaming_layers} == {PLACE}
     assert torch.equal(logits(again, random_ids(60, seed=2)), logits(first, random_ids(60, seed=2)))

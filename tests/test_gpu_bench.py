@@ -53,6 +53,7 @@ def test_a_copy_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copy_bandwidth("cpu", size=1000, rounds=2) == 2 * 1000 / 0.5
 
 
+@pytest.mark.slow
 def test_the_whole_measurement_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tiny_llama(max_position_embeddings=4096), tmp_path / "tiny")
     loaded = load_model(str(folder), device="cpu", dtype="float32")

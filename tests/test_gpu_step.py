@@ -61,7 +61,7 @@ def test_cuts_clears_checkpoints_and_other_caches(monkeypatch: pytest.MonkeyPatc
         cache.position_limit = 100
         found = [stream(model, cache, text(100).to(PLACE), 30)]
         cache.crop_newest(7)
-        kept = checkpoint.take(cache)
+        kept = checkpoint.capture(cache)
         twin = copy.deepcopy(cache)
         found.append(stream(model, cache, text(60, seed=6).to(PLACE), 12))
         cache.reset()

@@ -100,7 +100,6 @@ def test_a_quantised_model_is_recorded_and_replayed_as_its_forward_computes(name
     assert graphs.replays > 40
 
 
-@pytest.mark.model
 def test_the_default_model_loses_less_than_1_percent_of_perplexity(default_model_home: Path) -> None:
     loaded = load_model("default", device="cpu", dtype="bfloat16")
     before = stored_bytes(loaded.model)

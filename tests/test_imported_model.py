@@ -14,7 +14,7 @@ from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.models.load import LoadedModel
-from streamchat.sessions.settings import foreign_model, lasting_name
+from streamchat.sessions.settings import foreign_model, portable_model_name
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.desk import Desk
@@ -69,7 +69,7 @@ def test_a_pipe_refuses_and_names_the_source(
     capsys.readouterr()
     assert cli.main(["--resume", session]) == ExitCode.STORE
     assert capsys.readouterr().err == (
-        f"streamchat: the imported conversation {session} names the model {evil}, shown as “SmolLM2-135M-Instruct”, "
+        f"streamchat: the imported session {session} names the model {evil} (displayed as “SmolLM2-135M-Instruct”), "
         f"which was never used for it here; give --model {evil} to load it, or --model NAME to resume with "
         "another one\n"
     )
@@ -94,7 +94,7 @@ def test_at_a_terminal_the_user_is_asked(
     monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
     capsys.readouterr()
     code = cli.main(["--resume", session])
-    assert f"names the model {evil}, shown as" in capsys.readouterr().err
+    assert f"names the model {evil} (displayed as" in capsys.readouterr().err
     if agreed:
         assert code == ExitCode.INTERRUPTED
         assert made == [("default", evil, session, "")]
@@ -132,8 +132,8 @@ def test_default_is_the_bundled_model_whatever_the_folder_holds(
     monkeypatch.chdir(tmp_path)
     Path(evil).rename(tmp_path / "default")
     (tmp_path / "pythia-410m").mkdir()  # no model in it
-    assert lasting_name("default") == "default"
-    assert lasting_name("pythia-410m") == "pythia-410m"
+    assert portable_model_name("default") == "default"
+    assert portable_model_name("pythia-410m") == "pythia-410m"
 
 
 def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evil: str) -> None:
@@ -152,7 +152,7 @@ def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evi
         chat.wait(ev.ModelReady)
         chat.turn("ours")
         chat.engine.open_session(session)
-        assert f"`/resume {session} yes` loads it; the conversation that is open goes on" in chat.wait(ev.Notice).text
+        assert f"`/resume {session} yes` loads it; the current conversation continues" in chat.wait(ev.Notice).text
         assert loaded == ["default"]
         chat.engine.open_session(session, evil)
         chat.wait(ev.ConversationResumed)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from streamchat.base import paths
 from streamchat.decode.install import install, uninstall
-from streamchat.decode.native_step import CompiledStep, compiles
-from streamchat.decode.spec import describe
+from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.spec import model_spec
 from streamchat.kernels import build, library, sealed
 from streamchat.kernels.build import KernelsUnavailableError
-from streamchat.kernels.library import allow, kernels, missing
+from streamchat.kernels.library import allow, kernels, why_unavailable
 from streamchat.kernels.operations import (
     GELU,
     SILU,
@@ -31,13 +31,13 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.models.load import load_model
-from streamchat.quantization.weights import Kind, PackedWeight, int4_codes, pack
+from streamchat.quantization.weights import Kind, QuantizedWeight, int4_codes, quantize
 from tests.decode_models import cache_of, counted_calls, make, stream
 from tests.families import text
 from tests.models_help import save, tiny_llama
 from tests.tiny import fresh_model
 
-needs_kernels = pytest.mark.skipif(kernels() is None, reason=missing())
+needs_kernels = pytest.mark.skipif(kernels() is None, reason=why_unavailable())
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -50,7 +50,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def stands_for(weight: Tensor, kind: Kind) -> Tensor:
     """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
     if kind == "int8":
-        packed = pack(weight, kind)
+        packed = quantize(weight, kind)
         return packed.data.double() * packed.scales.double()[:, None]
     codes, scales = int4_codes(weight)
     scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
@@ -64,7 +64,7 @@ def stands_for(weight: Tensor, kind: Kind) -> Tensor:
 def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
     x[0, 3] = 40.0  # as the large numbers of some channels
-    packed = pack(weight, kind)
+    packed = quantize(weight, kind)
     assert packed.tiled == (kind == "int4")
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
@@ -80,13 +80,13 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
 def test_what_is_not_a_number_shows_in_every_row(kind: Kind, value: float) -> None:
     x = noise(1, 64)
     x[0, 40] = value
-    assert not torch.isfinite(pack(noise(32, 64), kind).multiply(x)).any()
+    assert not torch.isfinite(quantize(noise(32, 64), kind).multiply(x)).any()
 
 
 @needs_kernels
 def test_a_vector_of_zeros_gives_zeros() -> None:
     for kind in ("int8", "int4"):
-        assert not pack(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()
+        assert not quantize(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()
 
 
 def run(operation: Any, threads: int = 2) -> None:
@@ -95,6 +95,7 @@ def run(operation: Any, threads: int = 2) -> None:
     compiled.run(program([operation]), 1, threads)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 4, 80), (5, 2, 64)])
@@ -125,15 +126,15 @@ def test_attention_is_that_of_a_plain_softmax(
         values=values.data_ptr(),
         out=out.data_ptr(),
         scratch=scratch.data_ptr(),
-        query_step=dim,
-        key_step=dim,
-        head_bytes=slots * dim * dtype.itemsize,
-        held=held,
-        width=width,
-        heads=heads,
-        queries=queries,
-        dim=dim,
-        bytes=dtype.itemsize,
+        query_stride=dim,
+        key_stride=dim,
+        head_stride_bytes=slots * dim * dtype.itemsize,
+        cached=held,
+        rotary_dim=width,
+        num_kv_heads=heads,
+        num_kv_groups=queries,
+        head_dim=dim,
+        element_bytes=dtype.itemsize,
         spans=spans,
         scale=dim**-0.5,
     )
@@ -163,7 +164,7 @@ def test_activations_and_norms_are_those_of_torch() -> None:
         run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, rows=1, function=function))
         torch.testing.assert_close(out, expected * up, rtol=2e-6, atol=2e-6)
     rows, weight = noise(4, 72), noise(72, seed=2)
-    for centred in (0, 1):
+    for is_layer_norm in (0, 1):
         out = rows.clone()
         run(
             Norm(
@@ -172,11 +173,11 @@ def test_activations_and_norms_are_those_of_torch() -> None:
                 out=out.data_ptr(),  # in place, as for queries and keys
                 width=72,
                 rows=4,
-                centred=centred,
+                is_layer_norm=is_layer_norm,
                 eps=1e-5,
             )
         )
-        plain = torch.nn.functional.layer_norm if centred else torch.nn.functional.rms_norm
+        plain = torch.nn.functional.layer_norm if is_layer_norm else torch.nn.functional.rms_norm
         torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
 
 
@@ -212,14 +213,15 @@ def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served:
 
     sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
     model = fresh_model(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change)))
-    described = describe(model)
+    described = model_spec(model)
     assert described is not None
-    assert compiles(described) == served
-    half = describe(model.to(torch.float16))
+    assert kernels_support(described) == served
+    half = model_spec(model.to(torch.float16))
     assert half is not None
-    assert not compiles(half)
+    assert not kernels_support(half)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_number_of_threads_may_change_between_tokens() -> None:
     model = make("llama, three heads of queries to one of keys")
@@ -303,11 +305,11 @@ def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
     cache, ids = cache_of(model, 48), text(36)
     for size in (8, 1, 2, 3, 4, 5, 6, 7):
         stream(model, cache, ids[:, :size], size)
-    rooms = sum(room.numel() for room in step._workspace._rooms.values())
+    total = sum(buffer.numel() for buffer in step._workspace._buffers.values())
     assert len(step._programs) == 8
     # one set for a single token, one for up to eight
-    widest = max(room.numel() for room in step._workspace._rooms.values())
-    assert rooms < 8 * widest
+    widest = max(buffer.numel() for buffer in step._workspace._buffers.values())
+    assert total < 8 * widest
 
 
 @needs_kernels
@@ -325,7 +327,6 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
 
 
 @needs_kernels
-@pytest.mark.model
 def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
     whole = load_model("default", device="cpu", dtype="float32")
     half = load_model("default", device="cpu", dtype="bfloat16")
@@ -363,6 +364,7 @@ def compiler(folder: Path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = build.library().path
@@ -373,6 +375,7 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert kernels() is not None
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gcc = build.find_compiler()[0]
@@ -383,6 +386,7 @@ def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPat
         build.library()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_they_are_used_also_where_new_files_are_writable_by_a_group(fresh: Path) -> None:
     before = os.umask(0o002)
@@ -417,7 +421,7 @@ def test_without_a_compiler_the_reason_is_told_and_models_run(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert kernels() is None
-    assert "gcc" in missing()
+    assert "gcc" in why_unavailable()
     save(tiny_llama(), tmp_path / "model")
     loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8")
     assert loaded.weights == "int8"
@@ -428,7 +432,7 @@ def test_without_a_compiler_the_reason_is_told_and_models_run(
     ("body", "reason"),
     [
         ("echo 'x.c:1: error: no such luck' >&2; exit 1", "no such luck"),
-        ("exit 0", "cannot be kept"),  # says that it worked, and made nothing
+        ("exit 0", "cannot be stored"),  # says that it worked, and made nothing
         ("while [ $# -gt 1 ]; do shift; done; echo rubbish > $1", "failed its check"),
     ],
 )
@@ -442,6 +446,7 @@ def test_a_compiler_that_fails_is_told(
     assert kernels() is None
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(
     ("file", "old", "new"),
@@ -471,21 +476,23 @@ def test_kernels_that_compute_something_else_are_refused(
     assert not list(fresh.iterdir())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh: Path) -> None:
     fresh.mkdir(parents=True)
     for mode in (0o777, 0o770):
         fresh.chmod(mode)
-        with pytest.raises(KernelsUnavailableError, match="others may write"):
+        with pytest.raises(KernelsUnavailableError, match="writable by others"):
             build.library()
         assert not list(fresh.iterdir())
     fresh.chmod(0o700)
     assert build.library().path.is_file()
     fresh.chmod(0o777)
-    with pytest.raises(KernelsUnavailableError, match="others may write"):
+    with pytest.raises(KernelsUnavailableError, match="writable by others"):
         build.library()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_folder_above_may_be_writable_by_a_group(fresh: Path) -> None:
     """As folders are where the umask is 002."""
@@ -511,11 +518,12 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str) -> None:
     """Loaded as they are, these end the process (SIGBUS, SIGSEGV), or turn the kernels off for good."""
-    path = build.target()
+    path = build.library_path()
     path.parent.mkdir(parents=True, mode=0o700)
     damaged = DAMAGE[damage](whole)
     path.write_bytes(damaged)
@@ -536,12 +544,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         return build.library().path.read_bytes()
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_is_not_our_file_is_made_again(
     fresh: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link, a pipe, a file that others may write, a library of other sources under this name."""
-    path = build.target()
+    path = build.library_path()
     path.parent.mkdir(parents=True, mode=0o700)
     elsewhere = tmp_path / "elsewhere.so"
     elsewhere.write_bytes(whole)
@@ -572,6 +581,7 @@ def test_what_is_not_our_file_is_made_again(
     assert len(made) == 4
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None:
     """Also where somebody puts another file under the name in between."""
@@ -581,6 +591,7 @@ def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None
     assert ctypes.CDLL(made.loadable).run
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_an_end_without_an_error_does_not_pass_the_check(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -593,6 +604,7 @@ def test_an_end_without_an_error_does_not_pass_the_check(
         assert not list(fresh.iterdir())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
@@ -613,12 +625,13 @@ def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatc
     assert order == [("sync", made), ("rename", made), ("sync", str(fresh))]
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_two_processes_make_them_at_once(fresh: Path) -> None:
-    code = "from streamchat.kernels import library; assert library.kernels(), library.missing()"
+    code = "from streamchat.kernels import library; assert library.kernels(), library.why_unavailable()"
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [each.wait(timeout=120) for each in running] == [0, 0]
-    assert [path.name for path in fresh.iterdir()] == [build.target().name]
+    assert [path.name for path in fresh.iterdir()] == [build.library_path().name]
     assert kernels() is not None
 
 
@@ -648,18 +661,18 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_cannot_be_written_to_is_told(fresh: Path) -> None:
     fresh.parent.mkdir(parents=True)
     fresh.parent.chmod(0o500)
-    with pytest.raises(KernelsUnavailableError, match="cannot be kept"):
+    with pytest.raises(KernelsUnavailableError, match="cannot be stored"):
         build.library()
 
 
 @needs_kernels
 def test_weights_that_were_packed_for_them_stay_with_them() -> None:
-    packed = pack(noise(32, 64), "int4")
+    packed = quantize(noise(32, 64), "int4")
     try:
         allow("torch")
         x = noise(1, 64)
-        assert isinstance(packed, PackedWeight)
-        assert (packed.multiply(x) - pack(noise(32, 64), "int4").multiply(x)).abs().max() < 0.2
-        assert not pack(noise(32, 64), "int4").tiled
+        assert isinstance(packed, QuantizedWeight)
+        assert (packed.multiply(x) - quantize(noise(32, 64), "int4").multiply(x)).abs().max() < 0.2
+        assert not quantize(noise(32, 64), "int4").tiled
     finally:
         allow("auto")

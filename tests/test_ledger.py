@@ -185,5 +185,5 @@ def test_nothing_is_evicted_where_that_is_not_wanted() -> None:
     ledger = Ledger()
     ledger.append(20)
     assert plan_cuts(ledger, Retention(24, 4), 4, reserve=9, evict=False) == []
-    with pytest.raises(CacheFullError, match="5 new tokens do not fit beside the 20 in a cache of 24"):
+    with pytest.raises(CacheFullError, match="5 new tokens do not fit next to the 20 cached ones in a cache of 24"):
         plan_cuts(ledger, Retention(24, 4), 5, evict=False)

@@ -16,20 +16,20 @@ def test_short_texts_are_not_measured() -> None:
     size = MessageSize(asked.append)
     size.measure("hello")
     assert asked == []
-    assert size.words("hello", CACHE) == ""
+    assert size.summary("hello", CACHE) == ""
 
 
 def test_an_estimate_until_the_tokens_are_counted() -> None:
     asked: list[str] = []
     size = MessageSize(asked.append)
-    assert size.words(LONG, CACHE) == "about 250 tokens in 1 line, 90 fit: its beginning will be forgotten"
-    assert size.words(LONG, CacheState()) == "about 250 tokens in 1 line"  # the model is being loaded
+    assert size.summary(LONG, CACHE) == "about 250 tokens in 1 line, 90 fit: its beginning will be evicted"
+    assert size.summary(LONG, CacheState()) == "about 250 tokens in 1 line"  # the model is being loaded
     size.measure(LONG)
     size.measure(LONG)
     assert asked == [LONG]
     size.counted(LONG, 80)
-    assert size.words(LONG, CACHE) == "80 tokens in 1 line, 90 fit"
-    assert size.words(f"{LONG}more", CACHE).startswith("about 251 tokens")
+    assert size.summary(LONG, CACHE) == "80 tokens in 1 line, 90 fit"
+    assert size.summary(f"{LONG}more", CACHE).startswith("about 251 tokens")
 
 
 def test_one_question_at_a_time_and_the_last_text_counts() -> None:
@@ -41,7 +41,7 @@ def test_one_question_at_a_time_and_the_last_text_counts() -> None:
     size.counted(LONG, 80)
     assert asked == [LONG, LONG * 3]
     size.counted(LONG * 3, 240)
-    assert size.words(LONG * 3, CACHE).startswith("240 tokens")
+    assert size.summary(LONG * 3, CACHE).startswith("240 tokens")
     assert asked == [LONG, LONG * 3]
 
 
@@ -52,6 +52,6 @@ def test_files_count_as_what_they_hold() -> None:
     size.measure("see @short.txt")
     assert asked == ["see short.txt:\n```txt\na\nb\n```\n"]
     size.counted(asked[0], 12)
-    assert size.words("see @short.txt", CACHE) == "12 tokens in 6 lines, 90 fit"
+    assert size.summary("see @short.txt", CACHE) == "12 tokens in 6 lines, 90 fit"
     size.measure("see @missing.txt")  # told when it is sent
     assert len(asked) == 1

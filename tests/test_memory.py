@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamchat.base.events import CacheState, Segment
 from streamchat.frontend.status import SERIES_LIMIT, Series
-from streamchat.frontend.visibility import TurnMemory, Visible
+from streamchat.frontend.visibility import ContextView, TurnVisibility
 
 SINKS = Segment("sinks", 0, 4, 4, True)
 SYSTEM = Segment("system", 0, 10, 10, True)
@@ -15,7 +15,7 @@ def state(*segments: Segment, evicted: int = 100) -> CacheState:
 
 
 def test_each_message_is_judged_by_itself() -> None:
-    sight = Visible(
+    context_view = ContextView(
         state(
             SINKS,
             SYSTEM,
@@ -27,34 +27,34 @@ def test_each_message_is_judged_by_itself() -> None:
             Segment("user", 6, 2, 2),
         )
     )
-    assert sight.turn(1) == TurnMemory("forgotten", "forgotten")
-    assert sight.turn(1).forgotten
-    assert sight.turn(2) == TurnMemory("seen", "seen", pinned=True)
-    assert sight.turn(3).forgotten
-    assert sight.turn(4) == TurnMemory("forgotten", "partly")
-    assert sight.turn(5).whole
-    assert sight.turn(6) == TurnMemory("seen", "seen")  # its reply has not begun
-    assert sight.turn(7).whole  # not read yet
-    assert sight.oldest == 4  # a pinned turn is no part of the window
+    assert context_view.turn(1) == TurnVisibility("evicted", "evicted")
+    assert context_view.turn(1).evicted
+    assert context_view.turn(2) == TurnVisibility("visible", "visible", pinned=True)
+    assert context_view.turn(3).evicted
+    assert context_view.turn(4) == TurnVisibility("evicted", "partial")
+    assert context_view.turn(5).complete
+    assert context_view.turn(6) == TurnVisibility("visible", "visible")  # its reply has not begun
+    assert context_view.turn(7).complete  # not read yet
+    assert context_view.oldest == 4  # a pinned turn is no part of the window
 
 
 def test_while_nothing_was_evicted_all_is_seen() -> None:
-    sight = Visible(state(SINKS, Segment("user", 1, 3, 3), evicted=0))
-    assert sight.turn(1).whole
-    assert sight.oldest == 1
-    assert Visible(CacheState()).oldest == 0
-    assert Visible(CacheState()).turn(1).whole
+    context_view = ContextView(state(SINKS, Segment("user", 1, 3, 3), evicted=0))
+    assert context_view.turn(1).complete
+    assert context_view.oldest == 1
+    assert ContextView(CacheState()).oldest == 0
+    assert ContextView(CacheState()).turn(1).complete
 
 
 def test_a_long_reply_that_pushed_its_own_question_out() -> None:
-    sight = Visible(state(SINKS, Segment("assistant", 3, 40, 90)))
-    assert sight.turn(3) == TurnMemory("forgotten", "partly")
-    assert sight.turn(2).forgotten
+    context_view = ContextView(state(SINKS, Segment("assistant", 3, 40, 90)))
+    assert context_view.turn(3) == TurnVisibility("evicted", "partial")
+    assert context_view.turn(2).evicted
 
 
 def test_a_pin_of_half_a_turn_is_no_pinned_turn() -> None:
-    sight = Visible(state(SINKS, Segment("user", 1, 5, 5, True), Segment("assistant", 1, 9, 9)))
-    assert not sight.turn(1).pinned
+    context_view = ContextView(state(SINKS, Segment("user", 1, 5, 5, True), Segment("assistant", 1, 9, 9)))
+    assert not context_view.turn(1).pinned
 
 
 def test_a_series_keeps_the_whole_run_in_bounded_memory() -> None:

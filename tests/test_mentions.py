@@ -61,7 +61,7 @@ def test_the_fence_is_longer_than_any_in_the_file() -> None:
     ],
 )
 def test_what_is_no_file_stays_text(text: str) -> None:
-    assert mentions.expand(text) == mentions.Expanded(text)
+    assert mentions.expand(text) == mentions.ExpandedMessage(text)
     assert not mentions.expand(text).notice
 
 
@@ -105,7 +105,7 @@ BLOCK = "notes.txt:\n```txt\none\ntwo\n```\n"
 )
 def test_neighbours_of_any_script(text: str, sent: str) -> None:
     Path("文档.txt").write_text("three")
-    assert mentions.expand(text) == mentions.Expanded(sent)
+    assert mentions.expand(text) == mentions.ExpandedMessage(sent)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_neighbours_of_any_script(text: str, sent: str) -> None:
     ],
 )
 def test_code_has_no_mentions(text: str) -> None:
-    assert mentions.expand(text) == mentions.Expanded(text)
+    assert mentions.expand(text) == mentions.ExpandedMessage(text)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_a_backslash_keeps_an_at_sign() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("@./missing.txt", r"./missing.txt: no such file \(\\@ instead of @ sends the name as text\)"),
+        ("@./missing.txt", r"./missing.txt: no such file \(use \\@ instead of @ to send the name as text\)"),
         ("see @../nothing", "../nothing: no such file"),
         ("@~/nothing.md", "~/nothing.md: no such file"),
-        ("@./sub", "./sub is a folder; name a file in it"),
+        ("@./sub", "./sub is a folder; choose a file in it"),
         ("@binary.bin", "binary.bin is not a text file"),
         ("@latin.txt", r"latin.txt is not UTF-8 text \(byte 1\)"),
         ("@empty.txt", "empty.txt is empty"),
-        ("@large.txt", "large.txt has 2.0 MB, and at most 2.0 MB can be sent"),
+        ("@large.txt", r"large.txt is too large \(2.0 MB; the limit is 2.0 MB\)"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text: str, sentence: str) -> None:
@@ -214,9 +214,9 @@ def test_paths_complete() -> None:
     assert mentions.complete_path("sub/") == [("sub/deep.txt", "4 B")]
     assert ("sub/", "folder") in mentions.complete_path("")
     assert mentions.complete_path("nowhere/") == []
-    assert mentions.mention_under_way("tell me about @no") == "no"
-    assert mentions.mention_under_way("mail a@b") is None
-    assert mentions.mention_under_way(r"\@no") is None
+    assert mentions.partial_mention("tell me about @no") == "no"
+    assert mentions.partial_mention("mail a@b") is None
+    assert mentions.partial_mention(r"\@no") is None
 
 
 def test_paths_of_commands() -> None:

@@ -227,6 +227,7 @@ def test_killed_fetch_leaves_nothing_that_looks_installed(slow_index: SlowIndex)
     assert left_behind() == [folder.name]
 
 
+@pytest.mark.slow
 def test_second_process_waits_for_the_first(slow_index: SlowIndex) -> None:
     child = _other_process("print(default.ensure_default_model())")
     assert slow_index.sent.wait(60)

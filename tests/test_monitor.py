@@ -17,7 +17,7 @@ from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
 from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
-from streamchat.frontend.watch import Watcher, everything, sample_of, watched
+from streamchat.frontend.watch import Watcher, decode_sample, find_monitored, monitored_sessions
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from streamchat.telemetry.metrics import Metrics
@@ -44,15 +44,15 @@ def test_a_running_chat_is_followed() -> None:
     with running(store=database_path(), cache_size=128) as chat:
         for text in TURNS[:3]:
             chat.turn(text)
-        [what] = everything()
+        [what] = monitored_sessions()
         assert what.running
         watcher = Watcher(what)
-        assert watcher.look()
+        assert watcher.poll()
         assert watcher.board.turns == 3
         chat.turn(TURNS[3])
         chat.engine.count_tokens("x")  # after the last sample of the turn
         chat.wait(ev.TextCounted)
-        assert watcher.look()
+        assert watcher.poll()
         finished = chat.of(ev.TurnFinished)
         board = watcher.board
         assert board.turns == 4
@@ -62,12 +62,12 @@ def test_a_running_chat_is_followed() -> None:
         assert board.cache.compressions > 0
         assert board.info == chat.of(ev.ModelReady)[0].info
         assert len(board.lengths.values) >= 4
-        assert watched(what.info.id[:4]).info.id == what.info.id
-    watcher.look()
-    assert not watcher.what.running
+        assert find_monitored(what.info.id[:4]).info.id == what.info.id
+    watcher.poll()
+    assert not watcher.session.running
     assert not watcher.board.busy
     assert watcher.board.turns == 4
-    assert not watcher.look()  # nothing is new
+    assert not watcher.poll()  # nothing is new
 
 
 def test_samples_survive_json() -> None:
@@ -76,18 +76,18 @@ def test_samples_survive_json() -> None:
     from dataclasses import asdict
 
     record = json.loads(json.dumps(asdict(sample) | {"info": asdict(engine._info())}))
-    assert sample_of(record) == (sample, engine._info())
+    assert decode_sample(record) == (sample, engine._info())
 
 
 def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved conversation has the id 'abc'")):
+    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved session has the id 'abc'")):
         assert cli.main(["monitor", *argv]) == 5
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert sentence in err
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(SessionError, match="has said nothing yet"):
-        watched(str(tmp_path))
+    with pytest.raises(SessionError, match="has no turns yet"):
+        find_monitored(str(tmp_path))
 
 
 def test_once_and_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,8 +113,8 @@ def test_a_replay_with_violations(
 ) -> None:
     with after_turn(monkeypatch, 6, grow_the_buffers):
         ran: Ran = replay(TURNS[:7])
-    watcher = Watcher(watched(str(ran.folder)))
-    assert watcher.look()
+    watcher = Watcher(find_monitored(str(ran.folder)))
+    assert watcher.poll()
     assert watcher.board.turns == 7
     assert [each.split(":")[0] for each in watcher.violations] == ["storage at turn 6", "storage at turn 7"]
     assert cli.main(["monitor", str(ran.folder), "--once"]) == 0
@@ -126,7 +126,7 @@ def test_runs_in_the_state_folder_are_found(tiny: None, tmp_path: Path) -> None:
     assert cli.main(["replay", str(tmp_path / "words"), "--cache-size", "128", "--max-new-tokens", "4"]) == 0
     with Store() as store:
         store.write(a_session(store, "A chat"), turns=[a_turn(1, "one")])
-    names = {each.name: each.run for each in everything()}
+    names = {each.name: each.run for each in monitored_sessions()}
     [run] = [run for run in names.values() if run]
     assert run.parent == paths.state_dir() / "runs"
     assert len(names) == 2
@@ -138,7 +138,7 @@ async def test_the_app_shows_and_switches() -> None:
         with Store() as store:
             other = a_session(store, "A [bold] dragon")
             store.write(other, turns=[a_turn(1, "one")])
-        [first, second] = everything()
+        [first, second] = monitored_sessions()
         assert (first.running, second.running) == (True, False)
         app = MonitorApp(first)
         async with app.run_test(size=(140, 40)) as pilot:
@@ -149,7 +149,7 @@ async def test_the_app_shows_and_switches() -> None:
             assert panel.figures("totals")["turns"] == "1"
             assert panel.figures("cache")["length"].endswith("%")
             chat.turn("And of the dragon")
-            app._look()
+            app._poll()
             await pilot.pause()
             assert panel.figures("totals")["turns"] == "2"
             await pilot.press("down", "enter")

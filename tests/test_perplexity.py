@@ -375,7 +375,6 @@ def test_stopped_half_way_shows_what_is_there(
     assert "Stopped before all was scored" in printed
 
 
-@pytest.mark.model
 def test_the_default_model_needs_sinks_and_turned_positions(
     default_model_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

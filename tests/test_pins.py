@@ -38,7 +38,7 @@ def test_segments_name_sinks_system_block_and_messages_in_slot_order() -> None:
         log = watched.conversation.log
         second = log.turns[1]
         tokenizer = watched.conversation.tokenizer
-        user, reply = log.ids[second.first : second.reply_first], log.ids[second.reply_first : second.stop]
+        user, reply = log.ids[second.start : second.reply_start], log.ids[second.reply_start : second.end]
         assert tokenizer.decode(user) == "<|im_start|>user\ntwo and more words"
         assert tokenizer.decode(reply).startswith("<|im_end|>\n<|im_start|>assistant\n")
         assert [s.tokens for s in state.segments[-2:]] == [len(user), len(reply)]
@@ -79,7 +79,7 @@ def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
 @pytest.mark.parametrize(
     ("request_", "turn", "sentence"),
     [
-        ("pin", 9, "there is no turn 9; the conversation has 1"),
+        ("pin", 9, "turn 9 does not exist; the conversation has 1"),
         ("unpin", 1, "turn 1 is not pinned"),
         ("pin", 1, "tokens) would leave"),
     ],
@@ -100,7 +100,7 @@ def test_a_forgotten_turn_cannot_be_pinned() -> None:
             watched.turn("word " * 8)
         assert held(watched, 1) == 0
         watched.engine.pin(1)
-        assert watched.wait(ev.Notice).text == "turn 1 cannot be pinned: nothing of it is left in the cache"
+        assert watched.wait(ev.Notice).text == "turn 1 cannot be pinned: it was evicted from the cache"
 
 
 def test_another_model_takes_over_and_begins_anew() -> None:

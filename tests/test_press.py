@@ -105,11 +105,11 @@ def test_a_second_generate_on_the_same_cache(how: str) -> None:
         (
             random_ids(7),
             None,
-            r"7 tokens are not more than the 69 that the cache has read; .*torch.ones\(batch, 69",
+            r"7 tokens are not more than the 69 that the cache was fed; .*torch.ones\(batch, 69",
         ),
-        (random_ids(90, seed=8), None, r"these 90 tokens do not begin with the 69"),
-        (random_ids(7), torch.ones(1, 20), "attention_mask has 20 columns for 7 tokens on a cache that has read 69"),
-        (random_ids(14).view(2, 7), None, r"holds a batch of 1 and generate was given 2; call press.reset"),
+        (random_ids(90, seed=8), None, r"these 90 tokens do not start with the 69"),
+        (random_ids(7), torch.ones(1, 20), "attention_mask has 20 columns for 7 tokens on a cache that was fed 69"),
+        (random_ids(14).view(2, 7), None, r"has a batch of 1 but generate was given 2; call press.reset"),
     ],
 )
 def test_a_second_generate_that_would_be_silently_wrong_is_refused(ids: Tensor, mask: Any, sentence: str) -> None:
@@ -140,7 +140,7 @@ def test_a_forward_that_begins_a_text_gets_the_cache_by_itself() -> None:
     reference = Reference(model, BUDGET, SINKS)
     with press, torch.inference_mode():
         logits = [model(ids[:, :20]).logits[0]]
-        with pytest.raises(CacheNotSeenError, match=r"a new text was begun .* pass press\.cache to go on"):
+        with pytest.raises(CacheNotSeenError, match=r"a new text was started .* pass press\.cache to continue"):
             model(ids[:, 20:21])
         logits += [model(ids[:, i : i + 1], **given(press)).logits[0] for i in range(20, 50)]
     expected = [reference.feed(ids[0, :20]), *(reference.feed(ids[0, i : i + 1]) for i in range(20, 50))]
@@ -231,7 +231,7 @@ def test_hooks_and_methods_are_gone_after_the_block_also_after_an_error() -> Non
 
     with press:
         assert traces() == (1, 1, True)
-        with pytest.raises(CacheError, match="in use already"), press:
+        with pytest.raises(CacheError, match="already in use"), press:
             pass
         model(random_ids(3))
     assert traces() == (0, 0, False)
@@ -264,7 +264,7 @@ def test_the_budget(options: dict[str, Any], size: int) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cache_size": 9, "compression_ratio": 0.5}, "give one of them"),
+        ({"cache_size": 9, "compression_ratio": 0.5}, "give only one of them"),
         ({"compression_ratio": 1.0}, "compression_ratio = 1.0 must be at least 0 and below 1"),
         ({"cache_size": 4}, "num_sink_tokens = 4 does not fit into cache_size = 4"),
     ],
@@ -307,10 +307,11 @@ def test_learned_positions_through_generate_past_the_table() -> None:
         assert max(press.lengths) <= 64
         text = torch.cat([out, random_ids(5, seed=4)], 1)
         assert generate(press, text, 5).shape[1] == 330
-        with pytest.raises(CacheError, match="do not begin with"):
+        with pytest.raises(CacheError, match="do not start with"):
             generate(press, random_ids(400, seed=9), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_tokens", [50, 500])
 def test_the_original_script(new_tokens: int) -> None:
     """Pythia-70m's shape, ratio 0.7, 4 sinks: 614 of 2,048 tokens. There 6 layers x 499 made 2,994 'compressions'."""
@@ -358,6 +359,7 @@ with StreamingPress(model, num_sink_tokens=4, cache_size=64) as press:
 """
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs_as_it_is_written() -> None:
     from pathlib import Path
 

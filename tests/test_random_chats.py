@@ -31,6 +31,7 @@ def carry_out(chosen: Plan, folder: Path) -> RandomChat:
     return chat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(CHATS))
 def test_nothing_is_lost_and_all_that_is_told_is_so(seed: int, tmp_path: Path) -> None:
     carry_out(plan(seed, STEPS), tmp_path)
@@ -56,6 +57,7 @@ def chat_of(size: int, steps: list[Step], family: str = "llama") -> Plan:
     return Plan(0, family, size, "turns", "evict", "", tuple(steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "family"), [("retry", "llama"), ("edit", "llama"), *[("undo", family) for family in FAMILIES]]
 )
@@ -64,6 +66,7 @@ def test_eight_turns_at_128_resumed_at_56(kind: str, family: str, tmp_path: Path
     assert carry_out(chat_of(128, [*turns(8), *last], family), tmp_path).checked > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(96, 200), (200, 96), (56, 56), (44, 128)])
 def test_undo_behind_several_resumes(sizes: tuple[int, int], tmp_path: Path) -> None:
     steps = [*turns(5), Step("resume", size=sizes[0]), Step("undo"), *turns(2), Step("resume", size=sizes[1])]
@@ -83,6 +86,7 @@ def test_pins_that_no_longer_fit_are_removed_oldest_first(tmp_path: Path) -> Non
     assert any("Turn 1 is no longer pinned: with cache_size = 96" in getattr(e, "text", "") for e in chat.events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retry", "edit", "reopen"])
 @pytest.mark.parametrize("stop", [("", 0), ("prompt", 1)], ids=["answered", "stopped, and sent once more"])
 def test_what_takes_the_place_of_a_pinned_turn_is_pinned(kind: str, stop: tuple[str, int], tmp_path: Path) -> None:
@@ -106,6 +110,7 @@ FAILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("between", "family"),
     [(Step("compact", reply="they sing of the sea " * 4), family) for family in FAMILIES]
@@ -116,6 +121,7 @@ def test_undo_is_exact_behind_turns_that_did_not_stay(between: Step, family: str
     carry_out(chat_of(96, [*turns(5), between, Step("undo")], family), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1"])
 def test_memory_that_runs_out_during_an_undo_leaves_what_never_leaves(family: str, tmp_path: Path) -> None:
     steps = [*turns(6), Step("pin", turn=6), *turns(2), Step("undo"), Step("undo", stop=("memory", 2)), *turns(1)]
@@ -125,10 +131,11 @@ def test_memory_that_runs_out_during_an_undo_leaves_what_never_leaves(family: st
     assert 6 in chat.oracle.pinned
 
 
+@pytest.mark.slow
 def test_a_fault_is_found_and_its_steps_become_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The oracle has teeth: a cache that is filled again without its newest token is noticed."""
-    read_again = Feeder.read_again
-    monkeypatch.setattr(Feeder, "read_again", lambda self, runs, stop: read_again(self, runs[:-1], stop))
+    prefill_runs = Feeder.prefill_runs
+    monkeypatch.setattr(Feeder, "prefill_runs", lambda self, runs, stop: prefill_runs(self, runs[:-1], stop))
     count = 0
 
     def fails(tried: Plan) -> bool:

@@ -36,7 +36,7 @@ def reply(chat: Chat, text: str) -> str:
     outcome = chat.say("Hello", [*ids, chat.tokenizer.eos_token_id])
     assert "".join(event.text for event in chat.of(ev.TextDelta)) == outcome.reply
     turn = chat.conversation.log.turns[-1]
-    fed = chat.conversation.log.ids[turn.content : turn.stop]
+    fed = chat.conversation.log.ids[turn.message_start : turn.end]
     assert f"{text}<|im_end|>" in chat.tokenizer.decode(fed)  # what is fed does not depend on what is shown
     return outcome.reply
 
@@ -44,6 +44,7 @@ def reply(chat: Chat, text: str) -> str:
 # --- opened by the prompt ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
@@ -88,6 +89,7 @@ TAGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tags", TAGS)
 @pytest.mark.parametrize("kind", ["special", "added", "text"])
 @pytest.mark.parametrize("opened", [False, True])

@@ -16,8 +16,8 @@ from streamchat.base.errors import TurnError
 from streamchat.base.thinking import plain_text, split
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
-from streamchat.conversation.summarize import summarise
-from streamchat.frontend.messages import excerpt, found_line, quoted
+from streamchat.conversation.summarize import summarize
+from streamchat.frontend.messages import excerpt, quote_prompt, search_hit_line
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, Piece, resumed_pieces
 from streamchat.sessions.export import export
@@ -42,7 +42,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
     """What a narrator makes of one turn with this reply."""
     engine = ScriptedEngine([reply])
     narrator, pieces = Narrator(lambda: thinking), list[Piece]()
-    engine.subscribe(lambda event: pieces.extend(narrator.take(event)))
+    engine.subscribe(lambda event: pieces.extend(narrator.pieces_for(event)))
     engine.start()
     engine.submit("why?")
     assert engine.wait_idle()
@@ -98,12 +98,13 @@ def test_turns_of_a_resumed_conversation_are_split(thinking: str, texts: list[st
     resumed = next(event for event in engine.events if isinstance(event, ev.ConversationResumed))
     engine.close()
     pieces = resumed_pieces(resumed, thinking)
-    assert [piece.text for piece in pieces if piece.kind not in ("said", "info")] == texts
+    assert [piece.text for piece in pieces if piece.kind not in ("past_message", "info")] == texts
 
 
 # --- the app ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", [ONLY, OPEN])
 async def test_the_app_says_that_a_reply_is_reasoning_only(reply: str) -> None:
     async with driving(ScriptedEngine([reply], settings=Settings(thinking="hide"))) as driver:
@@ -113,6 +114,7 @@ async def test_the_app_says_that_a_reply_is_reasoning_only(reply: str) -> None:
         assert turn.reply_text == ""
 
 
+@pytest.mark.slow
 async def test_the_app_shows_resumed_turns_as_the_setting_says() -> None:
     engine = ScriptedEngine(settings=Settings(thinking="hide"))
     engine.sessions["abc"] = [("why?", BOTH), ("and?", OPEN), ("so?", "Yes.")]
@@ -125,6 +127,7 @@ async def test_the_app_shows_resumed_turns_as_the_setting_says() -> None:
         assert not driver.chat.query(Thinking)
 
 
+@pytest.mark.slow
 async def test_the_app_folds_reasoning_that_has_no_answer() -> None:
     async with driving(ScriptedEngine([OPEN])) as driver:
         await driver.ask("why?")
@@ -132,6 +135,7 @@ async def test_the_app_folds_reasoning_that_has_no_answer() -> None:
         assert "only reasoning" not in driver.screen_text
 
 
+@pytest.mark.slow
 async def test_a_stopped_reply_keeps_its_reasoning() -> None:
     async with driving(ScriptedEngine([Reply(f"{OPEN} so it is", hold_after=4)])) as driver:
         await driver.enter("why?")
@@ -215,8 +219,8 @@ def test_reasoning_in_what_is_found() -> None:
     assert excerpt(second[0], "hide") == "(only reasoning)"
     assert excerpt(second[0], "show") == "A second riddle."
     assert "think>" not in excerpt(green[0], "show")
-    assert found_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
-    assert quoted(both[0], 0.0).endswith(":\n\n> The sea is green.")
+    assert search_hit_line(1, both[0], 0.0, None, "hide").endswith(": The sea is green. …")
+    assert quote_prompt(both[0], 0.0).endswith(":\n\n> The sea is green.")
 
 
 def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +229,10 @@ def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> 
     script = [*chat.tokenizer("<think>\nWell.\n</think>\n\nSea: green.", add_special_tokens=False)["input_ids"]]
     chat.script[:] = [*script, chat.tokenizer.eos_token_id]
     monkeypatch.setattr("streamchat.conversation.summarize.LENGTH_SHARE", 1)
-    assert summarise(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
+    assert summarize(chat.conversation, lambda: False, chat.events.append).text == "Sea: green."
     chat.script[:] = [*script[:12], chat.tokenizer.eos_token_id]
-    with pytest.raises(TurnError, match="reasoned for 12 tokens and wrote no summary"):
-        summarise(chat.conversation, lambda: False, chat.events.append)
+    with pytest.raises(TurnError, match="reasoned for 12 tokens and returned no summary"):
+        summarize(chat.conversation, lambda: False, chat.events.append)
 
 
 THINKS = (

@@ -82,8 +82,8 @@ async def test_the_first_ctrl_c_says_what_the_next_one_does(keyboard: PipeInput)
     line = input_line()
     keyboard.send_text(CTRL_C)
     waiting = asyncio.ensure_future(line.ask())
-    await until(lambda: line.leave_hint in line._toolbar_text(), "the hint")
-    assert line.leave_hint == "press Ctrl+C again or Ctrl+D to leave"
+    await until(lambda: line.quit_hint in line._toolbar_text(), "the hint")
+    assert line.quit_hint == "press Ctrl+C again or Ctrl+D to quit"
     keyboard.send_text("x")
     await until(lambda: line._toolbar_text() == "toolbar", "the figures")
     keyboard.send_text("\r")
@@ -101,7 +101,7 @@ async def test_what_was_taken_back_is_offered_again(keyboard: PipeInput) -> None
 async def test_keys_of_the_configuration(keyboard: PipeInput) -> None:
     keys = {"prompt.send": "ctrl+s", "prompt.newline": "f5", "chat.interrupt": "ctrl+x"}
     line = input_line(keys)
-    assert line.leave_hint == "press Ctrl+X again or Ctrl+D to leave"
+    assert line.quit_hint == "press Ctrl+X again or Ctrl+D to quit"
     keyboard.send_text("gone\x18one\rtwo\x1b[15~three\x13")
     assert await asked(line) == "one\ntwo\nthree"
 
@@ -142,8 +142,8 @@ async def test_the_editor_gets_the_draft(keyboard: PipeInput, monkeypatch: pytes
     ("command", "sentence"),
     [
         ("", "no editor is set"),
-        ("false", "ended with 1; the message is as it was"),
-        ("/no/editor", "cannot be started"),
+        ("false", "exited with code 1; the message is unchanged"),
+        ("/no/editor", "could not be started"),
     ],
 )
 async def test_an_editor_that_fails_is_said(
@@ -202,7 +202,7 @@ def test_files_and_another_interrupt_key_on_a_terminal() -> None:
     child.expect("missing.txt: no such file")
     child.send("\x18")  # it is offered again; clear it
     child.send("/read notes.txt\r")
-    child.expect(r"notes\.txt \(1 line, 11 B\) goes with the next message")
+    child.expect(r"notes\.txt \(1 line, 11 B\) will be attached to your next message")
     child.send("\r")
     child.expect("one two")
     child.send("\x18")
@@ -221,7 +221,7 @@ def test_a_paste_in_a_reply_survives_its_stop() -> None:
         child.send("\x1b[200~    def f():\n        return 1\x1b[201~")
         time.sleep(0.3)
         child.send(CTRL_C)
-        child.expect("stopped; what was said")
+        child.expect("stopped; the partial reply")
         child.expect("return 1")
         child.send("\r")
         assert sent(child, 2)[1] == "    def f():\n        return 1"
@@ -238,6 +238,7 @@ def test_a_refused_message_is_offered_as_it_was_typed() -> None:
         assert sent(child, 2) == ["/help with notes.txt:\n```txt\nfrom a file\n```\n"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("moment", ["at the prompt", "in a reply"])
 def test_a_signal_ends_the_prompt_in_order(name: str, moment: str) -> None:

@@ -57,6 +57,7 @@ def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
     ).replace("https://matplotlib.org", "")
 
 
+@pytest.mark.slow
 def test_teacher_forced_and_fresh(tiny: None, replay: Callable[..., Ran]) -> None:
     rows = [
         {"messages": [{"role": "system", "content": f"Be kind, {n}."}, {"role": "user", "content": "Who are you?"},
@@ -81,6 +82,7 @@ def test_teacher_forced_and_fresh(tiny: None, replay: Callable[..., Ran]) -> Non
     assert prompts == {f"Be kind, {n}." for n in range(4)}
 
 
+@pytest.mark.slow
 def test_how_long_a_run_is(tiny: None, replay: Callable[..., Ran]) -> None:
     assert len(replay(TURNS[:3], "--repeat", "3").rows) == 9
     limited = replay(TURNS[:3], "--repeat", "forever", "--max-turns", "7")
@@ -90,6 +92,7 @@ def test_how_long_a_run_is(tiny: None, replay: Callable[..., Ran]) -> None:
     assert len(timed.rows) >= 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran], capsys: Any) -> None:
     """The second half of a run in two parts equals that of a run in one."""
     whole = replay(TURNS, "--temperature", "1")
@@ -176,7 +179,7 @@ def forget_an_eviction(conversation: Conversation) -> None:
 def change_an_id(conversation: Conversation) -> None:
     """A token log that is not what was rendered."""
     turn = conversation.log.turns[-1]
-    conversation.log.ids[turn.first + 4] += 1
+    conversation.log.ids[turn.start + 4] += 1
 
 
 def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: Any) -> None:
@@ -206,6 +209,7 @@ TEMPLATES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_what_is_fed_is_what_the_template_writes(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str
@@ -218,6 +222,7 @@ def test_what_is_fed_is_what_the_template_writes(
         assert generated.state("cached-ids") == "holds", generated.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "part", "text"),
     [
@@ -245,6 +250,7 @@ def test_a_format_that_is_not_the_templates_is_caught(
         assert "the chat template writes" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "name", "detail"),
     [
@@ -312,12 +318,13 @@ def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monke
     ran = replay(TURNS[:6])
     assert ran.code == 4
     assert ran.violated == ["turns", "logits-finite"]
-    assert ran.rows[3]["failed"].startswith("the model's output is not a number")
+    assert ran.rows[3]["failed"].startswith("the model produced NaN/inf logits")
     assert [row["failed"] for row in ran.rows[4:]] == [None, None]
     assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
     assert ran.report["totals"]["failed"] == 1
 
 
+@pytest.mark.slow
 def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """One tensor a turn: some 60 MB over the window, as the process would show them."""
     monkeypatch.setattr(invariants, "MEMORY_WARM_UP", 5)
@@ -331,6 +338,7 @@ def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monk
     assert "99 % interval" in ran.report["invariants"][5]["first"]
 
 
+@pytest.mark.slow
 def test_turns_that_get_slower_are_caught_and_named(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +361,7 @@ def test_turns_that_get_slower_are_caught_and_named(
     assert ran.err.count("violated: decode-time") == 1
 
 
+@pytest.mark.slow
 def test_one_slow_turn_is_named_and_is_no_trend(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,12 +385,15 @@ def test_one_slow_turn_is_named_and_is_no_trend(
     assert ran.code == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> None:
     script, folder = tmp_path / "script", tmp_path / "run"
     script.write_text("\n".join(TURNS))
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from streamchat import cli\nfrom streamchat.chat import engine\nfrom tests.real_engine import tiny_loaded\n"
+        "from streamchat.cli import main as cli\n"
+        "from streamchat.engine import engine\n"
+        "from tests.real_engine import tiny_loaded\n"
         "engine.Engine.__init__.__defaults__ = (lambda *_: tiny_loaded(),)\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )

@@ -76,10 +76,10 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
         ("{broken", "this is not JSON (column 2: "),
         ("[1, 2]", "it is JSON, a list; accepted are "),
         ('{"messages": 7}', '"messages" must be a list'),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', 'the role "robot" is not known; known are system, '),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', 'unknown role "robot"; known roles are system, '),
         (
             '{"messages": [{"role": "user", "content": null}]}',
-            "the content of a message of user must be text, not null",
+            "the content of a message from user must be a string, not null",
         ),
         ('{"messages": [{"content": "x"}]}', 'a message needs "role" and "content", or "from" and "value"'),
         ('{"turns": ["a"]}', "this record has the format mt-bench, but the file has conversations"),

@@ -60,6 +60,7 @@ LINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize(("text", "lines"), LINES)
 async def test_a_line_is_a_line(text: str, lines: list[str], streamed: bool) -> None:

@@ -57,6 +57,7 @@ def a_session(database: Path, questions: list[str] = QUESTIONS, **settings: Any)
 FAMILIES = ["llama", "gpt_neox", "gpt2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [96, 512], ids=["evicted", "whole"])
 def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path, family: str, size: int) -> None:
@@ -107,7 +108,7 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
         assert conversation.cache.compression_count == compressions
         assert conversation.cache.pins == ((0, conversation.system_tokens),)
         got = logits_of(chat)
-        kept = conversation.log.take(held)
+        kept = conversation.log.ids_at(held)
         plain = tiny_loaded().model
         assert plain is not model
         torch.testing.assert_close(got, plain(torch.tensor([kept])).logits[0, -1], atol=2e-4, rtol=0)
@@ -124,7 +125,7 @@ def test_a_cache_of_an_older_fingerprint_is_read_again_once(database: Path) -> N
     snapshots.save(path, replace(saved, fingerprint="0123456789abcdef" * 2))
     with running(store=database, session=session) as chat:
         assert chat.wait(ev.ConversationResumed).read_again > 0
-        said_why = "because its cache was saved by an older streamchat, which did not look at all weights"
+        said_why = "because its cache was saved by an older streamchat, which did not fingerprint all weights"
         assert said_why in chat.wait(ev.Notice).text
     with running(store=database, session=session) as chat:
         assert chat.wait(ev.ConversationResumed).read_again == 0
@@ -150,6 +151,7 @@ def other_format(path: Path) -> None:
     save_file(tensors, path, {"streamchat": json.dumps(facts | {"format": 99})})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -191,7 +193,7 @@ def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> Non
         return replace(loaded, model=loaded.model.bfloat16(), dtype="bfloat16")
 
     with running(other_dtype, store=database, session=session) as chat:
-        assert "saved in float32 and the model runs in bfloat16" in chat.wait(ev.Notice).text
+        assert "saved in float32 and the model now runs in bfloat16" in chat.wait(ev.Notice).text
         chat.turn("x")
 
 
@@ -206,7 +208,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
-        assert [n.text for n in chat.of(ev.Notice) if "tokenized again" in n.text]
+        assert [n.text for n in chat.of(ev.Notice) if "had to be re-tokenized" in n.text]
         chat.turn("x")
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
@@ -240,7 +242,7 @@ def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> Non
         resumed = chat.wait(ev.ConversationResumed)
         assert {s.turn for s in resumed.cache.segments if s.turn and s.pinned} == {2}
         conversation: Any = chat.engine.conversation
-        starts = [turn.first for turn in conversation.log.turns]
+        starts = [turn.start for turn in conversation.log.turns]
         for number in (3, 2):
             chat.engine.undo()
             undone = chat.wait(ev.TurnUndone, 4 - number)
@@ -268,7 +270,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
             assert resumed.cache.length <= 160
             assert resumed.cache.first_visible_turn > 1
             assert "does not fit into 160" in chat.wait(ev.Notice).text
-            first = conversation.log.turns[resumed.cache.first_visible_turn - 1].first
+            first = conversation.log.turns[resumed.cache.first_visible_turn - 1].start
             assert conversation.cache.ledger.runs == [(0, conversation.system_tokens), (first, len(conversation.log))]
             chat.turn("go on")
 
@@ -365,16 +367,16 @@ def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
         undone = chat.of(ev.TurnUndone)
         assert all(event.read_again == 0 for event in undone)
         conversation: Any = chat.engine.conversation
-        assert len(conversation.log) == conversation.log.turns[-1].stop == conversation.cache.ledger.next_index
+        assert len(conversation.log) == conversation.log.turns[-1].end == conversation.cache.ledger.next_index
 
 
 def test_nothing_to_replace_gives_the_text_back(database: Path) -> None:
     with running(store=database) as chat:
         finished = chat.turn("hello", chat.engine.edit)
         assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "hello")
-        assert "nothing was said yet" in finished.message
+        assert "nothing to undo yet" in finished.message
         chat.engine.undo()
-        assert "nothing was said yet" in chat.wait(ev.Notice).text
+        assert "nothing to undo yet" in chat.wait(ev.Notice).text
 
 
 def test_clear_begins_another_session_and_empty_ones_are_not_kept(database: Path) -> None:
@@ -395,11 +397,12 @@ def test_the_second_process_is_told(database: Path) -> None:
     with a_session(database) as (_, session), running(store=database, session=session) as second:
         failed = second.wait(ev.EngineFailed)
         assert failed.exit_code == ExitCode.STORE
-        assert f"the conversation {session} is open in another streamchat (process " in failed.message
+        assert f"the session {session} is open in another streamchat (process " in failed.message
     with running(store=database, session=session) as chat:
         chat.wait(ev.ConversationResumed)
 
 
+@pytest.mark.slow
 def test_opening_another_session_in_a_running_chat(database: Path) -> None:
     with a_session(database, cache_size=96) as (_, session):
         pass
@@ -412,8 +415,8 @@ def test_opening_another_session_in_a_running_chat(database: Path) -> None:
         assert chat.engine.settings.cache_size == 96
         chat.turn("go on")
         chat.engine.open_session("zzzzzz")
-        assert "no saved conversation has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
-        assert "the conversation that is open goes on" in chat.of(ev.Notice)[-1].text
+        assert "no saved session has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
+        assert "the current conversation continues" in chat.of(ev.Notice)[-1].text
         assert chat.turn("still here").stats.turn == 7
         chat.engine.open_session(ours)
         assert chat.wait(ev.ConversationResumed, 2).cache.cache_size == 512
@@ -432,7 +435,7 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
         for _ in range(3):
             chat.turn("a long message " * 300)
         [told] = [notice.text for notice in chat.of(ev.Notice) if "not saved" in notice.text]
-        assert "database or disk is full; make room on the disk" in told
+        assert "database or disk is full; free some disk space" in told
         recorder.store._connection.execute("PRAGMA max_page_count = 100000")
         chat.turn("two")
         assert any("saved again" in notice.text for notice in chat.of(ev.Notice))
@@ -446,7 +449,7 @@ def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) ->
     database.parent.mkdir(parents=True)
     database.write_bytes(b"this is no database " * 100)
     with running(store=database) as chat:
-        assert "is damaged; move it away" in chat.wait(ev.Notice).text
+        assert "is damaged; move it aside" in chat.wait(ev.Notice).text
         chat.turn("hello")
     assert database.read_bytes().startswith(b"this is no database")
 
@@ -461,7 +464,7 @@ def test_a_snapshot_every_so_many_turns(database: Path) -> None:
             with Store(database) as store:
                 path = store.snapshot_path(session_of(database))
             moments.append(snapshots.load(path).checkpoint.next_index if path.exists() else 0)
-        stops = [turn.stop for turn in chat.conversation.log.turns]
+        stops = [turn.end for turn in chat.conversation.log.turns]
     assert moments == [0, stops[1], stops[1], stops[3], stops[3]]
     assert path.stat().st_mode & 0o077 == 0
     assert snapshots.load(path).checkpoint.next_index == stops[4]
@@ -490,7 +493,7 @@ def test_a_summary_changes_nothing(database: Path) -> None:
     with running() as chat:
         chat.engine.compact()
         assert chat.wait(ev.SummaryReady).text == ""
-        assert "nothing to sum up" in chat.wait(ev.Notice).text
+        assert "nothing to summarize" in chat.wait(ev.Notice).text
 
 
 def test_the_next_start_says_that_the_last_conversation_was_not_closed(database: Path) -> None:
@@ -500,7 +503,7 @@ def test_the_next_start_says_that_the_last_conversation_was_not_closed(database:
         store.mark_open(session, 4711)  # as a process leaves it that is killed
     with running(store=database) as chat:
         told = chat.wait(ev.Notice).text
-        assert told == f"The last conversation ended without being closed; /resume {session} goes on with it (5 turns)."
+        assert told == f"The last session was not closed properly; /resume {session} resumes it (5 turns)."
     with running(store=database) as chat:
         chat.turn("x")
         assert not [notice for notice in chat.of(ev.Notice) if "closed" in notice.text]
@@ -520,22 +523,22 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
         row = "(SELECT id FROM turns WHERE number = 3)"
         store._connection.execute(f"UPDATE messages SET text = 'x' WHERE role = 'assistant' AND turn = {row}")
         sql = "UPDATE turns SET state = 'running', ids = ?, stats = NULL, finish_reason = NULL WHERE number = 3"
-        from streamchat.store.records import packed
+        from streamchat.store.records import pack_ids
 
-        store._connection.execute(sql, (packed(killed.ids),))
-        held = [(0, killed.first + len(killed.ids))]
+        store._connection.execute(sql, (pack_ids(killed.ids),))
+        held = [(0, killed.start + len(killed.ids))]
         store._connection.execute("UPDATE sessions SET held = ?", (json.dumps(held),))
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         last = resumed.turns[-1]
         conversation: Any = chat.engine.conversation
         opening = len(conversation.encoder.reply_opening())
-        written = len(killed.ids) - (killed.reply_first - killed.first) - opening
+        written = len(killed.ids) - (killed.reply_start - killed.start) - opening
         assert last.finish_reason == "cancelled"
         assert 0 < last.new_tokens <= written
         assert last.reply
         assert killed.reply.startswith(last.reply[:3])
-        assert any("is kept" in notice.text for notice in chat.of(ev.Notice))
+        assert any("the saved part of the reply was kept" in notice.text for notice in chat.of(ev.Notice))
         assert chat.turn("go on").stats.turn == 4
     with Store(database) as store:
         assert [turn.state for turn in store.load(session).turns] == ["done"] * 4
@@ -554,9 +557,9 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
     with running(store=database, session=session, cache_size=256) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
-        assert "because it was imported, and its texts were tokenized" in chat.wait(ev.Notice).text
+        assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
         conversation: Any = chat.engine.conversation
-        text = conversation.tokenizer.decode(conversation.log.take(conversation.cache.ledger.runs))
+        text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
         assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")
         assert chat.turn("and 3?").stats.turn == 3

@@ -30,7 +30,7 @@ def facts(chat: Chat) -> dict[str, Any]:
     return {
         "ids": conversation.log.ids.tolist(),
         "turns": [
-            (t.number, t.first, t.content, t.reply_first, t.stop, t.text, t.reply) for t in conversation.log.turns
+            (t.number, t.start, t.message_start, t.reply_start, t.end, t.text, t.reply) for t in conversation.log.turns
         ],
         "runs": cache.ledger.runs,
         "next": cache.ledger.next_index,
@@ -45,7 +45,7 @@ def facts(chat: Chat) -> dict[str, Any]:
 
 
 def tensors(chat: Chat) -> dict[str, torch.Tensor]:
-    return checkpoint.take(chat.conversation.cache).tensors
+    return checkpoint.capture(chat.conversation.cache).tensors
 
 
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], exactly: bool = True) -> None:
@@ -65,6 +65,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, family: str, *, size: int = 128, turns
     return chat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("question", "answer"),
@@ -92,6 +93,7 @@ def test_an_undone_turn_never_happened(
     same_tensors(tensors(chat), tensors(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_turns_further_back_are_read_again_and_the_cost_is_told(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     chat, other = talk(monkeypatch, family), talk(monkeypatch, family)
@@ -122,7 +124,7 @@ def test_pins_made_since_stay_and_those_of_the_turn_go(monkeypatch: pytest.Monke
 def test_nothing_to_take_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = talk(monkeypatch, "llama", turns=1)
     chat.conversation.undo()
-    with pytest.raises(ConfigError, match="nothing was said yet"):
+    with pytest.raises(ConfigError, match="nothing to undo yet"):
         chat.conversation.undo()
 
 
@@ -131,7 +133,7 @@ def test_only_so_many_turns_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -
     chat = talk(monkeypatch, "llama", turns=6)
     for _ in range(3):
         chat.conversation.undo()
-    with pytest.raises(ConfigError, match="turn 3 is too long ago"):
+    with pytest.raises(ConfigError, match="turn 3 is too old to undo"):
         chat.conversation.undo()
     assert len(chat.conversation.log.turns) == 3
 
@@ -144,6 +146,7 @@ def test_a_given_reply_is_fed_like_a_generated_one(monkeypatch: pytest.MonkeyPat
     assert facts(chat)["turns"] == facts(other)["turns"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> None:
     """Also through further evictions and a rebase of positions, which need the unrotated sinks."""
@@ -163,13 +166,13 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     one = make(fit)
     one.position_limit = 150  # so that a rebase comes soon
     logits(one, 120, 0)
-    taken = checkpoint.take(one)
+    taken = checkpoint.capture(one)
     assert taken.length == one.length > 30
     assert taken.nbytes > 0
     other = make(fit)
     other.position_limit = 150
-    if other.seen is not None:
-        other.seen.append(ids[:, :120])
+    if other.fed_tokens is not None:
+        other.fed_tokens.append(ids[:, :120])
     checkpoint.restore(other, taken)
     assert (other.length, other.lengths, other.compression_count) == (one.length, one.lengths, one.compression_count)
     assert torch.equal(logits(other, 150, 120), logits(one, 150, 120))
@@ -179,8 +182,8 @@ def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch)
     """Reading evicts nothing: what is read again was fitted before."""
     chat = talk(monkeypatch, "llama", turns=5)
     before = facts(chat)
-    with pytest.raises(CacheError, match="129 tokens to read again do not fit into a cache of 128"):
-        chat.conversation.read_again([(0, 129)], 129)
+    with pytest.raises(CacheError, match="129 tokens to prefill do not fit into a cache of 128"):
+        chat.conversation.prefill_runs([(0, 129)], 129)
     assert facts(chat) == before
 
 
@@ -193,9 +196,9 @@ def test_ids_of_tokens_that_were_cut_are_forgotten_though_all_of_them_had_been_e
             model(input_ids=random_ids(60)[:, start : start + 10], use_cache=True, **{cache_keyword(model): cache})
     first = cache.ledger.runs[-1][0]
     assert first > 20
-    assert cache.forget_from(20) == cache.ledger.next_index + len(range(first, 60)) - 20
-    assert cache.seen is not None
-    assert len(cache.seen) == cache.ledger.next_index == 20
+    assert cache.crop_from(20) == cache.ledger.next_index + len(range(first, 60)) - 20
+    assert cache.fed_tokens is not None
+    assert len(cache.fed_tokens) == cache.ledger.next_index == 20
 
 
 def test_a_checkpoint_of_another_shape_is_refused() -> None:
@@ -204,7 +207,7 @@ def test_a_checkpoint_of_another_shape_is_refused() -> None:
     cache = make_cache(model, fit, cache_size=64, num_sink_tokens=4)
     with StreamingHook(model, cache), torch.inference_mode():
         model(input_ids=random_ids(40), use_cache=True, **{cache_keyword(model): cache})
-    taken = checkpoint.take(cache)
+    taken = checkpoint.capture(cache)
     small = make_cache(model, fit, cache_size=32, num_sink_tokens=4)
     with pytest.raises(CacheError, match="40 tokens in 3 layers does not fit into a cache of 32 in 3"):
         checkpoint.restore(small, taken)

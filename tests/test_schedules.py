@@ -11,6 +11,7 @@ import pytest
 from tools.schedules import Loss, Oracle
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_forty_schedules(tmp_path: Path) -> None:
     memory = Path("/dev/shm")  # where it is there, nobody waits for the disk

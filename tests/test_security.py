@@ -98,6 +98,7 @@ def test_an_archive_is_unpacked_to_the_one_file_that_is_wanted(tmp_path: Path) -
             extract_member(wheel, archive, "good", target, size=size)
 
 
+@pytest.mark.slow
 def test_servers_listen_on_this_machine_only() -> None:
     assert HOST == "127.0.0.1" == Settings().metrics_host
     for place, call, _ in calls():

@@ -35,7 +35,7 @@ def test_what_each_asks_of_the_engine(line: str, call: tuple[str, tuple[object, 
     desk = Desk()
     result = desk.say(line)
     assert not result.error
-    assert result.over is not None
+    assert result.done_when is not None
     assert desk.engine.calls == [call]
 
 
@@ -51,10 +51,10 @@ def test_recall_quote_and_keep() -> None:
     desk = Desk()
     assert desk.say("/quote 1").error
     assert desk.say("/recall").error
-    assert desk.say("/recall unicorn").text == "nothing was said with 'unicorn'"
+    assert desk.say("/recall unicorn").text == "no messages match 'unicorn'"
     text = desk.say("/recall green").text
     assert f"{session}, turn 1, model: It is very green" in text
-    assert desk.say("/quote 2").text == "2 is not a number that /recall listed; it found 1 message"
+    assert desk.say("/quote 2").text == "'2' is not the number of a search result; /recall found 1 message"
     assert desk.say("/keep 7").error
     desk.say("/quote 1")
     desk.say("/keep 1")
@@ -67,20 +67,20 @@ def test_recall_quote_and_keep() -> None:
 
 def test_sessions_resume_and_title() -> None:
     desk = Desk()
-    assert desk.say("/sessions").text == "nothing is saved yet"
+    assert desk.say("/sessions").text == "no saved sessions yet"
     sea, dragon = stored("The sea"), stored("A dragon")
     rows = desk.say("/sessions").text.splitlines()
     assert [row.split()[0] for row in rows] == [dragon, sea, "/resume"]
     assert desk.offered("/resume ") == [f"/resume {dragon}", f"/resume {sea}"]
-    assert desk.say("/sessions unicorn").text == "no saved conversation has 'unicorn'"
+    assert desk.say("/sessions unicorn").text == "no sessions match 'unicorn'"
     assert desk.say("/resume").error
     assert desk.say("/resume zzz").error
-    assert desk.say(f"/resume {sea[:5]}").over is not None
+    assert desk.say(f"/resume {sea[:5]}").done_when is not None
     assert desk.engine.calls == [("open_session", (sea,))]
-    assert "begins with its first turn" in desk.say("/title x").text
+    assert "is saved after its first turn" in desk.say("/title x").text
     desk.board.apply(ev.SessionOpened(sea))
     assert desk.say("/title").text == f"The sea ({sea})"
-    assert desk.say(f"/resume {sea}").text == f"{sea} is the conversation that is open"
+    assert desk.say(f"/resume {sea}").text == f"{sea} is already open"
     assert "(this one)" in desk.say("/sessions sea").text
 
 
@@ -103,7 +103,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence() -> None:
     for line in ("/sessions", "/recall x", "/resume x"):
         result = desk.say(line)
         assert result.error
-        assert "the file is damaged; move it away" in result.text
+        assert "the file is damaged; move it aside" in result.text
 
 
 def test_the_prompt_takes_back_tries_again_and_offers_texts() -> None:
@@ -118,7 +118,7 @@ def test_the_prompt_takes_back_tries_again_and_offers_texts() -> None:
     child.expect("second")
     child.expect("you> ")
     child.send("/edit\r")
-    child.expect("Turn 1 was taken back")
+    child.expect("Turn 1 was undone")
     child.expect(r"you> [^\n]*one")
     child.send(" more\r")
     child.expect("third")
@@ -146,5 +146,5 @@ def test_a_pipe_takes_back_and_goes_on() -> None:
     )
     assert result.stdout == b"first\nsecond\nthird\nThey spoke of the sea.\n", result.stderr
     err = result.stderr.decode()
-    assert "Turn 1 was taken back." in err
-    assert "nothing was said yet" in err
+    assert "Turn 1 was undone." in err
+    assert "nothing to undo yet" in err

@@ -72,20 +72,20 @@ def test_markdown_marks_the_edge_of_memory() -> None:
     session = saved(turns=4, held=((0, 4), (24, 44)))
     with Store() as store:
         text = export(store.load(session), "markdown")
-    edge = text.index("*Edge of memory")
+    edge = text.index("*The model's context starts here")
     assert text.index("answer *2*") < edge < text.index("question 3")
     assert text.startswith("# The sea\n\nSmolLM2, ")
     assert "## System prompt\n\nBe kind.\n" in text
     # nothing is forgotten: no edge
     whole = saved(turns=2, held=((0, 24),))
     with Store() as store:
-        assert "Edge of memory" not in export(store.load(whole), "markdown")
+        assert "context starts here" not in export(store.load(whole), "markdown")
     # a pinned turn above the edge is no edge
     with Store() as store:
         store.write(session, cache=CacheMark(((0, 14), (24, 44)), ((0, 14),), (), 1))
         text = export(store.load(session), "markdown")
     assert "## 1. You (pinned)" in text
-    assert text.index("answer *2*") < text.index("*Edge of memory") < text.index("question 3")
+    assert text.index("answer *2*") < text.index("*The model's context starts here") < text.index("question 3")
 
 
 def test_exporting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_exporting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "3 turns were written to" in err
     assert file.stat().st_mode & 0o077 == 0
     code, _, err = run(capsys, "export", "last", "-o", str(file))
-    assert (code, "exists already; give another name" in err) == (5, True)
+    assert (code, "already exists; choose another name" in err) == (5, True)
     code, _, err = run(capsys, "export", "last", "-o", str(tmp_path / "nowhere" / "x.md"))
     assert (code, "cannot be written (No such file or directory)" in err) == (5, True)
     _, out, _ = run(capsys, "export", session, "--format", "replay")
@@ -128,20 +128,26 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
     [
         (b'{"role": "user", "content": "a"}\n{"role": "user"', "line 2: this is not JSON (column 16: "),
         (b"[1]", "line 1: it is JSON, a number; accepted are "),
-        (b'{"role": "robot", "content": "a"}', 'line 1: the role "robot" is not known'),
-        (b'{"role": "user", "content": 7}', "line 1: the content of a message of user must be text, not a number"),
+        (b'{"role": "robot", "content": "a"}', 'line 1: unknown role "robot"'),
+        (
+            b'{"role": "user", "content": 7}',
+            "line 1: the content of a message from user must be a string, not a number",
+        ),
         (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted are '),
-        (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: the role "x" is not known'),
-        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with one; nothing was imported"),
-        (b"Hello there", "is plain text and not JSON; nothing was imported"),
+        (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: unknown role "x"'),
+        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with only one; nothing was imported"),
+        (b"Hello there", "is plain text, not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
-        (b'{"streamchat": 7}', "format 7 is not known; this streamchat reads 1"),
+        (b'{"streamchat": 7}', "unknown format 7; this streamchat reads format 1"),
         (b"\n\n", "has no messages"),
         (b"\xff\xfe{\0", "is not UTF-8 text"),
-        (b"[" * 100_000, "begins as JSON does, but it is nested too deeply; nothing was imported"),
-        (b"[note] hello", "begins as JSON does, but line 1, column 2: Expecting value; nothing was imported"),
+        (b"[" * 100_000, "starts like JSON but is invalid: it is nested too deeply; nothing was imported"),
+        (
+            b"[note] hello",
+            "starts like JSON but is invalid: line 1, column 2: Expecting value; nothing was imported",
+        ),
         (b"null", "file.jsonl, line 1: it is JSON, null; accepted are "),
-        (b'"hello"', "file.jsonl, line 1: it is JSON, a text; accepted are "),
+        (b'"hello"', "file.jsonl, line 1: it is JSON, a string; accepted are "),
     ],
 )
 def test_what_cannot_be_imported(

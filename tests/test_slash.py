@@ -44,9 +44,9 @@ def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -
         ("/set temperature hot", "temperature must be a number"),
         ("/set temperature 99", "temperature = 99.0 is not legal"),
         ("/set cache_size 5", "cannot change during a chat"),
-        ("/pin first", "first is not the number of a turn"),
-        ("/pin 0", "0 is not the number of a turn"),
-        ("/read", "which file?"),
+        ("/pin first", "first is not a turn number"),
+        ("/pin 0", "0 is not a turn number"),
+        ("/read", "usage: /read FILE"),
         ("/read missing.txt", "missing.txt: no such file"),
         ("/help nonsense", "nonsense is not a command"),
     ],
@@ -60,7 +60,7 @@ def test_wrong_ones_are_one_sentence_and_ask_nothing(text: str, sentence: str) -
 
 
 def test_pinning_before_anything_was_said() -> None:
-    assert Desk(turns=0).say("/pin").text == "there is no turn yet"
+    assert Desk(turns=0).say("/pin").text == "no turn yet"
 
 
 def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
@@ -71,7 +71,7 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
     assert desk.offered("/unpin ") == ["/unpin 2"]
     assert desk.offered("/pin ") == ["/pin 3"]
     desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5, True)))
-    assert desk.say("/unpin").text == "turns 2, 3 are pinned; say which one: /unpin 3"
+    assert desk.say("/unpin").text == "turns 2, 3 are pinned; choose one: /unpin 3"
 
 
 def test_answers() -> None:
@@ -79,7 +79,7 @@ def test_answers() -> None:
     assert desk.say("/system").text == "system prompt: Be kind."
     assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Randomness of the reply")
     assert "min_p = 0.0" in desk.say("/set").text
-    assert desk.say("/model").text == "default is being loaded"
+    assert desk.say("/model").text == "default is loading"
     assert "cache length" in desk.say("/stats").text
     assert desk.say("/quit").quit
     for command in desk.registry:
@@ -91,7 +91,7 @@ def test_reading_files() -> None:
     Path("notes.txt").write_text("one")
     desk = Desk()
     assert desk.say("/read notes.txt").insert == "@notes.txt "
-    assert desk.say("/read notes.txt").text == "notes.txt (1 line, 3 B) goes with the next message"
+    assert desk.say("/read notes.txt").text == "notes.txt (1 line, 3 B) will be attached to your next message"
     assert desk.say("/read notes.txt what is this?").message == "@notes.txt what is this?"
     assert desk.offered("/read no") == ["/read notes.txt"]
 
@@ -116,15 +116,15 @@ def test_models_that_are_here_are_offered(monkeypatch: pytest.MonkeyPatch) -> No
         hub_cache.CachedModel("someone/Own-Model", Path(), 2_000_000),
     ]
     monkeypatch.setattr(hub_cache, "cached_models", lambda: here)
-    model_names._known.cache_clear()
+    model_names._known_models.cache_clear()
     try:
         desk = Desk()
         offered = dict(desk.registry.completions(desk.context, "/model "))
-        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (here, 53.0 MB on disk)"
+        assert offered["/model pythia-14m"] == "EleutherAI/pythia-14m (cached, 53.0 MB on disk)"
         assert offered["/model pythia-31m"] == "EleutherAI/pythia-31m"
         assert desk.offered("/model SOME") == ["/model someone/Own-Model"]
     finally:
-        model_names._known.cache_clear()
+        model_names._known_models.cache_clear()
     Path("tiny").mkdir()
     assert desk.offered("/model ./t") == ["/model ./tiny/"]
 
@@ -155,8 +155,8 @@ def test_what_is_a_command(text: str, parsed: Any) -> None:
 )
 def test_two_slashes_are_one_only_before_a_command(typed: str, message: str) -> None:
     registry = default_registry()
-    assert registry.message_text(typed) == message
-    assert registry.message_text(registry.as_typed(message)) == message
+    assert registry.unescape(typed) == message
+    assert registry.unescape(registry.escape(message)) == message
 
 
 def test_which_commands_start_over() -> None:

@@ -81,6 +81,7 @@ def small_cache(model: Any) -> StreamingCache:
     return cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*ROTATING, "gpt2"])
 def test_a_stream_over_two_devices_is_that_of_one(family: str, simulated: None) -> None:
     ids = random_ids(110)
@@ -96,12 +97,13 @@ def test_a_stream_over_two_devices_is_that_of_one(family: str, simulated: None) 
         assert (family == "gpt2") == (layer._originals is None)  # what is read again needs none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ROTATING)
 def test_a_checkpoint_goes_back_to_where_each_layer_is(family: str, simulated: None) -> None:
     model = spread_model(family)
     first = small_cache(model)
     stream(model, first, random_ids(60), FIRST)
-    taken = checkpoint.take(first)
+    taken = checkpoint.capture(first)
     assert {tensor.device for tensor in taken.tensors.values()} == {torch.device("cpu")}
     again = small_cache(model)
     checkpoint.restore(again, taken)
@@ -113,6 +115,7 @@ def test_a_checkpoint_goes_back_to_where_each_layer_is(family: str, simulated: N
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_rows_are_chosen_by_indices_of_any_device(simulated: None) -> None:
     model = spread_model("llama")
     cache = make_cache(model, choose_fit(model), cache_size=32, num_sink_tokens=4)
@@ -178,6 +181,7 @@ def two_gpus(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "spread_arguments", lambda _: {"device_map": placed})
 
 
+@pytest.mark.slow
 def test_a_chat_over_two_gpus_says_what_it_says_on_one(folder: Path, two_gpus: None) -> None:
     loaded = load_model(str(folder), device="cuda:all", attention="eager")
     assert (loaded.device, loaded.dtype, loaded.notes) == ("cpu:1,2", "float32", ())

@@ -21,7 +21,7 @@ import pytest
 from streamchat.base.errors import ExitCode, SessionError, StoreError
 from streamchat.store import schema
 from streamchat.store.lock import SessionLock, is_open
-from streamchat.store.records import CacheMark, StoredEviction, packed, unpacked
+from streamchat.store.records import CacheMark, StoredEviction, pack_ids, unpack_ids
 from streamchat.store.search import query_of
 from streamchat.store.store import Store
 from tests.saved_sessions import a_session, a_turn
@@ -41,8 +41,8 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def test_ids_are_little_endian_int32() -> None:
-    assert packed([1, 256, -1, 2**31 - 1]) == b"\x01\0\0\0\0\1\0\0\xff\xff\xff\xff\xff\xff\xff\x7f"
-    assert unpacked(packed(range(1000))) == array("i", range(1000))
+    assert pack_ids([1, 256, -1, 2**31 - 1]) == b"\x01\0\0\0\0\1\0\0\xff\xff\xff\xff\xff\xff\xff\x7f"
+    assert unpack_ids(pack_ids(range(1000))) == array("i", range(1000))
 
 
 def test_what_is_written_is_read(store: Store) -> None:
@@ -197,15 +197,15 @@ def test_finding_sessions(store: Store) -> None:
     assert [info.id for info in store.sessions("100 %")] == [ids[1]]
     assert [info.id for info in store.sessions()] == [ids[0], ids[2], ids[1]]
     assert store.find(ids[1].upper()).id == ids[1]
-    with pytest.raises(SessionError, match="no saved conversation has the id 'zzz000'"):
+    with pytest.raises(SessionError, match="no saved session has the id 'zzz000'"):
         store.find("zzz000")
-    with pytest.raises(SessionError, match="several conversations begin with ''"):
+    with pytest.raises(SessionError, match="several sessions start with ''"):
         store.find("")
 
 
 def test_an_empty_store_says_so(store: Store) -> None:
     assert store.sessions() == []
-    with pytest.raises(SessionError, match="no conversation is saved yet") as raised:
+    with pytest.raises(SessionError, match="no session is saved yet") as raised:
         store.find("last")
     assert raised.value.exit_code == ExitCode.STORE.value == 5
 
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a database, but somebody's file " * 50)
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"is damaged; move it away \(it is not touched\)"):
+    with pytest.raises(StoreError, match=r"is damaged; move it aside and a new one will be created"):
         Store(path)
     assert path.read_bytes() == before
 
@@ -302,7 +302,7 @@ def test_a_full_disk_writes_all_or_nothing(store: Store) -> None:
     store.write(session, turns=[a_turn(1, "one")])
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StoreError, match="database or disk is full; make room on the disk"):
+    with pytest.raises(StoreError, match="database or disk is full; free some disk space"):
         store.write(session, turns=[a_turn(2, "small"), a_turn(3, "x " * 20_000)])
     store._connection.execute("PRAGMA max_page_count = 100000")
     assert [turn.text for turn in store.load(session).turns] == ["one"]

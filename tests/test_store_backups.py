@@ -20,7 +20,7 @@ from streamchat.store import backup as backing
 from streamchat.store import restore as restoring
 from streamchat.store import schema
 from streamchat.store import scrub as scrubbing
-from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_good, problem_of
+from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_sound_backup, problem_of
 from streamchat.store.connection import connect
 from streamchat.store.database import database_path
 from streamchat.store.restore import delete_from_backups, restore, set_aside
@@ -120,7 +120,7 @@ def test_backups_of_a_wrong_clock_do_not_keep_others_from_being_made(path: Path)
         made.name,
         *(f"streamchat-2099-03-{day:02}.db" for day in range(9, 3, -1)),
     ]
-    assert newest_good(path) == backups(path)[0]
+    assert newest_sound_backup(path) == backups(path)[0]
     assert back_up_daily(path) is None
 
 
@@ -142,7 +142,7 @@ def test_a_failed_backup_leaves_the_ones_there_are(path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(backing, "flush", full)
-    with pytest.raises(StoreError, match=r"was not made: No space left on device; make room on the disk$"):
+    with pytest.raises(StoreError, match=r"failed: No space left on device; free some disk space$"):
         back_up_daily(path)
     assert os.listdir(backup_folder(path)) == []
     monkeypatch.undo()
@@ -186,7 +186,7 @@ def test_a_damaged_database_is_not_backed_up(path: Path) -> None:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'turns_by_number'")
     connection.close()
-    with pytest.raises(StoreError, match="was not made: the database is damaged"):
+    with pytest.raises(StoreError, match="failed: the database is damaged"):
         back_up_daily(path)
     assert os.listdir(backup_folder(path)) == []
 
@@ -270,8 +270,8 @@ def test_the_newest_sound_backup_is_restored_by_default(path: Path, capsys: pyte
     newest = back_up_daily(path)
     assert newest is not None
     damage(newest)
-    assert newest_good(path) is not None
-    found = newest_good(path)
+    assert newest_sound_backup(path) is not None
+    found = newest_sound_backup(path)
     assert found is not None
     assert found.path == older
     out = run(capsys, "backups")[1].splitlines()
@@ -540,10 +540,10 @@ def kept_up(path: Path) -> list[str]:
     said: list[str] = []
     with Store(path) as store:
         upkeep = Upkeep(store, lambda event: said.append(getattr(event, "text", "")))
-        upkeep.consider()
+        upkeep.start_if_due()
         assert upkeep._worker is not None
         upkeep._worker.join()
-        upkeep.consider()  # once a day, unless there was nothing to save
+        upkeep.start_if_due()  # once a day, unless there was nothing to save
         if store.sessions():
             assert not upkeep._worker.is_alive()
         upkeep.stop()
@@ -570,7 +570,7 @@ def test_the_first_backup_of_a_new_database_has_the_first_turn(path: Path) -> No
         upkeep = Upkeep(store, lambda event: None)
 
         def look() -> list[str]:
-            upkeep.consider()
+            upkeep.start_if_due()
             assert upkeep._worker is not None
             upkeep._worker.join()
             return [backup.name for backup in backups(path)]
@@ -592,7 +592,7 @@ def test_an_empty_database_beside_backups_is_said(path: Path, capsys: pytest.Cap
     path.unlink()
     [said] = kept_up(path)
     assert said == (
-        f"{path} has no conversation, and its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
+        f"{path} has no sessions, but its newest backup has 2; `streamchat sessions restore-backup {made.name}` "
         "restores it"
     )
     code, _, err = run(capsys, "list")
@@ -613,7 +613,7 @@ def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(backing, "flush", full)
     [said] = kept_up(path)
     assert said == (
-        f"today's backup of {path} was not made: No space left on device; make room on the disk; the chat goes on"
+        f"today's backup of {path} failed: No space left on device; free some disk space; the chat continues"
     )
 
 

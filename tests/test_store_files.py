@@ -31,9 +31,9 @@ def path(tmp_path: Path) -> Path:
 USE_EVERYTHING = r"""
 import io, os, sys
 from pathlib import Path
-from streamchat import cli
+from streamchat.cli import main as cli
 from streamchat.frontend.slash.session_commands import SessionCommands
-from streamchat.frontend.watch import Watcher, everything, watched
+from streamchat.frontend.watch import Watcher, monitored_sessions, find_monitored
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.real_engine import running
@@ -65,8 +65,8 @@ with running(store=Path(database)) as engine:
     for line in ("/sessions", "/sessions hello", "/recall hello", "/resume x", "/export a.md"):
         desk.say(line)
     SessionCommands().complete_id(None, "")
-    Watcher(watched(session)).look()
-    assert everything()
+    Watcher(find_monitored(session)).poll()
+    assert monitored_sessions()
     for argv in (
         ["sessions"], ["sessions", "list", "--json", "hello"], ["sessions", "show", session], ["sessions", "backups"],
         ["sessions", "rename", session, "new"], ["sessions", "export", session, "--format", "jsonl", "-o", "out.jsonl"],
@@ -85,6 +85,7 @@ print("used", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_only_sqlite_opens_the_database(path: Path) -> None:
     """Whoever else opened and closed it would drop the locks of this process: every command, beside a running chat."""
     done = subprocess.run(
@@ -279,7 +280,7 @@ store.close()
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "make room on the disk"),
+        (errno.ENOSPC, "free some disk space"),
         (errno.EDQUOT, "your disk quota is used up"),
         (errno.EROFS, "its disk is mounted read-only"),
         (errno.EACCES, "make its folder writable"),
@@ -313,7 +314,7 @@ def test_where_sqlite_does_not_say_why_the_folder_is_tried(
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorname = name
     with (
-        pytest.raises(StoreError, match="unable to open database file; make room on the disk"),
-        failures.sentences(path),
+        pytest.raises(StoreError, match="unable to open database file; free some disk space"),
+        failures.as_store_errors(path),
     ):
         raise error

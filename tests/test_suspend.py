@@ -77,6 +77,7 @@ def shell() -> Iterator[Shell]:
         child.close(force=True)
 
 
+@pytest.mark.slow
 def test_the_app_is_drawn_whole_again_after_a_stop() -> None:
     with shell() as sh:
         sh.start(SLOW)
@@ -116,6 +117,7 @@ def test_a_stop_that_cannot_be_noticed_gives_the_terminal_back_too() -> None:
         sh.child.expect("one two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["the key", "the signal"])
 def test_the_prompt_stops_and_goes_on(how: str) -> None:
     with shell() as sh:
@@ -143,7 +145,7 @@ def test_the_prompt_stops_and_goes_on(how: str) -> None:
         sh.child.send("typed in the reply")
         assert "typed" not in sh.drawn()  # not echoed: the modes are those of before
         sh.child.send("\x03")
-        sh.child.expect("stopped; what was said")
+        sh.child.expect("stopped; the partial reply")
         sh.child.expect("typed in the reply")  # and not lost
 
 

@@ -92,6 +92,7 @@ def test_processes_run_every_cell(folder: Path) -> None:
         assert results[cell]["decode_ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_local_ray_cluster_runs_every_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     work = cells_of([spec(folder)], grid(["sinks"], [32], [0, 4]), DOCUMENTS[:1], 150, 8)
@@ -113,6 +114,7 @@ def _dies(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_with_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "run_cell", _dies)
     work = cells_of([spec(folder)], grid(["sinks"], [32], [4]), DOCUMENTS, 150, 8)
@@ -120,6 +122,7 @@ def test_a_process_that_dies_ends_with_a_sentence(folder: Path, monkeypatch: pyt
         list(pools.run_in_processes(work, 1))
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_says_why(folder: Path) -> None:
     nowhere = Cell(ModelSpec("no-such-model", "cpu", "float32", "sdpa"), Policy("dense"), "a.txt", "", 100, 16)
     assert "no-such-model" in run_cell(nowhere, DOCUMENTS[0], 0)["error"]
@@ -187,6 +190,7 @@ def test_documents_are_weighed_by_their_tokens(folder: Path) -> None:
     assert (found.score_tps, found.kv_bytes, found.documents) == (10.0, 5, 2)
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran = in_this_process(monkeypatch)
     assert sweep("--json", "--charts", "--out", "out") == ExitCode.OK
@@ -204,6 +208,7 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     }
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +225,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert len(second) == 2
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_does_not_end_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from streamchat.base import events as ev
 from tests.real_engine import running, tiny_loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_old_model_is_freed(frozen: bool) -> None:
     models: list[weakref.ref[Any]] = []

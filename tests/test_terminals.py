@@ -39,17 +39,20 @@ def conversation(*arguments: str, typed: str = "hi", **environ: str) -> str:
     return said.decode("utf-8", "replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
 @pytest.mark.parametrize("environ", [{}, {"LC_ALL": "C"}, {"TERM": "vt100"}, {"TERM": "no-such-terminal"}], ids=str)
 def test_text_of_all_scripts(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
     assert "“quoted”" in conversation(*arguments, **environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
 def test_a_locale_that_cannot_show_it_ends_nothing(arguments: tuple[str, ...]) -> None:
     assert "quoted" in conversation(*arguments, **ASCII)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--plain",)], ids=["app", "prompt"])
 @pytest.mark.parametrize("environ", [{}, ASCII], ids=["utf-8", "ascii"])
 def test_what_is_typed_is_what_is_sent(
@@ -67,6 +70,7 @@ def test_a_pipe_with_such_a_locale() -> None:
     assert (done.returncode, done.stdout) == (0, b'Gr??e, ?? ? "quoted" -- done\n')
 
 
+@pytest.mark.slow
 def test_no_colour_where_none_is_wanted() -> None:
     assert COLOUR.search(conversation("--plain"))
     assert not COLOUR.search(conversation("--plain", NO_COLOR="1"))

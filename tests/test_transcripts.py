@@ -73,11 +73,11 @@ def test_an_array_of_messages_is_one_conversation(tmp_path: Path) -> None:
         ('[{"title": "t", "mapping": {}}]', 'it is JSON, an object with "title", "mapping"; accepted are '),
         ('{\n "a": 1,\n "b": 2\n}', 'it is JSON, an object with "a", "b"; accepted are '),
         ("{}", "it is JSON, an object with no keys; accepted are "),
-        ('["a", "b"]', "it is JSON, a text; accepted are "),
+        ('["a", "b"]', "it is JSON, a string; accepted are "),
         ("[[1]]", "it is JSON, a list; accepted are "),
-        ('{"messages": [\n{"role": "user"', "it begins as JSON does, but line 2, column 16: "),
-        ("[intro] hello", "it begins as JSON does, but line 1, column 2: "),
-        ("[" * 100_000, "it begins as JSON does, but it is nested too deeply; give `--format text`"),
+        ('{"messages": [\n{"role": "user"', "it starts like JSON but is invalid: line 2, column 16: "),
+        ("[intro] hello", "it starts like JSON but is invalid: line 1, column 2: "),
+        ("[" * 100_000, "it starts like JSON but is invalid: it is nested too deeply; give `--format text`"),
     ],
 )
 def test_json_is_never_said_to_the_model(
@@ -107,7 +107,7 @@ def test_lines_of_several_kinds_are_told_with_their_number(tmp_path: Path) -> No
     dialogues, problems = said(put(tmp_path, text))
     assert len(dialogues) == 2
     assert problems[0] == ":2: this record has the format mt-bench, but the file has conversations"
-    assert problems[1] == ':3: a message of assistant has "tool_calls", which cannot be replayed'
+    assert problems[1] == ':3: a message from assistant has "tool_calls", which cannot be replayed'
     assert problems[2].startswith(":4: this is not JSON (")
     assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted are ')
     assert len(problems) == 4
@@ -120,20 +120,20 @@ def test_items_of_an_array_are_told_with_their_line(tmp_path: Path) -> None:
     line = text[: text.index('"tool_calls"')].count("\n") - 4
     dialogues, problems = said(put(tmp_path, text))
     assert len(dialogues) == 2
-    assert problems == [f':{line}: a message of assistant has "tool_calls", which cannot be replayed']
+    assert problems == [f':{line}: a message from assistant has "tool_calls", which cannot be replayed']
 
 
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({"from": "tool", "value": "x"}, 'the role "tool" is not known; known are system, developer, user, human, '),
-        ({"role": "tool", "content": "x"}, 'the role "tool" is not known'),
-        ({"role": ["user"], "content": "x"}, 'the role ["user"] is not known'),
+        ({"from": "tool", "value": "x"}, 'unknown role "tool"; known roles are system, developer, user, human, '),
+        ({"role": "tool", "content": "x"}, 'unknown role "tool"'),
+        ({"role": ["user"], "content": "x"}, 'unknown role ["user"]'),
         ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, 'has a part of type "image_url"'),
         ({"role": "user", "content": [7]}, "has a part of type null"),
         ({"role": "user", "content": [{"type": "text"}]}, 'has a part of type "text"'),
-        ({"role": "user", "content": {"a": 1}}, "must be text, not an object"),
-        ({"role": "assistant", "content": None}, "must be text, not null"),
+        ({"role": "user", "content": {"a": 1}}, "must be a string, not an object"),
+        ({"role": "assistant", "content": None}, "must be a string, not null"),
         ({"role": "user"}, 'a message needs "role" and "content"'),
         ("hello", 'a message needs "role" and "content"'),
     ],

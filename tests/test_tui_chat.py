@@ -22,6 +22,7 @@ def markdown_of(turn: Turn) -> Markdown:
     return turn.query_one(ReplyWidget).query_one(Markdown)
 
 
+@pytest.mark.slow
 async def test_message_flow() -> None:
     engine = ScriptedEngine(["# Paris\n\nIt is **Paris**."])
     async with driving(engine) as driver:
@@ -39,6 +40,7 @@ async def test_message_flow() -> None:
         assert driver.prompt.text == ""
 
 
+@pytest.mark.slow
 async def test_streams_while_the_reply_is_written() -> None:
     engine = ScriptedEngine([Reply("one two three four", hold_after=2)])
     async with driving(engine) as driver:
@@ -51,6 +53,7 @@ async def test_streams_while_the_reply_is_written() -> None:
         assert driver.turns[0].reply_text == "one two three four"
 
 
+@pytest.mark.slow
 async def test_markdown_after_streaming_is_that_of_the_whole_text() -> None:
     text = "Before:\n\n```python\nx = 1\n\ny = [2]\n```\n\n1. one\n2. two\n\n| a | b |\n| - | - |\n| c | d |\n\nafter"
     engine = ScriptedEngine([Reply(text, tokens_per_s=200)])
@@ -61,6 +64,7 @@ async def test_markdown_after_streaming_is_that_of_the_whole_text() -> None:
             assert part in driver.screen_text
 
 
+@pytest.mark.slow
 async def test_html_in_a_reply_does_not_vanish() -> None:
     engine = ScriptedEngine(["It <think>deep</think>\n\n<div>\nblock\n</div>\n\nend"])
     async with driving(engine) as driver:
@@ -69,6 +73,7 @@ async def test_html_in_a_reply_does_not_vanish() -> None:
             assert part in driver.screen_text
 
 
+@pytest.mark.slow
 async def test_markup_is_literal_everywhere() -> None:
     settings = Settings(cache_size=512, system_prompt=NASTY)
     engine = ScriptedEngine(
@@ -92,6 +97,7 @@ async def test_markup_is_literal_everywhere() -> None:
         assert NASTY in str(driver.sidebar.query_one("#model-name").render())
 
 
+@pytest.mark.slow
 async def test_control_sequences_never_reach_the_screen() -> None:
     engine = ScriptedEngine(["a\x1b]0;title\x07b \x1b[31mc\x1b[0m\r d"])
     async with driving(engine) as driver:
@@ -100,6 +106,7 @@ async def test_control_sequences_never_reach_the_screen() -> None:
         assert "\x1b" not in driver.screen_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["escape", "ctrl+c"])
 async def test_stop_keeps_what_was_said_and_the_chat_goes_on(key: str) -> None:
     engine = ScriptedEngine([Reply("one two three", hold_after=2), "again"])
@@ -115,6 +122,7 @@ async def test_stop_keeps_what_was_said_and_the_chat_goes_on(key: str) -> None:
         assert driver.app.is_running
 
 
+@pytest.mark.slow
 async def test_stop_before_the_first_word_gives_the_message_back() -> None:
     engine = ScriptedEngine([Reply("never", hold_after=0), "second"])
     async with driving(engine) as driver:
@@ -123,13 +131,14 @@ async def test_stop_before_the_first_word_gives_the_message_back() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.prompt.text == "my question")
         assert driver.turns == []
-        assert any("taken back" in line for line in driver.lines)
+        assert any("turn undone" in line for line in driver.lines)
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.finished == 1)
         assert driver.turns[0].reply_text == "second"
         assert driver.turns[0].number == 1
 
 
+@pytest.mark.slow
 async def test_given_back_message_does_not_overwrite_a_draft() -> None:
     engine = ScriptedEngine([Reply("never", hold_after=0)])
     async with driving(engine) as driver:
@@ -142,6 +151,7 @@ async def test_given_back_message_does_not_overwrite_a_draft() -> None:
         assert any("history" in line for line in driver.lines)
 
 
+@pytest.mark.slow
 async def test_failed_turn_is_taken_back_and_said() -> None:
     engine = ScriptedEngine([Reply("half a", error="the cache is on fire"), "fine"])
     async with driving(engine) as driver:
@@ -154,6 +164,7 @@ async def test_failed_turn_is_taken_back_and_said() -> None:
         await driver.until(lambda: driver.finished == 1)
 
 
+@pytest.mark.slow
 async def test_reply_at_the_limit_says_so() -> None:
     engine = ScriptedEngine(["one two three four"], settings=Settings(max_new_tokens=3))
     async with driving(engine) as driver:
@@ -161,6 +172,7 @@ async def test_reply_at_the_limit_says_so() -> None:
         assert "stopped at the limit of 3 tokens (/set max_new_tokens)" in turn.figures_text
 
 
+@pytest.mark.slow
 async def test_draft_is_kept_and_the_next_message_waits() -> None:
     engine = ScriptedEngine([Reply("one two", hold_after=1), "second"])
     async with driving(engine) as driver:
@@ -171,7 +183,7 @@ async def test_draft_is_kept_and_the_next_message_waits() -> None:
         assert engine.submitted == ["first"]
         assert "next" in driver.screen_text
         assert driver.prompt.text == "and another"  # only one waits, this one stays a draft
-        assert any("waits already" in toast for toast in driver.toasts)
+        assert any("already queued" in toast for toast in driver.toasts)
         engine.release()
         await driver.until(lambda: driver.finished == 2)
         assert engine.submitted == ["first", "next"]
@@ -179,6 +191,7 @@ async def test_draft_is_kept_and_the_next_message_waits() -> None:
         assert driver.prompt.text == "and another"
 
 
+@pytest.mark.slow
 async def test_waiting_message_comes_back_on_stop_and_on_up() -> None:
     engine = ScriptedEngine([Reply("one two", hold_after=1)])
     async with driving(engine) as driver:
@@ -195,21 +208,23 @@ async def test_waiting_message_comes_back_on_stop_and_on_up() -> None:
         assert engine.submitted == ["first"]
 
 
+@pytest.mark.slow
 async def test_usable_while_loading() -> None:
     engine = ScriptedEngine(["hello back"], hold_loading=True)
     async with driving(engine, ready=False) as driver:
         await driver.until(lambda: driver.conversation.query(LoadingPanel))
         await driver.until(lambda: "1 of 2" in driver.conversation.query_one(LoadingPanel).text)
         await driver.enter("hello")
-        assert "waits until the model is ready" in driver.screen_text
+        assert "queued until the model is ready" in driver.screen_text
         assert engine.submitted == []
         engine.release()
         await driver.until(lambda: driver.finished == 1)
         assert driver.turns[0].reply_text == "hello back"
         assert not driver.conversation.query(LoadingPanel)
-        assert "waits until" not in driver.screen_text
+        assert "queued until" not in driver.screen_text
 
 
+@pytest.mark.slow
 async def test_loading_shows_bytes() -> None:
     loading = [ev.ModelLoading("Fetching SmolLM2", 46_500_000, 92_900_000, "bytes")]
     engine = ScriptedEngine(loading=loading, hold_loading=True)
@@ -232,13 +247,14 @@ async def test_load_failure_is_shown_and_keeps_its_exit_code() -> None:
         assert "Traceback" not in driver.screen_text
         assert driver.prompt.text == "hello"  # what waited is not lost
         await driver.pilot.press("enter")
-        assert any("engine has ended" in toast for toast in driver.toasts)
+        assert any("engine has stopped" in toast for toast in driver.toasts)
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 3
     assert driver.app.return_code == 3
 
 
+@pytest.mark.slow
 async def test_engine_failure_in_a_reply() -> None:
     engine = ScriptedEngine(["fine"])
     async with driving(engine) as driver:
@@ -251,32 +267,34 @@ async def test_engine_failure_in_a_reply() -> None:
     assert driver.app.return_value == 1
 
 
+@pytest.mark.slow
 async def test_evictions_are_said_and_fade() -> None:
     settings = Settings(cache_size=48, num_sink_tokens=4, max_new_tokens=200)
     engine = ScriptedEngine(["word " * 10, "word " * 10, "word " * 10, "word " * 100], settings=settings)
     async with driving(engine, size=(120, 80)) as driver:
         first = await driver.ask("one")
         assert driver.evictions == []
-        assert first.memory.whole
+        assert first.visibility.complete
         await driver.ask("two")
         await driver.ask("three")
         await driver.until(lambda: driver.evictions)
-        assert driver.evictions[0].startswith("┄ turn 1 is no longer seen by the model (")
-        assert first.memory.forgotten
-        assert first.has_class("-forgotten")
-        assert "You · 1 · no longer seen by the model" in driver.screen_text
+        assert driver.evictions[0].startswith("┄ turn 1 is no longer in context (")
+        assert first.visibility.evicted
+        assert first.has_class("-evicted")
+        assert "You · 1 · no longer in context" in driver.screen_text
         # a reply longer than the window evicts a token at a time: one line that grows
         before = len(driver.evictions)
         last = await driver.ask("four")
         assert len(driver.evictions) <= before + 2
         assert len(driver.emitted(ev.TokensEvicted)) > 40
-        assert last.query_one(ReplyWidget).has_class("-partly")
-        assert last.query_one(UserMessage).has_class("-forgotten")
-        assert "turn 4 is now seen only in part" in driver.evictions[-1]
+        assert last.query_one(ReplyWidget).has_class("-partial")
+        assert last.query_one(UserMessage).has_class("-evicted")
+        assert "turn 4 is now only partly in context" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
         assert counted == driver.app.board.cache.tokens_evicted
 
 
+@pytest.mark.slow
 async def test_what_a_turn_taken_back_pushed_out_is_seen_again() -> None:
     settings = Settings(cache_size=64, num_sink_tokens=4, max_new_tokens=16)
     engine = ScriptedEngine(["word " * 14, "word " * 14, Reply("x", hold_after=0, prompt_tokens=40)], settings=settings)
@@ -285,13 +303,14 @@ async def test_what_a_turn_taken_back_pushed_out_is_seen_again() -> None:
         await driver.ask("two")
         await driver.enter("three")
         await driver.until(lambda: len(driver.turns) == 3 and driver.turns[2].evictions)
-        await driver.until(lambda: first.has_class("-forgotten"))
+        await driver.until(lambda: first.has_class("-evicted"))
         await driver.pilot.press("escape")
         await driver.until(lambda: len(driver.turns) == 2)
-        await driver.until(lambda: not first.has_class("-forgotten"))
+        await driver.until(lambda: not first.has_class("-evicted"))
         assert not driver.evictions
 
 
+@pytest.mark.slow
 async def test_sidebar_numbers_at_two_moments() -> None:
     settings = Settings(cache_size=128, num_sink_tokens=4, system_prompt="Be kind.")
     engine = ScriptedEngine(["word " * 30] * 5, settings=settings)
@@ -301,8 +320,8 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         assert driver.figures("evicted")["compressions"] == "0"
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
         totals = driver.figures("totals")
-        assert totals.pop("up").endswith(" s")
-        assert totals == {"turns": "1", "tokens read": "5", "tokens written": "30"}
+        assert totals.pop("uptime").endswith(" s")
+        assert totals == {"turns": "1", "prompt tokens": "5", "generated tokens": "30"}
         for text in ("two", "three", "four"):
             await driver.ask(text)
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
@@ -320,6 +339,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         assert driver.chat.query_one(Gauge).cache == state
 
 
+@pytest.mark.slow
 async def test_device_memory_is_named() -> None:
     engine = ScriptedEngine(info={"device": "cuda:0"})
     async with driving(engine) as driver:
@@ -333,16 +353,17 @@ async def test_device_memory_is_named() -> None:
         assert driver.figures("model")["device"] == "cuda:0"
 
 
+@pytest.mark.slow
 async def test_reading_a_prompt_is_shown() -> None:
     engine = ScriptedEngine([Reply("x", prompt_tokens=600, hold_prefill=True)])
     async with driving(engine) as driver:
         await driver.enter("long")
-        await driver.until(lambda: "reading prompt" in driver.figures("speed"))
-        assert driver.figures("speed")["reading prompt"] == "320 / 600"
-        assert driver.turns[0].figures_text == "reading 320 of 600 tokens"
+        await driver.until(lambda: "prefill" in driver.figures("speed"))
+        assert driver.figures("speed")["prefill"] == "320 / 600"
+        assert driver.turns[0].figures_text == "prefill: 320 of 600 tokens"
         engine.release()
         await driver.until(lambda: driver.finished == 1)
-        assert "reading prompt" not in driver.figures("speed")
+        assert "prefill" not in driver.figures("speed")
 
 
 async def test_narrow_and_wide() -> None:
@@ -409,7 +430,7 @@ async def test_clear_starts_over() -> None:
         await driver.enter("two")
         await driver.until(lambda: len(driver.turns) == 2 and driver.turns[1].reply_text)
         await driver.enter("/clear")  # in the middle of a reply
-        await driver.until(lambda: any("new conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("New conversation" in line for line in driver.lines))
         assert driver.turns == []
         assert driver.conversation.query(SystemPrompt)
         turn = await driver.ask("three")

@@ -21,6 +21,8 @@ from streamchat.tui.widgets.thinking import Thinking
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import Reply, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 THOUGHT = "<think>\nI wonder about it\n</think>\n\nIt is **so**."
 
 
@@ -35,7 +37,7 @@ async def test_a_long_paste_is_one_message_with_its_size_before_it_is_sent() -> 
         driver.app.post_message(events.Paste(text))
         await driver.until(lambda: driver.prompt.document.line_count == 3_000)
         assert str(driver.prompt.border_subtitle).startswith("about ")
-        words = "12,000 tokens in 3,000 lines, 1,020 fit: its beginning will be forgotten"
+        words = "12,000 tokens in 3,000 lines, 1,020 fit: its beginning will be evicted"
         await driver.until(lambda: str(driver.prompt.border_subtitle) == words)
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.finished == 1)
@@ -117,7 +119,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
         await driver.enter("go")
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
         await driver.enter("see @long.txt")
-        assert driver.chat._outbox.waiting is not None
+        assert driver.chat._outbox.queued is not None
         await driver.pilot.press("up")
         assert driver.prompt.text == "see @long.txt"
         engine.release()
@@ -240,9 +242,9 @@ async def test_the_editor_gets_the_draft_and_gives_it_back() -> None:
     ("command", "sentence"),
     [
         ("", "no editor is set"),
-        ("/nowhere/editor", "the editor /nowhere/editor cannot be started (No such file or directory)"),
-        (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with 3; the message is as it was"),
-        ("'", "cannot be read"),
+        ("/nowhere/editor", "the editor /nowhere/editor could not be started (No such file or directory)"),
+        (f"{sys.executable} -c 'raise SystemExit(3)'", "exited with code 3; the message is unchanged"),
+        ("'", "cannot be parsed"),
     ],
 )
 async def test_an_editor_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, command: str, sentence: str) -> None:
@@ -281,7 +283,7 @@ async def test_keys_can_be_remapped() -> None:
         assert driver.prompt.text == "a\nb"
         await pilot.press("ctrl+s")
         await driver.until(lambda: engine.submitted == ["a\nb"])
-        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 leaves" in driver.screen_text
+        assert "Ctrl+S sends · Ctrl+J new line · / commands · F9 help · F4 quits" in driver.screen_text
         await pilot.press("ctrl+x")
         assert driver.toasts == ["press Ctrl+X again to quit"]
         await pilot.press("f9")
@@ -311,11 +313,11 @@ async def test_a_theme_of_the_user() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('primary = "#zzz"', "primary = '#zzz' is no colour"),
+        ('primary = "#zzz"', "primary = '#zzz' is not a color"),
         ('background = "#000"', "primary is missing"),
-        ('primary = "#000"\ncolour = "#111"', "colour is not known"),
+        ('primary = "#000"\ncolour = "#111"', "unknown field colour"),
         ('primary = "#000"\ndark = "yes"', "dark must be bool"),
-        ("primary = ", "no theme: "),
+        ("primary = ", "not a valid theme: "),
     ],
 )
 async def test_a_broken_theme_is_said_and_skipped(text: str, sentence: str) -> None:
@@ -365,7 +367,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_old_one() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("first")
         await driver.enter("/model missing")
-        await driver.until(lambda: any("goes on with the model it has" in line for line in driver.lines))
+        await driver.until(lambda: any("keeping the current model" in line for line in driver.lines))
         assert len(driver.turns) == 1
         turn = await driver.ask("second")
         assert turn.number == 2
@@ -416,7 +418,7 @@ async def test_reasoning_while_it_streams() -> None:
 async def test_the_palette_has_every_command_that_needs_no_argument() -> None:
     async with driving(ScriptedEngine()) as driver:
         titles = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
-        assert {"/pin", "/model", "/stats", "/set", "Memory map", "Panel: Speed", "Editor", "Reasoning"} <= titles
+        assert {"/pin", "/model", "/stats", "/set", "Context map", "Panel: Speed", "Editor", "Reasoning"} <= titles
         assert "/read" not in titles
 
 
@@ -465,12 +467,12 @@ async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
         engine.submit("from a script")
         await driver.until(lambda: [turn.reply_text for turn in driver.turns] == ["A reply."])
         names = {command.title for command in app.get_system_commands(app.screen)}
-        assert {"Copy last reply", "Memory map", "Theme", "Quit"} <= names
+        assert {"Copy last reply", "Context map", "Theme", "Quit"} <= names
         assert not names & {
             "New conversation",
             "Stop the reply",
             "Recall",
-            "Conversations",
+            "Sessions",
             "Editor",
             "/retry",
             "/undo",

@@ -22,6 +22,7 @@ def completions(driver: Driver) -> Completions:
     return driver.chat.query_one(Completions)
 
 
+@pytest.mark.slow
 async def test_new_lines_and_growth() -> None:
     engine = ScriptedEngine()
     async with driving(engine) as driver:
@@ -50,6 +51,7 @@ async def test_paste_is_one_unsent_message() -> None:
         assert engine.submitted == ["def f():\n    return 1\n\nprint(f())\nend"]
 
 
+@pytest.mark.slow
 async def test_paste_of_thousands_of_lines_is_sent_whole_and_shown_folded() -> None:
     engine = ScriptedEngine(["ok"])
     text = "\n".join(f"line {number} of a long log" for number in range(5000))
@@ -92,6 +94,7 @@ async def test_blank_is_not_sent() -> None:
         assert engine.submitted == []
 
 
+@pytest.mark.slow
 async def test_history_across_restarts() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("first")
@@ -121,6 +124,7 @@ async def test_history_across_restarts() -> None:
         assert driver.prompt.text == "draft"
 
 
+@pytest.mark.slow
 async def test_history_can_be_off() -> None:
     settings = Settings(history=False)
     async with driving(ScriptedEngine(settings=settings)) as driver:
@@ -146,7 +150,7 @@ async def test_history_that_cannot_be_kept_is_said() -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("a file where a folder should be")
     async with driving(ScriptedEngine()) as driver:
-        await driver.until(lambda: any("not remembered" in line for line in driver.lines))
+        await driver.until(lambda: any("input history is disabled" in line for line in driver.lines))
         await driver.ask("hello")
         await driver.pilot.press("up")
         assert driver.prompt.text == "hello"
@@ -168,7 +172,7 @@ async def test_slash_opens_the_list_and_tab_completes() -> None:
         await driver.write("0.2")
         await driver.pilot.press("enter")
         await driver.until(lambda: engine.settings.temperature == 0.2)
-        assert driver.outputs == ["temperature = 0.2 from the next turn on"]
+        assert driver.outputs == ["temperature = 0.2, starting with the next turn"]
         assert driver.prompt.text == ""
 
 
@@ -195,6 +199,7 @@ async def test_escape_closes_the_list_first() -> None:
         assert ("stop_reply", ()) in engine.calls
 
 
+@pytest.mark.slow
 async def test_unknown_commands_never_reach_the_model() -> None:
     engine = ScriptedEngine()
     async with driving(engine) as driver:
@@ -216,6 +221,7 @@ async def test_set_refuses_what_is_illegal() -> None:
         assert engine.settings.temperature == 0.7
 
 
+@pytest.mark.slow
 async def test_help_lists_keys_and_commands() -> None:
     async with driving(ScriptedEngine(), size=(100, 90)) as driver:
         await driver.pilot.press("f1")
@@ -231,6 +237,7 @@ async def test_help_lists_keys_and_commands() -> None:
         await driver.until(lambda: driver.outputs)
 
 
+@pytest.mark.slow
 async def test_themes() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")
@@ -240,7 +247,7 @@ async def test_themes() -> None:
         await driver.pilot.press("escape")
         driver.prompt.put("")
         await driver.enter(f"/theme {NASTY}")
-        assert any("there is no theme" in toast for toast in driver.toasts)
+        assert any("does not exist" in toast for toast in driver.toasts)
         assert driver.app.theme == "nord"
 
 
@@ -248,7 +255,9 @@ async def test_invalid_theme_in_the_settings() -> None:
     settings = Settings(theme="textual-drak")
     async with driving(ScriptedEngine(settings=settings)) as driver:
         assert driver.app.theme == "textual-dark"
-        assert any("no theme 'textual-drak'" in toast and "textual-dark" in toast for toast in driver.toasts)
+        assert any(
+            "theme 'textual-drak' does not exist" in toast and "textual-dark" in toast for toast in driver.toasts
+        )
 
 
 async def test_light_theme_from_the_settings() -> None:
@@ -258,6 +267,7 @@ async def test_light_theme_from_the_settings() -> None:
         assert driver.toasts == []
 
 
+@pytest.mark.slow
 async def test_copy() -> None:
     engine = ScriptedEngine(["Look:\n\n```python\nx = 1\n\ny = 2\n```\n\nDone."])
     async with driving(engine) as driver:
@@ -271,6 +281,7 @@ async def test_copy() -> None:
         assert driver.app.clipboard == "x = 1\n\ny = 2"
 
 
+@pytest.mark.slow
 async def test_ctrl_c_copies_a_selection_first() -> None:
     engine = ScriptedEngine([Reply("one two", hold_after=1)])
     async with driving(engine) as driver:
@@ -296,6 +307,7 @@ async def test_ctrl_c_twice_quits() -> None:
     assert any(name == "close" for name, _ in driver.engine.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["ctrl+q", "ctrl+d"])
 async def test_quit_keys(key: str) -> None:
     async with driving(ScriptedEngine()) as driver:
@@ -320,6 +332,7 @@ async def test_quit_while_loading() -> None:
     assert driver.app.return_value == 0
 
 
+@pytest.mark.slow
 async def test_quit_while_streaming() -> None:
     engine = ScriptedEngine([Reply("word " * 2000, tokens_per_s=100)])
     async with driving(engine) as driver:
@@ -345,6 +358,7 @@ async def test_quit_at_the_moment_the_reply_begins(monkeypatch: pytest.MonkeyPat
     assert driver.app.return_value == 0
 
 
+@pytest.mark.slow
 async def test_quit_does_not_wait_for_a_stuck_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamchat.tui.app.CLOSE_S", 0.05)
     engine = ScriptedEngine([Reply("one two", hold_after=1)], stuck=True)
@@ -359,6 +373,7 @@ async def test_quit_does_not_wait_for_a_stuck_engine(monkeypatch: pytest.MonkeyP
     assert driver.app.return_value == 0
 
 
+@pytest.mark.slow
 async def test_command_palette_offers_the_actions() -> None:
     async with driving(ScriptedEngine(["hello"])) as driver:
         names = {command.title for command in driver.app.get_system_commands(driver.app.screen)}

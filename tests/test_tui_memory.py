@@ -10,13 +10,15 @@ from textual.widgets import Sparkline, Static
 
 from streamchat.base.events import CacheState, Segment
 from streamchat.config.settings import Settings
-from streamchat.tui.widgets.edge import MemoryEdge
-from streamchat.tui.widgets.memory_map import MemoryMap, layout, words_for
+from streamchat.tui.widgets.context_map import ContextMap, describe, layout
+from streamchat.tui.widgets.edge import ContextEdge
+from streamchat.tui.widgets.mounted_turns import PlaceholderLine
 from streamchat.tui.widgets.section import Section
-from streamchat.tui.widgets.stretch import ElsewhereLine
 from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import ScriptedEngine
+
+pytestmark = pytest.mark.slow
 
 SMALL = Settings(cache_size=160, num_sink_tokens=4, max_new_tokens=40, system_prompt="Be kind.")
 
@@ -30,7 +32,7 @@ def edges(driver: Driver) -> list[tuple[int, str]]:
     children = list(driver.conversation.children)
     below = []
     for i, child in enumerate(children):
-        if isinstance(child, MemoryEdge):
+        if isinstance(child, ContextEdge):
             following = children[i + 1]
             assert isinstance(following, Turn)
             below.append((following.number, child.text))
@@ -46,10 +48,10 @@ async def test_the_edge_of_memory_moves_with_the_cache() -> None:
             await driver.ask(f"question {number}")
             await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
             held = {s.turn for s in driver.app.board.cache.segments if s.turn}
-            forgotten = [turn.number for turn in driver.turns if turn.memory.forgotten]
+            forgotten = [turn.number for turn in driver.turns if turn.visibility.evicted]
             assert forgotten == [turn.number for turn in driver.turns if turn.number not in held]
             if forgotten:
-                assert edges(driver) == [(min(held), "the model sees from here on")]
+                assert edges(driver) == [(min(held), "context starts here")]
                 seen.add(min(held))
         assert len(seen) > 3
         await driver.enter("/clear")
@@ -61,28 +63,28 @@ async def test_messages_fade_one_by_one() -> None:
     settings = Settings(cache_size=64, num_sink_tokens=4, max_new_tokens=200)
     async with driving(ScriptedEngine(["word " * 90], settings=settings), settings=settings) as driver:
         turn = await driver.ask("a question of some words")
-        await driver.until(lambda: turn.memory.reply == "partly")
-        assert turn.memory.user == "forgotten"
-        assert turn.query_one(UserMessage).has_class("-forgotten")
-        assert "You · 1 · no longer seen by the model" in driver.screen_text
-        assert "SmolLM2-135M-Instruct · 1 · partly forgotten" in driver.screen_text
-        assert edges(driver) == [(1, "the model sees from somewhere in this turn on")]
+        await driver.until(lambda: turn.visibility.reply == "partial")
+        assert turn.visibility.user == "evicted"
+        assert turn.query_one(UserMessage).has_class("-evicted")
+        assert "You · 1 · no longer in context" in driver.screen_text
+        assert "SmolLM2-135M-Instruct · 1 · partly evicted" in driver.screen_text
+        assert edges(driver) == [(1, "context starts inside this turn")]
 
 
 async def test_pins_are_marked_and_stay() -> None:
     async with driving(engine(), settings=SMALL) as driver:
         await driver.ask("keep this")
         driver.engine.pin(1)
-        await driver.until(lambda: driver.turns[0].memory.pinned)
+        await driver.until(lambda: driver.turns[0].visibility.pinned)
         assert "You · 1 · ◆ pinned" in driver.screen_text
         for number in range(2, 9):
             await driver.ask(f"question {number}")
-        await driver.until(lambda: driver.turns[1].memory.forgotten)
-        assert driver.turns[0].memory.whole
+        await driver.until(lambda: driver.turns[1].visibility.evicted)
+        assert driver.turns[0].visibility.complete
         number, _ = edges(driver)[0]
         assert number > 2  # the window, not the pinned turn
         driver.engine.unpin(1)
-        await driver.until(lambda: not driver.turns[0].memory.pinned)
+        await driver.until(lambda: not driver.turns[0].visibility.pinned)
 
 
 # --- the map ---------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def test_the_map_is_in_proportion_and_complete() -> None:
 def test_segments_in_words(segment: Segment | None, words: str) -> None:
     cache = CacheState(length=12, cache_size=100, segments=() if segment is None else (segment,))
     shown = next(s for s in layout(cache, 100) if s.segment == segment)
-    assert words_for(shown, cache) == words
+    assert describe(shown, cache) == words
 
 
 def words(driver: Driver) -> str:
@@ -136,25 +138,25 @@ async def test_the_map_is_walked_with_keys() -> None:
         for number in range(1, 8):
             await driver.ask(f"question {number}")
         await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
-        memory_map = driver.chat.query_one(MemoryMap)
+        memory_map = driver.chat.query_one(ContextMap)
         await driver.pilot.press("ctrl+t")
         assert memory_map.has_focus
-        assert memory_map.words.startswith("turn 7 · reply")
+        assert memory_map.description.startswith("turn 7 · reply")
         await driver.pilot.press("left", "left", "left")
-        assert memory_map.words.startswith("turn 6 · you")
-        assert words(driver) == memory_map.words
+        assert memory_map.description.startswith("turn 6 · you")
+        assert words(driver) == memory_map.description
         await driver.pilot.press("enter")
         await driver.pilot.pause()
         chosen = [turn.number for turn in driver.turns if turn.has_class("-chosen")]
         assert chosen == [6]
         assert not driver.conversation.following
         await driver.pilot.press("p")
-        await driver.until(lambda: driver.turns[5].memory.pinned)
+        await driver.until(lambda: driver.turns[5].visibility.pinned)
         assert driver.engine.calls[-1] == ("pin", (6,))
         await driver.pilot.press("p")
-        await driver.until(lambda: not driver.turns[5].memory.pinned)
+        await driver.until(lambda: not driver.turns[5].visibility.pinned)
         await driver.pilot.press(*["left"] * 40)
-        assert memory_map.words == "attention sinks · 4 tokens"
+        assert memory_map.description == "attention sinks · 4 tokens"
         await driver.pilot.press("enter")  # leads nowhere
         await driver.pilot.press("escape")
         assert driver.prompt.has_focus
@@ -166,10 +168,10 @@ async def test_map_and_conversation_point_at_each_other_by_mouse() -> None:
         for number in range(1, 5):
             await driver.ask(f"question {number}")
         await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
-        memory_map = driver.chat.query_one(MemoryMap)
+        memory_map = driver.chat.query_one(ContextMap)
         turn = next(t for t in driver.turns if t.number == 4)
         await driver.pilot.click(turn.query_one(UserMessage), offset=(3, 0))
-        assert memory_map.words.startswith("turn 4 · you")
+        assert memory_map.description.startswith("turn 4 · you")
         assert turn.has_class("-chosen")
         place = next(s for s in layout(driver.app.board.cache, memory_map.content_size.width * 6)
                      if s.segment and s.segment.turn == 2)  # fmt: skip
@@ -203,13 +205,13 @@ def numbers(driver: Driver) -> list[int]:
 
 
 def elsewhere(driver: Driver) -> list[str]:
-    return [line.text for line in driver.conversation.query(ElsewhereLine)]
+    return [line.text for line in driver.conversation.query(PlaceholderLine)]
 
 
 @pytest.fixture
 def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"MAX_TURNS": 8, "READING_MAX_TURNS": 12, "TAIL": 3, "STEP": 4}.items():
-        monkeypatch.setattr(f"streamchat.tui.widgets.stretch.{name}", value)
+        monkeypatch.setattr(f"streamchat.tui.widgets.mounted_turns.{name}", value)
 
 
 @pytest.mark.usefixtures("few_at_a_time")
@@ -296,12 +298,12 @@ async def test_two_thousand_turns_stay_few_widgets() -> None:
         assert max(counts) < 700  # some 10 a turn
         assert len(driver.turns) <= 60
         assert driver.turns[-1].number == 2001
-        assert len(driver.conversation.stretch.past) == 2001
+        assert len(driver.conversation.mounted.history) == 2001
         assert driver.app.board.turns == 2001
         turn = await driver.conversation.go_to(1000)
         assert turn is not None
         assert turn.text == "question 9.98"
-        assert turn.memory.forgotten
+        assert turn.visibility.evicted
 
 
 # --- the panel -------------------------------------------------------------------------------------------------

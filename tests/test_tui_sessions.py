@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from textual.widgets import Input, OptionList
 
 from streamchat.base import events as ev
@@ -18,6 +19,8 @@ from streamchat.tui.widgets.turn import Turn
 from tests.app_driver import NASTY, Driver, driving
 from tests.saved_sessions import a_session, a_turn
 from tests.scripted_engine import Reply, ScriptedEngine
+
+pytestmark = pytest.mark.slow
 
 
 def stored(*titles: str) -> list[str]:
@@ -39,7 +42,7 @@ async def test_undo_takes_the_turn_off_the_screen_and_out_of_the_figures() -> No
         await driver.ask("one")
         await driver.ask("two")
         await driver.enter("/undo")
-        await driver.until(lambda: "Turn 2 was taken back." in driver.lines)
+        await driver.until(lambda: "Turn 2 was undone." in driver.lines)
         assert [turn.text for turn in driver.turns] == ["one"]
         board = driver.app.board
         assert (board.turns, board.new_tokens) == (1, 1)
@@ -56,10 +59,8 @@ async def test_what_comes_back_is_told_with_its_cost() -> None:
             await driver.ask(text)
         event = ev.TurnUndone(3, "three", "word", driver.engine.cache.state(), 31, 52, 0.25)
         driver.engine.emit(event)
-        await driver.until(lambda: any("taken back" in line for line in driver.lines))
-        assert driver.lines[-1] == (
-            "Turn 3 was taken back. 31 tokens that had left for it are seen again (read again in 250 ms)."
-        )
+        await driver.until(lambda: any("undone" in line for line in driver.lines))
+        assert driver.lines[-1] == ("Turn 3 was undone. 31 evicted tokens were restored (prefill took 250 ms).")
 
 
 async def test_retry_and_edit_replace_the_turn() -> None:
@@ -83,7 +84,7 @@ async def test_retry_and_edit_replace_the_turn() -> None:
 async def test_nothing_to_take_back() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/undo")
-        await driver.until(lambda: any("nothing was said yet" in line for line in driver.lines))
+        await driver.until(lambda: any("nothing to undo yet" in line for line in driver.lines))
         await idle(driver)
         for command in ("/retry", "/edit", "/edit x"):
             await driver.enter(command)
@@ -97,7 +98,7 @@ async def test_what_works_on_turns_waits_for_the_reply() -> None:
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
         for command in ("/undo", "/retry", "/edit x", "/compact", "/keep x", "/resume abc"):
             await driver.enter(command)
-            assert driver.toasts[-1] == f"{command.split()[0]} has to wait: a reply is being written"
+            assert driver.toasts[-1] == f"{command.split()[0]} is not available: a reply is in progress"
             driver.prompt.clear()
         driver.engine.release()
 
@@ -108,7 +109,7 @@ async def test_recall_finds_while_one_types_and_enter_puts_it_before_the_model()
     async with driving(engine) as driver:
         await driver.pilot.press("ctrl+r")
         await driver.until(lambda: isinstance(driver.app.screen, RecallScreen))
-        assert "Type words to find what was said." in driver.screen_text
+        assert "Type words to search all messages." in driver.screen_text
         await driver.pilot.press(*"drag")
         rows = driver.app.screen.query_one(OptionList)
         await driver.until(lambda: rows.option_count == 2)
@@ -134,19 +135,19 @@ async def test_recall_with_words_and_pinning() -> None:
         await driver.pilot.press("ctrl+k")
         await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
         assert engine.calls[-1][1][2] is True
-        await driver.until(lambda: driver.turns[0].memory.pinned)
+        await driver.until(lambda: driver.turns[0].visibility.pinned)
 
 
 async def test_nothing_found_and_back() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/recall unicorn")
-        await driver.until(lambda: "Nothing was said with “unicorn”." in driver.screen_text)
+        await driver.until(lambda: "No messages match “unicorn”." in driver.screen_text)
         await driver.pilot.press("enter", "ctrl+k", "down")
         assert driver.shows(RecallScreen)
         await driver.pilot.press("escape")
         assert driver.shows(ChatScreen)
         await driver.pilot.press("ctrl+l")
-        await driver.until(lambda: "No conversation is saved yet." in driver.screen_text)
+        await driver.until(lambda: "No saved sessions yet." in driver.screen_text)
         await driver.pilot.press("escape")
         assert driver.app.focused is driver.prompt
 
@@ -170,10 +171,10 @@ async def test_a_conversation_is_chosen_and_goes_on() -> None:
         assert driver.turns[-1].reply_text == "answer 30"
         assert driver.turns[-1].figures_text == "5 tokens · 20.0 tok/s · first token 100 ms"
         assert driver.lines[-1] == (
-            f"“question 1” ({sea}) goes on after 30 turns; {driver.app.board.cache.length} tokens in the cache, "
-            "back in 200 ms, nothing read again."
+            f"“question 1” ({sea}) resumed at turn 30; {driver.app.board.cache.length} tokens cached, "
+            "restored in 200 ms without prefill."
         )
-        assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("ElsewhereLine"))
+        assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("PlaceholderLine"))
         await idle(driver)
         last = await driver.ask("go on")
         assert last.number == 31
@@ -188,11 +189,11 @@ async def test_a_conversation_that_cannot_be_opened_changes_nothing() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("one")
         await driver.enter(f"/resume {sea}")
-        await driver.until(lambda: any("no saved conversation" in line for line in driver.lines))
+        await driver.until(lambda: any("no saved session" in line for line in driver.lines))
         await idle(driver)
         assert [turn.text for turn in driver.turns] == ["one"]
         await driver.enter("/resume zzz")
-        assert "no saved conversation has the id 'zzz'" in driver.toasts[-1]
+        assert "no saved session has the id 'zzz'" in driver.toasts[-1]
 
 
 async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:
@@ -221,7 +222,7 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
     [sea] = stored("the sea")
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/export")
-        assert "begins with its first turn" in driver.toasts[-1]
+        assert "is saved after its first turn" in driver.toasts[-1]
         driver.prompt.clear()
         driver.engine.emit(ev.SessionOpened(sea))
         await driver.ask("one")
@@ -230,10 +231,10 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         await driver.until(lambda: bool(driver.outputs))
         assert driver.outputs[-1] == "1 turn written to sea.md"
         await driver.enter("/export sea.md")
-        assert "exists already" in driver.toasts[-1]
+        assert "already exists" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/export sea.doc")
-        assert "must end in one of .md, .jsonl, .json" in driver.toasts[-1]
+        assert "must end in .md, .jsonl, .json" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/title  Of the   sea ")
         await driver.until(lambda: "“Of the sea”" in driver.outputs[-1])

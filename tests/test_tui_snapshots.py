@@ -1,21 +1,28 @@
 """Pictures of the app, as text and colours, compared with those in `tests/snapshots`.
 
-`UPDATE_SNAPSHOTS=1 pytest tests/test_tui_snapshots.py` writes them anew; look at the difference before committing it.
+`UPDATE_SNAPSHOTS=1 pytest tests/test_tui_snapshots.py` writes them again; look at the difference before committing it.
+Each version of Textual draws a little differently, so the extra `dev` installs the one that the pictures were drawn
+with. With another one the tests are skipped, and fail in CI.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import string
+import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import textual
 
+import tests
 from streamchat.config.settings import Settings
 from tests.app_driver import Driver, driving
 from tests.scripted_engine import ScriptedEngine
+
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).with_name("snapshots")
 DRAWN_WITH = FOLDER / "textual-version"
@@ -75,6 +82,8 @@ async def commands(driver: Driver) -> None:
 
 
 SCENES: list[Callable[[Driver], Awaitable[None]]] = [at_the_end, reading_back, in_the_map, help_screen, commands]
+SIZES = [(80, 24), (140, 40)]
+THEMES = ["textual-dark", "textual-light"]
 
 
 def picture(driver: Driver) -> str:
@@ -93,12 +102,30 @@ def picture(driver: Driver) -> str:
     return "\n".join([*rows, "", *colours, "", *names]) + "\n"
 
 
-@pytest.mark.parametrize("theme", ["textual-dark", "textual-light"])
-@pytest.mark.parametrize("size", [(80, 24), (140, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
+def require_the_version_of_the_pictures() -> None:
+    """Skip the test if this Textual draws otherwise than the pictures; in CI, fail it."""
+    drawn_with = DRAWN_WITH.read_text(encoding="utf-8").strip()
+    if os.environ.get("UPDATE_SNAPSHOTS") or drawn_with == textual.__version__:
+        return
+    message = (
+        f"the pictures were drawn with Textual {drawn_with} and this is {textual.__version__}; "
+        f"run: pip install textual=={drawn_with}"
+    )
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def file_of(scene: Callable[[Driver], Awaitable[None]], size: tuple[int, int], theme: str) -> Path:
+    """Return the file of a picture."""
+    return FOLDER / f"{scene.__name__}-{size[0]}x{size[1]}-{theme}.txt"
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 async def test_pictures(scene: Callable[[Driver], Awaitable[None]], size: tuple[int, int], theme: str) -> None:
-    if not os.environ.get("UPDATE_SNAPSHOTS") and DRAWN_WITH.read_text().strip() != textual.__version__:
-        pytest.skip(f"drawn with textual {DRAWN_WITH.read_text().strip()}, and this is {textual.__version__}")
+    require_the_version_of_the_pictures()
     settings = Settings(
         cache_size=256, num_sink_tokens=4, max_new_tokens=100, theme=theme, system_prompt="You answer briefly."
     )
@@ -115,9 +142,32 @@ async def test_pictures(scene: Callable[[Driver], Awaitable[None]], size: tuple[
         driver.chat._show_figures()
         await driver.pilot.pause(0.2)
         drawn = picture(driver)
-    file = FOLDER / f"{scene.__name__}-{size[0]}x{size[1]}-{theme}.txt"
+    file = file_of(scene, size, theme)
     if os.environ.get("UPDATE_SNAPSHOTS"):
         FOLDER.mkdir(exist_ok=True)
         DRAWN_WITH.write_text(textual.__version__ + "\n")
         file.write_text(drawn, encoding="utf-8")
     assert drawn == file.read_text(encoding="utf-8"), f"the screen changed; see {file.name}"
+
+
+def test_each_picture_is_compared() -> None:
+    """A file without a scene would never be looked at again."""
+    expected = {file_of(*each) for each in itertools.product(SCENES, SIZES, THEMES)}
+    assert set(FOLDER.glob("*.txt")) == expected
+
+
+def test_another_version_of_textual_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPDATE_SNAPSHOTS", raising=False)
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setattr(textual, "__version__", "8.0.0")
+    with pytest.raises(pytest.fail.Exception, match=r"this is 8\.0\.0; run: pip install textual==8\."):
+        require_the_version_of_the_pictures()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match=r"this is 8\.0\.0"):
+        require_the_version_of_the_pictures()
+
+
+def test_the_dev_extra_installs_the_version_of_the_pictures() -> None:
+    project = tomllib.loads(Path(tests.__path__[0], "..", "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    drawn_with = DRAWN_WITH.read_text(encoding="utf-8").strip()
+    assert f"textual=={drawn_with}" in project["optional-dependencies"]["dev"]

@@ -25,6 +25,8 @@ from tests.app_driver import Driver
 from tests.models_help import save, tiny_llama
 from tests.real_engine import tiny_loaded
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -39,6 +39,7 @@ def failed(result: Verification) -> set[str]:
     return {check.name for check in result.checks if not check.ok}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "falcon_h1"])
 def test_a_right_cache_passes_everything(family: str) -> None:
     result = verified(family)
@@ -60,9 +61,9 @@ def test_what_is_left_of_hooks_and_shadowed_methods_is_nothing() -> None:
     assert "generate" not in vars(model)
 
 
-LENGTHS = {f"{mode}: every layer is as long as the ledger says" for mode in ("manual", "generate")}
-MEMORY = {f"{mode}: memory is bounded, not only its views" for mode in ("manual", "generate")}
-COUNTERS = {f"{mode}: the counters tell the truth" for mode in ("manual", "generate")}
+LENGTHS = {f"{mode}: every layer has the length of the ledger" for mode in ("manual", "generate")}
+MEMORY = {f"{mode}: memory is bounded, not only the visible length" for mode in ("manual", "generate")}
+COUNTERS = {f"{mode}: the counters are correct" for mode in ("manual", "generate")}
 LOGITS = "manual: logits equal those of re-rotating every key at every step"
 
 
@@ -127,6 +128,7 @@ def leaves_its_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StreamingHook, "remove", lambda hook: original(hook) if hook.cache.cache_size != 16 else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "caught"),
     [
@@ -178,8 +180,8 @@ def test_the_classic_mistakes_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"new_tokens": 5}, "5 new tokens behind a prompt of 16 do not fill cache_size = 32"),
-        ({"cache_size": 1024, "new_tokens": None}, "the prompt has 200 tokens, and 512 are needed"),
+        ({"new_tokens": 5}, "5 new tokens after a prompt of 16 do not fill cache_size = 32"),
+        ({"cache_size": 1024, "new_tokens": None}, "the prompt has 200 tokens; it must have at least 512"),
     ],
 )
 def test_sizes_that_prove_nothing_are_refused(options: dict[str, Any], sentence: str) -> None:
@@ -203,7 +205,7 @@ def test_the_command_prints_tables_checks_and_verdict(capsys: pytest.CaptureFixt
     assert "tiny, float32 on cpu, sdpa attention" in out
     assert out.count("3 layers x 32") > 4
     assert "keys cut, positions left alone" in out
-    assert out.endswith("All 13 checks hold.\n")
+    assert out.endswith("All 13 checks passed.\n")
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
@@ -223,7 +225,7 @@ def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED.value == 4
     out = capsys.readouterr().out
     assert f"FAIL  {LOGITS}" in out
-    assert out.endswith("1 of 13 checks do not hold.\n")
+    assert out.endswith("1 of 13 checks failed.\n")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_wrong_flags_are_one_sentence(arguments: list[str], sentence: str, capsy
     assert err.count("\n") == 1
 
 
-@pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_model_home")
 def test_the_default_model_is_verified_and_shows_the_pitfalls() -> None:
     from streamchat.models.load import load_model

@@ -24,14 +24,14 @@ from streamchat.models.quantize.cpu import quantized_folder, use_weights
 from streamchat.quantization import quality
 from streamchat.quantization.linear import (
     MAX_ROWS,
-    PackedConv1D,
-    PackedLinear,
-    always_packed,
-    packed_bytes,
-    packed_layers,
+    QuantizedConv1D,
+    QuantizedLinear,
+    always_quantized,
+    quantized_bytes,
+    quantized_layers,
 )
-from streamchat.quantization.replace import groups, pack_group, replace, restore
-from streamchat.quantization.weights import Kind, pack, packs
+from streamchat.quantization.replace import groups, quantize_group, replace, restore
+from streamchat.quantization.weights import Kind, can_quantize, quantize
 from tests.families import build
 from tests.models_help import make_tokenizer, save, tiny_llama
 
@@ -69,6 +69,7 @@ def meant(packed: Any, columns: int) -> Tensor:
     return torch.cat([packed.multiply(row) for row in torch.split(torch.eye(columns), 1)]).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [32, 96, 576])
 @pytest.mark.parametrize("rows", [16, 80, 192])
 def test_int8_is_within_half_a_step_of_each_row(rows: int, columns: int) -> None:
@@ -76,7 +77,7 @@ def test_int8_is_within_half_a_step_of_each_row(rows: int, columns: int) -> None
     step = weight.abs().amax(1, keepdim=True) / 127
     # the scale and the product are rounded to bfloat16
     allowed = 0.5 * step + weight.abs() * 2**-7
-    assert ((meant(pack(weight, "int8"), columns) - weight).abs() <= allowed).all()
+    assert ((meant(quantize(weight, "int8"), columns) - weight).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("columns", [32, 96, 576])
@@ -85,7 +86,7 @@ def test_int4_is_within_half_a_step_of_each_group(rows: int, columns: int) -> No
     weight = noise(rows, columns)
     groups_ = weight.view(rows, -1, 32)
     step = ((groups_.amax(-1) - groups_.amin(-1)) / 15).repeat_interleave(32, 1)
-    found = meant(pack(weight, "int4"), columns)
+    found = meant(quantize(weight, "int4"), columns)
     # the fitted scale may move the outermost codes a little
     assert ((found - weight).abs() <= 0.75 * step + weight.abs() * 2**-7).all()
     assert (found - weight).square().mean() < (step * 0.3).square().mean()
@@ -95,7 +96,7 @@ def test_int4_is_within_half_a_step_of_each_group(rows: int, columns: int) -> No
 def test_int4_finds_the_codes_of_q4_1_exactly_also_after_bfloat16(rounded: bool) -> None:
     weight = q4_1(64, 96)
     given = weight.bfloat16().float() if rounded else weight
-    found = meant(pack(given, "int4"), 96)
+    found = meant(quantize(given, "int4"), 96)
     # nothing but bfloat16 rounding of scale, zero and product is left; half a step is at least ten times that
     assert ((found - weight).abs() <= weight.abs().view(64, 3, 32).amax(-1).repeat_interleave(32, 1) * 2**-6).all()
     step = q_step(weight)
@@ -111,23 +112,23 @@ def q_step(weight: Tensor) -> Tensor:
 def test_rows_that_are_all_equal_or_zero_stay_what_they_are(kind: Kind) -> None:
     weight = torch.zeros(16, 64)
     weight[3], weight[4, 0] = 0.5, 2.0
-    torch.testing.assert_close(meant(pack(weight, kind), 64), weight, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(meant(quantize(weight, kind), 64), weight, rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_is_the_same_rows(kind: Kind) -> None:
-    whole = pack(noise(192, 64), kind)
+    whole = quantize(noise(192, 64), kind)
     x = noise(2, 64)
     for first, stop in ((0, 64), (64, 192), (128, 192)):
         assert torch.equal(whole.part(first, stop).multiply(x), whole.multiply(x)[:, first:stop])
 
 
 def test_sizes_that_the_kernels_do_not_take_are_refused() -> None:
-    assert packs("int8", 33, 64)
-    assert not packs("int8", 64, 33)
-    assert not packs("int4", 24, 64)
+    assert can_quantize("int8", 33, 64)
+    assert not can_quantize("int8", 64, 33)
+    assert not can_quantize("int4", 24, 64)
     with pytest.raises(ValueError, match="24 x 64"):
-        pack(noise(24, 64), "int4")
+        quantize(noise(24, 64), "int4")
 
 
 # --- in a model ------------------------------------------------------------------------------------------------
@@ -139,8 +140,8 @@ def test_few_tokens_are_multiplied_by_packed_weights_and_many_by_the_layers_own(
     plain = nn.Linear(64, 80, bias=bias)
     transposed = Conv1D(80, 64)  # type: ignore[no-untyped-call]
     pairs: list[tuple[nn.Module, nn.Module]] = [
-        (plain, PackedLinear(plain, pack(plain.weight.detach(), kind))),
-        (transposed, PackedConv1D(transposed, pack(transposed.weight.detach().T, kind))),
+        (plain, QuantizedLinear(plain, quantize(plain.weight.detach(), kind))),
+        (transposed, QuantizedConv1D(transposed, quantize(transposed.weight.detach().T, kind))),
     ]
     with torch.inference_mode():
         for own, packed in pairs:
@@ -159,17 +160,17 @@ def test_a_packed_model_predicts_nearly_the_same_and_can_be_put_back(family: str
     before = model(input_ids=ids, use_cache=False).logits
     names = [name for name, _ in model.named_parameters()]
     print_before = model_fingerprint(model)
-    replace(model, {group: pack_group(model, group, "int8") for group in groups(model, "int8")})
-    assert packed_layers(model)
+    replace(model, {group: quantize_group(model, group, "int8") for group in groups(model, "int8")})
+    assert quantized_layers(model)
     assert [name for name, _ in model.named_parameters()] == names
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
-    with always_packed(model):
+    with always_quantized(model):
         packed = model(input_ids=ids, use_cache=False).logits
     assert 0 < (packed - before).square().mean().sqrt() < 0.1 * before.std()
     # a snapshot made with other weights is not taken as equal
     assert model_fingerprint(model) != print_before
     restore(model)
-    assert not packed_layers(model)
+    assert not quantized_layers(model)
     assert model_fingerprint(model) == print_before
 
 
@@ -178,14 +179,14 @@ def test_siblings_are_packed_as_one_and_the_output_layer_in_int8() -> None:
     found = groups(model, "int4")
     joined = {tuple(name.rpartition(".")[2] for name in group) for group in found}
     assert {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)} <= joined
-    packed = {group: pack_group(model, group, "int4") for group in found}
+    packed = {group: quantize_group(model, group, "int4") for group in found}
     assert {weight.kind for group, weight in packed.items() if group != ("lm_head",)} == {"int4"}
     if ("lm_head",) in packed:
         assert packed[("lm_head",)].kind == "int8"
     replace(model, packed)
     layer = model.model.layers[0]
-    assert layer.self_attn.k_proj.packed.data.data_ptr() != layer.self_attn.q_proj.packed.data.data_ptr()
-    assert packed_bytes(model) < sum(p.nbytes for p in model.parameters()) / 2
+    assert layer.self_attn.k_proj.quantized.data.data_ptr() != layer.self_attn.q_proj.quantized.data.data_ptr()
+    assert quantized_bytes(model) < sum(p.nbytes for p in model.parameters()) / 2
 
 
 # --- chosen, and kept on the disk ------------------------------------------------------------------------------
@@ -214,8 +215,8 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
 ) -> None:
     first = loaded(folder, kind)
     assert first.weights == kind
-    assert first.packed_bytes == packed_bytes(first.model) > 0
-    monkeypatch.setattr(cpu, "pack_group", None)
+    assert first.quantized_bytes == quantized_bytes(first.model) > 0
+    monkeypatch.setattr(cpu, "quantize_group", None)
     again = loaded(folder, kind)
     assert torch.equal(logits(again.model), logits(first.model))
     assert not torch.equal(logits(again.model), logits(loaded(folder, "native").model))
@@ -301,9 +302,9 @@ def test_auto_stays_with_the_models_own_where_packed_ones_say_something_else(
     monkeypatch.setattr(cpu, "divergence", lambda *_: 1.01 * quality.AUTO_LIMIT)
     first = loaded(folder, "auto")
     assert first.weights == "native"
-    assert first.packed_bytes == 0
+    assert first.quantized_bytes == 0
     assert torch.equal(logits(first.model), logits(loaded(folder, "native").model))
-    monkeypatch.setattr(cpu, "pack_group", None)  # remembered: nothing is packed, nothing measured
+    monkeypatch.setattr(cpu, "quantize_group", None)  # remembered: nothing is packed, nothing measured
     assert loaded(folder, "auto").weights == "native"
     monkeypatch.undo()
     assert loaded(folder, "int8").weights == "int8"  # who asks for it gets it
@@ -325,7 +326,7 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
     assert use_weights(model, None, "auto", device="cpu", name="m", progress=silent) == ("native", ())
     with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
         use_weights(model, None, "int4", device="cpu", name="m", progress=silent)
-    assert not packed_layers(model)
+    assert not quantized_layers(model)
 
 
 def test_a_device_without_the_kernels_is_named() -> None:
@@ -348,23 +349,22 @@ def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None
 
 def test_the_divergence_is_that_of_the_definition() -> None:
     model = tiny_llama(**LLAMA)
-    replace(model, {group: pack_group(model, group, "int4") for group in groups(model, "int4")})
+    replace(model, {group: quantize_group(model, group, "int4") for group in groups(model, "int4")})
     tokenizer = make_tokenizer()
     measured = quality.divergence(model, tokenizer)
     ids = torch.tensor([tokenizer(quality.TEXT)["input_ids"][: quality.TOKENS]])
     plain = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
-    with always_packed(model):
+    with always_quantized(model):
         packed = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
     expected = torch.nn.functional.kl_div(packed, plain, log_target=True, reduction="batchmean").item()
     assert measured == pytest.approx(expected, rel=1e-3)
     assert measured > 1e-6
 
 
-@pytest.mark.model
 def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_model_home: Path, kernels_: str) -> None:
     result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
     assert result.weights == "int4"
     plain = load_model("default", device="cpu", dtype="bfloat16", kernels=kernels_).model
     kept = json.loads(quantized_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
     assert kept["divergence"] < 0.005
-    assert result.packed_bytes < 100e6
+    assert result.quantized_bytes < 100e6

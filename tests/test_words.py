@@ -26,7 +26,7 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import _template_prompt
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.frontend.status import StatusBoard, parts_words, retained_words
+from streamchat.frontend.status import StatusBoard, cache_summary, retained_summary
 from streamchat.repl.toolbar import toolbar_text
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
@@ -76,14 +76,14 @@ def test_the_toolbar_counts() -> None:
 
 def test_what_is_pinned_and_by_whom() -> None:
     info = cast(ev.ModelInfo, SimpleNamespace(num_sink_tokens=4, pinned_tokens=17))
-    assert retained_words(info) == "4 sinks, system prompt 17 tokens"
+    assert retained_summary(info) == "4 sinks, system prompt 17 tokens"
     system = ev.Segment("system", 0, 17, 17, pinned=True)
     pinned = ev.Segment("user", 1, 30, 30, pinned=True)
     cache = ev.CacheState(sinks=4, pinned=17, window=100, segments=(system,))
-    assert parts_words(cache) == "4 sinks, 17 system prompt, 100 window"
+    assert cache_summary(cache) == "4 sinks, 17 system prompt, 100 window"
     cache = ev.CacheState(sinks=1, pinned=47, window=1000, segments=(system, pinned))
-    assert parts_words(cache) == "1 sink, 17 system prompt, 30 pinned, 1,000 window"
-    assert parts_words(ev.CacheState(sinks=4, window=9)) == "4 sinks, 9 window"
+    assert cache_summary(cache) == "1 sink, 17 system prompt, 30 pinned, 1,000 window"
+    assert cache_summary(ev.CacheState(sinks=4, window=9)) == "4 sinks, 9 window"
 
 
 def test_an_axis_of_turns_names_no_half_turn() -> None:
@@ -152,13 +152,15 @@ def test_the_template_s_own_prompt_is_shown() -> None:
     result = default_registry().run(context, "/system")
     assert result is not None
     assert (
-        result.text == "system prompt: none set; the chat template's own is pinned:\n<|im_start|>system\nYou are toy."
+        result.text
+        == "system prompt: not set; the chat template's default is pinned:\n<|im_start|>system\nYou are toy."
     )
 
 
 # --- the way in and out ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/nope", "./nope.gguf", "empty", "no such/name/at all"])
 @pytest.mark.parametrize("arguments", [[], ["--plain"]], ids=["app", "prompt"])
 def test_a_model_that_is_not_here_opens_no_app(name: str, arguments: list[str]) -> None:
@@ -219,10 +221,11 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 
 
+@pytest.mark.slow
 async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.enter("/theme nord")
-        assert driver.outputs == ["theme: nord, also at the next start"]
+        assert driver.outputs == ["theme: nord, also for the next start"]
     assert remembered_theme() == "nord"
     assert stat.S_IMODE((paths.state_dir() / "theme").stat().st_mode) == 0o600
     async with driving(ScriptedEngine()) as driver:
@@ -254,6 +257,7 @@ async def test_toasts_make_no_pile() -> None:
         assert driver.toasts == ["warning 4", "warning 3"]
 
 
+@pytest.mark.slow
 async def test_the_panel_compares_only_what_was_evicted() -> None:
     async with driving(ScriptedEngine(["one two"], settings=Settings(cache_size=64))) as driver:
         await driver.ask("hello")

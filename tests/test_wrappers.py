@@ -129,6 +129,7 @@ def run(wrapper: Any, base: Any, press: StreamingPress, how: str) -> tuple[Tenso
         return ids, torch.cat(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), CASES)
 @pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
 def test_a_wrapped_model_streams_exactly_however_it_is_called(name: str, how: str) -> None:
@@ -181,8 +182,8 @@ def test_copies_of_a_model_on_several_devices_are_refused() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (nn.Linear(2, 2), "Linear holds no causal LM of transformers"),
-        (nn.ModuleList([tiny_model("llama"), tiny_model("gpt2")]), "ModuleList holds 2 models of transformers"),
+        (nn.Linear(2, 2), "Linear contains no transformers causal LM"),
+        (nn.ModuleList([tiny_model("llama"), tiny_model("gpt2")]), "ModuleList contains 2 transformers models"),
         ("llama", "str is not a model"),
     ],
 )
@@ -230,7 +231,7 @@ def test_a_second_press_in_the_block_of_the_first_says_so() -> None:
     fit = choose_fit(base)
     first, second = (StreamingPress(base, cache_size=BUDGET, fit=fit) for _ in range(2))
     with first:
-        with pytest.raises(CacheError, match="streams into another cache already; leave that StreamingPress"), second:
+        with pytest.raises(CacheError, match="already streams into another cache; exit that StreamingPress"), second:
             pass
         base.generate(random_ids(PROMPT), max_new_tokens=NEW)
     assert first.lengths == [BUDGET] * 3

@@ -20,7 +20,7 @@ from streamchat.base.errors import StreamchatError
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
 from streamchat.engine.engine import Engine
-from streamchat.tui.app import StreamchatApp, shared_interpreter
+from streamchat.tui.app import StreamchatApp, short_switch_interval
 from streamchat.tui.widgets.prompt import Prompt
 
 QUESTION = "Write a long story about a lighthouse keeper and the sea."
@@ -77,7 +77,7 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
     for number in range(rounds + 1):
         progress(f"Round {number} of {rounds}")
         plain = _run_headless(Engine(configuration, load))
-        with shared_interpreter():
+        with short_switch_interval():
             drawn = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=False))
             busy = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=True))
         if number:  # the first one warms up

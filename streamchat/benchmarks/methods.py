@@ -20,7 +20,7 @@ from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
 from streamchat.conversation.log import TokenLog
-from streamchat.quantization.linear import never_packed
+from streamchat.quantization.linear import never_quantized
 from streamchat.verify.measure import storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 
@@ -154,7 +154,7 @@ class _NativeWeights(Method):
 
     def start(self) -> None:
         self.close()
-        self._own = never_packed(self._model)
+        self._own = never_quantized(self._model)
         self._own.__enter__()
 
     def close(self) -> None:

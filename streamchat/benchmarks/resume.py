@@ -90,7 +90,7 @@ def measure_resume(
             resumed = time.perf_counter()
             same = same and torch.equal(_logits(conversation), before)
             prefill_from = time.perf_counter()
-            conversation.read_again(runs, length)
+            conversation.prefill_runs(runs, length)
             done = time.perf_counter()
             # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
             checkpoint.restore(cache, load(path).checkpoint)
@@ -132,14 +132,14 @@ def _transcript_s(rounds: int) -> float:
 
 
 def _snapshot(conversation: Conversation) -> Snapshot:
-    taken = checkpoint.take(conversation.cache)
-    ids = array("i", conversation.log.take(taken.runs))
-    return Snapshot("bench", taken, ids, conversation.draw, "", "", {})
+    taken = checkpoint.capture(conversation.cache)
+    ids = array("i", conversation.log.ids_at(taken.runs))
+    return Snapshot("bench", taken, ids, conversation.rng_state, "", "", {})
 
 
 def _logits(conversation: Conversation) -> torch.Tensor:
     """Return the next-token logits; the cache is unchanged afterwards."""
-    kept = checkpoint.take(conversation.cache)
+    kept = checkpoint.capture(conversation.cache)
     logits = conversation.next_logits().clone()
     checkpoint.restore(conversation.cache, kept)
     return logits

@@ -1,4 +1,4 @@
-"""The KV cache: layer buffer, ledger, eviction policy, rotation and the forward pre-hook.
+"""The KV cache: layer buffers, ledger, eviction policy, rotation and the forward pre-hook.
 
-Needs torch and the cache API of transformers, and knows nothing of chats or screens.
+Depends on torch and the cache API of transformers only, not on conversations or front ends.
 """

@@ -1,4 +1,4 @@
-"""A cache at one moment: everything that is needed to have it back, exactly, here or in another process."""
+"""A cache snapshot that can be restored exactly, in this process or another one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from streamchat.cache.streaming import StreamingCache
 class CacheCheckpoint:
     """Copies of the tensors, on the CPU, and the bookkeeping.
 
-    Ids are not in it: they are in the token log, at the indices `runs`.
+    It does not contain the ids: these are in the token log, at the indices `runs`.
     """
 
     tensors: dict[str, Tensor]
     """`{layer}.keys`, `.values` (batch, num_kv_heads, length, head_dim) in the cache's dtype;
-    `{layer}.original_keys`, `.original_values` in float32: sinks and pins that were moved, unrotated;
+    `{layer}.original_keys`, `.original_values` in float32: moved sink and pinned tokens, unrotated;
     `{layer}.state.*` of recurrent layers."""
     bases: tuple[int, ...]
     """Absolute position of each layer's first slot; 0 for layers without tokens."""
     runs: tuple[Run, ...]
-    """Token log indices of the slots, in order."""
+    """Token log indices of the cached tokens, in slot order."""
     next_index: int
     pins: tuple[Run, ...] = ()
     turn_starts: tuple[int, ...] = ()
@@ -37,11 +37,11 @@ class CacheCheckpoint:
     plain: dict[str, Plain] = field(default_factory=dict)
     """`{layer}.*`: flags and sizes of recurrent layers."""
     stale: bool = False
-    """The tensors are none: a model that reads again has not done so since its last eviction, and will."""
+    """No tensors: a recompute cache awaiting its post-eviction refill."""
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Cached tokens."""
         return sum(stop - first for first, stop in self.runs)
 
     @property
@@ -50,8 +50,8 @@ class CacheCheckpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def take(cache: StreamingCache) -> CacheCheckpoint:
-    """The cache as it is now; O(budget)."""
+def capture(cache: StreamingCache) -> CacheCheckpoint:
+    """Return a checkpoint of the cache as it is now; O(cache budget)."""
     cache.discard_partial_forward()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Plain] = {}
@@ -62,9 +62,9 @@ def take(cache: StreamingCache) -> CacheCheckpoint:
         if isinstance(layer, StreamingLayer):
             parts |= {} if stale else layer.state()
         if is_recurrent(layer):
-            states, facts = recurrent_state(layer)
+            states, values = recurrent_state(layer)
             parts |= {f"state.{path}": tensor for path, tensor in states.items()}
-            plain |= {f"{i}.{path}": value for path, value in facts.items()}
+            plain |= {f"{i}.{path}": value for path, value in values.items()}
         bases.append(layer.base if isinstance(layer, StreamingLayer) else 0)
         with torch.inference_mode(False):
             for name, tensor in parts.items():
@@ -83,20 +83,20 @@ def take(cache: StreamingCache) -> CacheCheckpoint:
 
 
 def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
-    """Make `cache` hold what `checkpoint` has, as if everything since had not been.
+    """Restore `cache` to the state of `checkpoint`.
 
-    Each layer goes where the model computes it (`PositionFit.devices`); one that holds something already stays there.
+    New buffers are allocated on the device that computes the layer (`PositionFit.devices`); existing ones are reused.
 
     Args:
-        cache: Of the same model; its budget may be another one, if what was held fits.
-        checkpoint: Is not changed, and can be used again.
+        cache: A cache of the same model; its budget may differ if the checkpoint's tokens fit.
+        checkpoint: Not changed; it can be restored again.
 
     Raises:
-        CacheError: It does not fit, or is of another model. The cache is empty then.
+        CacheError: The checkpoint does not fit, or is from another model. The cache is then empty.
     """
-    seen, cache.seen = cache.seen, None  # a record that goes on, not something held
+    fed_tokens, cache.fed_tokens = cache.fed_tokens, None  # the id history is kept across restore
     cache.reset()
-    cache.seen = seen
+    cache.fed_tokens = fed_tokens
     if len(checkpoint.bases) != len(cache.layers) or checkpoint.length > cache.cache_size:
         raise CacheError(
             f"a checkpoint of {checkpoint.length} tokens in {len(checkpoint.bases)} layers does not fit into a cache "
@@ -111,15 +111,15 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
             layer.load(parts[i], checkpoint.bases[i], device)
             if layer.length != checkpoint.length:
                 cache.reset()
-                raise CacheError(f"layer {i} of the checkpoint has {layer.length} tokens and not {checkpoint.length}")
+                raise CacheError(f"layer {i} of the checkpoint has {layer.length} tokens, not {checkpoint.length}")
         if is_recurrent(layer):
             states = {n.removeprefix("state."): t for n, t in parts[i].items() if n.startswith("state.")}
-            facts = {n.partition(".")[2]: v for n, v in checkpoint.plain.items() if n.partition(".")[0] == str(i)}
-            set_recurrent_state(layer, states, facts, device)
+            values = {n.partition(".")[2]: v for n, v in checkpoint.plain.items() if n.partition(".")[0] == str(i)}
+            set_recurrent_state(layer, states, values, device)
     cache.ledger.runs, cache.ledger.next_index = list(checkpoint.runs), checkpoint.next_index
     cache.pins, cache.turn_starts = checkpoint.pins, list(checkpoint.turn_starts)
     cache.compression_count = checkpoint.compressions
-    if cache.seen is not None:
-        cache.seen.cut(checkpoint.next_index)
+    if cache.fed_tokens is not None:
+        cache.fed_tokens.truncate(checkpoint.next_index)
     if isinstance(cache, RecomputingCache):
         cache.stale = checkpoint.stale

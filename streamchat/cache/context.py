@@ -1,4 +1,4 @@
-"""What a model's configuration says of its size."""
+"""Reads the context length from a model's configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def context_length(model_config: Any) -> int | None:
-    """The positions a model was made for, from its configuration; None where it does not say."""
+    """Return the context length in the model's configuration; None if it does not name one."""
     text_config = model_config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
         value = getattr(text_config, name, None)

@@ -1,4 +1,4 @@
-"""The ids that a cache was fed, for those who must compare or feed them again."""
+"""Records the ids fed to a cache, to compare them or to feed them again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-class SeenIds:
-    """Rows of ids that grow at the end: (batch, seen), kept as int32 on the CPU, 4 bytes a token."""
+class FedTokens:
+    """A growing (batch, n) tensor of ids, stored as int32 on the CPU: 4 bytes per token."""
 
     def __init__(self) -> None:
         self._ids = torch.empty(0, 0, dtype=torch.int32)
         self._count = 0
         self.known = True
-        """False once embeddings were fed, whose ids nobody knows."""
+        """False after embeddings were fed, which have no ids."""
 
     def __len__(self) -> int:
         return self._count
@@ -24,9 +24,9 @@ class SeenIds:
         return self._ids.shape[0]
 
     def append(self, ids: Tensor) -> None:
-        """Add (batch, n) ids."""
+        """Append (batch, n) ids."""
         count = ids.shape[1]
-        # normal tensors also where the model runs in inference mode: a later call may not
+        # normal tensors even if the model runs in inference mode: a later call may not
         with torch.inference_mode(False), torch.no_grad():
             if self._count == 0:
                 self._ids = torch.empty(ids.shape[0], max(256, count), dtype=torch.int32)
@@ -38,31 +38,31 @@ class SeenIds:
             self._ids[:, self._count : self._count + count] = ids
         self._count += count
 
-    def cut(self, count: int) -> None:
-        """Keep the first `count`."""
+    def truncate(self, count: int) -> None:
+        """Keep the first `count` ids."""
         self._count = min(self._count, count)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all ids."""
         self.__init__()  # type: ignore[misc]
 
     def select(self, rows: Tensor) -> None:
-        """Take these rows, as beam search does with its cache."""
+        """Keep these rows of the batch, in this order."""
         with torch.inference_mode(False):
             self._ids = self._ids[rows.clone().cpu()]
 
     def repeat(self, times: int) -> None:
-        """Repeat each row."""
+        """Repeat each row `times` times."""
         with torch.inference_mode(False):
             self._ids = self._ids.repeat_interleave(times, dim=0)
 
-    def take(self, runs: list[tuple[int, int]]) -> Tensor:
-        """(batch, n) int64 ids at these runs of indices."""
+    def gather(self, runs: list[tuple[int, int]]) -> Tensor:
+        """Return the (batch, n) int64 ids at these runs of indices."""
         parts = [self._ids[:, first:stop] for first, stop in runs]
         return torch.cat(parts, dim=1).long() if parts else torch.empty(self.rows, 0, dtype=torch.long)
 
-    def begins(self, ids: Tensor) -> bool:
-        """Whether (batch, n) `ids` begin with all that was seen."""
+    def is_prefix_of(self, ids: Tensor) -> bool:
+        """Return whether (batch, n) `ids` start with all recorded ids."""
         if ids.shape[0] != self.rows or ids.shape[1] < self._count or not self.known:
             return False
         return bool(torch.equal(ids[:, : self._count].cpu().int(), self._ids[:, : self._count]))

@@ -1,7 +1,8 @@
-"""The one forward pre-hook: finds the cache, makes room, hands out positions.
+"""The forward pre-hook that streams: finds the cache, evicts to make room, and assigns positions.
 
-It sits on the causal LM. On an attention module it would come too late: mask and positions are already built from
-the old length by then. As a post-hook it would shrink nothing that the next forward reads.
+It is attached to the causal LM. A hook on an attention module would run too late: mask and positions have already been
+computed from the old length. A post-hook would evict too late as well: the forward would already have exceeded the
+budget.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from streamchat.cache.wrappers import causal_lm
 
 
 class StreamingHook:
-    """Context manager that attaches the hook to `model` for `cache`, and removes it on every way out.
+    """Context manager that attaches the hook to `model` for `cache`, and removes it on exit, also after an error.
 
     While it is attached, every forward of the model must use the cache: a forward without it raises
-    `CacheNotSeenError` instead of quietly streaming nothing.
+    `CacheNotSeenError` instead of silently not streaming.
 
-    `position_ids` that a caller gives must count on where the text stands; others raise `CacheError`.
+    If the caller passes `position_ids`, they must continue the text; others raise `CacheError`.
 
-    A forward of more tokens than fit is read in chunks where the caller wants the last logits only
-    (`logits_to_keep=1`, as `generate` does), and refused with `ChunkTooLargeError` otherwise.
+    A forward of more tokens than fit is processed in chunks if the caller wants the last logits only
+    (`logits_to_keep=1`, as `generate` does); otherwise it raises `ChunkTooLargeError`.
     """
 
     def __init__(self, model: nn.Module, cache: StreamingCache) -> None:
@@ -48,14 +49,14 @@ class StreamingHook:
 
     @property
     def attached(self) -> bool:
-        """Whether the hook is on the model."""
+        """Whether the hook is attached to the model."""
         return bool(self._handles)
 
     def attach(self) -> None:
-        """Attach the hook; does nothing when it is attached.
+        """Attach the hook; does nothing if it is already attached.
 
         Raises:
-            CacheError: Another hook is attached: two would make room in two caches for every forward.
+            CacheError: Another hook is attached: both would evict from their caches at every forward.
         """
         if not self._handles:
             self._refuse_second_hook()
@@ -64,7 +65,7 @@ class StreamingHook:
                 self._handles.append(self.model.register_forward_hook(self._after_forward))
 
     def remove(self) -> None:
-        """Remove the hook; does nothing when it is not attached."""
+        """Remove the hook; does nothing if it is not attached."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -73,7 +74,7 @@ class StreamingHook:
         owners = [getattr(hook, "__self__", None) for hook in self.model._forward_pre_hooks.values()]
         if any(isinstance(owner, StreamingHook) for owner in owners):
             raise CacheError(
-                f"this {type(self.model).__name__} streams into another cache already; leave that StreamingPress or "
+                f"this {type(self.model).__name__} already streams into another cache; exit that StreamingPress or "
                 "StreamingHook first"
             )
 
@@ -94,16 +95,16 @@ class StreamingHook:
         tokens = given_tokens(kwargs)
         if tokens.shape[1] == 0:
             raise CacheError(
-                "the model was called with no new tokens; pass what is new, or the whole text with at least one token "
-                "more than the cache has seen"
+                "the model was called without new tokens; pass the new tokens only, or the whole text with at least "
+                "one new token"
             )
         given_positions = kwargs.pop("position_ids", None)
         if given_positions is not None:
             _refuse_other_positions(given_positions, tokens.shape[1], self.cache)
-        tokens = self._read_first_chunks(tokens, kwargs)
+        tokens = self._feed_first_chunks(tokens, kwargs)
         batch, count = tokens.shape[:2]
         self.cache.make_room(count)
-        self.cache.announce(tokens if tokens.dim() == 2 else None)
+        self.cache.note_input_ids(tokens if tokens.dim() == 2 else None)
         first = self.cache.next_position
         if isinstance(self.cache, RecomputingCache):
             if tokens.dim() == 2:
@@ -113,10 +114,10 @@ class StreamingHook:
             kwargs["position_ids"] = torch.arange(first, first + count, device=tokens.device).expand(batch, -1)
         return (), kwargs
 
-    def _read_first_chunks(self, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Feed all but the last chunk of what cannot be read at once; returns, and puts into `kwargs`, the last one."""
+    def _feed_first_chunks(self, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Feed all but the last chunk of an input that does not fit; sets the last chunk in `kwargs` and returns it."""
         cache, count = self.cache, tokens.shape[1]
-        room = cache.cache_size - max(cache.num_sink_tokens, cache.kept)
+        room = cache.cache_size - max(cache.num_sink_tokens, cache.num_retained)
         fits = count <= (room if cache.length else cache.cache_size)
         one_by_one = cache.fit.single_steps and cache.length > 0 and count > 1
         if fits and not one_by_one:
@@ -124,11 +125,11 @@ class StreamingHook:
         if kwargs.get("logits_to_keep") != 1:
             if one_by_one:
                 raise ChunkTooLargeError(
-                    f"{count} new tokens at once would be read wrongly by this model once its cache holds something (a "
-                    "fault of transformers with its recurrent layers); feed them one at a time"
+                    f"this model computes wrong logits for {count} new tokens in one forward when its cache is not "
+                    "empty (a bug in transformers' recurrent layers); feed them one at a time"
                 )
-            return tokens  # `make_room` says how much fits
-        # A quarter of the room, so that each chunk still sees much of what came before it.
+            return tokens  # `make_room` raises, with the number of tokens that fit
+        # A quarter of the room, so that each chunk still attends to much of the text before it.
         size = 1 if cache.fit.single_steps else max(1, room // 4)
         name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
         chunks = torch.split(tokens, size, dim=1)
@@ -138,7 +139,7 @@ class StreamingHook:
         return chunks[-1]
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """After a refill the caller gets logits of its own tokens only."""
+        """After a refill, return logits of the caller's tokens only."""
         fresh = self.cache.fresh if isinstance(self.cache, RecomputingCache) else 0
         if output.logits.shape[1] > fresh:
             output.logits = output.logits[:, -fresh:]
@@ -146,16 +147,16 @@ class StreamingHook:
 
 
 def _refuse_partial_mask(mask: Any) -> None:
-    """A mask is as long as the conversation, not as the cache: one with holes would hide the wrong slots."""
+    """Raise CacheError for masks with zeros: they cover the whole text, not the cache, and would hide wrong slots."""
     if not (isinstance(mask, Tensor) and mask.dim() == 2 and bool((mask != 0).all())):
         raise CacheError(
-            "padded or custom attention masks cannot be used with a streaming cache: their columns no longer match its "
-            "slots; use batches of equal length and no mask"
+            "padded or custom attention masks cannot be used with a streaming cache: their columns do not match its "
+            "slots after an eviction; use batches of equal length and no mask"
         )
 
 
 def _refuse_other_positions(given: Any, count: int, cache: StreamingCache) -> None:
-    """Raise CacheError unless `given` counts on from the text's length, the cache's length or the last position."""
+    """Raise CacheError unless `given` continues from the text's length, the cache's length or the last position."""
     starts = dict.fromkeys((cache.ledger.next_index, cache.length, cache.next_position))
     if isinstance(given, Tensor) and given.shape[-1] == count:
         steps = torch.arange(count, device=given.device)
@@ -163,7 +164,7 @@ def _refuse_other_positions(given: Any, count: int, cache: StreamingCache) -> No
             return
     found = given.flatten()[:4].cpu().tolist() if isinstance(given, Tensor) else given
     raise CacheError(
-        f"position_ids begin with {found}, and the next {count} tokens of this text are at {cache.ledger.next_index} "
-        f"to {cache.ledger.next_index + count - 1}; a streaming cache assigns positions itself, so leave position_ids "
-        "out, or let them count on"
+        f"position_ids start with {found}, but the next {count} tokens of this text are at {cache.ledger.next_index} "
+        f"to {cache.ledger.next_index + count - 1}; a streaming cache assigns positions itself, so omit position_ids "
+        "or make them continue the text"
     )

@@ -1,4 +1,4 @@
-"""The cache of an endless conversation: a `DynamicCache` that never holds more than its budget."""
+"""`StreamingCache`: a `DynamicCache` that never exceeds its budget."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import DynamicCache
 from streamchat.base.errors import CacheError, ConfigError
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
-from streamchat.cache.fed_tokens import SeenIds
+from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
 
-# float32 phase error at this distance from 0 stays below 1e-3 of a logit's spread (shared measurements in docs)
+# up to this position the phase error in float32 stays below 1e-3 of the logits' spread
 POSITION_LIMIT = 4096
 
 Trigger = Literal["between_turns", "prefill", "decode"]
@@ -26,7 +26,7 @@ Trigger = Literal["between_turns", "prefill", "decode"]
 
 @dataclass(frozen=True)
 class Eviction:
-    """One compression: tokens that left every layer at once."""
+    """One compression: tokens evicted from every layer at once."""
 
     dropped: tuple[tuple[int, int], ...]
     """Runs `[first, stop)` of token log indices."""
@@ -36,13 +36,13 @@ class Eviction:
 
     @property
     def count(self) -> int:
-        """Tokens dropped."""
+        """Evicted tokens."""
         return sum(stop - first for first, stop in self.dropped)
 
 
 @dataclass
 class TurnPlan:
-    """What the cache is told about the turn that begins."""
+    """Room needed by the turn that is about to start."""
 
     incoming: int
     reserve: int
@@ -50,18 +50,18 @@ class TurnPlan:
 
 @dataclass
 class EvictionOptions:
-    """How room is made; the defaults are the paper's rolling window."""
+    """How to evict; the defaults are the paper's rolling window."""
 
     by: Literal["turns", "tokens"] = "tokens"
-    """Whole turns first (where turn starts were announced), or always the oldest tokens."""
+    """Evict whole turns first (if `begin_turn` marks them), or always the oldest tokens."""
     on_full: Literal["evict", "stop"] = "evict"
-    """What happens when the budget is reached: room is made, or a forward that does not fit raises `CacheFullError`."""
+    """When the budget is reached: evict, or raise `CacheFullError` for a forward that does not fit."""
     block: int = 1
-    """Token-level evictions drop at least this many."""
+    """Minimum tokens per token-level eviction."""
     clean_cut: Callable[[int], int] | None = None
-    """Token log index -> the same or a later one at which the window may begin."""
+    """Maps a token log index to the same or a later one at which the window may start."""
     before_evict: Callable[[], None] | None = field(default=None, repr=False)
-    """Called before anything is dropped, with the cache whole."""
+    """Called before each eviction, with the cache still complete."""
     on_evict: Callable[[Eviction], None] | None = field(default=None, repr=False)
     """Called after every eviction."""
 
@@ -69,22 +69,22 @@ class EvictionOptions:
 class StreamingCache(DynamicCache):
     """Attention sinks + pinned tokens + recent window (StreamingLLM, arXiv:2309.17453), for one token stream.
 
-    Differences from the paper: the window stays in place and the sinks move up to it, which gives the same position
-    differences at a cost that does not depend on the window; whole turns can leave at once.
+    Differences from the paper: the window stays in place and the sinks move up to it, which gives the same relative
+    positions at a cost that does not depend on the window; whole turns can be evicted at once.
 
-    Use it under a `StreamingHook`, which makes room before each forward and hands out positions. Without one,
-    `update` raises `CacheError` instead of growing past the budget.
+    Use it under a `StreamingHook`, which evicts before each forward and assigns positions. Without one, `update` raises
+    `CacheError` instead of exceeding the budget.
 
     Args:
         config: The model's configuration.
         fit: How this model's cached tensors carry positions (`fit_positions`).
-        cache_size: The budget in tokens: sinks + pinned + window. No layer ever holds more.
-        num_sink_tokens: The first tokens of the stream, never evicted.
-        options: How room is made.
+        cache_size: The budget in tokens: sinks + pinned + window. No layer ever exceeds it.
+        num_sink_tokens: Number of tokens at the start of the stream that are never evicted.
+        options: How to evict.
 
     Raises:
         ConfigError: The sizes are impossible.
-        UnsupportedModelError: A layer of the model's cache cannot be served.
+        UnsupportedModelError: A layer of the model's cache is not supported.
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class StreamingCache(DynamicCache):
     ) -> None:
         if not 0 <= num_sink_tokens < cache_size:
             raise ConfigError(
-                f"num_sink_tokens = {num_sink_tokens} does not fit into cache_size = {cache_size}; it must be from 0 "
-                f"to {cache_size - 1}"
+                f"num_sink_tokens = {num_sink_tokens} does not fit into cache_size = {cache_size}; it must be between "
+                f"0 and {cache_size - 1}"
             )
         super().__init__(config=config)
         self.position_limit = min(fit.position_limit or 1 << 62, max(POSITION_LIMIT, 2 * cache_size))
         if cache_size > self.position_limit:
             raise ConfigError(
-                f"cache_size = {cache_size} is more than the {self.position_limit} positions that this model "
-                f"represents{fit.limit_reason}; it must be at most {self.position_limit}"
+                f"cache_size = {cache_size} is too large: this model can use {self.position_limit} "
+                f"positions{fit.limit_reason}; cache_size must be at most {self.position_limit}"
             )
         self.fit = fit
         self.cache_size = cache_size
         self.num_sink_tokens = num_sink_tokens
         self.pins: tuple[Run, ...] = ()
-        """Runs of log indices that are never evicted, ascending; see `pin`."""
+        """Ascending runs of log indices that are never evicted; see `pin`."""
         self.options = options or EvictionOptions()
         self.ledger = Ledger()
         self.turn_starts: list[int] = []
@@ -120,24 +120,25 @@ class StreamingCache(DynamicCache):
         self._plan: TurnPlan | None = None
         if len(fit.layers) != len(self.layers):
             raise CacheError(
-                f"fit_positions saw {len(fit.layers)} layers, and this model's cache has {len(self.layers)}"
+                f"the fit has {len(fit.layers)} layers, but this model's cache has {len(self.layers)}; measure this "
+                "model with choose_fit"
             )
         for i, layer in enumerate(self.layers):
             self.layers[i] = streaming_layer(i, layer, config, fit.layers[i], cache_size)
         self._last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, StreamingLayer))
         self.croppable = all(isinstance(layer, StreamingLayer) and not is_mixed(layer) for layer in self.layers)
-        """Whether the newest tokens can be cut: not with recurrent states, which have no way back."""
-        self.seen: SeenIds | None = None
-        """The ids it was fed, where somebody needs them."""
-        self.reports_seen = False
-        """`get_seq_length` counts all tokens of the stream, as `generate` needs it outside of forwards."""
+        """Whether the newest tokens can be removed: not with recurrent states, which cannot be rewound."""
+        self.fed_tokens: FedTokens | None = None
+        """All ids fed so far; None unless a user of the cache needs them."""
+        self.reports_stream_length = False
+        """Let `get_seq_length` count all tokens of the stream, as `generate` needs it outside of forwards."""
         self._pending: Tensor | None = None
 
-    # --- what it holds ----------------------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------------------
 
     @property
     def streaming_layers(self) -> list[StreamingLayer]:
-        """The layers that hold tokens, in order; recurrent ones are not among them."""
+        """The layers with keys and values, in order; purely recurrent ones are left out."""
         return [layer for layer in self.layers if isinstance(layer, StreamingLayer)]
 
     @property
@@ -147,28 +148,28 @@ class StreamingCache(DynamicCache):
 
     @property
     def length(self) -> int:
-        """Tokens held, by the ledger."""
+        """Cached tokens, according to the ledger."""
         return len(self.ledger)
 
     @property
     def tokens_evicted(self) -> int:
-        """Tokens of the stream, as far as it was not taken back, that left the cache."""
+        """Tokens of the current stream (without undone ones) that are no longer cached."""
         return self.ledger.next_index - self.length
 
     @property
     def retention(self) -> Retention:
-        """What never leaves."""
+        """The tokens that are never evicted."""
         return Retention(self.cache_size, self.num_sink_tokens, self.pins)
 
     @property
     def prefix(self) -> int:
-        """Slots at the front that are never evicted: sinks, and pinned tokens right behind them."""
+        """Slots at the front that are never evicted: sinks, and pinned tokens directly behind them."""
         return self.retention.prefix(self.ledger)
 
     @property
-    def kept(self) -> int:
-        """Tokens held that are never evicted."""
-        return self.retention.kept_count(self.ledger)
+    def num_retained(self) -> int:
+        """Cached tokens that are never evicted."""
+        return self.retention.retained_count(self.ledger)
 
     @property
     def next_position(self) -> int:
@@ -176,69 +177,69 @@ class StreamingCache(DynamicCache):
         return self.streaming_layers[0].next_position
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens held now; all tokens of the stream where `reports_seen` is set.
+        """Return the number of cached tokens, or of all tokens of the stream if `reports_stream_length` is set.
 
-        Of that very layer: within a forward, layers that had their update are ahead of those that had not (Llama 4
-        asks in each).
+        It is the length of that layer: within a forward, updated layers are ahead of the others (Llama 4 asks in each).
         """
-        if self.reports_seen:
+        if self.reports_stream_length:
             return self.ledger.next_index
         layer = self.layers[layer_idx]
         return (layer if isinstance(layer, StreamingLayer) else self.streaming_layers[0]).length
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all allocated buffers; constant once allocated."""
+        """Bytes of all buffers; constant after allocation."""
         return sum(layer.storage_bytes for layer in self.streaming_layers)
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one token takes over all layers; 0 before the first forward."""
+        """Bytes per token over all layers; 0 before the first forward."""
         return sum(layer.token_bytes for layer in self.streaming_layers)
 
-    # --- what the owner says ----------------------------------------------------------------------------------
+    # --- control ----------------------------------------------------------------------------------------------
 
     def pin(self, first: int, stop: int) -> None:
-        """Keep the tokens with log indices `[first, stop)`, as far as they are held, for good.
+        """Never evict the cached tokens with log indices `[first, stop)`.
 
-        What is older than them can still leave; they then stand behind the sinks.
+        Older tokens can still be evicted; the pinned ones then follow the sinks.
 
         Raises:
-            ConfigError: Nothing would be left for a window.
+            ConfigError: No room would be left for a window.
         """
         pins = tuple(merged_runs([*self.pins, (first, stop)]))
-        kept = Retention(self.cache_size, self.num_sink_tokens, pins).kept_count(self.ledger)
-        if kept >= self.cache_size:
+        retained = Retention(self.cache_size, self.num_sink_tokens, pins).retained_count(self.ledger)
+        if retained >= self.cache_size:
             raise ConfigError(
-                f"{kept} sink and pinned tokens do not leave room for a window in cache_size = {self.cache_size}; pin "
-                f"less or set cache_size to at least {kept + 1}"
+                f"{retained} sink and pinned tokens leave no room for a window in cache_size = {self.cache_size}; pin "
+                f"less or set cache_size to at least {retained + 1}"
             )
         self.pins = pins
 
     def unpin(self, first: int, stop: int) -> None:
-        """Let the tokens with log indices `[first, stop)` leave again, as the oldest of the window."""
+        """Make the tokens with log indices `[first, stop)` evictable again, as the oldest of the window."""
         self.pins = tuple(runs_without(self.pins, first, stop))
 
     def begin_turn(self, incoming: int, reserve: int = 0) -> None:
-        """A turn of `incoming` prompt tokens begins with the next token; room for `reserve` more is wanted.
+        """Start a turn of `incoming` prompt tokens at the next token, with room for `reserve` more if possible.
 
-        The room is made at the turn's first forward, oldest whole turns first.
+        The turn's first forward evicts for it, oldest whole turns first.
         """
         self.turn_starts.append(self.ledger.next_index)
         self._plan = TurnPlan(incoming, reserve)
 
     def make_room(self, incoming: int) -> None:
-        """Evict what is due so that `incoming` tokens fit, and rebase positions that run too far. Called by the hook.
+        """Evict until `incoming` tokens fit, and rebase positions near the limit. Called by the hook.
 
         Raises:
-            ChunkTooLargeError: They do not fit beside the prefix.
+            ChunkTooLargeError: They do not fit next to the retained tokens.
+            CacheFullError: They do not fit and `on_full` is "stop".
         """
         self.discard_partial_forward()
         trigger: Trigger = "prefill" if incoming > 1 else "decode"
         want, reserve = incoming, 0
         if self._plan is not None:
-            # A prompt larger than the cache comes in chunks; as much as can be is announced.
-            room = self.cache_size - self.kept
+            # A prompt larger than the cache comes in chunks; plan for as much of it as fits.
+            room = self.cache_size - self.num_retained
             want = max(incoming, min(self._plan.incoming, room))
             reserve = min(self._plan.reserve, max(0, room - want))
             trigger, self._plan = "between_turns", None
@@ -254,21 +255,21 @@ class StreamingCache(DynamicCache):
         )
         if cuts:
             self._evict(cuts, trigger)
-        self._keep_positions_small(incoming)
+        self._rebase_if_needed(incoming)
 
-    def fitted(
-        self, held: Sequence[Run], next_index: int, *, budget: int, pins: Sequence[Run], turn_starts: Sequence[int]
+    def simulate_eviction(
+        self, cached: Sequence[Run], next_index: int, *, budget: int, pins: Sequence[Run], turn_starts: Sequence[int]
     ) -> tuple[list[Run], list[int]]:
-        """What eviction would leave of `held` so that it fits into `budget`: runs and turn starts. Changes nothing.
+        """Return the runs and turn starts that remain of `cached` when it is evicted to fit `budget`. Changes nothing.
 
         Args:
-            budget: Tokens; at most `cache_size`.
-            held: Runs of log indices that some cache held, perhaps one with a larger budget.
+            cached: Runs of log indices in some cache, possibly one with a larger budget.
             next_index: Log index of the next token.
-            pins: Runs that must stay. With the sinks they fit into the budget.
-            turn_starts: Log indices, ascending, at which whole turns can be cut.
+            budget: Tokens; at most `cache_size`.
+            pins: Runs that must remain. With the sinks they fit into the budget.
+            turn_starts: Ascending log indices at which turns start.
         """
-        ledger = Ledger(list(held), next_index)
+        ledger = Ledger(list(cached), next_index)
         starts = [start for start in turn_starts if ledger.count_in(start, start + 1)]
         if len(ledger) <= budget:
             return ledger.runs, starts
@@ -282,28 +283,28 @@ class StreamingCache(DynamicCache):
         return turn_starts if self.options.by == "turns" else ()
 
     def discard_partial_forward(self) -> None:
-        """Make all layers as long as the ledger says: a forward that failed half-way leaves some ahead."""
+        """Truncate all layers to the ledger's length: a forward that failed halfway leaves some of them longer."""
         for layer in self.streaming_layers:
             if layer.length > self.length:
                 layer.truncate(self.length)
 
-    def forget_from(self, index: int) -> int:
-        """Cut all tokens from log index `index` on, as if they had never been fed; returns how many were held.
+    def crop_from(self, index: int) -> int:
+        """Remove all tokens from log index `index` on, and forget that they were fed; returns how many were cached.
 
-        Older tokens that were evicted to make room for them do not come back.
+        Tokens that were evicted to make room for them do not come back.
         """
-        held = self.length - self.ledger.slot_from(index)
-        self.crop_newest(held)
+        count = self.length - self.ledger.slot_from(index)
+        self.crop_newest(count)
         self.ledger.next_index = index
-        if self.seen is not None:
-            self.seen.cut(index)
+        if self.fed_tokens is not None:
+            self.fed_tokens.truncate(index)
         self.turn_starts = [start for start in self.turn_starts if start < index]
         self.unpin(index, max((stop for _, stop in self.pins), default=index))
         self._plan = None
-        return held
+        return count
 
     def crop_newest(self, count: int) -> None:
-        """Cut the newest `count` tokens in every layer.
+        """Remove the newest `count` tokens from every layer.
 
         Raises:
             CacheError: A layer has a recurrent state (see `croppable`).
@@ -312,93 +313,93 @@ class StreamingCache(DynamicCache):
             return
         if not self.croppable:
             raise CacheError(
-                f"the newest {count} tokens cannot be cut: this model keeps a recurrent state beside its cache"
+                f"the newest {count} tokens cannot be removed: this model has a recurrent state that cannot be rewound"
             )
         self.ledger.crop(count)
         self.discard_partial_forward()
-        if self.seen is not None:
-            self.seen.cut(self.ledger.next_index)
+        if self.fed_tokens is not None:
+            self.fed_tokens.truncate(self.ledger.next_index)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the batch for beam search."""
         super().reorder_cache(cast(torch.LongTensor, beam_idx))
-        if self.seen is not None:
-            self.seen.select(beam_idx)
+        if self.fed_tokens is not None:
+            self.fed_tokens.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row of the batch."""
         super().batch_repeat_interleave(repeats)
-        if self.seen is not None:
-            self.seen.repeat(repeats)
+        if self.fed_tokens is not None:
+            self.fed_tokens.repeat(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows of the batch."""
         super().batch_select_indices(indices)
-        if self.seen is not None:
-            self.seen.select(indices)
+        if self.fed_tokens is not None:
+            self.fed_tokens.select(indices)
 
     # --- DynamicCache -----------------------------------------------------------------------------------------
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append one layer's states; the ledger follows when the last layer has them."""
+        """Append one layer's states; the ledger advances with the last layer."""
         result: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self._last:
-            self.count_read(key_states.shape[-2])
+            self.advance(key_states.shape[-2])
         return result
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Cut the newest tokens: minus their number, or the length that shall stay (as transformers < 5.17)."""
+        """Crop: negative = number of tokens to drop, positive = length to keep (as in transformers < 5.17)."""
         if tokens_to_remove < 0:
             self.crop_newest(-tokens_to_remove)
         elif tokens_to_remove > 0:
             self.crop_newest(max(0, self.length - tokens_to_remove))
 
     def reset(self) -> None:
-        """Empty everything; sizes, options and buffers are kept."""
+        """Empty the cache; sizes, options and buffers stay."""
         for layer in self.layers:
-            # recurrent states are zeroed in place, and are inference tensors where the model ran in that mode
+            # recurrent states are zeroed in place, and may be inference tensors
             with torch.inference_mode(type(layer) is not StreamingLayer):
                 layer.reset()
         self.ledger.clear()
-        if self.seen is not None:
-            self.seen.clear()
+        if self.fed_tokens is not None:
+            self.fed_tokens.clear()
         self.turn_starts.clear()
         self.pins, self.compression_count = (), 0
         self._plan = None
 
-    # --- inside -----------------------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------------------
 
     def _evict_from_layers(self, prefix: int, count: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for layer in self.streaming_layers:
                 layer.evict(prefix, count)
 
-    def announce(self, ids: Tensor | None) -> None:
-        """The next forward feeds these (batch, n) ids; None for embeddings. Called by the hook."""
+    def note_input_ids(self, ids: Tensor | None) -> None:
+        """Note the (batch, n) ids that the next forward feeds; None for embeddings. Called by the hook."""
         self._pending = ids
 
-    def count_read(self, count: int) -> None:
-        """All layers have got `count` new tokens: the ledger follows. For those who feed the layers themselves."""
+    def advance(self, count: int) -> None:
+        """Advance the ledger by `count`; for callers that bypass `update`."""
         self.ledger.append(count)
-        if self.seen is not None:
+        if self.fed_tokens is not None:
             if self._pending is None:
-                self.seen.known = False
+                self.fed_tokens.known = False
             else:
-                self.seen.append(self._pending)
+                self.fed_tokens.append(self._pending)
             self._pending = None
 
     def _block(self) -> int:
-        """How many tokens a token-level eviction drops at least."""
-        return min(self.options.block, max(1, (self.cache_size - self.kept) // 4))
+        """Return the minimum number of tokens per token-level eviction."""
+        return min(self.options.block, max(1, (self.cache_size - self.num_retained) // 4))
 
-    def _keep_positions_small(self, incoming: int) -> None:
+    def _rebase_if_needed(self, incoming: int) -> None:
         if self.length and self.next_position + incoming > self.position_limit:
-            self.set_positions_back()
+            self.rebase_positions()
 
-    def set_positions_back(self) -> None:
-        """Move the positions of all layers so that they begin at 0."""
+    def rebase_positions(self) -> None:
+        """Move the positions of all layers so that they start at 0."""
         with torch.inference_mode(False), torch.no_grad():
             for layer in self.streaming_layers:
                 layer.rebase()
@@ -412,7 +413,7 @@ class StreamingCache(DynamicCache):
             self._evict_from_layers(cut.at, cut.count)
             dropped += self.ledger.evict(cut.at, cut.count)
         self.compression_count += 1
-        # Turns that lost their first token cannot be cut at any more. What is pinned has left the order of things.
+        # Turns that lost their first token are not boundaries. Pinned turns are no longer ordered with the window.
         self.turn_starts = [start for start in self.turn_starts if start >= dropped[-1][1]]
         if self.options.on_evict is not None:
             self.options.on_evict(Eviction(tuple(dropped), before, self.length, trigger))

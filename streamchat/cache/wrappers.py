@@ -1,4 +1,4 @@
-"""Finds the causal LM of transformers inside wrappers such as PEFT."""
+"""Finds the transformers causal LM inside wrappers such as PEFT."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from streamchat.base.errors import UnsupportedModelError
 
 
 def causal_lm(model: Any) -> Any:
-    """Return the model that generates: `model` itself, or the one inside PEFT, `torch.compile`, DataParallel and so on.
+    """Return the causal LM: `model` itself, or the one inside PEFT, `torch.compile`, DataParallel and so on.
 
-    Adapters that live in the model's own layers (LoRA) stay active: its forward runs through them.
+    Adapters inside the model's layers (LoRA) stay active: its forward runs through them.
 
     Raises:
-        UnsupportedModelError: There is none or more than one in it, or a wrapper adds to the text or copies the model.
+        UnsupportedModelError: `model` contains no causal LM or several, or a wrapper adds to the text or copies it.
     """
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{type(model).__name__} is not a model; give a causal LM of transformers")
+        raise UnsupportedModelError(f"{type(model).__name__} is not a model; give a transformers causal LM")
     found = _outermost_models(model)
     if len(found) != 1:
-        what = "holds no causal LM" if not found else f"holds {len(found)} models"
+        what = "no transformers causal LM" if not found else f"{len(found)} transformers models"
         raise UnsupportedModelError(
-            f"{type(model).__name__} {what} of transformers; give the causal LM itself, or a wrapper around one"
+            f"{type(model).__name__} contains {what}; give the causal LM itself, or a wrapper around one"
         )
     for module in model.modules():
         _refuse_wrapper(module)
@@ -33,7 +33,7 @@ def causal_lm(model: Any) -> Any:
 
 
 def refuse_training_mode(model: nn.Module) -> None:
-    """Raise UnsupportedModelError when dropout is active: each forward would give other results."""
+    """Raise UnsupportedModelError if dropout is active: results would differ from forward to forward."""
     active = [
         name
         for name, module in model.named_modules()
@@ -45,14 +45,14 @@ def refuse_training_mode(model: nn.Module) -> None:
 
 
 def _outermost_models(module: nn.Module) -> list[Any]:
-    """Return the causal LMs of transformers that no other model of transformers contains."""
+    """Return the transformers causal LMs that are not inside another transformers model."""
     if isinstance(module, PreTrainedModel):
         return [module] if hasattr(module, "generate") else []
     return [model for child in module.children() for model in _outermost_models(child)]
 
 
 def _refuse_wrapper(module: Any) -> None:
-    """Refuse wrappers under which one cache cannot serve."""
+    """Raise UnsupportedModelError for wrappers that a single cache cannot serve."""
     copies = vars(module).get("device_ids")
     if isinstance(copies, list | tuple) and len(copies) > 1:
         raise UnsupportedModelError(
@@ -64,10 +64,10 @@ def _refuse_wrapper(module: Any) -> None:
         if getattr(config, "is_prompt_learning", False):
             raise UnsupportedModelError(
                 f"the adapter {name!r} ({type(config).__name__}) puts trained tokens before the text, which the cache "
-                "would count and evict as text; adapters in the model's own layers (LoRA) can stream"
+                "would count and evict like text; use an adapter inside the model's layers (LoRA)"
             )
         if getattr(config, "alora_invocation_tokens", None):
             raise UnsupportedModelError(
-                f"the adapter {name!r} is activated by tokens at places of the text (aLoRA), which eviction moves; "
-                "adapters that are always active (LoRA) can stream"
+                f"the adapter {name!r} is activated by tokens at certain positions (aLoRA), which eviction moves; use "
+                "an adapter that is always active (LoRA)"
             )

@@ -12,6 +12,8 @@ from streamchat.base.sanitize import one_line
 from streamchat.config import loader
 from streamchat.config.settings import default_of, setting_fields, spec_of
 
+Subparsers = argparse._SubParsersAction  # the type has no public name
+
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
     """Add `--config` and one flag a setting (`names`, by default all). Flags not given leave nothing behind.

@@ -176,18 +176,18 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
         SessionLock(store.lock_folder, found.id, found.opened_by).release()
     model = foreign_model(configuration, found)
     if model and not (may_ask and _agrees(found, model)):
-        from streamchat.sessions.settings import foreign_model_sentence
+        from streamchat.sessions.settings import foreign_model_notice
 
-        sentence = foreign_model_sentence(found, model)
+        sentence = foreign_model_notice(found, model)
         raise SessionError(f"{sentence}; give --model {model} to load it, or --model NAME to resume with another one")
     return found.id, model
 
 
 def _agrees(info: SessionInfo, model: str) -> bool:
     """Whether the user wants the model that an imported conversation names."""
-    from streamchat.sessions.settings import foreign_model_sentence
+    from streamchat.sessions.settings import foreign_model_notice
 
-    question = f"{foreign_model_sentence(info, model)}. Load it? [y/N] "
+    question = f"{foreign_model_notice(info, model)}. Load it? [y/N] "
     print(one_line(f"streamchat: {question}"), end=" ", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -14,12 +14,11 @@ from typing import Any, NoReturn, Protocol
 
 from streamchat.base.errors import ConfigError
 from streamchat.cli import flags
+from streamchat.cli.flags import Subparsers
 from streamchat.cli.serve import HOST, PORT
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
-
-Subparsers = argparse._SubParsersAction  # the type has no public name
 
 
 class Command(Protocol):

@@ -18,7 +18,7 @@ from streamchat.config import loader
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
 SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")

@@ -15,7 +15,7 @@ from streamchat.config import loader, trust
 from streamchat.config.files import LOCAL, find_local, parse
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

@@ -28,7 +28,7 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 PACKAGES = (
     "torch",
@@ -225,7 +225,7 @@ def _kernels() -> str:
     from streamchat.kernels import build
 
     try:
-        compiler, made = build.find_compiler(), build.target()
+        compiler, made = build.find_compiler(), build.library_path()
     except build.KernelsUnavailableError as error:
         return f"PyTorch's: {error}"
     return f"compiled, {made}" if made.is_file() else f"to be compiled by {compiler[0]} at the first start"

@@ -8,11 +8,11 @@ from typing import Any
 
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.base.formatting import plural
-from streamchat.store.backup import backup_folder, backups, newest_good
+from streamchat.store.backup import backup_folder, backups, newest_sound_backup
 from streamchat.store.database import database_path
-from streamchat.store.health import is_repairable, look_at
+from streamchat.store.health import examine, is_repairable
 from streamchat.store.lock import SessionLock
-from streamchat.store.restore import lost_sentence
+from streamchat.store.restore import empty_database_notice
 from streamchat.store.users import lock_folder
 
 
@@ -37,12 +37,12 @@ def _state(database: Path, problems: list[str]) -> str:
             for session in _held(database)
         ]
     try:
-        findings = look_at(database)
+        findings = examine(database)
     except StoreError as error:
         problems.append(str(error))
         return "cannot be used"
     if not findings.problems:
-        if not findings.sessions and (lost := lost_sentence(database)):
+        if not findings.sessions and (lost := empty_database_notice(database)):
             problems.append(lost)
         return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
@@ -52,7 +52,7 @@ def _state(database: Path, problems: list[str]) -> str:
 def _advice(database: Path, problems: list[str]) -> str:
     if is_repairable(problems):
         return "`streamchat sessions repair` makes its indexes again from the messages"
-    if (backup := newest_good(database)) is not None:
+    if (backup := newest_sound_backup(database)) is not None:
         return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
     return "copy it to a safe place, then move it away so that a new one is begun"
 

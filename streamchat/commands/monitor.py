@@ -12,10 +12,10 @@ from streamchat.base.formatting import human_bytes, human_seconds, human_when, p
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
-from streamchat.frontend.watch import Watched, Watcher, everything, watched
+from streamchat.frontend.watch import MonitoredSession, Watcher, find_monitored, monitored_sessions
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -53,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
     return run_monitor(what, configuration.settings.theme)
 
 
-def _what(name: str | None) -> Watched:
+def _what(name: str | None) -> MonitoredSession:
     if name is not None:
-        return watched(name)
-    found = everything(limit=1)
+        return find_monitored(name)
+    found = monitored_sessions(limit=1)
     if not found:
         raise SessionError("nothing can be watched yet; `streamchat` or `streamchat replay` begins something")
     return found[0]
@@ -64,7 +64,7 @@ def _what(name: str | None) -> Watched:
 
 def _list() -> int:
     now = time.time()
-    for each in everything():
+    for each in monitored_sessions():
         state = "running" if each.running else "       "
         turns = plural(each.info.turns, "turn")
         name, title = one_line(each.name), one_line(each.info.title)
@@ -72,18 +72,18 @@ def _list() -> int:
     return ExitCode.OK
 
 
-def _once(what: Watched, as_json: bool) -> int:
+def _once(what: MonitoredSession, as_json: bool) -> int:
     watcher = Watcher(what)
-    watcher.look()
+    watcher.poll()
     if as_json:
         sys.stdout.write(json_line(watcher.as_dict()) + "\n")
         return ExitCode.OK
-    board, info = watcher.board, watcher.what.info
+    board, info = watcher.board, watcher.session.info
     cache = board.cache
     compressions = plural(cache.compressions, "compression")
     rows = [
-        ("conversation", f"{info.title} ({watcher.what.name})"),
-        ("state", "running" if watcher.what.running else "not running"),
+        ("conversation", f"{info.title} ({watcher.session.name})"),
+        ("state", "running" if watcher.session.running else "not running"),
         ("model", f"{info.model_name} ({info.dtype})"),
         ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens read, {board.new_tokens:,} written)"),
         (

@@ -15,7 +15,7 @@ from streamchat.cli.scoring import add_text_flags, require_least
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
 DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
@@ -123,7 +123,7 @@ def _score(
     from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
-    from streamchat.quantization.linear import always_packed
+    from streamchat.quantization.linear import always_quantized
 
     model = loaded.model
     longest = max(len(each.ids) for each in tokens)
@@ -143,7 +143,7 @@ def _score(
     stopped = False
     try:
         # chunks of many tokens would use the model's own weights
-        with quiet(), always_packed(model), Bar(sys.stderr, work) as bar:
+        with quiet(), always_quantized(model), Bar(sys.stderr, work) as bar:
             scored = ppl.score_all(
                 model,
                 fit,

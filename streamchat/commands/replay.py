@@ -26,7 +26,7 @@ from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import FORMATS, Script, read_scripts, steps
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
     from streamchat.replay.invariants import Violation
     from streamchat.replay.run import Run, RunFolder
 
@@ -151,7 +151,7 @@ def _replay(
             metrics.violations.labels(violation.name).inc()
         text = f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}"
         if args.tui:
-            engine.tell(Notice(text, "error"))
+            engine.publish(Notice(text, "error"))
         else:
             view.say(text)
 
@@ -246,7 +246,7 @@ def _look_on(going: Run, configuration: Configuration) -> None:
 
     def work() -> None:
         going.run(started=True)
-        going.engine.tell(Notice("The run is over; the report is written when you leave.", "info"))
+        going.engine.publish(Notice("The run is over; the report is written when you leave.", "info"))
 
     worker = threading.Thread(target=work, name="streamchat-replay", daemon=True)
     worker.start()

@@ -12,7 +12,7 @@ from streamchat.base.formatting import human_bytes, human_when, plural
 from streamchat.base.sanitize import one_line, printable
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
-from streamchat.store.health import Findings, look_at
+from streamchat.store.health import HealthReport, examine
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import SessionInfo
 from streamchat.store.restore import backups_with, delete_from_backups, restore, set_aside
@@ -183,7 +183,7 @@ def restore_backup(name: str | None, *, yes: bool) -> int:
 def _may_replace(database: Path, when: str) -> bool:
     """Return whether a backup may replace the database: without a question only if that is damaged or empty."""
     try:
-        findings = look_at(database) if database.exists() else Findings([])
+        findings = examine(database) if database.exists() else HealthReport([])
     except StoreError:
         return True
     if findings.problems or not findings.sessions:

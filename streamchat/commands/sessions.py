@@ -17,18 +17,17 @@ from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files
 from streamchat.commands.session_files import say as _say
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.export import export, held_turns, read_export, write_export
+from streamchat.sessions.export import export, read_export, turn_visibility, write_export
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
-from streamchat.store.restore import lost_sentence
+from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 MANY = 2**31
 """More than can be listed, and not more than SQLite can count."""
-DO = ("list", "show", "rename", "delete", "export", "import", "backups", "repair", "restore-backup")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -114,7 +113,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
             _say(json_line(_as_dict(store, info)))
         return
     if not found:
-        if not words and (lost := lost_sentence(store.path)):
+        if not words and (lost := empty_database_notice(store.path)):
             session_files.warn(lost)
         _say(
             f"No saved conversation has {words!r}."
@@ -158,7 +157,7 @@ def _load(store: Store, info: SessionInfo) -> StoredSession:
 
 def _show(store: Store, info: SessionInfo) -> None:
     session = _load(store, info)
-    memory = held_turns(session)
+    memory = turn_visibility(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
     _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")

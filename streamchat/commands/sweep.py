@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from streamchat.benchmarks.policies import Kind
     from streamchat.benchmarks.pools import Work
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 DEFAULT_OUT = "streamchat-sweep"
 DEFAULT_TOKENS = 2048

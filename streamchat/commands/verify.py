@@ -13,7 +13,7 @@ from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 
 if TYPE_CHECKING:
-    from streamchat.cli.parser import Subparsers
+    from streamchat.cli.flags import Subparsers
 
 PITFALL_BUDGETS = 4
 """A text of so many budgets is scored with `--show-pitfalls`."""

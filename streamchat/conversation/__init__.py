@@ -1,1 +1,1 @@
-"""A conversation with a model: turns, encoding, decoding loop, undo and pins. One thread owns it."""
+"""A conversation with a model: turns, encoding, decoding loop, undo and pins. Owned by one thread."""

@@ -1,4 +1,4 @@
-"""From settings to a conversation that can begin: load the model, measure its positions, choose the format."""
+"""Builds a `Conversation` from settings: loads the model, checks its positions, chooses the chat format."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Load = Callable[[Configuration, Progress], "LoadedModel"]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class StartedConversation:
     """A conversation on a freshly loaded model."""
 
     conversation: Conversation
     info: ev.ModelInfo
     device: str
     notes: tuple[str, ...]
-    """What the user should know, a sentence each."""
+    """Notices for the user, one sentence each."""
 
 
 def load_from_settings(configuration: Configuration, progress: Progress) -> LoadedModel:
-    """The model that the settings name."""
+    """Load the model that the settings name."""
     from streamchat.models.load import load_model
 
     settings = configuration.settings
@@ -47,11 +47,11 @@ def load_from_settings(configuration: Configuration, progress: Progress) -> Load
 
 def assemble(
     configuration: Configuration, loaded: LoadedModel, emit: Callable[[ev.Event], None], progress: Progress
-) -> Assembled:
-    """A conversation on `loaded`, its system block read.
+) -> StartedConversation:
+    """Return a conversation on `loaded`, with its system block prefilled.
 
     Raises:
-        StreamchatError: The model cannot be served, or the settings do not fit it.
+        StreamchatError: The model is not supported, or the settings do not fit it.
     """
     from streamchat.cache.context import context_length
     from streamchat.conversation.budget import resolve_cache_size
@@ -74,7 +74,7 @@ def assemble(
         dtype=loaded.dtype,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         weights=loaded.weights,
-        weight_bytes=stored_bytes(loaded.model) + loaded.packed_bytes,
+        weight_bytes=stored_bytes(loaded.model) + loaded.quantized_bytes,
         context_length=context or 0,
         cache_size=cache_size,
         num_sink_tokens=settings.num_sink_tokens,
@@ -86,13 +86,13 @@ def assemble(
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
         notes.append(
-            "This model's positions cannot be moved: when the cache is full, the newer half of it is read again."
+            "This model's positions cannot be moved: when the cache is full, its newer half is prefilled again."
         )
-    return Assembled(conversation, info, loaded.device, tuple(notes))
+    return StartedConversation(conversation, info, loaded.device, tuple(notes))
 
 
 def _template_prompt(tokenizer: Any, wanted: str) -> str:
-    """The system block of a conversation without a system prompt; '' when that is no more than a control token."""
+    """Return the system block that the template writes without a system prompt; '' if it is only a control token."""
     from streamchat.conversation.template.format import choose_format
 
     block = choose_format(tokenizer, wanted, "").system_block.strip()

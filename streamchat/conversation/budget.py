@@ -1,4 +1,4 @@
-"""The size of the cache for a model: from the settings, against what the model can address."""
+"""Resolves the cache budget from the settings and the model's context length."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from streamchat.config.loader import OF_A_SESSION, Configuration
 
 
 def resolve_cache_size(configuration: Configuration, context: int | None) -> tuple[int, str | None]:
-    """The budget in tokens, and a sentence if it is smaller than the default, or than what a saved conversation had.
+    """Return the cache budget in tokens, and a notice if the model's context is smaller than the setting.
 
     Args:
-        configuration: Settings and where they came from.
+        configuration: Settings and their origins.
         context: `context_length` of the model.
 
     Raises:
-        ConfigError: The budget is above what the model can address, or smaller than the sinks.
+        ConfigError: The budget exceeds the model's context length, or is smaller than the sinks.
     """
     settings = configuration.settings
     sinks = settings.num_sink_tokens
@@ -22,27 +22,27 @@ def resolve_cache_size(configuration: Configuration, context: int | None) -> tup
         place = configuration.place("compression_ratio")
         if context is None:
             raise ConfigError(
-                f"{place}: compression_ratio needs a model with a known context length, and this one has none; give "
+                f"{place}: compression_ratio needs a model with a known context length, and this one has none; set "
                 "cache_size instead"
             )
         size = max(sinks + 10, int(context * (1 - settings.compression_ratio)))
         if size > context:
             raise ConfigError(
-                f"{configuration.place('num_sink_tokens')}: num_sink_tokens = {sinks} is too many for this model; it "
-                f"addresses {context} tokens, so it must be from 0 to {context - 10}"
+                f"{configuration.place('num_sink_tokens')}: num_sink_tokens = {sinks} is too large for this model's "
+                f"context length of {context} tokens; it must be from 0 to {context - 10}"
             )
         return size, None
     size = settings.cache_size
     if context is not None and size > context:
         if configuration.is_explicit("cache_size") and not configuration.place("cache_size").startswith(OF_A_SESSION):
             raise ConfigError(
-                f"{configuration.place('cache_size')}: cache_size = {size} is above the {context} tokens that this "
-                f"model can address; it must be from {max(16, sinks + 1)} to {context}"
+                f"{configuration.place('cache_size')}: cache_size = {size} exceeds this model's context length of "
+                f"{context} tokens; it must be from {max(16, sinks + 1)} to {context}"
             )
         if sinks >= context:
             raise ConfigError(
-                f"{configuration.place('num_sink_tokens')}: num_sink_tokens = {sinks} does not fit into the {context} "
-                f"tokens that this model can address; it must be from 0 to {context - 1}"
+                f"{configuration.place('num_sink_tokens')}: num_sink_tokens = {sinks} does not fit into this model's "
+                f"context length of {context} tokens; it must be from 0 to {context - 1}"
             )
-        return context, f"The cache is {context} tokens, all that this model can address, instead of {size}."
+        return context, f"cache_size was lowered from {size} to {context} tokens, this model's context length."
     return size, None

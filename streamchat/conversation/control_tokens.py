@@ -1,4 +1,4 @@
-"""Finds the control tokens of a tokenizer. A user's text must never become one."""
+"""Finds the control tokens of a tokenizer. A user's text must never be encoded as one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
 
     Args:
         tokenizer: The model's tokenizer.
-        written: The chat template and the texts that it puts around messages.
+        written: The chat template and the texts that it writes around messages.
     """
     found = {}
     for token, added in tokenizer.added_tokens_decoder.items():
@@ -36,12 +36,12 @@ def byte_ids(tokenizer: Any, char: str) -> list[int]:
 
 
 def _reads_as_mark(name: str) -> bool:
-    """Return whether it is anything but a letter, a word or spaces, which a template may write as text."""
+    """Return whether `name` is not just a letter, a word or spaces, which a template may write as text."""
     return len(name) > 1 and not all(char.isalnum() or char.isspace() for char in name)
 
 
 def _byte_level_alphabet() -> dict[int, str]:
-    """The letters that byte-level tokenizers write bytes with: printable ones stand for themselves."""
+    """Return the character that byte-level tokenizers use for each byte: printable ones stand for themselves."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

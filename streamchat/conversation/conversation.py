@@ -1,4 +1,4 @@
-"""A conversation on one living cache: what is fed, what is evicted, what is rolled back. Owned by one thread."""
+"""A conversation on one persistent cache: runs turns, evicts, rolls back. Owned by one thread."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from streamchat.cache.streaming import EvictionOptions
 from streamchat.config.settings import Settings
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
 from streamchat.conversation.ends import EndWatch, find_ends
-from streamchat.conversation.eviction_events import clean_cut, told
+from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import unpinned_sentence
-from streamchat.conversation.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.fitting import unpinned_notice
+from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.pins import SMALLEST_WINDOW, set_pin
 from streamchat.conversation.reasoning import learn_reasoning
 from streamchat.conversation.reply import ReplyText
-from streamchat.conversation.rollback import REACH, Rollback, TakenBack, free_memory, is_out_of_memory
+from streamchat.conversation.rollback import REACH, Rollback, UndoResult, free_memory, is_out_of_memory
 from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.conversation.segments import segments
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.conversation.template.reply_shape import learn_shape
 
-# Token-level evictions inside a long reply go in blocks, which divides their cost.
+# Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
 
 
 class Cancelled(Exception):
-    """The user stopped the turn while its prompt was read."""
+    """The user stopped the turn during prefill."""
 
 
 @dataclass
@@ -59,19 +59,19 @@ class TurnOutcome:
 
 
 class Conversation:
-    """Model, cache, token log and transcript, always in agreement.
+    """Model, cache, token log and transcript, kept consistent.
 
-    What is in the cache is exactly the ids of the rendered conversation, minus what was evicted. Each turn feeds only
-    its own new ids. Stopping keeps the text that was shown and closes the turn; a turn that has shown nothing, or that
-    failed, is rolled back as if it had not been asked.
+    The cache contains exactly the ids of the rendered conversation, except for those evicted. Each turn feeds only its
+    own new ids. Stopping a turn keeps the text that was shown and closes the turn. A turn that has shown nothing, or
+    that failed, is rolled back.
 
     Args:
         model: A causal LM in eval mode.
         tokenizer: Its tokenizer.
         fit: `choose_fit(model)`.
-        chat_format: How turns are written.
-        settings: The settings in force.
-        cache_size: The budget in tokens.
+        chat_format: The format of turns.
+        settings: The current settings.
+        cache_size: The cache budget in tokens.
         emit: Called with every event, on the caller's thread.
 
     Raises:
@@ -101,7 +101,7 @@ class Conversation:
                 on_full=settings.on_full,
                 block=EVICTION_BLOCK,
                 clean_cut=lambda index: clean_cut(index, self.log, tokenizer),
-                on_evict=lambda eviction: self._emit(told(eviction, self.log, self.cache, self.state())),
+                on_evict=lambda eviction: self._emit(eviction_event(eviction, self.log, self.cache, self.state())),
             ),
         )
         self._feeder = Feeder(model, self.cache, self.log)
@@ -123,18 +123,18 @@ class Conversation:
         self._hook.remove()
 
     def reopen(self) -> None:
-        """Put the hook back on the model after `close`."""
+        """Attach the hook to the model again after `close`."""
         self._hook.attach()
 
-    # --- what it is -------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------------------
 
     @property
     def pinned_tokens(self) -> int:
         """Tokens of the system block and of pinned turns beyond the sinks."""
-        return self.cache.kept - min(self.cache.length, self.cache.num_sink_tokens)
+        return self.cache.num_retained - min(self.cache.length, self.cache.num_sink_tokens)
 
     def state(self) -> ev.CacheState:
-        """What the layers hold now, read back from them."""
+        """Return the current state of the cache, read back from its layers."""
         cache = self.cache
         length = max(cache.lengths, default=0)
         sinks = min(length, cache.num_sink_tokens)
@@ -155,13 +155,13 @@ class Conversation:
             segments=segments(cache.ledger, self.log, sinks=cache.num_sink_tokens, pins=cache.pins),
         )
 
-    # --- what it does -----------------------------------------------------------------------------------------
+    # --- operations -------------------------------------------------------------------------------------------
 
     def start_over(self, chat_format: ChatFormat) -> None:
-        """Forget everything said, and read the system block of `chat_format` into the cache.
+        """Clear the conversation, and prefill the system block of `chat_format`.
 
         Raises:
-            ConfigError: It does not fit; nothing has changed then.
+            ConfigError: The system block does not fit. Nothing has changed then.
         """
         encoder = ChatEncoder(self.tokenizer, chat_format)
         block = encoder.system_block()
@@ -185,7 +185,7 @@ class Conversation:
         self._reasoning = learn_reasoning(self.tokenizer, shape)
         self.cache.reset()
         self.log.clear()
-        self.rollback.forget()
+        self.rollback.clear()
         self.ttft_s = self.decode_tps = None
         self.system_tokens = len(block)
         if block:
@@ -193,32 +193,32 @@ class Conversation:
             self.cache.pin(0, len(block))
 
     def set_pin(self, number: int, pinned: bool) -> int:
-        """`pins.set_pin` on this conversation; returns how many tokens that is."""
+        """Pin or unpin a turn; return the number of its cached tokens. See `pins.set_pin`."""
         return set_pin(self.cache, self.log, number, pinned)
 
     def reseed(self) -> None:
-        """Take the seed of the settings from the next token on."""
+        """Seed the random generator from the settings, starting with the next token."""
         self._generator = new_generator(self.settings.seed, self._device)
 
     @property
-    def draw(self) -> Tensor:
-        """State of the random generator; set it to go on as from there."""
+    def rng_state(self) -> Tensor:
+        """State of the random generator."""
         return self._generator.get_state()
 
-    @draw.setter
-    def draw(self, state: Tensor) -> None:
+    @rng_state.setter
+    def rng_state(self, state: Tensor) -> None:
         self._generator.set_state(state)
 
     @property
     def shown(self) -> str:
-        """What the running reply, or the latest one, has shown so far."""
+        """The text that the running or latest reply has shown so far."""
         return "" if self._text is None else self._text.shown
 
     def next_logits(self) -> Tensor:
-        """Logits (vocabulary,) after all that is held, with the cache as it was before. For checks.
+        """Return the logits (vocab_size,) after the newest token; the cache is unchanged afterwards. For checks.
 
         Raises:
-            CacheError: A recurrent state, which cannot step back.
+            CacheError: The cache has a recurrent state, which cannot be cropped.
         """
         last = self.log.ids[-1]
         self.cache.crop_newest(1)
@@ -226,26 +226,26 @@ class Conversation:
         return self._feeder.forward([last])
 
     @contextmanager
-    def unheard(self, settings: Settings) -> Iterator[None]:
-        """Inside, nothing is told, and `settings` are in force. For a turn that is taken back before the end."""
+    def muted(self, settings: Settings) -> Iterator[None]:
+        """Emit no events and use `settings` inside the block. For a turn that is undone before the block ends."""
         emit, self._emit = self._emit, lambda event: None
-        ours, self.settings = self.settings, settings
+        own, self.settings = self.settings, settings
         try:
             with self.rollback.hidden_turn():
                 yield
         finally:
-            self._emit, self.settings = emit, ours
+            self._emit, self.settings = emit, own
 
-    def read_again(self, runs: Sequence[Run], stop: int) -> int:
-        """Have the cache hold these runs of the log, by prefilling them; returns how many tokens."""
-        return self._feeder.read_again(runs, stop)
+    def prefill_runs(self, runs: Sequence[Run], stop: int) -> int:
+        """Replace the contents of the cache by these runs of the log; return the number of tokens prefilled."""
+        return self._feeder.prefill_runs(runs, stop)
 
     def close_cut_reply(self, ids: Sequence[int]) -> None:
-        """The newest turn was cut off inside its reply, whose ids the cache and the log end with: close it there."""
+        """Close the newest turn, whose reply was cut off; `ids` are the reply's ids, the last of cache and log."""
         self._close_reply(self.log.turns[-1], self._read(ids), list(ids), len(self.log) - len(ids))
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Return the text that a reply of these ids shows."""
+        """Return the text that a reply with these ids shows."""
         return self._read(ids).shown
 
     def _read(self, ids: Sequence[int]) -> ReplyText:
@@ -261,15 +261,15 @@ class Conversation:
         return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reasoning)
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
-        """Read `text`, write a reply, close the turn. Emits events up to, not including, `TurnFinished`.
+        """Prefill `text`, generate a reply, close the turn. Emits events up to, but not including, `TurnFinished`.
 
         Args:
             text: The user's message.
-            cancelled: Asked before each forward.
-            reply: The assistant's answer, where it is given and not to be generated.
+            cancelled: Called before each forward; returns whether to stop.
+            reply: A given reply; None to generate one.
 
         Raises:
-            TurnError: It failed and was rolled back.
+            TurnError: The turn failed and was rolled back.
         """
         started = time.perf_counter()
         number = self.log.turns[-1].number + 1 if self.log.turns else 1
@@ -280,22 +280,22 @@ class Conversation:
         prompt = encoded.prompt
         self._refuse_if_full(number, len(prompt) + len(encoded.reply))
         at = len(self.log)
-        turn = TurnRecord(number, at, at + encoded.content, at + encoded.reply_first, text=text)
-        turn.prompt_stop, turn.given = at + len(prompt), reply is not None
-        before = Before(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
+        turn = TurnRecord(number, at, at + encoded.message_start, at + encoded.reply_start, text=text)
+        turn.prompt_end, turn.given = at + len(prompt), reply is not None
+        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
         self.log.turns.append(turn)
         try:
             self._text = None
-            self.rollback.begin(turn, before)
+            self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
-            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.kept) // 4)
+            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.num_retained) // 4)
             self.cache.begin_turn(len(prompt), reserve if reply is None else len(encoded.reply))
             logits = self._prefill(turn, prompt, cancelled)
             if reply is None:
-                outcome = self._write_reply(turn, logits, started, len(prompt), cancelled)
+                outcome = self._generate_reply(turn, logits, started, len(prompt), cancelled)
             else:
-                outcome = self._take_reply(turn, reply, encoded)
+                outcome = self._feed_reply(turn, reply, encoded)
         except BaseException as error:
             self.undo()
             if isinstance(error, Cancelled):
@@ -303,53 +303,53 @@ class Conversation:
             if is_out_of_memory(error):
                 free_memory(self._device)
                 raise TurnError(
-                    f"out of memory while working on turn {number} ({len(prompt)} tokens); it was taken back, and a "
-                    "shorter message or a smaller --cache-size may fit"
+                    f"out of memory in turn {number} ({len(prompt)} tokens); it was rolled back; try a shorter message "
+                    "or a smaller --cache-size"
                 ) from error
             raise
         if outcome.rolled_back:
             self.undo()
         else:
-            self.rollback.end()
+            self.rollback.end_turn()
         return outcome
 
-    def undo(self, *, same_draw: bool = True) -> TakenBack:
-        """Take the newest turn back, as if it had not been asked.
+    def undo(self, *, restore_rng: bool = True) -> UndoResult:
+        """Undo the newest turn.
 
         Args:
-            same_draw: The random generator is taken back, too: the same message would get the same reply.
+            restore_rng: Also restore the random generator, so that the same message gets the same reply.
 
         Raises:
-            ConfigError: There is none, or it is too long ago.
+            ConfigError: Nothing to undo, or the turn is too old.
         """
         if not self.log.turns:
-            raise ConfigError("there is no turn to take back; nothing was said yet")
+            raise ConfigError("nothing to undo yet")
         turn = self.log.turns[-1]
         if turn.before is None:
-            raise ConfigError(f"turn {turn.number} is too long ago; only the latest {REACH} turns can be taken back")
-        taken = self.rollback.take_back(turn)
-        if same_draw and turn.before.generator is not None:
+            raise ConfigError(f"turn {turn.number} is too old to undo; only the last {REACH} turns can be undone")
+        result = self.rollback.undo(turn)
+        if restore_rng and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
         self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
-        if taken.unpinned:
-            self._emit(ev.Notice(unpinned_sentence(taken.unpinned, self.cache.cache_size)))
-        if taken.missing:
+        if result.unpinned:
+            self._emit(ev.Notice(unpinned_notice(result.unpinned, self.cache.cache_size)))
+        if result.missing:
             self._emit(
                 ev.Notice(
-                    f"Memory ran out: {taken.missing:,} of {taken.missing + self.cache.length:,} tokens could not be "
-                    "put back into the cache; /clear, or resume with a smaller --cache-size"
+                    f"Out of memory: {result.missing:,} of {result.missing + self.cache.length:,} tokens could not be "
+                    "restored to the cache; use /clear, or resume with a smaller --cache-size"
                 )
             )
-        return taken
+        return result
 
     def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
-        """With `on_full = "stop"`: a turn needs room for its prompt, a token of reply and its end."""
+        """With `on_full = "stop"`, raise `TurnError` without room for the prompt, one reply token and the close."""
         size = self.cache.cache_size
         needed, free = prompt_tokens + 1 + len(self.encoder.close()), size - self.cache.length
         if self.settings.on_full == "stop" and needed > free:
             raise TurnError(
                 f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; "
-                "/clear begins anew, and on_full = evict lets old turns leave"
+                "use /clear to start over, or on_full = evict to drop old turns"
             )
 
     # --- inside a turn ----------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class Conversation:
 
         return self._feeder.feed(prompt, after_chunk)
 
-    def _write_reply(
+    def _generate_reply(
         self, turn: TurnRecord, logits: Tensor, started: float, prompt_tokens: int, cancelled: Callable[[], bool]
     ) -> TurnOutcome:
         settings = self.settings
@@ -383,7 +383,7 @@ class Conversation:
                 break
             if ids:
                 logits = self._feeder.forward(ids[-1:])
-            token = sampler(self._checked(logits), self._recent(sampler.window))
+            token = sampler(self._require_finite(logits), self._recent(sampler.window))
             last_at = time.perf_counter()
             if first_at is None:
                 first_at = last_at
@@ -408,32 +408,32 @@ class Conversation:
         )
 
     def _close_reply(self, turn: TurnRecord, text: ReplyText, ids: list[int], reply_start: int) -> None:
-        """Have log and cache say exactly what was shown, and close the message."""
+        """Cut log and cache to exactly what was shown, and close the message."""
         kept = text.kept()
         fed = len(self.log) - reply_start
         if kept.tokens < fed:
-            self._forget_from(reply_start + kept.tokens)
+            self._truncate(reply_start + kept.tokens)
         before = text.written.removesuffix(kept.rest)
         self._feeder.feed(ids[fed : kept.tokens] + self.encoder.close(before, kept.rest))
-        turn.stop, turn.reply = len(self.log), text.shown
+        turn.end, turn.reply = len(self.log), text.shown
 
-    def _take_reply(self, turn: TurnRecord, reply: str, encoded: EncodedTurn) -> TurnOutcome:
-        """Feed a reply that somebody else wrote."""
+    def _feed_reply(self, turn: TurnRecord, reply: str, encoded: EncodedTurn) -> TurnOutcome:
+        """Feed a given reply."""
         self._show(turn, reply)
         if encoded.reply:
-            self._checked(self._feeder.feed(encoded.reply))
-        turn.stop, turn.reply = len(self.log), reply
+            self._require_finite(self._feeder.feed(encoded.reply))
+        turn.end, turn.reply = len(self.log), reply
         return TurnOutcome(turn.number, reply, "stop", len(encoded.prompt), 0, None, None)
 
     def _show(self, turn: TurnRecord, text: str) -> None:
         if text:
             self._emit(ev.TextDelta(turn.number, text))
 
-    def _checked(self, logits: Tensor) -> Tensor:
-        # the largest one is NaN where any is, and infinite where one is
+    def _require_finite(self, logits: Tensor) -> Tensor:
+        # the maximum is NaN if any logit is NaN, and infinite if one is +inf
         if not math.isfinite(float(logits.max())):
             raise TurnError(
-                "the model's output is not a number; the turn was taken back, and --dtype float32 usually helps"
+                "the model produced NaN/inf logits; the turn was rolled back, and --dtype float32 usually helps"
             )
         return logits
 
@@ -441,10 +441,10 @@ class Conversation:
         control = self.encoder.control_ids
         return [token for token in self.log.ids[-window:] if token not in control] if window else []
 
-    def _forget_from(self, index: int) -> None:
-        """Cut what a stop string took out of the running reply."""
+    def _truncate(self, index: int) -> None:
+        """Cut log and cache at log index `index`, where a stop string ended the reply."""
         if self.cache.croppable:
-            self.cache.forget_from(index)
+            self.cache.crop_from(index)
             self.log.cut(index)
         else:
             self.log.cut(index)

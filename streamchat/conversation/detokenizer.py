@@ -1,4 +1,4 @@
-"""Token ids to text, one id at a time, without broken characters and without holding back more than it must."""
+"""Decodes token ids to text one id at a time, without broken characters and with minimal delay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 from typing import Any
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Ids kept as context in front of new ones: some tokenizers write the first piece of a text without its space.
+# Number of earlier ids to decode new ones with: some tokenizers drop the space of the first piece of a text.
 CONTEXT = 4
 
 
@@ -17,9 +17,9 @@ class Detokenizer:
 
     - Byte-level ones (GPT-2, Llama 3, Qwen). Only an unfinished character at the very end is held back; a replacement
       character inside the text is real and is shown.
-    - Those with byte tokens, `<0xE2>`, for what they have no token for (Llama 2, Mistral, Gemma). Their bytes are
-      decoded here, as the library shows a row of them as replacement characters until all of it is valid. Where a row
-      never becomes valid, the whole characters in it are shown, which the library would lose.
+    - Those with byte tokens, `<0xE2>`, for characters without a token (Llama 2, Mistral, Gemma). Their bytes are
+      decoded here, because the library shows a sequence of them as replacement characters until all of it is valid. If
+      a sequence never becomes valid, the complete characters in it are shown, which the library would lose.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -30,10 +30,10 @@ class Detokenizer:
         self._shown = ""
         """Text of `_ids` that was already returned."""
         self.complete = True
-        """No unfinished character is held back."""
+        """Whether no unfinished character is held back."""
 
     def push(self, token: int) -> str:
-        """Text that `token` adds, '' while a character is unfinished."""
+        """Return the text that `token` adds; '' while a character is unfinished."""
         value = self._bytes.get(token, 0)
         if value >= 0x80:
             return self._push_byte(value)
@@ -47,26 +47,26 @@ class Detokenizer:
         if new:
             self._shown = stable
         if self.complete and len(self._ids) > 2 * CONTEXT and (context := self._decode(self._ids[-CONTEXT:])):
-            # not where that is control tokens only, which would be no context
+            # skipped if these ids are only control tokens, which give no context
             self._ids, self._shown = self._ids[-CONTEXT:], context
         return ended + new
 
     def flush(self) -> str:
-        """What is held back at the end of the ids: an unfinished character, as a replacement character."""
+        """Return the text held back at the end of the ids: a replacement character for an unfinished character."""
         self.complete = True
         return self._utf8.decode(b"", final=True) + self._rest()
 
     def _push_byte(self, value: int) -> str:
-        """One byte of a character of several."""
+        """Decode one byte of a character of several bytes."""
         text = self._rest() + self._utf8.decode(bytes([value]))
         self.complete = not self._utf8.getstate()[0]
-        # a full stop stands for what was said so far: the library must not see parts of a row
+        # a period replaces the earlier ids: the library must not see part of a byte sequence
         self._ids = [token for token, byte in self._bytes.items() if byte == ord(".")]
         self._shown = self._decode(self._ids)
         return text
 
     def _rest(self) -> str:
-        """Text of `_ids` that was not returned yet."""
+        """Return the text of `_ids` that was not returned yet."""
         text, shown = self._decode(self._ids), self._shown
         self._shown = text
         return text[len(shown) :] if text.startswith(shown) else ""
@@ -77,9 +77,9 @@ class Detokenizer:
 
 
 def _byte_tokens(tokenizer: Any) -> dict[int, int]:
-    """Id -> byte of the tokens `<0x00>` to `<0xFF>`, where the tokenizer has all of them and decodes them as bytes."""
+    """Return id -> byte of the tokens `<0x00>` to `<0xFF>`; empty unless the tokenizer has and decodes all of them."""
     names = [f"<0x{value:02X}>" for value in range(256)]
-    if tokenizer.convert_tokens_to_ids(names[0]) in (None, tokenizer.unk_token_id):  # most: the quick way out
+    if tokenizer.convert_tokens_to_ids(names[0]) in (None, tokenizer.unk_token_id):  # true of most tokenizers
         return {}
     ids = tokenizer.convert_tokens_to_ids(names)
     if len(set(ids)) < 256 or tokenizer.decode([ids[ord(".")]], clean_up_tokenization_spaces=False) != ".":

@@ -1,4 +1,4 @@
-"""Texts of a chat to token ids. Control tokens come from the format only: user text never becomes one."""
+"""Encodes chat texts to token ids. Control tokens come only from the format, never from user text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from streamchat.conversation.control_tokens import control_tokens
 from streamchat.conversation.safe_text import SafeText, Span, Token
 from streamchat.conversation.template.chat_format import ChatFormat
 
-# Of the reply before a message so many characters say how the message's opening is tokenized.
+# Characters of the previous reply that may affect how a message's opening is tokenized.
 CONTEXT = 64
 _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
 
 class TextEncoder:
-    """Encodes text in which the names of control tokens are only letters.
+    """Encodes text in which the names of control tokens are ordinary letters.
 
     Args:
         tokenizer: The model's tokenizer.
-        written: The chat template and the texts that it puts around messages: added tokens in it are control tokens.
+        written: The chat template and the texts that it writes around messages; added tokens in it are control tokens.
     """
 
     def __init__(self, tokenizer: Any, written: str | None = None) -> None:
@@ -30,7 +30,7 @@ class TextEncoder:
         self.control_ids = frozenset(self._control)
 
     def text(self, text: str) -> list[int]:
-        """Plain text by itself, without control tokens."""
+        """Encode plain text on its own, without control tokens."""
         return _ids(self._safe.encode(text, [(0, len(text))]))
 
 
@@ -39,24 +39,24 @@ class EncodedTurn:
     """The ids of one turn."""
 
     prompt: list[int]
-    """Up to the first id of the reply."""
-    content: int
-    """Where in the prompt the message begins, behind its opening."""
-    reply_first: int
-    """Where in the prompt the reply's opening begins."""
+    """Ids up to the first id of the reply."""
+    message_start: int
+    """Index in the prompt where the message starts, after its opening."""
+    reply_start: int
+    """Index in the prompt where the reply's opening starts."""
     reply: list[int]
-    """A reply that is given, closed; empty if the model is to generate it."""
+    """Ids of a given reply with its close; empty if the model generates the reply."""
 
 
 class ChatEncoder(TextEncoder):
-    """Encodes the pieces of turns, each as it would be encoded inside the whole conversation.
+    """Encodes the parts of turns, each as it would be encoded inside the whole conversation.
 
     Args:
         tokenizer: The model's tokenizer.
         format: The fixed texts.
     """
 
-    def __init__(self, tokenizer: Any, format: ChatFormat) -> None:  # noqa: A002 - the word for it
+    def __init__(self, tokenizer: Any, format: ChatFormat) -> None:  # noqa: A002 - the usual word
         around = (format.system_open, format.system_close, format.first_user_open, format.user_open)
         fixed = "\n".join((*around, format.assistant_close))
         super().__init__(tokenizer, "\n".join((format.source, fixed, format.generation, format.reply_open)))
@@ -67,68 +67,69 @@ class ChatEncoder(TextEncoder):
             for token, name in self._control.items()
             if _REASONING.search(name) and token in added and not added[token].special and name not in fixed
         )
-        """Tokens around reasoning: a reply that is given may have them."""
+        """Tokens around reasoning, which a given reply may contain."""
 
     def system_block(self) -> list[int]:
-        """What comes before the first turn."""
+        """Return the ids before the first turn."""
         start = len(self.format.system_open)
         prompt = (start, start + len(self.format.system_prompt))
         return _ids(self._safe.encode(self.format.system_block, [prompt], right=self._opened(first=True)))
 
     def opening(self, first: bool) -> list[int]:
-        """The ids that open a user message; a window must not begin inside them."""
+        """Return the ids that open a user message; a window must not start inside them."""
         return _ids(self._safe.encode(self._user_open(first), left=self._before(first, ".")))
 
     def turn(self, message: str, first: bool) -> list[int]:
-        """The ids that a turn feeds before a generated reply: opening, message, and the opening of the reply."""
+        """Return the ids that a turn feeds before a generated reply: opening, message, and the reply's opening."""
         return self.encoded(message, first).prompt
 
     def encoded(self, message: str, first: bool, reply: str | None = None, previous: str = ".") -> EncodedTurn:
         """Return the ids of a turn.
 
         Args:
-            message: The user's.
-            first: It is the first turn.
-            reply: The reply if it is given, None if the model is to generate it.
-            previous: The reply before; its end may say how this turn begins.
+            message: The user's message.
+            first: Whether it is the first turn.
+            reply: A given reply; None if the model generates it.
+            previous: The previous reply; its end may affect how this turn is tokenized.
         """
         opening, written = self._user_open(first), self._readable(self.format.message(message, first))
-        said = len(opening) + len(written)
+        message_end = len(opening) + len(written)
         left = self._before(first, previous)
         if reply is None:
             text = opening + written + self.format.generation
-            tokens = self._safe.encode(text, [(len(opening), said)], left)
-            return EncodedTurn(_ids(tokens), _place(tokens, len(opening)), _place(tokens, said), [])
+            tokens = self._safe.encode(text, [(len(opening), message_end)], left)
+            return EncodedTurn(_ids(tokens), _index_at(tokens, len(opening)), _index_at(tokens, message_end), [])
         given = self.format.given_reply(reply)
-        start = said + len(self.format.reply_open)
+        start = message_end + len(self.format.reply_open)
         text = opening + written + self.format.reply_open + given + self.format.assistant_close
-        spans = [(len(opening), said), (start, start + len(given))]
-        tokens = self._given(text, spans, left)
-        at = _place(tokens, start)
-        return EncodedTurn(_ids(tokens[:at]), _place(tokens, len(opening)), _place(tokens, said), _ids(tokens[at:]))
+        spans = [(len(opening), message_end), (start, start + len(given))]
+        tokens = self._encode_given(text, spans, left)
+        at = _index_at(tokens, start)
+        message_start, reply_start = _index_at(tokens, len(opening)), _index_at(tokens, message_end)
+        return EncodedTurn(_ids(tokens[:at]), message_start, reply_start, _ids(tokens[at:]))
 
     def reply_opening(self, given: bool = False) -> list[int]:
-        """The ids that open a reply, as they stand at the end of a turn's prompt."""
+        """Return the ids that open a reply, as at the end of a turn's prompt."""
         return _ids(self._safe.encode(self.format.reply_open if given else self.format.generation, left="."))
 
     def close(self, reply: str = ".", rest: str = "") -> list[int]:
-        """The ids that close a reply.
+        """Return the ids that close a reply.
 
         Args:
-            reply: The text of the reply that is in the cache.
-            rest: Text behind it that belongs to the reply, too.
+            reply: The reply's text that is in the cache.
+            rest: Text after it that also belongs to the reply.
         """
         text = rest + self.format.assistant_close
         left = reply[-CONTEXT:] or "."
         return _ids(self._safe.encode(text, [(0, len(rest))], left, self._opened(first=False)))
 
     def _readable(self, message: str) -> str:
-        """`message`, or a replacement character if the tokenizer drops all of it: a turn is never empty."""
+        """Return `message`, or a replacement character if the tokenizer drops all of it: a turn is never empty."""
         is_read = not message.strip() or self.text(message[:CONTEXT]) or self.text(message)
         return message if is_read else "\N{REPLACEMENT CHARACTER}"
 
-    def _given(self, text: str, spans: list[Span], left: str) -> list[Token]:
-        """Tokens of a whole turn, whose second span is a reply that is given."""
+    def _encode_given(self, text: str, spans: list[Span], left: str) -> list[Token]:
+        """Return the tokens of a whole turn; its second span is a given reply."""
         right = self._opened(first=False)
         if not self._reasoning:
             return self._safe.encode(text, spans, left, right)
@@ -136,21 +137,21 @@ class ChatEncoder(TextEncoder):
         tokens = self._safe.encode(text, spans, left, right, self._reasoning)
         if not any(token.id in self._reasoning and token.start < message[1] for token in tokens):
             return tokens
-        start = reply[0]  # the message has names that only the reply may have
+        start = reply[0]  # the message contains names of tokens that only the reply may have
         head = self._safe.encode(text[:start], [message], left)
-        said = [(0, reply[1] - start)]
-        tail = self._safe.encode(text[start:], said, text[message[1] : start], right, self._reasoning)
+        reply_span = [(0, reply[1] - start)]
+        tail = self._safe.encode(text[start:], reply_span, text[message[1] : start], right, self._reasoning)
         return [*head, *(Token(token.id, token.start + start, token.stop + start) for token in tail)]
 
     def _user_open(self, first: bool) -> str:
         return self.format.first_user_open if first else self.format.user_open
 
     def _opened(self, first: bool) -> str:
-        """What follows a system block or a closed reply."""
+        """Return the text that follows a system block or a closed reply."""
         return self._user_open(first) + "a"
 
     def _before(self, first: bool, previous: str) -> str:
-        """The text that a turn follows."""
+        """Return the text before a turn."""
         return self.format.system_block if first else previous[-CONTEXT:] + self.format.assistant_close
 
 
@@ -163,6 +164,6 @@ def _ids(tokens: list[Token]) -> list[int]:
     return [token.id for token in tokens]
 
 
-def _place(tokens: list[Token], start: int) -> int:
-    """How many tokens begin before character `start`."""
+def _index_at(tokens: list[Token], start: int) -> int:
+    """Return how many tokens start before character `start`."""
     return sum(token.start < start for token in tokens)

@@ -1,4 +1,4 @@
-"""Which tokens end a reply."""
+"""Finds the tokens that end a reply."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from streamchat.conversation.template.reply_shape import ReplyShape
 
 @dataclass(frozen=True)
 class NextMessage:
-    """How to tell the model's messages inside a reply from another role's message, which ends the reply."""
+    """Distinguishes the model's messages inside a reply from another role's message, which ends the reply."""
 
     start: int
-    """Opens a message."""
+    """Token that opens a message."""
     role: str
     """The text after it."""
     own: bool
-    """`role` is the model's, and any other ends the reply; otherwise it is the user's, and ends it."""
+    """True: `role` is the model's, and any other role ends the reply. False: it is the user's, and ends the reply."""
     close: int | None
-    """Closes a message; None without such a token."""
+    """Token that closes a message; None without one."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Ends:
     """What ends the replies of a model."""
 
     ids: frozenset[int]
-    """Tokens that end a reply wherever they come."""
+    """Tokens that end a reply anywhere."""
     next: NextMessage | None = None
     """Set if a reply may have several messages."""
 
@@ -35,14 +35,14 @@ class Ends:
 def find_ends(model: Any, tokenizer: Any, shape: ReplyShape) -> Ends:
     """Return what ends a reply: the tokens that model and tokenizer list, and guesses from the template.
 
-    A small model that skips its end token often begins the next message instead, and some models do not list the token
-    that closes their messages. So the control tokens that close a message or open a user message end a reply as well,
+    A small model that skips its end token often starts the next message instead, and some models do not list the token
+    that closes their messages. So the control tokens that close a message or open a user message also end a reply,
     unless the template writes them inside one.
     """
     guesses = frozenset(token for token in (shape.close, shape.user) if token is not None)
     inside = shape.inside | (guesses if shape.messages is not None else frozenset())
     listed = _listed(model, tokenizer)
-    # a list may name the token that closes each message of a reply
+    # a list may include the token that closes each message of a reply
     return Ends(((listed - inside) or listed) | (guesses - inside), _next_message(shape, inside))
 
 
@@ -57,7 +57,7 @@ def _next_message(shape: ReplyShape, inside: frozenset[int]) -> NextMessage | No
 
 def _listed(model: Any, tokenizer: Any) -> frozenset[int]:
     ids: set[int] = set()
-    own = getattr(model.config.get_text_config(), "eos_token_id", None)  # of the text part, in a multimodal model
+    own = getattr(model.config.get_text_config(), "eos_token_id", None)  # the text part of a multimodal model
     for listed in (model.generation_config.eos_token_id, own, tokenizer.eos_token_id):
         ids.update(listed if isinstance(listed, list | tuple) else [listed] if listed is not None else [])
     return frozenset(int(token) for token in ids)
@@ -66,22 +66,22 @@ def _listed(model: Any, tokenizer: Any) -> frozenset[int]:
 class EndWatch:
     """Follows one reply, token by token, up to its end.
 
-    In a reply of several messages, a closed message may be followed by another one of the model; one of somebody else
-    (`<|start|>user`) ends the reply before it.
+    In a reply of several messages, a closed message may be followed by another message of the model. A message of
+    another role (`<|start|>user`) ends the reply before it.
     """
 
     def __init__(self, ends: Ends, tokenizer: Any) -> None:
         self._ends, self._tokenizer = ends, tokenizer
         self._count = 0
         self._between = False
-        """A message was closed, and nothing but white space came since."""
+        """Whether a message was closed and only white space followed."""
         self._header: list[int] | None = None
-        """Ids of a message that opens, while its role is not certain."""
+        """Ids of a message header whose role is not certain yet."""
         self.length = 0
-        """Ids from the start that belong to the reply if it ends now."""
+        """Number of ids that belong to the reply if it ends now."""
 
     def ended_by(self, token: int) -> bool:
-        """Return whether `token`, which then is not part of the reply, ends it."""
+        """Return whether `token` ends the reply; it is then not part of it."""
         if token in self._ends.ids:
             return True
         self._count += 1
@@ -99,7 +99,7 @@ class EndWatch:
         return False
 
     def _is_foreign(self, message: NextMessage, token: int) -> bool:
-        """Return whether the message that opens is certainly not the model's."""
+        """Return whether the new message is certainly not the model's."""
         assert self._header is not None
         self._header.append(token)
         role = str(self._tokenizer.decode(self._header, clean_up_tokenization_spaces=False)).lstrip()

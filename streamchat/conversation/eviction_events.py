@@ -1,4 +1,4 @@
-"""Where the window may begin, and what is told when tokens leave."""
+"""Finds clean cuts for an eviction, and builds its event."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from streamchat.conversation.log import TokenLog, TurnRecord
 
 
 def clean_cut(index: int, log: TokenLog, tokenizer: Any) -> int:
-    """The next place from log index `index` on that is not inside a character or a message's opening."""
+    """Return the first log index at or after `index` that is not inside a character or a message's opening."""
     for turn in log.turns_touching(index, index + 1):
-        if turn.first < index < turn.content:
-            index = turn.content
+        if turn.start < index < turn.message_start:
+            index = turn.message_start
     stop = min(len(log), index + 4)  # a UTF-8 character has at most 4 bytes
     while index < stop and _continues_character(log.ids[index], tokenizer):
         index += 1
@@ -25,10 +25,10 @@ def _continues_character(token: int, tokenizer: Any) -> bool:
     return text.startswith("\N{REPLACEMENT CHARACTER}")
 
 
-def told(eviction: Eviction, log: TokenLog, cache: StreamingCache, state: ev.CacheState) -> ev.TokensEvicted:
-    """What an eviction means for turns."""
+def eviction_event(eviction: Eviction, log: TokenLog, cache: StreamingCache, state: ev.CacheState) -> ev.TokensEvicted:
+    """Return the event of an eviction, with the turns that it affects."""
     lost = {turn.number: turn for run in eviction.dropped for turn in log.turns_touching(*run)}
-    gone = tuple(turn.number for turn in lost.values() if turn.stop is not None and not _still_seen(turn, cache))
+    gone = tuple(turn.number for turn in lost.values() if turn.end is not None and not _is_cached(turn, cache))
     return ev.TokensEvicted(
         count=eviction.count,
         token_range=(eviction.dropped[0][0], eviction.dropped[-1][1]),
@@ -42,7 +42,7 @@ def told(eviction: Eviction, log: TokenLog, cache: StreamingCache, state: ev.Cac
     )
 
 
-def _still_seen(turn: TurnRecord, cache: StreamingCache) -> bool:
-    """Whether more of it is held than sinks, which say nothing."""
-    assert turn.stop is not None
-    return cache.ledger.count_in(max(turn.first, cache.num_sink_tokens), turn.stop) > 0
+def _is_cached(turn: TurnRecord, cache: StreamingCache) -> bool:
+    """Return whether any token of the turn is cached, apart from sinks."""
+    assert turn.end is not None
+    return cache.ledger.count_in(max(turn.start, cache.num_sink_tokens), turn.end) > 0

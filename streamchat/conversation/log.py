@@ -1,4 +1,4 @@
-"""The record of a conversation: every id ever fed, in order, and which turn it belongs to. Text is for display."""
+"""The token log of a conversation: every id ever fed, in order, and the turn it belongs to. Text is for display."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # the log itself needs no torch
 
 
 @dataclass(frozen=True)
-class Before:
-    """How things stood before a turn, for taking it back."""
+class TurnStart:
+    """State before a turn, for undo."""
 
     cache: CacheMark
     generator: Tensor | None = None
@@ -27,31 +27,31 @@ class Before:
 
 @dataclass
 class TurnRecord:
-    """One turn's place in the token log."""
+    """One turn and its position in the token log."""
 
     number: int
-    """Counts from 1."""
-    first: int
+    """Turn number, from 1."""
+    start: int
     """Log index of its first token."""
-    content: int
-    """Log index of the first token of the message itself, behind the opening."""
-    reply_first: int | None = None
-    """Log index of the first token of the reply's part: its opening, where the format has one. None until known."""
-    stop: int | None = None
-    """One past its last token; None while it runs."""
+    message_start: int
+    """Log index of the first token of the message itself, after its opening."""
+    reply_start: int | None = None
+    """Log index of the first token of the reply, including its opening if the format has one. None until known."""
+    end: int | None = None
+    """One past the log index of its last token; None while the turn runs."""
     text: str = ""
     reply: str = ""
-    before: Before | None = None
-    """None where it is too long ago to be taken back."""
-    prompt_stop: int | None = None
-    """Log index behind the last token that was fed before the reply. None if it was not fed by this process."""
+    before: TurnStart | None = None
+    """None if the turn is too old to undo."""
+    prompt_end: int | None = None
+    """One past the log index of the last token fed before the reply. None if this process did not feed it."""
     given: bool = False
-    """The reply was given, not generated."""
+    """Whether the reply was given, not generated."""
 
 
 @dataclass
 class TokenLog:
-    """Ids in the order they were fed, 4 bytes each. Evictions do not change it; taking back a turn cuts its end."""
+    """Ids in the order they were fed, 4 bytes each. Evictions do not change it; undoing a turn cuts its end."""
 
     ids: array[int] = field(default_factory=lambda: array("i"))
     turns: list[TurnRecord] = field(default_factory=list)
@@ -60,33 +60,33 @@ class TokenLog:
         return len(self.ids)
 
     def append(self, ids: Sequence[int]) -> None:
-        """Record ids that were fed."""
+        """Append ids that were fed."""
         self.ids.extend(ids)
 
-    def take(self, runs: Sequence[tuple[int, int]]) -> list[int]:
-        """The ids at these runs of log indices."""
+    def ids_at(self, runs: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the ids at these runs of log indices."""
         return [token for first, stop in runs for token in self.ids[first:stop]]
 
     def turns_touching(self, first: int, stop: int) -> list[TurnRecord]:
-        """Turns with tokens in `[first, stop)`, oldest first. Looks at few: turns are in order."""
-        start = max(0, bisect.bisect_right(self.turns, first, key=lambda turn: turn.first) - 1)
+        """Return the turns with tokens in `[first, stop)`, oldest first. Uses binary search."""
+        start = max(0, bisect.bisect_right(self.turns, first, key=lambda turn: turn.start) - 1)
         found = []
         for turn in self.turns[start:]:
-            if turn.first >= stop:
+            if turn.start >= stop:
                 break
-            if turn.stop is None or turn.stop > first:
+            if turn.end is None or turn.end > first:
                 found.append(turn)
         return found
 
     def first_turn_from(self, index: int) -> int:
-        """Number of the oldest turn that begins at log index `index` or later; one past the last turn without one."""
-        return bisect.bisect_left(self.turns, index, key=lambda turn: turn.first) + 1
+        """Return the number of the first turn that starts at or after `index`; one past the last turn if none does."""
+        return bisect.bisect_left(self.turns, index, key=lambda turn: turn.start) + 1
 
     def cut(self, index: int) -> None:
-        """Take back all ids from log index `index` on."""
+        """Remove all ids from log index `index` on."""
         del self.ids[index:]
 
     def clear(self) -> None:
-        """Start over."""
+        """Remove all ids and turns."""
         self.ids = array("i")
         self.turns = []

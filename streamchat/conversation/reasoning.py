@@ -1,8 +1,8 @@
-"""Reasoning of a reply, recognized by what the model's template writes around it.
+"""Recognizes the reasoning of a reply by what the model's template writes around it.
 
 Models mark their reasoning in many ways: with texts, with special tokens that decoding drops, with named channels, or
-not at all at the start, because the prompt opened it. A `ReplyReader` turns all of them into one form of text,
-`<think>\\n...\\n</think>\\n\\n` before the answer, which `streamchat.base.thinking` splits. The ids stay as they are.
+without an opening mark, because the prompt opened it. A `ReplyReader` converts all of them to one form of text,
+`<think>\\n...\\n</think>\\n\\n` before the answer, which `streamchat.base.thinking` splits. The ids do not change.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ KNOWN = (
 )
 """Recognized if the template or the vocabulary has the opening tag; `<think>` always."""
 CHANNEL = Tags("", "")
-"""Reasoning that only a control token ends."""
+"""Tags of reasoning that only a control token ends."""
 
 
 @dataclass(frozen=True)
 class ReasoningFormat:
-    """How a model writes its reasoning."""
+    """How a model marks its reasoning."""
 
     tags: tuple[Tags, ...] = (THINK,)
-    """What may open a block at the start of a reply."""
+    """Tags that may open a block at the start of a reply."""
     inside: Tags | None = None
-    """Tags of the block that the prompt opens; None if the reply begins with its answer or a tag."""
+    """Tags of the block that the prompt opens; None if the reply starts with its answer or a tag."""
     opening: Mapping[int, Tags] = field(default_factory=dict)
     """Special tokens that open a block; decoding drops them."""
     closing: frozenset[int] = frozenset()
     """Special tokens that close a block."""
     silent: frozenset[int] = frozenset()
-    """Other tokens of the template, which have no text."""
+    """Other tokens of the template, which decode to no text."""
     messages: Messages | None = None
     """Set if a reply has several messages."""
 
     @property
     def plain(self) -> bool:
-        """Return whether replies have this project's form already."""
+        """Whether replies already have the `<think>` form."""
         return self == ReasoningFormat(silent=self.silent)
 
 
@@ -68,7 +68,7 @@ def learn_reasoning(tokenizer: Any, shape: ReplyShape) -> ReasoningFormat:
         for name, is_opening in ((known.opening, True), (known.closing, False)):
             token = vocabulary.get(name)
             if token is None or tokenizer.decode([token], skip_special_tokens=True):
-                continue  # decoding shows it: the text has it
+                continue  # decoding does not drop it, so the text contains it
             if is_opening:
                 opening[token] = known
             else:
@@ -85,7 +85,7 @@ def _is_open(tags: Tags, prompt: str) -> bool:
 
 
 class ReplyReader:
-    """Turns the text and control tokens of one reply into text with `<think>` tags, as they arrive."""
+    """Converts the text and control tokens of one reply to text with `<think>` tags, as they arrive."""
 
     def __init__(self, reasoning: ReasoningFormat) -> None:
         self._format = reasoning
@@ -94,7 +94,7 @@ class ReplyReader:
         self._header: _Header | None = None if reasoning.messages is None else _Header("")
 
     def is_mark(self, token: int) -> bool:
-        """Return whether `token` goes to `mark`; the text of all others goes to `text`."""
+        """Return whether `token` must be passed to `mark`; the text of all others goes to `text`."""
         how, messages = self._format, self._format.messages
         if token in how.opening or token in how.closing or token in how.silent:
             return True
@@ -106,7 +106,7 @@ class ReplyReader:
         )
 
     def text(self, text: str) -> str:
-        """Return more text to show, after the model wrote `text`."""
+        """Return more text to show after the model generated `text`."""
         if self._header is None:
             return self._writer.write(self._stream.feed(text))
         self._header.add(text)
@@ -117,7 +117,7 @@ class ReplyReader:
         return self._writer.write([*self._stream.close(), *self._stream.feed(answer)])
 
     def mark(self, token: int) -> str:
-        """Return more text to show, after the model wrote a control token."""
+        """Return more text to show after the model generated a control token."""
         how = self._format
         if how.messages is not None and (shown := self._mark_message(how.messages, token)) is not None:
             return shown
@@ -128,11 +128,11 @@ class ReplyReader:
         return self._writer.write(self._stream.close()) if token in how.closing else ""
 
     def end(self) -> str:
-        """Return what was held back; the reply is over."""
+        """End the reply; return the text that was held back."""
         return self._writer.write(self._stream.end()) + self._writer.end(is_open=self._stream.inside)
 
     def _mark_message(self, messages: Messages, token: int) -> str | None:
-        """As `mark`, for the tokens that messages consist of; None for others."""
+        """Like `mark`, for the tokens of message headers; None for others."""
         if token in (messages.start, messages.close):
             shown = self._writer.write(self._stream.close())
             self._header = _Header(messages.role if token == messages.start else "")
@@ -155,19 +155,19 @@ class ReplyReader:
 
 
 class _Header:
-    """The header of a message, as far as it has come.
+    """The header of a message, as far as it has arrived.
 
     Args:
-        role: The role that stands first in it; '' if the prompt has it already.
+        role: The role at its start; '' if the prompt already has it.
     """
 
     def __init__(self, role: str) -> None:
         self._role, self._text = role, ""
         self.channel: str | None = None
-        """Name of the channel; None before its mark."""
+        """Name of the channel; None before its control token."""
 
     def add(self, text: str) -> None:
-        """More text of it."""
+        """Add text to the header."""
         if self.channel is None:
             self._text += text
         else:
@@ -175,7 +175,7 @@ class _Header:
 
     @property
     def answer(self) -> str:
-        """Text that is no header: the model left the header out and answers. '' if there is none."""
+        """Text that is not a header, because the model skipped the header and answers; '' if there is none."""
         text = self._text.lstrip()
         if self.channel is not None or self._role.startswith(text):
             return ""
@@ -187,13 +187,13 @@ class _Header:
 class _Writer:
     """Writes the parts of a reply as text with `<think>` tags.
 
-    Reasoning that follows the answer is left out: after the answer a tag would be text.
+    Reasoning after the answer is dropped, because a tag after the answer would be shown as text.
     """
 
     def __init__(self) -> None:
         self._open = self._answered = self._gap = False
         self._held = ""
-        """End of the reasoning that may be the beginning of a closing tag."""
+        """End of the reasoning, if it may be the start of a closing tag."""
 
     def write(self, parts: list[Part]) -> str:
         """Return the text of `parts`."""
@@ -202,11 +202,11 @@ class _Writer:
         )
 
     def begin_block(self) -> None:
-        """Another block of reasoning begins."""
+        """Start another block of reasoning."""
         self._gap = self._open
 
     def end(self, *, is_open: bool) -> str:
-        """Return the end of the reply; reasoning that is still open stays open."""
+        """Return the end of the reply; an open block of reasoning stays open if `is_open`."""
         if not self._open:
             return ""
         return self._release() + ("" if is_open else f"\n{THINK.closing}")
@@ -221,7 +221,7 @@ class _Writer:
                 return ""
             before = self._release() + "\n\n" if self._gap else f"{THINK.opening}\n"
         self._open, self._gap = True, False
-        # a closing tag in it would end the reasoning early for every reader of this text
+        # a closing tag inside would end the reasoning early for every parser of this text
         text = (self._held + text).replace(THINK.closing, _harmless(THINK.closing))
         keep = tag_beginning(text, THINK.closing)
         self._held = text[len(text) - keep :]

@@ -1,4 +1,4 @@
-"""One reply as it grows: which ids it has, which text they make, and where it may be cut."""
+"""A reply in progress: its ids, their text, and where it can be cut."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from streamchat.conversation.stops import StopMatcher
 
 @dataclass(frozen=True)
 class KeptReply:
-    """The part of a reply that stays."""
+    """The part of a reply that stays in the cache."""
 
     tokens: int
-    """Ids from the start that stay as they are."""
+    """Number of ids, from the start, that stay."""
     rest: str
-    """Text after those ids that belongs to the reply: the id that ended it held more."""
+    """Text after those ids that belongs to the reply; its last id also had text that does not."""
 
 
 class ReplyText:
-    """Turns sampled ids into text to show, with `<think>` tags around the reasoning.
+    """Converts sampled ids to text to show, with `<think>` tags around the reasoning.
 
-    White space at the very start is not shown; the ids keep it.
+    White space at the start is not shown, but stays in the ids.
     """
 
     def __init__(self, tokenizer: Any, stop_strings: tuple[str, ...], reasoning: ReasoningFormat) -> None:
@@ -32,24 +32,24 @@ class ReplyText:
         self._silent = reasoning.silent
         self._reader = None if reasoning.plain else ReplyReader(reasoning)
         self._passed = ""
-        """Text of the model that no stop string took, white space at the start included."""
+        """Text of the model up to a stop string, including white space at the start."""
         self._ends: list[tuple[int, bool]] = []
-        """After each id: length of all text so far, and whether it ends between characters."""
+        """For each id: length of the text so far, and whether it ends between characters."""
         self._length = 0
         self.shown = ""
 
     @property
     def stopped(self) -> bool:
-        """A stop string was met."""
+        """Whether a stop string was found."""
         return self._stops.stopped
 
     @property
     def written(self) -> str:
-        """The model's own text up to a stop string, with white space at the start and its own tags."""
+        """The model's text up to a stop string, with its own tags and white space at the start."""
         return self._passed
 
     def push(self, token: int) -> str:
-        """More text to show."""
+        """Add an id; return more text to show."""
         mark = token in self._silent if self._reader is None else self._reader.is_mark(token)
         text = "" if mark else self._detokenizer.push(token)
         self._length += len(text)
@@ -59,18 +59,18 @@ class ReplyText:
         return self._show(self._reader.mark(token)) if self._reader is not None else ""
 
     def finish(self) -> str:
-        """Text that was held back as the possible beginning of a stop string. An unfinished character is left out."""
+        """Return the text held back as a possible start of a stop string. An unfinished character is dropped."""
         more = self._pass(self._stops.flush())
         return more + self._show(self._reader.end()) if self._reader is not None else more
 
     def cut(self, tokens: int) -> None:
-        """Only the first `tokens` ids belong to the reply; those after them have shown nothing. Call after `finish`."""
+        """Cut the reply after `tokens` ids; the ids after them have shown no text. Call after `finish`."""
         if tokens < len(self._ends):
             self._passed = self._passed[: self._ends[tokens - 1][0] if tokens else 0]
             del self._ends[tokens:]
 
     def kept(self) -> KeptReply:
-        """What stays in the cache so that it says exactly what was shown. Call after `finish`."""
+        """Return the part that stays in the cache, so that it matches the text that was shown. Call after `finish`."""
         length, count = len(self._passed), len(self._ends)
         while count and not (self._ends[count - 1][0] <= length and self._ends[count - 1][1]):
             count -= 1

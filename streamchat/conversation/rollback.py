@@ -1,4 +1,4 @@
-"""Taking turns back: afterwards cache, ledger and token log are what they would be without them."""
+"""Undoes turns: afterwards cache, ledger and token log are what they would be without them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import Fitted, fit_to_budget, half_of
-from streamchat.conversation.log import Before, TokenLog, TurnRecord
+from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of
+from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.store.records import CacheMark
 
 _log = logging.getLogger(__name__)
 REACH = 64
-"""So many of the latest turns can be taken back."""
+"""Maximum undo depth, in turns."""
 
 
 @dataclass(frozen=True)
-class TakenBack:
-    """What it took."""
+class UndoResult:
+    """What an undo restored."""
 
     restored: int = 0
-    """Tokens that had been evicted since and are held again."""
+    """Tokens that had been evicted since and are cached again."""
     read_again: int = 0
-    """Tokens that the model had to read again for that; 0 where a checkpoint had them."""
+    """Tokens that had to be prefilled again for that; 0 if a checkpoint had them."""
     missing: int = 0
-    """Tokens that should be held again, and for which there was no memory."""
+    """Tokens that could not be cached again for lack of memory."""
     unpinned: tuple[int, ...] = ()
     """Turns whose pins no longer fit."""
 
@@ -47,19 +47,19 @@ class _Copy:
 
     @property
     def runs(self) -> list[Run]:
-        """Log indices of what it has from before the turn; it may have the first tokens of the turn, too."""
-        return Ledger(list(self.checkpoint.runs)).runs_before(self.turn.first)
+        """Log indices of its tokens from before the turn; it may also have the first tokens of the turn."""
+        return Ledger(list(self.checkpoint.runs)).runs_before(self.turn.start)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says, in one of its ways, that memory is used up."""
-    # On a CPU torch raises a plain RuntimeError, worded differently on each system.
+    """Return whether the error means that memory ran out."""
+    # on a CPU torch raises a plain RuntimeError, with a different text on each system
     words = ("not enough memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what torch keeps of an accelerator's memory for later."""
+    """Release the accelerator memory that torch's allocator has cached."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -67,37 +67,37 @@ def free_memory(device: torch.device) -> None:
 
 
 class Rollback:
-    """Remembers what turns need to be taken back.
+    """Undoes turns, and saves the state that this needs.
 
-    Tokens are cut from the end where nothing was evicted since. Where something was, a copy of the cache from before
-    the turn's first eviction is put back. One copy is kept, in main memory, of the latest turn that evicted anything;
-    while a turn runs there is one of that turn as well, as the older one is still needed if it fails or is stopped.
-    Beyond that the tokens are read again, as many of them as fit into the budget of today.
+    If nothing was evicted since the turn started, its tokens are cropped. Otherwise a copy of the cache from before the
+    turn's first eviction is restored. One copy, of the latest turn that evicted tokens, is kept in main memory. While a
+    turn runs there is a second copy for it, because the older one is still needed if the turn fails or is stopped.
+    Without a copy, the tokens are prefilled again, as many as fit into the current budget.
     """
 
     def __init__(self, cache: StreamingCache, log: TokenLog, feeder: Feeder) -> None:
         self._cache, self._log, self._feeder = cache, log, feeder
         self._running: TurnRecord | None = None
         self._copy: _Copy | None = None
-        """Of a turn that is over."""
+        """The copy for a finished turn."""
         self._running_copy: _Copy | None = None
         self._must_copy = False
-        """The running turn has no copy yet, and none was tried."""
+        """Whether the running turn has no copy yet and none was tried."""
         self._hidden = False
 
     def mark(self) -> CacheMark:
-        """What the cache holds now, in words."""
+        """Return a bookkeeping snapshot of the cache (no tensors)."""
         cache = self._cache
         return CacheMark(tuple(cache.ledger.runs), cache.pins, tuple(cache.turn_starts), cache.compression_count)
 
-    def begin(self, turn: TurnRecord, before: Before) -> None:
-        """`turn`, the newest of the log, begins; nothing of it was announced or fed yet."""
+    def start_turn(self, turn: TurnRecord, before: TurnStart) -> None:
+        """Start `turn`, the newest of the log, before any of it is fed or any event is emitted."""
         turn.before, self._running, self._must_copy = before, turn, True
         if not self._cache.croppable:
-            self._keep_copy(turn)  # nothing can be cut from a recurrent state
+            self._save_copy(turn)  # a recurrent state cannot be cropped
 
-    def end(self) -> None:
-        """The running turn is over and stays."""
+    def end_turn(self) -> None:
+        """Finish the running turn, which stays in the conversation."""
         self._copy = self._running_copy or self._copy
         self._running = self._running_copy = None
         if len(self._log.turns) > REACH and not self._hidden:
@@ -105,7 +105,7 @@ class Rollback:
 
     @contextmanager
     def hidden_turn(self) -> Iterator[None]:
-        """Inside, a turn comes and is taken back: what other turns need for that stays as it is."""
+        """Keep the undo state of other turns while a turn runs and is undone inside the block."""
         copy, self._hidden = self._copy, True
         try:
             yield
@@ -113,18 +113,18 @@ class Rollback:
             self._copy, self._hidden = copy, False
 
     def before_evict(self) -> None:
-        """Something will be dropped from the cache."""
+        """Save a copy of the cache before the first eviction of the running turn."""
         if self._running is not None and self._must_copy:
-            self._keep_copy(self._running)
+            self._save_copy(self._running)
 
-    def forget(self) -> None:
-        """The conversation begins anew."""
+    def clear(self) -> None:
+        """Drop all copies; the conversation starts over."""
         self._running = self._copy = self._running_copy = None
 
-    def take_back(self, turn: TurnRecord) -> TakenBack:
-        """Undo `turn`, the newest of the log, whether it is over or not. Pins of older turns stay as they are now.
+    def undo(self, turn: TurnRecord) -> UndoResult:
+        """Undo `turn`, the newest of the log, whether it is finished or not. Pins of older turns do not change.
 
-        Where the budget is smaller than it was before the turn, what was held then is fitted to it, as on resume.
+        If the budget is smaller than it was before the turn, what was cached then is cut to fit, as on resume.
         """
         before, cache = turn.before, self._cache
         assert before is not None
@@ -132,54 +132,54 @@ class Rollback:
         cache.discard_partial_forward()
         copy = self._copy_of(turn)
         self._running = self._running_copy = None
-        left = Ledger(cache.ledger.runs_before(turn.first), turn.first)
-        pins = Ledger(list(cache.pins)).runs_before(turn.first)
-        self._log.cut(turn.first)
+        left = Ledger(cache.ledger.runs_before(turn.start), turn.start)
+        pins = Ledger(list(cache.pins)).runs_before(turn.start)
+        self._log.cut(turn.start)
         self._log.turns.pop()
         mark = before.cache
         fitted = fit_to_budget(cache, self._log, mark.held, pins=pins, turn_starts=mark.turn_starts)
-        read_again = self._have_back(fitted, left, copy)
+        read_again = self._restore(fitted, left, copy)
         cache.turn_starts = [start for start in fitted.turn_starts if cache.ledger.count_in(start, start + 1)]
         cache.pins, cache.compression_count = fitted.pins, mark.compressions
         restored = cache.length - sum(cache.ledger.count_in(*run) for run in left.runs)
         missing = sum(stop - first for first, stop in fitted.runs) - cache.length
-        return TakenBack(restored, read_again, missing, fitted.unpinned)
+        return UndoResult(restored, read_again, missing, fitted.unpinned)
 
-    def _have_back(self, fitted: Fitted, left: Ledger, copy: _Copy | None) -> int:
-        """Make the cache hold `fitted`, in the cheapest way; returns how many tokens were read again for it.
+    def _restore(self, fitted: CacheSelection, left: Ledger, copy: _Copy | None) -> int:
+        """Make `fitted` the contents of the cache, in the cheapest way; return the number of tokens prefilled.
 
         Args:
-            fitted: What to hold.
-            left: What the cache still holds of it.
-            copy: From before the turn, where there is one.
+            fitted: The tokens to cache.
+            left: Those that are still cached.
+            copy: The cache before the turn, if there is a copy.
         """
         cache, stop = self._cache, len(self._log)
         if copy is not None and copy.runs == fitted.runs:
             checkpoint.restore(cache, copy.checkpoint)
             if cache.croppable:
-                cache.forget_from(stop)
+                cache.crop_from(stop)
             return 0
         if cache.croppable and left.runs == fitted.runs:
-            cache.forget_from(stop)
+            cache.crop_from(stop)
             return 0
-        return self._read_again(fitted)
+        return self._prefill(fitted)
 
-    def _read_again(self, fitted: Fitted) -> int:
-        """Prefill `fitted`; where memory runs out, less and less of it. Returns how many tokens."""
-        smaller: Fitted | None = fitted
+    def _prefill(self, fitted: CacheSelection) -> int:
+        """Prefill `fitted`, or less and less of it when memory runs out; return the number of tokens."""
+        smaller: CacheSelection | None = fitted
         while smaller is not None:
             try:
-                return self._feeder.read_again(smaller.runs, len(self._log))
+                return self._feeder.prefill_runs(smaller.runs, len(self._log))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                _log.warning("no memory to read %s again", smaller.runs)
+                _log.warning("not enough memory to prefill %s", smaller.runs)
                 free_memory(self._feeder.device)
                 smaller = half_of(smaller, self._cache, self._log)
         return self._cache.length
 
     def _copy_of(self, turn: TurnRecord) -> _Copy | None:
-        """The copy for undoing `turn`; one of a turn that is over is let go of."""
+        """Return the copy for undoing `turn`, or None. The copy for a finished turn is dropped here."""
         if self._running_copy is not None and self._running_copy.turn is turn:
             return self._running_copy
         copy = self._copy
@@ -188,16 +188,16 @@ class Rollback:
         self._copy = None
         return copy
 
-    def _keep_copy(self, turn: TurnRecord) -> None:
-        self._must_copy = False  # later in the turn the cache is another one
+    def _save_copy(self, turn: TurnRecord) -> None:
+        self._must_copy = False  # later in the turn the cache has changed
         while True:
             try:
-                self._running_copy = _Copy(turn, checkpoint.take(self._cache))
+                self._running_copy = _Copy(turn, checkpoint.capture(self._cache))
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self._copy is None:
-                    _log.warning("no memory for a copy of the cache; undoing this turn would read it again")
+                    _log.warning("not enough memory for a copy of the cache; undoing this turn will need a prefill")
                     return
-                self._copy = None  # the copy of an older turn has to make room
+                self._copy = None  # free the older copy, then try again

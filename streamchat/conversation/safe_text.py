@@ -1,8 +1,8 @@
-"""Encodes text with spans in which names of control tokens are only letters. Checks the ids, not the text.
+"""Encodes text with spans in which names of control tokens are ordinary letters. Checks the ids, not the text.
 
-A tokenizer may find a control token where the text does not show one: it may normalize the text first, and a name may
-begin with another name. So the text is encoded, and where a control token came out of a span it is cut and encoded
-again in pieces.
+A tokenizer may find a control token that the text does not show: it may normalize the text first, and a name may start
+with another name. So the text is encoded, and if a span yields a control token, it is cut there and its pieces are
+encoded again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from streamchat.conversation.control_tokens import byte_ids
 
-# Texts behind which a piece is encoded as in the middle of a text. The first one that does not grow together with the
-# piece serves.
+# Texts that can precede a piece so that it is encoded as in the middle of a text. The first one that does not merge
+# with the piece is used.
 _NEUTRAL = (".", "a", "\n", "1", ")", "")
 Span = tuple[int, int]
 
 
 class Token(NamedTuple):
-    """An id, and the characters of the text that it stands for."""
+    """An id, and the span of characters that it encodes."""
 
     id: int
     start: int
@@ -51,11 +51,11 @@ class SafeText:
         """Return the tokens of `text`.
 
         Args:
-            text: To encode.
-            spans: Where no control token may come from.
-            left: Text before it.
-            right: Text behind it.
-            allowed: Control tokens that may come from the spans all the same.
+            text: The text to encode.
+            spans: Spans that must not yield control tokens.
+            left: The text before it.
+            right: The text after it.
+            allowed: Control tokens that the spans may yield anyway.
         """
         if not text:
             return []
@@ -76,7 +76,7 @@ class SafeText:
         return out
 
     def _cuts(self, text: str, spans: Sequence[Span], tokens: Sequence[Token], allowed: frozenset[int]) -> list[int]:
-        """Return where to cut so that no control token comes from the spans."""
+        """Return where to cut so that the spans yield no control token."""
         cuts: set[int] = set()
         for token in tokens:
             if not self._is_control(token, text, allowed):
@@ -95,18 +95,18 @@ class SafeText:
     def _is_control(self, token: Token, text: str, allowed: frozenset[int]) -> bool:
         if token.id not in self._control or token.id in allowed:
             return False
-        # what the tokenizer has no token for is unknown, not a control token that somebody wrote
+        # text without a token encodes to the unknown token, which is not a control token that the user wrote
         return token.id != self._unknown or text[token.start : token.stop].strip() == self._control[token.id]
 
     def _as_bytes(self, char: str) -> list[Token]:
-        """A character whose only token is a control token. Without tokens for its bytes that one has to serve."""
+        """Encode a character whose only token is a control token as bytes; empty without tokens for its bytes."""
         ids = byte_ids(self._tokenizer, char)
         return [] if any(token in self._control for token in ids) else [Token(token, 0, 1) for token in ids]
 
     def _inside(self, text: str, left: str, right: str) -> list[Token]:
-        """The tokens that begin in `text` between `left` and `right`.
+        """Return the tokens that start in `text` between `left` and `right`.
 
-        Where a token reaches over an end of `text`, what is there is left out, or is something else.
+        If a token spans an end of `text`, the context at that end is dropped or replaced.
         """
         for before in (left, *_NEUTRAL):
             tokens = self.tokens(before + text + right)
@@ -123,7 +123,7 @@ class SafeText:
         ]
 
     def _apart_from(self, piece: str) -> str:
-        """A text behind which `piece` is encoded as in the middle of a text."""
+        """Return a text to precede `piece`, so that it is encoded as in the middle of a text."""
         for left in _NEUTRAL:
             tokens = self.tokens(left + piece[:32])
             if not any(
@@ -136,20 +136,20 @@ class SafeText:
         """Return all tokens of `text`, without gaps between them."""
         if not text:
             return []
-        # without its warning of texts that are longer than the model's context
+        # verbose=False: no warning about texts longer than the model's context
         fast = bool(getattr(self._tokenizer, "is_fast", False))
         made = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
         ids = [int(token) for token in made["input_ids"]]
         offsets = made.get("offset_mapping") or self._offsets(ids, len(text))
         out, at = [], 0
         for token, (start, stop) in zip(ids, offsets, strict=True):
-            # some tokenizers leave the space at the start of a token out of its place
+            # some tokenizers exclude the space at the start of a token from its offsets
             out.append(Token(token, min(start, at), max(stop, start)))
             at = max(at, stop)
         return out
 
     def _offsets(self, ids: Sequence[int], length: int) -> list[Span]:
-        """Places of tokens from a tokenizer that does not say them, read from their decoding."""
+        """Return the spans of tokens by decoding them, for tokenizers that do not report offsets."""
         out, at = [], 0
         for token in ids:
             size = len(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""What the cache holds, message by message: the ledger read against the turns of the log."""
+"""Lists the cached tokens message by message, from the ledger and the turns of the log."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from streamchat.conversation.log import TokenLog, TurnRecord
 
 
 def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) -> tuple[Segment, ...]:
-    """The cache in slot order; costs what it holds, not what was ever said.
+    """Return the segments of the cache in slot order. Takes time proportional to the cache, not to the log.
 
     Args:
-        ledger: Where the slots come from.
-        log: Turns by log index; what comes before the first turn is the system block.
-        sinks: The first so many log indices are attention sinks.
+        ledger: Log index of each slot.
+        log: Turns by log index; the tokens before the first turn are the system block.
+        sinks: Number of log indices, from the start, that are attention sinks.
         pins: Runs of log indices that are never evicted.
     """
     pins = tuple(pins)
@@ -34,8 +34,8 @@ def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) 
 
 
 def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, int]]:
-    """(part, turn, first, stop) of every message that a run of the ledger touches, once each, oldest first."""
-    system_stop = log.turns[0].first if log.turns else len(log)
+    """Yield (part, turn, first, stop) of each message that a run of the ledger touches, oldest first."""
+    system_stop = log.turns[0].start if log.turns else len(log)
     if system_stop:
         yield "system", 0, 0, system_stop
     last = 0
@@ -47,8 +47,8 @@ def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, i
 
 
 def _parts_of(turn: TurnRecord, end: int) -> Iterator[tuple[Part, int, int, int]]:
-    stop = end if turn.stop is None else turn.stop
-    reply = stop if turn.reply_first is None else min(turn.reply_first, stop)
-    yield "user", turn.number, turn.first, reply
+    stop = end if turn.end is None else turn.end
+    reply = stop if turn.reply_start is None else min(turn.reply_start, stop)
+    yield "user", turn.number, turn.start, reply
     if reply < stop:
         yield "assistant", turn.number, reply, stop

@@ -1,4 +1,4 @@
-"""Stop strings, matched on text: token edges do not matter, and no part of a stop string is ever shown."""
+"""Matches stop strings on text, independent of token boundaries; no part of a stop string is ever shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from streamchat.base.errors import ConfigError
 
 
 class StopMatcher:
-    """Passes streamed text on, holding back what may be the beginning of a stop string.
+    """Passes streamed text through, but holds back a possible start of a stop string.
 
     Raises:
-        ConfigError: A stop string is empty; it would stop everything.
+        ConfigError: A stop string is empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -22,7 +22,7 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Text that may be shown now. After a match `stopped` is true and nothing more comes."""
+        """Return the text that may be shown now; '' after a match, when `stopped` is true."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -35,12 +35,12 @@ class StopMatcher:
         return text[: len(text) - hold]
 
     def flush(self) -> str:
-        """What is held back when the reply ends without a match."""
+        """Return the text that is held back when the reply ends without a match."""
         held, self._held = self._held, ""
         return held
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest suffix of `text` that starts a stop string."""
         longest = max((len(stop) for stop in self._stops), default=0)
         for size in range(min(len(text), longest - 1), 0, -1):
             tail = text[-size:]

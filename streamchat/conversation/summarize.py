@@ -1,4 +1,4 @@
-"""Summing up what the model is about to forget. Started by the user, who decides what becomes of the summary."""
+"""Summarizes the turns that are about to be evicted. The user starts it, and decides what to do with the summary."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from streamchat.base.thinking import split
 from streamchat.conversation.conversation import Conversation
 
 SHARE = 0.5
-"""The oldest turns that take this much of the window are summed up."""
+"""Share of the window that the summarized turns fill."""
 LENGTH_SHARE = 8
-"""The summary may take one part in so many of the budget: it will be pinned."""
+"""Summary length limit: 1/8 of the cache budget, because the summary will be pinned."""
 
 
-def next_to_leave(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, int] | None:
-    """First and last of the oldest turns that fill `SHARE` of the window and are not pinned; None without any."""
+def next_to_evict(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, int] | None:
+    """Return the first and last of the oldest unpinned turns that fill `SHARE` of the window; None without any."""
     tokens = 0
     turns: list[int] = []
     for segment in segments:
@@ -29,43 +29,43 @@ def next_to_leave(segments: tuple[ev.Segment, ...], window: int) -> tuple[int, i
     return (turns[0], turns[-1]) if turns else None
 
 
-def summarise(
-    conversation: Conversation, cancelled: Callable[[], bool], tell: Callable[[ev.Event], None]
+def summarize(
+    conversation: Conversation, cancelled: Callable[[], bool], emit: Callable[[ev.Event], None]
 ) -> ev.SummaryReady:
-    """Ask the model, and take the question back: cache, log and transcript are as before.
+    """Ask the model for a summary, and undo that turn: cache, log and transcript do not change.
 
     Raises:
-        ConfigError: There is nothing to sum up.
-        TurnError: The model said nothing, or failed.
+        ConfigError: There is nothing to summarize.
+        TurnError: The model returned no summary, or failed.
     """
     state = conversation.state()
-    turns = next_to_leave(state.segments, state.window)
+    turns = next_to_evict(state.segments, state.window)
     if turns is None:
-        raise ConfigError("there is nothing to sum up: no turn is in the cache that could leave")
+        raise ConfigError("nothing to summarize: no cached turn is due for eviction")
     first, last = turns
     which = f"turn {first}" if first == last else f"turns {first} to {last}"
-    tell(ev.Notice(f"Summing up {which}, the next to be forgotten …"))
+    emit(ev.Notice(f"Summarizing {which}, next to be evicted …"))
     limit = max(16, state.cache_size // LENGTH_SHARE)
     settings = conversation.settings
-    begins = " ".join(conversation.log.turns[first - 1].text.split())[:60]
-    ends = " ".join(conversation.log.turns[last - 1].text.split())[:60]
+    start = " ".join(conversation.log.turns[first - 1].text.split())[:60]
+    end = " ".join(conversation.log.turns[last - 1].text.split())[:60]
     question = (
-        f'Sum up the part of our conversation from where I said "{begins}" to where I said "{ends}", in at most '
+        f'Sum up the part of our conversation from where I said "{start}" to where I said "{end}", in at most '
         f"{limit // 2} words. Keep names, numbers, decisions and open questions. Write nothing but the summary."
     )
     quiet = replace(settings, max_new_tokens=min(limit, settings.max_new_tokens), temperature=0.0)
-    with conversation.unheard(quiet):
+    with conversation.muted(quiet):
         outcome = conversation.run_turn(question, cancelled)
         if not outcome.rolled_back:
             conversation.undo()
     thoughts, text = split(outcome.reply)
     if outcome.finish_reason == "cancelled":
-        raise TurnError("the summary was stopped; nothing was changed")
+        raise TurnError("the summary was stopped; nothing has changed")
     if thoughts and not text.strip():
         raise TurnError(
-            f"the model reasoned for {outcome.new_tokens} tokens and wrote no summary; nothing was changed, and a "
-            "larger max_new_tokens or cache_size may help"
+            f"the model reasoned for {outcome.new_tokens} tokens and returned no summary; nothing has changed; try a "
+            "larger max_new_tokens or cache_size"
         )
     if not text.strip():
-        raise TurnError("the model wrote no summary; nothing was changed")
+        raise TurnError("the model returned no summary; nothing has changed")
     return ev.SummaryReady(text.strip(), turns)

@@ -1,1 +1,1 @@
-"""Short paths to compute one token: eager torch, CUDA graphs and native kernels."""
+"""Decode steps, short paths that compute one token: eager torch, CUDA graphs and native kernels."""

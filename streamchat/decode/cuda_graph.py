@@ -12,19 +12,19 @@ from torch import Tensor
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.decode.eager import Step
-from streamchat.decode.static import Inputs, bound
+from streamchat.decode.static import Inputs, bind
 
 _log = logging.getLogger(__name__)
 
 STEADY = 8
-"""Tokens in a row on the same buffers before a recording is made: it costs some hundred milliseconds."""
+"""Consecutive tokens on the same buffers before a step is recorded: recording takes a few hundred milliseconds."""
 WARM_UPS = 3
-"""Runs before the recording, in which libraries choose kernels and allocate what they keep."""
+"""Runs before the recording, in which libraries choose kernels and allocate workspaces."""
 LIMITS = {torch.float32: 5e-3}
-"""By dtype: how far logits may be from those they are checked by, in standard deviations of these."""
+"""By dtype: largest accepted difference between two ways to compute logits, in standard deviations of the logits."""
 ROUNDED_LIMIT = 0.3
-"""The same for 16-bit models, where each way to compute rounds differently: up to 0.13 between two kinds of attention
-of transformers (default model, 74 tokens), 0.4 and more with a position that is always 0."""
+"""The same for 16-bit models, where each way rounds differently: up to 0.13 between two attention implementations of
+transformers (default model, 74 tokens), 0.4 and more for a position that is always 0."""
 
 
 Run = Callable[[], Tensor]
@@ -32,19 +32,19 @@ Run = Callable[[], Tensor]
 
 
 class Graphs(Protocol):
-    """What records a step."""
+    """Records steps."""
 
     def record(self, run: Run) -> Run:
-        """Record what `run` does on the device.
+        """Record the device work of `run`.
 
-        Returns a function that does the same again, on the same addresses, and returns the tensor with the result,
-        which the next replay overwrites. `run` itself is not kept.
+        Returns a function that repeats that work on the same addresses and returns the tensor with the result, which
+        the next replay overwrites. It holds no reference to `run`.
         """
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs of `device`, each with a memory pool of its own."""
+    """CUDA graphs on `device`, each with its own memory pool."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -60,7 +60,7 @@ class CudaGraphs:
                     run()
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may go on asking how much memory is free
+            # thread_local: allow memory queries from other threads during capture
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = run()
 
@@ -73,48 +73,48 @@ class CudaGraphs:
 
 
 class CapturedStep:
-    """A static step, recorded for the buffers of one cache once tokens come in a row, and then replayed.
+    """A static step that is recorded for the buffers of a cache after `STEADY` consecutive tokens, and then replayed.
 
-    The very first token is computed by the plain forward too, and a recording is compared with the step itself.
-    Anything that goes wrong is logged once and ends it: from then on every call returns None.
+    The first token is also computed by the plain forward, to check the step; each recording is checked against the
+    step. Any failure is logged once and disables the step: from then on every call returns None.
     """
 
     def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, graphs: Graphs) -> None:
         self._step, self._dtype, self._graphs = step, dtype, graphs
         self._inputs = Inputs(device)
-        # not kept alive: a cache that is gone gives its memory back
-        self._seen: list[weakref.ref[Tensor]] = []
+        # weak: a deleted cache must free its memory
+        self._buffers: list[weakref.ref[Tensor]] = []
         self._tokens = 0
         self._replay: Run | None = None
         self._checked = False
-        self._claim: tuple[Tensor, Run] | None = None
+        self._pending_check: tuple[Tensor, Run] | None = None
         self.failed = ""
-        """Why it is out of use; '' while it is not."""
+        """Why the step is disabled; '' while it works."""
 
     def __call__(self, ids: Tensor, positions: Tensor, layers: Sequence[StreamingLayer]) -> Tensor | None:
-        """Append the token to `layers` and return its (1, 1, vocabulary) logits; None leaves it to the plain forward.
+        """Append the token to `layers` and return its (1, 1, vocabulary) logits; None if the plain forward must run.
 
-        Where it returns None the layers hold what they held, and `settle` must get what the plain forward returns.
+        If it returns None, the layers are unchanged, and the plain forward's logits must be passed to `resolve_check`.
         """
-        self._claim = None
+        self._pending_check = None
         if self.failed:
             return None
         try:
             return self._next(ids, positions, layers)
-        except Exception as error:  # whatever a driver or a library says, the plain forward is there
+        except Exception as error:  # whatever a driver or a library raises, the plain forward still works
             self._give_up(f"{type(error).__name__}: {error}")
             return None
 
-    def settle(self, plain: Tensor) -> Tensor:
-        """The logits of a token for which None was returned, (1, 1, vocabulary), given those of the plain forward.
+    def resolve_check(self, plain: Tensor) -> Tensor:
+        """Return the (1, 1, vocabulary) logits of a token for which the step returned None, given the plain forward's.
 
-        Where these were to check the step and agree, logits and cache are the step's, as those of all later tokens: a
-        conversation goes on to the bit the same, wherever it was taken up again.
+        If a check was pending and passes, logits and cache are the step's, as for all later tokens: a conversation
+        continues bit for bit the same, wherever it was resumed.
         """
-        claim, self._claim = self._claim, None
-        if claim is None:
+        pending, self._pending_check = self._pending_check, None
+        if pending is None:
             return plain
-        logits, run = claim
+        logits, run = pending
         try:
             error = _distance(logits, plain)
             if error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
@@ -132,50 +132,50 @@ class CapturedStep:
         if len(buffers) < len(layers) or buffers[0][0].shape[0] != 1 or layers[0].length >= layers[0].cache_size:
             return None
         tensors = [tensor for pair in buffers for tensor in pair]
-        if len(tensors) != len(self._seen) or any(r() is not t for r, t in zip(self._seen, tensors, strict=True)):
-            self._seen, self._tokens, self._replay = [weakref.ref(tensor) for tensor in tensors], 0, None
+        if len(tensors) != len(self._buffers) or any(r() is not t for r, t in zip(self._buffers, tensors, strict=True)):
+            self._buffers, self._tokens, self._replay = [weakref.ref(tensor) for tensor in tensors], 0, None
         slot = _open_slots(layers)
         if slot is None:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            run = bound(self._step, self._inputs, buffers, self._dtype)
+            run = bind(self._step, self._inputs, buffers, self._dtype)
             self._tokens += 1
             if self._checked and self._replay is None and self._tokens >= STEADY:
                 self._replay = self._record(run, slot)
                 self._inputs.fill(ids, positions, layers[0].start, slot)
                 error = _distance(self._replay(), run())
                 if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
-                    self._give_up(f"replayed, its logits are {error:.2g} standard deviations from its own")
+                    self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
                     return None
             self._inputs.fill(ids, positions, layers[0].start, slot)
             logits = run() if self._replay is None else self._replay().clone()
         if not self._checked:
-            self._claim = logits, run
+            self._pending_check = logits, run
             return None
         for layer in layers:
-            layer.claim(1)
+            layer.reserve_slots(1)
         return logits
 
     def _record(self, run: Run, slot: int) -> Run:
-        """A recording, made with other inputs than those it will be checked with; writes nothing but the free slot."""
-        nothing = torch.zeros_like(self._inputs.ids)
-        self._inputs.fill(nothing, nothing, slot, slot)
+        """Record `run` with other inputs than those of the check that follows; writes to the free slot only."""
+        zero = torch.zeros_like(self._inputs.ids)
+        self._inputs.fill(zero, zero, slot, slot)
         return self._graphs.record(run)
 
     def _give_up(self, reason: str) -> None:
-        self.failed, self._replay, self._claim = reason, None, None
-        _log.warning("tokens are decoded without a captured step: %s", reason)
+        self.failed, self._replay, self._pending_check = reason, None, None
+        _log.warning("decoding without a captured step: %s", reason)
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
+def _distance(actual: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, in standard deviations of `expected`."""
-    found, expected = found.float(), expected.float()
-    return float((found - expected).square().mean().sqrt() / expected.std())
+    actual, expected = actual.float(), expected.float()
+    return float((actual - expected).square().mean().sqrt() / expected.std())
 
 
 def _open_slots(layers: Sequence[StreamingLayer]) -> int | None:
-    """The free slot, the same in all layers; None where there is none: some hold more than others."""
+    """Return the free slot, the same in all layers; None if layers differ in length."""
     spans = {(layer.start, layer.end) for layer in layers}
-    # a forward that failed half-way leaves layers that were moved and others that were not
+    # a forward that failed halfway has moved some layers to the front and not others
     slots = {layer.open_slot(front=len(spans) > 1) for layer in layers}
     return slots.pop() if len(slots) == 1 else None

@@ -1,6 +1,6 @@
 """Decode steps of torch operations: what a model's forward computes for one token, and nothing else.
 
-The residual stream is float32, which saves the norms their conversions; all else is in the model's dtype.
+The residual stream is float32, which saves the norms their conversions; everything else is in the model's dtype.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.decode.parts import CPU, Kit, Rotation, activation, head_norm, projection
-from streamchat.decode.spec import BlockOf, ModelOf
+from streamchat.decode.parts import CPU, Backend, Rotation, activation, head_norm, projection
+from streamchat.decode.spec import BlockSpec, ModelSpec
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
@@ -21,13 +21,14 @@ Block = Callable[[Tensor, Rotation, Any], None]
 """(1, hidden) float32, changed in place."""
 
 
-def decode_step(model: ModelOf, kit: Kit = CPU) -> Step:
-    """The step of `model`. What it is given for each layer is what the attention of `kit` takes: `StreamingLayer` on
-    a CPU.
+def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
+    """Return the step of `model`.
+
+    It takes for each layer what `backend.attend` takes: a `StreamingLayer` on a CPU.
     """
     table: Any = model.embedding.weight
-    rotary, norm, head = model.rotary, kit.norm(model.norm, model.dtype), projection(model.head)
-    blocks = [_block(block, model.dtype, kit) for block in model.blocks]
+    rotary, norm, head = model.rotary, backend.norm(model.norm, model.dtype), projection(model.head)
+    blocks = [_block(block, model.dtype, backend) for block in model.blocks]
 
     def step(ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
         x = functional.embedding(ids.view(-1), table)
@@ -42,56 +43,58 @@ def decode_step(model: ModelOf, kit: Kit = CPU) -> Step:
     return step
 
 
-def _block(of: BlockOf, dtype: torch.dtype, kit: Kit) -> Block:
-    before, between = kit.norm(of.before, dtype), kit.norm(of.between, dtype)
-    heads = _heads_by_head(of) if of.by_head else _heads_side_by_side(of, dtype)
-    write, narrow, attend, scale = projection(of.write), projection(of.narrow), kit.attend, of.scale
-    widen, act, gated, parallel = projection(*of.widen), activation(of.act), len(of.widen) == 2, of.parallel
+def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
+    input_norm, post_attention_norm = backend.norm(of.input_norm, dtype), backend.norm(of.post_attention_norm, dtype)
+    heads = _heads_interleaved(of) if of.qkv_by_head else _heads_concatenated(of, dtype)
+    o_proj, down_proj, attend, scale = projection(of.o_proj), projection(of.down_proj), backend.attend, of.scale
+    up_proj, act, gated = projection(*of.up_proj), activation(of.act), len(of.up_proj) == 2
+    parallel_residual = of.parallel_residual
 
     def mlp(x: Tensor) -> Tensor:
         if not gated:
-            return narrow(act(widen(x)))
-        gate, up = widen(x).chunk(2, dim=-1)
-        return narrow(act(gate) * up)
+            return down_proj(act(up_proj(x)))
+        gate, up = up_proj(x).chunk(2, dim=-1)
+        return down_proj(act(gate) * up)
 
     def block(h: Tensor, rotate: Rotation, cache: Any) -> None:
-        attended = write(attend(cache, *heads(before(h), rotate), scale))
-        if parallel:
-            h += attended + mlp(between(h))
+        attended = o_proj(attend(cache, *heads(input_norm(h), rotate), scale))
+        if parallel_residual:
+            h += attended + mlp(post_attention_norm(h))
         else:
             h += attended
-            h += mlp(between(h))
+            h += mlp(post_attention_norm(h))
 
     return block
 
 
 Heads = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
-"""(1, hidden) -> (heads, dim), (kv_heads, dim), (kv_heads, dim): queries and keys rotated, values."""
+"""(1, hidden) -> queries (num_heads, head_dim), keys and values (num_kv_heads, head_dim); queries and keys rotated."""
 
 
-def _heads_side_by_side(of: BlockOf, dtype: torch.dtype) -> Heads:
-    read, dim, heads, turned = projection(*of.read), of.dim, of.heads, of.heads + of.kv_heads
+def _heads_concatenated(of: BlockSpec, dtype: torch.dtype) -> Heads:
+    qkv_proj, head_dim, num_heads = projection(*of.qkv_proj), of.head_dim, of.num_heads
+    rotated = num_heads + of.num_kv_heads
     q_norm = None if of.q_norm is None else head_norm(of.q_norm, dtype)
     k_norm = None if of.k_norm is None else head_norm(of.k_norm, dtype)
 
     def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = read(x).view(-1, dim)
+        qkv = qkv_proj(x).view(-1, head_dim)
         if q_norm is None or k_norm is None:
-            qk = rotate(qkv[:turned])
+            qk = rotate(qkv[:rotated])
         else:
-            qk = rotate(torch.cat([q_norm(qkv[:heads]), k_norm(qkv[heads:turned])]))
-        return qk[:heads], qk[heads:], qkv[turned:]
+            qk = rotate(torch.cat([q_norm(qkv[:num_heads]), k_norm(qkv[num_heads:rotated])]))
+        return qk[:num_heads], qk[num_heads:], qkv[rotated:]
 
     return split
 
 
-def _heads_by_head(of: BlockOf) -> Heads:
-    read, dim = projection(*of.read), of.dim
+def _heads_interleaved(of: BlockSpec) -> Heads:
+    qkv_proj, head_dim = projection(*of.qkv_proj), of.head_dim
 
     def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = read(x).view(-1, 3, dim)
-        turned = qkv[:, :2, : rotate.width]
-        turned.copy_(rotate(turned))
+        qkv = qkv_proj(x).view(-1, 3, head_dim)
+        rotated = qkv[:, :2, : rotate.width]
+        rotated.copy_(rotate(rotated))
         return qkv[:, 0], qkv[:, 1], qkv[:, 2]
 
     return split

@@ -1,4 +1,4 @@
-"""Putting a decode step into a model: its forward takes it where it fits, and is what it was elsewhere."""
+"""Install a decode step in a model: its forward uses the step for calls that the step supports."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.cuda_graph import CapturedStep, CudaGraphs, Graphs
 from streamchat.decode.eager import Step, decode_step
-from streamchat.decode.native_step import CompiledStep, compiles
-from streamchat.decode.spec import describe
+from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.spec import model_spec
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import kernels
 
-# Arguments that change nothing, or that a step heeds; any other one that is given leads to the plain forward.
+# Arguments that a step honors or may ignore; a call with any other argument runs the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
 def install(model: Any) -> bool:
-    """Give `model` a short path for a new token, or a few, on a `StreamingCache`; returns whether there is one.
+    """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
-    On a CPU a shorter forward, on one CUDA device a captured one, and none on others. Hooks on the model itself run
-    as ever; those on its inner modules do not, for such a token.
+    A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
+    hooks on its inner modules do not run on the short path.
     """
     device = model.get_input_embeddings().weight.device
     spread = any(weights.device != device for weights in model.parameters())
@@ -51,23 +51,23 @@ def _install_short(model: Any) -> bool:
             logits = step(ids, kwargs["position_ids"], layers, last_only=keep == 1)
         else:
             logits = step(ids, kwargs["position_ids"], layers)
-        return _read(cache, logits[:, -keep:], ids.shape[1])
+        return _output(cache, logits[:, -keep:], ids.shape[1])
 
     _wrap(model, serve, step)
     return True
 
 
 def _cpu_step(model: Any) -> Step | CompiledStep | None:
-    """By compiled kernels where there are some and they serve all of the model; else by PyTorch's."""
-    described = describe(model)
-    if described is None:
+    """Return a step of compiled kernels if they exist and support the whole model, else of PyTorch's."""
+    spec = model_spec(model)
+    if spec is None:
         return None
     compiled = kernels()
-    return CompiledStep(described, compiled) if compiled is not None and compiles(described) else decode_step(described)
+    return CompiledStep(spec, compiled) if compiled is not None and kernels_support(spec) else decode_step(spec)
 
 
 def install_captured(model: Any, graphs: Graphs) -> bool:
-    """Record the step of `model` by `graphs` when it decodes; returns whether it has one that can be recorded."""
+    """Have `graphs` record the step of `model` when it decodes; returns whether the model has a recordable step."""
     step = static_step(model)
     if step is None:
         return False
@@ -78,9 +78,9 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
         layers: Any = cache.layers
         logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
         if logits is not None:
-            return _read(cache, logits)
+            return _output(cache, logits)
         output = plain(**kwargs)
-        output.logits = captured.settle(output.logits)
+        output.logits = captured.resolve_check(output.logits)
         return output
 
     _wrap(model, serve, captured)
@@ -88,12 +88,12 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
 
 
 def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
-    """Have calls that a step serves go to `serve`; `model.forward.step` is the step."""
-    plain, most = model.forward, getattr(step, "most", 1)
+    """Route calls that `step` supports to `serve`; sets `model.forward.step` to the step."""
+    plain, max_tokens = model.forward, getattr(step, "max_tokens", 1)
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = _fitting_cache(args, kwargs, most)
+        cache = _supported_cache(args, kwargs, max_tokens)
         return plain(*args, **kwargs) if cache is None else serve(cache, kwargs)
 
     wrapped: Any = forward
@@ -101,28 +101,28 @@ def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], st
     model.forward = wrapped
 
 
-def _read(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOutputWithPast:
-    """What a forward returns, for `count` tokens that all layers of `cache` have got."""
-    cache.count_read(count)
+def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOutputWithPast:
+    """Advance `cache` by the `count` tokens that its layers got; return the output of the forward."""
+    cache.advance(count)
     given: Any = {"logits": logits, _CACHE_FIELD: cache}
     return CausalLMOutputWithPast(**given)
 
 
 def uninstall(model: Any) -> None:
-    """Take it out again."""
+    """Remove the decode path."""
     model.__dict__.pop("forward", None)
 
 
 def tokens_at_once(model: Any) -> int:
-    """The most tokens that the short path of `model` takes in one forward; 0 without one."""
+    """Return the maximum number of tokens per forward on the short path of `model`; 0 without one."""
     step = getattr(model.forward, "step", None)
-    return 0 if step is None else int(getattr(step, "most", 1))
+    return 0 if step is None else int(getattr(step, "max_tokens", 1))
 
 
-def _fitting_cache(args: tuple[Any, ...], kwargs: dict[str, Any], most: int = 1) -> StreamingCache | None:
-    """The cache of a call that a step serves: one row of up to `most` tokens, no gradients."""
+def _supported_cache(args: tuple[Any, ...], kwargs: dict[str, Any], max_tokens: int = 1) -> StreamingCache | None:
+    """Return the cache of a call that a step supports: one row of up to `max_tokens` tokens, no gradients."""
     ids, cache = kwargs.get("input_ids"), given_cache(kwargs)
-    if args or not isinstance(ids, Tensor) or ids.shape[:-1] != (1,) or not 0 < ids.shape[1] <= most:
+    if args or not isinstance(ids, Tensor) or ids.shape[:-1] != (1,) or not 0 < ids.shape[1] <= max_tokens:
         return None
     if not isinstance(kwargs.get("position_ids"), Tensor) or not isinstance(kwargs.get("logits_to_keep") or 0, int):
         return None
@@ -130,6 +130,6 @@ def _fitting_cache(args: tuple[Any, ...], kwargs: dict[str, Any], most: int = 1)
         return None
     if kwargs.get("use_cache") is False or kwargs.get("return_dict") is False or torch.is_grad_enabled():
         return None
-    # a mixed layer, or a cache that is filled anew, needs the whole forward
+    # a mixed layer, or a cache that must be refilled, needs the plain forward
     plain = type(cache) is StreamingCache and all(type(layer) is StreamingLayer for layer in cache.layers)
     return cache if plain else None

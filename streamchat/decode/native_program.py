@@ -1,6 +1,6 @@
-"""A decode step as a program of compiled kernels, for a fixed number of tokens, and the memory that it works in.
+"""A decode step as a program of compiled kernels for a fixed number of tokens, and its workspace.
 
-Between the weights and the cache, which are in the model's number formats, all is float32.
+Weights and cache are in the model's dtypes; everything between them is float32.
 """
 
 from __future__ import annotations
@@ -11,113 +11,115 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import BlockOf, ModelOf, NormOf
+from streamchat.decode.spec import BlockSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GELU, SILU, Activation, Attention, Norm, Product, program
-from streamchat.quantization.linear import PackedLinear
-from streamchat.quantization.weights import BITS, PackedWeight
+from streamchat.quantization.linear import QuantizedLinear
+from streamchat.quantization.weights import BITS, QuantizedWeight
 
 ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
 
 
 class Workspace:
-    """The memory that all programs of a model work in, one at a time: constant, however many tokens are read.
+    """Memory that all programs of a model share, one at a time; its size does not depend on the length of the text.
 
     Args:
-        model: Its sizes count.
-        kernels: Know their scratch memory.
-        most: Tokens that a program may have.
-        threads: Most threads that may run it.
+        model: Determines the sizes.
+        kernels: Report the scratch memory they need.
+        max_tokens: Maximum tokens of a program.
+        threads: Maximum threads that run a program.
     """
 
-    def __init__(self, model: ModelOf, kernels: Kernels, most: int, threads: int) -> None:
-        self._most = most
-        self._rooms: dict[tuple[str, int, bool], Tensor] = {}
-        self.scratch = torch.zeros(_scratch_size(model, kernels, most, threads))
+    def __init__(self, model: ModelSpec, kernels: Kernels, max_tokens: int, threads: int) -> None:
+        self._max_tokens = max_tokens
+        self._buffers: dict[tuple[str, int, bool], Tensor] = {}
+        self.scratch = torch.zeros(_scratch_size(model, kernels, max_tokens, threads))
 
-    def room(self, name: str, rows: int, width: int) -> Tensor:
-        """(rows, width) float32; the same memory for the same name and width."""
+    def buffer(self, name: str, rows: int, width: int) -> Tensor:
+        """Return (rows, width) float32; the same memory for the same name and width."""
         key = name, width, rows == 1
-        if key not in self._rooms:
-            self._rooms[key] = torch.zeros(1 if rows == 1 else self._most, width)
-        return self._rooms[key][:rows]
+        if key not in self._buffers:
+            self._buffers[key] = torch.zeros(1 if rows == 1 else self._max_tokens, width)
+        return self._buffers[key][:rows]
 
 
 class Program:
-    """What is fixed for a number of tokens. Fill `hidden`, `cos` and `sin`, point `attentions` to the caches, and run
-    `operations`; then `logits` are there.
+    """The operations for a fixed number of tokens.
+
+    Fill `hidden`, `cos` and `sin`, point `attentions` to the caches and run `operations`; this sets `logits`.
 
     Args:
-        model: What it computes.
-        workspace: Of that model.
-        tokens: Read at once.
-        last_only: Logits are wanted for the last token alone.
-        threads: That will run it.
+        model: The model to compute.
+        workspace: The workspace of that model.
+        tokens: Tokens per run.
+        last_only: Compute logits for the last token only.
+        threads: Threads that run it.
     """
 
-    def __init__(self, model: ModelOf, workspace: Workspace, tokens: int, last_only: bool, threads: int) -> None:
+    def __init__(self, model: ModelSpec, workspace: Workspace, tokens: int, last_only: bool, threads: int) -> None:
         self._model, self._tokens, self._threads, self._workspace = model, tokens, threads, workspace
-        self._kept: list[Tensor] = []
-        """Weights that the operations point to."""
-        self._made: list[ctypes.Structure] = []
+        self._weights: list[Tensor] = []
+        """Keeps the tensors alive that the operations point to."""
+        self._operations: list[ctypes.Structure] = []
         self._scratch = workspace.scratch
         table: Any = model.embedding.weight
         width: int = table.shape[1]
-        self.hidden = self._room("hidden", width)
+        self.hidden = self._buffer("hidden", width)
         """(tokens, hidden): the embeddings."""
         cos, _ = model.rotary(self.hidden, torch.zeros(1, 1, dtype=torch.long))
-        self.cos, self.sin = (self._room(name, cos.shape[-1]) for name in ("cos", "sin"))
-        """(tokens, rotated dimensions) each."""
-        self._normed, self._attended, self._narrowed = (
-            self._room(name, width) for name in ("normed", "attended", "narrowed")
+        self.cos, self.sin = (self._buffer(name, cos.shape[-1]) for name in ("cos", "sin"))
+        """(tokens, rotary_dim) each."""
+        self._normed, self._attn_out, self._mlp_out = (
+            self._buffer(name, width) for name in ("normed", "attn_out", "mlp_out")
         )
         added: tuple[Tensor, ...] = ()
         for block in model.blocks:
             added = self._block(block, added)
         self._norm(model.norm, self.hidden, self._normed, added)
         self.logits = self._product("logits", (model.head,), self._normed[-1:] if last_only else self._normed)
-        """(tokens, or 1 where `last_only`, vocabulary)."""
-        self.operations = program(self._made)
-        at = [i for i, each in enumerate(self._made) if isinstance(each, Attention)]
+        """(tokens, vocabulary); (1, vocabulary) if `last_only`."""
+        self.operations = program(self._operations)
+        at = [i for i, each in enumerate(self._operations) if isinstance(each, Attention)]
         self.attentions = [
             [self.operations[i].each.attention for i in at[first : first + tokens]]
             for first in range(0, len(at), tokens)
         ]
-        """For each layer, for each token: `keys`, `values`, `head_bytes` and `held` are to be set."""
+        """Per layer and token; the caller sets `keys`, `values`, `head_stride_bytes` and `cached`."""
 
-    def _block(self, block: BlockOf, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Append the operations of a block; `added` and what is returned wait to be added to the hidden state."""
-        self._norm(block.before, self.hidden, self._normed, added)
-        qkv = self._product("qkv", block.read, self._normed)
-        out = self._room("heads", block.heads * block.dim)
+    def _block(self, block: BlockSpec, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Append the operations of a block; `added` and the return value are residuals not yet added."""
+        self._norm(block.input_norm, self.hidden, self._normed, added)
+        qkv = self._product("qkv", block.qkv_proj, self._normed)
+        out = self._buffer("heads", block.num_heads * block.head_dim)
         for token in range(self._tokens):
-            self._attention(block, qkv[token].view(-1, block.dim), out, token)
-        self._product("attended", (block.write,), out)
-        self._norm(block.between, self.hidden, self._normed, () if block.parallel else (self._attended,))
-        wide = self._product("wide", block.widen, self._normed)
-        size = wide.shape[1] // len(block.widen)
-        acted = self._room("acted", size)
+            self._attention(block, qkv[token].view(-1, block.head_dim), out, token)
+        self._product("attn_out", (block.o_proj,), out)
+        pending = () if block.parallel_residual else (self._attn_out,)
+        self._norm(block.post_attention_norm, self.hidden, self._normed, pending)
+        gate_up = self._product("gate_up", block.up_proj, self._normed)
+        size = gate_up.shape[1] // len(block.up_proj)
+        activated = self._buffer("activated", size)
         activation = Activation(
-            x=wide.data_ptr(),
-            up=wide[:, size:].data_ptr() if len(block.widen) == 2 else None,
-            out=acted.data_ptr(),
+            x=gate_up.data_ptr(),
+            up=gate_up[:, size:].data_ptr() if len(block.up_proj) == 2 else None,
+            out=activated.data_ptr(),
             width=size,
-            step=wide.shape[1],
+            stride=gate_up.shape[1],
             rows=self._tokens,
             function=ACTIVATIONS[type(block.act).__name__],
         )
-        self._made.append(activation)
-        self._product("narrowed", (block.narrow,), acted)
-        return (self._attended, self._narrowed) if block.parallel else (self._narrowed,)
+        self._operations.append(activation)
+        self._product("mlp_out", (block.down_proj,), activated)
+        return (self._attn_out, self._mlp_out) if block.parallel_residual else (self._mlp_out,)
 
-    def _attention(self, block: BlockOf, qkv: Tensor, out: Tensor, token: int) -> None:
-        """Of one token: it sees those before it, which were stored by then. `qkv`: (heads, dim)."""
-        if block.by_head:
-            query, key, value, step = qkv, qkv[1:], qkv[2:], 3 * block.dim
+    def _attention(self, block: BlockSpec, qkv: Tensor, out: Tensor, token: int) -> None:
+        """Append the attention of one token, which also attends to the tokens before it. `qkv`: (heads, head_dim)."""
+        if block.qkv_by_head:
+            query, key, value, stride = qkv, qkv[1:], qkv[2:], 3 * block.head_dim
         else:
-            query, key, step = qkv, qkv[block.heads :], block.dim
-            value = key[block.kv_heads :]
-        for norm, part, rows in ((block.q_norm, query, block.heads), (block.k_norm, key, block.kv_heads)):
+            query, key, stride = qkv, qkv[block.num_heads :], block.head_dim
+            value = key[block.num_kv_heads :]
+        for norm, part, rows in ((block.q_norm, query, block.num_heads), (block.k_norm, key, block.num_kv_heads)):
             if norm is not None:
                 self._norm(norm, part, part, rows=rows)
         attention = Attention(
@@ -128,23 +130,23 @@ class Program:
             sin=self.sin[token].data_ptr(),
             out=out[token].data_ptr(),
             scratch=self._scratch.data_ptr(),
-            query_step=step,
-            key_step=step,
-            width=self.cos.shape[1],
-            heads=block.kv_heads,
-            queries=block.heads // block.kv_heads,
-            dim=block.dim,
-            bytes=self._model.dtype.itemsize,
+            query_stride=stride,
+            key_stride=stride,
+            rotary_dim=self.cos.shape[1],
+            num_kv_heads=block.num_kv_heads,
+            num_kv_groups=block.num_heads // block.num_kv_heads,
+            head_dim=block.head_dim,
+            element_bytes=self._model.dtype.itemsize,
             spans=self._threads,
             scale=block.scale,
         )
-        self._made.append(attention)
+        self._operations.append(attention)
 
     def _norm(
-        self, norm: NormOf, x: Tensor, out: Tensor, added: tuple[Tensor, ...] = (), rows: int | None = None
+        self, norm: NormSpec, x: Tensor, out: Tensor, added: tuple[Tensor, ...] = (), rows: int | None = None
     ) -> None:
         first, second = (*added, None, None)[:2]
-        made = Norm(
+        operation = Norm(
             hidden=x.data_ptr(),
             added=None if first is None else first.data_ptr(),
             more=None if second is None else second.data_ptr(),
@@ -153,27 +155,27 @@ class Program:
             out=out.data_ptr(),
             width=norm.weight.shape[0],
             rows=self._tokens if rows is None else rows,
-            centred=int(norm.centred),
+            is_layer_norm=int(norm.is_layer_norm),
             eps=norm.eps,
         )
-        self._made.append(made)
+        self._operations.append(operation)
 
     def _product(self, name: str, layers: tuple[Any, ...], x: Tensor) -> Tensor:
-        """Append the products of `x` (n, in) with `layers`; what they give, side by side: (n, sum of out)."""
-        out = self._workspace.room(name, x.shape[0], sum(layer.out_features for layer in layers))
-        whole = _packed_together(layers)
+        """Append the products of `x` (n, in) with `layers`; returns their outputs, concatenated: (n, sum of out)."""
+        out = self._workspace.buffer(name, x.shape[0], sum(layer.out_features for layer in layers))
+        whole = _quantized_together(layers)
         if whole is not None:
             self._append_product(BITS[whole.kind], whole.data, whole.scales, _bias(layers), x, out)
             return out
         first = 0
         for layer in layers:
             to = out[:, first : first + layer.out_features]
-            packed = layer.packed if isinstance(layer, PackedLinear) else None
-            if packed is None:
+            quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
+            if quantized is None:
                 weight = layer.weight.detach().contiguous()
                 self._append_product(8 * weight.element_size(), weight, None, _bias((layer,)), x, to)
             else:
-                self._append_product(BITS[packed.kind], packed.data, packed.scales, _bias((layer,)), x, to)
+                self._append_product(BITS[quantized.kind], quantized.data, quantized.scales, _bias((layer,)), x, to)
             first += layer.out_features
         return out
 
@@ -189,38 +191,38 @@ class Program:
             scratch=self._scratch.data_ptr(),
             rows=out.shape[1],
             columns=x.shape[1],
-            out_step=out.stride(0),
+            out_stride=out.stride(0),
             bits=bits,
             count=x.shape[0],
         )
-        self._kept += [tensor for tensor in (data, scales, bias) if tensor is not None]
-        self._made.append(product)
+        self._weights += [tensor for tensor in (data, scales, bias) if tensor is not None]
+        self._operations.append(product)
 
-    def _room(self, name: str, width: int) -> Tensor:
-        return self._workspace.room(name, self._tokens, width)
+    def _buffer(self, name: str, width: int) -> Tensor:
+        return self._workspace.buffer(name, self._tokens, width)
 
 
-def _scratch_size(model: ModelOf, kernels: Kernels, tokens: int, threads: int) -> int:
-    """Floats that the greediest operation works in; one runs at a time."""
+def _scratch_size(model: ModelSpec, kernels: Kernels, tokens: int, threads: int) -> int:
+    """Scratch size in floats: maximum over operations."""
     sizes: list[int] = [tokens * kernels.product_scratch(model.head.in_features)]
     for block in model.blocks:
-        queries = block.heads // block.kv_heads
-        sizes.append(kernels.attention_scratch(block.kv_heads, queries, block.dim, threads))
-        layers: tuple[Any, ...] = (*block.read, block.write, *block.widen, block.narrow)
+        groups = block.num_heads // block.num_kv_heads
+        sizes.append(kernels.attention_scratch(block.num_kv_heads, groups, block.head_dim, threads))
+        layers: tuple[Any, ...] = (*block.qkv_proj, block.o_proj, *block.up_proj, block.down_proj)
         sizes += [tokens * kernels.product_scratch(layer.in_features) for layer in layers]
     return max(sizes)
 
 
-def _packed_together(layers: tuple[Any, ...]) -> PackedWeight | None:
-    """The one matrix that all of `layers` are parts of, in this order."""
-    if not all(isinstance(layer, PackedLinear) for layer in layers):
+def _quantized_together(layers: tuple[Any, ...]) -> QuantizedWeight | None:
+    """Return the quantized matrix that all of `layers` are parts of, in this order; None if there is none."""
+    if not all(isinstance(layer, QuantizedLinear) for layer in layers):
         return None
-    whole: PackedWeight = layers[0].whole
+    whole: QuantizedWeight = layers[0].whole
     return whole if all(layer.whole is whole for layer in layers) else None
 
 
 def _bias(layers: tuple[Any, ...]) -> Tensor | None:
-    """(sum of out_features,) float32; None where none has one."""
+    """(sum of out_features,) float32; None if no layer has a bias."""
     if all(layer.bias is None for layer in layers):
         return None
     rows = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float() for layer in layers]

@@ -1,4 +1,4 @@
-"""A decode step by compiled kernels: Python only says where the caches are and which tokens they get."""
+"""A decode step of compiled kernels: Python only passes the addresses of the caches and the tokens."""
 
 from __future__ import annotations
 
@@ -13,51 +13,53 @@ from torch.nn import functional
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.decode.native_program import ACTIVATIONS, Program, Workspace
-from streamchat.decode.spec import ModelOf
+from streamchat.decode.spec import ModelSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
-from streamchat.quantization.linear import PackedLinear
+from streamchat.quantization.linear import QuantizedLinear
 
-PACKED_TOKENS = 32
-"""At once, up to which the kernels read packed weights faster than a forward of transformers its own."""
+QUANTIZED_TOKENS = 32
+"""Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own."""
 NATIVE_TOKENS = 8
-"""The same for a model that is not packed."""
+"""The same for a model without quantized weights."""
 
 
-def compiles(model: ModelOf) -> bool:
-    """Whether the kernels serve all of `model`."""
+def kernels_support(model: ModelSpec) -> bool:
+    """Return whether the kernels support every part of `model`."""
     for block in model.blocks:
         act = block.act
         tanh = getattr(act, "approximate", "none") != "none"
         if type(act).__name__ not in ACTIVATIONS or tanh or getattr(act, "act", functional.gelu) is not functional.gelu:
             return False
-        queries, rest = divmod(block.heads, block.kv_heads)
-        if rest or queries > MAX_QUERIES or block.dim > MAX_HEAD_DIM:
+        groups, rest = divmod(block.num_heads, block.num_kv_heads)
+        if rest or groups > MAX_QUERIES or block.head_dim > MAX_HEAD_DIM:
             return False
-    plain = all(type(layer) in (nn.Linear, PackedLinear) for layer in _layers(model))
+    plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in _layers(model))
     return plain and model.dtype in (torch.bfloat16, torch.float32)
 
 
-def _layers(model: ModelOf) -> list[Any]:
+def _layers(model: ModelSpec) -> list[Any]:
     layers: list[Any] = [model.head]
     for block in model.blocks:
-        layers += [*block.read, block.write, *block.widen, block.narrow]
+        layers += [*block.qkv_proj, block.o_proj, *block.up_proj, block.down_proj]
     return layers
 
 
 class CompiledStep:
-    """(1, n) ids, (1, n) positions, the layers of the cache -> (1, n, vocabulary) float32 logits, of the last token
-    alone where `last_only`. Appends to the layers. n is up to `most`.
+    """(1, n) ids, (1, n) positions, the layers of the cache -> (1, n, vocabulary) float32 logits, or those of the last
+    token if `last_only`. Appends to the layers. n is at most `max_tokens`.
 
-    One call at a time: it works in memory of its own.
+    A lock serializes calls: they share one workspace.
     """
 
-    def __init__(self, model: ModelOf, kernels: Kernels) -> None:
+    def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
         self._model, self._kernels = model, kernels
-        packed = all(isinstance(layer, PackedLinear) for layer in _layers(model))
-        self.most = PACKED_TOKENS if packed else NATIVE_TOKENS
+        quantized = all(isinstance(layer, QuantizedLinear) for layer in _layers(model))
+        self.max_tokens = QUANTIZED_TOKENS if quantized else NATIVE_TOKENS
         self._table: Any = model.embedding.weight
-        self._empty = [torch.empty(1, block.kv_heads, 0, block.dim, dtype=model.dtype) for block in model.blocks]
+        self._empty = [
+            torch.empty(1, block.num_kv_heads, 0, block.head_dim, dtype=model.dtype) for block in model.blocks
+        ]
         self._lock = threading.Lock()
         self._programs: dict[tuple[int, bool, int], Program] = {}
         self._workspace: Workspace | None = None
@@ -68,7 +70,7 @@ class CompiledStep:
         """Run the program.
 
         Raises:
-            CacheError: The cache is in another number format than the model.
+            CacheError: The dtypes of cache and model differ.
         """
         with self._lock:
             tokens, threads = ids.shape[1], torch.get_num_threads()
@@ -80,32 +82,32 @@ class CompiledStep:
             for attentions, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(empty, empty)
-                held = layer.length
-                layer.claim(tokens)
+                cached = layer.length
+                layer.reserve_slots(tokens)
                 keys, values = layer.keys, layer.values
                 assert keys is not None
                 assert values is not None
                 if keys.dtype != self._model.dtype:
                     raise CacheError(
-                        f"a cache in {keys.dtype} cannot go on with a model in {self._model.dtype}; reset it"
+                        f"a cache in {keys.dtype} cannot be continued by a model in {self._model.dtype}; reset it first"
                     )
                 first_key, first_value = keys.data_ptr(), values.data_ptr()
-                head_bytes = keys.stride(1) * keys.element_size()
+                stride_bytes = keys.stride(1) * keys.element_size()
                 for attention in attentions:
-                    attention.keys, attention.values, attention.head_bytes = first_key, first_value, head_bytes
-                    attention.held = held
-                    held += 1
+                    attention.keys, attention.values, attention.head_stride_bytes = first_key, first_value, stride_bytes
+                    attention.cached = cached
+                    cached += 1
             self._kernels.run(program.operations, len(program.operations), threads)
             return program.logits[None].clone()
 
     def program(self, tokens: int, last_only: bool, threads: int) -> Program:
-        """The program for so many tokens, made at its first use."""
+        """Return the program for `tokens` tokens; it is built at first use."""
         key = tokens, last_only or tokens == 1, threads
-        found = self._programs.get(key)
-        if found is None:
+        program = self._programs.get(key)
+        if program is None:
             with torch.inference_mode(False), torch.no_grad():  # usable in any mode later
                 if self._workspace is None or any(threads != each for _, _, each in self._programs):
                     self._programs.clear()
-                    self._workspace = Workspace(self._model, self._kernels, self.most, threads)
-                found = self._programs[key] = Program(self._model, self._workspace, *key)
-        return found
+                    self._workspace = Workspace(self._model, self._kernels, self.max_tokens, threads)
+                program = self._programs[key] = Program(self._model, self._workspace, *key)
+        return program

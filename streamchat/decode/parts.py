@@ -1,4 +1,4 @@
-"""The parts of a decode step: each takes one token and few steps of Python."""
+"""The operations of a decode step, each for one token and with little Python overhead."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.spec import NormOf
-from streamchat.quantization.linear import PackedLinear
+from streamchat.decode.spec import NormSpec
+from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.weights import GROUP
 
-Part = Callable[[Tensor], Tensor]
+Op = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Kit:
-    """The parts of which there is a kind for a CPU and another one for a GPU."""
+class Backend:
+    """The operations that differ between CPU and GPU."""
 
-    norm: Callable[[NormOf, torch.dtype], Part]
+    norm: Callable[[NormSpec, torch.dtype], Op]
     """(1, hidden) float32 -> (1, hidden) of a dtype."""
     attend: Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
-    """As `attend` below; the first argument is what the step was given for the layer."""
+    """Like `attend` below; the first argument is what the step got for the layer."""
 
 
-def projection(*layers: Any) -> Part:
-    """(1, in) -> (1, sum of out): `layers` side by side, as one product where they were packed as one."""
-    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
-    whole = packed[0].whole if packed else None
-    if whole is None or any(layer.whole is not whole for layer in packed) or len(packed) != len(layers):
+def projection(*layers: Any) -> Op:
+    """(1, in) -> (1, sum of out): outputs of `layers`, concatenated; one product if they were quantized together."""
+    quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
+    whole = quantized[0].whole if quantized else None
+    if whole is None or any(layer.whole is not whole for layer in quantized) or len(quantized) != len(layers):
         return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
     data, scales, multiply = whole.data, whole.scales, whole.multiply
     half = layers[0].weight.dtype == torch.bfloat16
@@ -52,8 +52,8 @@ def projection(*layers: Any) -> Part:
     return lambda x: torch._weight_int4pack_mm_for_cpu(x, data, GROUP, scales)
 
 
-def rms_norm(of: NormOf, dtype: torch.dtype) -> Part:
-    """(1, hidden) float32 -> (1, hidden) of `dtype`: three operations in place of eight."""
+def rms_norm(of: NormSpec, dtype: torch.dtype) -> Op:
+    """(1, hidden) float32 -> (1, hidden) of `dtype`: three operations instead of eight."""
     weight, eps = of.weight[None], of.eps
     zeros, width = torch.zeros_like(weight), weight.shape[1]
 
@@ -65,35 +65,35 @@ def rms_norm(of: NormOf, dtype: torch.dtype) -> Part:
     return norm
 
 
-def layer_norm(of: NormOf, dtype: torch.dtype) -> Part:
+def layer_norm(of: NormSpec, dtype: torch.dtype) -> Op:
     """(1, hidden) float32 -> (1, hidden) of `dtype`."""
     return lambda h: functional.layer_norm(h, of.weight.shape, of.weight, of.bias, of.eps).to(dtype)
 
 
-def norm_of_row(of: NormOf, dtype: torch.dtype) -> Part:
-    """Either of them."""
-    return layer_norm(of, dtype) if of.centred else rms_norm(of, dtype)
+def norm_of_row(of: NormSpec, dtype: torch.dtype) -> Op:
+    """Return `layer_norm` or `rms_norm`, as `of` says."""
+    return layer_norm(of, dtype) if of.is_layer_norm else rms_norm(of, dtype)
 
 
-def head_norm(of: NormOf, dtype: torch.dtype) -> Part:
-    """(heads, dim) -> (heads, dim) of `dtype`, each head by itself."""
+def head_norm(of: NormSpec, dtype: torch.dtype) -> Op:
+    """(heads, head_dim) -> (heads, head_dim) of `dtype`: RMSNorm of each head."""
     return lambda x: functional.rms_norm(x.float(), of.weight.shape, of.weight, of.eps).to(dtype)
 
 
-def activation(module: nn.Module) -> Part:
-    """The function of an activation module, without the module's call where it is SiLU."""
+def activation(module: nn.Module) -> Op:
+    """Return the function of an activation module; for SiLU without the overhead of a module call."""
     return functional.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
 
 
 class Rotation:
-    """Rotary angles of one position, for tensors whose last dimension is rotated by halves."""
+    """Rotary angles of one position, for tensors whose last dimension is rotated by halves (`rotate_half`)."""
 
     def __init__(self, module: Any, like: Tensor, position_ids: Tensor) -> None:
         cos, sin = module(like, position_ids)
         self.width: int = cos.shape[-1]
         half = self.width // 2
         self._half, self._cos = half, cos.view(-1)
-        # rolling by half and negating the first half is what families call rotate_half
+        # transformers' rotate_half: roll by half and negate the first half
         self._sin = torch.cat([-sin.view(-1)[:half], sin.view(-1)[half:]])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -102,16 +102,16 @@ class Rotation:
 
 
 def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Append one token to `layer` and attend to all that it holds.
+    """Append one token to `layer` and attend to all cached tokens.
 
-    The query heads that share a head of keys are the queries of that head, so that nothing is repeated.
+    Query heads that share a key head are passed as several queries of that head, so keys are not repeated.
 
     Args:
-        layer: Gets the new key and value.
+        layer: The new key and value are appended to it.
         q: (num_heads, head_dim).
         k: (num_kv_heads, head_dim).
         v: (num_kv_heads, head_dim).
-        scale: Of the scores.
+        scale: Factor on the scores.
 
     Returns:
         (1, num_heads * head_dim).
@@ -120,7 +120,7 @@ def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float)
     keys, values = layer.update(k.view(1, heads, 1, dim), v.view(1, heads, 1, dim))
     queries = q.reshape(1, heads, -1, dim)
     count = queries.shape[2]
-    # The kernel is 1.3 times (one query in bfloat16: 3 times) as fast with an even number of queries.
+    # An even number of queries makes the kernel 1.3 times as fast (3 times for one query in bfloat16).
     if count % 2 and (count > 1 or q.dtype == torch.bfloat16):
         queries = functional.pad(queries, (0, 0, 0, 1))
         attended = functional.scaled_dot_product_attention(queries, keys, values, scale=scale)[:, :, :count]
@@ -129,4 +129,4 @@ def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float)
     return attended.reshape(1, -1)
 
 
-CPU = Kit(norm_of_row, attend)
+CPU = Backend(norm_of_row, attend)

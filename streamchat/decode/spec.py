@@ -1,4 +1,4 @@
-"""What a decode step needs to know of a model, read from its own modules, for the families known here."""
+"""The parts of a model that a decode step needs, read from the model's own modules, for the supported families."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class NormOf:
-    """RMSNorm, or LayerNorm where `centred`."""
+class NormSpec:
+    """RMSNorm, or LayerNorm if `is_layer_norm`."""
 
     weight: Tensor
     """(width,) float32."""
     bias: Tensor | None
     """(width,) float32."""
     eps: float
-    centred: bool
+    is_layer_norm: bool
 
 
 @dataclass(frozen=True)
-class BlockOf:
-    """One transformer block. Layers in a tuple read the same input and stand side by side."""
+class BlockSpec:
+    """One transformer block. Layers in a tuple share their input; their outputs are concatenated."""
 
-    before: NormOf
-    read: tuple[nn.Module, ...]
-    """Queries, keys and values."""
-    by_head: bool
-    """Query, key and value follow each other head by head, instead of all queries, all keys, all values."""
-    q_norm: NormOf | None
-    k_norm: NormOf | None
-    heads: int
-    kv_heads: int
-    dim: int
+    input_norm: NormSpec
+    qkv_proj: tuple[nn.Module, ...]
+    """Queries, keys and values: three layers, or one fused layer."""
+    qkv_by_head: bool
+    """The output is (q, k, v) of each head in turn, instead of all queries, all keys, all values."""
+    q_norm: NormSpec | None
+    k_norm: NormSpec | None
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
     scale: float
-    """Of the scores."""
-    write: nn.Module
-    between: NormOf
-    widen: tuple[nn.Module, ...]
+    """Factor on the attention scores."""
+    o_proj: nn.Module
+    post_attention_norm: NormSpec
+    up_proj: tuple[nn.Module, ...]
     """(gate, up), or one layer."""
     act: nn.Module
-    narrow: nn.Module
-    parallel: bool
-    """The MLP reads what the attention read."""
+    down_proj: nn.Module
+    parallel_residual: bool
+    """The MLP gets the input of the block, instead of that plus the attention's output."""
 
 
 @dataclass(frozen=True)
-class ModelOf:
+class ModelSpec:
     """A causal language model from ids to logits."""
 
     embedding: nn.Module
     rotary: nn.Module
-    blocks: tuple[BlockOf, ...]
-    norm: NormOf
+    blocks: tuple[BlockSpec, ...]
+    norm: NormSpec
     head: nn.Module
     dtype: torch.dtype
 
 
-def describe(model: Any) -> ModelOf | None:
-    """`model` (a causal LM of transformers, in eval mode), if it is of a family known here and nothing is unusual.
+def model_spec(model: Any) -> ModelSpec | None:
+    """Return the spec of `model` (a causal LM of transformers, in eval mode); None if it is not supported.
 
-    Known are the classes themselves, not what looks or calls itself alike.
+    The classes themselves are matched: subclasses and classes of the same name from elsewhere are not supported.
     """
     read = _FAMILIES.get(type(model).__name__)
     known = read is not None and type(model).__module__.startswith("transformers.models.")
@@ -71,43 +71,43 @@ def describe(model: Any) -> ModelOf | None:
 
 
 def _is_plain(config: Any) -> bool:
-    """Every layer attends to all that the cache holds, with the attention that is made anew here."""
+    """Return whether every layer attends to the whole cache, with the attention that is re-implemented here."""
     kinds = getattr(config, "layer_types", None) or ()
     sliding = getattr(config, "sliding_window", None) is not None and not kinds
     return config._attn_implementation == "sdpa" and not sliding and all(kind == "full_attention" for kind in kinds)
 
 
-def _llama(model: Any) -> ModelOf:
-    """Llama and its kin: Mistral, Qwen2 (biases), Qwen3 (norms of queries and keys)."""
+def _llama(model: Any) -> ModelSpec:
+    """Llama and its relatives: Mistral, Qwen2 (biases), Qwen3 (norms of queries and keys)."""
     body = model.model
     blocks = []
     for layer in body.layers:
         attention, mlp = layer.self_attn, layer.mlp
         q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         blocks.append(
-            BlockOf(
-                before=_rms(layer.input_layernorm),
-                read=(attention.q_proj, attention.k_proj, attention.v_proj),
-                by_head=False,
+            BlockSpec(
+                input_norm=_rms(layer.input_layernorm),
+                qkv_proj=(attention.q_proj, attention.k_proj, attention.v_proj),
+                qkv_by_head=False,
                 q_norm=None if q_norm is None else _rms(q_norm),
                 k_norm=None if k_norm is None else _rms(k_norm),
-                heads=attention.q_proj.out_features // attention.head_dim,
-                kv_heads=attention.k_proj.out_features // attention.head_dim,
-                dim=attention.head_dim,
+                num_heads=attention.q_proj.out_features // attention.head_dim,
+                num_kv_heads=attention.k_proj.out_features // attention.head_dim,
+                head_dim=attention.head_dim,
                 scale=attention.scaling,
-                write=attention.o_proj,
-                between=_rms(layer.post_attention_layernorm),
-                widen=(mlp.gate_proj, mlp.up_proj),
+                o_proj=attention.o_proj,
+                post_attention_norm=_rms(layer.post_attention_layernorm),
+                up_proj=(mlp.gate_proj, mlp.up_proj),
                 act=mlp.act_fn,
-                narrow=mlp.down_proj,
-                parallel=False,
+                down_proj=mlp.down_proj,
+                parallel_residual=False,
             )
         )
     head = model.get_output_embeddings()
-    return ModelOf(body.embed_tokens, body.rotary_emb, tuple(blocks), _rms(body.norm), head, model.dtype)
+    return ModelSpec(body.embed_tokens, body.rotary_emb, tuple(blocks), _rms(body.norm), head, model.dtype)
 
 
-def _neox(model: Any) -> ModelOf:
+def _neox(model: Any) -> ModelSpec:
     """GPT-NeoX: Pythia."""
     body = model.gpt_neox
     blocks = []
@@ -115,38 +115,38 @@ def _neox(model: Any) -> ModelOf:
         attention, mlp = layer.attention, layer.mlp
         heads = attention.query_key_value.out_features // (3 * attention.head_size)
         blocks.append(
-            BlockOf(
-                before=_layer_norm(layer.input_layernorm),
-                read=(attention.query_key_value,),
-                by_head=True,
+            BlockSpec(
+                input_norm=_layer_norm(layer.input_layernorm),
+                qkv_proj=(attention.query_key_value,),
+                qkv_by_head=True,
                 q_norm=None,
                 k_norm=None,
-                heads=heads,
-                kv_heads=heads,
-                dim=attention.head_size,
+                num_heads=heads,
+                num_kv_heads=heads,
+                head_dim=attention.head_size,
                 scale=attention.scaling,
-                write=attention.dense,
-                between=_layer_norm(layer.post_attention_layernorm),
-                widen=(mlp.dense_h_to_4h,),
+                o_proj=attention.dense,
+                post_attention_norm=_layer_norm(layer.post_attention_layernorm),
+                up_proj=(mlp.dense_h_to_4h,),
                 act=mlp.act,
-                narrow=mlp.dense_4h_to_h,
-                parallel=layer.use_parallel_residual,
+                down_proj=mlp.dense_4h_to_h,
+                parallel_residual=layer.use_parallel_residual,
             )
         )
     head, norm = model.get_output_embeddings(), _layer_norm(body.final_layer_norm)
-    return ModelOf(body.embed_in, body.rotary_emb, tuple(blocks), norm, head, model.dtype)
+    return ModelSpec(body.embed_in, body.rotary_emb, tuple(blocks), norm, head, model.dtype)
 
 
-def _rms(module: Any) -> NormOf:
-    return NormOf(module.weight.detach().float(), None, module.variance_epsilon, centred=False)
+def _rms(module: Any) -> NormSpec:
+    return NormSpec(module.weight.detach().float(), None, module.variance_epsilon, is_layer_norm=False)
 
 
-def _layer_norm(module: Any) -> NormOf:
+def _layer_norm(module: Any) -> NormSpec:
     bias = None if module.bias is None else module.bias.detach().float()
-    return NormOf(module.weight.detach().float(), bias, module.eps, centred=True)
+    return NormSpec(module.weight.detach().float(), bias, module.eps, is_layer_norm=True)
 
 
-_FAMILIES: dict[str, Callable[[Any], ModelOf]] = {
+_FAMILIES: dict[str, Callable[[Any], ModelSpec]] = {
     "LlamaForCausalLM": _llama,
     "MistralForCausalLM": _llama,
     "Qwen2ForCausalLM": _llama,

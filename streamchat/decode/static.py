@@ -1,7 +1,7 @@
-"""A decode step whose kernels read and write the same addresses at every token, as a CUDA graph has to.
+"""A decode step whose kernels read and write the same addresses for every token, as CUDA graphs require.
 
-What changes from token to token (the id, its position, where the live part of the cache begins and which slot is next)
-is in tensors on the device; attention runs over the whole buffers with a mask made from them.
+What changes from token to token (the id, its position, the first used slot and the next free one) is in tensors on the
+device. Attention runs over the whole buffers, with a mask computed from them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.decode.eager import Step, decode_step
-from streamchat.decode.parts import Kit, Part, layer_norm
-from streamchat.decode.spec import NormOf, describe
+from streamchat.decode.parts import Backend, Op, layer_norm
+from streamchat.decode.spec import NormSpec, model_spec
 
 Buffers = tuple[Tensor, Tensor]
 """Keys and values of a layer, (1, num_kv_heads, slots, head_dim) each."""
-# Their angles depend on how far the text goes, which is asked from the device in the middle of a step.
+# Their angles depend on the text's length, which they read back from the device in the middle of a step.
 CHANGING_ROPES = ("dynamic", "longrope")
 
 
 class Inputs:
-    """What a step reads, on `device`."""
+    """The input tensors of a step, on `device`."""
 
     def __init__(self, device: torch.device) -> None:
         def number(*shape: int) -> Tensor:
@@ -36,10 +36,10 @@ class Inputs:
             self.start, self.slot = number(1), number(1)
 
     def fill(self, ids: Tensor, positions: Tensor, start: int, slot: int) -> None:
-        """Make the next step that of (1, 1) `ids` at (1, 1) `positions`, written to `slot`, seeing `[start, slot]`."""
+        """Set the next step's (1, 1) `ids` and `positions`; it writes to `slot` and attends to `[start, slot]`."""
         self.ids.copy_(ids)
         self.positions.copy_(positions)
-        # as arguments of a kernel: nothing is copied from the host
+        # passed as kernel arguments: no copy from the host
         self.start.fill_(start)
         self.slot.fill_(slot)
 
@@ -51,29 +51,29 @@ class StaticLayer:
     keys: Tensor
     values: Tensor
     slot: Tensor
-    """(1,) int64: the one that is written."""
+    """(1,) int64: the slot to write."""
     mask: Tensor
     """(1, 1, 1, slots) of the model's dtype, added to the scores: 0 or -inf."""
 
 
 def static_step(model: Any) -> Step | None:
-    """The step of `model` on `StaticLayer`s, to be given to `bound`; None for a model that has none."""
+    """Return the step of `model` on `StaticLayer`s, for `bind`; None if the model is not supported."""
     changing = any(getattr(module, "rope_type", None) in CHANGING_ROPES for module in model.modules())
-    described = describe(model)
-    return None if changing or described is None else decode_step(described, STATIC)
+    spec = model_spec(model)
+    return None if changing or spec is None else decode_step(spec, STATIC)
 
 
-def bound(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """`step` on these tensors: each call reads `inputs`, writes one slot of `buffers`, returns (1, 1, vocabulary).
+def bind(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Bind `step` to these tensors: each call reads `inputs`, writes one slot of `buffers`, returns (1, 1, vocabulary).
 
-    Repeating a call changes nothing. `dtype` is the model's.
+    The call is idempotent. `dtype` is the model's.
     """
 
     def run() -> Tensor:
         keys = buffers[0][0]
         slots = torch.arange(keys.shape[2], device=keys.device)
-        unseen = (slots < inputs.start).logical_or_(slots > inputs.slot)
-        mask = torch.zeros(keys.shape[2], dtype=dtype, device=keys.device).masked_fill_(unseen, float("-inf"))
+        unused = (slots < inputs.start).logical_or_(slots > inputs.slot)
+        mask = torch.zeros(keys.shape[2], dtype=dtype, device=keys.device).masked_fill_(unused, float("-inf"))
         mask = mask.view(1, 1, 1, -1)
         layers = [StaticLayer(keys, values, inputs.slot, mask) for keys, values in buffers]
         return step(inputs.ids, inputs.positions, layers)
@@ -81,15 +81,15 @@ def bound(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.d
     return run
 
 
-def norm(of: NormOf, dtype: torch.dtype) -> Part:
-    """(1, hidden) float32 -> (1, hidden) of `dtype`; nothing is read back from the device."""
-    if of.centred:
+def norm(of: NormSpec, dtype: torch.dtype) -> Op:
+    """(1, hidden) float32 -> (1, hidden) of `dtype`, without reading anything back from the device."""
+    if of.is_layer_norm:
         return layer_norm(of, dtype)
     return lambda h: functional.rms_norm(h, of.weight.shape, of.weight, of.eps).to(dtype)
 
 
 def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Write one token to its slot and attend to all that are seen. Shapes as in `parts.attend`."""
+    """Write one token to its slot and attend to all unmasked slots. Shapes as in `parts.attend`."""
     heads, dim = k.shape
     layer.keys.index_copy_(2, layer.slot, k.view(1, heads, 1, dim))
     layer.values.index_copy_(2, layer.slot, v.view(1, heads, 1, dim))
@@ -100,4 +100,4 @@ def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) ->
     return attended.reshape(1, -1)
 
 
-STATIC = Kit(norm, attend)
+STATIC = Backend(norm, attend)

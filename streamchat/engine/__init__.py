@@ -1,1 +1,1 @@
-"""The engine: one owner thread for model and cache, requests in, events out."""
+"""The engine: one thread that owns model and cache, requests in, events out."""

@@ -1,4 +1,4 @@
-"""The engine: one owner thread for model and cache, one queue of requests in, one stream of events out."""
+"""The engine: one thread that owns model and cache, a queue of requests in, a stream of events out."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ _log = logging.getLogger(__name__)
 
 IDLE_INTERVAL_S = 1.0
 SAVING_S = 60.0
-"""How much longer leaving waits where the cache is being written to the disk."""
+"""How much longer `close` waits while the cache is written to the disk."""
 
 
 @dataclass
 class _Turn:
     text: str | None
-    """None = the newest message once more."""
+    """None = retry the last message."""
     replacing: bool = False
-    """The newest turn is taken back first."""
+    """Undo the newest turn first."""
     reply: str | None = None
-    """Given, and not to be generated."""
+    """Reply supplied by the caller (not generated)."""
     pin: bool = False
     summary: bool = False
-    """No turn of the conversation: a summary of what would leave next."""
+    """Summarize the turns to be evicted next, without adding a turn."""
     cancel: threading.Event = field(default_factory=threading.Event)
 
 
 class _Closing(Exception):
-    """Loading was interrupted because the engine closes."""
+    """Loading was interrupted because the engine is closing."""
 
 
 class Engine:
     """Implements `ChatEngine`. All methods may be called from any thread and return at once.
 
     Args:
-        configuration: Settings, and where they came from for messages.
-        load: Gets the model; replaceable for tests.
-        open_store: Opens the store of saved conversations; None saves nothing.
-        session: The saved conversation to go on with; None begins a new one.
-        agreed_model: The model that the user agreed to load for it, if only an imported file named that.
+        configuration: Settings and their origins, for messages.
+        load: Loads the model; replaceable for tests.
+        open_store: Opens the store of saved sessions; None saves nothing.
+        session: The saved session to resume; None starts a new one.
+        agreed_model: The model that the user agreed to load for it, if only an imported file named it.
     """
 
     def __init__(
@@ -80,27 +80,27 @@ class Engine:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """The current settings."""
         return self._owner.settings
 
     @property
     def busy(self) -> bool:
-        """A turn is running or queued."""
+        """Whether a turn is running or queued."""
         with self._lock:
             return bool(self._turns)
 
     @property
     def saving(self) -> bool:
-        """The cache is being written to the disk; leaving waits for that."""
+        """Whether the cache is being written to the disk; closing waits for it."""
         return self._owner.archive.saving.is_set()
 
     @property
     def conversation(self) -> Conversation | None:
-        """What the engine's thread works on. For subscribers, which are called on that thread, and for nobody else."""
+        """The active conversation. Only for subscribers, which are called on the engine's thread."""
         return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
-        """Call `sink` with every event, on the engine's thread; returns a function that ends it."""
+        """Call `sink` with every event, on the engine's thread; return a function that unsubscribes it."""
         self._sinks.append(sink)
 
         def unsubscribe() -> None:
@@ -109,8 +109,8 @@ class Engine:
 
         return unsubscribe
 
-    def tell(self, event: ev.Event) -> None:
-        """Say something to all subscribers, in the engine's name, on the caller's thread."""
+    def publish(self, event: ev.Event) -> None:
+        """Emit an event to all subscribers, on the caller's thread."""
         self._emit(event)
 
     def start(self) -> None:
@@ -122,15 +122,15 @@ class Engine:
         self._queue(_Turn(encodable(text)))
 
     def retry(self) -> None:
-        """Take the newest turn back and answer its message once more."""
+        """Undo the newest turn and reply to its message again."""
         self._queue(_Turn(None, replacing=True))
 
     def edit(self, text: str) -> None:
-        """Take the newest turn back and send `text` in its place."""
+        """Undo the newest turn and send `text` instead."""
         self._queue(_Turn(encodable(text), replacing=True))
 
     def quote(self, text: str, reply: str, pin: bool) -> None:
-        """Put a text before the model with a given reply, and keep it where `pin` says so."""
+        """Run a turn with a given reply, and pin it if `pin`."""
         self._queue(_Turn(encodable(text), reply=encodable(reply), pin=pin))
 
     def _queue(self, turn: _Turn) -> None:
@@ -139,25 +139,25 @@ class Engine:
         self._requests.put(turn)
 
     def undo(self, to_edit: bool = False) -> None:
-        """Take the newest turn back."""
+        """Undo the newest turn."""
         self._requests.put(lambda: self._owner.undo_as_asked(to_edit))
 
     def compact(self) -> None:
-        """Have the model sum up what would leave next."""
+        """Summarize the turns to be evicted next."""
         self._queue(_Turn(None, summary=True))
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Go on with a saved conversation."""
+        """Resume a saved session."""
         self._requests.put(lambda: self._owner.open_session(session, agreed_model))
 
     def stop_reply(self) -> None:
-        """Stop the running turn, or take back the one that waits longest."""
+        """Stop the running turn, or cancel the first queued one."""
         with self._lock:
             if self._turns:
                 self._turns[0].cancel.set()
 
     def clear(self) -> None:
-        """Forget the conversation."""
+        """Clear the conversation."""
         self._requests.put(self._owner.start_over)
 
     def set_system_prompt(self, text: str) -> None:
@@ -169,11 +169,11 @@ class Engine:
         self._requests.put(lambda: self._owner.set_option(name, value))
 
     def pin(self, turn: int) -> None:
-        """Keep this turn in the cache."""
+        """Pin a turn in the cache."""
         self._requests.put(lambda: self._owner.set_pin(turn, True))
 
     def unpin(self, turn: int) -> None:
-        """Let this turn leave again."""
+        """Unpin a turn."""
         self._requests.put(lambda: self._owner.set_pin(turn, False))
 
     def switch_model(self, name: str) -> None:
@@ -181,11 +181,11 @@ class Engine:
         self._requests.put(lambda: self._owner.switch_model(name))
 
     def count_tokens(self, text: str) -> None:
-        """Measure a text that may be sent."""
+        """Count the tokens of a text."""
         self._requests.put(lambda: self._owner.count(text))
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """Stop everything; returns whether the thread ended in time. A cache that is being saved gets more of it."""
+        """Stop everything; return whether the thread ended in time. Waits longer while the cache is being saved."""
         self._closing.set()
         with self._lock:
             for turn in self._turns:
@@ -203,7 +203,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._owner.begin(self._session, self._agreed_model)
+            self._owner.start(self._session, self._agreed_model)
             self._owner.sample_status()
             self._serve()
         except _Closing:
@@ -237,24 +237,24 @@ class Engine:
                 self._owner.sample_status()
                 continue
             if isinstance(request, _Turn):
-                self._take_turn(request)
+                self._run_turn(request)
             elif request is not None:
                 request()
                 self._owner.sample_status()
 
-    def _take_turn(self, turn: _Turn) -> None:
-        def over() -> None:
+    def _run_turn(self, turn: _Turn) -> None:
+        def on_done() -> None:
             with self._lock:
                 self._turns.remove(turn)
 
         if turn.summary:
-            self._owner.compact(turn.cancel.is_set, over)
+            self._owner.compact(turn.cancel.is_set, on_done)
             return
         cancelled = turn.cancel.is_set
         if turn.replacing and not cancelled():
-            self._owner.replace_turn(turn.text, cancelled, over=over)
+            self._owner.replace_turn(turn.text, cancelled, on_done=on_done)
         else:
-            self._owner.take_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, over=over)
+            self._owner.run_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, on_done=on_done)
 
     def _emit(self, event: ev.Event) -> None:
         for sink in list(self._sinks):

@@ -1,6 +1,6 @@
-"""What the engine's thread does: it owns model, cache, conversation and the record of it, and carries out requests.
+"""The engine's thread: owns model, cache, conversation and archive, and executes requests.
 
-Nothing here may be called from another thread; `Engine` is the way in.
+Nothing here may be called from another thread; use `Engine`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from streamchat.base.errors import ConfigError, SessionError, StreamchatError, T
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Assembled, Load, Progress, assemble
-from streamchat.sessions.archive import Archive, Held, OpenStore
-from streamchat.sessions.settings import foreign_model, foreign_model_sentence, resumed_configuration
+from streamchat.conversation.assemble import Load, Progress, StartedConversation, assemble
+from streamchat.sessions.archive import ActiveConversation, Archive, OpenStore
+from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -30,57 +30,57 @@ STATUS_INTERVAL_S = 0.5
 
 
 class Owner:
-    """Model, conversation and record.
+    """Owns model, conversation and archive.
 
     Args:
-        configuration: Settings, and where they came from for messages.
-        load: Gets the model.
-        emit: Tells the faces.
-        progress: Tells the progress of loading; may raise to end it.
-        open_store: Opens the store; None where nothing is to be saved.
+        configuration: Settings and their origins, for messages.
+        load: Loads the model.
+        publish: Sends an event to the front ends.
+        progress: Reports the progress of loading; may raise to stop it.
+        open_store: Opens the store; None if nothing is saved.
     """
 
     def __init__(
         self,
         configuration: Configuration,
         load: Load,
-        emit: Callable[[ev.Event], None],
+        publish: Callable[[ev.Event], None],
         progress: Progress,
         open_store: OpenStore | None,
     ) -> None:
-        self._configuration, self._load, self._tell, self._progress = configuration, load, emit, progress
+        self._configuration, self._load, self._publish, self._progress = configuration, load, publish, progress
         self.settings = configuration.settings
         self.conversation: Conversation | None = None
-        self.archive = Archive(open_store, emit)
+        self.archive = Archive(open_store, publish)
         self._loaded: LoadedModel | None = None
         self._info: ev.ModelInfo | None = None
         self._device = "cpu"
         self._busy = False
         self._pin_next = False
-        """A pinned turn was taken back for another try or an edit: what takes its place is pinned."""
+        """Whether to pin the next turn, because it replaces a pinned one."""
         self._last_status = 0.0
 
-    # --- beginning and ending ----------------------------------------------------------------------------------
+    # --- start and end -----------------------------------------------------------------------------------------
 
-    def begin(self, session: str | None, agreed_model: str = "") -> None:
-        """Load the model and hold a new conversation, or the saved one `session` (see `open_session`).
+    def start(self, session: str | None, agreed_model: str = "") -> None:
+        """Load the model and start a new conversation, or resume the saved `session` (see `open_session`).
 
         Raises:
-            StreamchatError: There is no conversation to be had.
+            StreamchatError: No conversation could be started.
         """
         self.archive.open(required=session is not None)
         if session is None:
             self._prepare(self._configuration)
-            self.archive.begin(self._held)
-            if sentence := self.archive.killed():
+            self.archive.start(self._active)
+            if sentence := self.archive.unclean_exit_notice():
                 self.emit(ev.Notice(sentence))
         else:
             self._open_session(session, agreed_model)
 
     def end(self) -> None:
-        """Save what can be saved and let go of everything."""
+        """Save everything and close."""
         try:
-            self._leave_in_order()
+            self._flush_and_snapshot()
             self.archive.close()
         except Exception:
             _log.exception("saving at the end failed")
@@ -88,26 +88,26 @@ class Owner:
             self.conversation.close()
 
     @property
-    def _held(self) -> Held:
+    def _active(self) -> ActiveConversation:
         assert self.conversation is not None
         assert self._info is not None
-        return Held(self.conversation, self._info, self.settings)
+        return ActiveConversation(self.conversation, self._info, self.settings)
 
-    def _leave_in_order(self) -> None:
-        """The running conversation may be left now."""
-        self.archive.leave_in_order(None if self.conversation is None else self._held)
+    def _flush_and_snapshot(self) -> None:
+        """Flush the active conversation to disk before switching away."""
+        self.archive.flush_and_snapshot(None if self.conversation is None else self._active)
 
     # --- the model ---------------------------------------------------------------------------------------------
 
     def _prepare(
         self, configuration: Configuration, *, reuse: bool = False, then: Callable[[], None] = lambda: None
     ) -> None:
-        """Have a conversation on the model of `configuration`, and say that it is ready.
+        """Start a conversation on the model of `configuration`, and emit `ModelReady`.
 
         Args:
             configuration: Settings and their origins.
-            reuse: On the model that is loaded, where it is that one.
-            then: Done before it is ready: a face that asks at once meets what this made.
+            reuse: Reuse the loaded model if it is the same.
+            then: Called before `ModelReady` is emitted, so that front ends see its effect by then.
         """
         started = time.perf_counter()
         self._progress("Starting", 0, 0, "")
@@ -115,16 +115,16 @@ class Owner:
         previous = self.conversation
         loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)
         if same and previous is not None:
-            previous.close()  # one hook a model
+            previous.close()  # only one hook per model
         try:
             assembled = assemble(configuration, loaded, self.emit, self._progress)
         except BaseException:
             if same and previous is not None:
                 previous.reopen()
             raise
-        self._take(configuration, loaded, assembled)
+        self._install(configuration, loaded, assembled)
         if not same:
-            self.archive.forget_model()
+            self.archive.release_model()
         if previous is not None:
             previous.close()
             previous = None
@@ -136,46 +136,46 @@ class Owner:
         for text in assembled.notes:
             self.emit(ev.Notice(text))
 
-    def _take(self, configuration: Configuration, loaded: LoadedModel, assembled: Assembled) -> None:
+    def _install(self, configuration: Configuration, loaded: LoadedModel, assembled: StartedConversation) -> None:
         self._loaded, self._info, self.conversation = loaded, assembled.info, assembled.conversation
         self._configuration, self.settings = configuration, configuration.settings
         self._device = assembled.device
         self._pin_next = False
 
     def switch_model(self, name: str) -> None:
-        """Load another model and start over with it; the old one stays where that fails."""
+        """Load another model and start over with it; keep the old one if that fails."""
         settings = replace(self.settings, model=name)
         origins = {**self._configuration.origins, "model": "/model"}
-        self._leave_in_order()
+        self._flush_and_snapshot()
         try:
             self._prepare(replace(self._configuration, settings=settings, origins=origins))
         except StreamchatError as error:
             _log.warning("switching to %s failed", name, exc_info=True)
-            self.emit(ev.Notice(f"{error}; the conversation goes on with the model it has", "error"))
+            self.emit(ev.Notice(f"{error}; keeping the current model", "error"))
         except Exception as error:
             _log.exception("switching to %s failed", name)
             first = (str(error).splitlines() or [""])[0]
-            text = f"{name} could not be loaded ({type(error).__name__}: {first}); the conversation goes on"
+            text = f"{name} could not be loaded ({type(error).__name__}: {first}); keeping the current model"
             self.emit(ev.Notice(text, "error"))
         else:
-            self.archive.begin(self._held)
+            self.archive.start(self._active)
 
-    # --- saved conversations -----------------------------------------------------------------------------------
+    # --- saved sessions ----------------------------------------------------------------------------------------
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Leave the running conversation, which stays saved, for another one.
+        """Close the current session, which stays saved, and resume another one.
 
         Args:
-            session: Its id.
-            agreed_model: The model that the user agreed to load although only an imported file named it.
+            session: Session id.
+            agreed_model: The model that the user agreed to load, if only an imported file named it.
         """
         if self.archive.recorder is None:
-            self.emit(ev.Notice("Conversations are not saved in this run, so none can be opened.", "error"))
+            self.emit(ev.Notice("Sessions are not saved in this run, so none can be opened.", "error"))
             return
         if session == self.archive.session:
-            self.emit(ev.Notice(f"The conversation {session} is the one that is open."))
+            self.emit(ev.Notice(f"The session {session} is already open."))
             return
-        self._leave_in_order()
+        self._flush_and_snapshot()
         previous = self.conversation
         try:
             self._open_session(session, agreed_model)
@@ -185,76 +185,76 @@ class Owner:
             if not isinstance(error, StreamchatError):
                 what = f"{session} could not be opened ({type(error).__name__}: {(what.splitlines() or [''])[0]})"
             if self.conversation is previous:
-                what += "; the conversation that is open goes on"
+                what += "; the current conversation continues"
             else:
-                what += "; it stays saved, and a new conversation was begun"
-                self.archive.begin(self._held)
-                self.emit(ev.ModelReady(self._held.info, 0.0))
+                what += "; it stays saved, and a new conversation was started"
+                self.archive.start(self._active)
+                self.emit(ev.ModelReady(self._active.info, 0.0))
             self.emit(ev.Notice(what, "error"))
 
     def _open_session(self, session: str, agreed_model: str) -> None:
-        opening = self.archive.claim(session)
-        model = foreign_model(self._configuration, opening.info)
+        claimed = self.archive.claim(session)
+        model = foreign_model(self._configuration, claimed.info)
         if model and model != agreed_model:
-            opening.lock.release()
-            sentence = foreign_model_sentence(opening.info, model)
+            claimed.lock.release()
+            sentence = foreign_model_notice(claimed.info, model)
             raise SessionError(f"{sentence}; `/resume {session} yes` loads it")
         sentences: list[str] = []
 
         def restore() -> None:
-            event, told = self.archive.restore(self._held, opening)
-            sentences.extend(told)
+            event, notices = self.archive.restore(self._active, claimed)
+            sentences.extend(notices)
             self.emit(ev.SessionOpened(event.session))
             self.emit(event)
 
         try:
-            self._prepare(resumed_configuration(self._configuration, opening.info), reuse=True, then=restore)
+            self._prepare(resumed_configuration(self._configuration, claimed.info), reuse=True, then=restore)
         except BaseException:
-            opening.lock.release()
+            claimed.lock.release()
             raise
         for text in sentences:
             self.emit(ev.Notice(text))
 
     # --- turns -------------------------------------------------------------------------------------------------
 
-    def take_turn(
+    def run_turn(
         self,
         text: str,
         cancelled: Callable[[], bool],
         *,
         reply: str | None = None,
         pin: bool = False,
-        over: Callable[[], None],
+        on_done: Callable[[], None],
     ) -> None:
-        """A turn, told up to `TurnFinished`, and pinned where that is wanted.
+        """Run a turn, emit its events up to `TurnFinished`, and pin it if requested.
 
         Args:
             text: The user's message.
-            cancelled: Asked before each forward.
-            reply: The answer, where it is given.
-            pin: Pin the turn if it stays; a turn in place of a pinned one is pinned in any case.
-            over: Called when the turn has ended, before that is told.
+            cancelled: Called before each forward; returns whether to stop.
+            reply: A given reply; None to generate one.
+            pin: Pin the turn unless it is rolled back. A turn that replaces a pinned one is always pinned.
+            on_done: Called when the turn has ended, before `TurnFinished` is emitted.
         """
         conversation = self.conversation
         assert conversation is not None
         self._busy = True
         if cancelled():
-            outcome = self._unstarted("cancelled", "")
+            outcome = self._failed_outcome("cancelled", "")
         else:
             try:
                 outcome = conversation.run_turn(text, cancelled, reply)
             except TurnError as error:
                 _log.warning("turn failed", exc_info=True)
-                outcome = self._unstarted("error", str(error))
+                outcome = self._failed_outcome("error", str(error))
             except Exception as error:
                 _log.exception("turn failed")
                 first = (str(error).splitlines() or [""])[0]
-                outcome = self._unstarted(
-                    "error", f"the turn failed and was taken back: {type(error).__name__}: {first}"
+                outcome = self._failed_outcome(
+                    "error", f"the turn failed and was rolled back: {type(error).__name__}: {first}"
                 )
         self.archive.changed |= not outcome.rolled_back
         self._busy = False
-        over()
+        on_done()
         self._finish(text, outcome)
         if outcome.rolled_back:
             return
@@ -263,29 +263,29 @@ class Owner:
             self.set_pin(outcome.turn, True)
         every = self.settings.snapshot_turns
         if every and outcome.turn % every == 0:
-            self.archive.snapshot(self._held)
+            self.archive.snapshot(self._active)
 
-    def replace_turn(self, text: str | None, cancelled: Callable[[], bool], *, over: Callable[[], None]) -> None:
-        """Take the newest turn back and answer `text` in its place, or its own message once more.
+    def replace_turn(self, text: str | None, cancelled: Callable[[], bool], *, on_done: Callable[[], None]) -> None:
+        """Undo the newest turn and reply to `text` instead, or to its own message again.
 
         Args:
             text: The changed message; None for the same one.
-            cancelled: Asked before each forward.
-            over: Called when the new turn has ended, before that is told.
+            cancelled: Called before each forward; returns whether to stop.
+            on_done: Called when the new turn has ended, before `TurnFinished` is emitted.
         """
         try:
             before = self.undo(replaced=True)
         except ConfigError as error:
-            over()
+            on_done()
             self.refuse_turn(text or "", str(error))
             return
-        self.take_turn(before if text is None else text, cancelled, over=over)
+        self.run_turn(before if text is None else text, cancelled, on_done=on_done)
 
     def refuse_turn(self, text: str, message: str) -> None:
-        """A turn that cannot begin."""
-        self._finish(text, self._unstarted("error", message))
+        """Emit `TurnFinished` with an error for a turn that cannot start."""
+        self._finish(text, self._failed_outcome("error", message))
 
-    def _unstarted(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
+    def _failed_outcome(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
         from streamchat.conversation.conversation import TurnOutcome
 
         assert self.conversation is not None
@@ -326,16 +326,16 @@ class Owner:
         )
 
     def undo(self, *, replaced: bool = False, to_edit: bool = False) -> str:
-        """Take the newest turn back; returns its message.
+        """Undo the newest turn; return its message.
 
-        A turn that takes the place of a pinned one (`replaced`, `to_edit`) will be pinned, too.
+        A turn that replaces a pinned one (`replaced`, `to_edit`) will also be pinned.
 
         Args:
-            replaced: Another try follows.
-            to_edit: The user wants the message back.
+            replaced: Whether another turn replaces it.
+            to_edit: Whether the user wants to edit the message.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: Nothing to undo, or the turn is too old.
         """
         from streamchat.conversation.pins import is_pinned
 
@@ -344,18 +344,18 @@ class Owner:
         started = time.perf_counter()
         turn = conversation.log.turns[-1] if conversation.log.turns else None
         was_pinned = turn is not None and is_pinned(turn, conversation.cache.pins, conversation.cache.num_sink_tokens)
-        taken = conversation.undo(same_draw=not replaced)
+        result = conversation.undo(restore_rng=not replaced)
         assert turn is not None
         self._pin_next = was_pinned and (replaced or to_edit)
-        self.archive.undone(turn.number)
+        self.archive.record_undo(turn.number)
         self.emit(
             ev.TurnUndone(
                 turn.number,
                 turn.text,
                 turn.reply,
                 conversation.state(),
-                taken.restored,
-                taken.read_again,
+                result.restored,
+                result.read_again,
                 time.perf_counter() - started,
                 replaced,
                 to_edit,
@@ -364,36 +364,36 @@ class Owner:
         return turn.text
 
     def undo_as_asked(self, to_edit: bool) -> None:
-        """`undo`, with a notice where there is nothing to take back."""
+        """Call `undo`; emit a notice if there is nothing to undo."""
         try:
             self.undo(to_edit=to_edit)
         except ConfigError as error:
             self.emit(ev.Notice(str(error), "warning"))
 
-    def compact(self, cancelled: Callable[[], bool], over: Callable[[], None]) -> None:
-        """Have the model sum up the turns that would leave next; the conversation is as before afterwards."""
-        from streamchat.conversation.summarize import summarise
+    def compact(self, cancelled: Callable[[], bool], on_done: Callable[[], None]) -> None:
+        """Summarize the turns to be evicted next; the conversation does not change."""
+        from streamchat.conversation.summarize import summarize
 
         assert self.conversation is not None
         self._busy = True
         summary = ev.SummaryReady("", (0, 0))
         try:
-            summary = summarise(self.conversation, cancelled, self.emit)
+            summary = summarize(self.conversation, cancelled, self.emit)
         except StreamchatError as error:
             self.emit(ev.Notice(str(error), "warning"))
         except Exception as error:
-            _log.exception("summing up failed")
+            _log.exception("summarizing failed")
             first = (str(error).splitlines() or [""])[0]
-            self.emit(ev.Notice(f"no summary came of it: {type(error).__name__}: {first}", "error"))
+            self.emit(ev.Notice(f"summarizing failed: {type(error).__name__}: {first}", "error"))
         finally:
             self._busy = False
-            over()
+            on_done()
         self.emit(summary)
 
     # --- everything else ---------------------------------------------------------------------------------------
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
-        """Forget the conversation; it stays saved."""
+        """Clear the conversation; its session stays saved."""
         from streamchat.conversation.template.format import choose_format
 
         conversation = self.conversation
@@ -402,28 +402,28 @@ class Owner:
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
         before = conversation.encoder.format
-        self._leave_in_order()
+        self._flush_and_snapshot()
         try:
             chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
             conversation.start_over(chat_format)
         except ConfigError as error:
-            self.emit(ev.Notice(f"Nothing was changed: {error}", "error"))
+            self.emit(ev.Notice(f"Nothing has changed: {error}", "error"))
             return
         self.settings = conversation.settings = settings
         self._pin_next = False
-        self.archive.begin(self._held)
+        self.archive.start(self._active)
         self.emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
         for note in chat_format.notes:
-            if note not in before.notes:  # what another system prompt brings with it
+            if note not in before.notes:  # caused by the new system prompt
                 self.emit(ev.Notice(note))
 
     def count(self, text: str) -> None:
-        """Measure a text."""
+        """Count the tokens of a text."""
         assert self.conversation is not None
         self.emit(ev.TextCounted(text, len(self.conversation.encoder.text(encodable(text)))))
 
     def set_pin(self, number: int, pinned: bool) -> None:
-        """Keep a turn, or let it leave again."""
+        """Pin or unpin a turn."""
         assert self.conversation is not None
         try:
             tokens = self.conversation.set_pin(number, pinned)
@@ -444,14 +444,14 @@ class Owner:
     # --- events ------------------------------------------------------------------------------------------------
 
     def emit(self, event: ev.Event) -> None:
-        """Record it, tell it, and say how things stand where that is due."""
-        self.archive.take(event)
-        self._tell(event)
+        """Record and publish an event; sample the status if it is due."""
+        self.archive.record(event)
+        self._publish(event)
         if time.perf_counter() - self._last_status >= STATUS_INTERVAL_S:
             self.sample_status()
 
     def sample_status(self) -> None:
-        """Tell the live figures."""
+        """Publish the live figures."""
         conversation = self.conversation
         if conversation is None:
             return
@@ -471,11 +471,11 @@ class Owner:
             decode_tps=conversation.decode_tps,
             busy=self._busy,
         )
-        self.archive.sampled(sample, self._info)
-        self._tell(sample)
+        self.archive.record_status(sample, self._info)
+        self._publish(sample)
 
 
 def _same_model(one: Settings, other: Settings) -> bool:
-    """Whether settings load the same weights in the same way."""
+    """Return whether both settings load the same weights in the same way."""
     names = ("model", "device", "dtype", "weights", "kernels", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)

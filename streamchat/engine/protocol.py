@@ -1,4 +1,4 @@
-"""What a face may ask of the engine. App and prompt are written against this, and tested with a scripted one."""
+"""The interface of the engine for front ends, which are tested with a scripted implementation of it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from streamchat.config.settings import Settings
 
 
 class ChatEngine(Protocol):
-    """Requests are queued and carried out in order by one owner thread; all methods return at once.
+    """Requests are queued and processed in order by one thread; all methods return at once.
 
-    What happens is told to the subscribers, on the engine's thread: a screen must hand events over to its own loop.
+    Events are emitted to subscribers on the engine's thread: a front end must pass them to its own event loop.
     """
 
     @property
     def settings(self) -> Settings:
-        """The settings in force, including changes by `set_option`."""
+        """The current settings, including changes by `set_option`."""
         ...
 
     @property
     def busy(self) -> bool:
-        """A turn is running or queued."""
+        """Whether a turn is running or queued."""
         ...
 
     def subscribe(self, sink: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `sink` with every event from now on; returns a function that ends it."""
+        """Call `sink` with every event from now on; return a function that unsubscribes it."""
         ...
 
     def start(self) -> None:
@@ -38,11 +38,11 @@ class ChatEngine(Protocol):
         ...
 
     def stop_reply(self) -> None:
-        """Stop the running turn soon. Text that was shown stays and the turn is closed; else it is rolled back."""
+        """Stop the running turn soon. Text that was shown is kept; a turn without any is rolled back."""
         ...
 
     def clear(self) -> None:
-        """Forget the conversation, keep model, system prompt and settings; `ConversationCleared` follows."""
+        """Clear the conversation, keep model, system prompt and settings; `ConversationCleared` follows."""
         ...
 
     def set_system_prompt(self, text: str) -> None:
@@ -54,62 +54,62 @@ class ChatEngine(Protocol):
         ...
 
     def pin(self, turn: int) -> None:
-        """Keep this turn in the cache; `TurnPinned` follows, or a `Notice` that says why not."""
+        """Pin a turn in the cache; `TurnPinned` follows, or a `Notice` with the reason why not."""
         ...
 
     def unpin(self, turn: int) -> None:
-        """Let this turn leave again; `TurnPinned` follows, or a `Notice` that says why not."""
+        """Unpin a turn; `TurnPinned` follows, or a `Notice` with the reason why not."""
         ...
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it: `ModelLoading` ... `ConversationCleared`, `ModelReady`.
 
-        Where it cannot be loaded, a `Notice` says why, and the conversation goes on with the old one.
+        If it cannot be loaded, a `Notice` says why, and the conversation continues with the old model.
         """
         ...
 
     def count_tokens(self, text: str) -> None:
-        """Measure a text that may be sent; `TextCounted` follows once the engine is idle."""
+        """Count the tokens of a text; `TextCounted` follows once the engine is idle."""
         ...
 
     def undo(self, to_edit: bool = False) -> None:
-        """Take the newest turn back, as if it had not been: `TurnUndone`, or a `Notice` that says why not.
+        """Undo the newest turn: `TurnUndone`, or a `Notice` with the reason why not.
 
-        `to_edit` is passed on with the event: the user wants the message back.
+        `to_edit` is passed on with the event: the user wants to edit the message.
         """
         ...
 
     def retry(self) -> None:
-        """Take the newest turn back and answer its message again: `TurnUndone`, then as after `submit`.
+        """Undo the newest turn and reply to its message again: `TurnUndone`, then as after `submit`.
 
-        Where there is none, a `TurnFinished` with an error follows.
+        Without a turn, a `TurnFinished` with an error follows.
         """
         ...
 
     def edit(self, text: str) -> None:
-        """Take the newest turn back and send `text` in its place; events as of `retry`."""
+        """Undo the newest turn and send `text` instead; events as for `retry`."""
         ...
 
     def quote(self, text: str, reply: str, pin: bool) -> None:
-        """A turn with a given reply, pinned where asked for; events as of `submit`, then `TurnPinned`."""
+        """Run a turn with a given reply, and pin it if `pin`; events as for `submit`, then `TurnPinned`."""
         ...
 
     def compact(self) -> None:
-        """Have the model sum up what would leave next; `SummaryReady` follows. Nothing is changed."""
+        """Summarize the turns to be evicted next; `SummaryReady` follows. The conversation does not change."""
         ...
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Go on with a saved conversation: `ConversationResumed`, or a `Notice` of level 'error' that says why not.
+        """Resume a saved session: `ConversationResumed`, or a `Notice` of level 'error' with the reason why not.
 
-        An imported one that names a model of its own is opened only with that as `agreed_model`.
+        An imported session that names another model is opened only if `agreed_model` is that model.
         """
         ...
 
     @property
     def saving(self) -> bool:
-        """The cache is being written to the disk; leaving waits for that."""
+        """Whether the cache is being written to the disk; closing waits for it."""
         ...
 
     def close(self, timeout_s: float = 2.0) -> bool:
-        """Stop everything and end the thread; returns whether it ended in time. May be called twice."""
+        """Stop everything and end the thread; return whether it ended in time. May be called twice."""
         ...

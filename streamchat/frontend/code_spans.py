@@ -1,4 +1,4 @@
-"""Finds the code in a message: Markdown's fenced blocks and inline code."""
+"""Find code in a message: Markdown's fenced blocks and inline code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLANK = re.compile(r"\n[ \t]*\n")
 
 
 def code_spans(text: str) -> list[tuple[int, int]]:
-    """Return (start, end) of each piece of code in `text`, in order. An open fence reaches to the end of the text."""
+    """Return (start, end) of each piece of code in `text`, in order. An unclosed fence extends to the end."""
     fences = list(_fenced(text))
     spans: list[tuple[int, int]] = []
     position = 0
@@ -31,7 +31,7 @@ def _fenced(text: str) -> Iterator[tuple[int, int]]:
         if match is not None:
             mark, rest = match[1], match[2]
             if opened is None:
-                # backticks behind backticks are inline code
+                # more backticks on the same line: inline code
                 if mark[0] == "~" or "`" not in rest:
                     opened = position, mark
             elif mark.startswith(opened[1]) and not rest.strip():
@@ -43,7 +43,7 @@ def _fenced(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _inline(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """A run of backticks and the next one of the same length, within one paragraph."""
+    """Yield (start, end) of inline code: two backtick runs of equal length within a paragraph."""
     breaks = [match.start() for match in _BLANK.finditer(text, start, end)]
     for begin, stop in zip([start, *breaks], [*breaks, end], strict=True):
         runs = list(_TICKS.finditer(text, begin, stop))

@@ -1,4 +1,4 @@
-"""Writing a message in the user's own editor."""
+"""Edit a message in the user's editor."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ VARIABLES = ("VISUAL", "EDITOR")
 
 
 def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
-    """What the user makes of `text`. Returns when the editor has ended.
+    """Open `text` in the editor and return the edited text; blocks until the editor exits.
 
     Args:
-        text: To start with.
-        aside: The terminal belongs to the editor while this is entered.
+        text: Initial text.
+        aside: Context manager that hands the terminal to the editor.
 
     Raises:
-        ConfigError: There is no editor, it must not be opened here, or it failed; the text is as it was.
+        ConfigError: No editor is set, it is not allowed here, or it failed; the text is unchanged.
     """
     file_access.require("the editor")
     words = _command()
-    handle, name = tempfile.mkstemp(suffix=".md", prefix="streamchat-")  # private to the user
+    handle, name = tempfile.mkstemp(suffix=".md", prefix="streamchat-")  # readable by the user only
     file = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -37,9 +37,9 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
             with aside or nullcontext():
                 code = subprocess.run([*words, name], env=users_environment(), check=False).returncode
         except OSError as error:
-            raise ConfigError(f"the editor {words[0]} cannot be started ({error.strerror or error})") from None
+            raise ConfigError(f"the editor {words[0]} could not be started ({error.strerror or error})") from None
         if code:
-            raise ConfigError(f"the editor {words[0]} ended with {code}; the message is as it was")
+            raise ConfigError(f"the editor {words[0]} exited with code {code}; the message is unchanged")
         return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
     finally:
         file.unlink(missing_ok=True)
@@ -48,9 +48,9 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
 def _command() -> list[str]:
     variable = next((name for name in VARIABLES if os.environ.get(name, "").strip()), None)
     if variable is None:
-        raise ConfigError("no editor is set; put its name into the environment as EDITOR, for example EDITOR=nano")
+        raise ConfigError("no editor is set; set the environment variable EDITOR, for example EDITOR=nano")
     command = os.environ[variable]
     try:
         return shlex.split(command)
     except ValueError as error:
-        raise ConfigError(f"{variable} = {command} cannot be read ({error})") from None
+        raise ConfigError(f"{variable} = {command} cannot be parsed ({error})") from None

@@ -1,4 +1,4 @@
-"""Evictions in words: which turns the model no longer sees, many small ones told as one."""
+"""Eviction notices: which turns are no longer in context. Consecutive evictions are merged."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import plural
 
 
-def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
-    """Two evictions in a row as one: a reply that outgrows the window evicts a token at a time."""
+def merge_evictions(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:
+    """Merge two consecutive evictions; a reply that outgrows the window can evict many times."""
     if first is None:
         return second
     return replace(
@@ -23,21 +23,21 @@ def merged(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.Token
 
 
 def eviction_sentence(event: ev.TokensEvicted) -> str:
-    """The line in the chat at the moment something is forgotten."""
+    """The line that the chat shows for an eviction."""
     tokens = plural(event.count, "token")
     partly = [turn for turn in event.turns if turn not in event.turns_gone]
     parts = []
     if event.turns_gone:
         verb = "is" if len(event.turns_gone) == 1 else "are"
-        parts.append(f"{turn_words(event.turns_gone)} {verb} no longer seen by the model")
+        parts.append(f"{format_turns(event.turns_gone)} {verb} no longer in context")
     if partly:
-        parts.append(f"{turn_words(partly)} {'is' if len(partly) == 1 else 'are'} now seen only in part")
-    what = "; ".join(parts) if parts else "older text is no longer seen by the model"
+        parts.append(f"{format_turns(partly)} {'is' if len(partly) == 1 else 'are'} now only partly in context")
+    what = "; ".join(parts) if parts else "older text is now out of context"
     size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
-    return f"{what} ({tokens} left the cache, {event.cache_len_after:,} of {size} stay)"
+    return f"{what} ({tokens} evicted, {event.cache_len_after:,} of {size} cached)"
 
 
-def turn_words(turns: tuple[int, ...] | list[int]) -> str:
+def format_turns(turns: tuple[int, ...] | list[int]) -> str:
     """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
     runs: list[list[int]] = []
     for turn in sorted(turns):

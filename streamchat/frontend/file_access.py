@@ -1,4 +1,4 @@
-"""Whether the user may name files of this machine. In a browser (`--serve`), `--serve-files` has to allow it."""
+"""Whether the user may access files on this machine. In a browser (`--serve`) this requires `--serve-files`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def refuse(reason: str) -> None:
 
 
 def allowed() -> bool:
-    """Whether files may be named."""
+    """Whether file access is allowed."""
     return not _refusal
 
 
 def reason() -> str:
-    """Why files must not be named; '' if they may."""
+    """Why file access is refused; '' if it is allowed."""
     return _refusal
 
 
 def require(what: str) -> None:
-    """Raise ConfigError if `what` (`/export`, `@file`) must not use files."""
+    """Raise ConfigError if file access is refused. `what` names the feature: `/export`, `@file`."""
     if _refusal:
         raise ConfigError(f"{what} is off {_refusal}")

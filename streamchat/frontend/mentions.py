@@ -1,12 +1,12 @@
 """Files in messages: `@path` becomes the text of the file.
 
-Only a file that exists is sent; anything else behind an `@` is text, so that no message is impossible to send:
+Only existing files are sent; anything else after an `@` is plain text, so every message can be sent:
 
-- `@path` or `@"path"` of a regular file is replaced by its text, or refused when it cannot be read as text.
-- `@./x`, `@../x` and `@~/x` are paths and nothing else: refused when no such file exists.
-- Any other word stays as typed. If it looks like a file (a common suffix, or a folder that exists before a slash), the
-  user is told that no file was sent.
-- Inside code (fenced or inline) and in addresses such as `a@b.c` there are no mentions; `\\@` is always an @.
+- `@path` or `@"path"` of a regular file is replaced by its text, or refused if it is not readable as text.
+- `@./x`, `@../x` and `@~/x` are always paths: refused if no such file exists.
+- Any other word is sent as typed. If it looks like a file (a common suffix, or an existing folder before a slash), a
+  notice says that no file was sent.
+- Code (fenced or inline) and addresses such as `a@b.c` are never mentions; `\\@` is a literal @.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from streamchat.frontend import file_access
 from streamchat.frontend.code_spans import code_spans
 
 MAX_BYTES = 2_000_000
-"""Of one file. Far more than any cache holds."""
+"""Maximum size of one file, far more than a cache holds."""
 MAX_COMPLETIONS = 50
 MAX_CUTS = 64
-"""Ends of a name that are tried in one word, such as `demo.txt` in `demo.txt的内容`."""
+"""Candidate name ends to try per word, such as `demo.txt` in `demo.txt的内容`."""
 MAX_NAMED = 3
-"""Files that a notice names."""
+"""Files listed in a notice."""
 
 SUFFIXES = {
     *("bat", "c", "cc", "cfg", "conf", "cpp", "cs", "css", "csv", "diff", "env", "go", "h", "hpp"),
@@ -39,26 +39,26 @@ SUFFIXES = {
     *("patch", "php", "pl", "py", "pyi", "r", "rb", "rs", "rst", "scala", "sh", "sql", "srt", "swift"),
     *("tex", "toml", "ts", "tsv", "tsx", "txt", "vue", "xml", "yaml", "yml"),
 }
-"""Of text files that people send."""
+"""Suffixes of common text files."""
 
-# "..." for names with spaces. An address, a URL or a word has one of these before its @.
+# "..." for names with spaces. The lookbehind excludes addresses, URLs and words.
 _MENTION = re.compile(r'(?<![A-Za-z0-9_/@\\])(\\?)@(?:"([^"\n]+)"|([^\s"@]+))')
-_SURE = ("./", "../", "~/")
-# punctuation, or a letter of a script without spaces; a dot only with nothing of a suffix behind it
+_PATH_PREFIXES = ("./", "../", "~/")
+# punctuation or a non-ASCII character (scripts without spaces); a dot only if no suffix follows
 _END = re.compile(r"[,;:!?)\]}'>`*|]|[^\x00-\x7f]|\.+(?=$|[,;:!?)\]}'>`*|]|[^\x00-\x7f])")
 
 
 @dataclass(frozen=True)
-class Expanded:
-    """A message with its files."""
+class ExpandedMessage:
+    """A message with the text of its files."""
 
     text: str
     missing: tuple[str, ...] = ()
-    """Names that look like files and are not there."""
+    """Names that look like files but do not exist."""
 
     @property
     def notice(self) -> str:
-        """A sentence about what is missing; '' when nothing is."""
+        """Notice about missing files; '' if none are missing."""
         if not self.missing:
             return ""
         named = ", ".join(map(one_line, self.missing[:MAX_NAMED]))
@@ -68,11 +68,11 @@ class Expanded:
         return f"{named}{rest}: {why}; sent as text"
 
 
-def expand(message: str) -> Expanded:
-    """`message` with the files that it mentions.
+def expand(message: str) -> ExpandedMessage:
+    """Replace the mentions in `message` by the text of the files.
 
     Raises:
-        ConfigError: A file cannot be read, or a path that can be nothing else does not exist; nothing was sent.
+        ConfigError: A file is not readable, or an explicit path (`./`, `../`, `~/`) does not exist.
     """
     spans = code_spans(message) if "@" in message else []
     starts = [start for start, _ in spans]
@@ -85,26 +85,26 @@ def expand(message: str) -> Expanded:
         if match[1]:
             return match[0][1:]
         name, rest = (match[2], "") if match[2] else _file_in(match[3])
-        if _is_file(name) or name.startswith(_SURE):
-            return f"{as_block(name, _read(name))}{rest}"
+        if _is_file(name) or name.startswith(_PATH_PREFIXES):
+            return f"{file_block(name, _read(name))}{rest}"
         if not _in_a_word(match) and _looks_like_a_file(name):
             missing[name] = None
         return match[0]
 
-    return Expanded(_MENTION.sub(replace, message), tuple(missing))
+    return ExpandedMessage(_MENTION.sub(replace, message), tuple(missing))
 
 
 def _read(name: str) -> str:
     try:
         return read_file(name)
     except ConfigError as error:
-        raise ConfigError(f"{error} (\\@ instead of @ sends the name as text)") from None
+        raise ConfigError(f"{error} (use \\@ instead of @ to send the name as text)") from None
 
 
 def _file_in(word: str) -> tuple[str, str]:
-    """The longest beginning of `word` that is a file, and the rest; else the name up to the first possible end.
+    """Split `word` into the longest prefix that is a file and the rest; without a file, at the first possible end.
 
-    A name ends at punctuation of its sentence or at a letter that is not ASCII, as scripts without spaces have it.
+    A name can end at punctuation or, for scripts without spaces, at a non-ASCII character.
     """
     ends = [match.start() for match in islice(_END.finditer(word, 1), MAX_CUTS)]
     for end in [len(word), *reversed(ends)]:
@@ -115,7 +115,7 @@ def _file_in(word: str) -> tuple[str, str]:
 
 
 def _in_a_word(match: re.Match[str]) -> bool:
-    """Whether a letter of a script with spaces stands before the @, as in `josé@example.md`: an address."""
+    """Whether a letter with upper and lower case precedes the @, as in the address `josé@example.md`."""
     before = match.string[match.start() - 1 : match.start()]
     return before.isalpha() and before.lower() != before.upper()
 
@@ -131,28 +131,29 @@ def _looks_like_a_file(name: str) -> bool:
 
 
 def _is_file(name: str) -> bool:
-    """Whether there is such a file, as far as who types may know."""
+    """Whether the file exists; always False if file access is refused."""
     # (Path.is_file raises for a name that is too long)
     return file_access.allowed() and os.path.isfile(user_path(name))
 
 
 def read_file(name: str) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises:
-        ConfigError: It is not there, no file, too large, or not UTF-8 text; or files must not be named here.
+        ConfigError: The file does not exist, is not a regular file, is too large or not UTF-8 text, or file access is
+            refused.
     """
     path, shown = user_path(name), one_line(name)
-    file_access.require(f"@{shown} (\\@ sends an @ as it is)")
+    file_access.require(f"@{shown} (\\@ sends a literal @)")
     try:
         if path.is_dir():
-            raise ConfigError(f"{shown} is a folder; name a file in it")
+            raise ConfigError(f"{shown} is a folder; choose a file in it")
         if path.exists() and not path.is_file():
             raise ConfigError(f"{shown} is not a regular file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError(
-                f"{shown} has {human_bytes(size)}, and at most {human_bytes(MAX_BYTES)} can be sent; name a part of it"
+                f"{shown} is too large ({human_bytes(size)}; the limit is {human_bytes(MAX_BYTES)}); send a part of it"
             )
         content = path.read_bytes()
     except FileNotFoundError:
@@ -171,8 +172,8 @@ def read_file(name: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def as_block(name: str, text: str) -> str:
-    """The text of a file as a fenced block under its name."""
+def file_block(name: str, text: str) -> str:
+    """Format the text of a file as a fenced block under its name."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     kind = Path(name).suffix.removeprefix(".")
@@ -180,18 +181,18 @@ def as_block(name: str, text: str) -> str:
 
 
 def mention_of(path: str) -> str:
-    """`@path`, quoted where it has to be."""
+    """`@path`, quoted if necessary."""
     return f'@"{path}"' if re.search(r"\s", path) else f"@{path}"
 
 
 def split_path(argument: str) -> tuple[str, str]:
-    """(path, rest) of `path rest`, with a path in quotes where it has spaces."""
+    """Split `path rest` into (path, rest); a path with spaces is quoted."""
     match = re.match(r'\s*(?:"([^"]+)"|(\S+))\s*(.*)', argument, re.DOTALL)
     return (match[1] or match[2], match[3].strip()) if match else ("", "")
 
 
-def mention_under_way(line: str) -> str | None:
-    """The path that is being typed at the end of `line`; None where none is."""
+def partial_mention(line: str) -> str | None:
+    """The partly typed path at the end of `line`; None if there is none."""
     match = re.search(r'(?<![A-Za-z0-9_/@\\])@([^\s"@]*)$', line)
     return match[1] if match else None
 
@@ -209,7 +210,7 @@ def complete_path(typed: str) -> list[tuple[str, str]]:
                 hidden = entry.name.startswith(".") and not start.startswith(".")
                 if hidden or not entry.name.startswith(start) or re.search(r'[\s"]', entry.name):
                     continue
-                if one_line(entry.name) != entry.name:  # not what it looks like
+                if one_line(entry.name) != entry.name:  # has control characters
                     continue
                 if entry.is_dir():
                     found.append((f"{prefix}{entry.name}/", "folder"))

@@ -1,4 +1,4 @@
-"""What can be typed after `/model`: the bundled model, aliases, models of the local Hub cache, paths."""
+"""Completions for `/model`: the bundled model, aliases, models in the local Hub cache, paths."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from functools import lru_cache
 from streamchat.base.paths import user_path
 from streamchat.frontend import mentions
 
-FRESH_S = 10
-"""How long the list of what is here may be old: looking costs a few files for each model."""
+REFRESH_S = 10
+"""Seconds until the list of cached models is read again; reading opens a few files per model."""
 
 
 def complete_model(typed: str) -> list[tuple[str, str]]:
-    """(name, explanation) of models whose name begins with `typed`."""
+    """(name, explanation) of models whose name starts with `typed`."""
     if typed.startswith((".", "/", "~")):
         return _paths(typed)
     start = typed.lower()
-    return [(name, note) for name, note in _known(int(time.monotonic() / FRESH_S)) if name.lower().startswith(start)]
+    return [
+        (name, note)
+        for name, note in _known_models(int(time.monotonic() / REFRESH_S))
+        if name.lower().startswith(start)
+    ]
 
 
 def _paths(typed: str) -> list[tuple[str, str]]:
-    """Folders and GGUF files. The folder of a model is a whole name: what is in it is not offered."""
+    """Folders and GGUF files. The contents of a model folder are not listed."""
     if _is_model(typed):
         return [(typed, "model folder")]
     return [
@@ -37,7 +41,7 @@ def _is_model(path: str) -> bool:
 
 
 @lru_cache(1)
-def _known(now: int) -> tuple[tuple[str, str], ...]:
+def _known_models(period: int) -> tuple[tuple[str, str], ...]:
     from streamchat.base.formatting import human_bytes
     from streamchat.models import catalogue
     from streamchat.models.hub_cache import cached_models
@@ -45,6 +49,6 @@ def _known(now: int) -> tuple[tuple[str, str], ...]:
     here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
     known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]
     for alias, repo_id in catalogue.ALIASES.items():
-        known.append((alias, f"{repo_id} (here, {here[repo_id]} on disk)" if repo_id in here else repo_id))
-    known += [(repo_id, f"here, {size} on disk") for repo_id, size in here.items()]
+        known.append((alias, f"{repo_id} (cached, {here[repo_id]} on disk)" if repo_id in here else repo_id))
+    known += [(repo_id, f"cached, {size} on disk") for repo_id, size in here.items()]
     return tuple(known)

@@ -1,4 +1,4 @@
-"""Loading progress on stderr: one line that redraws itself on a terminal, a few plain lines elsewhere."""
+"""Loading progress on stderr: one live line on a terminal, a few plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ QUARTERS = 4
 class ProgressLine:
     """Shows `ModelLoading` events.
 
-    Elsewhere than on a terminal only stages that count bytes (a fetch, which may take minutes) are told, at their
-    start and at each quarter: a log or a pipe should stay short.
+    Without a terminal, it keeps logs short: it shows only downloads (which may take minutes), at each quarter.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -27,7 +26,7 @@ class ProgressLine:
         self._last: tuple[str, int] | None = None
 
     def show(self, event: ev.ModelLoading) -> None:
-        """Show where loading is."""
+        """Show the progress of loading."""
         if self._stream is None:
             return
         text = progress_text(event)
@@ -42,7 +41,7 @@ class ProgressLine:
             self._write(f"streamchat: {text}\n")
 
     def clear(self) -> None:
-        """Take the line off the screen."""
+        """Erase the line."""
         if self._shown:
             self._write("\r" + " " * len(self._shown) + "\r")
             self._shown = ""

@@ -1,4 +1,4 @@
-"""The running figures of a chat, folded from its events: one place for toolbar, sidebar and `/stats`."""
+"""Current figures of a chat, computed from its events; the toolbar, the sidebar and `/stats` share them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SERIES_LIMIT = 256
 
 @dataclass
 class Series:
-    """Figures over a whole run in bounded memory: when full, every second one is dropped and half as many are taken."""
+    """A time series in bounded memory: when full, it drops every second value and halves the sampling rate."""
 
     values: list[float] = field(default_factory=list)
     _stride: int = 1
     _skipped: int = 0
 
     def add(self, value: float) -> None:
-        """The next figure."""
+        """Append a value, or skip it at a reduced sampling rate."""
         self._skipped += 1
         if self._skipped < self._stride:
             return
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass
 class StatusBoard:
-    """Latest figures; `apply` every event of one engine in order."""
+    """Latest figures; `apply` all events of one engine in order."""
 
     info: ev.ModelInfo | None = None
     cache: ev.CacheState = field(default_factory=ev.CacheState)
@@ -44,32 +44,31 @@ class StatusBoard:
     decode_tps: float | None = None
     busy: bool = False
     turns: int = 0
-    """Turns that became part of the conversation."""
+    """Turns in the conversation."""
     prompt_tokens: int = 0
     new_tokens: int = 0
-    load_s: float = 0.0
     clock: Callable[[], float] = time.monotonic
-    """Seconds; replaceable for pictures that must not change."""
+    """Returns seconds; tests replace it for reproducible screenshots."""
     lengths: Series = field(default_factory=Series)
     """Cache length over time."""
     speeds: Series = field(default_factory=Series)
-    """Tokens a second over time, of replies only."""
+    """Tokens per second over time, while a reply is generated."""
     session: str | None = None
-    """Id under which the conversation is saved; None before its first turn, and where nothing is saved."""
+    """Session id; None before the first turn and if the conversation is not saved."""
     _ready_at: float | None = None
     _turns: list[tuple[int, int]] = field(default_factory=list)
-    """Tokens read and written, of each turn."""
+    """(prompt tokens, generated tokens) per turn."""
 
     @property
     def uptime_s(self) -> float | None:
-        """Seconds since the model was ready; None before."""
+        """Seconds since the model was loaded; None before."""
         return None if self._ready_at is None else self.clock() - self._ready_at
 
     def apply(self, event: ev.Event) -> None:
-        """Update the figures that `event` changes."""
+        """Update the figures for `event`."""
         match event:
-            case ev.ModelReady(info=info, load_s=load_s):
-                self.info, self.load_s = info, load_s
+            case ev.ModelReady(info=info):
+                self.info = info
                 self._ready_at = self.clock() if self._ready_at is None else self._ready_at
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
@@ -90,42 +89,42 @@ class StatusBoard:
             case ev.TurnUndone(cache=cache):
                 self.cache = cache
                 if self._turns:
-                    read, written = self._turns.pop()
+                    prompt_tokens, new_tokens = self._turns.pop()
                     self.turns -= 1
-                    self.prompt_tokens -= read
-                    self.new_tokens -= written
+                    self.prompt_tokens -= prompt_tokens
+                    self.new_tokens -= new_tokens
             case ev.ConversationCleared():
-                self._count_anew()
+                self._reset_counts()
                 self.session = self.ttft_s = self.decode_tps = None
             case ev.SessionOpened(session=session):
                 self.session = session
             case ev.ConversationResumed():
                 self.info, self.cache = event.info, event.cache
-                self._count_anew()
+                self._reset_counts()
                 for turn in event.turns:
                     self._count(turn.prompt_tokens, turn.new_tokens)
             case _:
                 pass
 
-    def _count(self, read: int, written: int) -> None:
-        self._turns.append((read, written))
+    def _count(self, prompt_tokens: int, new_tokens: int) -> None:
+        self._turns.append((prompt_tokens, new_tokens))
         self.turns += 1
-        self.prompt_tokens += read
-        self.new_tokens += written
+        self.prompt_tokens += prompt_tokens
+        self.new_tokens += new_tokens
 
-    def _count_anew(self) -> None:
+    def _reset_counts(self) -> None:
         self._turns.clear()
         self.turns = self.prompt_tokens = self.new_tokens = 0
 
 
-def retained_words(info: ev.ModelInfo) -> str:
-    """`4 sinks, system prompt 17 tokens`: what of the cache is never evicted from the start."""
+def retained_summary(info: ev.ModelInfo) -> str:
+    """`4 sinks, system prompt 17 tokens`: the tokens retained from the start."""
     system = f", system prompt {plural(info.pinned_tokens, 'token')}" if info.pinned_tokens else ""
     return f"{plural(info.num_sink_tokens, 'sink')}{system}"
 
 
-def parts_words(cache: ev.CacheState) -> str:
-    """`4 sinks, 17 system prompt, 30 pinned, 200 window`: pinned is what the user pinned."""
+def cache_summary(cache: ev.CacheState) -> str:
+    """`4 sinks, 17 system prompt, 30 pinned, 200 window`; `pinned` counts turns that the user pinned."""
     system = sum(segment.tokens for segment in cache.segments if segment.part == "system")
     parts = [plural(cache.sinks, "sink")]
     if system:
@@ -136,7 +135,7 @@ def parts_words(cache: ev.CacheState) -> str:
 
 
 def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
-    """(label, value) rows; the label says which number it is: device memory, or process memory on a CPU."""
+    """(label, value) rows for VRAM (`n/a` on a CPU) and process memory."""
     if memory is None:
         return [("memory", "n/a")]
     rows: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Suspends this process as a shell's Ctrl+Z does. POSIX only."""
+"""Suspend this process, like Ctrl+Z in a shell. POSIX only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 
 
 def stop_process(group: bool = False) -> None:
-    """Stop until SIGCONT; returns then. Does nothing when no shell could continue it, as the system decides.
+    """Stop the process and return after SIGCONT. The system ignores it if no shell could continue the process.
 
     Main thread only.
 
     Args:
-        group: Stop all processes of the pipeline, as the key does, and not only this one.
+        group: Stop the whole process group (the pipeline), as Ctrl+Z does.
     """
     before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     try:

@@ -1,4 +1,4 @@
-"""What the model still sees of each message, read from the segments of a `CacheState`."""
+"""Which messages are still in context, computed from the segments of a `CacheState`."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Literal
 
 from streamchat.base.events import CacheState, Part, Segment
 
-Memory = Literal["seen", "partly", "forgotten"]
+Visibility = Literal["visible", "partial", "evicted"]
 
 
 @dataclass(frozen=True)
-class TurnMemory:
-    """How much of a turn is left in the cache."""
+class TurnVisibility:
+    """How much of a turn is cached."""
 
-    user: Memory = "seen"
-    reply: Memory = "seen"
+    user: Visibility = "visible"
+    reply: Visibility = "visible"
     pinned: bool = False
 
     @property
-    def forgotten(self) -> bool:
-        """Nothing of it is left."""
-        return self.user == self.reply == "forgotten"
+    def evicted(self) -> bool:
+        """The whole turn was evicted."""
+        return self.user == self.reply == "evicted"
 
     @property
-    def whole(self) -> bool:
-        """All of it is there."""
-        return self.user == self.reply == "seen"
+    def complete(self) -> bool:
+        """The whole turn is cached."""
+        return self.user == self.reply == "visible"
 
 
-class Visible:
-    """One `CacheState`, asked by turn."""
+class ContextView:
+    """Per-turn view of one `CacheState`."""
 
     def __init__(self, cache: CacheState) -> None:
         self._segments: dict[tuple[Part, int], Segment] = {}
@@ -39,23 +39,23 @@ class Visible:
                 self._segments[segment.part, segment.turn] = segment
         turns = [turn for _, turn in self._segments]
         self._newest = max(turns, default=0)
-        self._nothing_left = cache.tokens_evicted == 0
+        self._nothing_evicted = cache.tokens_evicted == 0
         self.oldest = min((segment.turn for segment in self._segments.values() if not segment.pinned), default=0)
-        """The turn with which the window begins; 0 while it is empty."""
+        """First turn of the window; 0 if the window is empty."""
 
-    def turn(self, number: int) -> TurnMemory:
-        """What is left of turn `number`. A turn that is not read yet counts as seen."""
+    def turn(self, number: int) -> TurnVisibility:
+        """The visibility of turn `number`. A turn that is not prefilled yet counts as visible."""
         user, reply = self._segments.get(("user", number)), self._segments.get(("assistant", number))
         pinned = bool(user and user.pinned and (reply is None or reply.pinned))
-        if self._nothing_left or number > self._newest:
-            return TurnMemory(pinned=pinned)
+        if self._nothing_evicted or number > self._newest:
+            return TurnVisibility(pinned=pinned)
         if number == self._newest and reply is None:
-            # the reply has not begun
-            return TurnMemory(_memory(user), "seen", pinned)
-        return TurnMemory(_memory(user), _memory(reply), pinned)
+            # no reply yet
+            return TurnVisibility(_visibility(user), "visible", pinned)
+        return TurnVisibility(_visibility(user), _visibility(reply), pinned)
 
 
-def _memory(segment: Segment | None) -> Memory:
+def _visibility(segment: Segment | None) -> Visibility:
     if segment is None:
-        return "forgotten"
-    return "seen" if segment.tokens >= segment.total else "partly"
+        return "evicted"
+    return "visible" if segment.tokens >= segment.total else "partial"

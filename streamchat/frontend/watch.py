@@ -1,4 +1,4 @@
-"""Looking at a conversation from another process, through the store only: nothing is changed by it."""
+"""Read-only view of a conversation from another process, via the store."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from streamchat.store.store import Store
 
 
 def runs_dir() -> Path:
-    """Where `streamchat replay` puts its runs unless it is told otherwise."""
+    """Default folder of `streamchat replay` runs."""
     return paths.state_dir() / "runs"
 
 
-def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo | None]:
-    """The live figures and the model, from what the recorder wrote.
+def decode_sample(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo | None]:
+    """Decode the live figures and the model info that the recorder wrote.
 
     Raises:
-        WrongFigures: They are damaged, or of another version.
+        WrongFigures: The record is damaged or from another version.
     """
     fields = dict(record)
     info = fields.pop("info", None)
@@ -40,28 +40,28 @@ def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A conversation that can be looked at."""
+class MonitoredSession:
+    """A conversation that `streamchat monitor` can show."""
 
     store: Path
     info: SessionInfo
     running: bool
     run: Path | None = None
-    """The folder of the replay that it is part of."""
+    """Folder of the replay run; None for a chat."""
 
     @property
     def name(self) -> str:
-        """What `streamchat monitor` takes."""
+        """The argument of `streamchat monitor` that selects it."""
         return self.info.id if self.run is None else str(self.run)
 
 
-def everything(limit: int = 50) -> list[Watched]:
-    """Chats and replays, the running ones first, then by time."""
+def monitored_sessions(limit: int = 50) -> list[MonitoredSession]:
+    """All chats and replays: running ones first, then the most recent."""
     stores: list[tuple[Path, Path | None]] = [(database_path(), None)]
     folder = runs_dir()
     if folder.is_dir():
         stores += [(run / "streamchat.db", run) for run in sorted(folder.iterdir(), reverse=True)[:limit]]
-    found: list[Watched] = []
+    found: list[MonitoredSession] = []
     for path, run in stores:
         if path.exists():
             try:
@@ -71,91 +71,93 @@ def everything(limit: int = 50) -> list[Watched]:
     return sorted(found, key=lambda each: (not each.running, -each.info.updated))[:limit]
 
 
-def _in_store(path: Path, run: Path | None, limit: int) -> list[Watched]:
+def _in_store(path: Path, run: Path | None, limit: int) -> list[MonitoredSession]:
     with Store(path) as store:
-        return [Watched(path, info, is_open(store.lock_folder, info), run) for info in store.sessions(limit=limit)]
+        return [
+            MonitoredSession(path, info, is_open(store.lock_folder, info), run) for info in store.sessions(limit=limit)
+        ]
 
 
-def watched(name: str) -> Watched:
-    """The conversation that `name` means: an id, the start of one, 'last', or the folder of a replay.
+def find_monitored(name: str) -> MonitoredSession:
+    """Find a conversation by session id, id prefix, 'last', or the folder of a replay.
 
     Raises:
-        SessionError: There is none.
+        SessionError: No match.
     """
     folder = paths.user_path(name)
-    if os.path.exists(folder / "run.json"):  # (Path.exists raises for a name that is too long)
+    if os.path.exists(folder / "run.json"):  # Path.exists raises if the name is too long
         path = folder / "streamchat.db"
         found = _in_store(path, folder, 1) if path.exists() else []
         if not found:
-            raise SessionError(f"the run in {folder} has said nothing yet; try again in a moment")
+            raise SessionError(f"the run in {folder} has no turns yet; try again in a moment")
         return found[0]
     path = database_path()
     with Store(path) as store:
         info = store.find(name)
-        return Watched(path, info, is_open(store.lock_folder, info))
+        return MonitoredSession(path, info, is_open(store.lock_folder, info))
 
 
 @dataclass
 class Watcher:
-    """A status board that follows a conversation. `look` again and again."""
+    """A status board that follows a conversation; call `poll` repeatedly."""
 
-    what: Watched
+    session: MonitoredSession
     board: StatusBoard = field(default_factory=StatusBoard)
-    seen_at: float | None = None
-    """When the latest live figures were written, in seconds since 1970."""
+    sampled_at: float | None = None
+    """Time of the latest live figures, in seconds since 1970."""
     violations: list[str] = field(default_factory=list)
-    """What a replay found wrong, a sentence each."""
+    """Invariant violations of a replay, one sentence each."""
     _turn: int = 0
     _known: set[str] = field(default_factory=set)
 
-    def look(self) -> bool:
-        """Read what is new; returns whether there was anything.
+    def poll(self) -> bool:
+        """Read new records; returns whether there were any.
 
         Raises:
-            StoreError: The store cannot be read any more.
+            StoreError: The store is not readable.
         """
-        with Store(self.what.store) as store:
-            if self.what.run is not None:
-                self._follow_the_run(store)
-            session = self.what.info.id
+        with Store(self.session.store) as store:
+            if self.session.run is not None:
+                self._follow_run(store)
+            session = self.session.info.id
             news = store.stats(session, self._turn)
             live = store.live(session)
             saved = store.find(session)
             running = is_open(store.lock_folder, saved)
-            self.what = Watched(self.what.store, saved, running, self.what.run)
+            self.session = MonitoredSession(self.session.store, saved, running, self.session.run)
         self._apply(news)
-        fresh = live is not None and live[0] != self.seen_at
+        fresh = live is not None and live[0] != self.sampled_at
         if live is not None and fresh:
-            self.seen_at = live[0]
+            self.sampled_at = live[0]
             fresh = self._apply_sample(live[1])
         if not running:
             self.board.busy = False
         return any((news, fresh, self._new_violations()))
 
     def _apply_sample(self, record: dict[str, Any]) -> bool:
-        """Show live figures; False when they cannot be read."""
+        """Apply live figures; False if they are not readable."""
         try:
-            sample, info = sample_of(record)
+            sample, info = decode_sample(record)
         except WrongFigures:
             return False
         if info is not None and self.board.info is None:
             self.board.apply(ev.ModelReady(info, 0.0))
         self.board.apply(sample)
-        self.board.session = self.what.info.id
+        self.board.session = self.session.info.id
         return True
 
-    def _follow_the_run(self, store: Store) -> None:
-        """A replay with `--fresh` goes from conversation to conversation."""
+    def _follow_run(self, store: Store) -> None:
+        """Follow a replay with `--fresh` to its newest conversation."""
         latest = store.sessions(limit=1)
-        if latest and latest[0].id != self.what.info.id:
-            self.what = Watched(self.what.store, latest[0], True, self.what.run)
+        if latest and latest[0].id != self.session.info.id:
+            self.session = MonitoredSession(self.session.store, latest[0], True, self.session.run)
             self._turn = 0
 
     def _apply(self, news: list[dict[str, Any]]) -> None:
         for record in news:
             try:
                 stats = figures(ev.TurnStats, record)
-            except WrongFigures:  # damaged, or of another version
+            except WrongFigures:  # damaged or from another version
                 continue
             self._turn = stats.turn
             self.board.apply(ev.TurnFinished(stats, stats.finish_reason, ""))
@@ -164,31 +166,31 @@ class Watcher:
                 self.board.speeds.add(stats.decode_tps)
 
     def _new_violations(self) -> bool:
-        if self.what.run is None:
+        if self.session.run is None:
             return False
         before = len(self.violations)
-        for path in sorted(self.what.run.glob("violation-*.json")):
+        for path in sorted(self.session.run.glob("violation-*.json")):
             if path.name in self._known:
                 continue
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))["violation"]
-            except (OSError, ValueError, KeyError):  # it is being written
+            except (OSError, ValueError, KeyError):  # still being written
                 continue
             self._known.add(path.name)
             self.violations.append(f"{found['name']} at turn {found['turn']}: {found['detail']}")
         return len(self.violations) > before
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what is known now."""
+        """The current figures, for JSON."""
         from dataclasses import asdict
 
-        board, info = self.board, self.what.info
+        board, info = self.board, self.session.info
         return {
             "id": info.id,
             "title": info.title,
-            "run": None if self.what.run is None else str(self.what.run),
-            "running": self.what.running,
-            "seconds_since_sample": None if self.seen_at is None else time.time() - self.seen_at,
+            "run": None if self.session.run is None else str(self.session.run),
+            "running": self.session.running,
+            "seconds_since_sample": None if self.sampled_at is None else time.time() - self.sampled_at,
             "busy": board.busy,
             "turns": board.turns,
             "prompt_tokens": board.prompt_tokens,

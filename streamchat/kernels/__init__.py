@@ -1,1 +1,1 @@
-"""Kernels in C for one new token on a CPU, compiled once on the user's machine. Without a compiler PyTorch's serve."""
+"""CPU decode kernels in C, compiled once on the user's machine. Falls back to PyTorch when no compiler is available."""

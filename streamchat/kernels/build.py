@@ -1,4 +1,4 @@
-"""From the sources in this package to a shared library for this very processor, kept in the cache folder."""
+"""Compiles the sources of this package to a shared library for this processor, stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base import child_processes, paths
-from streamchat.kernels.check import answer, question
+from streamchat.kernels.check import challenge, expected_response
 from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ FLAGS = (
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
-    # sums may be taken in any order. Not -ffast-math: linked in, it changes the arithmetic of the whole process
+    # allow sums in any order. Not -ffast-math: when linked, it changes the arithmetic of the whole process
     "-fassociative-math",
     "-fno-signed-zeros",
     "-fno-strict-aliasing",
@@ -40,13 +40,13 @@ FLAGS = (
     "-shared",
 )
 TARGETS = ("-march=native", "-mcpu=native", "")
-"""For this processor, as compilers for x86 and for ARM say it; else for any of its kind."""
+"""Flags for this exact processor, as compilers for x86 and for ARM spell them; else for its architecture."""
 COMPILE_S = 120
 CHECK_S = 60
 
 
 class KernelsUnavailableError(Exception):
-    """There are no compiled kernels here; the text says why, for people."""
+    """There are no compiled kernels on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,33 @@ class Library:
 
     path: Path
     descriptor: int
-    """Stays open while the library is loaded: the loader tells libraries apart by their names."""
+    """Stays open while the library is loaded: the loader distinguishes libraries by name."""
 
     @property
     def loadable(self) -> str:
-        """A name for the loader, which means the file that was checked even where `path` is another one by now."""
+        """A name for the loader that refers to the checked file, even if `path` has been replaced since."""
         return _loadable(self.descriptor)
 
 
 def library() -> Library:
-    """The compiled kernels, made now where they are not there or damaged (about 2 s). Needs Linux and gcc.
+    """Return the compiled kernels; compiles them if they are missing or damaged (about 2 s). Needs Linux and gcc.
 
     Raises:
-        KernelsUnavailableError: They cannot be had here.
+        KernelsUnavailableError: They cannot be compiled, or cannot be stored.
     """
-    kept = target()
+    path = library_path()
     try:
-        _prepare(kept.parent)
-        descriptor = open_sealed(kept, kept.stem)
+        _prepare(path.parent)
+        descriptor = open_sealed(path, path.stem)
         if descriptor is None:
-            _make(kept)
-            descriptor = open_sealed(kept, kept.stem)
+            _build(path)
+            descriptor = open_sealed(path, path.stem)
     except OSError as error:
-        raise KernelsUnavailableError(f"they cannot be kept in {kept.parent}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise KernelsUnavailableError(f"compiled kernels cannot be stored in {path.parent}: {reason}") from error
     if descriptor is None:
-        raise KernelsUnavailableError(f"{kept} is not what was written there; the log says more")
-    return Library(kept, descriptor)
+        raise KernelsUnavailableError(f"{path} was changed after it was written; see the log")
+    return Library(path, descriptor)
 
 
 def _loadable(descriptor: int) -> str:
@@ -88,48 +89,48 @@ def _loadable(descriptor: int) -> str:
 
 
 def _prepare(folder: Path) -> None:
-    """Have the folder, and refuse one in which others could put code.
+    """Create the folder, and refuse one in which others could put code.
 
-    Folders above it may be writable by a group: then others can put another folder in its place, but own what is in it.
+    Parent folders may be group-writable: others could then replace the folder, but would own the replacement's files.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_ours_alone(folder.stat()):
-        raise KernelsUnavailableError(f"others may write to {folder}; make it yours alone (chmod go-w)")
+        raise KernelsUnavailableError(f"{folder} must belong to you and not be writable by others (chmod go-w)")
 
 
-def _make(kept: Path) -> None:
-    """Compile, check, and put in place at once, also where two processes do it and where the power fails."""
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        made = Path(folder) / "kernels.so"
-        _compile(find_compiler(), made)
-        descriptor = os.open(made, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _build(path: Path) -> None:
+    """Compile and check the library, then move it to `path` atomically: safe with two processes and power failures."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / "kernels.so"
+        _compile(find_compiler(), built)
+        descriptor = os.open(built, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if not is_ours_alone(os.fstat(descriptor)):
-                raise KernelsUnavailableError(f"others may write to {made}")
+                raise KernelsUnavailableError(f"{built} is writable by others")
             _check(descriptor)
-            seal(descriptor, kept.stem)
+            seal(descriptor, path.stem)
         finally:
             os.close(descriptor)
-        made.replace(kept)
-    paths.flush(kept.parent)
+        built.replace(path)
+    paths.flush(path.parent)
 
 
-def target() -> Path:
-    """Where the library is, or would be.
+def library_path() -> Path:
+    """Return the path of the compiled library, whether it exists or not.
 
     Raises:
-        KernelsUnavailableError: They cannot be compiled here.
+        KernelsUnavailableError: They cannot be compiled on this machine.
     """
     if sys.platform != "linux" or sys.byteorder != "little":
-        raise KernelsUnavailableError(f"they are for Linux, and this is {platform.system()}")
+        raise KernelsUnavailableError(f"compiled kernels need Linux (little-endian), and this is {platform.system()}")
     return paths.cache_dir() / "kernels" / f"{_digest(find_compiler())}.so"
 
 
 def find_compiler() -> list[str]:
-    """The command of the compiler: what `CC` says, words and all, or gcc.
+    """Return the compiler command: `CC` with its arguments if it is set, else gcc.
 
     Raises:
-        KernelsUnavailableError: There is none.
+        KernelsUnavailableError: No compiler was found.
     """
     named = os.environ.get("CC", "").split()
     for program, *words in [named] if named else [[name] for name in COMPILERS]:
@@ -140,32 +141,32 @@ def find_compiler() -> list[str]:
 
 
 def _compile(compiler: list[str], to: Path) -> None:
-    """Try the flags for this very processor first."""
+    """Compile the sources, trying the flags for this exact processor first."""
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
     for processor in TARGETS:
         flags = [*FLAGS, *([processor] if processor else [])]
         command = [*compiler, *flags, *sources, "-o", str(to)]
-        done = _run(command, COMPILE_S, compiler[0], umask=0o077)  # not writable by a group, whatever the umask is here
+        done = _run(command, COMPILE_S, compiler[0], umask=0o077)  # not group-writable, whatever the user's umask
         if done.returncode == 0:
             _log.info("compiled the kernels with %s %s", " ".join(compiler), processor)
             return
         _log.info("%s %s failed: %s", " ".join(compiler), processor, done.stderr.strip()[:2000])
     message = next((line for line in done.stderr.splitlines() if "error" in line), "").strip()
-    raise KernelsUnavailableError(f"{compiler[0]} could not compile them ({message or done.returncode})")
+    raise KernelsUnavailableError(f"{compiler[0]} could not compile the kernels ({message or done.returncode})")
 
 
 def _check(descriptor: int) -> None:
-    """Compare with plain Python in a process of its own, which may crash."""
-    asked = secrets.randbits(32)
-    command = child_processes.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(asked))
-    done = _run(command, CHECK_S, "their check", pass_fds=[descriptor])
+    """Compare the kernels with plain Python in a separate process, which may crash."""
+    number = secrets.randbits(32)
+    command = child_processes.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(number))
+    done = _run(command, CHECK_S, "the check of the compiled kernels", pass_fds=[descriptor])
     if done.returncode:
         _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
-        raise KernelsUnavailableError(f"what the compiler made failed its check (status {done.returncode})")
-    # an end without an error proves nothing: the check itself may not have run
-    if done.stdout.split() != list(map(str, answer(*question(asked)))):
+        raise KernelsUnavailableError(f"the compiled library failed its check (status {done.returncode})")
+    # exit status 0 proves nothing: the check itself may not have run
+    if done.stdout.split() != list(map(str, expected_response(*challenge(number)))):
         _log.warning("the check of the compiled kernels printed: %s", done.stdout.strip()[:2000])
-        raise KernelsUnavailableError("the check of what the compiler made did not run")
+        raise KernelsUnavailableError("the check of the compiled library did not run")
 
 
 def _run(command: Sequence[str], seconds: float, what: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -176,7 +177,7 @@ def _run(command: Sequence[str], seconds: float, what: str, **options: Any) -> s
 
 
 def _digest(compiler: list[str]) -> str:
-    """Of all that the library depends on."""
+    """Return a digest of everything that the library depends on."""
     found = Path(compiler[0]).resolve().stat()
     digest = hashlib.sha256(json.dumps([FLAGS, TARGETS, compiler, found.st_size, found.st_mtime]).encode())
     digest.update(_processor().encode())
@@ -186,7 +187,7 @@ def _digest(compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What tells this processor's instructions from another's that shares the folder."""
+    """Return what distinguishes this processor's instruction set from that of another machine sharing the folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The compiled kernels as functions of Python."""
+"""Python access to the compiled kernels."""
 
 from __future__ import annotations
 
@@ -21,32 +21,35 @@ class Kernels:
     def __init__(self, loaded: Any) -> None:
         declare(loaded)
         self.run = loaded.run
-        """(program, its length, threads): the operations one after the other."""
+        """(program, its length, threads): runs the operations one after the other."""
         self.product_scratch = loaded.product_scratch
-        """(columns) -> floats that a product needs for each vector."""
+        """(columns) -> scratch floats per vector of a product."""
         self.attention_scratch = loaded.attention_scratch
-        """(heads, queries, dim, spans) -> floats."""
+        """(num_kv_heads, num_kv_groups, head_dim, spans) -> scratch floats."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
-        return self  # a copied model uses the same library
+        return self  # copies of a model share the library
 
 
 _allowed = True
 
 
 def allow(choice: str) -> None:
-    """`auto`: compiled kernels are used from now on where there are some; `torch`: they are not."""
+    """Set the `kernels` setting for this process: `auto` uses compiled kernels if available, `torch` does not."""
     global _allowed
     _allowed = choice == "auto"
 
 
 def kernels() -> Kernels | None:
-    """The compiled kernels; None where there are none, `missing()` says why. Compiles them at first (some 2 s)."""
+    """Return the compiled kernels, compiling them at first use (about 2 s).
+
+    Returns None if there are none; `why_unavailable()` says why.
+    """
     return _loaded()[0] if _allowed else None
 
 
-def missing() -> str:
-    """Why there are no compiled kernels; '' where there are."""
+def why_unavailable() -> str:
+    """Return why there are no compiled kernels; '' if there are."""
     return _loaded()[1] if _allowed else "kernels = 'torch' was chosen"
 
 
@@ -56,7 +59,7 @@ def _loaded() -> tuple[Kernels | None, str]:
         loaded = ctypes.CDLL(library().loadable)
         found = Kernels(loaded)
         if not _shares_threads(loaded):
-            raise KernelsUnavailableError("they would use another thread pool than PyTorch")
+            raise KernelsUnavailableError("compiled kernels would not share PyTorch's OpenMP thread pool")
     except (KernelsUnavailableError, OSError, AttributeError) as error:
         _log.info("no compiled kernels: %s", error)
         return None, str(error)
@@ -64,7 +67,7 @@ def _loaded() -> tuple[Kernels | None, str]:
 
 
 def _shares_threads(loaded: Any) -> bool:
-    """Whether OpenMP is the one that PyTorch uses: threads of two pools would wait for each other's cores."""
+    """Return whether PyTorch uses the same OpenMP runtime: threads of two pools would compete for the cores."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)

@@ -1,4 +1,4 @@
-"""The structures of `source/operations.h`, which describes their members. Needs no torch."""
+"""ctypes mirrors of the structures in `source/operations.h`, which documents their members. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ PRODUCT, ATTENTION, NORM, ACTIVATION = range(4)
 SILU, GELU = range(2)
 MAX_HEAD_DIM = 256
 MAX_QUERIES = 16
-"""Heads of queries to one of keys."""
+"""Maximum query heads per key head."""
 GROUP = 32
-"""Columns of a product with 4 or 8 bits are a multiple of it."""
+"""With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
-"""Rows of a product with 4 bits are a multiple of it."""
+"""With 4-bit weights the number of rows must be a multiple of this."""
 
 
 class Product(ctypes.Structure):
@@ -30,14 +30,14 @@ class Product(ctypes.Structure):
         ("scratch", c_void_p),
         ("rows", c_long),
         ("columns", c_long),
-        ("out_step", c_long),
+        ("out_stride", c_long),
         ("bits", c_int),
         ("count", c_int),
     ]
 
 
 class Attention(ctypes.Structure):
-    """Stores a token and attends to all that the layer holds."""
+    """Stores one token and attends to all cached tokens of the layer."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("query", c_void_p),
@@ -49,22 +49,22 @@ class Attention(ctypes.Structure):
         ("values", c_void_p),
         ("out", c_void_p),
         ("scratch", c_void_p),
-        ("query_step", c_long),
-        ("key_step", c_long),
-        ("head_bytes", c_long),
-        ("held", c_long),
-        ("width", c_int),
-        ("heads", c_int),
-        ("queries", c_int),
-        ("dim", c_int),
-        ("bytes", c_int),
+        ("query_stride", c_long),
+        ("key_stride", c_long),
+        ("head_stride_bytes", c_long),
+        ("cached", c_long),
+        ("rotary_dim", c_int),
+        ("num_kv_heads", c_int),
+        ("num_kv_groups", c_int),
+        ("head_dim", c_int),
+        ("element_bytes", c_int),
         ("spans", c_int),
         ("scale", c_float),
     ]
 
 
 class Norm(ctypes.Structure):
-    """Adds to the hidden state, and normalises it."""
+    """Adds residuals to the hidden state, and normalizes it."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("hidden", c_void_p),
@@ -75,7 +75,7 @@ class Norm(ctypes.Structure):
         ("out", c_void_p),
         ("width", c_long),
         ("rows", c_int),
-        ("centred", c_int),
+        ("is_layer_norm", c_int),
         ("eps", c_float),
     ]
 
@@ -88,7 +88,7 @@ class Activation(ctypes.Structure):
         ("up", c_void_p),
         ("out", c_void_p),
         ("width", c_long),
-        ("step", c_long),
+        ("stride", c_long),
         ("rows", c_int),
         ("function", c_int),
     ]
@@ -104,7 +104,7 @@ class _Any(ctypes.Union):
 
 
 class Operation(ctypes.Structure):
-    """One of them."""
+    """One operation of any kind."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [("each", _Any), ("kind", c_int)]
 
@@ -113,17 +113,17 @@ _KINDS = {Product: PRODUCT, Attention: ATTENTION, Norm: NORM, Activation: ACTIVA
 
 
 def program(operations: Sequence[ctypes.Structure]) -> ctypes.Array[Operation]:
-    """What `run` takes: copies of `operations`, in their order."""
-    made = (Operation * len(operations))()
-    for to, each in zip(made, operations, strict=True):
+    """Return the array that `run` takes, with copies of `operations`."""
+    array = (Operation * len(operations))()
+    for to, each in zip(array, operations, strict=True):
         to.kind = _KINDS[type(each)]
         name = type(each).__name__.lower()
         setattr(to.each, name, each)
-    return made
+    return array
 
 
 def declare(kernels: Any) -> None:
-    """Tell ctypes what the functions of the library take and give."""
+    """Declare the argument and result types of the library's functions."""
     kernels.run.argtypes, kernels.run.restype = [c_void_p, c_long, c_int], None
     kernels.product_scratch.argtypes, kernels.product_scratch.restype = [c_long], c_long
     kernels.attention_scratch.argtypes, kernels.attention_scratch.restype = [c_int] * 4, c_long

@@ -1,7 +1,7 @@
 """Seals a compiled library with a checksum at its end, and opens it only if every byte is unchanged.
 
-A library that a lost power supply or a full disk left cut or zeroed would end the process inside the loader (SIGBUS,
-SIGSEGV). The loader ignores what follows the parts of the library that its header names.
+A power failure or a full disk can leave a library truncated or zeroed; loading it would crash the process (SIGBUS,
+SIGSEGV). The loader ignores data after the sections that the library's header lists, such as the checksum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def seal(descriptor: int, key: str) -> None:
-    """Append the checksum of the open file and of `key`, and have both on the disk."""
+    """Append a checksum of the open file and `key`, and flush the file to disk."""
     content = _content(descriptor)
     os.pwrite(descriptor, _checksum(content, key), len(content))
     os.fchmod(descriptor, 0o700)
@@ -30,7 +30,7 @@ def seal(descriptor: int, key: str) -> None:
 def open_sealed(path: Path, key: str) -> int | None:
     """Return a descriptor of the library at `path`; None if it is missing, not ours, or not as `seal` wrote it.
 
-    Owner and contents are those of the descriptor: whoever may write in a folder above could exchange the file.
+    Checks owner and contents through the descriptor: anyone who can write to a parent folder could replace the file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -39,13 +39,13 @@ def open_sealed(path: Path, key: str) -> int | None:
             _log.warning("the compiled kernels in %s cannot be opened: %s", path, error)
         return None
     try:
-        wrong = _what_is_wrong(descriptor, key)
+        defect = _find_defect(descriptor, key)
     except OSError as error:
-        wrong = str(error)
-    if not wrong:
+        defect = str(error)
+    if not defect:
         return descriptor
     os.close(descriptor)
-    _log.warning("the compiled kernels in %s are not used: %s", path, wrong)
+    _log.warning("the compiled kernels in %s are not used: %s", path, defect)
     return None
 
 
@@ -54,13 +54,13 @@ def is_ours_alone(status: os.stat_result) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & OTHERS_MAY_WRITE
 
 
-def _what_is_wrong(descriptor: int, key: str) -> str:
-    """'' for a file of ours that is whole."""
+def _find_defect(descriptor: int, key: str) -> str:
+    """Return why the file cannot be used; '' if it is intact and ours."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        return "not a file"
+        return "not a regular file"
     if not is_ours_alone(status):
-        return "others may write to the file"
+        return "the file is writable by others"
     if not CHECKSUM_BYTES < status.st_size <= MAX_BYTES:
         return f"its size is {status.st_size} bytes"
     content = _content(descriptor)

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from streamchat.models.quantize.weight_storage import stored_tensors
-from streamchat.quantization.linear import packed_layers
+from streamchat.quantization.linear import quantized_layers
 
 # Entries of a configuration that do not affect the computation.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
@@ -45,10 +45,10 @@ def model_fingerprint(model: Any) -> str:
             digest.update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
             if contents is None:
                 digest.update(_bytes_of(part))
-    for name, layer in packed_layers(model).items():
-        digest.update(f"{name} {layer.packed.kind}".encode())
+    for name, layer in quantized_layers(model).items():
+        digest.update(f"{name} {layer.quantized.kind}".encode())
         if contents is None:
-            digest.update(_bytes_of(layer.packed.scales))
+            digest.update(_bytes_of(layer.quantized.scales))
     return FINGERPRINT_PREFIX + digest.hexdigest()[:32]
 
 

@@ -41,7 +41,7 @@ class LoadedModel:
     """Notes to show to the user once."""
     weights: str = "native"
     """"native", or the precision of the quantized weights for decoding: "int8" or "int4"."""
-    packed_bytes: int = 0
+    quantized_bytes: int = 0
     """Memory of the quantized copies, in addition to the native weights."""
 
 
@@ -98,7 +98,7 @@ def load_model(
         from streamchat.decode.install import install
         from streamchat.models.fingerprint import set_contents_digest
         from streamchat.models.quantize.cpu import use_weights
-        from streamchat.quantization.linear import packed_bytes
+        from streamchat.quantization.linear import quantized_bytes
 
         _check_config(folder, contents, source)
         tokenizer = _load_tokenizer(folder, source)
@@ -137,7 +137,7 @@ def load_model(
         chosen_dtype,
         (*filter(None, [shadowing]), *notes, *load_notes, *weight_notes),
         used,
-        packed_bytes(model),
+        quantized_bytes(model),
     )
 
 

@@ -1,1 +1,1 @@
-"""Quantized weights: packing, linear layers that multiply by them, and their distance from the originals."""
+"""Quantized weights: quantization, linear layers that multiply by them, and their loss of quality."""

@@ -1,4 +1,4 @@
-"""Linear layers that multiply few tokens by packed weights, and many by their own."""
+"""Linear layers that use quantized weights for a few tokens, and the original weights for many."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.quantization.weights import PackedWeight
+from streamchat.quantization.weights import QuantizedWeight
 
 MAX_ROWS = 4
-"""Tokens up to which the packed product is the faster one (docs/speed.md)."""
+"""Maximum number of tokens for which the quantized product is faster (docs/speed.md)."""
 
 
-class _Packed:
-    """What both kinds have beside the layer that they take the place of: its own parameters, and a packed copy."""
+class _QuantizedLayer:
+    """State shared by both replacement layers: the parameters of the original layer, and a quantized copy."""
 
-    packed: PackedWeight
+    quantized: QuantizedWeight
     max_rows: int
     plain: Any
-    whole: PackedWeight
-    """What `packed` is a part of: the layers with the same one are multiplied together in a decode step."""
+    """The original layer."""
+    whole: QuantizedWeight
+    """The matrix that `quantized` is a part of; a decode step computes layers with the same one as one product."""
 
-    def take(self, plain: Any, packed: PackedWeight, whole: PackedWeight | None = None) -> None:
+    def wrap(self, plain: Any, quantized: QuantizedWeight, whole: QuantizedWeight | None = None) -> None:
         """Share the parameters of `plain`."""
         self.__dict__.update(plain.__dict__)
-        self.__dict__["plain"] = plain  # not a child: its parameters are ours
-        self.packed, self.whole, self.max_rows = packed, packed if whole is None else whole, MAX_ROWS
+        self.__dict__["plain"] = plain  # not a child: the parameters are registered on self
+        self.quantized, self.whole, self.max_rows = quantized, quantized if whole is None else whole, MAX_ROWS
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """(..., in_features) -> (..., out_features); None where `x` has too many rows."""
+        """(..., in_features) -> (..., out_features); None if `x` has too many rows."""
         rows = x.numel() // x.shape[-1]
         if not 0 < rows <= self.max_rows or x.device.type != "cpu":
             return None
-        out = self.packed.multiply(x.reshape(rows, -1))
+        out = self.quantized.multiply(x.reshape(rows, -1))
         return (out if bias is None else out + bias).view(*x.shape[:-1], -1)
 
 
-class PackedLinear(_Packed, nn.Linear):
-    """Stands for an `nn.Linear`, whose weight and bias it keeps for long inputs."""
+class QuantizedLinear(_QuantizedLayer, nn.Linear):
+    """Replaces an `nn.Linear`; keeps its weight and bias for long inputs."""
 
-    def __init__(self, plain: nn.Linear, packed: PackedWeight, whole: PackedWeight | None = None) -> None:
+    def __init__(self, plain: nn.Linear, quantized: QuantizedWeight, whole: QuantizedWeight | None = None) -> None:
         nn.Module.__init__(self)
-        self.take(plain, packed, whole)
+        self.wrap(plain, quantized, whole)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch calls it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """(..., in_features) -> (..., out_features)."""
         out = self.product(input, self.bias)
         return nn.functional.linear(input, self.weight, self.bias) if out is None else out
 
 
-class PackedConv1D(_Packed, Conv1D):
-    """Stands for GPT-2's `Conv1D`: a linear layer whose weight is stored transposed."""
+class QuantizedConv1D(_QuantizedLayer, Conv1D):
+    """Replaces GPT-2's `Conv1D`, a linear layer whose weight is stored transposed."""
 
-    def __init__(self, plain: Conv1D, packed: PackedWeight) -> None:
+    def __init__(self, plain: Conv1D, quantized: QuantizedWeight) -> None:
         nn.Module.__init__(self)
-        self.take(plain, packed)
+        self.wrap(plain, quantized)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -69,36 +70,36 @@ class PackedConv1D(_Packed, Conv1D):
         return rows.view(*x.shape[:-1], -1)
 
 
-def packed_layers(model: nn.Module) -> dict[str, PackedLinear | PackedConv1D]:
-    """All packed layers of `model` by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, PackedLinear | PackedConv1D)}
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedConv1D]:
+    """Return the quantized layers of `model` by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear | QuantizedConv1D)}
 
 
-def packed_bytes(model: nn.Module) -> int:
-    """Memory of all packed weights of `model`; matrices that are parts of one count once."""
-    tensors = [t for layer in packed_layers(model).values() for t in (layer.packed.data, layer.packed.scales)]
+def quantized_bytes(model: nn.Module) -> int:
+    """Return the memory of all quantized weights of `model` in bytes; shared storage counts once."""
+    tensors = [t for layer in quantized_layers(model).values() for t in (layer.quantized.data, layer.quantized.scales)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 @contextmanager
-def always_packed(model: nn.Module) -> Iterator[None]:
-    """Inside, inputs of any length use the packed weights: to measure what they cost in quality."""
+def always_quantized(model: nn.Module) -> Iterator[None]:
+    """Context manager: use quantized weights for inputs of any length, to measure their loss of quality."""
     with _rows(model, 1 << 62):
         yield
 
 
 @contextmanager
-def never_packed(model: nn.Module) -> Iterator[None]:
-    """Inside, the model uses its own weights."""
+def never_quantized(model: nn.Module) -> Iterator[None]:
+    """Context manager: use the model's own weights."""
     with _rows(model, 0):
         yield
 
 
 @contextmanager
-def _rows(model: nn.Module, most: int) -> Iterator[None]:
-    layers = packed_layers(model).values()
+def _rows(model: nn.Module, max_rows: int) -> Iterator[None]:
+    layers = quantized_layers(model).values()
     for layer in layers:
-        layer.max_rows = most
+        layer.max_rows = max_rows
     try:
         yield
     finally:

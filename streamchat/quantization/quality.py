@@ -1,4 +1,4 @@
-"""How far packed weights are from a model's own."""
+"""Measures the loss of quality by quantized weights."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamchat.quantization.linear import always_packed, never_packed
+from streamchat.quantization.linear import always_quantized, never_quantized
 from streamchat.quantization.weights import GROUP, int4_codes
 
 AUTO_LIMIT = 0.00995
-"""Nats a token that `auto` accepts: with the model's own predictions as the truth, 1 % of perplexity."""
+"""Largest KL divergence, in nats per token, that `auto` accepts: 1 % of perplexity if the model's own predictions are
+the truth."""
 TOKENS = 256
 SAMPLED_ROWS = 64
 GROUPED_LIMIT = 0.1
-"""Of a step: weights that were rounded to groups before leave some 0.03, any others 0.29."""
+"""Largest residual, in steps, of weights that count as grouped: those of a Q4_1 file leave about 0.03, others 0.29."""
 TEXT = """\
 The mill stood where the river bends, half a mile below the village, and in the spring its wheel could be heard from \
 the church. Anna's grandfather had built it with two of his brothers. They were not rich people; what they earned in \
@@ -37,25 +38,25 @@ Multiply it by the width and by the mean depth, and you have the volume that pas
 
 
 def is_grouped(model: Any) -> bool:
-    """Whether the weights of `model` lie on 16 evenly spaced values in each group of 32, as those of a Q4_1 file do."""
+    """Return whether each group of 32 weights lies on 16 evenly spaced values, like the weights of a Q4_1 file."""
     return all(_residual(weight) <= GROUPED_LIMIT for weight in _samples(model))
 
 
 def _samples(model: Any) -> list[Tensor]:
-    """Some rows of the first layers' matrices."""
-    found = []
+    """Return a few rows of the first layers' matrices."""
+    rows = []
     output = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not output and module.in_features % GROUP == 0:
-            found.append(module.weight.detach()[:SAMPLED_ROWS].float())
-        if len(found) == 8:
+            rows.append(module.weight.detach()[:SAMPLED_ROWS].float())
+        if len(rows) == 8:
             break
-    # without any there is nothing that could be exact
-    return found or [torch.rand(1, GROUP)]
+    # random weights count as not grouped
+    return rows or [torch.rand(1, GROUP)]
 
 
 def _residual(weight: Tensor) -> float:
-    """Root mean square distance from the values that int4 codes stand for, in units of their step."""
+    """Root mean square distance from the nearest int4 values, in units of their step."""
     codes, scales = int4_codes(weight)
     step, zero = (part.float().unsqueeze(-1) for part in scales.unbind(-1))
     distance = (weight.view(weight.shape[0], -1, GROUP) - zero) / step - (codes - 8)
@@ -63,17 +64,17 @@ def _residual(weight: Tensor) -> float:
 
 
 def divergence(model: Any, tokenizer: Any) -> float:
-    """`divergence_from` of a model with packed layers: of these from its own weights."""
-    with never_packed(model):
+    """Return `divergence_from` between the quantized layers of `model` and its own weights."""
+    with never_quantized(model):
         plain = predictions(model, tokenizer)
-    with always_packed(model):
-        packed = predictions(model, tokenizer)
-    return divergence_from(plain, packed)
+    with always_quantized(model):
+        quantized = predictions(model, tokenizer)
+    return divergence_from(plain, quantized)
 
 
 @torch.inference_mode()
 def predictions(model: Any, tokenizer: Any) -> Tensor:
-    """(tokens, vocabulary) log probabilities, float32, of 256 tokens of an English text."""
+    """Return (tokens, vocabulary) log probabilities, float32, for 256 tokens of an English text."""
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
     tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0]
@@ -81,10 +82,10 @@ def predictions(model: Any, tokenizer: Any) -> Tensor:
 
 
 def divergence_from(plain: Tensor, other: Tensor) -> float:
-    """Mean Kullback-Leibler divergence, in nats a token, of `other` predictions from the `plain` ones.
+    """Return the mean KL divergence of `other` predictions from `plain` ones, in nats per token.
 
-    Where the plain model's predictions are taken as the truth, it is the logarithm of the factor by which the
-    perplexity grows. Infinite where any of them is not finite.
+    If the plain predictions are taken as the truth, it is the log of the factor by which perplexity grows. Infinite if
+    any prediction is not finite.
     """
     nats = (plain.exp() * (plain - other)).sum(-1).mean()
     return float(nats) if bool(torch.isfinite(nats)) else float("inf")

@@ -1,4 +1,4 @@
-"""Packing the linear layers of a model, and putting the packed ones in their place."""
+"""Quantizes the linear layers of a model, and replaces them."""
 
 from __future__ import annotations
 
@@ -9,56 +9,61 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.quantization.linear import PackedConv1D, PackedLinear, packed_layers
-from streamchat.quantization.weights import TILE_ROWS, Kind, PackedWeight, pack, packs
+from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, quantized_layers
+from streamchat.quantization.weights import TILE_ROWS, Kind, QuantizedWeight, can_quantize, quantize
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Siblings that read the same input: packed as one matrix, they take one product."""
+"""Sibling layers with the same input: quantized as one matrix, they need one product."""
 
 
 def groups(model: nn.Module, kind: Kind) -> list[tuple[str, ...]]:
-    """Names of the layers to pack; those in one tuple are packed as one matrix, in this order."""
+    """Return the names of the layers to quantize; those in one tuple form one matrix, in this order."""
     names = {name: module for name, module in model.named_modules() if _weight(module) is not None}
-    names = {name: module for name, module in names.items() if packs(kind, *_size(module))}
-    found: list[tuple[str, ...]] = []
-    taken: set[str] = set()
+    names = {name: module for name, module in names.items() if can_quantize(kind, *_size(module))}
+    result: list[tuple[str, ...]] = []
+    grouped: set[str] = set()
     for name in names:
-        if name in taken:
+        if name in grouped:
             continue
         group = _siblings(name, names, kind)
-        taken.update(group)
-        found.append(group)
-    return found
+        grouped.update(group)
+        result.append(group)
+    return result
 
 
-def pack_group(model: nn.Module, group: tuple[str, ...], kind: Kind) -> PackedWeight:
-    """The weights of `group`, one below the other, packed. The output layer is int8 with int4, too."""
+def quantize_group(model: nn.Module, group: tuple[str, ...], kind: Kind) -> QuantizedWeight:
+    """Return the concatenated weights of `group`, quantized. The output layer is int8 even if `kind` is int4."""
     weights = [_weight(model.get_submodule(name)) for name in group]
-    return pack(torch.cat([weight.detach() for weight in weights if weight is not None]), kind_of(model, group, kind))
+    return quantize(
+        torch.cat([weight.detach() for weight in weights if weight is not None]), kind_of(model, group, kind)
+    )
 
 
 def kind_of(model: Any, group: tuple[str, ...], kind: Kind) -> Kind:
-    """int4 in the output layer costs 4 % of perplexity and saves 1 ms of the default model's 10 (docs/speed.md)."""
+    """Return the format of `group`: int8 for the output layer, else `kind`.
+
+    int4 in the output layer would cost 4 % of perplexity and save 1 ms of the default model's 10 (docs/speed.md).
+    """
     return "int8" if model.get_submodule(group[0]) is model.get_output_embeddings() else kind
 
 
-def replace(model: nn.Module, packed: Mapping[tuple[str, ...], PackedWeight]) -> None:
-    """Put packed layers in the place of those named; their own weights stay, for long inputs and tied embeddings."""
-    for group, weight in packed.items():
+def replace(model: nn.Module, weights: Mapping[tuple[str, ...], QuantizedWeight]) -> None:
+    """Replace the named layers by quantized ones; their own weights stay, for long inputs and tied embeddings."""
+    for group, weight in weights.items():
         first = 0
         for name in group:
             plain = model.get_submodule(name)
             stop = first + _size(plain)[0]
             part = weight if len(group) == 1 else weight.part(first, stop)
-            layer = _packed_layer(plain, part, weight)
+            layer = _quantized_layer(plain, part, weight)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
             first = stop
 
 
 def restore(model: nn.Module) -> None:
-    """Take all packed layers out again."""
-    for name, layer in packed_layers(model).items():
+    """Replace all quantized layers by the original ones."""
+    for name, layer in quantized_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.plain)
 
@@ -70,7 +75,7 @@ def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[st
         if child not in together or not all(each in names for each in group):
             continue
         sizes = [_size(names[each]) for each in group]
-        # rows of a tile must be of one layer
+        # all rows of a tile must belong to one layer
         if len({columns for _, columns in sizes}) == 1 and (kind == "int8" or _whole_tiles(sizes)):
             return group
     return (name,)
@@ -81,8 +86,8 @@ def _whole_tiles(sizes: list[tuple[int, int]]) -> bool:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    """(out_features, in_features), of the layer kinds that can be packed."""
-    # subclasses compute something else with it
+    """Return the (out_features, in_features) weight of a layer that can be quantized, else None."""
+    # exact types: subclasses may use the weight differently
     if type(module) is nn.Linear:
         return module.weight
     return module.weight.T if type(module) is Conv1D else None
@@ -94,8 +99,8 @@ def _size(module: nn.Module) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def _packed_layer(plain: nn.Module, part: PackedWeight, whole: PackedWeight) -> nn.Module:
+def _quantized_layer(plain: nn.Module, part: QuantizedWeight, whole: QuantizedWeight) -> nn.Module:
     if isinstance(plain, Conv1D):
-        return PackedConv1D(plain, part)
+        return QuantizedConv1D(plain, part)
     assert isinstance(plain, nn.Linear)
-    return PackedLinear(plain, part, whole)
+    return QuantizedLinear(plain, part, whole)

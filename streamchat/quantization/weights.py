@@ -1,7 +1,7 @@
-"""Weight matrices in few bits, multiplied by compiled kernels where there are some, by PyTorch's own elsewhere.
+"""int8 and int4 weight matrices, multiplied by compiled kernels if available, else by PyTorch's.
 
-A decode step reads every weight once for one token, so its time is that of reading them: int8 has half the bytes of
-bfloat16, int4 less than a third. With many tokens at once the kernels are slower than a plain bfloat16 product.
+A decode step reads every weight once per token, so reading dominates its time: int8 has half the bytes of bfloat16,
+int4 less than a third. For many tokens at once the kernels are slower than a plain bfloat16 product.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ Kind = Literal["int8", "int4"]
 
 BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 TILE_ROWS = 64
-"""Rows of an int4 matrix that the kernels' layout keeps together, on any CPU."""
+"""Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
 
 
 @dataclass(frozen=True)
-class PackedWeight:
+class QuantizedWeight:
     """A matrix of `rows` x `columns` weights (out_features x in_features), with bfloat16 scales.
 
-    int8: one scale a row, `w = scale * q`. int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
+    int8: one scale per row, `w = scale * q`. int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
     """
 
     kind: Kind
     data: Tensor
     """int8: (rows, columns) int8. int4: (rows, columns / 2) uint8, in the layout of PyTorch's kernel for this CPU; or
-    tiled, (rows / 16, columns / 32, 320) uint8, with the scales in it, in the layout of the compiled ones."""
+    tiled, (rows / 16, columns / 32, 320) uint8 including the scales, in the layout of the compiled kernels."""
     scales: Tensor
-    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty where tiled."""
+    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
 
     kernels: Kernels | None = field(default_factory=kernels, repr=False, compare=False)
-    """The compiled ones that multiply, where they serve; tiled weights need them."""
+    """The compiled kernels that multiply; None for PyTorch's. Tiled weights need them."""
 
     @property
     def tiled(self) -> bool:
-        """Whether it is in the layout of the compiled kernels."""
+        """Whether the data has the layout of the compiled kernels."""
         return self.data.dim() == 3
 
     @property
@@ -56,7 +56,7 @@ class PackedWeight:
         return self.data.nbytes + self.scales.nbytes
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's own kernels take `x` in bfloat16."""
+        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels round `x` to bfloat16."""
         if self.kernels is not None:
             return self._multiply_compiled(self.kernels, x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
@@ -79,68 +79,68 @@ class PackedWeight:
             scratch=scratch.data_ptr(),
             rows=self.rows,
             columns=columns,
-            out_step=self.rows,
+            out_stride=self.rows,
             bits=BITS[self.kind],
             count=count,
         )
         compiled.run(program([product]), 1, torch.get_num_threads())
         return out.to(x.dtype)
 
-    def part(self, first: int, stop: int) -> PackedWeight:
-        """Rows `[first, stop)`, as views as far as the kernels take them.
+    def part(self, first: int, stop: int) -> QuantizedWeight:
+        """Return rows `[first, stop)`, as views if the kernels accept them.
 
-        `first` must be a multiple of `TILE_ROWS` for int4, and `stop` too or the end.
+        For int4, `first` must be a multiple of `TILE_ROWS`, and `stop` too unless it is the end.
         """
         if self.kind == "int8":
-            return PackedWeight("int8", self.data[first:stop], self.scales[first:stop])
+            return QuantizedWeight("int8", self.data[first:stop], self.scales[first:stop])
         if self.tiled:
-            return PackedWeight("int4", self.data[first // TILE : stop // TILE], self.scales)
+            return QuantizedWeight("int4", self.data[first // TILE : stop // TILE], self.scales)
         assert first % TILE_ROWS == 0
         assert stop % TILE_ROWS == 0 or stop == self.rows
-        return PackedWeight("int4", self.data[first:stop], self.scales[:, first:stop].contiguous())
+        return QuantizedWeight("int4", self.data[first:stop], self.scales[:, first:stop].contiguous())
 
 
-def packs(kind: Kind, rows: int, columns: int) -> bool:
-    """Whether the kernels take a matrix of this size (outside of it int8 reads past the end, unchecked)."""
+def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
+    """Return whether the kernels support a matrix of this size (for others, int8 would read out of bounds)."""
     return columns % GROUP == 0 and (kind == "int8" or rows % TILE == 0)
 
 
-def pack(weight: Tensor, kind: Kind) -> PackedWeight:
-    """Round a (rows, columns) matrix on the CPU, of any float dtype.
+def quantize(weight: Tensor, kind: Kind) -> QuantizedWeight:
+    """Quantize a (rows, columns) matrix of any float dtype on the CPU.
 
-    int4 finds the codes of a matrix that was in such groups before (GGUF's Q4_1) exactly, also where it was rounded
-    to bfloat16 since: smallest and largest weight of a group are its codes 0 and 15.
+    int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1) exactly, even after
+    rounding to bfloat16: the smallest and largest weight of a group have codes 0 and 15.
 
     Raises:
-        ValueError: The size is none that `packs` allows.
+        ValueError: `can_quantize` does not allow this size.
     """
     rows, columns = weight.shape
-    if not packs(kind, rows, columns):
-        raise ValueError(f"a matrix of {rows} x {columns} cannot be packed in {kind}")
+    if not can_quantize(kind, rows, columns):
+        raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
     weight = weight.float().contiguous()
     return _int8(weight) if kind == "int8" else _int4(weight)
 
 
-def _int8(weight: Tensor) -> PackedWeight:
+def _int8(weight: Tensor) -> QuantizedWeight:
     scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
-    # 127 x a scale that was rounded down lies below the largest weight
+    # clamp: if the scale was rounded down, the largest weight exceeds 127 scales
     codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
-    return PackedWeight("int8", codes.to(torch.int8), scales)
+    return QuantizedWeight("int8", codes.to(torch.int8), scales)
 
 
-def _int4(weight: Tensor) -> PackedWeight:
+def _int4(weight: Tensor) -> QuantizedWeight:
     rows, columns = weight.shape
     codes, scales = int4_codes(weight)
     if kernels() is not None:
-        return PackedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16))
+        return QuantizedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16))
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
-    return PackedWeight("int4", data, scales.transpose(0, 1).contiguous())
+    return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous())
 
 
 def _tiles(codes: Tensor, scales: Tensor) -> Tensor:
-    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels, whose sources describe it."""
+    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels; kernels/source/products.c describes the layout."""
     rows, count = codes.shape[:2]
-    # (tile, row, group, quarter, nibble, half): four nibbles are a 16-bit word, two words a row's share of a quarter
+    # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word, two words a row's share of a quarter
     nibbles = codes.view(rows // TILE, TILE, count, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
     words = (nibbles << (4 * torch.arange(4, dtype=torch.int32))).sum(-1, dtype=torch.int32)
     data = words.to(torch.uint16).reshape(rows // TILE, count, -1).view(torch.uint8)
@@ -149,18 +149,18 @@ def _tiles(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) bfloat16 scales and zeros.
+    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) bfloat16 scales and zeros.
 
-    The scale and the zero of a group are those that fit its codes best (least squares).
+    Scale and zero of a group are the least-squares fit to its codes.
     """
     groups = weight.view(weight.shape[0], -1, GROUP)
     low, high = groups.aminmax(dim=-1, keepdim=True)
     step = ((high - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
     codes = ((groups - low) / step).round_().clamp_(0, 15)
-    centred = codes - codes.mean(-1, keepdim=True)
+    centered = codes - codes.mean(-1, keepdim=True)
     mean = groups.mean(-1, keepdim=True)
-    variance = centred.square().sum(-1, keepdim=True)
-    scale = torch.where(variance > 0, (centred * (groups - mean)).sum(-1, keepdim=True) / variance, step)
+    variance = centered.square().sum(-1, keepdim=True)
+    scale = torch.where(variance > 0, (centered * (groups - mean)).sum(-1, keepdim=True) / variance, step)
     scale = scale.to(torch.bfloat16).float()
     zero = mean - scale * (codes.mean(-1, keepdim=True) - 8)
     return codes.to(torch.int32), torch.cat([scale, zero], dim=-1).to(torch.bfloat16)

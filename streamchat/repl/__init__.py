@@ -1,0 +1,1 @@
+"""Line-based front ends: the prompt on a terminal, and the pipe."""

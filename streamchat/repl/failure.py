@@ -1,4 +1,4 @@
-"""How the prompt and the pipe tell that the engine cannot go on."""
+"""Reports fatal engine errors in prompt and pipe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from streamchat.base.sanitize import one_line, printable
 from streamchat.telemetry import log_file
 
 
-def told_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
-    """Say it in one sentence, keep the traceback in the log, and return the exit code."""
+def report_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
+    """Print one sentence, write the traceback to the log and return the exit code."""
     sentence = event.message
     if event.details:
         path = log_file.log_crash(event.details)
-        # Foreseen failures explain themselves; for others the traceback is the next step.
+        # Expected failures explain themselves; unexpected ones need the traceback.
         if path is not None and event.exit_code == ExitCode.FAILURE:
             sentence += f" (the traceback is in {path})"
     if stream is not None:

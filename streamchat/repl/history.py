@@ -1,4 +1,4 @@
-"""What the user typed, across restarts: a private file, or memory where that is not wanted or not possible."""
+"""Input history across restarts: a private file, or memory if the file is disabled or not writable."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_ENTRIES = 5000
 
 
 class PrivateHistory(FileHistory):
-    """A history file, readable by the user only. Failing to write an entry costs that entry, never the chat."""
+    """A history file that only the user can read. An entry that cannot be written is dropped."""
 
     def __init__(self) -> None:
-        """Create or open the file; raises OSError where that is not possible."""
+        """Create or open the file; raises OSError on failure."""
         path = paths.private_dir(paths.state_dir()) / "history"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -53,11 +53,11 @@ class PrivateHistory(FileHistory):
 
 
 def make_history(wanted: bool) -> tuple[History, str]:
-    """The history of a session, and a sentence for the user where it cannot be kept."""
+    """Return the history and, if it cannot be saved, a notice for the user; else ''."""
     if not wanted:
         return InMemoryHistory(), ""
     try:
         return PrivateHistory(), ""
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return InMemoryHistory(), f"what you type is not remembered: {paths.state_dir() / 'history'} ({reason})"
+        return InMemoryHistory(), f"input history is disabled: {paths.state_dir() / 'history'} ({reason})"

@@ -1,4 +1,4 @@
-"""The keys that the prompt shares with the app, in prompt-toolkit's words."""
+"""The keys that the prompt shares with the app, in prompt-toolkit's notation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SPELLED = {
 
 
 def sequences(key_id: str, changed: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """What is to be bound for an id of `streamchat.config.keymap`. Keys that no plain terminal can send are left out.
+    """Key sequences to bind for a key id; keys that plain terminals cannot send are skipped.
 
     Args:
-        key_id: Such as prompt.newline.
-        changed: The configuration's `[keys]`.
+        key_id: Id in `streamchat.config.keymap`, such as `prompt.newline`.
+        changed: The `[keys]` table of the configuration.
     """
     found = [_sequence(name) for name in keys_of(key_id, changed)]
     return [sequence for sequence in found if sequence]
@@ -43,7 +43,7 @@ def _sequence(name: str) -> tuple[str, ...]:
 
 
 def interrupt_character(changed: Mapping[str, str]) -> int | None:
-    """The control character that stops a reply, where that is not Ctrl+C: the terminal turns it into a signal."""
+    """The control character that the terminal turns into SIGINT instead of Ctrl+C; None for Ctrl+C."""
     for name in keys_of("chat.interrupt", changed):
         if name == "ctrl+c":
             return None

@@ -1,6 +1,6 @@
 """The pipe: each line of stdin is a user turn, the replies go to stdout as plain text, everything else to stderr.
 
-A line is read only when the reply to the one before is over, so an endless input needs no memory.
+A line is read only after the previous reply has ended, so endless input needs no extra memory.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from streamchat.frontend import mentions
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext, SlashResult
-from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
-from streamchat.repl.failure import told_failure
+from streamchat.repl.failure import report_failure
 from streamchat.repl.render import Narrator, Piece
 
-QUIET = {"stats", "said", "again"}
-"""Kinds of lines that a pipe leaves out: stderr is for what the user must know (`--stats-json` has the figures)."""
+QUIET = {"stats", "past_message", "past_reply"}
+"""Kinds of lines that a pipe does not print; `--stats-json` has the figures."""
 
 
 def run_pipe(engine: ChatEngine) -> int:
-    """Answer every line of stdin; returns the exit code. Starts the engine and leaves closing it to the caller.
+    """Answer every line of stdin and return the exit code. Starts the engine; the caller closes it.
 
     Raises:
         KeyboardInterrupt: Ctrl+C.
-        BrokenPipeError: Nobody reads stdout any more.
+        BrokenPipeError: stdout was closed.
     """
     source = sys.stdin.buffer if sys.stdin is not None else None
     return Pipe(engine, sys.stdout, sys.stderr).run(source)
 
 
 MAX_LINE_BYTES = 2_000_000
-"""As of a file in a message; far more than any cache holds."""
+"""The same limit as for a file in a message; far more than a cache holds."""
 
 
 class Pipe:
-    """One run through a pipe."""
+    """Reads messages from a stream and writes replies to another."""
 
     def __init__(self, engine: ChatEngine, out: TextIO | None, err: TextIO | None) -> None:
         self._engine, self._out, self._err = engine, out, err
@@ -55,23 +55,23 @@ class Pipe:
         self._failed = False
 
     def run(self, source: BinaryIO | None) -> int:
-        """Answer every line of `source`; returns the exit code."""
+        """Answer every line of `source` and return the exit code."""
         registry = default_registry()
         context = SlashContext(self._engine, self._board)
-        self._engine.subscribe(self._take)
+        self._engine.subscribe(self._on_event)
         self._engine.start()
         if (code := self._until(lambda event: isinstance(event, ev.ModelReady))) is not None:
             return code
         for line in self._lines(source):
             result = registry.run(context, line)
-            message = registry.message_text(line) if result is None else self._message_of(result)
+            message = registry.unescape(line) if result is None else self._message_of(result)
             if message:
                 self._engine.submit(message)
-                code = self._until(turn_over)
+                code = self._until(turn_done)
             elif result is None:
                 continue
-            elif result.over is not None:
-                code = self._until(result.over)
+            elif result.done_when is not None:
+                code = self._until(result.done_when)
             else:
                 self._answer(result)
                 if result.quit:
@@ -82,35 +82,35 @@ class Pipe:
         code = self._drain()
         return code if code is not None else ExitCode.FAILURE if self._failed else ExitCode.OK
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         if isinstance(event, ev.StatusSampled):
-            self._board.apply(event)  # not queued: they come all the time, also while stdin is silent
+            self._board.apply(event)  # not queued: samples arrive even while stdin is idle
         else:
             self._events.put(event)
 
     def _answer(self, result: SlashResult) -> None:
         self._failed |= result.error
         if result.text:
-            self._tell(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
+            self._report(f"streamchat: {printable(result.text)}" if result.error else printable(result.text))
 
     def _message_of(self, result: SlashResult) -> str:
-        """What a command wants to be sent. Lines of a pipe are taken as they are; only /read takes a file."""
+        """The message that a command sends. Only /read attaches files; `@file` in a line stays text."""
         try:
             return mentions.expand(result.message or result.insert.strip()).text
         except ConfigError as error:
             self._answer(SlashResult(str(error), error=True))
             return ""
 
-    def _until(self, over: Callable[[ev.Event], bool]) -> int | None:
-        """Handle events up to one for which `over` is true; returns an exit code where the engine ended before."""
+    def _until(self, done_when: Callable[[ev.Event], bool]) -> int | None:
+        """Handle events until `done_when` is true for one; returns an exit code if the engine ended before."""
         while True:
             event = self._events.get()
             code = self._handle(event)
-            if code is not None or over(event):
+            if code is not None or done_when(event):
                 return code
 
     def _drain(self) -> int | None:
-        """Handle what has come meanwhile; returns an exit code where the engine ended."""
+        """Handle queued events; returns an exit code if the engine ended."""
         code = None
         while code is None and not self._events.empty():
             code = self._handle(self._events.get())
@@ -122,11 +122,11 @@ class Pipe:
             self._progress.show(event)
             return None
         self._progress.clear()
-        for piece in self._narrator.take(event):
+        for piece in self._narrator.pieces_for(event):
             self._show(piece)
         match event:
             case ev.EngineFailed():
-                return told_failure(event, self._err)
+                return report_failure(event, self._err)
             case ev.EngineClosed():
                 return ExitCode.FAILURE
             case ev.TurnFinished(finish_reason="error"):
@@ -143,26 +143,28 @@ class Pipe:
                 self._out.write(piece.text)
                 self._out.flush()
         elif piece.kind not in QUIET:
-            self._tell(f"streamchat: {piece.text}")
+            self._report(f"streamchat: {piece.text}")
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if self._err is not None:
             print(text, file=self._err, flush=True)
 
     def _lines(self, source: BinaryIO | None) -> Iterator[str]:
-        """The lines that say something, without line ends; undecodable bytes are replaced and noted once."""
+        """The non-blank lines without line ends; undecodable bytes are replaced, with one notice."""
         noted = False
         for number, raw in enumerate(self._raw_lines(source), start=1):
             data = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             line = data.decode("utf-8", errors="replace").rstrip("\r\n")
             if not noted and not _is_utf8(data):
                 noted = True
-                self._tell(f"streamchat: line {number} of the input is not UTF-8 text; the bytes were replaced")
+                self._report(
+                    f"streamchat: line {number} of the input is not valid UTF-8; the invalid bytes were replaced"
+                )
             if line.strip():
                 yield line
 
     def _raw_lines(self, source: BinaryIO | None) -> Iterator[bytes]:
-        """The lines as bytes; one that no memory could hold is left out."""
+        """The lines as bytes; lines longer than `MAX_LINE_BYTES` are skipped, with a notice."""
         number = 0
         while source is not None and (raw := source.readline(MAX_LINE_BYTES)):
             number += 1
@@ -170,8 +172,8 @@ class Pipe:
                 yield raw
                 continue
             self._failed = True
-            self._tell(
-                f"streamchat: line {number} of the input has more than {human_bytes(MAX_LINE_BYTES)} and is left out"
+            self._report(
+                f"streamchat: line {number} of the input is longer than {human_bytes(MAX_LINE_BYTES)} and was skipped"
             )
             while raw and not raw.endswith(b"\n"):
                 raw = source.readline(MAX_LINE_BYTES)

@@ -1,6 +1,6 @@
-"""The prompt (`--plain`): ask, stream the reply, tell what happened. One asyncio loop in the main thread.
+"""The prompt (`--plain`): read a message, stream the reply, print notices. One asyncio loop in the main thread.
 
-Events arrive on the engine's thread and are handed to the loop; everything below runs in the loop.
+Events arrive on the engine's thread and are forwarded to the loop; everything else here runs in the loop.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from streamchat.frontend import mentions
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.frontend.slash.session_commands import turn_over
+from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.suspend import stop_process
-from streamchat.repl.failure import told_failure
+from streamchat.repl.failure import report_failure
 from streamchat.repl.history import make_history
 from streamchat.repl.keys import interrupt_character
 from streamchat.repl.render import Narrator, ready_sentence
@@ -42,20 +42,20 @@ from streamchat.repl.terminal import (
 from streamchat.repl.toolbar import toolbar_text
 
 ANSWER_WAIT_S = 1.0
-"""How long a command that answers through an event may take before the prompt comes back anyway."""
+"""Maximum wait, in seconds, for the event that answers a command before the prompt returns."""
 
 
 def run_prompt(engine: ChatEngine, configuration: Configuration) -> int:
-    """Hold the conversation on a terminal; returns the exit code. Starts the engine, leaves closing it to the caller.
+    """Run the conversation on a terminal and return the exit code. Starts the engine; the caller closes it.
 
-    Ctrl+C leaves (130) while the model loads, stops the reply while one is written (a third one leaves), and at the
-    prompt clears the line.
+    Ctrl+C exits (130) while the model loads, stops a reply in progress (a third press exits), and clears the line at
+    the prompt.
     """
     return asyncio.run(Prompt(engine, configuration).run())
 
 
 class _EngineGone(Exception):
-    """The engine cannot go on; `Prompt` holds the event."""
+    """The engine has stopped; `Prompt` has the event."""
 
 
 class Prompt:
@@ -76,38 +76,38 @@ class Prompt:
         self._input: InputLine | None = None
 
         self._ready = False
-        self._told: list[ev.Event] = []
-        """What came since the last request that may end it."""
+        self._recent: list[ev.Event] = []
+        """Events since the last request that may complete it."""
         self._answered = self._loading = False
         self._failure: ev.EngineFailed | ev.EngineClosed | None = None
         self._interrupts = 0
         self._on_interrupt: Callable[[], None] | None = None
-        """What Ctrl+C does while no prompt reads the keyboard; None = nothing, between two phases."""
+        """Ctrl+C handler while no prompt reads the keyboard; None = ignore it."""
         self._ended_by = 0
         self._modes = terminal_modes()
         self._task: asyncio.Task[int] | None = None
 
     async def run(self) -> int:
-        """Load, then ask and answer until the user leaves."""
+        """Load the model, then answer messages until the user quits."""
         loop = asyncio.get_running_loop()
-        context = contextvars.copy_context()  # prompt-toolkit finds its terminal there
+        context = contextvars.copy_context()  # prompt-toolkit looks up its terminal there
         self._task = cast("asyncio.Task[int] | None", asyncio.current_task())
 
-        def hand_over(event: ev.Event) -> None:
+        def forward(event: ev.Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._take, event, context=context)
+                loop.call_soon_threadsafe(self._on_event, event, context=context)
 
         def on_signal(number: int) -> None:
             loop.call_soon_threadsafe(self._signalled, number)
 
-        unsubscribe = self._engine.subscribe(hand_over)
+        unsubscribe = self._engine.subscribe(forward)
         try:
             with on_signals((signal.SIGINT, *STOP_SIGNALS, *ENDING_SIGNALS), on_signal):
                 await self._converse()
         except _EngineGone:
             self._progress.clear()
             if isinstance(self._failure, ev.EngineFailed):
-                return told_failure(self._failure, sys.stderr)
+                return report_failure(self._failure, sys.stderr)
             return ExitCode.FAILURE
         except asyncio.CancelledError:
             if not self._ended_by:
@@ -122,7 +122,7 @@ class Prompt:
             self._engine.start()
             await self._until(lambda: self._ready)
         self._input = InputLine(self._registry, self._context, self._history, self._toolbar, self._keys)
-        if self._failure is not None:  # it came when there was no input to end
+        if self._failure is not None:  # the engine failed before the input existed
             raise _EngineGone
         if self._history_note:
             self._terminal.line(self._history_note, "warning")
@@ -136,20 +136,20 @@ class Prompt:
             self._begin()
             result = self._registry.run(self._context, given)
             if result is None or result.message:
-                text = await self._send(self._registry.message_text(given) if result is None else result.message, given)
+                text = await self._send(self._registry.unescape(given) if result is None else result.message, given)
                 continue
             if result.quit:
                 return
             text = result.insert
-            if result.over is not None:
-                text = await self._wait(result.over)
+            if result.done_when is not None:
+                text = await self._wait(result.done_when)
             elif result.text:
                 self._terminal.line(printable(result.text), "error" if result.error else "answer")
-            elif not text:  # it answers through an event
+            elif not text:  # the answer is an event
                 self._answered = False
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
-                if self._loading:  # another model; Ctrl+C leaves
+                if self._loading:  # /model; Ctrl+C exits
                     with (
                         self._interruptible(lambda: self._leave(signal.SIGINT)),
                         between_prompts(self._interrupt_key),
@@ -157,7 +157,7 @@ class Prompt:
                         await self._until(lambda: not self._loading)
 
     async def _send(self, message: str, given: str) -> str:
-        """A message with the files that it mentions; returns the text to offer again where it was not taken."""
+        """Send a message with the files that it mentions; returns the text to restore if it was rejected."""
         try:
             expanded = mentions.expand(message)
         except ConfigError as error:
@@ -167,32 +167,32 @@ class Prompt:
             self._terminal.line(expanded.notice, "warning")
         self._begin()
         self._engine.submit(expanded.text)
-        # not what the files of a refused message hold
-        return given if await self._wait(turn_over) else ""
+        # restore the text as typed, without the contents of files
+        return given if await self._wait(turn_done) else ""
 
-    async def _wait(self, over: Callable[[ev.Event], bool]) -> str:
-        """Let the engine work until an event for which `over` is true; returns the text to offer then."""
+    async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
+        """Wait until `done_when` is true for an event; returns the text to put into the input."""
         with self._interruptible(self._stop), between_prompts(self._interrupt_key):
-            await self._until(lambda: any(over(event) for event in self._told))
-        last = next(event for event in self._told if over(event))
+            await self._until(lambda: any(done_when(event) for event in self._recent))
+        last = next(event for event in self._recent if done_when(event))
         match last:
             case ev.TurnFinished(rolled_back=True, text=text):
                 return text
             case ev.TurnUndone(to_edit=True, text=text):
-                return self._registry.as_typed(text)
+                return self._registry.escape(text)
             case ev.SummaryReady(text=text) if text:
                 return f"/keep {printable(text)}"
             case ev.ConversationResumed(message_back=text):
-                return self._registry.as_typed(text)
+                return self._registry.escape(text)
             case _:
                 return ""
 
     def _begin(self) -> None:
-        self._told, self._interrupts = [], 0
+        self._recent, self._interrupts = [], 0
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def _take(self, event: ev.Event) -> None:
+    def _on_event(self, event: ev.Event) -> None:
         self._board.apply(event)
         if isinstance(event, ev.ModelLoading):
             self._progress.show(event)
@@ -201,24 +201,24 @@ class Prompt:
             return
         if not isinstance(event, ev.StatusSampled):
             self._progress.clear()
-        for piece in self._narrator.take(event):
+        for piece in self._narrator.pieces_for(event):
             self._terminal.show(piece)
         match event:
             case ev.ModelReady(info=info):
                 self._terminal.line(ready_sentence(info), "info")
                 self._ready, self._loading = True, False
             case ev.TurnStarted():
-                if self._interrupts:  # Ctrl+C came before there was anything to stop
+                if self._interrupts:  # Ctrl+C was pressed before the turn started
                     self._engine.stop_reply()
             case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
-                self._told.append(event)
+                self._recent.append(event)
             case ev.Notice() if event.level != "info":
-                self._told.append(event)
+                self._recent.append(event)
                 self._answered = True
             case ev.ConversationCleared() | ev.Notice() | ev.TurnPinned() | ev.SettingChanged():
                 self._answered = True
                 if isinstance(event, ev.Notice) and event.level == "error":
-                    self._loading = False  # another model could not be loaded
+                    self._loading = False  # /model failed
             case ev.EngineFailed() | ev.EngineClosed():
                 self._failure = self._failure or event
                 if self._input is not None:
@@ -258,7 +258,7 @@ class Prompt:
             self._on_interrupt()
 
     def _suspend(self) -> None:
-        """A shell stops the process, at the prompt or while a reply is written."""
+        """Suspend the process (SIGTSTP), at the prompt or during a reply."""
         if self._input is None or not self._input.suspend():
             with as_before(self._modes):
                 stop_process()
@@ -273,6 +273,6 @@ class Prompt:
         if self._interrupts == 1:
             self._engine.stop_reply()
         elif self._interrupts == 2:
-            self._terminal.line("\nstopping ...; press Ctrl+C again to leave at once", "info")
+            self._terminal.line("\nstopping ...; press Ctrl+C again to exit immediately", "info")
         else:
             self._leave(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The input line: keys, completion, history and toolbar, on prompt-toolkit's `PromptSession`."""
+"""The input line: keys, completion, history and toolbar, based on prompt-toolkit's `PromptSession`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PROMPT = "you> "
 
 
 class MessageCompleter(Completer):
-    """Offers commands and their arguments once a line begins with a slash, and paths behind an @."""
+    """Completes commands and their arguments after a slash, and paths after an @."""
 
     def __init__(self, registry: SlashRegistry, context: SlashContext) -> None:
         self._registry, self._context = registry, context
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """The completions of the text before the cursor."""
-        path = mentions.mention_under_way(document.current_line_before_cursor)
+        """Completions for the text before the cursor."""
+        path = mentions.partial_mention(document.current_line_before_cursor)
         if path is not None:
             for whole, note in mentions.complete_path(path):
                 yield Completion(whole, start_position=-len(path), display_meta=note)
@@ -55,11 +55,11 @@ class MessageCompleter(Completer):
 
 
 class InputLine:
-    """Asks for one message at a time.
+    """Reads one message at a time.
 
     Args:
-        toolbar: Columns of the terminal -> text of the line under the prompt.
-        keys: The configuration's `[keys]`.
+        toolbar: Returns the text under the prompt for the number of terminal columns.
+        keys: The `[keys]` table of the configuration.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class InputLine:
         keys: Mapping[str, str] | None = None,
     ) -> None:
         self._toolbar, self._keys = toolbar, keys or {}
-        self._leave_armed = False
-        self._over: BaseException | None = None
+        self._quit_armed = False
+        self._error: BaseException | None = None
         interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
-        self.leave_hint = f"press {interrupt} again or Ctrl+D to leave"
-        # or the escape codes of the cursor are written to a dumb terminal
+        self.quit_hint = f"press {interrupt} again or Ctrl+D to quit"
+        # otherwise cursor escape codes are written to a dumb terminal
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if is_dumb_terminal() else nullcontext()
         with plain:
             self.session = self._session(history, MessageCompleter(registry, context))
@@ -89,7 +89,7 @@ class InputLine:
             style=STYLE,
             history=history,
             completer=completer,
-            # only then: room for the menu would be kept under every message
+            # conditional, because prompt-toolkit reserves room for the menu otherwise
             complete_while_typing=Condition(self._completes),
             auto_suggest=AutoSuggestFromHistory(),
             key_bindings=self._bindings(),
@@ -98,29 +98,29 @@ class InputLine:
         )
 
     async def ask(self, default: str = "") -> str | None:
-        """Read a message; `default` is already on the line. Returns None when the user leaves."""
-        self._leave_armed = False
+        """Read a message, starting from the text `default`; None if the user quits."""
+        self._quit_armed = False
         while True:
             try:
-                return await self.session.prompt_async(default=default, pre_run=self._end_where_over)
+                return await self.session.prompt_async(default=default, pre_run=self._end_if_failed)
             except EOFError:
                 return None
-            except KeyboardInterrupt:  # a dumb terminal, where only prompt-toolkit's own keys work
-                if self._leave_armed:
+            except KeyboardInterrupt:  # on a dumb terminal only prompt-toolkit's built-in keys work
+                if self._quit_armed:
                     return None
-                self._leave_armed = True
-                print(self.leave_hint, flush=True)
+                self._quit_armed = True
+                print(self.quit_hint, flush=True)
 
     def redraw(self) -> None:
-        """Show new figures in the toolbar, where a prompt is on the screen."""
+        """Redraw the toolbar if a prompt is active."""
         if self.session.app.is_running:
             self.session.app.invalidate()
 
     def suspend(self, group: bool = False) -> bool:
-        """Let the shell have the terminal until it continues this process; False when no prompt is on the screen.
+        """Suspend the process until the shell continues it; False if no prompt is active.
 
         Args:
-            group: Stop all processes of the pipeline, as the key does.
+            group: Stop the whole process group (the pipeline), as Ctrl+Z does.
         """
         app = self.session.app
         if not app.is_running or app.is_done:
@@ -133,31 +133,31 @@ class InputLine:
         await run_in_terminal(lambda: stop_process(group))
 
     def end(self, error: BaseException) -> None:
-        """Let `ask` raise `error`: a running one, or the next."""
-        self._over = error
+        """Make the active or the next `ask` raise `error`."""
+        self._error = error
         if self.session.app.is_running and not self.session.app.is_done:
             self.session.app.exit(exception=error)
 
-    def _end_where_over(self) -> None:
-        if self._over is not None:
-            self.session.app.exit(exception=self._over)
+    def _end_if_failed(self) -> None:
+        if self._error is not None:
+            self.session.app.exit(exception=self._error)
 
     def _toolbar_text(self) -> str:
-        if self._leave_armed:
-            return f" {self.leave_hint}"
+        if self._quit_armed:
+            return f" {self.quit_hint}"
         return self._toolbar(get_app().output.get_size().columns)
 
     def _completes(self) -> bool:
         document = self.session.default_buffer.document
         line = document.current_line_before_cursor
-        return document.text.startswith("/") or mentions.mention_under_way(line) is not None
+        return document.text.startswith("/") or mentions.partial_mention(line) is not None
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
         at_message = has_focus(DEFAULT_BUFFER) & ~is_searching
 
         def bind(key_id: str, handler: Callable[[KeyPressEvent], object], *more: tuple[str, ...]) -> None:
-            eager = key_id in self._keys  # or Ctrl+X would wait for what Emacs has behind it
+            eager = key_id in self._keys  # otherwise Ctrl+X waits for a second key of an Emacs binding
             for sequence in (*sequences(key_id, self._keys), *more):
                 bindings.add(*sequence, filter=at_message, eager=eager)(handler)
 
@@ -168,14 +168,14 @@ class InputLine:
         def newline(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
 
-        def clear_or_leave(event: KeyPressEvent) -> None:
+        def clear_or_quit(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
                 event.current_buffer.save_to_undo_stack()
                 event.current_buffer.document = Document()
-            elif self._leave_armed:
+            elif self._quit_armed:
                 event.app.exit(exception=EOFError())
             else:
-                self._leave_armed = True
+                self._quit_armed = True
 
         def edit(event: KeyPressEvent) -> None:
             event.app.create_background_task(self._edit(event.current_buffer))
@@ -185,16 +185,16 @@ class InputLine:
 
         if hasattr(signal, "SIGTSTP"):
             bindings.add("c-z", filter=at_message, eager=True)(stop)
-        # an Enter that does not send breaks the line, as in the app
+        # an Enter that does not send inserts a new line, as in the app
         bindings.add("enter", filter=at_message)(newline)
         bind("prompt.send", send)
         bind("prompt.newline", newline)
-        bind("chat.interrupt", clear_or_leave, ("<sigint>",))
+        bind("chat.interrupt", clear_or_quit, ("<sigint>",))
         bind("prompt.edit", edit, ("c-x", "c-e"))
         return bindings
 
     async def _edit(self, buffer: Buffer) -> None:
-        """Let the user write in an editor, where there is one."""
+        """Edit the message in the user's editor."""
 
         def write() -> str | None:
             try:
@@ -208,4 +208,4 @@ class InputLine:
             buffer.document = Document(text, len(text))
 
     def _disarm(self, *_: object) -> None:
-        self._leave_armed = False
+        self._quit_armed = False

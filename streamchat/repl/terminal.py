@@ -1,4 +1,4 @@
-"""Writing to the terminal beside a prompt, and how the terminal behaves while no prompt reads from it."""
+"""Terminal output around a prompt, and terminal modes while no prompt reads input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streamchat.base.sanitize import printable
 from streamchat.repl.render import Piece
 
 Modes = list[Any]
-"""As `termios.tcgetattr` has them."""
+"""As returned by `termios.tcgetattr`."""
 REPLY_LABEL, YOU_LABEL = "bot> ", "you> "
 STYLE = Style.from_dict(
     {
@@ -37,20 +37,20 @@ STYLE = Style.from_dict(
 
 
 class Terminal:
-    """Writes pieces to stdout: coloured where allowed (not on a dumb terminal, not with NO_COLOR)."""
+    """Writes pieces to stdout, colored unless the terminal is dumb or NO_COLOR is set."""
 
     def __init__(self) -> None:
         self._dumb = is_dumb_terminal()
         self._labelled = False
 
     def show(self, piece: Piece) -> None:
-        """Write one piece; lines are safe while a prompt is on the screen (it is drawn again below)."""
+        """Write one piece. Safe while a prompt is active: prompt-toolkit redraws it below."""
         if piece.kind == "thought":
             self.line(piece.text, "thought", end="")
-        elif piece.kind == "said":
+        elif piece.kind == "past_message":
             self.line(YOU_LABEL, "you", end="")
             self.line(piece.text)
-        elif piece.kind == "again":
+        elif piece.kind == "past_reply":
             self.line(REPLY_LABEL, "model", end="")
             self.line(piece.text)
         elif piece.kind not in ("reply", "end"):
@@ -63,8 +63,8 @@ class Terminal:
         self._labelled = piece.kind == "reply" or (self._labelled and piece.kind != "end")
 
     def line(self, text: str, kind: str = "answer", end: str = "\n") -> None:
-        """Write a line of its own."""
-        # prompt-toolkit would write ? for each character that the console lacks
+        """Write a separate line."""
+        # prompt-toolkit would write ? for each unencodable character
         text = in_encoding(printable(text), sys.stdout.encoding)
         if self._dumb:
             print(text, end=end, flush=True)
@@ -74,12 +74,12 @@ class Terminal:
 
 @contextlib.contextmanager
 def between_prompts(interrupt: int | None = None) -> Iterator[None]:
-    """For the time when no prompt reads: what the user types is not echoed into the reply, and waits for the next one.
+    """Buffer typed input without echo while no prompt is active; the next prompt reads it.
 
-    A paste stays one paste, Ctrl+C stays a signal, and Enter stays Enter (not a newline).
+    A paste stays one paste, Ctrl+C stays a signal, and Enter stays a carriage return.
 
     Args:
-        interrupt: The control character that is a signal in the place of Ctrl+C.
+        interrupt: Control character that raises SIGINT instead of Ctrl+C.
     """
     before = terminal_modes()
     if before is None:
@@ -91,7 +91,7 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
     quiet = list(before)
     quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    quiet[3] |= termios.NOFLSH  # or Ctrl+C would throw away what was typed before it
+    quiet[3] |= termios.NOFLSH  # otherwise Ctrl+C discards the input typed before it
     if interrupt is not None:
         quiet[6] = list(before[6])
         quiet[6][termios.VINTR] = bytes([interrupt])
@@ -101,13 +101,13 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
         yield
     finally:
         _paste_marks(False)
-        with contextlib.suppress(termios.error):  # the terminal is gone
+        with contextlib.suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
 def as_before(modes: Modes | None) -> Iterator[None]:
-    """The terminal in the modes that it had before, for a moment; then as it is now. None does nothing."""
+    """Temporarily restore the given terminal modes; None does nothing."""
     if modes is None:
         yield
         return
@@ -125,7 +125,7 @@ def as_before(modes: Modes | None) -> Iterator[None]:
 
 
 def terminal_modes() -> Modes | None:
-    """The modes of the terminal on stdin; None on Windows, and when stdin is not a terminal."""
+    """Modes of the terminal on stdin; None on Windows or if stdin is not a terminal."""
     try:
         import termios
 
@@ -143,7 +143,7 @@ def _paste_marks(on: bool) -> None:
 
 @contextlib.contextmanager
 def on_signals(numbers: tuple[int, ...], action: Callable[[int], None]) -> Iterator[None]:
-    """Call `action` with the number of each of these signals, in the main thread."""
+    """Call `action` with the signal number, in the main thread, for each of `numbers`."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         action(number)
@@ -156,7 +156,6 @@ def on_signals(numbers: tuple[int, ...], action: Callable[[int], None]) -> Itera
             signal.signal(number, old)
 
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTSTP",) if hasattr(signal, name))  # nor this one
-ENDING_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Windows has no SIGHUP
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTSTP",) if hasattr(signal, name))
+"""Empty on Windows."""
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))

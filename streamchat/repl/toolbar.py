@@ -1,4 +1,4 @@
-"""The line under the prompt: how full the cache is, what was forgotten, memory and speed."""
+"""The line under the prompt: cache usage, compressions, memory and speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BAR_CELLS = 10
 
 
 def toolbar_text(board: StatusBoard, columns: int) -> str:
-    """The figures that fit into `columns`, the most important first."""
+    """The figures that fit into `columns`, most important first."""
     cache = board.cache
     size = cache.cache_size or (board.info.cache_size if board.info else 0)
     parts = [f"cache {cache.length:,}/{size:,} {bar(cache.length, size)}", plural(cache.compressions, "compression")]
@@ -30,13 +30,13 @@ def toolbar_text(board: StatusBoard, columns: int) -> str:
 
 
 def bar(length: int, size: int) -> str:
-    """`[####......]`: the share of the budget in use, in plain characters."""
+    """`[####......]`: the used share of the cache budget, in ASCII."""
     filled = min(BAR_CELLS, -(-length * BAR_CELLS // size)) if size else 0
     return "[" + "#" * filled + "." * (BAR_CELLS - filled) + "]"
 
 
 def memory_text(board: StatusBoard) -> str:
-    """Device memory where there is a device, else the memory of the process; the words say which."""
+    """GPU memory if there is a GPU, else process memory, with a label."""
     memory = board.memory
     if memory is None:
         return "memory n/a"

@@ -168,7 +168,7 @@ class Inspector:
         self._process_turns += 1
         stats = event.stats
         if event.finish_reason == "error":
-            finite = "not a number" not in event.message
+            finite = "NaN/inf logits" not in event.message
             self._check("turns", False, event.message)
             self._check("logits-finite", finite, event.message)
         else:
@@ -284,7 +284,7 @@ class Inspector:
         """Return how the newest turn in the token log differs from its rendering by the chat template; '' if equal."""
         log, encoder, tokenizer = conversation.log, conversation.encoder, conversation.tokenizer
         turn = log.turns[-1]
-        if turn.prompt_stop is None:
+        if turn.prompt_end is None:
             return ""
         prompt = conversation.settings.system_prompt
         if self._reference is None or self._reference.format != encoder.format:
@@ -292,16 +292,16 @@ class Inspector:
         # Do not render a long conversation as a whole: the first turn and the one before the newest are enough.
         earlier = log.turns[:-1] if len(log.turns) <= 3 else [log.turns[0], log.turns[-2]]
         history = [(before.text, before.reply) for before in earlier]
-        start = earlier[-1].first if earlier else 0
-        ids = log.ids[start : turn.stop].tolist()
-        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_stop - start, turn.given)
+        start = earlier[-1].start if earlier else 0
+        ids = log.ids[start : turn.end].tolist()
+        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_end - start, turn.given)
         try:
             detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
         except UnusableTemplateError:  # the template raises for the texts of this turn
             return ""
         if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
             return detail
-        reply = log.ids[turn.prompt_stop : turn.stop].tolist()
+        reply = log.ids[turn.prompt_end : turn.end].tolist()
         close = encoder.close(turn.reply)  # plain text in some templates, which decoding would show
         if close and reply[-len(close) :] == close:
             del reply[-len(close) :]

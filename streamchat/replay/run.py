@@ -248,7 +248,7 @@ class Run:
             conversation = self.engine.conversation
             if step.reply is not None and conversation is not None:
                 turn = conversation.log.turns[-1]
-                given = (turn.stop or 0) - (turn.first + stats.prompt_tokens)
+                given = (turn.end or 0) - (turn.start + stats.prompt_tokens)
             totals.prompt_tokens += stats.prompt_tokens
             totals.new_tokens += stats.new_tokens
             totals.given_tokens += given
@@ -287,7 +287,7 @@ class Run:
                 "kv_bytes": cache.kv_bytes,
                 "evicted_by_events": self.inspector._evicted,
             }
-            record["ids_held"] = conversation.log.take(cache.ledger.runs)
+            record["ids_held"] = conversation.log.ids_at(cache.ledger.runs)
             record["settings"] = asdict(conversation.settings)
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
         write_private(path, json.dumps(record, indent=1))

@@ -1,1 +1,1 @@
-"""Saved conversations: recording, snapshots, resuming, export and import."""
+"""Saved sessions: recording, snapshots, resume, export and import."""

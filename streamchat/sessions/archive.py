@@ -1,4 +1,4 @@
-"""The running conversation among the saved ones: recorded, snapshotted, left and had back. On the engine's thread."""
+"""Persists the active conversation: record, snapshot, close, restore. Runs on the engine's thread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from streamchat.base.errors import StoreError
 from streamchat.base.formatting import plural
 from streamchat.base.saved_figures import WrongFigures, figures
 from streamchat.config.settings import Settings
-from streamchat.sessions.settings import lasting_name
+from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
-    from streamchat.sessions.recorder import Identity, Recorder
-    from streamchat.sessions.resume import Resumed
+    from streamchat.sessions.recorder import ModelIdentity, Recorder
+    from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
     from streamchat.store.records import SessionInfo
     from streamchat.store.store import Store
@@ -33,8 +33,8 @@ OpenStore = Callable[[], "Store"]
 
 
 @dataclass(frozen=True)
-class Held:
-    """A conversation on a model, with the settings in force."""
+class ActiveConversation:
+    """A conversation with its model and current settings."""
 
     conversation: Conversation
     info: ev.ModelInfo
@@ -42,43 +42,43 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """A saved conversation that this process has for itself."""
+class ClaimedSession:
+    """A saved session that this process has locked."""
 
     info: SessionInfo
     lock: SessionLock
 
 
 class Archive:
-    """Does nothing where nothing is to be saved.
+    """Saves and restores sessions. Does nothing if saving is off.
 
     Args:
-        open_store: Opens the store; None where nothing is to be saved.
-        tell: Emits an event.
+        open_store: Opens the store; None if nothing is saved.
+        emit: Emits an event.
     """
 
-    def __init__(self, open_store: OpenStore | None, tell: Callable[[ev.Event], None]) -> None:
-        self._open_store, self._tell = open_store, tell
+    def __init__(self, open_store: OpenStore | None, emit: Callable[[ev.Event], None]) -> None:
+        self._open_store, self._emit = open_store, emit
         self._store: Store | None = None
         self._upkeep: Upkeep | None = None
-        self._identified: tuple[Any, tuple[object, ...], Identity] | None = None
+        self._identified: tuple[Any, tuple[object, ...], ModelIdentity] | None = None
         self.recorder: Recorder | None = None
-        """None where nothing is saved."""
+        """None if nothing is saved."""
         self.saving = threading.Event()
-        """Set while the cache is written to the disk: leaving waits for it."""
+        """Set while the cache is written to the disk; closing waits for it."""
         self.changed = False
-        """The cache is not what the latest snapshot has."""
+        """Whether the cache differs from the latest snapshot."""
 
     @property
     def session(self) -> str | None:
-        """Id of the running conversation; None before its first turn."""
+        """Id of the current session; None before its first turn."""
         return None if self.recorder is None else self.recorder.session
 
     def open(self, *, required: bool) -> None:
-        """Open the store. Where that fails the chat goes on unsaved, unless it is `required`.
+        """Open the store. If that fails, the chat continues unsaved unless the store is `required`.
 
         Raises:
-            StoreError: It cannot be opened.
+            StoreError: The store cannot be opened.
         """
         if self._open_store is None:
             return
@@ -90,59 +90,59 @@ class Archive:
             if required:
                 raise
             _log.warning("nothing will be saved", exc_info=True)
-            self._tell(ev.Notice(f"This conversation is not saved: {error}", "warning"))
+            self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
-        self.recorder = Recorder(self._store, self._tell)
-        if self._store.is_the_users_own:
-            self._upkeep = Upkeep(self._store, self._tell)
-            self._upkeep.consider()
+        self.recorder = Recorder(self._store, self._emit)
+        if self._store.is_user_database:
+            self._upkeep = Upkeep(self._store, self._emit)
+            self._upkeep.start_if_due()
 
     def close(self) -> None:
-        """The conversation was left; let go of the store."""
+        """Close the session and the store."""
         if self.recorder is not None:
-            self.recorder.leave()
+            self.recorder.close_session()
         if self._upkeep is not None:
             self._upkeep.stop()
         if self._store is not None:
             self._store.close()
 
-    # --- the running conversation -------------------------------------------------------------------------------
+    # --- the active conversation --------------------------------------------------------------------------------
 
-    def begin(self, held: Held) -> None:
-        """A new conversation."""
+    def start(self, active: ActiveConversation) -> None:
+        """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            settings = replace(held.settings, model=lasting_name(held.settings.model))
-            self.recorder.begin(held.conversation, self._identify(held), settings)
+            settings = replace(active.settings, model=portable_model_name(active.settings.model))
+            self.recorder.start(active.conversation, self._identify(active), settings)
 
-    def take(self, event: ev.Event) -> None:
-        """Record what happened."""
+    def record(self, event: ev.Event) -> None:
+        """Record an event."""
         if self.recorder is not None:
-            self.recorder.take(event)
+            self.recorder.record(event)
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
-            self._upkeep.consider()
+            self._upkeep.start_if_due()
 
-    def sampled(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
-        """The figures of the moment, for other processes."""
+    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+        """Publish live figures for other processes."""
         if self.recorder is not None:
-            self.recorder.sampled(sample, info)
+            self.recorder.record_status(sample, info)
 
-    def undone(self, number: int) -> None:
-        """Turn `number`, the newest, was taken back."""
+    def record_undo(self, number: int) -> None:
+        """Record that turn `number`, the newest, was undone."""
         self.changed = True
         if self.recorder is not None:
-            self.recorder.undone(number)
+            self.recorder.record_undo(number)
 
-    def leave_in_order(self, held: Held | None) -> None:
-        """The conversation may be left now: have all of it on the disk."""
+    def flush_and_snapshot(self, active: ActiveConversation | None) -> None:
+        """Flush everything to disk before switching away."""
         if self.recorder is not None:
             self.recorder.flush()
-        if held is not None:
-            self.snapshot(held)
+        if active is not None:
+            self.snapshot(active)
 
-    def snapshot(self, held: Held) -> None:
-        """Save its cache, where it has changed since the last time."""
-        conversation, session = held.conversation, self.session
+    def snapshot(self, active: ActiveConversation) -> None:
+        """Save the cache if it has changed since the last snapshot."""
+        conversation, session = active.conversation, self.session
         if session is None or not self.changed or not conversation.log.turns:
             return
         from streamchat.cache import checkpoint
@@ -151,23 +151,25 @@ class Archive:
         assert self._store is not None
         self.saving.set()
         try:
-            identity = self._identify(held)
-            taken = checkpoint.take(conversation.cache)
-            ids = array("i", conversation.log.take(taken.runs))
-            settings = asdict(held.settings)
-            saved = Snapshot(session, taken, ids, conversation.draw, identity.fingerprint, identity.dtype, settings)
+            identity = self._identify(active)
+            saved_cache = checkpoint.capture(conversation.cache)
+            ids = array("i", conversation.log.ids_at(saved_cache.runs))
+            settings = asdict(active.settings)
+            saved = Snapshot(
+                session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
+            )
             save(self._store.snapshot_path(session), saved)
             self.changed = False
         except StoreError as error:
             _log.warning("no snapshot", exc_info=True)
-            self._tell(ev.Notice(f"{error}; resuming will read the cache again", "warning"))
+            self._emit(ev.Notice(f"{error}; resuming will need a prefill", "warning"))
         finally:
             self.saving.clear()
 
-    # --- saved ones ---------------------------------------------------------------------------------------------
+    # --- saved sessions -----------------------------------------------------------------------------------------
 
-    def killed(self) -> str:
-        """A sentence about the latest conversation where it ended with its process, once; '' otherwise."""
+    def unclean_exit_notice(self) -> str:
+        """Return a notice about an unclean exit of the latest session, only once; '' otherwise."""
         if self._store is None:
             return ""
         from streamchat.store.lock import is_open
@@ -178,50 +180,50 @@ class Archive:
                 return ""
             self._store.mark_closed(latest.id)
         except StoreError:
-            _log.warning("the saved conversations could not be looked at", exc_info=True)
+            _log.warning("the saved sessions could not be read", exc_info=True)
             return ""
         turns = plural(latest.turns, "turn")
-        return f"The last conversation ended without being closed; /resume {latest.id} goes on with it ({turns})."
+        return f"The last session was not closed properly; /resume {latest.id} resumes it ({turns})."
 
-    def claim(self, session: str) -> Opening:
-        """Have a saved conversation for this process.
+    def claim(self, session: str) -> ClaimedSession:
+        """Lock a saved session for this process.
 
         Raises:
-            SessionError: There is none, or another process has it.
+            SessionError: The session does not exist, or another process has locked it.
         """
         from streamchat.store.lock import SessionLock
 
         assert self._store is not None
         info = self._store.find(session)
-        return Opening(info, SessionLock(self._store.lock_folder, info.id, info.opened_by))
+        return ClaimedSession(info, SessionLock(self._store.lock_folder, info.id, info.opened_by))
 
-    def restore(self, held: Held, opening: Opening) -> tuple[ev.ConversationResumed, list[str]]:
-        """Have it back in `held`, a fresh conversation; returns what to tell."""
+    def restore(self, active: ActiveConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
+        """Restore a session into `active`, a new conversation; return the event and notices to emit."""
         from streamchat.sessions.resume import resume
 
         assert self._store is not None
         assert self.recorder is not None
         started = time.perf_counter()
-        conversation, session = held.conversation, opening.info.id
+        conversation, session = active.conversation, claimed.info.id
         stored = self._store.load(session)
         if stored.damage:
-            self._store.mend(stored)
-        identity = self._identify(held)
-        how = resume(conversation, stored, identity, self._store.snapshot_path(session))
+            self._store.repair_session(stored)
+        identity = self._identify(active)
+        result = resume(conversation, stored, identity, self._store.snapshot_path(session))
         self.recorder.adopt(
             conversation,
             identity,
-            held.settings,
-            opening.lock,
-            rewrite=how.rewritten,
-            settle=opening.info.is_imported,
+            active.settings,
+            claimed.lock,
+            rewrite=result.rewritten,
+            adopt_model=claimed.info.is_imported,
         )
-        if how.cut_turn:
-            conversation.close_cut_reply(how.cut_reply)
-            self.recorder.closed(how.cut_turn)
-        if how.message_back:
-            self.recorder.undone(len(conversation.log.turns) + 1)
-        self.changed = bool(how.reason or how.cut_turn)
+        if result.cut_turn:
+            conversation.close_cut_reply(result.cut_reply)
+            self.recorder.record_cut_reply(result.cut_turn)
+        if result.message_back:
+            self.recorder.record_undo(len(conversation.log.turns) + 1)
+        self.changed = bool(result.reason or result.cut_turn)
         stats = {turn.number: _figures(turn.stats) for turn in stored.turns}
         turns = tuple(_saved_turn(conversation, turn, stats[turn.number]) for turn in conversation.log.turns)
         event = ev.ConversationResumed(
@@ -229,40 +231,40 @@ class Archive:
             stored.info.title,
             turns,
             conversation.state(),
-            held.info,
-            held.settings.system_prompt,
+            active.info,
+            active.settings.system_prompt,
             time.perf_counter() - started,
-            how.read_again,
-            how.message_back,
+            result.read_again,
+            result.message_back,
         )
-        return event, [*_damage(stored.damage), *_sentences(how)]
+        return event, [*_damage_notice(stored.damage), *_resume_notices(result)]
 
-    def _identify(self, held: Held) -> Identity:
-        """Of the loaded model; some 50 ms, once a model and format."""
+    def _identify(self, active: ActiveConversation) -> ModelIdentity:
+        """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-        from streamchat.sessions.recorder import Identity
+        from streamchat.sessions.recorder import ModelIdentity
 
-        conversation = held.conversation
+        conversation = active.conversation
         parts = conversation.encoder.format.identity
         if self._identified is None or self._identified[:2] != (conversation.model, parts):
-            self._identified = None  # the old model may go
-            identity = Identity(
-                lasting_name(held.settings.model),
-                held.info.name,
-                held.info.precision,
+            self._identified = None  # release the old model
+            identity = ModelIdentity(
+                portable_model_name(active.settings.model),
+                active.info.name,
+                active.info.precision,
                 model_fingerprint(conversation.model),
                 tokenizer_fingerprint(conversation.tokenizer, parts),
             )
             self._identified = (conversation.model, parts, identity)
         return self._identified[2]
 
-    def forget_model(self) -> None:
-        """Another model was loaded: nothing here holds the one before."""
+    def release_model(self) -> None:
+        """Drop the reference to the previous model after another one was loaded."""
         self._identified = None
 
 
 def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
-    """The figures of a turn; None where they are damaged, or of another version."""
+    """Return the figures of a turn; None if they are damaged or from another version."""
     with suppress(WrongFigures):
         return None if stats is None else figures(ev.TurnStats, stats)
     return None
@@ -280,34 +282,36 @@ def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: ev.TurnStat
             stats.decode_tps,
             stats.finish_reason,
         )
-    # cut off by a crash, or imported: counted from the ids
+    # cut off by a crash, or imported: count the ids
     opening, close = len(conversation.encoder.reply_opening()), len(conversation.encoder.close())
-    reply_first = turn.first if turn.reply_first is None else turn.reply_first
-    stop = reply_first if turn.stop is None else turn.stop
-    read, written = reply_first - turn.first + opening, max(0, stop - reply_first - opening - close)
-    return ev.SavedTurn(turn.number, turn.text, turn.reply, read, written, finish_reason="cancelled")
+    reply_start = turn.start if turn.reply_start is None else turn.reply_start
+    end = reply_start if turn.end is None else turn.end
+    prompt_tokens, new_tokens = reply_start - turn.start + opening, max(0, end - reply_start - opening - close)
+    return ev.SavedTurn(turn.number, turn.text, turn.reply, prompt_tokens, new_tokens, finish_reason="cancelled")
 
 
-def _damage(parts: tuple[str, ...]) -> list[str]:
+def _damage_notice(parts: tuple[str, ...]) -> list[str]:
     if not parts:
         return []
     more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return [f"Parts of this conversation are damaged in the database and were left out: {', '.join(parts[:3])}{more}."]
+    return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
 
 
-def _sentences(how: Resumed) -> list[str]:
-    """What the user should know, a sentence each."""
-    from streamchat.conversation.fitting import unpinned_sentence
+def _resume_notices(result: ResumeResult) -> list[str]:
+    """Return notices for the user, one sentence each."""
+    from streamchat.conversation.fitting import unpinned_notice
 
-    said = []
-    if how.read_again:
-        said.append(f"{how.read_again:,} tokens were read again in {how.seconds:.1f} s, because {how.reason}.")
-    if how.cut_turn:
-        said.append(
-            f"streamchat ended while the reply of turn {how.cut_turn} was written; what was saved of it is kept."
+    notices = []
+    if result.read_again:
+        notices.append(
+            f"{result.read_again:,} tokens were prefilled again in {result.seconds:.1f} s, because {result.reason}."
         )
-    if how.message_back:
-        said.append("streamchat ended before the last message was answered; it is not part of the conversation.")
-    if how.unpinned:
-        said.append(unpinned_sentence(how.unpinned, how.cache_size))
-    return said
+    if result.cut_turn:
+        notices.append(
+            f"streamchat exited while turn {result.cut_turn} was being generated; the saved part of the reply was kept."
+        )
+    if result.message_back:
+        notices.append("streamchat exited before replying to your last message; it was not added to the conversation.")
+    if result.unpinned:
+        notices.append(unpinned_notice(result.unpinned, result.cache_size))
+    return notices

@@ -1,8 +1,8 @@
-"""A message as Markdown inside a larger document: it ends where it ends, and does not look like the document's parts.
+"""Embeds a message as Markdown in a larger document without affecting the rest of the document.
 
-What a message can do to its neighbors: a fence or an HTML block that stays open swallows them, raw HTML reaches over
-block boundaries in a browser, a link reference or a footnote is global, and headings look like those of turns. Each is
-found with a CommonMark parser and changed by as little as possible, in a way that shows the reader the same text.
+A message could affect its neighbors: an unclosed fence or HTML block swallows them, raw HTML extends over block
+boundaries in a browser, a link reference or a footnote is global, and headings look like those of turns. Each of these
+is found with a CommonMark parser and escaped minimally, so that the rendered text stays the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 PASSES = 12
 """Escaping one construct may reveal another, such as a fence inside an HTML block. Beyond this a message is fenced."""
 MESSAGE_LEVEL = 3
-"""Highest level of a heading in a message; the document's own are above."""
+"""Highest level of a heading in a message; the levels above are the document's."""
 _MAY_MATTER = re.compile(r"[<#=\-\[`~]")
 _AUTOLINK = re.compile(r"<(?:[A-Za-z][A-Za-z0-9+.-]{1,31}:[^<>\x00-\x20]*|[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+)>")
 _FOOTNOTE = re.compile(r"^([ \t>]*)\[\^(?=[^\]]+\]:)")
@@ -22,12 +22,12 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>&~|#!])")
 
 
 def literal(text: str) -> str:
-    """`text` on one line, escaped so that Markdown shows it as it is."""
+    """Return `text` on one line, escaped so that Markdown renders it literally."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def contained(text: str) -> str:
-    """`text` as Markdown that cannot change how the text around it is read, if blank lines separate them."""
+    """Return `text` as Markdown that cannot affect the text around it, if blank lines separate them."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not _MAY_MATTER.search(text):
         return text
@@ -44,13 +44,13 @@ def contained(text: str) -> str:
 
 @cache
 def _parser() -> Any:
-    from markdown_it import MarkdownIt  # not at the start of every program
+    from markdown_it import MarkdownIt  # deferred: slow to import, and only exports need it
 
     return MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
 def _parsed(text: str) -> tuple[list[Any], list[tuple[int, int]]]:
-    """The tokens, and the lines of all link references."""
+    """Return the tokens, and the line ranges of all link references."""
     env: dict[str, Any] = {}
     tokens: list[Any] = _parser().parse(text, env)
     references = [*env.get("references", {}).values(), *env.get("duplicate_refs", [])]
@@ -58,7 +58,7 @@ def _parsed(text: str) -> tuple[list[Any], list[tuple[int, int]]]:
 
 
 def _escape(lines: list[str]) -> None:
-    """One pass over all constructs, in place; the number of lines stays."""
+    """Escape all constructs once, in place; the number of lines does not change."""
     tokens, references = _parsed("\n".join(lines))
     for first, _ in references:
         lines[first] = _before_first("[", "\\", lines[first])
@@ -84,12 +84,12 @@ def _has_html(token: Any) -> bool:
 
 
 def _before_first(mark: str, added: str, line: str) -> str:
-    """`line` with `added` in front of the first `mark`: containers (`>`, lists) are written with other characters."""
+    """Insert `added` before the first `mark`, which is never part of a container prefix (`>`, list markers)."""
     return line.replace(mark, added + mark, 1)
 
 
 def _without_html(text: str) -> str:
-    """`text` with every `<` escaped that may begin HTML; code spans, autolinks and what is escaped stay."""
+    """Escape every `<` that may start HTML, except in code spans, autolinks and existing escapes."""
     out: list[str] = []
     at = 0
     while at < len(text):
@@ -110,7 +110,7 @@ def _without_html(text: str) -> str:
 
 
 def _end_of_code(text: str, at: int) -> int:
-    """Where the code span that may begin at `at` ends; where its backticks end if it is none."""
+    """Return the end of the code span at `at`, or the end of its backticks if it is not a code span."""
     ticks = re.compile(r"`+").match(text, at)
     assert ticks is not None
     closing = re.compile(rf"(?<!`)`{{{len(ticks[0])}}}(?!`)").search(text, ticks.end())
@@ -118,7 +118,7 @@ def _end_of_code(text: str, at: int) -> int:
 
 
 def _close_fence(lines: list[str]) -> None:
-    """Append the end of a fence that is open at the end of the message."""
+    """Close a fence that is still open at the end of the message."""
     tokens, _ = _parsed("\n".join(lines))
     if not tokens or tokens[-1].type != "fence" or tokens[-1].level:  # a nested one ends with its list or quote
         return
@@ -131,7 +131,7 @@ def _close_fence(lines: list[str]) -> None:
 
 
 def _is_contained(text: str) -> bool:
-    """Whether a heading behind `text` is one at the top level, and nothing in `text` reaches out of it."""
+    """Return whether a heading after `text` is parsed as one at the top level, and `text` has no global effects."""
     tokens, references = _parsed(f"{text}\n\n## end\n")
     headings = [token for token in tokens if token.type == "heading_open" and _level(token) < MESSAGE_LEVEL]
     last = tokens[-3:]
@@ -140,7 +140,7 @@ def _is_contained(text: str) -> bool:
 
 
 def _fenced(text: str) -> str:
-    """`text` as a block of code that nothing in it can end."""
+    """Return `text` as a code block that no line of it can close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

@@ -1,4 +1,4 @@
-"""A saved conversation as Markdown for people, as JSON lines for programs, and back."""
+"""Exports a saved session as Markdown for people or JSON lines for programs, and imports one."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from streamchat.store.rows import LATEST
 
 Format = Literal["markdown", "jsonl", "replay"]
 FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
-"""By the end of a file's name."""
+"""Format by file name extension."""
 VERSION = 1
 
 
 def export(session: StoredSession, kind: Format) -> str:
-    """The whole text of the file.
+    """Return the whole text of the file.
 
-    `markdown` is for reading and marks the edge of memory; `jsonl` has everything that `read_export` needs, a line a
-    message; `replay` is one line {"messages": [...]}, as `streamchat replay` and many data sets have it.
+    `markdown` is for reading and marks where the model's context starts; `jsonl` has everything that `read_export`
+    needs, one message per line; `replay` is one line {"messages": [...]}, the format of `streamchat replay` and many
+    data sets.
     """
     if kind == "markdown":
         return "\n".join(_markdown(session)) + "\n"
@@ -50,19 +51,19 @@ def export(session: StoredSession, kind: Format) -> str:
 
 
 def write_export(path: Path, text: str) -> None:
-    """Write a new file, readable by the user only.
+    """Write a new file that only the user can read.
 
     Raises:
-        StoreError: It exists already, or cannot be written.
+        StoreError: The file exists or cannot be written.
     """
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise StoreError(f"{path} exists already; give another name") from None
+        raise StoreError(f"{path} already exists; choose another name") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StoreError(f"{path} cannot be written ({reason}); give another name") from error
+        raise StoreError(f"{path} cannot be written ({reason}); choose another name") from error
 
 
 def _system_prompt(session: StoredSession) -> str:
@@ -104,14 +105,14 @@ def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
 # --- Markdown ---------------------------------------------------------------------------------------------------
 
 
-def held_turns(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
-    """What of each turn the cache still holds; sinks do not count."""
+def turn_visibility(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
+    """Return how much of each turn is cached, by turn number; sinks do not count."""
     sinks = _sinks(session)
     answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
     for turn in session.turns:
-        first, stop = max(turn.first, sinks), turn.first + len(turn.ids)
-        held = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
-        answer[turn.number] = "seen" if held >= stop - first else "partly" if held > 0 else "forgotten"
+        first, stop = max(turn.start, sinks), turn.start + len(turn.ids)
+        cached = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
+        answer[turn.number] = "seen" if cached >= stop - first else "partly" if cached > 0 else "forgotten"
     return answer
 
 
@@ -126,18 +127,18 @@ def _markdown(session: StoredSession) -> Iterator[str]:
         yield "## System prompt"
         yield ""
         yield contained(prompt)
-    memory = held_turns(session)
-    forgotten_before = any(state == "forgotten" for state in memory.values())
+    seen = turn_visibility(session)
+    forgotten_before = any(state == "forgotten" for state in seen.values())
     edge = next(
-        (turn.number for turn in session.turns if memory[turn.number] != "forgotten" and not _is_pinned(session, turn)),
+        (turn.number for turn in session.turns if seen[turn.number] != "forgotten" and not _is_pinned(session, turn)),
         None,
     )
     for turn in session.turns:
-        if turn.number == edge and (forgotten_before or memory[turn.number] == "partly"):
+        if turn.number == edge and (forgotten_before or seen[turn.number] == "partly"):
             yield ""
             yield "---"
             yield ""
-            yield "*Edge of memory: what stands above is no longer seen by the model, but for pinned turns.*"
+            yield "*The model's context starts here: it no longer sees the turns above, except pinned ones.*"
             yield ""
             yield "---"
         pinned = " (pinned)" if _is_pinned(session, turn) else ""
@@ -152,7 +153,7 @@ def _markdown(session: StoredSession) -> Iterator[str]:
 
 
 def _reply(reply: str, thinking: str) -> Iterator[str]:
-    """The answer, under the reasoning as a quotation unless that is hidden."""
+    """Yield the answer, preceded by the reasoning as a quotation unless it is hidden."""
     thoughts, answer = split(reply)
     if thoughts and thinking != "hide":
         yield "> *Reasoning*"
@@ -163,19 +164,19 @@ def _reply(reply: str, thinking: str) -> Iterator[str]:
 
 
 def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
-    first = max(turn.first, _sinks(session))
-    return any(a <= first and turn.first + len(turn.ids) <= b for a, b in session.info.pins)
+    first = max(turn.start, _sinks(session))
+    return any(a <= first and turn.start + len(turn.ids) <= b for a, b in session.info.pins)
 
 
 def _date(then: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(then))
 
 
-# --- and back ---------------------------------------------------------------------------------------------------
+# --- import -----------------------------------------------------------------------------------------------------
 
 
 class ImportedSession:
-    """What a JSON lines export says."""
+    """A session read from a file."""
 
     def __init__(self, head: dict[str, Any], turns: list[StoredTurn]) -> None:
         self.title = " ".join(_text(head, "title").split()) or "imported"
@@ -191,7 +192,7 @@ def _text(head: dict[str, Any], name: str) -> str:
 
 
 def _legal_settings(given: Any) -> dict[str, Any]:
-    """Those that this streamchat knows and takes; one of another version is no reason to refuse a conversation."""
+    """Return the settings that this version accepts. Unknown ones are ignored, so that the import still works."""
     settings: dict[str, Any] = {}
     for name, value in given.items() if isinstance(given, dict) else ():
         if name in setting_fields():
@@ -201,10 +202,10 @@ def _legal_settings(given: Any) -> dict[str, Any]:
 
 
 def read_export(path: Path) -> ImportedSession:
-    """Read what `export(..., 'jsonl')` or 'replay' wrote, or one conversation in a form of `transcripts`.
+    """Read a file written by `export(..., 'jsonl')` or 'replay', or one conversation in a format of `transcripts`.
 
     Raises:
-        StoreError: The file cannot be read, or a record of it cannot; with its line.
+        StoreError: The file or one of its records cannot be read; the message has the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -218,7 +219,7 @@ def read_export(path: Path) -> ImportedSession:
     if records is None and (scalar := scalar_in(text)):
         raise StoreError(f"{path}, line 1: {scalar}; nothing was imported")
     if records is None:
-        raise StoreError(f"{path} is plain text and not JSON; nothing was imported")
+        raise StoreError(f"{path} is plain text, not JSON; nothing was imported")
     head: dict[str, Any] = {}
     messages: list[tuple[Role, str, float]] = []
     conversations = 0
@@ -232,18 +233,18 @@ def read_export(path: Path) -> ImportedSession:
                 conversations += 1
                 head = head or {"title": _text(value, "title") or path.stem}
                 for role, content in messages_of(value):
-                    _take(role, content, time.time(), head, messages)
+                    _add_message(role, content, time.time(), head, messages)
             elif kind == "messages" and "streamchat" in value:
                 conversations += 1
                 head = _head(value, path)
             elif kind == "messages":
-                _take(*message_of(value), _moment(value.get("at")), head, messages)
+                _add_message(*message_of(value), _moment(value.get("at")), head, messages)
             else:
-                raise TranscriptError(unknown(value) if kind is None else "it has user messages only")
+                raise TranscriptError(unknown(value) if kind is None else "it has only user messages")
         except TranscriptError as error:
             raise StoreError(f"{path}, line {record.line}: {error}; nothing was imported") from None
     if conversations > 1:
-        raise StoreError(f"{path} has {conversations} conversations; give a file with one; nothing was imported")
+        raise StoreError(f"{path} has {conversations} conversations; give a file with only one; nothing was imported")
     turns = _turns(messages)
     if not turns:
         raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
@@ -252,11 +253,13 @@ def read_export(path: Path) -> ImportedSession:
 
 def _head(record: dict[str, Any], path: Path) -> dict[str, Any]:
     if record["streamchat"] != VERSION:
-        raise StoreError(f"{path}: format {record['streamchat']} is not known; this streamchat reads {VERSION}")
+        raise StoreError(f"{path}: unknown format {record['streamchat']}; this streamchat reads format {VERSION}")
     return record
 
 
-def _take(role: Role, content: str, at: float, head: dict[str, Any], messages: list[tuple[Role, str, float]]) -> None:
+def _add_message(
+    role: Role, content: str, at: float, head: dict[str, Any], messages: list[tuple[Role, str, float]]
+) -> None:
     content = clean(content)
     if role != "system":
         messages.append((role, content, at))
@@ -266,13 +269,13 @@ def _take(role: Role, content: str, at: float, head: dict[str, Any], messages: l
 
 
 def _moment(at: Any) -> float:
-    """Seconds since 1970 where `at` is such a time, else now."""
+    """Return `at` if it is a time in seconds since 1970, else the current time."""
     legal = isinstance(at, int | float) and not isinstance(at, bool) and 0 <= at <= LATEST
     return float(at) if legal else time.time()
 
 
 def _turns(messages: list[tuple[Role, str, float]]) -> list[StoredTurn]:
-    """User and assistant in pairs; messages of one role in a row are one message, and a missing one is empty."""
+    """Pair user and assistant messages. Consecutive messages of one role are joined; a missing one is empty."""
     turns: list[StoredTurn] = []
     last = ""
     for role, content, at in messages:

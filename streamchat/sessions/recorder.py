@@ -1,8 +1,8 @@
-"""Writes a conversation into the store as it happens. Belongs to the engine's thread.
+"""Writes the active conversation to the store while it runs. Owned by the engine's thread.
 
-A message is on the disk before its reply begins; the reply follows in batches; what is written together is one
-transaction, so that ids, texts and the account of the cache always fit each other. A store that fails never ends the
-chat: the user is told once, and everything is tried again with the next turn.
+A message is on the disk before its reply starts; the reply follows in batches. Each write is one transaction, so that
+ids, texts and cache state always agree. If the store fails, the chat continues: the user gets one notice, and the
+writes are retried with the next turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamchat.base.errors import StoreError
 from streamchat.config.settings import Settings
 from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
-from streamchat.store.records import CacheMark, Described, StoredEviction, StoredTurn
+from streamchat.store.records import CacheMark, SessionIdentity, StoredEviction, StoredTurn
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -30,12 +30,12 @@ BATCH_S = 0.5
 """Time between two writes of a running reply."""
 TITLE_LENGTH = 60
 LIVE_S, LIVE_IDLE_S = 1.0, 15.0
-"""Time between two writes of the live figures."""
+"""Time between two writes of the live figures, while a reply is generated and otherwise."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What the model of a session is recognised by."""
+class ModelIdentity:
+    """Names and fingerprints that identify the model of a session."""
 
     model: str
     model_name: str
@@ -45,7 +45,7 @@ class Identity:
 
 
 def title_of(text: str) -> str:
-    """A title from a message: its first line that says something, shortened."""
+    """Return a title for a message: its first line with text, shortened."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "untitled")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
@@ -60,25 +60,25 @@ class _Times:
 
 @dataclass
 class Recorder:
-    """One conversation at a time: `begin` or `adopt`, then `take` every event, then `leave`.
+    """Records one conversation at a time: `start` or `adopt`, then `record` every event, then `close_session`.
 
     Args:
-        store: Open; closed by the caller.
-        tell: Emits an event, such as the notice that nothing is saved any more.
+        store: An open store; closed by the caller.
+        emit: Emits an event, for example the notice that saving fails.
     """
 
     store: Store
-    tell: Callable[[ev.Event], None]
+    emit: Callable[[ev.Event], None]
     session: str | None = None
-    """None until the first turn: conversations in which nothing was said are not saved."""
+    """None until the first turn: empty conversations are not saved."""
     _conversation: Conversation | None = None
-    _identity: Identity | None = None
+    _identity: ModelIdentity | None = None
     _settings: Settings = field(default_factory=Settings)
     _lock: SessionLock | None = None
     _evictions: list[StoredEviction] = field(default_factory=list)
     _times: dict[int, _Times] = field(default_factory=dict)
     _unwritten: int | None = None
-    """Oldest turn that is not on the disk as it is now."""
+    """Oldest turn with unsaved changes."""
     _undone_from: int | None = None
     _last_write: float = 0.0
     _failed: bool = False
@@ -87,52 +87,52 @@ class Recorder:
 
     # --- which conversation -------------------------------------------------------------------------------------
 
-    def begin(self, conversation: Conversation, identity: Identity, settings: Settings) -> None:
-        """A new conversation, which becomes a session with its first turn."""
-        self.leave()
+    def start(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
+        """Start recording a new conversation, which becomes a session with its first turn."""
+        self.close_session()
         self._conversation, self._identity, self._settings = conversation, identity, settings
 
     def adopt(
         self,
         conversation: Conversation,
-        identity: Identity,
+        identity: ModelIdentity,
         settings: Settings,
         lock: SessionLock,
         *,
         rewrite: bool,
-        settle: bool = False,
+        adopt_model: bool = False,
     ) -> None:
-        """Go on with the session that `lock` is of, restored into `conversation`.
+        """Continue the session of `lock`, which was restored into `conversation`.
 
         Args:
-            rewrite: Its turns have other ids than in the store.
-            settle: It was imported, and this model and these settings are its own from now on.
+            rewrite: Whether its turns have other ids than in the store.
+            adopt_model: Whether to store this model and these settings, for a session that was imported.
         """
         if self.session != lock.session:
-            self.leave()
+            self.close_session()
         self._conversation, self._identity, self._settings = conversation, identity, settings
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
-        self._guarded(lambda: self._introduce(lock.session, identity, settle))
+        self._try_write(lambda: self._write_identity(lock.session, identity, adopt_model))
 
-    def _introduce(self, session: str, identity: Identity, settle: bool) -> None:
+    def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
         assert self._conversation is not None
-        if settle:  # before the fingerprint, which ends the question whether its model may be loaded
+        if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
             settings = {**asdict(self._settings), "model": identity.model}
-            self.store.settle_model(session, identity.model, identity.model_name, settings)
+            self.store.set_model(session, identity.model, identity.model_name, settings)
         system = self._conversation.log.ids[: self._conversation.system_tokens]
         self.store.mark_open(session)
-        # with the new ids of its turns in one transaction, where it has some
-        self._write(Described(identity.dtype, identity.fingerprint, identity.tokenizer, system))
+        # in one transaction with the new ids of its turns
+        self._write(SessionIdentity(identity.dtype, identity.fingerprint, identity.tokenizer, system))
 
-    def leave(self) -> None:
-        """The conversation is over, or another one comes; its session can be opened by others.
+    def close_session(self) -> None:
+        """Close and unlock the session, so that other processes can open it.
 
-        `flush` before, while the conversation is still there.
+        Call `flush` first, while the conversation still exists.
         """
         if self.session is not None:
             session = self.session
-            self._guarded(lambda: self.store.mark_closed(session))
+            self._try_write(lambda: self.store.mark_closed(session))
         if self._lock is not None:
             self._lock.release()
         self.session = self._lock = self._conversation = None
@@ -140,25 +140,25 @@ class Recorder:
         self._unwritten = self._undone_from = None
 
     def flush(self) -> None:
-        """Write what a failure kept from being written."""
+        """Retry writes that failed earlier."""
         pending = self._unwritten is not None or self._undone_from is not None
         if self._conversation is not None and self.session is not None and pending:
-            self._guarded(self._write)
+            self._try_write(self._write)
 
-    # --- what happens -------------------------------------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------------------------------
 
-    def take(self, event: ev.Event) -> None:
-        """Record what `event` says, where it says something."""
+    def record(self, event: ev.Event) -> None:
+        """Record `event` if it changes the session."""
         if self._conversation is None:
             return
         match event:
             case ev.TurnStarted(turn=turn):
                 self._times[turn] = _Times(time.time())
-                self._changed(turn)
-                self._guarded(self._write)
+                self._mark_changed(turn)
+                self._try_write(self._write)
             case ev.TextDelta() if time.monotonic() - self._last_write >= BATCH_S:
-                self._changed(event.turn)
-                self._guarded(self._write)
+                self._mark_changed(event.turn)
+                self._try_write(self._write)
             case ev.TokensEvicted() if self._conversation.log.turns:
                 turn = self._conversation.log.turns[-1].number
                 self._evictions.append(
@@ -167,21 +167,21 @@ class Recorder:
                     )
                 )
             case ev.TurnFinished(rolled_back=True):
-                self.undone(event.stats.turn)
+                self.record_undo(event.stats.turn)
             case ev.TurnFinished(stats=stats):
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
-                self._changed(stats.turn)
-                self._guarded(self._write)
+                self._mark_changed(stats.turn)
+                self._try_write(self._write)
             case ev.TurnPinned():
-                self._guarded(self._write)
+                self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
-                self._guarded(lambda: self._write_change(name, value))
+                self._try_write(lambda: self._write_change(name, value))
             case _:
                 pass
 
-    def sampled(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
-        """Let other processes see how things stand: once a second while a reply is written, else now and then."""
+    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+        """Publish live figures for `streamchat monitor`: once a second while a reply is generated, else less often."""
         now = time.monotonic()
         due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
         if self.session is None or now - self._last_live < due:
@@ -190,45 +190,45 @@ class Recorder:
         session, sample = self.session, asdict(event) | {"info": None if info is None else asdict(info)}
         try:
             self.store.write_live(session, sample)
-        except StoreError:  # what is said matters more, and tells of a store that fails
+        except StoreError:  # writing the turns reports a failing store
             _log.warning("the live figures could not be written", exc_info=True)
 
-    def closed(self, number: int) -> None:
-        """Turn `number`, whose reply was cut off when a process was killed, is whole again."""
+    def record_cut_reply(self, number: int) -> None:
+        """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
-        self._changed(number)
-        self._guarded(self._write)
+        self._mark_changed(number)
+        self._try_write(self._write)
 
-    def undone(self, number: int) -> None:
-        """Turn `number` and later ones were taken back."""
+    def record_undo(self, number: int) -> None:
+        """Record that turn `number` and all later ones were undone."""
         self._undone_from = number if self._undone_from is None else min(number, self._undone_from)
         self._evictions = [eviction for eviction in self._evictions if eviction.turn < number]
         self._times = {turn: times for turn, times in self._times.items() if turn < number}
         if self._unwritten is not None and self._unwritten >= number:
             self._unwritten = None
-        self._guarded(self._write)
+        self._try_write(self._write)
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def _changed(self, turn: int) -> None:
+    def _mark_changed(self, turn: int) -> None:
         self._unwritten = turn if self._unwritten is None else min(turn, self._unwritten)
 
-    def _guarded(self, write: Callable[[], object]) -> None:
+    def _try_write(self, write: Callable[[], object]) -> None:
         try:
             write()
         except StoreError as error:
             _log.warning("saving failed: %s", error, exc_info=True)
             if not self._failed:
                 self._failed = True
-                self.tell(ev.SavingChanged(False))
-                self.tell(ev.Notice(f"This conversation is not saved at the moment: {error}", "warning"))
+                self.emit(ev.SavingChanged(False))
+                self.emit(ev.Notice(f"This conversation is currently not saved: {error}", "warning"))
             return
         if self._failed and self.session is not None:
             self._failed = False
-            self.tell(ev.SavingChanged(True))
-            self.tell(ev.Notice("The conversation is saved again, with all that was said meanwhile."))
+            self.emit(ev.SavingChanged(True))
+            self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
 
-    def _write(self, described: Described | None = None) -> None:
+    def _write(self, new_identity: SessionIdentity | None = None) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -247,15 +247,15 @@ class Recorder:
             cache=conversation.rollback.mark(),
             evictions=self._evictions,
             undone_from=self._undone_from,
-            described=described,
+            identity=new_identity,
         )
         self._evictions, self._undone_from = [], None
-        running = bool(log.turns) and log.turns[-1].stop is None
+        running = bool(log.turns) and log.turns[-1].end is None
         self._unwritten = log.turns[-1].number if running else None
         for number in [number for number in self._times if number < (self._unwritten or len(log.turns))]:
             del self._times[number]
 
-    def _create(self, conversation: Conversation, identity: Identity) -> str:
+    def _create(self, conversation: Conversation, identity: ModelIdentity) -> str:
         session = self.store.create(
             title_of(conversation.log.turns[0].text),
             model=identity.model,
@@ -268,7 +268,7 @@ class Recorder:
         )
         self._lock = SessionLock(self.store.lock_folder, session)
         self.store.mark_open(session)
-        self.tell(ev.SessionOpened(session))
+        self.emit(ev.SessionOpened(session))
         return session
 
     def _write_change(self, name: str, value: Any) -> None:
@@ -280,20 +280,20 @@ class Recorder:
         assert self._conversation is not None
         log = self._conversation.log
         times = self._times.get(turn.number, _Times(time.time()))
-        stop = len(log) if turn.stop is None else turn.stop
+        stop = len(log) if turn.end is None else turn.end
         reply = turn.reply
-        if turn.stop is None:
+        if turn.end is None:
             reply = self._conversation.shown
         return StoredTurn(
             number=turn.number,
             text=turn.text,
             reply=reply,
-            first=turn.first,
-            content=turn.content,
-            reply_first=turn.first if turn.reply_first is None else turn.reply_first,
-            ids=array("i", log.ids[turn.first : stop]),
+            start=turn.start,
+            message_start=turn.message_start,
+            reply_start=turn.start if turn.reply_start is None else turn.reply_start,
+            ids=array("i", log.ids[turn.start : stop]),
             before=CacheMark() if turn.before is None else turn.before.cache,
-            state="running" if turn.stop is None else "done",
+            state="running" if turn.end is None else "done",
             started=times.started,
             finished=times.finished,
             stats=times.stats,

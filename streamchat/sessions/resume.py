@@ -1,4 +1,4 @@
-"""Having a saved conversation back: log, turns and cache, from a snapshot or by reading again what was held."""
+"""Restores a saved session: log, turns and cache, from a snapshot or by prefilling the cached tokens again."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.policy import Run
 from streamchat.conversation.conversation import Conversation
-from streamchat.conversation.fitting import Fitted, fit_to_budget
-from streamchat.conversation.log import Before, TurnRecord
+from streamchat.conversation.fitting import CacheSelection, fit_to_budget
+from streamchat.conversation.log import TurnRecord, TurnStart
 from streamchat.conversation.rollback import REACH
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX
 from streamchat.sessions import snapshot as snapshots
-from streamchat.sessions.recorder import Identity
+from streamchat.sessions.recorder import ModelIdentity
 from streamchat.sessions.snapshot import Snapshot, SnapshotError
 from streamchat.store.records import CacheMark, StoredSession, StoredTurn
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """How it went."""
+class ResumeResult:
+    """The result of a resume."""
 
     seconds: float
     tokens: int
-    """Held now."""
+    """Number of cached tokens."""
     cache_size: int
     read_again: int = 0
-    """Of these read again; 0 where a snapshot had them."""
+    """Number of tokens that were prefilled; 0 if a snapshot had them."""
     reason: str = ""
-    """Why, as the end of a sentence; '' with a snapshot."""
+    """Why there was a prefill, as the end of a sentence; '' with a snapshot."""
     cut_turn: int = 0
-    """The turn whose reply was cut off and is still open; 0 for none."""
+    """The turn whose reply was cut off and is not closed yet; 0 for none."""
     cut_reply: tuple[int, ...] = ()
     """The ids of that reply, for `close_cut_reply`."""
     message_back: str = ""
-    """A message whose reply had not begun; it is not part of the conversation."""
+    """A message whose reply had not started; it is not part of the conversation."""
     rewritten: bool = False
-    """Its ids are new: those in the store are of another tokenizer."""
+    """Whether the ids are new, because those in the store are of another tokenizer."""
     unpinned: tuple[int, ...] = ()
     """Turns whose pins no longer fit."""
 
 
-def resume(conversation: Conversation, stored: StoredSession, identity: Identity, path: Path) -> Resumed:
-    """Restore `stored` into a fresh conversation.
+def resume(conversation: Conversation, stored: StoredSession, identity: ModelIdentity, path: Path) -> ResumeResult:
+    """Restore `stored` into a new conversation.
 
     Args:
-        conversation: On the model to go on with; what it holds is replaced.
-        stored: As the store has it.
-        identity: Of that model.
-        path: Of the snapshot, whether it is there or not.
+        conversation: A conversation on the model to continue with; its contents are replaced.
+        stored: The session from the store.
+        identity: The identity of the model.
+        path: Path of the snapshot, whether it exists or not.
     """
     started = time.perf_counter()
     damaged = bool(stored.damage and not stored.info.tokenizer) or not _fits_the_model(conversation, stored)
     if damaged or stored.info.tokenizer != identity.tokenizer:
-        read, fitted = _write_anew(conversation, stored)
-        reason = "it was recorded with a different model, and its texts were tokenized again"
+        read, fitted = _reencode(conversation, stored)
+        reason = "it was recorded with a different model and had to be re-tokenized"
         if not stored.info.tokenizer:
-            reason = "it was imported, and its texts were tokenized"
+            reason = "it was imported and had to be tokenized"
         if damaged:
-            reason = "what was saved of its tokens is damaged, and its texts were tokenized again"
+            reason = "its saved tokens are damaged and it had to be re-tokenized"
         seconds = time.perf_counter() - started
         unpinned = fitted.unpinned
         cache = conversation.cache
-        return Resumed(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
+        return ResumeResult(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
     if turns and turns[-1].state == "running" and not _reply_ids(conversation, turns[-1]):
@@ -81,16 +81,16 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
     reason, read = "", 0
     try:
         saved = snapshots.load(path)
-        fitted = _use(conversation, saved, stored, identity)
+        fitted = _restore_snapshot(conversation, saved, stored, identity)
     except SnapshotError as error:
         reason = str(error)
-        read, fitted = _read_again(conversation, held, pins, turns, stored)
+        read, fitted = _prefill(conversation, held, pins, turns, stored)
     conversation.cache.compression_count = compressions
     cut_turn, cut_reply = 0, list[int]()
     if turns and turns[-1].state == "running":
         cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
     seconds = time.perf_counter() - started
-    return Resumed(
+    return ResumeResult(
         seconds,
         conversation.cache.length,
         conversation.cache.cache_size,
@@ -104,16 +104,16 @@ def resume(conversation: Conversation, stored: StoredSession, identity: Identity
 
 
 def _fits_the_model(conversation: Conversation, stored: StoredSession) -> bool:
-    """Whether the stored ids are tokens of this model and some of them are held, where they are used at all."""
+    """Return whether the stored ids, if they are used, are in the model's vocabulary and some of them are cached."""
     if stored.info.tokenizer == "" or not stored.turns:
         return True
     vocabulary = conversation.model.config.get_text_config().vocab_size
     ids = [stored.system_ids, *(turn.ids for turn in stored.turns)]
     nothing_fed = not any(ids)
-    return nothing_fed or (_anything_held(stored) and all(max(each, default=0) < vocabulary for each in ids))
+    return nothing_fed or (_has_cached_tokens(stored) and all(max(each, default=0) < vocabulary for each in ids))
 
 
-def _anything_held(stored: StoredSession) -> bool:
+def _has_cached_tokens(stored: StoredSession) -> bool:
     first = stored.turns[0]
     return bool(stored.info.held) or (len(stored.turns) == 1 and first.state == "running")
 
@@ -128,61 +128,63 @@ def _fill_log(conversation: Conversation, system_ids: array[int], turns: Sequenc
         log.turns.append(
             TurnRecord(
                 turn.number,
-                turn.first,
-                turn.content,
-                turn.reply_first,
-                turn.first + len(turn.ids),
+                turn.start,
+                turn.message_start,
+                turn.reply_start,
+                turn.start + len(turn.ids),
                 turn.text,
                 turn.reply,
-                Before(turn.before) if turn.number > recent and (turn.before.held or not turn.first) else None,
+                TurnStart(turn.before) if turn.number > recent and (turn.before.held or not turn.start) else None,
             )
         )
         log.append(turn.ids)
     if turns and turns[-1].state == "running":
-        log.turns[-1].stop = None
+        log.turns[-1].end = None
 
 
 def _reply_ids(conversation: Conversation, turn: StoredTurn) -> list[int]:
-    """What of the reply itself was fed, without its opening."""
-    ids = turn.ids[turn.reply_first - turn.first :].tolist()
+    """Return the ids of the reply that were fed, without its opening."""
+    ids = turn.ids[turn.reply_start - turn.start :].tolist()
     for opening in (conversation.encoder.reply_opening(), conversation.encoder.reply_opening(given=True)):
         if ids[: len(opening)] == opening:
             return ids[len(opening) :]
     return ids
 
 
-def _use(conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: Identity) -> Fitted:
-    """Put a snapshot into the cache, which has room for all of it; its pins may be too many.
+def _restore_snapshot(
+    conversation: Conversation, saved: Snapshot, stored: StoredSession, identity: ModelIdentity
+) -> CacheSelection:
+    """Restore the cache from a snapshot, and unpin turns if the pins exceed the budget.
 
     Raises:
-        SnapshotError: It is of something else.
+        SnapshotError: The snapshot does not match the session, the model or the budget.
     """
     cache, log = conversation.cache, conversation.log
     if saved.session != stored.info.id:
-        raise SnapshotError("its saved cache belongs to another conversation")
+        raise SnapshotError("its saved cache belongs to another session")
     if saved.dtype != identity.dtype:
-        raise SnapshotError(f"its cache was saved in {saved.dtype} and the model runs in {identity.dtype} now")
+        raise SnapshotError(f"its cache was saved in {saved.dtype} and the model now runs in {identity.dtype}")
     if not saved.fingerprint.startswith(FINGERPRINT_PREFIX):
-        raise SnapshotError("its cache was saved by an older streamchat, which did not look at all weights")
+        raise SnapshotError("its cache was saved by an older streamchat, which did not fingerprint all weights")
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
-    taken = saved.checkpoint
-    if taken.next_index != len(log) or log.take(taken.runs) != saved.ids.tolist():
-        raise SnapshotError("its cache was saved at another moment")
-    if taken.length > cache.cache_size:
-        raise SnapshotError(f"its saved cache of {taken.length} tokens does not fit into {cache.cache_size}")
-    if cache.seen is not None:
-        cache.seen.clear()
-        cache.seen.append(_row(log.ids))
+    saved_cache = saved.checkpoint
+    if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
+        raise SnapshotError("its saved cache does not match the saved turns")
+    if saved_cache.length > cache.cache_size:
+        raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
+    if cache.fed_tokens is not None:
+        cache.fed_tokens.clear()
+        cache.fed_tokens.append(_row(log.ids))
     try:
-        checkpoint.restore(cache, taken)
-        conversation.draw = saved.generator
+        checkpoint.restore(cache, saved_cache)
+        conversation.rng_state = saved.generator
     except CacheError as error:
         raise SnapshotError("its cache was saved with another model") from error
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        # parts are missing or have other shapes, under a right checksum
+        # parts are missing or have other shapes although the checksum is correct
         raise SnapshotError("its saved cache is damaged") from error
-    fitted = fit_to_budget(cache, log, taken.runs, pins=taken.pins, turn_starts=taken.turn_starts)
+    fitted = fit_to_budget(cache, log, saved_cache.runs, pins=saved_cache.pins, turn_starts=saved_cache.turn_starts)
     cache.pins = fitted.pins
     return fitted
 
@@ -191,14 +193,14 @@ def _row(ids: array[int]) -> torch.Tensor:
     return torch.tensor([ids.tolist()], dtype=torch.int32)
 
 
-def _read_again(
+def _prefill(
     conversation: Conversation,
     held: Sequence[Run],
     pins: Sequence[Run],
     turns: Sequence[StoredTurn],
     stored: StoredSession,
-) -> tuple[int, Fitted]:
-    """Prefill what was held, or as much of it as fits now; returns how many tokens, and what fits."""
+) -> tuple[int, CacheSelection]:
+    """Prefill the tokens that were cached, as many as fit now; return the number of tokens and what fits."""
     cache, log = conversation.cache, conversation.log
     cut_off = bool(turns) and turns[-1].state == "running"
     fitted = fit_to_budget(
@@ -209,27 +211,28 @@ def _read_again(
         turn_starts=_turn_starts(turns, stored),
         reserve=len(conversation.encoder.close()) if cut_off else 0,
     )
-    read = conversation.read_again(fitted.runs, len(log))
+    read = conversation.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     return read, fitted
 
 
 def _turn_starts(turns: Sequence[StoredTurn], stored: StoredSession) -> list[int]:
-    """Where whole turns can still be cut, as the living cache knew it."""
+    """Return the log indices where whole turns can be cut, as in the cache that was saved."""
     if not turns:
         return []
     last = turns[-1]
-    starts = [*last.before.turn_starts, last.first]
+    starts = [*last.before.turn_starts, last.start]
     for eviction in stored.evictions:
         if eviction.turn == last.number and eviction.runs:
             starts = [start for start in starts if start >= eviction.runs[-1][1]]
     return starts
 
 
-def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int, Fitted]:
-    """Encode all texts with this model's tokenizer, and read the newest turns that fit.
+def _reencode(conversation: Conversation, stored: StoredSession) -> tuple[int, CacheSelection]:
+    """Encode all texts with this model's tokenizer, and prefill the newest turns that fit.
 
-    Returns how many tokens were read, and what fits.
+    Returns:
+        The number of prefilled tokens, and what fits.
     """
     cache, log, encoder = conversation.cache, conversation.log, conversation.encoder
     system = log.ids[: conversation.system_tokens]
@@ -241,7 +244,7 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
     for i, turn in enumerate(stored.turns):
         first = not log.turns
         at = len(log)
-        before = Before(_whole(conversation, pins, starts, stored)) if i >= recent else None
+        before = TurnStart(_mark_of_full_log(conversation, pins, starts, stored)) if i >= recent else None
         encoded = encoder.encoded(turn.text, first, turn.reply, "." if first else log.turns[-1].reply)
         log.append(encoded.prompt)
         log.append(encoded.reply)
@@ -249,8 +252,8 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
             TurnRecord(
                 turn.number,
                 at,
-                at + encoded.content,
-                at + encoded.reply_first,
+                at + encoded.message_start,
+                at + encoded.reply_start,
                 len(log),
                 turn.text,
                 turn.reply,
@@ -262,14 +265,16 @@ def _write_anew(conversation: Conversation, stored: StoredSession) -> tuple[int,
             pins.append((at, len(log)))
     held = [(0, len(log))] if len(log) else []
     fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=starts)
-    read = conversation.read_again(fitted.runs, len(log))
+    read = conversation.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     cache.compression_count = stored.info.compressions
     return read, fitted
 
 
-def _whole(conversation: Conversation, pins: Sequence[Run], starts: Sequence[int], stored: StoredSession) -> CacheMark:
-    """What a cache that was fed all of the log would hold of it."""
+def _mark_of_full_log(
+    conversation: Conversation, pins: Sequence[Run], starts: Sequence[int], stored: StoredSession
+) -> CacheMark:
+    """Return the bookkeeping of a cache that was fed the whole log."""
     stop = len(conversation.log)
     held = [(0, stop)] if stop else []
     fitted = fit_to_budget(conversation.cache, conversation.log, held, pins=pins, turn_starts=starts)
@@ -277,5 +282,5 @@ def _whole(conversation: Conversation, pins: Sequence[Run], starts: Sequence[int
 
 
 def _was_pinned(turn: StoredTurn, pins: Sequence[Run], num_sink_tokens: int) -> bool:
-    stop = turn.first + len(turn.ids)
-    return bool(turn.ids) and any(a <= max(turn.first, num_sink_tokens) and stop <= b for a, b in pins)
+    stop = turn.start + len(turn.ids)
+    return bool(turn.ids) and any(a <= max(turn.start, num_sink_tokens) and stop <= b for a, b in pins)

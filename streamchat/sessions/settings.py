@@ -1,4 +1,4 @@
-"""Which settings a saved conversation continues with, and whether its model may be loaded without a question."""
+"""Determines the settings that a saved session continues with, and whether its model needs the user's consent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from streamchat.config.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
-"""Settings that belong to where one chats, not to what is said."""
+"""Settings that belong to the machine, not to the session."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}
 
 
 def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Configuration:
-    """The settings of the session, but for those that were given as flags at this start.
+    """Return the settings of the session, overridden by the flags of this start.
 
-    What the store has and this version does not know, or finds wrong, is left out.
+    Stored settings that this version does not know or rejects are ignored.
     """
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
@@ -37,8 +37,8 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
 
 
-def lasting_name(model: str) -> str:
-    """A model's name that means the same from another folder: a folder or file by its absolute path."""
+def portable_model_name(model: str) -> str:
+    """Return a model name that is valid in any working directory: folders and files become absolute paths."""
     from streamchat.models.resolve import resolve
 
     with suppress(ModelNotFoundError, OSError, ValueError):
@@ -49,18 +49,18 @@ def lasting_name(model: str) -> str:
 
 
 def foreign_model(configuration: Configuration, info: SessionInfo) -> str:
-    """The model that resuming `info` would load only because a file named it; '' for none.
+    """Return the model that resuming `info` would load only because an imported file named it; '' for none.
 
-    That is the model of an imported session before its first resume, unless it is the bundled one or the one that this
-    start would load anyway. A path is made absolute, so that the user sees what would be read.
+    This is the model of an imported session before its first resume, unless it is the bundled one or the one that this
+    start would load anyway. A path is made absolute, so that the user sees what would be loaded.
     """
     if not info.is_imported:
         return ""
-    named = lasting_name(resumed_configuration(configuration, info).settings.model)
-    return "" if named in ("default", lasting_name(configuration.settings.model)) else named
+    named = portable_model_name(resumed_configuration(configuration, info).settings.model)
+    return "" if named in ("default", portable_model_name(configuration.settings.model)) else named
 
 
-def foreign_model_sentence(info: SessionInfo, model: str) -> str:
-    """What a user must know before `model` of `foreign_model` is loaded."""
-    shown = f", shown as “{info.model_name}”," if info.model_name != model else ""
-    return f"the imported conversation {info.id} names the model {model}{shown} which was never used for it here"
+def foreign_model_notice(info: SessionInfo, model: str) -> str:
+    """Return what a user must know before `model` of `foreign_model` is loaded."""
+    shown = f" (displayed as “{info.model_name}”)" if info.model_name != model else ""
+    return f"the imported session {info.id} names the model {model}{shown}, which was never used for it here"

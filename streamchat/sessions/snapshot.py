@@ -1,4 +1,4 @@
-"""A conversation's cache as a file: safetensors, written whole or not at all, checked when it is read."""
+"""Saves a session's cache as a safetensors file, atomically and with a checksum."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streamchat.base.errors import StoreError
 from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 1
-"""Of the file; a program reads only its own."""
+"""Format version of the file; a program reads only its own version."""
 _KEY = "streamchat"
 _IDS, _GENERATOR = "ids", "generator"
 _PAIRS = {
@@ -30,34 +30,34 @@ _PAIRS = {
     "original_keys": "original_values",
     "original_values": "original_keys",
 }
-"""Parts of a layer, each with the one that has as many tokens."""
+"""Parts of a layer, each with the part that must have the same number of tokens."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the file has."""
+    """Contents of a snapshot file."""
 
     session: str
     checkpoint: CacheCheckpoint
     ids: array[int]
-    """Of the tokens held, slot by slot; they prove that the store speaks of the same conversation."""
+    """Ids of the cached tokens, slot by slot; compared with the store on resume."""
     generator: Tensor
     """State of the random generator."""
     fingerprint: str
-    """Of the model."""
+    """Fingerprint of the model."""
     dtype: str
     settings: dict[str, Any]
 
 
 class SnapshotError(Exception):
-    """The file cannot be used; the text ends a sentence that begins with 'because'."""
+    """The file cannot be used; the text completes a sentence that starts with 'because'."""
 
 
 def save(path: Path, snapshot: Snapshot) -> int:
-    """Write it; returns the size in bytes. A file of that name is replaced at once, or stays as it was.
+    """Write a snapshot file atomically; return its size in bytes.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The file cannot be written.
     """
     checkpoint = snapshot.checkpoint
     tensors = {f"cache.{name}": tensor for name, tensor in checkpoint.tensors.items()}
@@ -75,7 +75,7 @@ def save(path: Path, snapshot: Snapshot) -> int:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         paths.private_dir(path.parent)
-        for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+        for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
             left.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
         save_file(tensors, partial, {_KEY: json.dumps(facts)})
@@ -88,14 +88,16 @@ def save(path: Path, snapshot: Snapshot) -> int:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
-        raise StoreError(f"the cache could not be saved to {path}: {reason}; make room or make it writable") from error
+        raise StoreError(
+            f"the cache could not be saved to {path}: {reason}; free some disk space or make the folder writable"
+        ) from error
 
 
 def load(path: Path) -> Snapshot:
-    """Read it, and check it against its checksum.
+    """Read a snapshot file and verify its checksum.
 
     Raises:
-        SnapshotError: There is none, it is damaged, or another program version wrote it.
+        SnapshotError: The file is missing, damaged, or in another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,7 +117,7 @@ def load(path: Path) -> Snapshot:
     try:
         return _snapshot(tensors, facts)
     except (KeyError, ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
-        # parts are missing or of another kind, under a right checksum
+        # parts are missing or have another type although the checksum is correct
         raise SnapshotError("its saved cache is damaged") from error
 
 
@@ -149,7 +151,7 @@ def _snapshot(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Snapshot:
 
 
 def _check_shapes(tensors: dict[str, Tensor]) -> None:
-    """Each layer's tensors are (batch, num_kv_heads, length, head_dim), those of moved tokens like all the others."""
+    """Check that each layer's tensors, `original_` ones included, are (batch, num_kv_heads, length, head_dim)."""
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition(".")
         if part in _PAIRS:
@@ -169,7 +171,7 @@ def _counts(values: list[Any]) -> tuple[int, ...]:
 
 
 def _runs(values: list[Any]) -> tuple[tuple[int, int], ...]:
-    """Runs [first, stop) in increasing order."""
+    """Return runs [first, stop), checked to be in increasing order."""
     edges = [edge for first, stop in values for edge in _counts([first, stop])]
     if edges != sorted(edges):
         raise ValueError(f"{values} are not runs")
@@ -177,7 +179,7 @@ def _runs(values: list[Any]) -> tuple[tuple[int, int], ...]:
 
 
 def _checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors, and over the facts without it."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of the tensors, and of the facts without the checksum."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,7 +1,7 @@
-"""Conversations in the JSON that data sets and other programs write: records of a file, and messages of a record.
+"""Reads conversations in the JSON formats of data sets and other programs.
 
-A file may be JSON lines, one object, or one array. Roles and contents are taken strictly: what cannot be kept as it is
-raises `TranscriptError`, so that no part of a conversation is left out without a word.
+A file may be JSON lines, one object, or one array. Roles and contents are checked strictly: whatever cannot be
+represented raises `TranscriptError`, so that no part of a conversation is dropped silently.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Role = Literal["system", "user", "assistant"]
 Kind = Literal["conversations", "mt-bench", "messages"]
 ROLES: dict[str, Role] = {
     "system": "system",
-    "developer": "system",  # OpenAI's newer word
+    "developer": "system",  # OpenAI's newer name
     "user": "user",
-    "human": "user",  # ShareGPT's words
+    "human": "user",  # ShareGPT's names
     "assistant": "assistant",
     "gpt": "assistant",
 }
@@ -34,7 +34,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class TranscriptError(ValueError):
-    """A file, record or message cannot be read; the text says why, without the place."""
+    """A file, record or message cannot be read; the text says why, but not where."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Record:
     line: int
     value: Any = None
     problem: str = ""
-    """Why there is no value."""
+    """Why the value is missing; '' if it is not."""
 
 
 def read_records(text: str) -> list[Record] | None:
-    """Return the records of a file of JSON, or None for plain text.
+    """Return the records of a JSON file, or None for plain text.
 
-    A text that begins with `{` or `[` is JSON, and so is one with a line that is a record of a known kind.
+    A text is JSON if it starts with `{` or `[`, or if one of its lines is a record of a known kind.
 
     Raises:
-        TranscriptError: It begins as JSON does and is none.
+        TranscriptError: The text starts like JSON but is not valid JSON.
     """
     rows = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     if not rows:
@@ -71,11 +71,11 @@ def read_records(text: str) -> list[Record] | None:
         return lines
     if not is_json:
         return None
-    raise TranscriptError(f"it begins as JSON does, but {_reason(failure)}")
+    raise TranscriptError(f"it starts like JSON but is invalid: {_reason(failure)}")
 
 
 def scalar_in(text: str) -> str:
-    """The end of a sentence about a file that is JSON, and only a text, a number, true, false or null; else ''."""
+    """Return the end of an error message if the text is a JSON string, number, true, false or null; else ''."""
     try:
         return unknown(json.loads(text))
     except (ValueError, RecursionError):
@@ -83,7 +83,7 @@ def scalar_in(text: str) -> str:
 
 
 def kind_of(value: Any) -> Kind | None:
-    """What sort of record `value` is; None for an unknown one."""
+    """Return the kind of a record; None if it is unknown."""
     if not isinstance(value, dict):
         return None
     if "messages" in value or "conversations" in value:
@@ -96,7 +96,7 @@ def kind_of(value: Any) -> Kind | None:
 
 
 def unknown(value: Any) -> str:
-    """Return the end of a sentence about a record of an unknown kind."""
+    """Return the end of an error message about a record of an unknown kind."""
     if isinstance(value, dict):
         names = [json.dumps(key) for key in list(value)[:6]]
         found = f"an object with {', '.join(names) or 'no keys'}{', ...' if len(value) > 6 else ''}"
@@ -106,10 +106,10 @@ def unknown(value: Any) -> str:
 
 
 def messages_of(record: dict[str, Any]) -> list[tuple[Role, str]]:
-    """The messages of a record of the kind `conversations`.
+    """Return the messages of a record of kind `conversations`.
 
     Raises:
-        TranscriptError: One of them cannot be read.
+        TranscriptError: A message cannot be read.
     """
     name = "messages" if "messages" in record else "conversations"
     messages = record[name]
@@ -119,30 +119,30 @@ def messages_of(record: dict[str, Any]) -> list[tuple[Role, str]]:
         raise TranscriptError('it has "tools", which cannot be replayed')
     system = record.get("system")
     if system is not None and not isinstance(system, str):
-        raise TranscriptError('"system" must be text')
+        raise TranscriptError('"system" must be a string')
     head: list[tuple[Role, str]] = [("system", system)] if system else []
     return head + [message_of(message) for message in messages]
 
 
 def message_of(message: Any) -> tuple[Role, str]:
-    """Role and text of one message.
+    """Return the role and text of one message.
 
     Raises:
-        TranscriptError: It has another role, no text, or more than text.
+        TranscriptError: The role is unknown, or the content is not only text.
     """
     keys = ("role", "content") if isinstance(message, dict) and "role" in message else ("from", "value")
     if not isinstance(message, dict) or any(key not in message for key in keys):
         raise TranscriptError('a message needs "role" and "content", or "from" and "value"')
     role, content = (message[key] for key in keys)
     if not isinstance(role, str) or role not in ROLES:
-        raise TranscriptError(f"the role {_short(role)} is not known; known are {', '.join(ROLES)}")
+        raise TranscriptError(f"unknown role {_short(role)}; known roles are {', '.join(ROLES)}")
     for key in ("tool_calls", "function_call"):
         if message.get(key):
-            raise TranscriptError(f'a message of {role} has "{key}", which cannot be replayed')
+            raise TranscriptError(f'a message from {role} has "{key}", which cannot be replayed')
     if isinstance(content, list):
         return ROLES[role], "\n".join(_part(part, role) for part in content)
     if not isinstance(content, str):
-        raise TranscriptError(f"the content of a message of {role} must be text, not {_type_name(content)}")
+        raise TranscriptError(f"the content of a message from {role} must be a string, not {_type_name(content)}")
     return ROLES[role], content
 
 
@@ -150,7 +150,7 @@ def _part(part: Any, role: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else part
     if not isinstance(text, str) or (isinstance(part, dict) and kind not in TEXT_PARTS):
-        raise TranscriptError(f"a message of {role} has a part of type {_short(kind)}; only text can be replayed")
+        raise TranscriptError(f"a message from {role} has a part of type {_short(kind)}; only text can be replayed")
     return text
 
 
@@ -163,7 +163,7 @@ def _record(number: int, text: str) -> Record:
 
 
 def _whole(text: str) -> list[Record]:
-    """The records of a text that is one JSON value: the value itself, or the items of an array."""
+    """Return the records of a text that is one JSON value: the value itself, or the items of an array."""
     value = json.loads(text)
     if not isinstance(value, list):
         return [Record(1, value)]
@@ -173,7 +173,7 @@ def _whole(text: str) -> list[Record]:
 
 
 def _items(text: str) -> Iterator[Record]:
-    """The items of the array `text`, which is valid, each with the line where it begins."""
+    """Yield the items of the valid JSON array `text`, each with the line where it starts."""
     at = text.index("[") + 1
     line, counted = 1, 0
     while True:
@@ -209,7 +209,7 @@ def _type_name(value: Any) -> str:
     names = {
         dict: "an object",
         list: "a list",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         int: "a number",
         float: "a number",

@@ -1,4 +1,4 @@
-"""Maintains the user's database on a thread of its own: daily backups, and removal of deleted words."""
+"""Maintains the user's database on a background thread: daily backups, and removal of deleted text."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 LEAVE_S = 10.0
-"""How long quitting waits for a step of the upkeep to end."""
+"""How long quitting waits for the upkeep to end."""
 
 
 class Upkeep:
-    """Does what is due when the chat begins or has its first turn, and again on each new day.
+    """Runs the upkeep when the chat starts or has its first turn, and again on each new day.
 
     Args:
-        store: Open until `stop` has returned.
-        tell: Emits an event; called on the upkeep's thread.
+        store: A store that stays open until `stop` has returned.
+        emit: Emits an event; called on the upkeep's thread.
     """
 
-    def __init__(self, store: Store, tell: Callable[[ev.Event], None]) -> None:
-        self._store, self._tell = store, tell
+    def __init__(self, store: Store, emit: Callable[[ev.Event], None]) -> None:
+        self._store, self._emit = store, emit
         self._stopped = threading.Event()
         self._worker: threading.Thread | None = None
         self._day = ""
-        self._is_told = False
+        self._is_suggested = False
 
-    def consider(self) -> None:
-        """Start what is due, unless that was done today. Returns at once."""
+    def start_if_due(self) -> None:
+        """Start the upkeep unless it has run today. Returns at once."""
         day = time.strftime("%Y-%m-%d")
         if day == self._day or (self._worker is not None and self._worker.is_alive()):
             return
@@ -44,7 +44,7 @@ class Upkeep:
         self._worker.start()
 
     def stop(self) -> None:
-        """Stop it; call this before the store is closed."""
+        """Stop the upkeep; call this before the store is closed."""
         self._stopped.set()
         if self._worker is not None:
             self._worker.join(LEAVE_S)
@@ -59,18 +59,18 @@ class Upkeep:
             if self._store.sessions(limit=1):
                 back_up_daily(self._store.path, self._stopped.is_set)
             else:
-                self._day = ""  # again behind the first turn: an empty backup would be the only one of this day
-                self._tell_of_backup()
+                self._day = ""  # again after the first turn: an empty backup would be the only one of this day
+                self._suggest_backup()
         except StoreError as error:
             _log.warning("upkeep failed", exc_info=True)
-            self._tell(ev.Notice(f"{error}; the chat goes on", "warning"))
-        except Exception:  # never the chat's concern
+            self._emit(ev.Notice(f"{error}; the chat continues", "warning"))
+        except Exception:  # must never affect the chat
             _log.exception("upkeep failed")
 
-    def _tell_of_backup(self) -> None:
-        """The database is empty: say, once, if a backup is not. Somebody may have deleted the file."""
-        from streamchat.store.restore import lost_sentence
+    def _suggest_backup(self) -> None:
+        """Emit a notice, once, if the database is empty but a backup is not: the file may have been deleted."""
+        from streamchat.store.restore import empty_database_notice
 
-        if not self._is_told and (sentence := lost_sentence(self._store.path)):
-            self._is_told = True
-            self._tell(ev.Notice(sentence, "warning"))
+        if not self._is_suggested and (sentence := empty_database_notice(self._store.path)):
+            self._is_suggested = True
+            self._emit(ev.Notice(sentence, "warning"))

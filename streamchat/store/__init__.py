@@ -1,1 +1,1 @@
-"""What was said, on disk: one SQLite database, snapshots of caches beside it. Knows neither torch nor a screen."""
+"""Saved sessions on disk: one SQLite database with cache snapshots next to it. Needs neither torch nor a screen."""

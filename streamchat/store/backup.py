@@ -1,7 +1,7 @@
-"""Backups of a database, next to it in `backups/`: one a day, and one before its tables change.
+"""Backups of a database, next to it in `backups/`: one per day, and one before each migration.
 
-They are made with SQLite's online backup from one state of the database, while others read and write it. A backup has
-its final name only after it was checked and is on the disk.
+They are made with SQLite's online backup from one state of the database, while other processes read and write it. A
+backup gets its final name only after it was checked and is on the disk.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from streamchat.store.schema import MIGRATIONS
 from streamchat.store.users import lock_folder
 
 KEEP = 7
-"""Daily backups that are kept."""
+"""Number of daily backups to keep."""
 KEEP_BEFORE_MIGRATION = 2
 CLOCKS_DIFFER_S = 86400.0
-"""A backup of a moment further ahead was made while the clock was wrong."""
+"""A backup whose time is further ahead was made while the clock was wrong."""
 PAGES = 512
-"""Copied between two looks at whether to stop."""
+"""Pages copied between two checks of whether to stop."""
 
 
-class Stopped(Exception):
-    """The backup was given up because the program ends."""
+class BackupStopped(Exception):
+    """The backup was abandoned because the program exits."""
 
 
 @dataclass(frozen=True)
@@ -45,38 +45,38 @@ class Backup:
 
     path: Path
     made: float
-    """The moment whose state it has, in seconds since 1970."""
+    """Time of the state that it contains, in seconds since 1970."""
     nbytes: int
 
     @property
     def name(self) -> str:
-        """What `streamchat sessions restore-backup` takes."""
+        """The name that `streamchat sessions restore-backup` accepts."""
         return self.path.name
 
     @property
     def is_daily(self) -> bool:
-        """Whether it is one of those that are kept for `KEEP` days."""
+        """Whether it is a daily backup, of which `KEEP` are kept."""
         return re.fullmatch(r".+-\d{4}-\d\d-\d\d\.db", self.name) is not None
 
     @property
     def is_ahead(self) -> bool:
-        """Whether its moment is still to come: how old it is, nobody knows."""
+        """Whether its time is in the future, so that its age is unknown."""
         return self.made > time.time() + CLOCKS_DIFFER_S
 
 
 def backup_folder(database: Path) -> Path:
-    """Where the backups of a database are."""
+    """Return the folder of a database's backups."""
     return database.parent / "backups"
 
 
 def backups(database: Path) -> list[Backup]:
-    """The backups of a database, newest first; behind them those that were made while the clock was ahead."""
+    """Return the backups of a database, newest first; those made while the clock was ahead come last."""
     stem, found = re.escape(database.stem), []
     with suppress(OSError):
         for path in backup_folder(database).iterdir():
             if re.fullmatch(rf"{stem}-(\d{{4}}-\d\d-\d\d|schema-\d+)\.db", path.name):
                 about = path.stat()
-                if S_ISREG(about.st_mode):  # opening a FIFO would wait
+                if S_ISREG(about.st_mode):  # opening a FIFO would block
                     found.append(Backup(path, about.st_mtime, about.st_size))
     return sorted(found, key=lambda each: (not each.is_ahead, each.made), reverse=True)
 
@@ -110,15 +110,15 @@ def _has_sessions(database: Path) -> bool:
 def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
     """Make today's backup if it is due, and delete the oldest ones; return None if none was made.
 
-    A database without conversations is not backed up: that would use up the day's backup, and be the newest one to
+    A database without sessions is not backed up: that would use up the day's backup, and would be the newest one to
     restore.
 
     Raises:
-        StoreError: It could not be made, or the database is damaged.
+        StoreError: The backup failed, or the database is damaged.
     """
     if not is_due(database):
         return None
-    with _one_at_a_time(database) as alone:
+    with _backup_lock(database) as alone:
         if not alone or not is_due(database):
             return None
         target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
@@ -126,10 +126,10 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
             if not _has_sessions(database):
                 return None
             _make(database, target, is_stopped)
-        except Stopped:
+        except BackupStopped:
             return None
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"today's backup of {database} was not made: {_reason(database, error)}") from error
+            raise StoreError(f"today's backup of {database} failed: {_reason(database, error)}") from error
         for old in [backup for backup in backups(database) if backup.is_daily][KEEP:]:
             with suppress(OSError):
                 old.path.unlink()
@@ -137,9 +137,9 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
 
 
 def back_up_before_migration(database: Path, version: int) -> None:
-    """Back up a database whose tables are about to change from `version`. A failure does not keep it from that."""
+    """Back up a database that is about to be migrated from `version`. A failure does not prevent the migration."""
     target = backup_folder(database) / f"{database.stem}-schema-{version}.db"
-    with suppress(Stopped, sqlite3.Error, OSError), _one_at_a_time(database, wait_s=30) as alone:
+    with suppress(BackupStopped, sqlite3.Error, OSError), _backup_lock(database, wait_s=30) as alone:
         if alone:
             _make(database, target, lambda: False, version)
             others = [backup for backup in backups(database) if not backup.is_daily]
@@ -148,8 +148,8 @@ def back_up_before_migration(database: Path, version: int) -> None:
 
 
 @contextmanager
-def _one_at_a_time(database: Path, wait_s: float = 0) -> Iterator[bool]:
-    """Whether no other process makes or changes backups; what a killed one left half made is deleted."""
+def _backup_lock(database: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Yield whether this process may change backups alone; delete unfinished files of a killed process."""
     folder = paths.private_dir(lock_folder(database))
     lock = FileLock(folder / f"{database.name}.backup.lock", timeout=wait_s, is_singleton=False)
     try:
@@ -166,13 +166,13 @@ def _one_at_a_time(database: Path, wait_s: float = 0) -> Iterator[bool]:
 
 
 @contextmanager
-def changing_backups(database: Path) -> Iterator[None]:
-    """No backup is made by anyone inside this block.
+def backups_locked(database: Path) -> Iterator[None]:
+    """Prevent all processes from making a backup inside this block.
 
     Raises:
-        StoreError: Another process keeps making one.
+        StoreError: Another process is still making a backup.
     """
-    with _one_at_a_time(database, wait_s=60) as alone:
+    with _backup_lock(database, wait_s=60) as alone:
         if not alone:
             raise StoreError(f"another streamchat is making a backup of {database}; try again in a moment")
         yield
@@ -183,31 +183,31 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
 
     Args:
         database: The file.
-        target: Is replaced.
-        is_stopped: Asked now and then.
-        version: Of its tables; any by default.
+        target: Replaced if it exists.
+        is_stopped: Called from time to time.
+        version: Version of its tables; any by default.
 
     Raises:
-        Stopped: `is_stopped` said so, or another process has changed the version.
+        BackupStopped: `is_stopped` returned true, or another process has changed the version.
     """
 
-    def look(*_: int) -> None:
+    def check_stopped(*_: int) -> None:
         if is_stopped():
-            raise Stopped
+            raise BackupStopped
 
-    with written_whole(target) as partial:
+    with atomic_write(target) as partial:
         source = connect(database)
         try:
             moment = time.time()
             source.execute("BEGIN")
-            found = source.execute("PRAGMA user_version").fetchone()[0]  # this state, whatever is written meanwhile
+            found = source.execute("PRAGMA user_version").fetchone()[0]  # fixes the state, whatever is written later
             if version not in (None, found):
-                raise Stopped
+                raise BackupStopped
             create_private(partial)
             copy = sqlite3.connect(partial, isolation_level=None)
             try:
                 copy.execute("PRAGMA synchronous = OFF")  # flushed once, below
-                source.backup(copy, pages=PAGES, progress=look)
+                source.backup(copy, pages=PAGES, progress=check_stopped)
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
                 problem = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
             finally:
@@ -215,13 +215,13 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
         finally:
             source.close()
         if problem != "ok":
-            raise sqlite3.DatabaseError(f"{problem}; `streamchat doctor` says more")
+            raise sqlite3.DatabaseError(f"{problem}; run `streamchat doctor` for details")
         os.utime(partial, (moment, moment))
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A new file to write, which becomes `target` when the block ends well and is deleted otherwise."""
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a new file to write, which replaces `target` if the block succeeds and is deleted otherwise."""
     paths.private_dir(target.parent)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -231,13 +231,13 @@ def written_whole(target: Path) -> Iterator[Path]:
         os.replace(partial, target)
         flush(target.parent)
     finally:
-        for left in target.parent.glob(f"{partial.name}*"):  # with the journal of SQLite
+        for left in target.parent.glob(f"{partial.name}*"):  # SQLite's journal included
             with suppress(OSError):
                 left.unlink()
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk, as far as the system can."""
+    """Flush a file, or the names in a folder, to the disk, if the system supports it."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -255,16 +255,16 @@ def _reason(database: Path, error: Exception) -> str:
     return f"{error}; {advice_on(why_not_writable(database.parent))}"
 
 
-# --- which one is good ------------------------------------------------------------------------------------------
+# --- checking ---------------------------------------------------------------------------------------------------
 
 
 def open_backup(path: Path) -> sqlite3.Connection:
-    """A connection that reads a backup and leaves no other file."""
+    """Open a connection that reads a backup and creates no other file."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
 
 
 def problem_of(backup: Backup) -> str:
-    """Return why a backup cannot be used; '' if it is sound. Reads all of it, once."""
+    """Return why a backup cannot be used; '' if it is sound. Reads the whole file once."""
     return _problem_of(backup.path, backup.made, backup.nbytes)
 
 
@@ -285,20 +285,20 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
     return "" if found == "ok" else found
 
 
-def newest_good(database: Path) -> Backup | None:
+def newest_sound_backup(database: Path) -> Backup | None:
     """Return the newest sound backup."""
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
 
 def _advice(database: Path) -> str:
-    """Return what to do about a damaged database of this user; '' without a backup."""
+    """Return what to do if the user's database is damaged; '' without a backup."""
     own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
-    if not own or (backup := newest_good(database)) is None:
+    if not own or (backup := newest_sound_backup(database)) is None:
         return ""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     return (
-        f"the file is damaged; `streamchat sessions restore-backup {backup.name}` moves it aside and puts the backup "
-        f"of {when} in its place"
+        f"the file is damaged; `streamchat sessions restore-backup {backup.name}` moves it aside and restores the "
+        f"backup of {when}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Opens connections to a database file: private, with a write-ahead log and transactions.
+"""Connections to a database file that only the user can read, with a write-ahead log and transactions.
 
-Outside of `create_private`, only SQLite opens and closes the file: see `streamchat.store.database`.
+Except in `create_private`, only SQLite opens and closes the file: see `streamchat.store.database`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ BUSY_TIMEOUT_S = 10.0
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection to the database at `path`, which exists, in autocommit mode.
+    """Open a connection in autocommit mode to the existing database at `path`.
 
-    A write that was committed survives `kill -9` and a power cut (WAL, `synchronous = FULL`); what readers see is
-    always a state between two commits.
+    A committed write survives `kill -9` and a power cut (WAL, `synchronous = FULL`). Readers always see a state between
+    two commits.
     """
     uri = f"{path.absolute().as_uri()}?mode=rw"  # SQLite would create a file that others may read
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         connection.row_factory = sqlite3.Row
-        # a byte that is not UTF-8 in one text must not keep all others from being read
+        # one text that is not valid UTF-8 must not make all others unreadable
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
         _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -40,16 +40,16 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def create_private(path: Path) -> None:
-    """Create an empty file that only the user can read, unless something has that name.
+    """Create an empty file that only the user can read, unless the path exists.
 
-    SQLite would create it readable by others; its -wal and -shm files inherit the mode.
+    SQLite would make it readable by others. The -wal and -shm files inherit the mode.
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. SQLite does not wait by itself for another program that does so at this moment."""
+    """Switch to the write-ahead log. If another program is doing the same, retry: SQLite itself does not wait here."""
     end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
@@ -62,10 +62,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def read_schema(connection: sqlite3.Connection) -> None:
-    """Have the connection know the tables as they are now, and see this state of the database in its transaction.
+    """Load the current schema, and fix the state of the database that this transaction sees.
 
-    A statement on a full-text index that is the first to meet a new schema, such as after another process ran
-    `VACUUM`, fails with "no such table" (SQLite 3.40): the index reads its own tables while the statement is prepared.
+    If a statement on a full-text index is the first to meet a new schema, for example after another process ran
+    `VACUUM`, it fails with "no such table" (SQLite 3.40): the index reads its own tables while the statement is
+    prepared.
     """
     connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
 
@@ -78,7 +79,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         read_schema(connection)
         yield
     except BaseException:
-        if connection.in_transaction:  # SQLite ends it by itself on some errors, such as a full disk
+        if connection.in_transaction:  # SQLite itself ends it on some errors, such as a full disk
             connection.execute("ROLLBACK")
         raise
     try:

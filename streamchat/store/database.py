@@ -1,12 +1,12 @@
 """Open databases: one `Database` for each file in a process, private, with a write-ahead log.
 
-Only SQLite opens and closes the file. On POSIX, closing any descriptor of a file drops all locks that the process holds
-on it, SQLite's own included; the next program that closes the database would then delete the log under this one. The
-single exception is creation, which is exclusive and happens while no connection of this process is being opened.
+Only SQLite opens and closes the file. On POSIX, closing any descriptor of a file drops all locks that the process has
+on it, including SQLite's; the next program that closes the database would then delete the log that this one uses. The
+only exception is creation, which is exclusive and happens while this process opens no connection.
 
-A `Database` has two connections, one that writes and one that reads, each behind a lock. One shared connection would
-let the interface wait while the engine waits for another process; one for each thread would leave them open when
-threads end.
+A `Database` has two connections, one for writing and one for reading, each behind a lock. With one shared connection
+the interface would wait whenever the engine waits for another process; one per thread would stay open when its thread
+ends.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.store.backup import back_up_before_migration
 from streamchat.store.connection import connect, create_private, read_schema, transaction
-from streamchat.store.failures import sentences
+from streamchat.store.failures import as_store_errors
 from streamchat.store.schema import migrate
 from streamchat.store.users import UserLock
 
 
 def database_path() -> Path:
-    """The database of this user."""
+    """Return the path of the user's database."""
     return paths.data_dir() / "streamchat.db"
 
 
 class Files:
-    """Which files a connection has open, by device and inode. Looking costs about 5 us."""
+    """The files that a connection has open, by device and inode. A check takes about 5 us."""
 
     def __init__(self, path: Path) -> None:
         self._names = (str(path), f"{path}-wal")
         self._known: dict[str, tuple[int, int]] = {}
 
     def missing(self) -> bool:
-        """Whether one of them was deleted or replaced since it was first seen."""
+        """Return whether one of them was deleted or replaced since it was first seen."""
         for name in self._names:
             try:
                 found = os.stat(name)
@@ -55,13 +55,13 @@ class Files:
 
 
 class Database:
-    """One database file, for all threads of this process. `acquire` gives it, `release` takes it back.
+    """One database file, shared by all threads of this process. Get it from `acquire`; return it with `release`.
 
     Args:
         path: The file.
 
     Raises:
-        StoreError: It cannot be opened, is damaged, or was written by a newer program.
+        StoreError: The file cannot be opened, is damaged, or was written by a newer program.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class Database:
         self._process = os.getpid()
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
-        with sentences(path):
+        with as_store_errors(path):
             paths.private_dir(path.parent)
             self._in_use = UserLock(path)
             try:
@@ -89,17 +89,17 @@ class Database:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the file was deleted or replaced, or belongs to the process that this one was forked from."""
+        """Whether the file was deleted or replaced, or was opened by the process that this one was forked from."""
         return self._process != os.getpid() or self._files.missing()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """The connection that reads; each block sees one state of the database.
+        """Yield the read connection; each block sees one state of the database.
 
         Raises:
-            StoreError: The file fails, or is no longer the one that was opened.
+            StoreError: The file fails, or was replaced since it was opened.
         """
-        with self._reading, sentences(self.path):
+        with self._reading, as_store_errors(self.path):
             self._check()
             if self._reader is None:
                 with _registry:  # no other connection is opened meanwhile
@@ -114,21 +114,21 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """The connection that writes, in a transaction: all or nothing. It is on the disk when the block ends.
+        """Yield the write connection, in a transaction that is on the disk when the block ends.
 
         Raises:
-            StoreError: The file fails, or is no longer the one that was opened.
+            StoreError: The file fails, or was replaced since it was opened.
         """
-        with self._writing, sentences(self.path):
+        with self._writing, as_store_errors(self.path):
             self._check()
             with transaction(self.writer):
                 yield self.writer
             self._check()
 
     @contextmanager
-    def alone(self) -> Iterator[sqlite3.Connection]:
-        """The connection that writes, outside of a transaction, while no other thread uses the database."""
-        with self._writing, self._reading, sentences(self.path):
+    def exclusive(self) -> Iterator[sqlite3.Connection]:
+        """Yield the write connection, outside of a transaction, while no other thread uses the database."""
+        with self._writing, self._reading, as_store_errors(self.path):
             self._check()
             read_schema(self.writer)
             yield self.writer
@@ -143,9 +143,9 @@ class Database:
             )
 
     def close(self) -> None:
-        """Close both connections; nothing is pending."""
+        """Close both connections; no write is pending."""
         if self._process != os.getpid():
-            return  # closing here would undo what the other process has locked
+            return  # closing here would drop the locks of the other process
         with self._writing, self._reading:
             if self._reader is not None:
                 self._reader.close()
@@ -153,19 +153,19 @@ class Database:
         self._in_use.release()
 
 
-# --- one for each file ------------------------------------------------------------------------------------------
+# --- one database for each file ---------------------------------------------------------------------------------
 
 _registry = threading.RLock()
 _open: dict[str, Database] = {}
 _inherited: list[Database] = []
-"""Of the process that this one was forked from: not used, and never closed here."""
+"""Databases of the process that this one was forked from: neither used nor closed here."""
 
 
 def acquire(path: Path) -> Database:
-    """The database at `path`, opened if this process has not done so.
+    """Return the database at `path`; open it if this process has not done so.
 
     Raises:
-        StoreError: It cannot be opened.
+        StoreError: The file cannot be opened.
     """
     with _registry:
         key = os.path.realpath(path)
@@ -177,7 +177,7 @@ def acquire(path: Path) -> Database:
 
 
 def release(database: Database) -> None:
-    """One user less; the last one closes it."""
+    """Count one user less; the last one closes the database."""
     with _registry:
         database.users -= 1
         if database.users:
@@ -187,7 +187,7 @@ def release(database: Database) -> None:
         database.close()
 
 
-def _forget_inherited() -> None:
+def _drop_inherited() -> None:
     global _registry
     _registry = threading.RLock()
     _inherited.extend(_open.values())
@@ -195,4 +195,4 @@ def _forget_inherited() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+    os.register_at_fork(after_in_child=_drop_inherited)

@@ -1,4 +1,4 @@
-"""One process a session: a lock file that the system lets go of when its holder ends, however that ends."""
+"""One process per session: an OS file lock, released when its process exits."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.records import SessionInfo
 
 PATIENCE_S = 0.5
-"""Longer than a look of `is_open` lasts, which has the lock for a moment."""
+"""How long to wait for a lock: longer than `is_open` keeps it."""
 
 
 class SessionLock:
-    """Held from construction until `release`.
+    """A lock on one session, from construction until `release`.
 
     Args:
-        folder: Of the lock files.
-        session: Its id.
-        holder: Process that is known to have it open, for the message.
-        patience_s: How long to wait for it.
+        folder: Folder of the lock files.
+        session: Session id.
+        holder: Id of the process that is known to have the session open, for the message.
+        patience_s: How long to wait for the lock.
 
     Raises:
-        SessionError: Another process has it.
+        SessionError: Another process has the lock.
     """
 
     def __init__(
@@ -37,21 +37,22 @@ class SessionLock:
         except Timeout:
             who = f"process {holder}" if holder else "another process"
             raise SessionError(
-                f"the conversation {session} is open in another streamchat ({who}); close it there, or start a new one "
+                f"the session {session} is open in another streamchat ({who}); close it there, or start a new one "
                 "without --resume"
             ) from None
         except OSError as error:
             raise StoreError(f"{folder} cannot be used: {error.strerror or error}; make it writable") from error
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self._lock.release()
 
 
 def is_open(folder: Path, info: SessionInfo) -> bool:
-    """Whether some process has the session open: it says so in the store, and it lives.
+    """Return whether a live process has the session open.
 
-    Where nobody says so the lock is left alone: a look must not keep anybody from opening it.
+    If the store names no process, the lock is not tried: this check must not prevent another process from opening the
+    session.
     """
     if info.opened_by is None:
         return False

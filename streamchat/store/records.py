@@ -1,4 +1,4 @@
-"""What the store holds, as plain data. Ids are arrays of signed 32-bit integers, times seconds since 1970."""
+"""Records of the store, as plain data. Ids are arrays of signed 32-bit integers, times are seconds since 1970."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ TurnState = Literal["running", "done"]
 
 
 def clean(text: str) -> str:
-    """Text that SQLite takes: lone surrogates (from undecodable input) are replaced."""
+    """Replace lone surrogates (from undecodable input), which SQLite rejects."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def packed(ids: Iterable[int]) -> bytes:
-    """Ids as they are stored: little-endian int32."""
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Encode ids for storage: little-endian int32."""
     values = array("i", ids)
     if sys.byteorder == "big":
         values.byteswap()
     return values.tobytes()
 
 
-def unpacked(data: bytes) -> array[int]:
-    """The ids of `packed`."""
+def unpack_ids(data: bytes) -> array[int]:
+    """Decode the bytes of `pack_ids`."""
     values = array("i")
     values.frombytes(data)
     if sys.byteorder == "big":
@@ -37,7 +37,7 @@ def unpacked(data: bytes) -> array[int]:
 
 @dataclass(frozen=True)
 class CacheMark:
-    """What a cache held at some moment, without the tensors."""
+    """Bookkeeping snapshot of a cache, without tensors. The field names are JSON keys in the database."""
 
     held: tuple[Run, ...] = ()
     pins: tuple[Run, ...] = ()
@@ -47,20 +47,20 @@ class CacheMark:
 
 @dataclass
 class StoredTurn:
-    """One turn."""
+    """One turn. `start`, `message_start` and `reply_start` are token log indices, see `TurnRecord`."""
 
     number: int
     text: str
     reply: str
-    first: int
-    content: int
-    reply_first: int
+    start: int
+    message_start: int
+    reply_start: int
     ids: array[int]
-    """All its ids that were fed, from log index `first` on."""
+    """All ids of the turn that were fed, from log index `start` on."""
     before: CacheMark = field(default_factory=CacheMark)
-    """The cache before it."""
+    """The cache before the turn."""
     state: TurnState = "done"
-    """'running' where the program was killed inside it."""
+    """'running' if the program was killed during the turn."""
     started: float = 0.0
     finished: float | None = None
     stats: Mapping[str, Any] | None = None
@@ -69,7 +69,7 @@ class StoredTurn:
 
 @dataclass(frozen=True)
 class StoredEviction:
-    """Tokens that left the cache."""
+    """One eviction."""
 
     turn: int
     at: float
@@ -80,27 +80,27 @@ class StoredEviction:
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a session's ids and snapshots belong to."""
+class SessionIdentity:
+    """The model and tokenizer that a session's ids and snapshots belong to."""
 
     dtype: str
     fingerprint: str
-    """Of configuration and weights."""
+    """Fingerprint of configuration and weights."""
     tokenizer: str
-    """Fingerprint of the tokenizer and of how turns are written."""
+    """Fingerprint of the tokenizer and the chat format."""
     system_ids: array[int]
 
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A conversation without its turns."""
+    """A saved session without its turns."""
 
     id: str
     title: str
     created: float
     updated: float
     model: str
-    """As `--model` takes it."""
+    """In the form that `--model` accepts."""
     model_name: str
     dtype: str
     fingerprint: str
@@ -110,30 +110,30 @@ class SessionInfo:
     pins: tuple[Run, ...] = ()
     compressions: int = 0
     opened_by: int | None = None
-    """Process that has it open, or that was killed while it had."""
+    """Id of the process that has it open, or that was killed while it did."""
     turns: int = 0
 
     @property
     def is_imported(self) -> bool:
-        """It was imported and never resumed: no model has read it here, and the one it names is the file's choice."""
+        """Whether it was imported and never resumed. Its model name then comes from the imported file only."""
         return not self.fingerprint
 
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A conversation with all its turns."""
+    """A saved session with all its turns."""
 
     info: SessionInfo
     system_ids: array[int]
     turns: tuple[StoredTurn, ...]
     evictions: tuple[StoredEviction, ...] = ()
     damage: tuple[str, ...] = ()
-    """Names of parts that the database has damaged, and that are left out here."""
+    """Names of parts that are damaged in the database and left out here."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A message that has the words that were looked for."""
+class SearchHit:
+    """A message that matches a search."""
 
     session: str
     title: str
@@ -141,7 +141,7 @@ class Found:
     role: Literal["user", "assistant"]
     at: float
     excerpt: str
-    """The place around the first words."""
+    """The text around the first match."""
     text: str
     undone: bool = False
-    """Of a turn that was taken back."""
+    """Whether its turn was undone."""

@@ -1,4 +1,4 @@
-"""Replaces a database by a backup, and deletes a conversation from backups."""
+"""Replaces a database by a backup, and deletes a session from backups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.store.backup import (
     Backup,
+    atomic_write,
     backups,
-    changing_backups,
+    backups_locked,
     flush,
-    newest_good,
+    newest_sound_backup,
     open_backup,
     problem_of,
-    written_whole,
 )
 from streamchat.store.connection import create_private, transaction
-from streamchat.store.failures import sentences
+from streamchat.store.failures import as_store_errors
 from streamchat.store.health import problems_of, repair
 from streamchat.store.scrub import rewrite
 from streamchat.store.users import UserLock
@@ -36,23 +36,23 @@ def restore(database: Path, backup: Backup) -> Path | None:
     """Replace `database` by `backup`.
 
     Returns:
-        Where the database went, with its log; None when there was none.
+        The path that the old database, with its log, was moved to; None if there was none.
 
     Raises:
-        StoreError: Another process uses the database, or the backup is damaged. Nothing is changed then.
+        StoreError: Another process uses the database, or the backup is damaged. Nothing has changed then.
     """
     if problem := problem_of(backup):
         raise StoreError(f"{backup.path} cannot be restored: {problem}; `streamchat sessions backups` lists the others")
-    with sentences(database):
+    with as_store_errors(database):
         paths.private_dir(database.parent)
         alone = UserLock(database, alone=True)
         moved: list[Move] = []
         try:
-            with written_whole(database) as partial:
+            with atomic_write(database) as partial:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
-                    _make_sound(connection, backup)
-                flush(partial)  # may take long; from the next line on there is no database until this one has its name
+                    _ensure_sound(connection, backup)
+                flush(partial)  # slow; after the next line there is a gap until this file has the name
                 return _set_aside(database, moved)
         except BaseException:
             for before, after in reversed(moved):
@@ -67,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
+def _ensure_sound(connection: sqlite3.Connection, backup: Backup) -> None:
     if not problems_of(connection):
         return
     if problems := repair(connection):
@@ -75,11 +75,11 @@ def _make_sound(connection: sqlite3.Connection, backup: Backup) -> None:
 
 
 def _set_aside(database: Path, moved: list[Move]) -> Path | None:
-    """Rename a database and its log; the log first, as a database must never meet the log of another one.
+    """Rename a database and its log; the log first, as a database must never meet another database's log.
 
     Args:
         database: Need not exist.
-        moved: Gets what was renamed.
+        moved: The renamed files are appended to it.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = database.with_name(f"{database.name}.damaged-{stamp}")
@@ -103,16 +103,16 @@ def set_aside(database: Path) -> list[Path]:
     return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
 
 
-def lost_sentence(database: Path) -> str:
-    """What to say about a database without conversations if its newest sound backup has some; '' otherwise."""
-    if (backup := newest_good(database)) is None:
+def empty_database_notice(database: Path) -> str:
+    """Return a notice if the database has no sessions and its newest sound backup has some; '' otherwise."""
+    if (backup := newest_sound_backup(database)) is None:
         return ""
     with closing(open_backup(backup.path)) as connection:
         count = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
     if not count:
         return ""
     return (
-        f"{database} has no conversation, and its newest backup has {count:,}; "
+        f"{database} has no sessions, but its newest backup has {count:,}; "
         f"`streamchat sessions restore-backup {backup.name}` restores it"
     )
 
@@ -121,7 +121,7 @@ def lost_sentence(database: Path) -> str:
 
 
 def backups_with(database: Path, session: str) -> list[Backup]:
-    """Return the backups that have a conversation, and those that cannot be read."""
+    """Return the backups that contain a session, and those that cannot be read."""
     return [backup for backup in backups(database) if _has(backup, session)]
 
 
@@ -135,16 +135,16 @@ def _has(backup: Backup, session: str) -> bool:
 
 
 def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
-    """Delete a conversation, with its words, from all backups.
+    """Delete a session and its text from all backups.
 
     Returns:
-        From how many, and a sentence for each backup that cannot be changed.
+        The number of changed backups, and a sentence for each backup that cannot be changed.
 
     Raises:
-        StoreError: Another process keeps making a backup.
+        StoreError: Another process is still making a backup.
     """
     changed, problems = 0, list[str]()
-    with sentences(database), changing_backups(database):
+    with as_store_errors(database), backups_locked(database):
         for backup in backups_with(database, session):
             try:
                 _delete(backup, session)
@@ -157,7 +157,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
 
 
 def _delete(backup: Backup, session: str) -> None:
-    with written_whole(backup.path) as partial:
+    with atomic_write(backup.path) as partial:
         _copy(backup.path, partial)
         with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
             connection.execute("PRAGMA foreign_keys = ON")

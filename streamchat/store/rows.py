@@ -1,4 +1,4 @@
-"""Converts rows of the database to records. Names and drops what is damaged in a row; keeps its texts."""
+"""Converts database rows to records. Drops and names damaged parts of a row; keeps its texts."""
 
 from __future__ import annotations
 
@@ -17,50 +17,49 @@ from streamchat.store.records import (
     StoredEviction,
     StoredSession,
     StoredTurn,
-    unpacked,
+    unpack_ids,
 )
 
 LATEST = 253402300799.0
-"""The end of the year 9999, in seconds since 1970; later times cannot be written as a date."""
+"""The end of the year 9999, in seconds since 1970; later times cannot be formatted as a date."""
 LARGEST = 2**31 - 1
-"""Of an id, and of a log index."""
+"""Largest id, and largest log index."""
 HARMLESS = ("the settings", "the figures")
-"""How the names of parts begin without which the saved ids are still what the cache held."""
+"""Prefixes of the names of parts whose damage does not invalidate the saved ids."""
 Damage = list[str]
 """Names of the damaged parts."""
 
 
 def session_of(row: sqlite3.Row, turns: Sequence[sqlite3.Row], evictions: Sequence[sqlite3.Row]) -> StoredSession:
-    """The conversation in these rows.
+    """Build a session from its rows.
 
-    Turns are numbered from 1. When a part that says which ids there are, or which of them the cache holds, is damaged,
-    the ids are not used: the tokenizer is '' then, as in an imported conversation, so that resuming encodes the texts
-    again.
+    Turns are numbered from 1. If a part that says which ids exist or which of them are cached is damaged, the ids are
+    not used: the tokenizer is then '', as in an imported session, so that resuming encodes the texts again.
     """
     damage: Damage = []
     info = info_of(row, damage)
     system_ids = _ids(row["system_ids"], "the ids of the system prompt", damage)
     read: list[StoredTurn] = []
-    place = len(system_ids)
+    index = len(system_ids)
     for stored in turns:
         if stored["said"] is None and stored["reply"] is None:
             damage.append(f"turn {stored['number']} (no message)")
             continue
-        read.append(_turn(stored, len(read) + 1, place, damage))
-        place += len(read[-1].ids)
+        read.append(_turn(stored, len(read) + 1, index, damage))
+        index += len(read[-1].ids)
     if any(turn.state == "running" for turn in read[:-1]):
         damage.append("the state of a turn")
         read[:-1] = [replace(turn, state="done") for turn in read[:-1]]
-    if any(stop > place for _, stop in (*info.held, *info.pins)):
-        damage.append("the account of the cache")
-    gone = [_eviction(each, damage) for each in evictions]
+    if any(stop > index for _, stop in (*info.held, *info.pins)):
+        damage.append("the cache state")
+    evicted = [_eviction(each, damage) for each in evictions]
     if any(not part.startswith(HARMLESS) for part in damage):
         info = replace(info, tokenizer="", held=(), pins=())
-    return StoredSession(info, system_ids, tuple(read), tuple(each for each in gone if each), tuple(damage))
+    return StoredSession(info, system_ids, tuple(read), tuple(each for each in evicted if each), tuple(damage))
 
 
 def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
-    """A conversation without its turns; `damage` gets the names of damaged parts."""
+    """Build a session without its turns; append the names of damaged parts to `damage`."""
     damage = [] if damage is None else damage
     settings = _json(row["settings"])
     if not isinstance(settings, dict):
@@ -77,7 +76,7 @@ def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
         fingerprint=row["fingerprint"],
         tokenizer=row["tokenizer"],
         settings=settings,
-        held=_runs(_json(row["held"]), "the account of the cache", damage),
+        held=_runs(_json(row["held"]), "the cache state", damage),
         pins=_runs(_json(row["pins"]), "the pins", damage),
         compressions=_count(row["compressions"]),
         opened_by=row["opened_by"],
@@ -86,26 +85,26 @@ def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
 
 
 def figures_of(text: str | None) -> dict[str, Any] | None:
-    """A JSON object of figures; None without one, or where it is damaged."""
+    """Decode a JSON object of figures; None if it is missing or damaged."""
     figures = _json(text)
     return figures if isinstance(figures, dict) else None
 
 
 def moment(value: Any) -> float:
-    """Seconds since 1970; 0 where that is no time."""
+    """Return `value` as seconds since 1970; 0 if it is not a valid time."""
     legal = isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= LATEST
     return float(value) if legal else 0.0
 
 
-def _turn(row: sqlite3.Row, number: int, first: int, damage: Damage) -> StoredTurn:
-    """Turn `number`, whose ids should begin at log index `first`."""
+def _turn(row: sqlite3.Row, number: int, start: int, damage: Damage) -> StoredTurn:
+    """Build turn `number`, whose ids should start at log index `start`."""
     name = f"turn {row['number']}"
     ids = _ids(row["ids"], f"the ids of {name}", damage)
-    content, reply_first = row["content"], row["reply_first"]
-    stop = first + len(ids) if row["state"] == "done" else LARGEST  # of a running turn the prompt may not be read yet
-    if (row["number"], row["first"]) != (number, first) or not first <= content <= reply_first <= stop:
-        damage.append(f"the place of {name}")
-        content = reply_first = first
+    message_start, reply_start = row["content"], row["reply_first"]
+    end = start + len(ids) if row["state"] == "done" else LARGEST  # a running turn may not be prefilled yet
+    if (row["number"], row["first"]) != (number, start) or not start <= message_start <= reply_start <= end:
+        damage.append(f"the position of {name}")
+        message_start = reply_start = start
     stats = figures_of(row["stats"])
     if row["stats"] is not None and stats is None:
         damage.append(f"the figures of {name}")
@@ -113,11 +112,11 @@ def _turn(row: sqlite3.Row, number: int, first: int, damage: Damage) -> StoredTu
         number=number,
         text=row["said"] or "",
         reply=row["reply"] or "",
-        first=first,
-        content=content,
-        reply_first=reply_first,
+        start=start,
+        message_start=message_start,
+        reply_start=reply_start,
         ids=ids,
-        before=_mark(row["before"], first, f"the cache before {name}", damage),
+        before=_mark(row["before"], start, f"the cache before {name}", damage),
         state=row["state"],
         started=moment(row["started"]),
         finished=None if row["finished"] is None else moment(row["finished"]),
@@ -159,7 +158,7 @@ def _eviction(row: sqlite3.Row, damage: Damage) -> StoredEviction | None:
 
 
 def _ids(data: bytes, name: str, damage: Damage) -> array[int]:
-    ids = unpacked(data) if len(data) % 4 == 0 else array("i")
+    ids = unpack_ids(data) if len(data) % 4 == 0 else array("i")
     if len(data) % 4 or (ids and min(ids) < 0):
         damage.append(name)
         return array("i")
@@ -167,7 +166,7 @@ def _ids(data: bytes, name: str, damage: Damage) -> array[int]:
 
 
 def _runs(value: Any, name: str, damage: Damage) -> tuple[Run, ...]:
-    """Runs [first, stop) in increasing order; () where they are not that."""
+    """Return runs [first, stop) if they are in increasing order, else ()."""
     runs: list[Run] = []
     given: list[Any] = value if isinstance(value, list) else [None]
     edge = 0

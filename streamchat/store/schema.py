@@ -1,7 +1,4 @@
-"""The tables, and how an older database becomes one of today.
-
-Append to `MIGRATIONS`; never change one that is there.
-"""
+"""Schema and migrations. Append to `MIGRATIONS`; never change an existing one."""
 
 from __future__ import annotations
 
@@ -105,15 +102,15 @@ MIGRATIONS = (_FIRST, _LIVE)
 def migrate(
     connection: sqlite3.Connection, path: Path, before: Callable[[Path, int], None] = lambda path, version: None
 ) -> None:
-    """Bring the database to the newest version, each step in a transaction of its own.
+    """Migrate the database to the newest version, each step in its own transaction.
 
     Args:
         connection: In autocommit mode.
         path: The file.
-        before: Called with the file and its version when there is something to migrate, to back it up.
+        before: Called with the file and its version before the first migration, to back it up.
 
     Raises:
-        StoreError: It was written by a newer program.
+        StoreError: The database was written by a newer program.
     """
     found = None
     while True:
@@ -123,14 +120,14 @@ def migrate(
         if version > len(MIGRATIONS):
             raise StoreError(
                 f"{path} was written by a newer streamchat (version {version} of its tables; this one knows "
-                f"{len(MIGRATIONS)}); update streamchat, or move the file away to begin a new one"
+                f"{len(MIGRATIONS)}); update streamchat, or move the file aside to start a new one"
             )
         if found is None and version:
             before(path, version)
         found = version
-        # `executescript` begins by committing what is open, so the transaction is part of the script. IMMEDIATE: of two
-        # programs that start at once the second waits, and its step then fails on the check in front of it.
-        # A new database gets all tables in one step: nobody sees it half made.
+        # `executescript` first commits an open transaction, so the script has its own. IMMEDIATE: if two programs start
+        # at once, the second one waits, and its step then fails because the tables exist.
+        # A new database gets all tables in one step, so no reader sees it half made.
         stop = version + 1 if version else len(MIGRATIONS)
         steps = "\n".join(MIGRATIONS[version:stop])
         step = f"BEGIN IMMEDIATE;\n{steps}\nPRAGMA user_version = {stop};\nCOMMIT;"

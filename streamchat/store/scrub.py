@@ -1,9 +1,8 @@
-"""Removes the words of deleted conversations from the files, not only from the tables.
+"""Removes the text of deleted sessions from the files, not only from the tables.
 
 A full-text index keeps deleted words until it is merged, and a page that was split or freed may keep text. So the
-indexes are made again, `VACUUM` writes every page anew, and the write-ahead log is emptied. That takes as long as
-copying the database. FTS5's own `secure-delete` would be quicker, but SQLite before 3.42 cannot read an index that has
-used it.
+indexes are rebuilt, `VACUUM` rewrites every page, and the write-ahead log is truncated. That takes as long as copying
+the database. FTS5's own `secure-delete` would be faster, but SQLite before 3.42 cannot read an index that has used it.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from streamchat.store.users import lock_folder
 
 
 def pending_mark(path: Path) -> Path:
-    """A file that is there while words of deleted conversations may be in the files of the database `path`."""
+    """Return the path of a file that exists while text of deleted sessions may remain in the database files."""
     return lock_folder(path) / f"{path.name}.scrub"
 
 
 def mark_pending(path: Path) -> None:
-    """Note that there are words to remove. Call this before they are deleted from the tables."""
+    """Record that text must be removed. Call this before it is deleted from the tables."""
     mark = pending_mark(path)
     paths.private_dir(mark.parent)
     paths.write_private(mark, "")
 
 
 def scrub(connection: sqlite3.Connection, path: Path) -> bool:
-    """Remove what was deleted from the files of the database; return whether that succeeded.
+    """Remove deleted text from the files of the database; return whether that succeeded.
 
     Args:
-        connection: Outside of a transaction, and the only one of this process that is in use.
+        connection: Outside of a transaction, and the only connection of this process that is in use.
         path: The database.
     """
     try:

@@ -1,4 +1,4 @@
-"""From what a user types to a search: words through the index of FTS5, the rest as substrings."""
+"""Converts what a user types to a search: words through the FTS5 index, the rest as substrings."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _UNSEGMENTED = re.compile(
     "\U00020000-\U0003ffff"  # more of Han
     "]"
 )
-"""Scripts that are written without spaces between words: the index holds a whole run of them as one word."""
-_OF_NAMES = frozenset("#@%&/\\_")
-"""Punctuation that makes another word of one, as in `C#` and `50%`; what ends a sentence does not."""
-_AS_ONE_LIKES = frozenset("*`")
-"""Marks that are set around words, or typed for "whatever follows"."""
+"""Scripts that are written without spaces between words: the index has a whole run of them as one word."""
+_PART_OF_NAMES = frozenset("#@%&/\\_")
+"""Punctuation that changes a word, as in `C#` and `50%`; punctuation that ends a sentence does not."""
+_IGNORED = frozenset("*`")
+"""Characters that are set around words, or typed as a wildcard."""
 AROUND = 60
-"""Characters of an excerpt on each side of what was found."""
+"""Characters of an excerpt on each side of the match."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a message must have."""
+    """Conditions on a message."""
 
     match: str
-    """For MATCH of FTS5; '' for nothing."""
+    """Expression for FTS5's MATCH; '' for none."""
     substrings: tuple[str, ...]
-    """Each somewhere in the text."""
+    """Texts that the message must contain."""
 
     def __bool__(self) -> bool:
         return bool(self.match or self.substrings)
 
     def where(self) -> tuple[str, list[str]]:
-        """A condition on `messages m` and its values; the table `words` must be joined if there is `match`."""
+        """Return an SQL condition on `messages m` and its values. Join the table `words` if `match` is not empty."""
         conditions = ["words MATCH ?"] if self.match else []
         values = [self.match] if self.match else []
         for text in self.substrings:
@@ -51,10 +51,10 @@ class Query:
 
 
 def query_of(words: str) -> Query:
-    """A query for messages with all of these words; the last one may be the start of a word.
+    """Return a query for messages with all of these words; the last one may be the start of a word.
 
-    Words in double quotes must follow each other. Everything else is taken literally, symbols inside words included.
-    Symbols alone, and words of scripts without spaces, may stand anywhere in a message.
+    Words in double quotes must follow each other. Everything else is literal, including symbols inside words. Symbols
+    alone, and words of scripts without spaces, match anywhere in a message.
     """
     terms: list[str] = []
     substrings: list[str] = []
@@ -64,35 +64,35 @@ def query_of(words: str) -> Query:
         if _UNSEGMENTED.search(text) or (text and not any(character.isalnum() for character in text)):
             substrings.append(text)
         elif text:
-            # what FTS5 splits at, such as the hyphen of "well-known", becomes a phrase
+            # a word that FTS5 splits, such as "well-known" at its hyphen, becomes a phrase
             terms.append(f'"{text}"' + ("" if quoted else "*" if found.end() == len(words) else ""))
             substrings += _with_symbols(text)
     return Query(" ".join(terms), tuple(substrings))
 
 
 def _with_symbols(text: str) -> list[str]:
-    """Parts of `text` with a symbol, which the index leaves out: `c++` would find every `c`.
+    """Return the parts of `text` with a symbol. The index ignores symbols: `c++` would match every `c`.
 
-    Only with letters of ASCII around it: LIKE does not know the capitals of others.
+    Only ASCII letters around the symbol are included: LIKE ignores case for ASCII only.
     """
     kept = (each if _is_symbol(each) or (each.isascii() and each.isalnum()) else " " for each in text)
     return [run for run in "".join(kept).split() if any(map(_is_symbol, run))]
 
 
 def _is_symbol(character: str) -> bool:
-    if character in _AS_ONE_LIKES:
+    if character in _IGNORED:
         return False
-    return character in _OF_NAMES or unicodedata.category(character).startswith("S")
+    return character in _PART_OF_NAMES or unicodedata.category(character).startswith("S")
 
 
 def like(text: str) -> str:
-    """The pattern of LIKE for `text` anywhere."""
+    """Return a LIKE pattern that matches `text` anywhere."""
     escaped = text.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
     return f"%{escaped}%"
 
 
 def excerpt(text: str, wanted: str) -> str:
-    """The surroundings of the first `wanted` in `text`, on one line; the start of `text` if it is not there."""
+    """Return the text around the first `wanted` in `text`, on one line; the start of `text` without a match."""
     at = max(0, text.casefold().find(wanted.casefold()))
     start, stop = max(0, at - AROUND), at + len(wanted) + AROUND
     cut = " ".join(text[start:stop].split())

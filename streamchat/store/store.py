@@ -1,4 +1,4 @@
-"""Reading and writing sessions. All stores of a process on one file share its connections; any thread may use one."""
+"""Reads and writes sessions. All stores of a process on one file share its connections; `Store` is thread-safe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.health import problems_of, repair
 from streamchat.store.records import (
     CacheMark,
-    Described,
-    Found,
+    SearchHit,
+    SessionIdentity,
     SessionInfo,
     StoredEviction,
     StoredSession,
     StoredTurn,
     clean,
-    packed,
+    pack_ids,
 )
 from streamchat.store.rows import figures_of, info_of, moment, session_of
 from streamchat.store.scrub import mark_pending, scrub
 from streamchat.store.search import excerpt, like, query_of
 from streamchat.store.users import lock_folder
-from streamchat.store.writing import mend_session, write_turn
+from streamchat.store.writing import repair_session, write_turn
 
 ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
@@ -42,13 +42,13 @@ _INDEX = "JOIN words ON words.rowid = m.id"
 
 
 class Store:
-    """The database of saved conversations. A context manager that closes it.
+    """The database of saved sessions. A context manager that closes it.
 
     Args:
-        path: The file; the user's own by default.
+        path: The file; the user's database by default.
 
     Raises:
-        StoreError: It cannot be opened. Every other method raises it as well when the file fails later.
+        StoreError: The file cannot be opened. Every other method also raises it if the file fails later.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -64,7 +64,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; nothing is pending."""
+        """Close the database; no write is pending."""
         database, self._database = self._database, None
         if database is not None:
             release(database)
@@ -80,17 +80,17 @@ class Store:
         return self._open.writer
 
     def snapshot_path(self, session: str) -> Path:
-        """Where the snapshot of a session's cache is, or would be."""
+        """Return the path of a session's cache snapshot, whether it exists or not."""
         return self.path.parent / "snapshots" / f"{session}.safetensors"
 
     @property
-    def is_the_users_own(self) -> bool:
-        """Whether it is the user's database, and not that of a replay."""
+    def is_user_database(self) -> bool:
+        """Whether it is the user's database, not that of a replay."""
         return os.path.realpath(self.path) == os.path.realpath(database_path())
 
     @property
     def lock_folder(self) -> Path:
-        """Where the locks of open sessions are."""
+        """The folder of the session locks."""
         return lock_folder(self.path)
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -107,8 +107,8 @@ class Store:
         settings: Mapping[str, Any],
         system_ids: Iterable[int],
     ) -> str:
-        """Begin a session; returns its new id."""
-        now, as_json, system = time.time(), json.dumps(dict(settings)), packed(system_ids)
+        """Create a session; return its new id."""
+        now, as_json, system = time.time(), json.dumps(dict(settings)), pack_ids(system_ids)
         with self._open.write() as connection:
             while True:
                 new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
@@ -141,27 +141,27 @@ class Store:
         cache: CacheMark | None = None,
         evictions: Sequence[StoredEviction] = (),
         undone_from: int | None = None,
-        described: Described | None = None,
+        identity: SessionIdentity | None = None,
     ) -> None:
-        """Write what happened, all or nothing.
+        """Write changes of a session in one transaction.
 
         Args:
-            session: Its id.
-            turns: New ones, and ones that have grown.
-            cache: What the cache holds now.
-            evictions: Since the last call.
-            undone_from: Turns from this number on were taken back before all of this; they stay to be found by words.
-            described: The model that it goes on with.
+            session: Session id.
+            turns: New and changed turns.
+            cache: The current state of the cache.
+            evictions: Evictions since the last call.
+            undone_from: Turns from this number on were undone before all of this; search still finds them.
+            identity: The model that the session continues with.
         """
         with self._open.write() as connection:
-            if described is not None:
+            if identity is not None:
                 connection.execute(
                     "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",
                     (
-                        described.dtype,
-                        described.fingerprint,
-                        described.tokenizer,
-                        packed(described.system_ids),
+                        identity.dtype,
+                        identity.fingerprint,
+                        identity.tokenizer,
+                        pack_ids(identity.system_ids),
                         session,
                     ),
                 )
@@ -172,7 +172,7 @@ class Store:
                 )
                 connection.execute("DELETE FROM evictions WHERE session = ? AND turn >= ?", (session, undone_from))
             for turn in turns:
-                write_turn(connection, session, turn, anew=described is not None)
+                write_turn(connection, session, turn, is_reencoded=identity is not None)
             connection.executemany(
                 "INSERT INTO evictions (session, turn, at, cause, runs, length_before, length_after) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -189,7 +189,7 @@ class Store:
             connection.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session))
 
     def change(self, session: str, name: str, value: Any, settings: Mapping[str, Any]) -> None:
-        """A setting took another value; `settings` are all that are in force now."""
+        """Record a changed setting; `settings` are all settings in effect now."""
         with self._open.write() as connection:
             connection.execute(
                 "INSERT INTO changes (session, at, name, value) VALUES (?, ?, ?, ?)",
@@ -197,8 +197,8 @@ class Store:
             )
             connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session))
 
-    def settle_model(self, session: str, model: str, model_name: str, settings: Mapping[str, Any]) -> None:
-        """An imported session was resumed: what it continues with takes the place of what its file named."""
+    def set_model(self, session: str, model: str, model_name: str, settings: Mapping[str, Any]) -> None:
+        """Replace the model and settings that the file of an imported session named."""
         with self._open.write() as connection:
             connection.execute(
                 "UPDATE sessions SET model = ?, model_name = ?, settings = ? WHERE id = ?",
@@ -206,17 +206,17 @@ class Store:
             )
 
     def mark_open(self, session: str, process: int | None = None) -> None:
-        """`process`, this one by default, has it open. The lock decides; this is for the message."""
+        """Record that `process`, this one by default, has the session open. For messages only; the lock decides."""
         with self._open.write() as connection:
             connection.execute("UPDATE sessions SET opened_by = ? WHERE id = ?", (process or os.getpid(), session))
 
     def mark_closed(self, session: str) -> None:
-        """It was left in order."""
+        """Record that the session was closed."""
         with self._open.write() as connection:
             connection.execute("UPDATE sessions SET opened_by = NULL WHERE id = ?", (session,))
 
     def write_live(self, session: str, sample: Mapping[str, Any]) -> None:
-        """The figures of this moment, in place of those before."""
+        """Replace the live figures of a session."""
         with self._open.write() as connection:
             connection.execute(
                 "INSERT INTO live (session, at, sample) VALUES (?, ?, ?) "
@@ -225,16 +225,16 @@ class Store:
             )
 
     def rename(self, session: str, title: str) -> None:
-        """Give it another title."""
+        """Change the title of a session."""
         with self._open.write() as connection:
             connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (clean(title), session))
 
     def delete(self, session: str) -> bool:
-        """Delete it with the snapshot of its cache, and its words from all files of the database.
+        """Delete a session, its cache snapshot, and its text in all files of the database.
 
         Returns:
-            Whether the words are gone from the files. Otherwise another program was reading or writing; the next one
-            that opens the database makes up for it.
+            Whether the text was removed from the files. If not, another program was using the database; the next
+            program that opens it removes the text.
         """
         mark_pending(self.path)
         with self._open.write() as connection:
@@ -243,24 +243,24 @@ class Store:
         return self.scrub()
 
     def scrub(self) -> bool:
-        """Remove the words of deleted sessions from all files of the database; whether that succeeded."""
-        with self._open.alone() as connection:
+        """Remove the text of deleted sessions from all files of the database; return whether that succeeded."""
+        with self._open.exclusive() as connection:
             return scrub(connection, self.path)
 
     def repair(self) -> list[str]:
-        """Make all indexes again from the tables; returns what is wrong with the file afterwards."""
-        with self._open.alone() as connection:
+        """Rebuild all indexes from the tables; return the remaining faults of the file."""
+        with self._open.exclusive() as connection:
             return repair(connection)
 
-    def mend(self, stored: StoredSession) -> None:
-        """Replace the damaged parts of a session by what `load` has made of them."""
+    def repair_session(self, stored: StoredSession) -> None:
+        """Replace the damaged parts of a session by what `load` returned for them."""
         with self._open.write() as connection:
-            mend_session(connection, stored)
+            repair_session(connection, stored)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def sessions(self, words: str = "", limit: int | None = None) -> list[SessionInfo]:
-        """All sessions, newest first; with `words` those whose title or messages have them all."""
+        """Return sessions, newest first: all, or those whose title or messages have all `words`."""
         where, values, words = "", list[str](), clean(words)
         if query := query_of(words):
             condition, wanted = query.where()
@@ -276,10 +276,10 @@ class Store:
         return [info_of(row) for row in rows]
 
     def find(self, name: str) -> SessionInfo:
-        """The session that `name` means: 'last', an id, or the start of one.
+        """Return the session that `name` refers to: 'last', an id, or the start of one.
 
         Raises:
-            SessionError: There is none, or there are several.
+            SessionError: No session or several sessions match.
         """
         name = clean(name)
         with self._open.read() as connection:
@@ -293,16 +293,16 @@ class Store:
             return info_of(found[0])
         if found:
             ids = ", ".join(row["id"] for row in found)
-            raise SessionError(f"several conversations begin with {name!r} ({ids}); give more of the id")
+            raise SessionError(f"several sessions start with {name!r} ({ids}); give more of the id")
         if name == "last":
-            raise SessionError("no conversation is saved yet; start one with `streamchat`")
-        raise SessionError(f"no saved conversation has the id {name!r}; `streamchat sessions` lists them")
+            raise SessionError("no session is saved yet; start one with `streamchat`")
+        raise SessionError(f"no saved session has the id {name!r}; `streamchat sessions` lists them")
 
     def load(self, session: str) -> StoredSession:
-        """All of a session; what is damaged in it is named in its `damage`.
+        """Load a whole session; its `damage` names the damaged parts.
 
         Raises:
-            SessionError: There is none of that id.
+            SessionError: No session has this id.
         """
         with self._open.read() as connection:
             row = connection.execute(f"{_INFO} WHERE s.id = ?", (session,)).fetchone()
@@ -317,18 +317,18 @@ class Store:
                 "SELECT * FROM evictions WHERE session = ? ORDER BY id", (session,)
             ).fetchall()
         if row is None:
-            raise SessionError(f"no saved conversation has the id {session!r}; `streamchat sessions` lists them")
+            raise SessionError(f"no saved session has the id {session!r}; `streamchat sessions` lists them")
         return session_of(row, turns, evictions)
 
     def live(self, session: str) -> tuple[float, dict[str, Any]] | None:
-        """When the latest figures were written, and which; None before the first."""
+        """Return the time of the latest live figures and the figures; None if there are none yet."""
         with self._open.read() as connection:
             row = connection.execute("SELECT at, sample FROM live WHERE session = ?", (session,)).fetchone()
         sample = None if row is None else figures_of(row["sample"])
         return None if sample is None else (moment(row["at"]), sample)
 
     def stats(self, session: str, after: int = 0) -> list[dict[str, Any]]:
-        """The figures of all finished turns behind turn `after`, in order."""
+        """Return the figures of all finished turns after turn `after`, in order."""
         with self._open.read() as connection:
             rows = connection.execute(
                 "SELECT stats FROM turns WHERE session = ? AND state = 'done' AND number > ? AND stats IS NOT NULL "
@@ -337,8 +337,8 @@ class Store:
             ).fetchall()
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
-    def search(self, words: str, *, limit: int = 50) -> list[Found]:
-        """Messages of all sessions that have all `words`, best first; newest first where only substrings count."""
+    def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
+        """Return messages of all sessions that have all `words`: best first; substrings alone: newest first."""
         query = query_of(clean(words))
         if not query:
             return []
@@ -353,7 +353,7 @@ class Store:
                 (*values, limit),
             ).fetchall()
         return [
-            Found(
+            SearchHit(
                 row["session"],
                 row["title"],
                 row["number"],
@@ -367,6 +367,6 @@ class Store:
         ]
 
     def check(self) -> str:
-        """What SQLite finds wrong with the file; '' for nothing."""
-        with self._open.alone() as connection:
+        """Return the faults that SQLite finds in the file; '' for none."""
+        with self._open.exclusive() as connection:
             return "; ".join(problems_of(connection))

@@ -1,7 +1,7 @@
-"""Which processes use a database: a lock that they share, and that whoever replaces the file has alone.
+"""A lock that the users of a database share, and that a process which replaces the file has exclusively.
 
-It is `flock` on a file of its own: released by the system when a process ends, and independent of SQLite's locks.
-Windows refuses to rename a file that is open, so nothing is needed there.
+It is `flock` on a separate file: the system releases it when a process exits, and it is independent of SQLite's locks.
+Windows refuses to rename an open file, so no lock is needed there.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if sys.platform != "win32":
 
 
 def lock_folder(path: Path) -> Path:
-    """Where the locks of a database and of its conversations are."""
+    """Return the folder of the locks of a database and its sessions."""
     return path.parent / "locks"
 
 
 class UserLock:
-    """Held from construction until `release`.
+    """A lock on a database, from construction until `release`.
 
     Args:
         path: The database.
-        alone: No other process may use it.
+        alone: Lock exclusively: no other process may use the database.
 
     Raises:
-        StoreError: Another process uses it, or replaces it at this moment.
+        StoreError: Another process uses the database, or is replacing it.
     """
 
     def __init__(self, path: Path, *, alone: bool = False) -> None:
@@ -53,7 +53,7 @@ class UserLock:
         self._handle = handle
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

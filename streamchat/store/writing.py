@@ -1,4 +1,4 @@
-"""How turns are written into the tables. The caller has begun the transaction."""
+"""Writes turns into the tables, inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import sqlite3
 from dataclasses import asdict
 
-from streamchat.store.records import CacheMark, StoredSession, StoredTurn, clean, packed
+from streamchat.store.records import CacheMark, StoredSession, StoredTurn, clean, pack_ids
 
 
-def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, anew: bool = False) -> None:
-    """Insert a turn, or bring the stored one to this state.
+def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *, is_reencoded: bool = False) -> None:
+    """Insert a turn, or update the stored one.
 
     Args:
         connection: Inside a transaction.
-        session: Id of the conversation.
-        turn: What is not known any more of an old turn stays as it was stored.
-        anew: Its ids are those of another model, so what was stored about the cache before it is no longer true.
+        session: Session id.
+        turn: An existing row keeps its values for those that are None.
+        is_reencoded: Its ids are new ids of another model, so what was stored about the cache before it is invalid.
     """
     stats = None if turn.stats is None else json.dumps(dict(turn.stats))
-    values = (turn.state, turn.first, turn.content, turn.reply_first, packed(turn.ids))
+    values = (turn.state, turn.start, turn.message_start, turn.reply_start, pack_ids(turn.ids))
     values += (turn.finished, turn.finish_reason, stats)  # type: ignore[assignment]
     known = connection.execute(
         "SELECT id FROM turns WHERE session = ? AND number = ? AND state != 'undone'", (session, turn.number)
@@ -38,10 +38,10 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
             "WHERE id = ?",
             (*values, row),
         )
-        if anew or turn.before != CacheMark():
+        if is_reencoded or turn.before != CacheMark():
             connection.execute("UPDATE turns SET before = ? WHERE id = ?", (json.dumps(asdict(turn.before)), row))
     for role, text in (("user", turn.text), ("assistant", turn.reply)):
-        if not text and role == "assistant":  # not begun; or cut off within its first character
+        if not text and role == "assistant":  # not started, or cut off within its first character
             connection.execute("DELETE FROM messages WHERE turn = ? AND role = ?", (row, role))
         else:
             connection.execute(
@@ -51,8 +51,8 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
             )
 
 
-def mend_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
-    """Write what was read of a damaged conversation. Ids and the account of the cache follow when it is resumed."""
+def repair_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
+    """Write back what could be read of a damaged session. Resuming writes its ids and cache state."""
     session = stored.info.id
     settings = json.dumps(dict(stored.info.settings))
     connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (settings, session))
@@ -63,9 +63,9 @@ def mend_session(connection: sqlite3.Connection, stored: StoredSession) -> None:
 
 
 def _renumber_turns(connection: sqlite3.Connection, session: str) -> None:
-    """Number the turns of a damaged conversation from 1, as `session_of` does, and drop what refers to old numbers.
+    """Number the turns of a damaged session from 1, as `session_of` does, and drop what refers to old numbers.
 
-    A turn without any message becomes an undone one.
+    A turn without any message is marked as undone.
     """
     connection.execute("DELETE FROM evictions WHERE session = ?", (session,))
     rows = connection.execute(
@@ -76,7 +76,7 @@ def _renumber_turns(connection: sqlite3.Connection, session: str) -> None:
     kept = [row["id"] for row in rows if row["said"]]
     lost = [(row["id"],) for row in rows if not row["said"]]
     connection.executemany("UPDATE turns SET state = 'undone' WHERE id = ?", lost)
-    # through numbers that no other turn has: they are unique at every moment
+    # via unused numbers, because turn numbers must be unique at every step
     lowest = connection.execute("SELECT min(number) FROM turns WHERE session = ?", (session,)).fetchone()[0] or 0
     free = [(min(lowest, 0) - i, row) for i, row in enumerate(kept, 1)]
     connection.executemany("UPDATE turns SET number = ? WHERE id = ?", free)

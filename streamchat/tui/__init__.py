@@ -1,1 +1,1 @@
-"""The full-screen app, on Textual. Talks to the `ChatEngine` protocol only; loads no torch."""
+"""The full-screen app, based on Textual. Uses only the `ChatEngine` protocol and does not import torch."""

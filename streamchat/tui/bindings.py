@@ -1,4 +1,4 @@
-"""Textual bindings made from the one table of keys."""
+"""Textual bindings from the key table in `streamchat.config.keymap`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from streamchat.config.keymap import BY_ID, spoken
 
 
 def bind(key_id: str, action: str, **options: Any) -> Binding:
-    """The binding of a key of `streamchat.config.keymap`; `[keys]` of the configuration can change it by its id.
+    """Create the binding for a key id; `[keys]` in the configuration can change its keys.
 
     Args:
-        key_id: As in the table.
-        action: What is done.
-        options: Of `Binding`; `show` is off unless given.
+        key_id: Id in `streamchat.config.keymap`.
+        action: Textual action to run.
+        options: Options of `Binding`; `show` is off by default.
     """
     key = BY_ID[key_id]
     return Binding(key.keys, action, key.label, id=key_id, tooltip=key.help, **{"show": False, **options})
 
 
 def hint(app: App[Any], key_id: str) -> str:
-    """The first key for something, as configured, for people: 'Ctrl+Q', 'Esc'."""
-    keys_of = getattr(app, "keys_of", None)  # a test may have an app of its own
+    """Display name of the first configured key for a key id: 'Ctrl+Q', 'Esc'."""
+    keys_of = getattr(app, "keys_of", None)  # tests may use another app
     keys: str = keys_of(key_id) if keys_of else BY_ID[key_id].keys
     return spoken(keys).split(", ")[0].replace("Escape", "Esc")

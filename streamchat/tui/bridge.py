@@ -1,6 +1,6 @@
-"""From the engine's thread to the app's loop: events are collected, joined where nothing is lost, and taken in batches.
+"""Passes events from the engine thread to the app's loop, in batches and merged where nothing is lost.
 
-A model that writes 150 tokens a second must not wake the interface 150 times; text is handed over at a steady rate.
+A model that generates 150 tokens per second must not wake the app 150 times per second.
 """
 
 from __future__ import annotations
@@ -13,58 +13,58 @@ from streamchat.base import events as ev
 
 
 class EventBridge:
-    """Collects events of one engine. `put` may be called on any thread, `take` belongs to the app's.
+    """Collects events of one engine. `put` may be called on any thread, `drain` only on the app's thread.
 
     Args:
-        wake: Called on the thread of `put` when events wait and nobody was told yet; `take` re-arms it.
+        wake: Called on the thread of `put` for the first event after `drain` found no events.
     """
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
-        self._waiting: list[ev.Event] = []
+        self._pending: list[ev.Event] = []
         self._woken = False
         self._closed = False
 
     def put(self, event: ev.Event) -> None:
-        """Add an event. After `close` it is dropped."""
+        """Add an event; dropped after `close`."""
         with self._lock:
             if self._closed:
                 return
-            self._join(event)
+            self._merge(event)
             wake, self._woken = not self._woken, True
         if wake:
             try:
                 self._wake()
             except RuntimeError:
-                # the app's loop has just ended; there is nobody left to tell
+                # the app's loop has just ended
                 self.close()
 
-    def take(self) -> list[ev.Event]:
-        """All events that wait, oldest first. With none, the next `put` wakes the app again."""
+    def drain(self) -> list[ev.Event]:
+        """Return and remove all pending events, oldest first. If there are none, the next `put` wakes the app."""
         with self._lock:
-            events, self._waiting = self._waiting, []
+            events, self._pending = self._pending, []
             if not events:
                 self._woken = False
         return events
 
     def close(self) -> None:
-        """Drop what waits and what comes."""
+        """Drop pending and future events."""
         with self._lock:
             self._closed = True
-            self._waiting.clear()
+            self._pending.clear()
 
-    def _join(self, event: ev.Event) -> None:
-        last = self._waiting[-1] if self._waiting else None
+    def _merge(self, event: ev.Event) -> None:
+        last = self._pending[-1] if self._pending else None
         match last, event:
             case ev.TextDelta(), ev.TextDelta() if last.turn == event.turn:
-                # joined pairwise; a batch is a few tokens
-                self._waiting[-1] = replace(last, text=last.text + event.text)
+                # pairwise is fine: a batch is a few tokens
+                self._pending[-1] = replace(last, text=last.text + event.text)
             case ev.StatusSampled(), ev.StatusSampled():
-                self._waiting[-1] = event
+                self._pending[-1] = event
             case ev.PrefillProgress(), ev.PrefillProgress() if last.turn == event.turn:
-                self._waiting[-1] = event
+                self._pending[-1] = event
             case ev.ModelLoading(), ev.ModelLoading() if last.stage == event.stage:
-                self._waiting[-1] = event
+                self._pending[-1] = event
             case _:
-                self._waiting.append(event)
+                self._pending.append(event)

@@ -1,28 +1,28 @@
-"""When turns end faster than they can be drawn (a replay at full speed), most become data without having been drawn."""
+"""Skips rendering when turns end faster than they can be drawn, as in a replay at full speed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.frontend.evictions import merged
-from streamchat.tui.past import PastTurn
+from streamchat.frontend.evictions import merge_evictions
+from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.turn import turn_figures, was_cut
 
-KEEP = 4
-"""So many of the newest whole turns of a batch are drawn as usual."""
+RENDERED_TURNS = 4
+"""Newest turns of a batch that are still rendered."""
 
 
-def caught_up(events: Sequence[ev.Event], running: bool) -> list[ev.Event | PastTurn]:
-    """The batch with all but its newest whole turns as `PastTurn`.
+def collapse_turns(events: Sequence[ev.Event], running: bool) -> list[ev.Event | FinishedTurn]:
+    """Replace the events of all complete turns except the newest by a `FinishedTurn` per turn.
 
     Args:
-        events: In order.
-        running: The turn that the batch begins in is on the screen already.
+        events: One batch, in order.
+        running: The batch starts within a turn that is already on the screen.
     """
     whole = _whole_turns(events)[1 if running else 0 :]
-    folded = dict(whole[:-KEEP])
-    out: list[ev.Event | PastTurn] = []
+    folded = dict(whole[:-RENDERED_TURNS])
+    out: list[ev.Event | FinishedTurn] = []
     at = 0
     while at < len(events):
         stop = folded.get(at)
@@ -31,17 +31,17 @@ def caught_up(events: Sequence[ev.Event], running: bool) -> list[ev.Event | Past
             at += 1
             continue
         inside = events[at : stop + 1]
-        out += [event for event in inside if not isinstance(event, _TOLD)]
-        out.append(_past(inside))
+        out += [event for event in inside if not isinstance(event, _TURN_EVENTS)]
+        out.append(_finished_turn(inside))
         at = stop + 1
     return out
 
 
-_TOLD = (ev.TurnStarted, ev.PrefillProgress, ev.TextDelta, ev.TokensEvicted, ev.TurnFinished, ev.StatusSampled)
+_TURN_EVENTS = (ev.TurnStarted, ev.PrefillProgress, ev.TextDelta, ev.TokensEvicted, ev.TurnFinished, ev.StatusSampled)
 
 
 def _whole_turns(events: Sequence[ev.Event]) -> list[tuple[int, int]]:
-    """(place of `TurnStarted`, place of `TurnFinished`) of turns that began, ended and stayed."""
+    """(index of `TurnStarted`, index of `TurnFinished`) of complete turns that were not rolled back."""
     found, start = [], None
     for i, event in enumerate(events):
         match event:
@@ -58,21 +58,21 @@ def _whole_turns(events: Sequence[ev.Event]) -> list[tuple[int, int]]:
     return found
 
 
-def _past(inside: Sequence[ev.Event]) -> PastTurn:
+def _finished_turn(inside: Sequence[ev.Event]) -> FinishedTurn:
     started, finished = inside[0], inside[-1]
     assert isinstance(started, ev.TurnStarted)
     assert isinstance(finished, ev.TurnFinished)
-    gone: dict[bool, ev.TokensEvicted] = {}
-    writing = False
+    evicted: dict[bool, ev.TokensEvicted] = {}
+    reply_started = False
     for event in inside:
-        writing = writing or isinstance(event, ev.TextDelta)
+        reply_started = reply_started or isinstance(event, ev.TextDelta)
         if isinstance(event, ev.TokensEvicted):
-            gone[writing] = merged(gone.get(writing), event)
-    return PastTurn(
+            evicted[reply_started] = merge_evictions(evicted.get(reply_started), event)
+    return FinishedTurn(
         started.turn,
         started.text,
         finished.reply,
         turn_figures(finished),
         was_cut(finished),
-        tuple((event, after) for after, event in gone.items()),
+        tuple((event, after) for after, event in evicted.items()),
     )

@@ -1,4 +1,4 @@
-"""Slash commands that only the full-screen app has, on top of the shared registry."""
+"""Slash commands of the full-screen app, added to the shared registry."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from streamchat.frontend.slash.session_commands import SessionCommands
 
 
 class AppActions(Protocol):
-    """What the commands do to the app."""
+    """App actions that the commands need."""
 
     def themes(self) -> list[str]:
         """Names of all themes."""
         ...
 
     def theme_name(self) -> str:
-        """Name of the theme in use."""
+        """Name of the current theme."""
         ...
 
     def use_theme(self, name: str) -> str:
-        """Switch to the theme `name`, which exists; returns what the next start does."""
+        """Switch to an existing theme; returns a note about the next start."""
         ...
 
     def copy_reply(self, code_only: bool) -> str:
-        """Copy the last reply, or its last code block; returns what to tell."""
+        """Copy the last reply, or its last code block; returns a message."""
         ...
 
     def toggle_sidebar(self) -> None:
@@ -41,20 +41,20 @@ class AppActions(Protocol):
         ...
 
     def open_sessions(self, words: str) -> None:
-        """Show the saved conversations that have `words`."""
+        """Show the sessions that match `words`."""
         ...
 
     def open_recall(self, words: str) -> None:
-        """Show the messages that have `words`."""
+        """Show the messages that match `words`."""
         ...
 
     def download(self, name: str, text: str) -> None:
-        """Have the browser save `text` under `name`."""
+        """Offer `text` to the browser as a download named `name`."""
         ...
 
 
 def app_registry(actions: AppActions) -> SlashRegistry:
-    """The shared commands and those of the app."""
+    """The shared commands and those of the app, in one registry."""
     registry = default_registry()
     shared_help = registry.find("help")
     assert shared_help is not None
@@ -68,7 +68,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     def theme(context: SlashContext, argument: str) -> SlashResult:
         name = argument.lower()
         if not name:
-            return SlashResult(f"theme: {actions.theme_name()}; others: {', '.join(actions.themes())}")
+            return SlashResult(f"theme: {actions.theme_name()}; available: {', '.join(actions.themes())}")
         if name not in actions.themes():
             return SlashResult(unknown_theme(name, actions.themes()), error=True)
         return SlashResult(f"theme: {name}, {actions.use_theme(name)}")
@@ -79,7 +79,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
 
     def copy(context: SlashContext, argument: str) -> SlashResult:
         if argument not in ("", "code"):
-            return SlashResult("/copy takes nothing, or the word code for the last code block", error=True)
+            return SlashResult("usage: /copy, or /copy code for the last code block", error=True)
         return SlashResult(actions.copy_reply(code_only=argument == "code"))
 
     def complete_copy(context: SlashContext, argument: str) -> Iterable[tuple[str, str]]:
@@ -100,24 +100,22 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     def export(context: SlashContext, argument: str) -> SlashResult:
         path, text, turns, lost = SessionCommands().exported(context, argument)
         actions.download(path.name, text)
-        return SlashResult(f"{path.name} with {plural(turns, 'turn')} goes to the browser{lost}")
+        return SlashResult(f"{path.name} ({plural(turns, 'turn')}) was sent to the browser{lost}")
 
     if not file_access.allowed():
         registry.add(SlashCommand("export", "[NAME]", "download the conversation: .md, .jsonl or .json", export))
-    registry.add(SlashCommand("sessions", "[WORDS]", "find a saved conversation and go on with it", sessions))
-    registry.add(
-        SlashCommand("recall", "[WORDS]", "find what was said, and put it before the model again", recall, ("find",))
-    )
+    registry.add(SlashCommand("sessions", "[WORDS]", "find and resume a saved conversation", sessions))
+    registry.add(SlashCommand("recall", "[WORDS]", "search all messages and quote one to the model", recall, ("find",)))
     registry.add(
         SlashCommand("help", "[COMMAND]", "keys and commands", show_help, shared_help.aliases, shared_help.complete)
     )
-    registry.add(SlashCommand("theme", "[NAME]", "show or change the colour theme", theme, (), complete_theme))
+    registry.add(SlashCommand("theme", "[NAME]", "show or change the color theme", theme, (), complete_theme))
     registry.add(SlashCommand("copy", "[code]", "copy the last reply, or its last code block", copy, (), complete_copy))
     registry.add(SlashCommand("sidebar", "", "show or hide the status panel", sidebar))
     return registry
 
 
 def unknown_theme(name: str, themes: list[str]) -> str:
-    """What to say about a theme that does not exist."""
+    """Message for an unknown theme, with similar names."""
     close = difflib.get_close_matches(name, themes, n=3) or themes[:4]
-    return f"there is no theme {name!r}; there are {', '.join(close)} and others (/theme lists them)"
+    return f"theme {name!r} does not exist; try {', '.join(close)} (/theme lists all themes)"

@@ -1,6 +1,8 @@
-"""The user's editor, with the app suspended meanwhile."""
+"""Open the user's editor while the app is suspended."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from textual.app import App, SuspendNotSupported
 
@@ -8,13 +10,13 @@ from streamchat.base.errors import ConfigError
 from streamchat.frontend import editor
 
 
-def edit(app: App[int], text: str) -> str:
-    """What the user makes of `text`.
+def edit(app: App[Any], text: str) -> str:
+    """Open `text` in the editor and return the edited text.
 
     Raises:
-        ConfigError: There is no editor, or it failed; the text is as it was.
+        ConfigError: No editor is set, or it failed; the text is unchanged.
     """
     try:
         return editor.edit(text, app.suspend())
     except SuspendNotSupported:
-        raise ConfigError("the app cannot be suspended on this system, so no editor can be opened") from None
+        raise ConfigError("cannot open an editor: this system cannot suspend the app") from None

@@ -1,4 +1,4 @@
-"""What the user typed, walked with the arrow keys and kept across restarts in a private file."""
+"""Input history for the arrow keys, saved across restarts in a private file."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from streamchat.base import paths
 from streamchat.base.sanitize import printable
 
 MAX_ENTRIES = 2000
-"""Older entries are dropped when the file is next opened."""
+"""Older entries are dropped when the file is opened."""
 
 
 class PromptHistory:
-    """Entries, oldest first, and a place among them. Never raises for a file that cannot be read or written.
+    """Entries, oldest first, with a cursor. File errors disable saving instead of raising.
 
     Args:
-        path: A JSON-lines file; None keeps the entries in memory only.
+        path: JSON-lines file; None keeps entries in memory only.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self.problem = ""
-        """Why entries are not kept, in words; empty while all is well."""
+        """Notice if entries are not saved; else ''."""
         self._entries = self._load()
-        self._place = len(self._entries)
+        self._index = len(self._entries)
         self._draft = ""
 
     @classmethod
     def open(cls, wanted: bool) -> PromptHistory:
-        """The user's history, or one in memory where it is not wanted."""
+        """Open the user's history file, or an in-memory history if `wanted` is False."""
         return cls(paths.state_dir() / "history.jsonl" if wanted else None)
 
     @property
@@ -40,7 +40,7 @@ class PromptHistory:
         return list(self._entries)
 
     def add(self, text: str) -> None:
-        """Remember `text` (but not twice in a row) and go to the end."""
+        """Append `text`, unless it repeats the last entry, and move to the end."""
         text = printable(text).strip()
         if text and (not self._entries or self._entries[-1] != text):
             self._entries.append(text)
@@ -48,24 +48,24 @@ class PromptHistory:
         self.rewind()
 
     def rewind(self) -> None:
-        """Go to the end: what is in the input is the draft."""
-        self._place, self._draft = len(self._entries), ""
+        """Move to the end and discard the draft."""
+        self._index, self._draft = len(self._entries), ""
 
     def older(self, current: str) -> str | None:
-        """The entry before; None at the oldest one. `current`, what is in the input, is kept as the draft."""
-        if self._place == 0:
+        """Move to the previous entry; None at the oldest. At the end, `current` (the input) is saved as the draft."""
+        if self._index == 0:
             return None
-        if self._place == len(self._entries):
+        if self._index == len(self._entries):
             self._draft = current
-        self._place -= 1
-        return self._entries[self._place]
+        self._index -= 1
+        return self._entries[self._index]
 
     def newer(self) -> str | None:
-        """The entry after, at last the draft; None when already there."""
-        if self._place == len(self._entries):
+        """Move to the next entry, finally to the draft; None at the draft."""
+        if self._index == len(self._entries):
             return None
-        self._place += 1
-        return self._draft if self._place == len(self._entries) else self._entries[self._place]
+        self._index += 1
+        return self._draft if self._index == len(self._entries) else self._entries[self._index]
 
     def _load(self) -> list[str]:
         if self._path is None:
@@ -75,7 +75,7 @@ class PromptHistory:
         except FileNotFoundError:
             return []
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
             return []
         entries = [text for line in lines if (text := _text_of(line))]
         if len(lines) > MAX_ENTRIES * 5 // 4:
@@ -91,7 +91,7 @@ class PromptHistory:
             with open(_private(self._path, os.O_APPEND), "a", encoding="utf-8") as file:
                 file.write(_line_of(text))
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     def _rewrite(self, entries: list[str]) -> None:
         assert self._path is not None
@@ -101,15 +101,15 @@ class PromptHistory:
                 file.writelines(map(_line_of, entries))
             os.replace(fresh, self._path)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
-    def _give_up(self, error: OSError) -> None:
-        self.problem = f"what you type is not remembered: {self._path} ({error.strerror or type(error).__name__})"
+    def _disable(self, error: OSError) -> None:
+        self.problem = f"input history is disabled: {self._path} ({error.strerror or type(error).__name__})"
 
 
 def _private(path: Path, how: int) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
-    if hasattr(os, "fchmod"):  # a file made by hand may be readable by others
+    if hasattr(os, "fchmod"):  # an existing file may have wider permissions
         os.fchmod(descriptor, 0o600)
     return descriptor
 
@@ -119,7 +119,7 @@ def _line_of(text: str) -> str:
 
 
 def _text_of(line: str) -> str:
-    """The text of a line; '' for one that a crash cut in half or that somebody else wrote."""
+    """The text of a line; '' if the line is invalid, for example truncated by a crash."""
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""What comes from the keyboard. A paste stays a paste whatever is in it, and bytes that are no UTF-8 end nothing.
+"""Keyboard input with safe pastes and suspension, also for invalid UTF-8.
 
-Textual takes an escape inside a paste for the beginning of a key, and what follows for keys: an Enter among them would
-send half of the paste. Most terminals take escapes out of what is pasted; tmux, for one, does not.
+Textual parses an escape inside a paste as the start of a key, and the rest as keys: an Enter would send half of the
+paste. Most terminals remove escapes from pasted text, but tmux does not.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from streamchat.frontend.suspend import stop_process
 
 BLOCK_BYTES = 4096
 WAIT_S = 0.1
-"""How long to wait for a key before looking whether the app has ended."""
+"""Seconds to wait for a key before checking whether the app has ended."""
 ESCAPE, BEGIN, END = "\x1b", "\x1b[200~", "\x1b[201~"
 
 
 class PasteGuard:
-    """Takes escapes out of pastes, in text that arrives in pieces."""
+    """Removes escapes from pasted text; input may arrive in chunks."""
 
     def __init__(self) -> None:
         self._inside = False
         self._recent = ""
-        """The last letters outside of a paste."""
-        self._held = ""
-        """Inside: an escape that may begin the end mark, and what has come of that."""
+        """The last characters outside a paste."""
+        self._pending = ""
+        """Inside a paste: a possible prefix of the end mark."""
 
     def feed(self, text: str) -> str:
-        """More of what was typed; returns what may go on. Outside of a paste that is all of it, at once."""
+        """Filter the next chunk of input. Text outside a paste is returned unchanged and at once."""
         return "".join(self._inner(letter) if self._inside else self._outer(letter) for letter in text)
 
     def _outer(self, letter: str) -> str:
@@ -43,28 +43,28 @@ class PasteGuard:
         return letter
 
     def _inner(self, letter: str) -> str:
-        held, self._held = self._held, ""
-        if END.startswith(held + letter):
-            self._held = held + letter
-            if self._held != END:
+        pending, self._pending = self._pending, ""
+        if END.startswith(pending + letter):
+            self._pending = pending + letter
+            if self._pending != END:
                 return ""
-            self._inside, self._held, self._recent = False, "", ""
+            self._inside, self._pending, self._recent = False, "", ""
             return END
         if letter == ESCAPE:
-            self._held, letter = letter, ""
-        return held.removeprefix(ESCAPE) + letter
+            self._pending, letter = letter, ""
+        return pending.removeprefix(ESCAPE) + letter
 
 
 class KeyboardDriver(LinuxDriver):
-    """The driver of Linux and macOS with a `PasteGuard` before its parser, and a whole screen after a stop.
+    """Linux and macOS driver with a `PasteGuard` before the parser, and a full redraw after suspension.
 
-    Textual's own handlers write to the terminal in the middle of whatever the loop does, and draw only what changed.
+    Textual's signal handlers write to the terminal at any point of the loop, and redraw only what changed.
     """
 
     _stopping = False
 
     def _sigtstp_application(self, *_: object) -> None:
-        """Ctrl+Z of a shell, or `kill -TSTP`: stop between two steps of the loop, with the terminal as it was."""
+        """SIGTSTP: suspend between two steps of the loop, with the terminal restored."""
         if self._auto_restart:
             self._loop.call_soon_threadsafe(self._stop)
         else:  # an editor has the terminal, and this process waits for it
@@ -82,7 +82,7 @@ class KeyboardDriver(LinuxDriver):
             self._stopping = False
 
     def _sigcont_application(self, *_: object) -> None:
-        """Continued. After `kill -STOP`, which cannot be noticed, the terminal is the shell's."""
+        """SIGCONT: after SIGSTOP, which cannot be handled, set up the terminal again."""
         if self._auto_restart and not self._stopping:
             self._loop.call_soon_threadsafe(self._restart)
 
@@ -92,12 +92,12 @@ class KeyboardDriver(LinuxDriver):
             self.resume_application_mode()
 
     def resume_application_mode(self) -> None:
-        """Take the terminal again, and draw all of the screen: it is blank."""
+        """Set up the terminal and redraw the whole screen."""
         super().resume_application_mode()
         self._loop.call_soon_threadsafe(lambda: self._app.refresh(layout=True))
 
     def run_input_thread(self) -> None:
-        """Read, guard, parse, dispatch, until the app ends."""
+        """Read, filter, parse and dispatch input until the app ends."""
         parser, guard = XTermParser(self._debug), PasteGuard()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with selectors.SelectSelector() as selector:
@@ -105,7 +105,7 @@ class KeyboardDriver(LinuxDriver):
             while not self.exit_event.is_set():
                 if selector.select(WAIT_S):
                     data = os.read(self.fileno, BLOCK_BYTES)
-                    if not data:  # the terminal is gone; a signal says so
+                    if not data:  # the terminal was closed; SIGHUP follows
                         self.exit_event.wait(WAIT_S)
                     elif text := guard.feed(decoder.decode(data)):
                         for event in parser.feed(text):
@@ -113,7 +113,9 @@ class KeyboardDriver(LinuxDriver):
                 for event in parser.tick():
                     self.process_message(event)
             if selector.select(WAIT_S):
-                os.read(self.fileno, BLOCK_BYTES)  # late answers of the terminal are not for the shell
+                os.read(
+                    self.fileno, BLOCK_BYTES
+                )  # discard late terminal responses, so that the shell does not read them
         with suppress(EOFError, ParseError):
             for _ in parser.feed(""):
                 pass

@@ -1,4 +1,4 @@
-"""How large a message is before it is sent: lines and tokens, with the files that it mentions, against the budget."""
+"""Size of a message before it is sent: lines and tokens, including mentioned files, versus the cache budget."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from streamchat.base.formatting import plural
 from streamchat.frontend import mentions
 
 LONG_LINES, LONG_CHARACTERS = 8, 600
-"""From here on a text is measured."""
-CHARACTERS_A_TOKEN = 4
-"""Roughly, until the tokens are counted."""
+"""Minimum size of text to measure."""
+CHARACTERS_PER_TOKEN = 4
+"""Estimate until the engine has counted the tokens."""
 
 
 class MessageSize:
-    """The size of the text in the input. `measure` it when the user pauses; the engine's answer goes to `counted`.
+    """Size of the text in the input. Call `measure` when the user pauses, and `counted` with the engine's answer.
 
     Args:
-        count: Asks the engine for the tokens of a text; it answers when it is idle. Asked once at a time.
+        count: Asks the engine to count the tokens of a text; called again only after its answer.
     """
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
         self._typed = self._whole = ""
-        """What was measured last: as typed, and with its files."""
+        """The text measured last: as typed, and with its files."""
         self._tokens: int | None = None
         self._asked: str | None = None
 
     def measure(self, typed: str) -> None:
-        """Look at the text; asks for its tokens where it is worth it."""
+        """Measure the text; asks the engine for a token count if the text is long or has files."""
         if typed == self._typed:
             return
         try:
             whole = mentions.expand(typed).text
-        except ConfigError:  # told when it is sent
+        except ConfigError:  # reported when the message is sent
             whole = typed
         self._typed, self._whole, self._tokens = typed, whole, None
         self._ask()
 
     def counted(self, text: str, tokens: int) -> None:
-        """The engine's answer. What came meanwhile is asked for next."""
+        """Store the engine's answer, or ask again if the text has changed."""
         self._asked = None
         if text == self._whole:
             self._tokens = tokens
@@ -49,25 +49,25 @@ class MessageSize:
             self._ask()
 
     def _ask(self) -> None:
-        if self._asked is None and self._tokens is None and self._worth_it(self._whole):
+        if self._asked is None and self._tokens is None and self._is_long(self._whole):
             self._asked = self._whole
             self._count(self._whole)
 
-    def _worth_it(self, text: str) -> bool:
+    def _is_long(self, text: str) -> bool:
         with_files = text == self._whole and self._whole != self._typed
         return with_files or len(text) > LONG_CHARACTERS or text.count("\n") >= LONG_LINES
 
-    def words(self, typed: str, cache: CacheState) -> str:
-        """`340 tokens in 12 lines, 1,020 fit`; empty for a short text."""
+    def summary(self, typed: str, cache: CacheState) -> str:
+        """`340 tokens in 12 lines, 1,020 fit`; '' for a short text."""
         text = self._whole if typed == self._typed else typed
-        if not self._worth_it(text):
+        if not self._is_long(text):
             return ""
         exact = self._tokens if typed == self._typed else None
-        tokens = len(text) // CHARACTERS_A_TOKEN if exact is None else exact
+        tokens = len(text) // CHARACTERS_PER_TOKEN if exact is None else exact
         lines, room = text.count("\n") + 1, cache.cache_size - cache.sinks - cache.pinned
         size = f"{'' if exact is not None else 'about '}{plural(tokens, 'token')} in {plural(lines, 'line')}"
         if not cache.cache_size:
             return size
         if tokens > room:
-            return f"{size}, {room:,} fit: its beginning will be forgotten"
+            return f"{size}, {room:,} fit: its beginning will be evicted"
         return f"{size}, {room:,} fit"

@@ -1,4 +1,4 @@
-"""Messages between the parts of the app that belong to no single widget."""
+"""Textual messages that no single widget owns."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from textual.message import Message
 
 
 class EventsArrived(Message):
-    """Events of the engine wait in the bridge."""
+    """Events are pending in the bridge."""
 
 
 @dataclass
 class EngineClosing(Message):
-    """Closing the engine is over."""
+    """Closing the engine has ended."""
 
     exit_code: int
-    """What the app ends with."""
+    """Exit code of the app."""
     in_time: bool
-    """Its thread has ended."""
+    """Whether the engine thread has ended; False after a timeout."""

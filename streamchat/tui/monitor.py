@@ -1,4 +1,4 @@
-"""`streamchat monitor`: the status panel of a chat or a replay in another process. It only reads."""
+"""`streamchat monitor`: a read-only status panel for a chat or a replay in another process."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from textual.widgets import DataTable, Footer
 from streamchat.base.errors import ExitCode, StoreError
 from streamchat.base.formatting import human_when
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.watch import Watched, Watcher, everything
+from streamchat.frontend.watch import MonitoredSession, Watcher, monitored_sessions
 from streamchat.tui.terminal import guarded_driver
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
 
-LOOK_S = 1.0
+POLL_S = 1.0
 LIST_S = 5.0
 SILENT_S = 60.0
-"""A run that is open and has written nothing for so long is said to be silent."""
+"""A running conversation without records for this long is shown as silent."""
 WIDE = 90
 
 
 class MonitorApp(App[int]):
-    """All conversations on the left, the figures of the chosen one on the right.
+    """All conversations on the left, the figures of the selected one on the right.
 
     Args:
-        first: The one to begin with.
+        first: The conversation selected at the start.
     """
 
     TITLE = "streamchat monitor"
     CSS_PATH: ClassVar[list[str]] = ["screens/figures.tcss", "monitor.tcss"]  # type: ignore[assignment]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,ctrl+q,ctrl+c", "leave", "Quit", priority=True),
-        Binding("r", "refresh_list", "Look again"),
+        Binding("r", "refresh_list", "Refresh"),
     ]
 
-    def __init__(self, first: Watched, theme: str = "textual-dark") -> None:
+    def __init__(self, first: MonitoredSession, theme: str = "textual-dark") -> None:
         super().__init__()
         self._watcher = Watcher(first)
-        self._rows: list[Watched] = []
+        self._rows: list[MonitoredSession] = []
         self._wanted_theme = theme
 
     def get_driver_class(self) -> type[Driver]:
-        """Textual's choice, with stops guarded."""
+        """Textual's driver, with safe suspension (see `keyboard`)."""
         return guarded_driver(super().get_driver_class())
 
     def compose(self) -> ComposeResult:
-        """What is watched, the list, the panel, a line for narrow terminals."""
+        """Selected conversation and list, status panel, status line for narrow terminals."""
         with Horizontal(id="body"):
             with Vertical(id="watched"):
                 yield Verbatim("", id="title")
@@ -65,7 +65,7 @@ class MonitorApp(App[int]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Look at once, and then every second."""
+        """Update now and then every second."""
         if self._wanted_theme in self.available_themes:
             self.theme = self._wanted_theme
         table = self.query_one(DataTable)
@@ -73,21 +73,21 @@ class MonitorApp(App[int]):
             table.add_column(name, key=name)
         table.focus()
         self._list()
-        self._look()
-        self.set_interval(LOOK_S, self._look)
+        self._poll()
+        self.set_interval(POLL_S, self._poll)
         self.set_interval(LIST_S, self._list)
 
     def on_resize(self, event: events.Resize) -> None:
-        """The panel needs room."""
+        """Replace the panel by a status line if the terminal is narrow."""
         narrow = event.size.width < WIDE
         self.set_class(narrow, "-narrow")
         self.query_one(StatusLine).display = narrow
 
     def _list(self) -> None:
-        """All that can be watched; the chosen row stays chosen."""
+        """Refresh the list; the selected row stays selected."""
         table = self.query_one(DataTable)
-        chosen = self._watcher.what.name
-        self._rows = everything()
+        chosen = self._watcher.session.name
+        self._rows = monitored_sessions()
         now = time.time()
         table.clear()
         for each in self._rows:
@@ -104,16 +104,16 @@ class MonitorApp(App[int]):
     def _chosen(self, message: DataTable.RowSelected) -> None:
         message.stop()
         self._watcher = Watcher(self._rows[message.cursor_row])
-        self._look()
+        self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         watcher = self._watcher
         try:
-            watcher.look()
+            watcher.poll()
         except StoreError as error:
             self.query_one("#state", Verbatim).show(one_line(str(error)))
             return
-        self.query_one("#title", Verbatim).show(one_line(f"{watcher.what.info.title} ({watcher.what.name})"))
+        self.query_one("#title", Verbatim).show(one_line(f"{watcher.session.info.title} ({watcher.session.name})"))
         self.query_one("#state", Verbatim).show(self._state(watcher))
         alerts = self.query_one("#alerts", Verbatim)
         alerts.display = bool(watcher.violations)
@@ -122,29 +122,29 @@ class MonitorApp(App[int]):
         self.query_one(StatusLine).show(watcher.board)
 
     def _state(self, watcher: Watcher) -> str:
-        info = watcher.what.info
-        since = f"begun {human_when(info.created, time.time())}"
-        if not watcher.what.running:
+        info = watcher.session.info
+        since = f"started {human_when(info.created, time.time())}"
+        if not watcher.session.running:
             return f"not running · {since} · {info.turns:,} turns"
-        if watcher.seen_at is None:
+        if watcher.sampled_at is None:
             return f"running · {since} · no figures yet"
-        silent = time.time() - watcher.seen_at
+        silent = time.time() - watcher.sampled_at
         if silent > SILENT_S:
             return f"running · {since} · silent for {silent:.0f} s"
-        return f"{'writing' if watcher.board.busy else 'waiting for a message'} · {since}"
+        return f"{'generating' if watcher.board.busy else 'waiting for a message'} · {since}"
 
     def action_refresh_list(self) -> None:
-        """Look for new ones."""
+        """Refresh the list and the figures."""
         self._list()
-        self._look()
+        self._poll()
 
     def action_leave(self) -> None:
-        """Leave."""
+        """Quit."""
         self.exit(ExitCode.OK)
 
 
-def run_monitor(first: Watched, theme: str) -> int:
-    """Run it until the user leaves; returns the exit code."""
+def run_monitor(first: MonitoredSession, theme: str) -> int:
+    """Run the monitor until the user quits and return the exit code."""
     app = MonitorApp(first, theme)
     code = app.run()
     return ExitCode.FAILURE if code is None else code

@@ -1,4 +1,4 @@
-"""The events of the engine, told in the conversation."""
+"""Shows engine events in the conversation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
-from streamchat.tui.widgets.turn import Turn, past_turn
+from streamchat.tui.widgets.turn import Turn, from_saved_turn
 
 Toast = Callable[[str, str], None]
 """(sentence, 'information' | 'warning' | 'error')"""
@@ -22,24 +22,24 @@ class Narrator:
     """Applies events in order to one `Conversation`.
 
     Args:
-        toast: Shows what must not be missed.
+        toast: Shows important messages.
     """
 
     def __init__(self, conversation: Conversation, toast: Toast) -> None:
         self._conversation = conversation
         self._toast = toast
         self.current: Turn | None = None
-        """The turn that was sent and is not over."""
+        """The turn in progress."""
         self._loading: LoadingPanel | None = None
         self._resumed = False
-        """What was said before stands there, and no welcome over it."""
+        """A resumed session shows its turns instead of the welcome."""
 
     async def send(self, text: str) -> None:
-        """The user sent a message; it is shown before the engine takes it."""
+        """Show the user's message, before the engine accepts it."""
         self.current = await self._conversation.add_turn(text)
 
-    async def tell(self, event: ev.Event) -> None:
-        """Show what `event` says, where it says something."""
+    async def show(self, event: ev.Event) -> None:
+        """Show `event` in the conversation; some events show nothing."""
         match event:
             case ev.ModelLoading():
                 await self._load(event)
@@ -52,9 +52,9 @@ class Narrator:
                 self._conversation.number_turn(self.current, event.turn)
             case ev.PrefillProgress():
                 if self.current is not None:
-                    self.current.read(event)
+                    self.current.show_prefill(event)
             case ev.TokensEvicted():
-                await self._conversation.evicted(event, self.current)
+                await self._conversation.add_eviction(event, self.current)
             case ev.TextDelta(text=text):
                 if self.current is not None:
                     await self.current.add(text)
@@ -62,27 +62,27 @@ class Narrator:
                 await self._finish(event)
             case ev.Notice(text=text, level=level):
                 if level == "error":
-                    await self._loaded()  # another model could not be loaded
-                await self._conversation.say(one_line(text), level)
+                    await self._loaded()  # /model failed
+                await self._conversation.add_notice(one_line(text), level)
                 if level != "info":
                     self._toast(text, level)
             case ev.ConversationCleared():
                 self.current, self._resumed = None, False
                 await self._conversation.start_over(event.system_prompt)
-                await self._conversation.say("A new conversation. Model and settings are kept.")
+                await self._conversation.add_notice("New conversation; model and settings are unchanged.")
             case ev.TurnUndone():
                 await self._conversation.undo_turn(event.turn)
                 if not event.replaced or event.read_again:
-                    await self._conversation.say(undone_sentence(event))
+                    await self._conversation.add_notice(undone_sentence(event))
             case ev.ConversationResumed():
                 await self._loaded()
                 self.current, self._resumed = None, True
                 self._conversation.model = one_line(event.info.name)
-                await self._conversation.resume(map(past_turn, event.turns), event.system_prompt)
-                await self._conversation.say(one_line(resumed_sentence(event)))
+                await self._conversation.resume(map(from_saved_turn, event.turns), event.system_prompt)
+                await self._conversation.add_notice(one_line(resumed_sentence(event)))
             case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
-                what = f"keeps its {plural(tokens, 'token')} in the cache" if pinned else "may leave the cache again"
-                await self._conversation.say(f"Turn {turn} is {'' if pinned else 'un'}pinned and {what}.")
+                what = "pinned: it is never evicted" if pinned else "unpinned"
+                await self._conversation.add_notice(f"Turn {turn} ({plural(tokens, 'token')}) is {what}.")
             case ev.EngineFailed():
                 await self._fail(event)
             case _:
@@ -114,14 +114,14 @@ class Narrator:
             await turn.finish(event)
             await self._conversation.finish_turn(turn)
         if event.finish_reason == "error":
-            message = one_line(event.message) or "the turn failed and was taken back"
-            await self._conversation.say(message, "error")
+            message = one_line(event.message) or "the turn failed and was rolled back"
+            await self._conversation.add_notice(message, "error")
             self._toast(message, "error")
 
     async def _fail(self, event: ev.EngineFailed) -> None:
         await self._loaded()
         turn, self.current = self.current, None
         if turn is not None:
-            turn.ended("the engine failed")
+            turn.set_status("the engine failed")
         await self._conversation.add(FailurePanel(event, str(log_path())))
         self._conversation.follow()

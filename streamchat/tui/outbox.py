@@ -1,4 +1,4 @@
-"""Which message may go to the engine when: one runs, at most one waits."""
+"""Queue between the user and the engine: at most one message runs and one waits."""
 
 from __future__ import annotations
 
@@ -11,95 +11,95 @@ from streamchat.engine.protocol import ChatEngine
 
 
 class Phase(Enum):
-    """What the engine does, as far as sending is concerned."""
+    """State of the engine with respect to sending."""
 
     LOADING = "loading"
     IDLE = "idle"
     REPLYING = "replying"
-    """From sending until the turn is over."""
+    """From sending until the turn has ended."""
     FAILED = "failed"
 
 
-class Sent(Enum):
-    """What became of a message."""
+class SendResult(Enum):
+    """Result of `Outbox.offer`."""
 
     SENT = "sent"
-    WAITS = "waits"
+    QUEUED = "queued"
     REFUSED = "refused"
-    """One waits already, or the engine has ended."""
+    """A message is already queued, or the engine has failed."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What the user wants to say."""
+    """A message of the user."""
 
     typed: str
-    """As it stood in the input: what comes back when it cannot be sent."""
+    """The text as typed, restored to the input if it is not sent."""
     text: str
-    """For the model, with the files that it mentions."""
+    """The text for the model, with the mentioned files."""
 
 
 class Outbox:
-    """Keeps order between the user and the engine. The app's thread only."""
+    """Sends messages one at a time. Not thread-safe; use it on the app's thread only."""
 
     def __init__(self, engine: ChatEngine) -> None:
         self._engine = engine
         self.phase = Phase.LOADING
-        self.waiting: Message | None = None
-        """The message that goes out as soon as the engine is idle."""
+        self.queued: Message | None = None
+        """The message to send when the engine is idle."""
         self._submitted: Message | None = None
-        self._over: Callable[[Event], bool] | None = None
+        self._done_when: Callable[[Event], bool] | None = None
 
-    def offer(self, message: Message) -> Sent:
-        """Send `message`, or let it wait."""
+    def offer(self, message: Message) -> SendResult:
+        """Send `message`, or queue it."""
         if self.phase is Phase.IDLE:
             self._submit(message)
-            return Sent.SENT
-        if self.phase is Phase.FAILED or self.waiting is not None:
-            return Sent.REFUSED
-        self.waiting = message
-        return Sent.WAITS
+            return SendResult.SENT
+        if self.phase is Phase.FAILED or self.queued is not None:
+            return SendResult.REFUSED
+        self.queued = message
+        return SendResult.QUEUED
 
     def typed(self, text: str) -> str:
-        """How the user typed the message that was sent as `text`."""
+        """Return the message sent as `text` as the user typed it."""
         return self._submitted.typed if self._submitted is not None and self._submitted.text == text else text
 
-    def begin(self, over: Callable[[Event], bool]) -> None:
-        """The engine works on something else than a message, until an event for which `over` is true."""
-        self.phase, self._over = Phase.REPLYING, over
+    def begin_command(self, done_when: Callable[[Event], bool]) -> None:
+        """Mark the engine busy with a command until `done_when` is true for an event."""
+        self.phase, self._done_when = Phase.REPLYING, done_when
 
-    def is_over(self, event: Event) -> bool:
-        """Whether `event` ends what `begin` told of."""
-        if self._over is None or not self._over(event):
+    def is_done(self, event: Event) -> bool:
+        """Whether `event` ends the command passed to `begin_command`."""
+        if self._done_when is None or not self._done_when(event):
             return False
-        self._over = None
+        self._done_when = None
         return True
 
     def idle(self) -> str | None:
-        """The engine is ready or has finished a turn; returns the message that went out now, if one waited."""
+        """Mark the engine idle; sends the queued message, if any, and returns its text."""
         if self.phase is Phase.FAILED:
             return None
         self.phase = Phase.IDLE
-        message, self.waiting = self.waiting, None
+        message, self.queued = self.queued, None
         if message is None:
             return None
         self._submit(message)
         return message.text
 
     def loading(self) -> None:
-        """A model is being loaded; what is sent meanwhile waits."""
+        """Mark the engine as loading a model; messages are queued."""
         if self.phase is Phase.IDLE:
             self.phase = Phase.LOADING
 
-    def take_back(self) -> str | None:
-        """The message that waits, as it was typed; it waits no longer."""
-        message, self.waiting = self.waiting, None
+    def recall_queued(self) -> str | None:
+        """Remove the queued message and return it as typed."""
+        message, self.queued = self.queued, None
         return message.typed if message is not None else None
 
     def failed(self) -> str | None:
-        """The engine has ended; returns the message that waited, as it was typed."""
+        """Mark the engine as failed; returns the queued message as typed."""
         self.phase = Phase.FAILED
-        return self.take_back()
+        return self.recall_queued()
 
     def _submit(self, message: Message) -> None:
         self.phase, self._submitted = Phase.REPLYING, message

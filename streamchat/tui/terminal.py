@@ -1,7 +1,7 @@
-"""While the app is on, only the app writes to the terminal; everything else lands in the log file.
+"""While the app runs, only the app writes to the terminal; all other output goes to the log file.
 
-Textual already catches `print`. What it cannot catch are handlers and libraries that kept an older `sys.stderr`, and
-native code that writes to the descriptor itself.
+Textual captures `print`, but not handlers and libraries that hold an older `sys.stderr`, nor native code that writes to
+the file descriptor.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from streamchat.telemetry.log_file import log_path
 
 @contextmanager
 def guarded_terminal() -> Iterator[None]:
-    """Lead descriptors 1 and 2 into the log file and give the terminal to the app alone, as `sys.__stderr__`.
+    """Redirect descriptors 1 and 2 to the log file; the app gets the terminal as `sys.__stderr__`.
 
-    Afterwards all is as before. Does nothing where the descriptors are not a terminal's (tests, pipes).
+    Restores everything on exit. Does nothing if the descriptors are not a terminal (tests, pipes).
     """
     terminal = next((fd for fd in (2, 1) if _is_terminal(fd)), None)
     if terminal is None or os.name != "posix":
         yield
         return
-    kept = {fd: os.dup(fd) for fd in (1, 2)}
+    saved = {fd: os.dup(fd) for fd in (1, 2)}
     names = ("stderr", "__stderr__", "stdout", "__stdout__")
     streams = {name: getattr(sys, name) for name in names}
     screen = os.fdopen(os.dup(terminal), "w", encoding="utf-8", errors="replace")
@@ -36,11 +36,11 @@ def guarded_terminal() -> Iterator[None]:
     sized: _LogWithSize | None = None
     try:
         _flush(streams.values())
-        for fd in kept:
+        for fd in saved:
             os.dup2(log, fd)
-        # Textual draws on __stderr__; a traceback it prints once the screen is restored goes to stderr
+        # Textual draws on __stderr__ and prints tracebacks to stderr after restoring the screen
         sys.stderr = sys.__stderr__ = screen  # type: ignore[misc]
-        # and it asks __stdout__ for the terminal's size
+        # Textual reads the terminal size from __stdout__
         sized = _LogWithSize(log, screen.fileno())
         sys.__stdout__ = sized  # type: ignore[misc]
         yield
@@ -48,7 +48,7 @@ def guarded_terminal() -> Iterator[None]:
         _flush([*streams.values(), screen])
         for name, stream in streams.items():
             setattr(sys, name, stream)
-        for fd, copy in kept.items():
+        for fd, copy in saved.items():
             os.dup2(copy, fd)
             os.close(copy)
         os.close(log)
@@ -59,7 +59,7 @@ def guarded_terminal() -> Iterator[None]:
 
 
 def guarded_driver(chosen: type[Driver]) -> type[Driver]:
-    """`KeyboardDriver` instead of the driver of Linux and macOS; any other (Windows, browser, test) as it is."""
+    """Replace the Linux and macOS driver by `KeyboardDriver`; other drivers (Windows, browser, tests) are unchanged."""
     if chosen.__module__ != "textual.drivers.linux_driver":
         return chosen
     from streamchat.tui.keyboard import KeyboardDriver
@@ -68,18 +68,18 @@ def guarded_driver(chosen: type[Driver]) -> type[Driver]:
 
 
 class _LogWithSize(io.TextIOWrapper):
-    """Writes to the log, but says that it is the terminal when asked for its descriptor."""
+    """Writes to the log, but `fileno` returns the terminal."""
 
     def __init__(self, log: int, terminal: int) -> None:
         super().__init__(io.FileIO(os.dup(log), "a"), encoding="utf-8", errors="replace", write_through=True)
         self._terminal = os.dup(terminal)
 
     def fileno(self) -> int:
-        """Of the terminal."""
+        """Descriptor of the terminal."""
         return self._terminal
 
     def close(self) -> None:
-        """Close both."""
+        """Close the log and the terminal descriptor."""
         if not self.closed:
             os.close(self._terminal)
         super().close()

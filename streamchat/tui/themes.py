@@ -1,4 +1,4 @@
-"""Themes of the user: `themes/NAME.toml` in the configuration folder, with the fields of `textual.theme.Theme`."""
+"""User themes: `themes/NAME.toml` in the configuration folder, with the fields of `textual.theme.Theme`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textual.theme import Theme
 
 from streamchat.base import paths
 
-_COLOURS = [
+_COLORS = [
     "primary",
     "secondary",
     "warning",
@@ -29,38 +29,38 @@ _PLAIN = {"dark": bool, "luminosity_spread": float, "text_alpha": float, "variab
 
 
 def user_themes(folder: Path | None = None) -> tuple[list[Theme], list[str]]:
-    """(themes, a sentence for each file that is none). A theme has the name of its file."""
+    """Load all user themes; returns (themes, a sentence per invalid file). The file name is the theme name."""
     folder = folder or paths.config_dir() / "themes"
     themes, problems = [], []
     for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
         try:
             themes.append(_theme(file))
         except ValueError as error:
-            problems.append(f"{file}: no theme: {error}")
+            problems.append(f"{file}: not a valid theme: {error}")
         except OSError as error:
             problems.append(f"{file}: cannot be read ({error.strerror or type(error).__name__})")
     return themes, problems
 
 
 def remembered_theme() -> str:
-    """The theme that was chosen in the app last; '' for none."""
+    """The theme last chosen in the app; '' for none."""
     try:
-        return _memory().read_text(encoding="utf-8", errors="replace").strip()
+        return _theme_file().read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 
 
 def remember_theme(name: str) -> bool:
-    """Keep the choice for the next start; returns whether that was possible."""
+    """Save the choice for the next start; returns whether that succeeded."""
     try:
         paths.private_dir(paths.state_dir())
-        paths.write_private(_memory(), name + "\n")
+        paths.write_private(_theme_file(), name + "\n")
     except OSError:
         return False
     return True
 
 
-def _memory() -> Path:
+def _theme_file() -> Path:
     return paths.state_dir() / "theme"
 
 
@@ -69,18 +69,18 @@ def _theme(file: Path) -> Theme:
     known = {field.name for field in fields(Theme)} - {"name"}
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{name} is not known; the fields are {', '.join([*_COLOURS, *_PLAIN])}")
-        if name in _COLOURS:
-            _check_colour(name, value)
+            raise ValueError(f"unknown field {name}; choose from {', '.join([*_COLORS, *_PLAIN])}")
+        if name in _COLORS:
+            _check_color(name, value)
         elif name in _PLAIN and not isinstance(value, _PLAIN[name]):
             raise ValueError(f"{name} must be {_PLAIN[name].__name__}")
     if "primary" not in given:
-        raise ValueError('primary is missing, such as primary = "#0178D4"')
+        raise ValueError('primary is missing; add it, for example primary = "#0178D4"')
     return Theme(name=file.stem, **given)
 
 
-def _check_colour(name: str, value: Any) -> None:
+def _check_color(name: str, value: Any) -> None:
     try:
         Color.parse(value)
     except (ColorParseError, TypeError, AttributeError):
-        raise ValueError(f"{name} = {value!r} is no colour; write it as #RRGGBB") from None
+        raise ValueError(f"{name} = {value!r} is not a color; use #RRGGBB") from None

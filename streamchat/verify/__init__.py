@@ -1,1 +1,1 @@
-"""Does the cache really shrink, and is the text still right: the checks behind `streamchat verify`."""
+"""The checks of `streamchat verify`: does the cache really shrink, and are the logits still correct?"""

@@ -1,4 +1,4 @@
-"""Named checks over the recorded modes, each with the figures that decided it."""
+"""Named checks of the recorded modes, each with the figures that decided it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from streamchat.cache.positions.selfcheck import SelfCheck
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.verify.measure import hook_count
 from streamchat.verify.modes import ModeRun
-from streamchat.verify.reference import RerotatingReference, reread_logits
+from streamchat.verify.reference import RerotatingReference, prefill_logits
 
-# Root mean square of the difference to the reference, as a share of the logits' spread. Measured: float32 1e-6, 16
-# bits 0.005 to 0.024 (at or below what the same format does to the reference); sinks not moved give 0.06 to 0.5.
+# Root mean square difference from the reference, as a share of the logits' spread. Measured: float32 1e-6, 16 bits
+# 0.005 to 0.024 (at most the rounding error of the reference in that dtype); unmoved sinks give 0.06 to 0.5.
 LOGIT_TOLERANCE = {torch.float32: 1e-4}
 LOGIT_TOLERANCE_16_BIT = 5e-2
-# Room behind the budget in which the window moves on: a quarter of it, or this.
+# Additional slots of a layer's buffers, in which the window advances: a quarter of the budget, but at least this.
 SLACK_TOKENS = 16
 
 
@@ -35,39 +35,39 @@ class Check:
     name: str
     ok: bool
     detail: str
-    """The figures, in words."""
+    """The figures, as text."""
 
 
 def check_self(fit: PositionFit, check: SelfCheck | None) -> Check:
-    """The numeric self-check at load."""
-    name = "positions are moved as the model itself moves them"
+    """Check that the numeric self-check passed."""
+    name = "rotating cached positions gives the model's own logits"
     if check is None:
-        return Check(name, True, "not needed: kept tokens are read again after an eviction")
+        return Check(name, True, "not needed: cached tokens are prefilled again after an eviction")
     if not fit.rotates:
-        return Check(name, check.ok, "no cached tensor carries a position, so nothing has to be moved")
-    detail = f"moved by the model {check.floor:.1e}, by us {check.rotated:.1e}, not moved {check.control:.1e}"
-    return Check(name, check.ok, f"{detail} (rms of the logits' spread)")
+        return Check(name, check.ok, "not needed: no cached tensor carries a position")
+    detail = f"moved by the model {check.floor:.1e}, by rotation {check.rotated:.1e}, not moved {check.control:.1e}"
+    return Check(name, check.ok, f"{detail} (rms / logits' spread)")
 
 
 def check_control(model: Any, plain: ModeRun) -> Check:
-    """The measurement notices growth where nothing is evicted: else none of the other lengths proves anything."""
+    """Check that the measurement detects growth without eviction; otherwise the other lengths would prove nothing."""
     fed = sum(step.fed for step in plain.steps)
     layers: list[Any] = list(DynamicCache(config=model.config).layers)
     windows = [layer.sliding_window - 1 for layer in layers if kind_of(layer) == "sliding"]
-    # where all layers of the library slide, they stop growing by themselves
+    # if all layers of the model slide, they stop growing without us
     expected = min(fed, max(windows)) if len(windows) == len(layers) else fed
-    held = plain.steps[-1].after
-    return Check("plain: without eviction the cache grows", held == expected, f"{fed} tokens fed, {held} held")
+    cached = plain.steps[-1].after
+    return Check("plain: without eviction the cache grows", cached == expected, f"{fed} tokens fed, {cached} cached")
 
 
 def check_lengths(run: ModeRun, expected: list[int]) -> Check:
-    """Every layer holds as many tokens as the bookkeeping says, at every step."""
+    """Check that every layer has the length of the ledger, at every step."""
     wrong = [
         (step.number, want, step.lengths)
         for step, want in zip(run.steps, expected, strict=True)
         if any(length != want for length in step.lengths)
     ]
-    name = f"{run.mode}: every layer is as long as the ledger says"
+    name = f"{run.mode}: every layer has the length of the ledger"
     if wrong:
         number, want, lengths = wrong[0]
         return Check(name, False, f"step {number}: ledger {want}, layers {sorted(set(lengths))}; {len(wrong)} steps")
@@ -75,42 +75,42 @@ def check_lengths(run: ModeRun, expected: list[int]) -> Check:
 
 
 def check_budget(run: ModeRun, cache_size: int) -> Check:
-    """No layer ever holds more than the budget, and it is used."""
+    """Check that layers reach the budget and never exceed it."""
     longest = max(step.after for step in run.steps)
-    return Check(
-        f"{run.mode}: the budget is kept", longest == cache_size, f"longest layer {longest}, budget {cache_size}"
-    )
+    name = f"{run.mode}: the budget is reached and never exceeded"
+    return Check(name, longest == cache_size, f"longest layer {longest}, budget {cache_size}")
 
 
 def check_evicted(run: ModeRun) -> Check:
-    """The counters agree with what was fed and what is held."""
+    """Check that the counters agree with the tokens fed and cached."""
     fed = sum(step.fed for step in run.steps)
-    held = run.steps[-1].after
-    ok = run.tokens_evicted == fed - held > 0 and run.compressions > 0
-    detail = f"{plural(run.compressions, 'compression')}, {run.tokens_evicted:,} evicted = {fed:,} fed - {held:,} held"
-    return Check(f"{run.mode}: the counters tell the truth", ok, detail)
+    cached = run.steps[-1].after
+    ok = run.tokens_evicted == fed - cached > 0 and run.compressions > 0
+    compressions = plural(run.compressions, "compression")
+    detail = f"{compressions}, {run.tokens_evicted:,} evicted = {fed:,} fed - {cached:,} cached"
+    return Check(f"{run.mode}: the counters are correct", ok, detail)
 
 
 def check_memory(run: ModeRun, cache_size: int) -> Check:
-    """The storage behind keys and values stops growing, within a bound that only the budget decides."""
+    """Check that the storage of keys and values stops growing, within a bound that depends on the budget only."""
     bound = (cache_size + max(SLACK_TOKENS, cache_size // 4)) * run.token_bytes
     # the last forward before the first eviction has filled the cache
     full = [step.storage_bytes for step in run.steps if step.before == cache_size or step.after == cache_size]
     ok = len(set(full)) == 1 and 0 < full[-1] <= bound
     low, high = min(full, default=0), max(full, default=0)
     detail = f"{low:,} to {high:,} bytes of storage once full, bound {bound:,}"
-    return Check(f"{run.mode}: memory is bounded, not only its views", ok, detail)
+    return Check(f"{run.mode}: memory is bounded, not only the visible length", ok, detail)
 
 
 def check_logits(model: Any, fit: PositionFit, run: ModeRun, cache_size: int, num_sink_tokens: int) -> Check:
-    """Logits of the manual loop against the slow reference, at every step."""
+    """Compare the logits of the manual loop with the slow reference, at every step."""
     ids = torch.tensor([run.ids], device=model.get_input_embeddings().weight.device)
     ours, theirs = [], []
     if fit.method == "recompute":
-        name = "manual: logits equal those of reading all kept tokens again"
-        for logits, kept, count in _rebuilds(model, fit, run, ids, cache_size, num_sink_tokens):
+        name = "manual: logits equal those of a prefill of all cached tokens"
+        for logits, cached, count in _rebuilds(model, fit, run, ids, cache_size, num_sink_tokens):
             ours.append(logits)
-            theirs.append(reread_logits(model, ids, kept, count))
+            theirs.append(prefill_logits(model, ids, cached, count))
     else:
         name = "manual: logits equal those of re-rotating every key at every step"
         reference = RerotatingReference(model, fit, cache_size, num_sink_tokens)
@@ -119,8 +119,8 @@ def check_logits(model: Any, fit: PositionFit, run: ModeRun, cache_size: int, nu
             ours.append(logits)
             theirs.append(reference.feed(ids[:, at : at + step.fed]))
             at += step.fed
-        if reference.kept != run.kept:
-            return Check(name, False, "the reference kept other tokens")
+        if reference.cached != run.cached:
+            return Check(name, False, "the reference evicted other tokens")
     rms, largest = _distance(torch.cat(ours), torch.cat(theirs))
     tolerance = LOGIT_TOLERANCE.get(model.dtype, LOGIT_TOLERANCE_16_BIT)
     detail = f"rms {rms:.1e} of their spread (allowed {tolerance:.0e}), largest difference {largest:.1e}"
@@ -130,21 +130,21 @@ def check_logits(model: Any, fit: PositionFit, run: ModeRun, cache_size: int, nu
 def _rebuilds(
     model: Any, fit: PositionFit, run: ModeRun, ids: Tensor, cache_size: int, num_sink_tokens: int
 ) -> list[tuple[Tensor, list[int], int]]:
-    """The run once more, with what is kept after each step."""
+    """Repeat the run; returns logits, cached token indices and number of fed tokens per step."""
     cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens)
-    found, at = [], 0
+    result, at = [], 0
     with StreamingHook(model, cache), torch.inference_mode():
         for step in run.steps:
             chunk = ids[:, at : at + step.fed]
             logits = model(input_ids=chunk, use_cache=True, **{cache_keyword(model): cache}).logits[0].float()
-            found.append((logits, list(cache.ledger), step.fed))
+            result.append((logits, list(cache.ledger), step.fed))
             at += step.fed
-    return found
+    return result
 
 
 def check_generate(manual: ModeRun, generate: ModeRun, dtype: torch.dtype) -> Check:
-    """`generate` writes what the manual loop writes; they may part only where two tokens are equally likely."""
-    name = "generate: writes what the manual loop writes"
+    """Check that `generate` agrees with the manual loop until two tokens are about equally likely."""
+    name = "generate: agrees with the manual loop"
     tolerance = LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE_16_BIT)
     same = 0
     for a, b in zip(manual.ids, generate.ids, strict=True):
@@ -155,12 +155,12 @@ def check_generate(manual: ModeRun, generate: ModeRun, dtype: torch.dtype) -> Ch
     ours = torch.stack([logits.reshape(-1, logits.shape[-1])[-1] for logits in generate.logits[:steps]])
     theirs = torch.stack([logits[-1] for logits in manual.logits[:steps]])
     rms, _ = _distance(ours, theirs)
-    detail = f"{same - (len(manual.ids) - len(manual.logits))} of {len(manual.logits)} tokens, rms {rms:.1e}"
+    detail = f"{same - (len(manual.ids) - len(manual.logits))} of {len(manual.logits)} tokens equal, rms {rms:.1e}"
     return Check(name, rms <= tolerance, detail)
 
 
 def check_hooks(model: Any, fit: PositionFit, runs: list[ModeRun]) -> Check:
-    """Nothing is left on the model, also after an exception inside the block."""
+    """Check that no hook is left on the model, also after an exception inside the block."""
     before = hook_count(model)
     left = {run.mode: run.hooks_left for run in runs if run.hooks_left}
     cache = make_cache(model, fit, cache_size=16, num_sink_tokens=1)
@@ -177,7 +177,7 @@ def check_hooks(model: Any, fit: PositionFit, runs: list[ModeRun]) -> Check:
 
 
 def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """(root mean square in units of `b`'s spread, largest) difference; infinite where something is not finite."""
+    """Return the root mean square difference in units of `b`'s spread, and the largest; inf if any is not finite."""
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf"), float("inf")
     difference = a - b

@@ -1,4 +1,4 @@
-"""Reading back what a cache really holds, around every forward. Works on any cache of transformers."""
+"""Reads the actual contents of a cache around every forward. Works with any transformers cache."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from streamchat.cache.arguments import by_keyword, given_tokens, parameter_names
 
 @dataclass(frozen=True)
 class Step:
-    """One forward of the model, seen from outside."""
+    """One forward of the model, observed from outside."""
 
     number: int
-    """Counts from 1."""
+    """Starts at 1."""
     fed: int
     """New tokens."""
     before: int
-    """Tokens that the longest layer held when the forward was called."""
+    """Length of the longest layer before the forward."""
     lengths: tuple[int, ...]
-    """Tokens that each layer holds after it, read from its key tensor."""
+    """Length of each layer after the forward, read from its key tensor."""
     storage_bytes: int
-    """Bytes of memory behind all keys and values after it, whatever views of it exist."""
+    """Bytes of the storage of all keys and values after the forward, independent of views."""
 
     @property
     def after(self) -> int:
-        """Tokens that the longest layer holds after the forward."""
+        """Length of the longest layer after the forward."""
         return max(self.lengths, default=0)
 
 
 def layer_lengths(cache: Any) -> tuple[int, ...]:
-    """Tokens in every layer that has keys, read from the tensors."""
+    """Return the length of every layer that has keys, read from the tensors."""
     return tuple(
         layer.keys.shape[-2] if isinstance(layer.keys, Tensor) and layer.keys.dim() > 1 else 0
         for layer in cache.layers
@@ -43,7 +43,7 @@ def layer_lengths(cache: Any) -> tuple[int, ...]:
 
 
 def storage_bytes(cache: Any) -> int:
-    """Bytes of the storages behind all keys and values; a storage shared by several views counts once."""
+    """Return the bytes of the storages of all keys and values; a storage shared by several views counts once."""
     storages = {}
     for layer in cache.layers:
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
@@ -55,9 +55,9 @@ def storage_bytes(cache: Any) -> int:
 
 @contextmanager
 def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[Step]]:
-    """One `Step` for each forward of `model` inside the block.
+    """Context manager: record one `Step` per forward of `model`.
 
-    Enter it before any hook that evicts: lengths are then read before that hook and after the forward.
+    Enter it before any hook that evicts: `before` is then read before that hook runs.
 
     Args:
         model: The causal LM.
@@ -87,6 +87,6 @@ def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[
 
 
 def hook_count(model: nn.Module) -> int:
-    """Forward hooks and pre-hooks on the model and all its modules, and methods shadowed on the model itself."""
+    """Return the number of forward hooks and pre-hooks in the model, plus methods shadowed on the model itself."""
     hooks = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
     return hooks + sum(callable(value) and name in ("generate", "forward") for name, value in vars(model).items())

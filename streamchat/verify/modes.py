@@ -1,4 +1,4 @@
-"""The three ways in which a cache is used, each with what every layer held at every step."""
+"""Runs the three ways to use a cache, and records every layer at every step."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ Mode = Literal["plain", "manual", "generate"]
 
 @dataclass
 class ModeRun:
-    """One mode, as it went."""
+    """The recorded run of one mode."""
 
     mode: Mode
     steps: list[Step]
     ids: list[int]
     """Prompt and greedily chosen tokens; the last one was not fed."""
     logits: list[Tensor]
-    """Logits (n, vocabulary) float32 of each forward: of all its tokens, or in `generate` of the last one."""
+    """float32 logits (n, vocabulary) of each forward: of all its tokens, or in `generate` of the last one."""
     hooks_left: int
-    """Hooks on the model after the run, beyond those before it."""
+    """Hooks on the model after the run that were not there before."""
     ledger_lengths: list[int] = field(default_factory=list)
-    """What the cache says it holds, after each step."""
-    kept: list[int] = field(default_factory=list)
-    """Index in the stream of each token held at the end."""
+    """Length of the cache's ledger after each step."""
+    cached: list[int] = field(default_factory=list)
+    """Index in the stream of each token cached at the end."""
     compressions: int = 0
     tokens_evicted: int = 0
     token_bytes: int = 0
-    """Bytes of keys and values that one token takes over all layers."""
+    """Bytes of keys and values per token, over all layers."""
 
 
 def run_plain(model: Any, prompt: Tensor, new_tokens: int) -> ModeRun:
-    """A loop of one's own on a plain `DynamicCache`: nothing is evicted. The control of all length checks."""
+    """Run a custom loop on a plain `DynamicCache`, which never evicts: the control of all length checks."""
     cache = DynamicCache(config=model.config)
     before = hook_count(model)
     with recorded_steps(model, lambda: cache) as steps:
@@ -56,7 +56,7 @@ def run_plain(model: Any, prompt: Tensor, new_tokens: int) -> ModeRun:
 def run_manual(
     model: Any, fit: PositionFit, prompt: Tensor, new_tokens: int, cache_size: int, num_sink_tokens: int
 ) -> ModeRun:
-    """A loop of one's own on a `StreamingCache` under its hook."""
+    """Run a custom loop on a `StreamingCache` under its hook."""
     cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens)
     before = hook_count(model)
     ledger: list[int] = []
@@ -71,7 +71,7 @@ def run_manual(
 def run_generate(
     model: Any, fit: PositionFit, prompt: Tensor, new_tokens: int, cache_size: int, num_sink_tokens: int
 ) -> ModeRun:
-    """`model.generate` inside a `StreamingPress`."""
+    """Run `model.generate` inside a `StreamingPress`."""
     before = hook_count(model)
     press = StreamingPress(model, cache_size=cache_size, num_sink_tokens=num_sink_tokens, fit=fit)
     with _neutral_generation(model), recorded_steps(model, lambda: press.cache) as steps, press:
@@ -88,7 +88,7 @@ def run_generate(
         )
     ids: list[int] = out.sequences[0].tolist()
     run = ModeRun("generate", steps, ids, [row.float() for row in out.logits], hook_count(model) - before)
-    run.kept = list(press.cache.ledger)
+    run.cached = list(press.cache.ledger)
     run.compressions, run.tokens_evicted = press.compression_count, press.tokens_evicted
     run.token_bytes = press.cache.token_bytes
     return run
@@ -96,7 +96,7 @@ def run_generate(
 
 @contextmanager
 def _neutral_generation(model: Any) -> Iterator[None]:
-    """Nothing of the model's own generation settings: no end token, no penalties."""
+    """Context manager: ignore the model's generation settings, such as end tokens and penalties."""
     original, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
@@ -114,7 +114,7 @@ def _greedy_loop(
     give_positions: bool = False,
     ledger: list[int] | None = None,
 ) -> tuple[list[int], list[Tensor]]:
-    """Feed (1, n) ids, then `new_tokens - 1` tokens, each the likeliest one, as `generate` does."""
+    """Feed (1, n) ids, then `new_tokens - 1` tokens, each the most likely one, like greedy `generate`."""
     ids: list[int] = prompt[0].tolist()
     logits: list[Tensor] = []
     chunk = prompt

@@ -1,9 +1,9 @@
-"""The two classic mistakes, run side by side with the real thing on the same text.
+"""Runs the two classic mistakes and the correct method on the same text.
 
-1. A forward hook that shortens `cache.key_cache[i]`: that is not where keys live, so nothing shrinks, while the
-   counter climbs.
-2. A pre-hook that cuts the keys but leaves the rotary positions to the cache's new length: lengths and memory are
-   right, the text falls apart, and nothing tells.
+1. A forward hook that shortens `cache.key_cache[i]`: keys are not stored there, so the cache does not shrink although
+   the counter grows.
+2. A pre-hook that cuts the keys but lets rotary positions follow the cache's new length: lengths and memory are
+   correct, but the text degrades without any error.
 """
 
 from __future__ import annotations
@@ -25,56 +25,58 @@ from streamchat.cache.positions.strategy import make_cache
 from streamchat.verify.measure import layer_lengths, storage_bytes
 
 CHUNK = 8
-"""Tokens a forward; what is scored is scored after the same chunks in all rows."""
+"""Tokens per forward, the same for all methods."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one way of handling the cache came to."""
+class PitfallResult:
+    """Result of one way to handle the cache."""
 
     name: str
     counter: int
-    """What its own compression counter says."""
+    """Its own count of compressions."""
     length: int
-    """Tokens in the longest layer at the end."""
+    """Length of the longest layer at the end."""
     storage_bytes: int
     perplexity: float
-    """Of the tokens behind the first that no longer fit."""
+    """Perplexity of the tokens after the first `cache_size`."""
 
 
 @dataclass
 class Counter:
-    """What a hook counts."""
+    """Counts the compressions of a hook."""
 
     value: int = 0
 
 
-def show_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int, num_sink_tokens: int) -> list[Outcome]:
+def run_pitfalls(
+    model: Any, fit: PositionFit, ids: list[int], cache_size: int, num_sink_tokens: int
+) -> list[PitfallResult]:
     """Score `ids` under each way of handling the cache.
 
     Args:
-        model: A causal LM in eval mode, with no hooks of ours.
-        fit: `choose_fit(model)`.
+        model: A causal LM in eval mode, without our hooks.
+        fit: Result of `choose_fit(model)`.
         ids: A text of more than `cache_size` + 8 tokens.
-        cache_size: The budget of all but the growing cache.
-        num_sink_tokens: First tokens, kept by all.
+        cache_size: The budget of all methods but the growing cache.
+        num_sink_tokens: Number of tokens at the start that no method evicts.
     """
     device = model.get_input_embeddings().weight.device
     tokens = torch.tensor([ids], device=device)
 
-    def plain(name: str, handling: Callable[[Any, Counter], Any] | None = None) -> Outcome:
+    def plain(name: str, handling: Callable[[Any, Counter], Any] | None = None) -> PitfallResult:
         cache, counter = DynamicCache(config=model.config), Counter()
         if handling is None:
             perplexity = _score(model, cache, tokens, cache_size)
         else:
             with handling(cache, counter):
                 perplexity = _score(model, cache, tokens, cache_size)
-        return Outcome(name, counter.value, max(layer_lengths(cache)), storage_bytes(cache), perplexity)
+        return PitfallResult(name, counter.value, max(layer_lengths(cache)), storage_bytes(cache), perplexity)
 
     ours = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens)
     with StreamingHook(model, ours):
         perplexity = _score(model, ours, tokens, cache_size)
-    streaming = Outcome("streamchat", ours.compression_count, max(ours.lengths), storage_bytes(ours), perplexity)
+    streaming = PitfallResult("streamchat", ours.compression_count, max(ours.lengths), storage_bytes(ours), perplexity)
     return [
         plain("nothing evicted"),
         plain(
@@ -91,7 +93,7 @@ def show_pitfalls(model: Any, fit: PositionFit, ids: list[int], cache_size: int,
 
 @torch.inference_mode()
 def _score(model: Any, cache: DynamicCache, tokens: Tensor, first: int) -> float:
-    """Perplexity of the tokens from index `first` on, read in chunks."""
+    """Return the perplexity of the tokens from index `first` on, fed in chunks."""
     total, count, at = 0.0, 0, 0
     for chunk in torch.split(tokens[:, :-1], CHUNK, dim=1):
         logits = model(input_ids=chunk, use_cache=True, **{cache_keyword(model): cache}).logits[0].float()
@@ -112,7 +114,7 @@ def _forward_hook(model: nn.Module, cache: Any, counter: Counter, cache_size: in
         layers = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)]
         if not layers or layers[0].keys.shape[-2] <= cache_size:
             return
-        # today's caches have no such lists; an assignment makes attributes that nobody reads
+        # current caches do not have these lists; the assignments create attributes that nothing reads
         cache.key_cache = [_cut(layer.keys, cache_size, sinks) for layer in layers]
         cache.value_cache = [_cut(layer.values, cache_size, sinks) for layer in layers]
         counter.value += 1
@@ -126,9 +128,9 @@ def _forward_hook(model: nn.Module, cache: Any, counter: Counter, cache_size: in
 
 @contextmanager
 def cutting_pre_hook(model: nn.Module, counter: Counter, cache_size: int, sinks: int) -> Iterator[None]:
-    """Mistake 2: a hook on `model` that keeps any plain cache at `cache_size`, its first `sinks` tokens included.
+    """Mistake 2: a hook on `model` that cuts any plain cache to `cache_size`, keeping its first `sinks` tokens.
 
-    Hybrid models' sliding and recurrent layers are left alone.
+    It does not change sliding and recurrent layers of hybrid models.
     """
 
     def cut(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

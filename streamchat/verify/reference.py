@@ -1,6 +1,6 @@
-"""The slow, plain references that the streaming cache is compared with. They share its rotation and nothing else.
+"""Slow, simple references for the streaming cache. They share only its rotation.
 
-The rotation itself is compared with the model's own at load (`streamchat.cache.positions.selfcheck`).
+The rotation itself is compared with the model's when it loads (`streamchat.cache.positions.selfcheck`).
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from streamchat.cache.positions.rotation import TensorRotation, difference
 class RerotatingReference:
     """StreamingLLM by its definition (arXiv:2309.17453, 3.2), at full cost.
 
-    Before every forward the oldest tokens behind the sinks are dropped, and *all* keys are turned, from the float32
-    copies made when they were cached, to positions 0 .. n-1 inside the cache, into a plain `DynamicCache` of
-    transformers.
+    Before every forward, it drops the oldest tokens behind the sinks and rotates *all* keys, from float32 copies made
+    when they were cached, to positions 0 .. n-1, in a plain `DynamicCache` of transformers.
 
     Args:
         model: A causal LM in eval mode.
         fit: How its cached tensors carry positions; not a recompute fit.
         cache_size: The budget in tokens.
-        num_sink_tokens: First tokens, never dropped.
+        num_sink_tokens: Number of tokens at the start that are never dropped.
     """
 
     def __init__(self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> None:
         self.model, self.fit = model, fit
         self.cache_size, self.sinks = cache_size, num_sink_tokens
-        self.kept: list[int] = []
-        """Index in the stream of each token held."""
-        self._seen = 0
+        self.cached: list[int] = []
+        """Index in the stream of each cached token."""
+        self._fed = 0
         self._cache = _RecordingCache(config=model.config)
         self._layers = [i for i, layer in enumerate(self._cache.layers) if kind_of(layer) != "recurrent"]
         self._cached_at = torch.empty(0, dtype=torch.long, device=model.get_input_embeddings().weight.device)
@@ -44,34 +43,34 @@ class RerotatingReference:
 
     @torch.inference_mode()
     def feed(self, ids: Tensor) -> Tensor:
-        """Feed (1, n) ids in one forward; logits (n, vocabulary) float32."""
+        """Feed (1, n) ids in one forward; returns float32 logits (n, vocabulary)."""
         count = ids.shape[1]
-        self._drop(max(0, len(self.kept) + count - self.cache_size))
-        held = len(self.kept)
-        inside = torch.arange(held, device=ids.device)
+        self._drop(max(0, len(self.cached) + count - self.cache_size))
+        length = len(self.cached)
+        positions = torch.arange(length, device=ids.device)
         for index in self._layers:
-            self._fill(index, inside)
+            self._fill(index, positions)
         more: dict[str, Any] = {cache_keyword(self.model): self._cache}
         if "position_ids" in parameter_names(self.model):
-            more["position_ids"] = torch.arange(held, held + count, device=ids.device)[None]
+            more["position_ids"] = torch.arange(length, length + count, device=ids.device)[None]
         logits: Tensor = self.model(input_ids=ids, use_cache=True, **more).logits[0]
         for index in self._layers:
-            self._keep_new(index)
-        self._cached_at = torch.cat([self._cached_at, torch.arange(held, held + count, device=ids.device)])
-        self.kept += range(self._seen, self._seen + count)
-        self._seen += count
+            self._save_new(index)
+        self._cached_at = torch.cat([self._cached_at, torch.arange(length, length + count, device=ids.device)])
+        self.cached += range(self._fed, self._fed + count)
+        self._fed += count
         return logits.float()
 
     def _drop(self, count: int) -> None:
         if count:
-            stay = [i for i in range(len(self.kept)) if not self.sinks <= i < self.sinks + count]
-            self.kept = [self.kept[i] for i in stay]
-            self._cached_at = self._cached_at[stay]
-            self._originals = {key: x[..., stay, :] for key, x in self._originals.items()}
+            remaining = [i for i in range(len(self.cached)) if not self.sinks <= i < self.sinks + count]
+            self.cached = [self.cached[i] for i in remaining]
+            self._cached_at = self._cached_at[remaining]
+            self._originals = {key: x[..., remaining, :] for key, x in self._originals.items()}
 
-    def _fill(self, index: int, inside: Tensor) -> None:
-        """Put the kept tokens of one layer into the plain cache, turned from where they were cached to `inside`."""
-        if not len(inside):
+    def _fill(self, index: int, positions: Tensor) -> None:
+        """Fill one layer of the plain cache, with keys rotated from the positions when cached to `positions`."""
+        if not len(positions):
             return
         layer: Any = self._cache.layers[index]
         sliding = kind_of(layer) == "sliding"
@@ -79,15 +78,15 @@ class RerotatingReference:
             rotation: TensorRotation | None = getattr(self.fit.layers[index], name)
             x = self._originals[index, name]
             if rotation is not None:
-                to, start = rotation.source.angles(inside), rotation.source.angles(self._cached_at)
+                to, start = rotation.source.angles(positions), rotation.source.angles(self._cached_at)
                 x = rotation.apply(x, difference(to, start))
-            if sliding:  # holds one token less than its window, and counts all
+            if sliding:  # caches one token less than its window, but counts all
                 x = x[..., max(0, x.shape[-2] - layer.sliding_window + 1) :, :]
             setattr(layer, name, x.to(self._cache.fresh[index][0].dtype))
         if sliding:
-            layer.cumulative_length = len(inside)
+            layer.cumulative_length = len(positions)
 
-    def _keep_new(self, index: int) -> None:
+    def _save_new(self, index: int) -> None:
         for name, states in zip(("keys", "values"), self._cache.fresh[index], strict=True):
             new = states.float()
             old = self._originals.get((index, name))
@@ -95,7 +94,7 @@ class RerotatingReference:
 
 
 class _RecordingCache(DynamicCache):
-    """Keeps what each layer was given last: sliding layers do not hold all of it."""
+    """Records the last states that each layer got: sliding layers do not cache all of them."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config=config)
@@ -110,10 +109,10 @@ class _RecordingCache(DynamicCache):
 
 
 @torch.inference_mode()
-def reread_logits(model: Any, ids: Tensor, kept: list[int], count: int) -> Tensor:
-    """Logits (count, vocabulary) of the last `count` kept tokens, all of them read in one forward without a cache.
+def prefill_logits(model: Any, ids: Tensor, cached: list[int], count: int) -> Tensor:
+    """Return logits (count, vocabulary) of the last `count` cached tokens, from one forward of all without a cache.
 
-    The reference of the recompute method, exact at and after each of its rebuilds.
+    This is the reference for the recompute method, exact at and after each refill.
     """
-    logits: Tensor = model(input_ids=ids[:, kept], use_cache=False).logits[0]
+    logits: Tensor = model(input_ids=ids[:, cached], use_cache=False).logits[0]
     return logits[-count:].float()

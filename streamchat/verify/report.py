@@ -1,4 +1,4 @@
-"""A verification as text for people and as one JSON object for scripts."""
+"""Formats a verification as text, and as one JSON object for scripts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.verify.measure import Step
 from streamchat.verify.modes import ModeRun
-from streamchat.verify.pitfalls import Outcome
+from streamchat.verify.pitfalls import PitfallResult
 from streamchat.verify.run import Verification
 
 TITLES = {
-    "plain": "Plain loop, nothing evicted",
-    "manual": "Loop of one's own, StreamingCache under its hook",
+    "plain": "Custom loop, nothing evicted",
+    "manual": "Custom loop, StreamingCache under its hook",
     "generate": "generate() in a StreamingPress",
 }
 
 
 def as_dict(result: Verification, model: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object: what was run, every step, every check, the verdict."""
+    """Return the JSON object: settings, every step, every check, the verdict."""
     return {
         "ok": result.ok,
         "model": model,
@@ -47,12 +47,12 @@ def as_dict(result: Verification, model: dict[str, Any]) -> dict[str, Any]:
             }
             for run in result.runs
         },
-        "pitfalls": [vars(outcome) for outcome in result.pitfalls],
+        "pitfalls": [vars(each) for each in result.pitfalls],
     }
 
 
 def as_text(result: Verification, heading: str, *, all_steps: bool = False) -> str:
-    """Step tables, checks and verdict, to be printed."""
+    """Return step tables, checks and verdict as text."""
     budget = f"budget {result.cache_size} ({result.num_sink_tokens} sinks), positions by {result.fit.method}"
     blocks = [f"{heading}\n{budget}"]
     blocks += [_steps_text(run, result.cache_size, all_steps) for run in result.runs]
@@ -62,14 +62,14 @@ def as_text(result: Verification, heading: str, *, all_steps: bool = False) -> s
     blocks.append("\n".join(["Checks", *rows]))
     failed = sum(not check.ok for check in result.checks)
     count = len(result.checks)
-    blocks.append(f"All {count} checks hold." if not failed else f"{failed} of {count} checks do not hold.")
+    blocks.append(f"All {count} checks passed." if not failed else f"{failed} of {count} checks failed.")
     return "\n\n".join(blocks)
 
 
 def _steps_text(run: ModeRun, cache_size: int, all_steps: bool) -> str:
     lines = [TITLES[run.mode], f"  {'step':>6}{'fed':>6}{'before':>8}{'after':>8}{'memory':>11}  read back"]
     previous = 0
-    for step in run.steps if all_steps else _telling(run.steps, cache_size):
+    for step in run.steps if all_steps else _relevant(run.steps, cache_size):
         if step.number > previous + 1:
             lines.append(f"  {'...':>6}")
         previous = step.number
@@ -80,8 +80,8 @@ def _steps_text(run: ModeRun, cache_size: int, all_steps: bool) -> str:
     return "\n".join(lines)
 
 
-def _telling(steps: list[Step], cache_size: int) -> list[Step]:
-    """The first and last steps, and those around the moment at which the budget is reached."""
+def _relevant(steps: list[Step], cache_size: int) -> list[Step]:
+    """Return the first and last steps, and those around the one at which the budget is reached."""
     full = next((step.number for step in steps if step.before + step.fed > cache_size), 0)
     wanted = {1, 2, full - 1, full, full + 1, len(steps) - 1, len(steps)}
     return [step for step in steps if step.number in wanted]
@@ -95,12 +95,12 @@ def _layers(lengths: Iterable[int]) -> str:
     return ", ".join(f"{plural(n, 'layer')} x {length:,}" for length, n in counts.items())
 
 
-def _pitfalls_text(outcomes: list[Outcome], cache_size: int) -> str:
-    width = max(len(outcome.name) for outcome in outcomes)
+def _pitfalls_text(results: list[PitfallResult], cache_size: int) -> str:
+    width = max(len(each.name) for each in results)
     head = f"  {'':<{width}}{'counter':>9}{'length':>8}{'memory':>11}{'perplexity':>12}"
     rows = [
         f"  {o.name:<{width}}{o.counter:>9}{o.length:>8}{human_bytes(o.storage_bytes):>11}{o.perplexity:>12.2f}"
-        for o in outcomes
+        for o in results
     ]
-    note = f"  (perplexity of the tokens behind the first {cache_size}, the same text for all)"
+    note = f"  (perplexity of the tokens after the first {cache_size}, on the same text)"
     return "\n".join(["The classic mistakes, side by side", head, *rows, note])

@@ -1,4 +1,4 @@
-"""One verification of one model: the modes, the checks over them, and optionally the pitfalls."""
+"""Verifies one model: runs the modes, their checks, and optionally the pitfalls."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from streamchat.cache.positions.strategy import choose_fit
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain
-from streamchat.verify.pitfalls import Outcome, show_pitfalls
+from streamchat.verify.pitfalls import PitfallResult, run_pitfalls
 
 
 @dataclass
 class Verification:
-    """All that was found out."""
+    """Results of a verification."""
 
     cache_size: int
     num_sink_tokens: int
     fit: PositionFit
     runs: list[ModeRun]
     checks: list[Check]
-    pitfalls: list[Outcome] = field(default_factory=list)
+    pitfalls: list[PitfallResult] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether everything holds."""
+        """Whether all checks passed."""
         return all(check.ok for check in self.checks)
 
 
@@ -50,12 +50,12 @@ def verify(
 
     Args:
         model: A causal LM in eval mode.
-        ids: Token ids to begin with; the first `cache_size // 2` are used.
+        ids: Token ids of a text; the first `cache_size // 2` are the prompt.
         cache_size: The budget in tokens.
-        num_sink_tokens: First tokens, never evicted.
-        new_tokens: Tokens to write; by default as many as fill the budget, and 64 more.
-        pitfall_ids: A text to score under the two classic mistakes; none = not done.
-        progress: Told what is going on.
+        num_sink_tokens: Number of tokens at the start that are never evicted.
+        new_tokens: Tokens to generate; by default those that fill the budget plus 64.
+        pitfall_ids: A text to score under the two classic mistakes; empty = skip them.
+        progress: Called with the name of each stage.
 
     Raises:
         UnsupportedModelError: The model cannot stream.
@@ -65,21 +65,22 @@ def verify(
     new_tokens = cache_size - prompt_tokens + 64 if new_tokens is None else new_tokens
     if prompt_tokens + new_tokens <= cache_size + 1:
         raise ConfigError(
-            f"{new_tokens} new tokens behind a prompt of {prompt_tokens} do not fill cache_size = {cache_size}, so "
+            f"{new_tokens} new tokens after a prompt of {prompt_tokens} do not fill cache_size = {cache_size}, so "
             f"nothing would be evicted; ask for at least {cache_size - prompt_tokens + 2}"
         )
     if len(ids) < prompt_tokens:
-        raise ConfigError(f"the prompt has {len(ids)} tokens, and {prompt_tokens} are needed")
+        raise ConfigError(f"the prompt has {len(ids)} tokens; it must have at least {prompt_tokens}")
     progress("Measuring positions")
-    fit = choose_fit(model, check_eviction=False)  # what is wrong becomes a check that does not hold
-    found: SelfCheck | None = None if fit.method == "recompute" else self_check(model, fit)
+    fit = choose_fit(model, check_eviction=False)  # an error in attention becomes a failed check
+    own_check: SelfCheck | None = None if fit.method == "recompute" else self_check(model, fit)
     if fit.position_limit is not None and cache_size > fit.position_limit:
         raise ConfigError(
-            f"cache_size = {cache_size} is more than the {fit.position_limit} positions of this model; give less"
+            f"cache_size = {cache_size} is too large: this model can use {fit.position_limit} positions; cache_size "
+            f"must be at most {fit.position_limit}"
         )
     device = model.get_input_embeddings().weight.device
     prompt = torch.tensor([list(ids[:prompt_tokens])], device=device)
-    progress("Plain loop")
+    progress("Loop without eviction")
     addressable = context_length(model.config) or 1 << 62
     plain = run_plain(model, prompt, min(new_tokens, addressable - prompt_tokens))
     progress("Loop with eviction")
@@ -87,8 +88,8 @@ def verify(
     progress("generate() in a StreamingPress")
     generate = run_generate(model, fit, prompt, new_tokens, cache_size, num_sink_tokens)
     progress("Slow reference")
-    found_checks = [
-        checks.check_self(fit, found),
+    results = [
+        checks.check_self(fit, own_check),
         checks.check_control(model, plain),
         *(
             check
@@ -104,9 +105,9 @@ def verify(
         checks.check_generate(manual, generate, model.dtype),
         checks.check_hooks(model, fit, [plain, manual, generate]),
     ]
-    result = Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], found_checks)
+    result = Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], results)
     if pitfall_ids:
         progress("The classic mistakes")
         longest = min(len(pitfall_ids), addressable)
-        result.pitfalls = show_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
+        result.pitfalls = run_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
     return result

@@ -1,4 +1,4 @@
-"""A long English text that is on every machine with Python: the documentation behind `help("topics")`."""
+"""A long English text that comes with Python: the documentation behind `help("topics")`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def help_topics() -> str:
-    """The language reference as `pydoc` carries it, some 450,000 characters; the wording varies a little by version."""
+    """Return the language reference in `pydoc`, about 450,000 characters; it differs a little between versions."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(text for _, text in sorted(topics.items()))
 
 
 def help_topic_ids(tokenizer: Any, count: int) -> list[int]:
-    """The first `count` token ids of that text."""
-    # a token is rarely shorter than a character, and a tokenizer warns about texts beyond the model's length
+    """Return the first `count` token ids of `help_topics()`."""
+    # 12 characters per token are more than enough; tokenizers warn about texts beyond the model's length
     ids: list[int] = tokenizer(help_topics()[: 12 * count + 100], add_special_tokens=False, verbose=False)["input_ids"]
     return ids[:count]

@@ -1,1 +1,1 @@
-"""Eviction: the ledger of cached tokens, the policy that chooses the cuts, and a check at load."""
+"""Eviction: the ledger of cached tokens, the policy that plans cuts, and a check when a model loads."""

@@ -1,7 +1,7 @@
-"""Checks at load that the attention in use is right on a cache that has evicted and lowered its positions.
+"""Checks, when a model loads, that its attention is correct on a cache that has evicted tokens and rebased positions.
 
-Attention functions differ in what they accept: views into a buffer, lengths that do not grow, positions that are not
-slots. The output of the one in use is compared with eager attention on separate tensors.
+Attention implementations differ in what they support: views into a buffer, lengths that do not grow, positions that
+differ from slots. The model's implementation is compared with eager attention on separate tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamchat.cache.streaming import StreamingCache
 
 SINKS = 4
 SIZES = (32, 16)
-"""Budgets of the check: the first that the model can have (some attend in chunks)."""
+"""Budgets to check with; the first that the model supports is used (some models attend in chunks)."""
 # Root mean square, in units of the logits' spread, as in `streamchat verify`.
 ALLOWED = {torch.float32: 1e-4}
 ALLOWED_16_BIT = 5e-2
@@ -28,35 +28,35 @@ ALLOWED_16_BIT = 5e-2
 
 @torch.inference_mode()
 def require_eviction_check(model: Any, new_cache: Callable[[int, int], StreamingCache]) -> None:
-    """Run a short text far over a small budget, in chunks and single tokens.
+    """Check the model's attention on a short text well over a small budget, fed in chunks and single tokens.
 
     Args:
-        model: A causal LM in eval mode; not changed. About 20 forwards run.
-        new_cache: Given a budget and a number of sinks, an empty cache.
+        model: A causal LM in eval mode; not changed. Runs about 20 forwards.
+        new_cache: Returns an empty cache for a budget and a number of sinks.
 
     Raises:
-        UnsupportedModelError: The attention in use gives other logits than eager attention, with the figures.
+        UnsupportedModelError: The model's attention gives other logits than eager attention.
     """
-    ours = _stream(model, _first_possible(new_cache))
+    ours = _stream(model, _first_supported(new_cache))
     allowed = ALLOWED.get(model.dtype, ALLOWED_16_BIT)
     name = str(model.config._attn_implementation)
     with _eager_attention(model):
-        goal = _stream(model, _in_own_tensors(_first_possible(new_cache)))
+        goal = _stream(model, _in_separate_tensors(_first_supported(new_cache)))
     if _distance(ours[0], goal[0]) > allowed:
-        # They differ without any eviction (Falcon's biases): the attention in use is its own reference.
-        goal = _stream(model, _in_own_tensors(_first_possible(new_cache)))
+        # They differ without any eviction (Falcon's biases): use the model's own attention as the reference.
+        goal = _stream(model, _in_separate_tensors(_first_supported(new_cache)))
     distances = [_distance(a, b) for a, b in zip(ours, goal, strict=True)]
     worst = max(distances)
     if not worst <= allowed:
         step = next(i for i, distance in enumerate(distances) if not distance <= allowed)
         raise UnsupportedModelError(
-            f"the attention in use ({name}) gives wrong logits on a cache that grows and evicts: off by {worst:.2g} of "
-            f"their spread (allowed {allowed:.0e}), from forward {step + 1} of {len(distances)} on; load the model "
-            'with another one, such as attn_implementation="sdpa" or "eager"'
+            f"the model's attention ({name}) gives wrong logits on a cache that grows and evicts: off by {worst:.2g} "
+            f"of their spread (allowed {allowed:.0e}), from forward {step + 1} of {len(distances)} on; load the model "
+            'with another attention, such as attn_implementation="sdpa" or "eager"'
         )
 
 
-def _first_possible(new_cache: Callable[[int, int], StreamingCache]) -> StreamingCache:
+def _first_supported(new_cache: Callable[[int, int], StreamingCache]) -> StreamingCache:
     try:
         return new_cache(SIZES[0], SINKS)
     except UnsupportedModelError:
@@ -64,7 +64,7 @@ def _first_possible(new_cache: Callable[[int, int], StreamingCache]) -> Streamin
 
 
 def _schedule(cache: StreamingCache) -> list[int]:
-    """Tokens of each forward: up to the budget, then over it."""
+    """Return the number of tokens of each forward: up to the budget, then over it."""
     steps = [cache.cache_size - 12, 1, 5, 1, 5, 1, 5, 1, 1, 1]
     if not cache.fit.single_steps:
         return steps
@@ -72,7 +72,7 @@ def _schedule(cache: StreamingCache) -> list[int]:
 
 
 def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
-    """Logits (n, vocabulary) of each forward, in float32."""
+    """Return the float32 logits (n, vocabulary) of each forward."""
     device = model.get_input_embeddings().weight.device
     vocabulary = model.config.get_text_config().vocab_size
     steps = _schedule(cache)
@@ -82,14 +82,14 @@ def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
     with StreamingHook(model, cache):
         for index, chunk in enumerate(torch.split(ids, steps, dim=1)):
             if index == len(steps) - 2:
-                cache.set_positions_back()
+                cache.rebase_positions()
             out = model(input_ids=chunk, use_cache=True, **{cache_keyword(model): cache})
             logits.append(out.logits[0].float())
     return logits
 
 
-def _in_own_tensors(cache: StreamingCache) -> StreamingCache:
-    """Return the same cache, which now returns copies instead of views."""
+def _in_separate_tensors(cache: StreamingCache) -> StreamingCache:
+    """Make `cache` return copies instead of views, and return it."""
     update = cache.update
 
     def copied(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -108,9 +108,9 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 @contextmanager
 def _eager_attention(model: Any) -> Iterator[None]:
-    """Have all parts of the model attend eagerly inside the block."""
-    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}
+    """Context manager: use eager attention in all parts of the model."""
+    candidates: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in candidates if hasattr(config, "_attn_implementation_internal")}
     names = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():

@@ -1,4 +1,4 @@
-"""What leaves when the budget is full. Pure, over ledger and slots, so that it can be tested without a model."""
+"""Plans what to evict when the budget is full. Pure functions of ledger and slots, testable without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Run = tuple[int, int]
 
 
 def merged_runs(runs: Iterable[Run]) -> list[Run]:
-    """Ascending runs that do not touch each other, covering the same numbers."""
+    """Return ascending, non-adjacent runs that cover the same numbers."""
     merged: list[Run] = []
     for first, stop in sorted(runs):
         if merged and first <= merged[-1][1]:
@@ -24,39 +24,39 @@ def merged_runs(runs: Iterable[Run]) -> list[Run]:
 
 
 def runs_without(runs: Iterable[Run], first: int, stop: int) -> list[Run]:
-    """The runs, merged, without the numbers in `[first, stop)`."""
+    """Return merged runs without the numbers in `[first, stop)`."""
     parts = [part for a, b in runs for part in ((a, min(b, first)), (max(a, stop), b))]
     return merged_runs(part for part in parts if part[0] < part[1])
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What never leaves: the first tokens of the stream, and pinned runs of log indices."""
+    """The tokens that are never evicted: the first tokens of the stream, and pinned runs of log indices."""
 
     cache_size: int
     num_sink_tokens: int
     pins: tuple[Run, ...] = ()
-    """Ascending, not touching each other."""
+    """Ascending and non-adjacent."""
 
-    def kept_slots(self, ledger: Ledger) -> list[Run]:
-        """Runs of slots that must stay, ascending and merged; the first begins at slot 0 where anything is kept."""
+    def retained_slots(self, ledger: Ledger) -> list[Run]:
+        """Return the runs of slots that are never evicted, ascending and merged."""
         slots = [(0, min(self.num_sink_tokens, len(ledger)))]
         slots += [(ledger.slot_from(first), ledger.slot_from(stop)) for first, stop in self.pins]
         return merged_runs([run for run in slots if run[0] < run[1]])
 
     def prefix(self, ledger: Ledger) -> int:
-        """Slots at the front that stay: sinks, and what is pinned right behind them."""
-        kept = self.kept_slots(ledger)
-        return kept[0][1] if kept and kept[0][0] == 0 else 0
+        """Return the number of slots at the front that are never evicted: sinks, and pins directly behind them."""
+        retained = self.retained_slots(ledger)
+        return retained[0][1] if retained and retained[0][0] == 0 else 0
 
-    def kept_count(self, ledger: Ledger) -> int:
-        """Tokens held that never leave."""
-        return sum(stop - first for first, stop in self.kept_slots(ledger))
+    def retained_count(self, ledger: Ledger) -> int:
+        """Return the number of cached tokens that are never evicted."""
+        return sum(stop - first for first, stop in self.retained_slots(ledger))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Drop `count` slots from slot `at` on; cuts of one eviction are made in order, each on what the last one left."""
+    """Drop `count` slots from slot `at` on. The cuts of one eviction apply in order, each to the result of the last."""
 
     at: int
     count: int
@@ -73,32 +73,32 @@ def plan_cuts(
     clean_cut: Callable[[int], int] | None = None,
     evict: bool = True,
 ) -> list[Cut]:
-    """The cuts that make room for `incoming` tokens: `plan_eviction`, with pinned runs skipped.
+    """Return the cuts that make room for `incoming` tokens: `plan_eviction`, with pinned runs skipped.
 
     Args:
-        ledger: What is held. Not changed.
-        retention: What never leaves.
+        ledger: The cached tokens. Not changed.
+        retention: The tokens that are never evicted.
         incoming: New tokens of the next forward.
-        reserve: More room that is wanted.
-        turn_starts: Log indices, ascending, at which turns begin.
-        block: Token-level cuts drop at least this many.
-        clean_cut: Log index -> the same or a later one at which the window may begin.
-        evict: False refuses instead.
+        reserve: Additional room, if possible.
+        turn_starts: Ascending log indices at which turns start.
+        block: Minimum tokens per token-level cut.
+        clean_cut: Maps a log index to the same or a later one at which the window may start.
+        evict: If False, raise instead of evicting.
 
     Raises:
-        ChunkTooLargeError: They do not fit beside what is kept.
-        CacheFullError: They do not fit and nothing may be evicted.
+        ChunkTooLargeError: They do not fit next to the retained tokens.
+        CacheFullError: They do not fit and `evict` is False.
     """
-    kept = retention.kept_slots(ledger)
-    # As if all that is kept stood at the front: then what may leave is one range, oldest first.
-    front = sum(stop - first for first, stop in kept)
+    retained = retention.retained_slots(ledger)
+    # Renumber the slots with all retained ones at the front: the evictable ones are then one range, oldest first.
+    front = sum(stop - first for first, stop in retained)
 
     def to_front(slot: int) -> int:
-        return slot + sum(stop - max(first, slot) for first, stop in kept if stop > slot)
+        return slot + sum(stop - max(first, slot) for first, stop in retained if stop > slot)
 
     def from_front(slot: int) -> int:
         slot -= front
-        for first, stop in kept:
+        for first, stop in retained:
             if slot < first:
                 break
             slot += stop - first
@@ -111,8 +111,8 @@ def plan_cuts(
     occupancy = Occupancy(len(ledger), front, retention.cache_size)
     if not evict and incoming > 0 and len(ledger) + incoming > retention.cache_size:
         raise CacheFullError(
-            f"{incoming} new tokens do not fit beside the {len(ledger)} in a cache of {retention.cache_size}, and "
-            "nothing may be evicted"
+            f"{incoming} new tokens do not fit next to the {len(ledger)} cached ones in a cache of "
+            f"{retention.cache_size}, and on_full = stop forbids eviction"
         )
     count = 0
     if evict:
@@ -125,8 +125,8 @@ def plan_cuts(
             clean_cut=clean if clean_cut else None,
         )
     cuts: list[Cut] = []
-    at, ends = 0, [*kept, (len(ledger), len(ledger))]
-    before = 0  # slots passed in the ledger as it is
+    at, ends = 0, [*retained, (len(ledger), len(ledger))]
+    before = 0  # slots passed, before any cut
     for first, stop in ends:
         gap = min(count, first - before)
         if gap:
@@ -139,10 +139,10 @@ def plan_cuts(
 
 @dataclass(frozen=True)
 class Occupancy:
-    """The cache before a forward, in slots."""
+    """Slots in use before a forward."""
 
     length: int
-    """Tokens held."""
+    """Cached tokens."""
     prefix: int
     """Sinks and pinned tokens at the front, never evicted."""
     cache_size: int
@@ -158,31 +158,30 @@ def plan_eviction(
     block: int = 1,
     clean_cut: Callable[[int], int] | None = None,
 ) -> int:
-    """How many tokens to drop behind the prefix so that `incoming` new ones fit (StreamingLLM, arXiv:2309.17453, 3.2).
+    """Return how many tokens to evict behind the prefix so that `incoming` fit (StreamingLLM, arXiv:2309.17453, 3.2).
 
-    Oldest whole turns go first, where `boundaries` say where turns begin; tokens of the oldest turn that is left go
-    only when whole turns cannot make the room. Without boundaries this is the paper's rolling window.
+    Evicts the oldest whole turns, delimited by `boundaries`; tokens of the oldest remaining turn only if whole turns
+    do not make enough room. Without boundaries this is the paper's rolling window.
 
     Args:
-        cache: The cache as it is.
-        incoming: New tokens of the next forward; room for these is a must.
-        reserve: More room that is wanted, but not at the price of the newest whole turn.
-        boundaries: Slots, ascending, at which a turn begins; `cache.length` itself counts when the next token begins
-            one.
-        block: Token-level cuts drop at least this many, which divides the cost of an eviction.
-        clean_cut: Slot -> the same or a later slot that may begin the window: not inside a character or a turn's
-            header.
+        cache: Current occupancy.
+        incoming: New tokens of the next forward, which must fit.
+        reserve: Additional room, if possible without evicting the newest whole turn.
+        boundaries: Ascending slots at which a turn starts; may include `cache.length` if the next token starts one.
+        block: Minimum tokens per token-level cut, which amortizes the cost of an eviction.
+        clean_cut: Maps a slot to the same or a later one at which the window may start: not inside a character or a
+            turn's header.
 
     Returns:
-        The count of tokens to drop, 0 when there is room.
+        The number of tokens to evict, 0 if there is room.
 
     Raises:
-        ChunkTooLargeError: `incoming` does not fit beside the prefix even when all else is dropped.
+        ChunkTooLargeError: `incoming` does not fit next to the prefix even if everything else is evicted.
     """
     room = cache.cache_size - cache.prefix
     if incoming > room:
         raise ChunkTooLargeError(
-            f"{incoming} new tokens in one forward do not fit beside {cache.prefix} sink and pinned tokens in a cache "
+            f"{incoming} new tokens in one forward do not fit next to {cache.prefix} sink and pinned tokens in a cache "
             f"of {cache.cache_size}; prefill in chunks of at most {room}"
         )
     must = cache.length + incoming - cache.cache_size
@@ -191,12 +190,12 @@ def plan_eviction(
     droppable = cache.length - cache.prefix
     cuts = [slot - cache.prefix for slot in boundaries if cache.prefix < slot <= cache.length]
 
-    for cut in cuts:  # enough for the reserve as well, the newest whole turn stays
+    for cut in cuts:  # makes room for the reserve too, without evicting the newest whole turn
         if cut >= must + reserve and cut < droppable:
             return cut
     enough = [cut for cut in cuts if cut >= must]
     if enough and reserve:
-        # The reserve is out of reach: the most whole turns short of everything, or everything where it must be.
+        # The reserve does not fit: evict as many whole turns as possible but the newest, or all if necessary.
         return max([cut for cut in enough if cut < droppable], default=enough[-1] if must > 0 else 0)
     if must <= 0:
         return 0

@@ -1,1 +1,1 @@
-"""Cache layers: preallocated buffers, recurrent states, and the choice of a layer for each kind of transformers."""
+"""Cache layers: preallocated buffers, recurrent states, and the streaming layer for each transformers layer."""

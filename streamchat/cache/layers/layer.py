@@ -1,4 +1,4 @@
-"""One layer's keys and values in a preallocated buffer: append at the end, evict by moving the start."""
+"""A cache layer with preallocated buffers: appends at the end, evicts by moving the start."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from streamchat.cache.positions.rotation import TensorRotation, difference
 
 @dataclass(frozen=True)
 class LayerRotation:
-    """How the two tensors of a layer carry positions; None where they carry none."""
+    """How the two tensors of a layer carry positions; None for a tensor without positions."""
 
     keys: TensorRotation | None = None
     values: TensorRotation | None = None
 
 
 class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Slots `[start, end)` of the buffers hold [prefix | window]; slot `start + i` is at absolute position `base + i`.
+    """Slots `[start, end)` of the buffers are [prefix | window]; slot `start + i` has absolute position `base + i`.
 
-    The prefix (sinks and pinned tokens) moves forward to stand right before the window, and the window stays where
-    it is, in memory and in position (see docs/how-it-works.md). `keys` and `values` are views
-    (batch, num_kv_heads, length, head_dim) of the buffers, as every user of a `DynamicCache` expects them.
+    An eviction moves the prefix (sinks and pinned tokens) forward to just before the window; the window stays where it
+    is, in memory and in position (see docs/how-it-works.md). `keys` and `values` are views
+    (batch, num_kv_heads, length, head_dim) of the buffers, as in a `DynamicCache`.
     """
 
     is_sliding = False
@@ -39,8 +39,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.slots = cache_size + max(16, cache_size // 4)
         self.start = self.end = self.base = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
-        # Unrotated float32 copies of the first tokens. Rotating step by step in the cache's dtype adds up its
-        # rounding: 70 % off in bfloat16 after 1,000 evictions, against 0.2 % at any count from these.
+        # Unrotated float32 copies of the first tokens. Rotating step by step in the cache's dtype would accumulate
+        # rounding errors: 70 % in bfloat16 after 1,000 evictions, instead of 0.2 % after any number.
         self._originals: tuple[Tensor, Tensor] | None = None
 
     # --- DynamicLayer -----------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             batch, heads, _, dim = x.shape
             return torch.zeros(batch, heads, self.slots, dim, dtype=x.dtype, device=x.device)
 
-        with torch.inference_mode(False):  # usable later outside inference mode too
+        with torch.inference_mode(False):  # usable outside inference mode later
             self._buffers = buffer(key_states), buffer(value_states)
         self.is_initialized = True
         self._refresh_views()
@@ -62,19 +62,19 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Append (batch, num_kv_heads, n, head_dim) states; returns all keys and values of the layer.
 
         Raises:
-            CacheError: The budget would be exceeded: nobody made room, so the hook is not attached. Or the batch is
-                another one than what the cache holds.
+            CacheError: The budget would be exceeded (no `StreamingHook` is attached to make room), or the batch size
+                differs from that of the cache.
         """
         if not self.is_initialized or (self.length == 0 and self._batch != key_states.shape[0]):
             self.lazy_initialization(key_states, value_states)
         assert self._buffers is not None
         if self._batch != key_states.shape[0]:
             raise CacheError(
-                f"a batch of {key_states.shape[0]} cannot go on with a cache that holds a batch of {self._batch}; "
-                "reset it first"
+                f"a batch of {key_states.shape[0]} cannot continue a cache with a batch of {self._batch}; reset the "
+                "cache first"
             )
         count = key_states.shape[-2]
-        first = self.claim(count)
+        first = self.reserve_slots(count)
         keys, values = self._buffers
         keys.narrow(2, first, count).copy_(key_states)
         values.narrow(2, first, count).copy_(value_states)
@@ -82,16 +82,16 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         assert self.values is not None
         return self.keys, self.values
 
-    def claim(self, count: int) -> int:
-        """Make `count` more slots of the buffers part of what is held, for the caller to write; the first of them.
+    def reserve_slots(self, count: int) -> int:
+        """Extend the layer by `count` slots for the caller to write; returns the first of them.
 
         Raises:
             CacheError: The budget would be exceeded.
         """
         if self.length + count > self.cache_size:
             raise CacheError(
-                f"{count} tokens on top of {self.length} would exceed the cache of {self.cache_size}; run the model "
-                "under a StreamingHook, which makes room before each forward"
+                f"{count} new tokens and {self.length} cached ones exceed cache_size = {self.cache_size}; run the "
+                "model under a StreamingHook, which evicts before each forward"
             )
         if self.end + count > self.slots:
             self._move_to_front()
@@ -105,18 +105,18 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return 0 if self._buffers is None else self._buffers[0].shape[0]
 
     def get_seq_length(self) -> int:
-        """Tokens held now (not: seen)."""
+        """Return the number of cached tokens (not of all tokens fed)."""
         return self.length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Cut the newest tokens: minus their number, or the length that shall stay (as transformers < 5.17)."""
+        """Crop: negative = number of tokens to drop, positive = length to keep (as in transformers < 5.17)."""
         if tokens_to_remove < 0:
             self.truncate(self.length + tokens_to_remove)
         elif tokens_to_remove > 0:
             self.truncate(min(self.length, tokens_to_remove))
 
     def reset(self) -> None:
-        """Empty the layer; the buffers are kept."""
+        """Empty the layer; the buffers stay allocated."""
         self.start = self.end = self.base = 0
         self._originals = None
         if self.is_initialized:
@@ -137,20 +137,20 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """What is held: views of `keys` and `values`, and of the `original_*` ones where there are any."""
+        """Return views of `keys` and `values`, and of the `original_*` tensors if there are any; {} if empty."""
         if self.length == 0:
             return {}
         assert self.keys is not None
         assert self.values is not None
-        held = {"keys": self.keys, "values": self.values}
+        state = {"keys": self.keys, "values": self.values}
         if self._originals is not None:
-            held |= {"original_keys": self._originals[0], "original_values": self._originals[1]}
-        return held
+            state |= {"original_keys": self._originals[0], "original_values": self._originals[1]}
+        return state
 
     def load(self, state: Mapping[str, Tensor], base: int, device: torch.device) -> None:
-        """Hold copies of what `state()` gave, from absolute position `base` on. The layer was reset before.
+        """Load copies of a `state()`, from absolute position `base` on, into an empty layer.
 
-        Buffers that are there are used; others are allocated on `device`.
+        Existing buffers are used; new ones are allocated on `device`.
         """
         if "keys" not in state:
             return
@@ -173,7 +173,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Cached tokens."""
         return self.end - self.start
 
     @property
@@ -183,25 +183,27 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     @property
     def storage_bytes(self) -> int:
-        """Bytes of the allocated buffers, whatever the length."""
+        """Bytes of the allocated buffers, independent of the length."""
         return sum(b.untyped_storage().nbytes() for b in self._buffers or ())
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one token takes."""
+        """Bytes per token."""
         return sum(b.element_size() * b[:, :, 0].numel() for b in self._buffers or ())
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token. All else moves
-        within them; another pair takes their place only where the batch changes."""
+        """Keys and values, (batch, num_kv_heads, slots, head_dim) each; None before the first token. They are replaced
+        only if the batch changes."""
         return self._buffers
 
     def open_slot(self, *, front: bool = False) -> int:
-        """The slot of the next token, for who writes it into the buffers himself; `claim` then makes it a part.
+        """Return the slot of the next token, for callers that write to the buffers directly.
+
+        Follow with `reserve_slots`.
 
         Args:
-            front: Move the live part to the front, also where the end is not reached.
+            front: Move the used slots to the front of the buffers even if their end is not reached.
         """
         if self.start and (front or self.end == self.slots):
             self._move_to_front()
@@ -218,17 +220,17 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._refresh_views()
 
     def evict(self, prefix: int, count: int) -> None:
-        """Drop `count` tokens behind the first `prefix`. O(prefix): the window is not touched."""
+        """Evict `count` tokens behind the first `prefix`. O(prefix): the window is not touched."""
         if not self.is_initialized or count == 0:
             return
-        self._keep_originals(prefix)
+        self._save_originals(prefix)
         self._forget_originals(prefix)
         self.start += count
         self.base += count
         self._write_prefix(prefix)
 
     def rebase(self) -> None:
-        """Move all positions back so that they begin at 0. O(length), once per thousands of tokens."""
+        """Lower all positions so that they start at 0. O(length), needed once per thousands of tokens."""
         if not self.is_initialized or self.base == 0:
             return
         assert self._buffers is not None
@@ -244,8 +246,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.base = 0
         self._write_prefix(prefix)
 
-    def _keep_originals(self, prefix: int) -> None:
-        """Have unrotated float32 copies of the first `prefix` tokens, taken when they first have to move."""
+    def _save_originals(self, prefix: int) -> None:
+        """Save unrotated float32 copies of the first `prefix` tokens, before they are moved for the first time."""
         assert self._buffers is not None
         known = 0 if self._originals is None else self._originals[0].shape[-2]
         if prefix <= known:
@@ -262,7 +264,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._originals = fresh[0], fresh[1]
 
     def _forget_originals(self, prefix: int) -> None:
-        """Tokens behind the first `prefix` (once pinned) are part of the window again; they stand where they belong."""
+        """Drop the copies of tokens behind the first `prefix`: once pinned, they are now part of the window."""
         if self._originals is not None and self._originals[0].shape[-2] > prefix:
             k, v = self._originals
             self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None
@@ -274,12 +276,12 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             for buffer, original, rotation in pairs:
                 x = original[:, :, :prefix]
                 if rotation is not None:
-                    x = rotation.place(x, self.base)
+                    x = rotation.rotate_to(x, self.base)
                 buffer.narrow(2, self.start, prefix).copy_(x)
         self._refresh_views()
 
     def _move_to_front(self) -> None:
-        """Move the live part to the start of the buffers, in blocks that do not overlap their source."""
+        """Move the used slots to the start of the buffers, in blocks that do not overlap their source."""
         assert self._buffers is not None
         shift, length = self.start, self.length
         for buffer in self._buffers:

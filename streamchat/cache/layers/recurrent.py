@@ -1,6 +1,6 @@
-"""What a recurrent layer of transformers knows, taken out and put back, whatever its attributes are called.
+"""Reads and restores the state of transformers' recurrent layers, independent of their attribute names.
 
-They were renamed more than once between 5.12 and 5.24: single tensors and flags became dictionaries of them.
+These changed several times between 5.12 and 5.24: single tensors and flags became dictionaries.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
-# What a layer with tokens has beside its state (see `StreamingLayer`), and what follows from the tensors.
+# attributes of a `StreamingLayer` that are not recurrent state, and those that follow from the tensors
 _OTHERS = {"keys", "values", "cache_size", "rotation", "slots", "start", "end", "base", "_buffers", "_originals"}
 _OTHERS |= {"is_initialized", "dtype", "device"}
 Plain = bool | int | float | str | None
 
 
 def is_recurrent(layer: Any) -> bool:
-    """Whether the layer has a state of constant size, with or without tokens beside it."""
+    """Return whether the layer has a state of constant size, with or without cached tokens."""
     return isinstance(layer, LinearAttentionLayer)
 
 
 def recurrent_state(layer: Any) -> tuple[dict[str, Tensor], dict[str, Plain]]:
-    """Tensors and plain values of the state by path: `conv_states`, or `conv_states.0` for an entry of it."""
+    """Return tensors and plain values of the state by path: `conv_states`, or `conv_states.0` for an entry of it."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Plain] = {}
 
@@ -43,7 +43,7 @@ def recurrent_state(layer: Any) -> tuple[dict[str, Tensor], dict[str, Plain]]:
 
 
 def set_recurrent_state(layer: Any, tensors: dict[str, Tensor], plain: dict[str, Plain], device: torch.device) -> None:
-    """Put back what `recurrent_state` took from a layer of the same kind; the tensors are copied to `device`."""
+    """Restore the result of `recurrent_state` in a layer of the same kind; the tensors are copied to `device`."""
     with torch.inference_mode(False):
         copies = {path: tensor.to(device, copy=True) for path, tensor in tensors.items()}
     for path, value in (plain | copies).items():

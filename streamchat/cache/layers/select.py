@@ -1,4 +1,4 @@
-"""Which streaming layer takes the place of each layer that transformers chose for a model."""
+"""Maps each transformers cache layer to its streaming counterpart."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
 
 
 class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore[misc, override, no-untyped-call]
-    """Full attention, served as a `StreamingLayer`, beside a recurrent state of constant size, left as it is.
+    """A `StreamingLayer` for full attention, combined with transformers' recurrent state of constant size.
 
-    The recurrent state goes on remembering evicted text: it has no tokens to drop.
+    The recurrent state still contains evicted text: it has no tokens to drop.
     """
 
     is_compileable = False
 
     def __init__(self, plain: Any, cache_size: int, rotation: LayerRotation) -> None:
         StreamingLayer.__init__(self, cache_size, rotation)
-        # Before transformers 5.17 every layer has one state and there is no such argument.
+        # before transformers 5.17 there is one state per layer, and no such argument
         states = getattr(plain, "number_of_states", None)
         LinearAttentionLayer.__init__(self, **({} if states is None else {"number_of_states": states}))
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Two tensors: keys and values. Keywords: the states."""
+        """Initialize keys and values (two positional tensors) or the states (keyword arguments)."""
         if args:
             StreamingLayer.lazy_initialization(self, *args)
         else:
@@ -45,19 +45,19 @@ class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore
 
 
 def is_mixed(layer: Any) -> bool:
-    """Whether the layer has a recurrent state beside its tokens."""
+    """Return whether the layer has both cached tokens and a recurrent state."""
     return isinstance(layer, MixedStreamingLayer)
 
 
 def streaming_layer(index: int, layer: Any, config: Any, rotation: LayerRotation, cache_size: int) -> Any:
-    """The layer that serves layer `index` of a model.
+    """Return the streaming layer for layer `index` of a model.
 
-    A sliding layer is served like a full one: what leaves, leaves all layers, and the library's mask restricts each
-    query to the window, counted in slots. Evicting never brings an old token back into the window: the sinks come
-    closer, but only when fewer tokens than the window are left.
+    A sliding layer is handled like a full one: evictions apply to all layers, and transformers' mask restricts each
+    query to the window, counted in slots. Eviction never brings an old token back into the window: the sinks move
+    closer, but only when fewer tokens than the window remain.
 
     Raises:
-        UnsupportedModelError: It cannot be evicted from, or attends in a way that slots do not represent.
+        UnsupportedModelError: It does not support eviction, or attends in a way that slots do not represent.
     """
     kind = kind_of(layer)
     if kind == "recurrent":
@@ -66,8 +66,8 @@ def streaming_layer(index: int, layer: Any, config: Any, rotation: LayerRotation
         return MixedStreamingLayer(layer, cache_size, rotation)
     if kind == "unknown":
         raise UnsupportedModelError(
-            f"layer {index} keeps a {type(layer).__name__}, which cannot be evicted from; models with plain attention "
-            "layers can stream"
+            f"layer {index} uses a {type(layer).__name__}, which does not support eviction; choose a model with plain "
+            "attention layers"
         )
     types = getattr(config.get_text_config(decoder=True), "layer_types", None) or []
     chunked = kind == "sliding" and index < len(types) and types[index] == "chunked_attention"

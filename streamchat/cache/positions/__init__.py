@@ -1,1 +1,1 @@
-"""Positions of cached tokens: measured at load, rotated after an eviction, and checked against the model."""
+"""Positions of cached tokens: measured when a model loads, checked against it, and rotated after an eviction."""

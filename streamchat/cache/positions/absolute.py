@@ -1,8 +1,8 @@
-"""Measures from which position on a model's attention depends on the absolute position.
+"""Finds the position from which on a model's attention depends on the absolute position.
 
-Some models scale queries by the absolute position from a certain length on. Their keys can be moved only as long as all
-positions stay below it. Here the rotary modules get small positions, whatever positions the model is called with. All
-rows of a batch then give equal logits, unless something else depends on positions.
+Some models scale queries by the absolute position beyond a certain length; their keys can be moved only below it. To
+find it, the rotary modules get small positions, whatever positions the model is called with. All rows of a batch then
+give equal logits, unless something else depends on positions.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from streamchat.cache.positions.probe import plain_forward, rotary_modules
 
 TOKENS = 8
 FURTHEST = 1 << 20
-# Largest difference, in units of the logits' spread, of rows that mean the same: rounding by the place in a batch.
-# A scale that grows by 7 % (Ministral 3's first step) makes 0.02 and more.
+# Largest difference between equal rows, in units of the logits' spread: rounding depends on the row in the batch. A
+# scale that grows by 7 % (Ministral 3's first step) causes 0.02 and more.
 SAME = {torch.float32: 1e-4}
 SAME_16_BIT = 1e-2
 
 
 @torch.inference_mode()
 def absolute_limit(model: Any, fit: PositionFit) -> int | None:
-    """Return the first position from which on attention depends on the absolute position; None when there is none.
+    """Return the position from which on attention depends on the absolute position; None if there is none.
 
     Positions from `fit.position_limit` on are not checked.
 
     Args:
-        model: A causal LM in eval mode. One forward of about 20 x 8 tokens runs, and four where there is a limit.
-        fit: Its rotations.
+        model: A causal LM in eval mode. Runs one forward of about 20 x 8 tokens, and a few more if there is a limit.
+        fit: The fit of the model.
     """
     if "position_ids" not in parameter_names(model):
-        return None  # it cannot be told positions, so it counts slots
+        return None  # it does not take positions, so it counts slots
     end = fit.position_limit or min(FURTHEST, 4 * (context_length(model.config) or FURTHEST))
     starts = [0]
     while 2 * max(1, starts[-1]) + TOKENS <= end:
@@ -58,7 +58,7 @@ def absolute_limit(model: Any, fit: PositionFit) -> int | None:
 
 
 def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
-    """Return the last start before the first row that differs, and that row's start (None if no row differs)."""
+    """Return the last start before the first differing row, and that row's start (None if no row differs)."""
     for index, equal in enumerate(same):
         if not equal:
             return starts[index - 1], starts[index]
@@ -66,7 +66,7 @@ def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
 
 
 def _same(model: Any, starts: list[int]) -> list[bool]:
-    """Return for each start whether the same tokens give the same logits there as at 0."""
+    """Return, for each start, whether the same tokens give the same logits there as at 0."""
     device = model.get_input_embeddings().weight.device
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(5))
@@ -83,7 +83,7 @@ def _same(model: Any, starts: list[int]) -> list[bool]:
 
 @contextmanager
 def _small_rotary_positions(model: nn.Module, small: Tensor) -> Iterator[None]:
-    """Have rotary modules make angles for `small` positions, whatever the model is called with."""
+    """Context manager: rotary modules use `small` positions, whatever the model is called with."""
 
     def substitute(value: Any) -> Any:
         whole = isinstance(value, Tensor) and not value.is_floating_point() and value.shape[-1:] == small.shape

@@ -1,12 +1,12 @@
-"""Measuring how a model's cached tensors carry positions. No family names: the model itself is asked.
+"""Measures how a model's cached tensors carry positions. It runs the model and uses no list of families.
 
 A. One forward of the same token at several positions, each with an empty cache. With a single key the softmax is 1,
-so in a model with relative positions every hidden state is the same in all rows, and what is cached in row p must be
-the rotation by p of what is cached in row 0.
-B. One forward of the same token many times, positions left to the model. The first block's input must not depend on
-the index. This sees models that take no position_ids and count for themselves.
+so in a model with relative positions every hidden state is the same in all rows, and the tensors cached in row p must
+be those of row 0, rotated by p.
+B. One forward of the same token many times, without position_ids. The first block's input must not depend on the
+index. This detects models that do not take position_ids and count positions themselves.
 
-Whatever does not fit is refused.
+Models that do not fit are refused.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.positions.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
 from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
 
-# Largest error, as a share of the tensor's maximum, that is rounding. Right fits measure 6e-7, 1.3e-3, 1.2e-2;
-# wrong ones 0.29 and more.
+# Largest rounding error, as a share of the tensor's maximum. Correct fits measure 6e-7, 1.3e-3, 1.2e-2; wrong ones
+# 0.29 and more.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 INDEX_TOKENS = 24
 
@@ -40,18 +40,19 @@ class PositionFit:
 
     layers: tuple[LayerRotation, ...]
     devices: tuple[torch.device, ...]
-    """Where each layer of the cache lives: several where the model's layers are spread over several GPUs."""
+    """Device of each cache layer; they differ if the model is spread over several GPUs."""
     position_limit: int | None
-    """Positions from here on mean something else (dynamic, longrope) or do not exist (tables); None = no limit."""
+    """First position that is treated differently (dynamic, longrope) or does not exist (tables); None = no limit."""
     error: float
     """Largest misfit, as a share of the tensor's maximum."""
     method: Method = "rotation"
-    """`rotation`: keys are moved; `no positions`: nothing has to be; `recompute`: kept tokens are read again."""
+    """`rotation`: rotate keys to their new positions; `no positions`: keys carry none; `recompute`: prefill the
+    remaining tokens again."""
     single_steps: bool = False
-    """Several tokens at once give other results than one by one once the cache holds something (some recurrent
-    models of transformers on a CPU)."""
+    """On a cache that is not empty, several tokens in one forward give wrong logits (some recurrent models of
+    transformers on a CPU)."""
     scales_queries: bool = False
-    """The limit is where attention begins to depend on the absolute position (`absolute_limit`)."""
+    """From the limit on, attention depends on the absolute position (`absolute_limit`)."""
 
     @property
     def rotates(self) -> bool:
@@ -60,16 +61,16 @@ class PositionFit:
 
     @property
     def limit_reason(self) -> str:
-        """What to add to a sentence about the limit."""
-        return " alike (from there on it scales attention by the absolute position)" if self.scales_queries else ""
+        """The reason for the limit, to be appended to an error message; '' if there is nothing to say."""
+        return " (beyond them it scales attention by the absolute position)" if self.scales_queries else ""
 
 
 @torch.inference_mode()
 def fit_positions(model: Any, token: int = 7) -> PositionFit:
-    """Measure `model`, a causal LM of transformers.
+    """Measure how `model`, a transformers causal LM, carries positions.
 
     Args:
-        model: In eval mode. Not changed; one forward of 6 tokens and one of 24 run.
+        model: In eval mode. Not changed; runs one forward of 6 tokens and one of 24.
         token: Any ordinary token id.
 
     Raises:
@@ -88,7 +89,7 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
     layers, worst = _fit_layers(cache, sources, positions, tolerance)
     if worst > tolerance:
         raise UnsupportedModelError(
-            f"what the model caches is not a rotation by position (misfit {worst:.2g}, allowed {tolerance:.2g}), so "
+            f"the model's cached tensors are not rotated by position (misfit {worst:.2g}, allowed {tolerance:.2g}), so "
             "its positions cannot be moved"
         )
     spread = logits.std().item() or 1.0
@@ -101,14 +102,13 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
     worst = max(worst, _index_error(model, layers, token))
     if worst > tolerance:
         raise UnsupportedModelError(
-            f"the model counts positions by itself (misfit {worst:.2g}, allowed {tolerance:.2g}), so they cannot be "
-            "moved"
+            f"the model counts positions itself (misfit {worst:.2g}, allowed {tolerance:.2g}), so they cannot be moved"
         )
     rotates = any(layer.keys is not None or layer.values is not None for layer in layers)
     return PositionFit(
         tuple(layers),
         tuple(device_of(layer) for layer in cache.layers),
-        # Without positions it is the table of biases that may end (MPT).
+        # without positions, a table of biases may end (MPT)
         _position_limit(model) if rotates else context_length(model.config),
         worst,
         "rotation" if rotates else "no positions",
@@ -117,7 +117,7 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
 
 
 def _needs_single_steps(model: Any, cache: Any, token: int) -> bool:
-    """Whether a chunk on a filled cache gives other logits than its tokens one by one: transformers' own fault."""
+    """Return whether a chunk on a filled cache gives other logits than its tokens one by one (a transformers bug)."""
     if all(kind_of(layer) in ("full", "sliding") for layer in cache.layers):
         return False
     device = model.get_input_embeddings().weight.device
@@ -154,20 +154,20 @@ def _fit_layers(
 
 
 def _index_error(model: Any, layers: list[LayerRotation], token: int) -> float:
-    """Probe B: how much the first block's input, and what the first layer caches, depend on the index.
+    """Probe B: return how much the first block's input and the first layer's cached tensors depend on the index.
 
     Deeper layers are not compared: recurrent layers and learned softmax sinks make them differ legitimately.
     """
     device = model.get_input_embeddings().weight.device
-    with recorded_block_input(model) as seen:
+    with recorded_block_input(model) as inputs:
         cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), token, device=device), None)
-    error = _deviation(seen[0][0], seen[0][0][:1]) if seen else 0.0
+    error = _deviation(inputs[0][0], inputs[0][0][:1]) if inputs else 0.0
     layer = cache.layers[0]
     if kind_of(layer) == "recurrent" or not isinstance(layer, DynamicLayer):
         return error
     for x, rotation in ((layer.keys, layers[0].keys), (layer.values, layers[0].values)):
         assert x is not None
-        count = x.shape[-2]  # a sliding layer may hold fewer
+        count = x.shape[-2]  # a sliding layer may cache fewer
         goal = x[:, :, :1].float().expand_as(x)
         if rotation is not None:
             first = INDEX_TOKENS - count
@@ -184,7 +184,7 @@ def _deviation(x: Tensor, goal: Tensor) -> float:
 def _best_rotation(
     x: Tensor, sources: list[RotarySource], positions: Tensor, tolerance: float
 ) -> tuple[TensorRotation | None, float]:
-    """The hypothesis that explains `x` (positions, heads, 1, dim) best, and its error; None = carries no position."""
+    """Return the rotation that fits `x` (positions, heads, 1, dim) best, and its error; None = carries no position."""
     x = x.float()
     scale = x.abs().max().clamp_min(1e-9) if x.numel() else torch.tensor(1.0)
     if not x.numel():
@@ -200,16 +200,16 @@ def _best_rotation(
             for interleaved in (False, True):
                 for reverse in (False, True):
                     rotation = TensorRotation(source, offset, interleaved, reverse)
-                    turned = rotation.apply(x[:1].expand_as(x), (cos[:, None, None], sin[:, None, None]))
-                    misfit = ((x - turned).abs().max() / scale).item()
-                    # ties (a position-free tensor fits everything with angle 0) go to the simpler one
+                    rotated = rotation.apply(x[:1].expand_as(x), (cos[:, None, None], sin[:, None, None]))
+                    misfit = ((x - rotated).abs().max() / scale).item()
+                    # ties (any rotation by angle 0 fits a tensor without positions) go to the simpler one
                     if misfit < error - 1e-3 * tolerance:
                         best, error = rotation, misfit
     return best, error
 
 
 def _position_limit(model: nn.Module) -> int | None:
-    """The first position that the model's rotary modules treat differently from the ones before."""
+    """Return the first position that the model's rotary modules treat differently from those before it."""
     limits: list[int] = []
     for module in rotary_modules(model):
         table = getattr(module, "embed_positions", None)
@@ -225,7 +225,7 @@ def _position_limit(model: nn.Module) -> int | None:
 
 
 def longrope_limits(module: nn.Module) -> list[int]:
-    """Where a longrope module switches to its long factors."""
+    """Return the positions at which a longrope module switches to its long factors."""
     parameters: dict[str, Any] = cast(Any, module).config.rope_parameters
     # one table, or one per layer type
     tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]

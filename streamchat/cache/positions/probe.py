@@ -1,4 +1,4 @@
-"""Small forwards of a model with everything recorded that tells how it treats positions."""
+"""Instrumented forwards that reveal how a model encodes positions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RotaryCall = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that turn positions into angles, by what transformers calls their classes."""
+    """Return the modules that turn positions into angles, by their class names in transformers."""
     return [module for module in model.modules() if "rotary" in type(module).__name__.lower()]
 
 
 @contextmanager
 def recorded_rotary_calls(model: nn.Module) -> Iterator[list[RotaryCall]]:
-    """The calls of rotary modules inside the block, in order."""
+    """Context manager: record the calls of rotary modules, in order."""
     calls: list[RotaryCall] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -37,32 +37,32 @@ def recorded_rotary_calls(model: nn.Module) -> Iterator[list[RotaryCall]]:
 
 @contextmanager
 def recorded_block_input(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What goes into the first decoder block inside the block: (batch, n, hidden) float32, once a forward."""
+    """Context manager: record the input of the first decoder block, (batch, n, hidden) float32, once per forward."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     blocks = max(lists, key=len, default=None)
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs.get("hidden_states")
         if isinstance(states, Tensor) and states.dim() == 3:
-            seen.append(states.detach().float())
+            inputs.append(states.detach().float())
 
     handle = None if blocks is None else blocks[0].register_forward_pre_hook(record, with_kwargs=True)
     try:
-        yield seen
+        yield inputs
     finally:
         if handle is not None:
             handle.remove()
 
 
 def plain_forward(model: Any, ids: Tensor, positions: Tensor | None, cache: Any = None) -> tuple[Any, Tensor]:
-    """One forward on a plain cache of transformers; returns the cache and float32 logits (rows, n, vocabulary).
+    """Run one forward on a plain `DynamicCache`; returns the cache and float32 logits (rows, n, vocabulary).
 
     Args:
         model: A causal LM.
         ids: (rows, n).
         positions: (rows, n), or None to leave them to the model.
-        cache: Where to go on; a new one by default.
+        cache: The cache to continue; a new one by default.
     """
     cache = DynamicCache(config=model.config) if cache is None else cache
     more = {} if positions is None else {"position_ids": positions}

@@ -1,6 +1,6 @@
-"""Rotary positions (RoFormer, arXiv:2104.09864) of cached tensors, asked from the model's own rotary module.
+"""Rotary positions (RoFormer, arXiv:2104.09864) of cached tensors, computed by the model's own rotary module.
 
-Nothing here rebuilds frequencies from a configuration: whatever scaling a model uses, its module is called.
+Frequencies are never rebuilt from the configuration: the module is called, whatever scaling the model uses.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 Angles = tuple[Tensor, Tensor]
 """(cos, sin), each (positions, pairs) float32, cos^2 + sin^2 = 1."""
 
-# Distinct, not multiples of each other: a layout that fits all of these is the layout.
+# Unevenly spaced, so that only the right layout fits all of them.
 PROBE_POSITIONS = (0, 1, 2, 5, 11, 23)
 
 
 class RotarySource:
     """One recorded call of a model's rotary module, repeatable at any positions.
 
-    Modules differ in what they return: (cos, sin), (sin, cos) or complex numbers; each pair's angle once or twice
-    (as halves or next to each other); scaled or not. That is found out once, here.
+    Modules return (cos, sin), (sin, cos) or complex numbers; each pair's angle once or twice (as halves or
+    interleaved); scaled or not. The constructor detects which.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -30,15 +30,15 @@ class RotarySource:
         self._memo: tuple[tuple[int, int, torch.device], Angles] | None = None
         self._wide: tuple[tuple[int, int, torch.device], Angles] | None = None
         given = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        # its own frequencies come first: what it was given may have been on its way from another device
+        # its own buffers first: arguments may have come from another device
         self._device = next((t.device for t in (*module.buffers(), *given)), torch.device("cpu"))
         first, second = self._call(torch.tensor(PROBE_POSITIONS))
-        # At position 0 the sine is 0 everywhere.
+        # at position 0 the sine is 0 everywhere
         self._sin_first = bool(first[0].abs().max() < second[0].abs().max())
         self._copies = _find_copies(first, second)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RotarySource:
-        return self  # a copied cache must not copy the model's modules
+        return self  # copying a cache must not copy the model's modules
 
     def _call(self, positions: Tensor) -> Angles:
         positions = positions.to(self._device)
@@ -47,12 +47,12 @@ class RotarySource:
         def substitute(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            if value.is_floating_point():  # hidden states: only their dtype and device are looked at
+            if value.is_floating_point():  # hidden states: only their dtype and device matter
                 return torch.zeros(1, len(positions), 1, dtype=torch.float32, device=positions.device)
             return row
 
         with torch.inference_mode(False), torch.no_grad():
-            # `forward`, not `__call__`: no hook of anybody's shall run
+            # `forward`, not `__call__`: no hooks must run
             out = self._module.forward(
                 *(substitute(a) for a in self._args), **{k: substitute(v) for k, v in self._kwargs.items()}
             )
@@ -62,9 +62,9 @@ class RotarySource:
         return first.reshape(len(positions), -1).float(), second.reshape(len(positions), -1).float()
 
     def angles(self, positions: Tensor) -> Angles:
-        """Unit (cos, sin) at absolute `positions` (n,), each (n, pairs) float32, on the device of the rotary module.
+        """Return unit (cos, sin) at absolute `positions` (n,), each (n, pairs) float32, on the rotary module's device.
 
-        Ask only within the rope's range.
+        Positions must be within the rope's range.
         """
         first, second = self._call(positions)
         cos, sin = (second, first) if self._sin_first else (first, second)
@@ -73,7 +73,7 @@ class RotarySource:
         return cos / scale, sin / scale
 
     def angles_range(self, start: int, count: int, device: torch.device) -> Angles:
-        """`angles` at start .. start + count - 1 on `device`; the last answer is remembered, as layers ask the same."""
+        """Return `angles` at start .. start + count - 1 on `device`; caches the last result, which all layers share."""
         key = (start, count, device)
         if self._memo is None or self._memo[0] != key:
             cos, sin = self.angles(torch.arange(start, start + count, device=self._device))
@@ -81,7 +81,7 @@ class RotarySource:
         return self._memo[1]
 
     def wide_range(self, start: int, count: int, device: torch.device) -> Angles:
-        """`angles_range` for rotating by halves, each (count, 2 x pairs): (cos | cos) and (-sin | sin)."""
+        """Return `angles_range` for rotation by halves, each (count, 2 x pairs): (cos | cos) and (-sin | sin)."""
         key = (start, count, device)
         if self._wide is None or self._wide[0] != key:
             cos, sin = self.angles_range(start, count, device)
@@ -91,7 +91,7 @@ class RotarySource:
 
 @dataclass(frozen=True)
 class _Copies:
-    stride: int  # 1: halves or single, 2: next to each other
+    stride: int  # 1: halves or single, 2: interleaved
     pairs: int
 
     def one_of(self, x: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ class TensorRotation:
     interleaved: bool
     """Pairs are (0, 1), (2, 3), ... instead of (0, h), (1, h + 1), ..."""
     reverse: bool = False
-    """Turns by minus the angle."""
+    """Rotates by minus the angle."""
 
-    def place(self, x: Tensor, start: int) -> Tensor:
+    def rotate_to(self, x: Tensor, start: int) -> Tensor:
         """Rotate unrotated float32 `x` (..., n, head_dim) to absolute positions `start` .. `start + n - 1`."""
         count, device = x.shape[-2], x.device
         angles = self.source.angles_range(start, count, device)
@@ -138,14 +138,14 @@ class TensorRotation:
         pairs = cos.shape[-1]
         x = x.float()
         if 2 * pairs == x.shape[-1]:
-            return self._turn(x, cos, sin)
+            return self._rotate(x, cos, sin)
         out = x.clone()
         part = out.narrow(-1, self.offset, 2 * pairs)
-        part.copy_(self._turn(part, cos, sin))
+        part.copy_(self._rotate(part, cos, sin))
         return out
 
-    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(..., n, 2 x pairs), all of it rotated: `x * cos + partner * sin`, in few operations for all dimensions."""
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate all of (..., n, 2 x pairs): `x * cos + partner * sin`, in few operations for all dimensions."""
         if self.interleaved:
             a, b = x[..., ::2], x[..., 1::2]
             return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
@@ -154,6 +154,6 @@ class TensorRotation:
 
 
 def difference(to: Angles, start: Angles) -> Angles:
-    """Angles that lead from positions `start` to positions `to`: R(to) R(start)^-1."""
+    """Return the angles that rotate from positions `start` to positions `to`: R(to) R(start)^-1."""
     (c1, s1), (c0, s0) = to, start
     return c1 * c0 + s1 * s0, s1 * c0 - c1 * s0

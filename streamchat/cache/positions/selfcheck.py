@@ -1,7 +1,7 @@
-"""The numeric check at load: rotate a real cache with our rotation and see whether the model agrees.
+"""Numeric check when a model loads: rotates a real cache and compares it with the model's own.
 
-The fit explains one token's keys. This looks at the cached tensors of a whole prompt in every layer, and at logits
-through all of them, so that a forgotten layer or a wrong frequency shows. 80 tokens of forward.
+The fit explains the keys of one token. This check compares the cached tensors of a whole prompt in every layer, and
+the logits computed from them, which reveals a missed layer or a wrong frequency. Its forwards take 80 tokens.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ SHIFT = 17
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """The first three: how far a chunk's logits are from an unmoved run; root mean square, in units of their spread."""
+    """Result of `self_check`.
+
+    The first three are distances of a chunk's logits from an unmoved run: root mean square, in units of their spread.
+    """
 
     floor: float
-    """Everything moved by 17 positions by the model itself: its own shift invariance in this dtype."""
+    """All tokens moved by 17 positions by the model itself: its own shift invariance in this dtype."""
     rotated: float
-    """The cache moved by our rotation: must sit on the floor."""
+    """The cache moved by our rotation; must be about `floor`."""
     control: float
-    """The cache left where it was: how large a mistake looks on this model."""
+    """The cache not moved: the size of a mistake on this model."""
     tensors: float
-    """Largest distance, over all cached tensors, of what we moved from what the model moved, as a share of the
-    distance that had to be moved (of the tensor's size where it carries no position)."""
+    """Largest distance, over all cached tensors, between our rotation and the model's, as a share of the distance
+    moved (of the tensor's norm if it carries no position)."""
     ok: bool
 
 
@@ -46,7 +49,7 @@ class SelfCheck:
 def self_check(model: Any, fit: PositionFit) -> SelfCheck:
     """Measure `fit` on `model` (a causal LM in eval mode; not changed)."""
     if "position_ids" not in parameter_names(model):
-        # Nothing can be moved, and nothing has to be: `fit_positions` saw that no cached tensor has a position.
+        # nothing can be moved, and nothing needs to be: `fit_positions` found no cached tensor with a position
         return SelfCheck(0.0, 0.0, 0.0, 0.0, not fit.rotates)
     device = model.get_input_embeddings().weight.device
     vocabulary = model.config.get_text_config().vocab_size
@@ -64,9 +67,9 @@ def self_check(model: Any, fit: PositionFit) -> SelfCheck:
     plain, moved = DynamicCache(config=model.config), DynamicCache(config=model.config)
     run(plain, prompt, 0)
     run(moved, prompt, SHIFT)
-    turned = copy.deepcopy(plain)
-    _turn(turned, fit, SHIFT)
-    tensors = _tensor_error(fit, plain, moved, turned)
+    rotated_cache = copy.deepcopy(plain)
+    _rotate(rotated_cache, fit, SHIFT)
+    tensors = _tensor_error(fit, plain, moved, rotated_cache)
     unmoved = run(copy.deepcopy(plain), chunk, PROMPT_TOKENS)
     spread = unmoved.std().clamp_min(1e-9)
 
@@ -74,21 +77,21 @@ def self_check(model: Any, fit: PositionFit) -> SelfCheck:
         logits = run(cache, chunk, PROMPT_TOKENS + SHIFT)
         return ((logits - unmoved).square().mean().sqrt() / spread).item()
 
-    floor, rotated, control = distance(moved), distance(turned), distance(plain)
+    floor, rotated, control = distance(moved), distance(rotated_cache), distance(plain)
     exact = model.dtype == torch.float32
-    # In float32 a higher floor means that the output depends on the absolute position.
+    # in float32 a higher floor means that the output depends on the absolute position
     premise = floor < 1e-4 or not exact
     agrees = rotated <= 3 * floor + 1e-5
-    # In 16 bits the logits of a model that hardly attends (random weights) drown in rounding; its tensors still tell.
-    telling = not exact or not fit.rotates or max(floor, rotated) <= 0.3 * control
+    # In 16 bits, rounding dominates the logits of a model with random weights; only its tensors are conclusive.
+    conclusive = not exact or not fit.rotates or max(floor, rotated) <= 0.3 * control
     if not fit.rotates:
         premise = premise and (floor < 1e-5 or not exact)
-    return SelfCheck(floor, rotated, control, tensors, premise and agrees and telling and tensors <= 0.3)
+    return SelfCheck(floor, rotated, control, tensors, premise and agrees and conclusive and tensors <= 0.3)
 
 
-def _tensor_error(fit: PositionFit, plain: Any, moved: Any, turned: Any) -> float:
+def _tensor_error(fit: PositionFit, plain: Any, moved: Any, rotated: Any) -> float:
     worst = 0.0
-    for rotations, *layers in zip(fit.layers, plain.layers, moved.layers, turned.layers, strict=True):
+    for rotations, *layers in zip(fit.layers, plain.layers, moved.layers, rotated.layers, strict=True):
         if kind_of(layers[0]) == "recurrent":
             continue
         for name, rotation in (("keys", rotations.keys), ("values", rotations.values)):
@@ -99,18 +102,18 @@ def _tensor_error(fit: PositionFit, plain: Any, moved: Any, turned: Any) -> floa
 
 
 def require_self_check(model: Any, fit: PositionFit) -> SelfCheck:
-    """`self_check`, or UnsupportedModelError with the figures."""
+    """Return the result of `self_check`; raise UnsupportedModelError with the figures if it failed."""
     result = self_check(model, fit)
     if not result.ok:
         raise UnsupportedModelError(
-            "the numeric self-check of the rotary positions failed (moved by the model "
-            f"{result.floor:.1e}, by our rotation {result.rotated:.1e}, not moved {result.control:.1e}, misfit of "
-            f"cached tensors {result.tensors:.1e}); an endless cache would be wrong with this model"
+            "the numeric self-check of the rotary positions failed (logits moved by the model: "
+            f"{result.floor:.1e}, by our rotation: {result.rotated:.1e}, not moved: {result.control:.1e}, misfit of "
+            f"cached tensors: {result.tensors:.1e}); a streaming cache would give wrong output with this model"
         )
     return result
 
 
-def _turn(cache: Any, fit: PositionFit, shift: int) -> None:
+def _rotate(cache: Any, fit: PositionFit, shift: int) -> None:
     for layer, rotations in zip(cache.layers, fit.layers, strict=True):
         for name, rotation in (("keys", rotations.keys), ("values", rotations.values)):
             if rotation is None:

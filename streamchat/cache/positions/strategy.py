@@ -1,4 +1,4 @@
-"""Choosing how a model is served: by moving keys, without moving anything, by reading again, or not at all."""
+"""Selects the position-handling strategy: rotate keys, none needed, recompute, or unsupported."""
 
 from __future__ import annotations
 
@@ -18,64 +18,64 @@ from streamchat.cache.recompute import RecomputingCache, fit_recompute
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 
-# The self-check moves a text of 32 tokens by 17.
-LEAST_POSITIONS = 49
+# the self-check moves a text of 32 tokens by 17
+MIN_POSITIONS = 49
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the checks of an earlier `choose_fit` found, for a model under the same conditions."""
+    """Result of the checks of an earlier `choose_fit`, for a model under the same conditions."""
 
     absolute_limit: int | None
-    """What `absolute_limit` found."""
+    """Result of `absolute_limit`."""
 
 
 def choose_fit(model: Any, *, verdict: Verdict | None = None, check_eviction: bool = True) -> PositionFit:
     """Measure how `model`, a causal LM in eval mode, carries positions, and check it numerically.
 
     Args:
-        model: Or a wrapper around it. Not changed; some 250 tokens of forward run.
-        verdict: Of checks that passed before; they are left out.
-        check_eviction: Run the attention in use on a cache that evicts. `verify` does that at length.
+        model: The model or a wrapper around it. Not changed; its forwards take about 250 tokens.
+        verdict: Result of checks that passed earlier; they are skipped.
+        check_eviction: Also check the model's attention on a cache that evicts. `verify` does this more thoroughly.
 
     Raises:
-        UnsupportedModelError: An endless cache would be wrong with this model; the reason is in the text.
+        UnsupportedModelError: A streaming cache would give wrong output with this model; the message says why.
     """
     model = causal_lm(model)
     refuse_training_mode(model)
     try:
-        fit = _moving_fit(model, verdict)
+        fit = _rotation_fit(model, verdict)
     except UnsupportedModelError as refusal:
         fit = _recompute_fit(model, refusal)
     if verdict is None and check_eviction:
-        with _failures_told(model):
+        with _model_errors_as_unsupported(model):
             _check_eviction(model, fit)
     return fit
 
 
-def _moving_fit(model: Any, verdict: Verdict | None) -> PositionFit:
-    """The fit by moving keys, checked.
+def _rotation_fit(model: Any, verdict: Verdict | None) -> PositionFit:
+    """Return a checked fit that rotates keys.
 
     Raises:
-        UnsupportedModelError: A check failed, or the model itself did.
+        UnsupportedModelError: A check or a forward of the model failed.
     """
-    with _failures_told(model):
+    with _model_errors_as_unsupported(model):
         fit = fit_positions(model)
         limit = absolute_limit(model, fit) if verdict is None else verdict.absolute_limit
         if limit is not None:
             fit = replace(fit, position_limit=limit, scales_queries=True)
         if verdict is None:
-            if limit is not None and limit < LEAST_POSITIONS:
+            if limit is not None and limit < MIN_POSITIONS:
                 raise UnsupportedModelError(
-                    f"from position {limit} on the model scales attention by the absolute position, which leaves too "
-                    f"few (under {LEAST_POSITIONS}) to move keys within"
+                    f"from position {limit} on, the model scales attention by the absolute position; moving keys needs "
+                    f"at least {MIN_POSITIONS} positions below that"
                 )
             require_self_check(model, fit)
         return fit
 
 
 def _recompute_fit(model: Any, refusal: UnsupportedModelError) -> PositionFit:
-    """The fit by reading again; raises `refusal`, or its own reason, when that is wrong too."""
+    """Return a fit that prefills again after evictions; raises its own reason or `refusal` if that fails too."""
     try:
         return fit_recompute(model, str(refusal))
     except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
@@ -85,8 +85,8 @@ def _recompute_fit(model: Any, refusal: UnsupportedModelError) -> PositionFit:
 
 
 @contextmanager
-def _failures_told(model: Any) -> Iterator[None]:
-    """Make an UnsupportedModelError of whatever the model raises inside the block, but for a lack of memory."""
+def _model_errors_as_unsupported(model: Any) -> Iterator[None]:
+    """Context manager: turn any error of the model except lack of memory into UnsupportedModelError."""
     try:
         yield
     except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
@@ -94,8 +94,7 @@ def _failures_told(model: Any) -> Iterator[None]:
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")[:200]
         raise UnsupportedModelError(
-            f"a small forward of {type(model).__name__} failed while its positions were measured "
-            f"({type(error).__name__}: {first})"
+            f"a forward of {type(model).__name__} to measure its positions failed ({type(error).__name__}: {first})"
         ) from error
 
 
@@ -106,6 +105,6 @@ def _check_eviction(model: Any, fit: PositionFit) -> None:
 def make_cache(
     model: Any, fit: PositionFit, *, cache_size: int, num_sink_tokens: int, options: EvictionOptions | None = None
 ) -> StreamingCache:
-    """The cache that serves `model`; arguments and errors as of `StreamingCache`."""
+    """Return a streaming cache for `model`; see `StreamingCache` for arguments and errors."""
     kind = RecomputingCache if fit.method == "recompute" else StreamingCache
     return kind(model.config, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)

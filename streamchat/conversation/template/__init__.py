@@ -1,1 +1,1 @@
-"""Chat templates: rendered with limits, taken apart into a format, and compared with what is fed."""
+"""Chat templates: rendered with limits, split into a format, and compared with the ids that are fed."""

@@ -1,4 +1,4 @@
-"""Runs code that comes with a model, such as its chat template, within limits of time and memory."""
+"""Runs code that comes with a model, such as its chat template, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ POLL_S = 0.01
 
 
 class LimitError(Exception):
-    """The code exceeded its limit of time or memory; the text says which."""
+    """The code exceeded its limit on time or memory; the text says which."""
 
 
 def run_bounded(work: Callable[[], Result], *, seconds: float = 5.0, growth_bytes: int = 500_000_000) -> Result:
     """Return the result of `work`, or stop it when it exceeds a limit.
 
-    It runs in a thread of its own, so this works on any thread; signals and alarms would need the main one. The thread
-    is stopped between two steps of Python. One that hangs inside a library is left behind and cannot keep the process
-    from ending.
+    `work` runs in a separate thread, so this can be called from any thread; signals and alarms would need the main one.
+    The thread is stopped between two Python bytecodes. A thread that hangs inside a library is abandoned and does not
+    prevent the process from exiting.
 
     Args:
-        work: Takes no arguments; pure Python.
-        seconds: How long it may take.
-        growth_bytes: How much the memory of this process may grow meanwhile.
+        work: Pure Python code without arguments.
+        seconds: Time limit.
+        growth_bytes: Limit on the growth of this process's memory.
 
     Raises:
-        LimitError: It went beyond a limit.
+        LimitError: `work` exceeded a limit.
         Exception: Whatever `work` raises.
     """
     memory = psutil.Process().memory_info
@@ -41,9 +41,9 @@ def run_bounded(work: Callable[[], Result], *, seconds: float = 5.0, growth_byte
     reason = ""
     while not reason and not thread.done.wait(POLL_S):
         if memory().rss - start > growth_bytes:
-            reason = f"it takes more than {growth_bytes // 1_000_000:,} MB of memory"
+            reason = f"it uses more than {growth_bytes // 1_000_000:,} MB of memory"
         elif time.monotonic() > end:
-            reason = f"it is not done after {seconds:g} s"
+            reason = f"it did not finish within {seconds:g} s"
     if reason:
         thread.stop()
         raise LimitError(reason)
@@ -51,7 +51,7 @@ def run_bounded(work: Callable[[], Result], *, seconds: float = 5.0, growth_byte
 
 
 class _Stopped(BaseException):
-    """Raised inside the work; not an `Exception`, so that a template does not catch it."""
+    """Raised inside the work. Not an `Exception`, so that a template cannot catch it."""
 
 
 class _Work(threading.Thread, Generic[Result]):
@@ -76,8 +76,8 @@ class _Work(threading.Thread, Generic[Result]):
             self.done.set()
 
     def stop(self) -> None:
-        """Raise `_Stopped` in the thread, once, and wait at most a second for its end."""
-        with self._ending:  # never raised once the work is over, where nothing would catch it
+        """Raise `_Stopped` in the thread, once, and wait at most a second for it to end."""
+        with self._ending:  # not after the work has finished, where nothing would catch it
             if not self.done.is_set():
                 raise_in(self, _Stopped)
         self.done.wait(1)
@@ -89,6 +89,6 @@ class _Work(threading.Thread, Generic[Result]):
 
 
 def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
-    """Raise `error` in another thread before its next step of Python."""
+    """Raise `error` in another thread before its next Python bytecode."""
     assert thread.ident is not None
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))

@@ -1,4 +1,4 @@
-"""The fixed texts of a conversation, and how they differ from the model's chat template."""
+"""The fixed texts of a conversation, and the ways in which they deviate from the model's chat template."""
 
 from __future__ import annotations
 
@@ -11,84 +11,83 @@ from streamchat.conversation.template.contents import Contents
 from streamchat.conversation.template.rendering import MARK, UnusableTemplateError
 
 Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
-"""In which way a chat template is not followed.
+"""A deviation from the chat template.
 
-system-folded: It has no place for a system prompt, which is put before the first message.
-system-first: It moves the system prompt from turn to turn; here it stays in the first one.
-newest-turn: It writes a turn differently later on; here each turn stays as it is written when it is the second of two.
-clock: It writes the time into every turn; here each turn keeps its own time.
-replies-kept: It rewrites earlier replies, for example without their reasoning; here they stay as they were generated.
-tokens: Its text is tokenized differently in one piece than turn by turn.
+system-folded: The template does not accept a system prompt; it is written before the first message instead.
+system-first: The template moves the system prompt from turn to turn; here it stays in the first turn.
+newest-turn: The template writes earlier turns differently; here each turn keeps the form of the second turn of two.
+clock: The template writes the time into every turn; here each turn keeps its own time.
+replies-kept: The template rewrites earlier replies, for example without reasoning; here they stay as generated.
+tokens: The whole text is tokenized differently than turn by turn.
 """
 NOTES: dict[Fallback, str] = {
-    "system-folded": "This model's chat template has no place for a system prompt: it is put before the first message.",
+    "system-folded": (
+        "This model's chat template does not accept a system prompt: it is written before the first message instead."
+    ),
     "system-first": (
         "This model's chat template moves the system prompt to the newest message: here it stays before the first one."
     ),
-    "newest-turn": (
-        "This model's chat template rewrites earlier turns: here they stay as they were written when they were new."
-    ),
-    "clock": "This model's chat template writes the time into every turn: here each turn keeps the time it began at.",
+    "newest-turn": "This model's chat template rewrites earlier turns: here they keep their original form.",
+    "clock": "This model's chat template writes the time into every turn: here each turn keeps its start time.",
     "replies-kept": (
         "This model's chat template rewrites earlier replies, for example without their reasoning: here they stay as "
-        "they were generated."
+        "generated."
     ),
     "tokens": (
         "This model's tokenizer splits some texts differently in a whole conversation than turn by turn: a few tokens "
-        "differ from the chat template's own."
+        "differ from the chat template's."
     ),
 }
-LASTING = datetime(2000, 1, 1)
-"""What a clock shows where the time must not matter."""
+FIXED_TIME = datetime(2000, 1, 1)
+"""A fixed time, for texts that must not depend on the clock."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The fixed texts around what people and model say.
+    """The fixed texts around messages and replies.
 
-    A conversation reads: system_block, then for each turn user_open + message + generation + reply + assistant_close;
-    the first turn has first_user_open instead of user_open, and a reply that is given has reply_open before it instead
-    of generation.
+    A conversation is system_block, then for each turn user_open + message + generation + reply + assistant_close. The
+    first turn has first_user_open instead of user_open, and a given reply has reply_open instead of generation.
     """
 
     name: str
     """'template' or 'plain'."""
     system_open: str
-    """What the format writes before the system prompt."""
+    """Text before the system prompt."""
     system_prompt: str
-    """The owner's words; '' for none."""
+    """System prompt text; '' for none."""
     system_close: str
-    """What the format writes between the system prompt and the first turn."""
+    """Text between the system prompt and the first turn."""
     first_user_open: str
     user_open: str
     generation: str
-    """Closes the message and opens a reply that the model generates."""
+    """Closes the message and opens a generated reply."""
     assistant_close: str
-    """Closes a reply; another message follows."""
+    """Closes a reply before another message."""
     reply_open: str = ""
-    """Closes the message and opens a reply that is given."""
+    """Closes the message and opens a given reply."""
     stop_strings: tuple[str, ...] = ()
-    """Texts that end a reply, for models without an end token for it."""
+    """Texts that end a reply, for models without an end token."""
     strips: bool = False
-    """Messages are stripped of white space at both ends."""
+    """Whether white space is stripped from both ends of messages."""
     notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
+    """Notices for the user, one sentence each."""
     fallbacks: tuple[Fallback, ...] = ()
-    """In which ways the chat template is not followed; empty if each conversation is written as the template does."""
-    moment: datetime = LASTING
-    """What the template's clock shows."""
+    """Deviations from the chat template; empty if it is followed exactly."""
+    moment: datetime = FIXED_TIME
+    """The time that the template's clock shows."""
     source: str = ""
-    """The chat template itself."""
+    """The source of the chat template."""
     contents: Contents | None = field(default=None, compare=False, repr=False)
     renew: Callable[[], ChatFormat] | None = field(default=None, compare=False, repr=False)
-    """Returns the format as it is now, if the time is written into every turn."""
-    lasting: tuple[object, ...] = ()
-    """What `identity` says, if that is not made of the texts above."""
+    """Returns the format for the current time, if the template writes the time into every turn."""
+    fixed_identity: tuple[object, ...] = ()
+    """Value of `identity`, if it differs from `parts`."""
 
     def __post_init__(self) -> None:
         around = (self.system_open, self.system_close, self.first_user_open, self.user_open)
         if any(MARK.search(text) for text in (*around, self.generation, self.reply_open, self.assistant_close)):
-            raise UnusableTemplateError("it writes a text at more than one place")
+            raise UnusableTemplateError("it writes a text more than once")
 
     @property
     def system_block(self) -> str:
@@ -97,21 +96,21 @@ class ChatFormat:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What ids of saved turns depend on. It does not depend on the time."""
-        return self.lasting or self.parts
+        """What the ids of saved turns depend on; independent of the time."""
+        return self.fixed_identity or self.parts
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The texts around messages and replies, as they are now."""
+        """The current texts around messages and replies."""
         return (self.first_user_open, self.user_open, self.generation, self.assistant_close, self.strips)
 
     def message(self, text: str, first: bool = False) -> str:
-        """The message as the format writes it."""
+        """Return a message as the format writes it."""
         written = None if self.contents is None else self.contents.message(text, first)
         return self._stripped(text) if written is None else written
 
     def given_reply(self, text: str) -> str:
-        """A reply as the format writes it when it is given."""
+        """Return a given reply as the format writes it."""
         written = None if self.contents is None else self.contents.given(text)
         return self._stripped(text) if written is None else written
 

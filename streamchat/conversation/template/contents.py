@@ -1,4 +1,4 @@
-"""How a template writes the texts themselves: trimmed, without their reasoning, or in another way."""
+"""How a template writes the texts of messages and replies: trimmed, without reasoning, or changed in another way."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from streamchat.conversation.template.rendering import MARK, Message, Renderer, 
 
 @dataclass(frozen=True)
 class Frame:
-    """A conversation with one text left open.
+    """A conversation with a variable text.
 
     Args:
-        messages: The conversation with that text.
-        before: What the template writes before it.
-        after: What the template writes behind it.
+        messages: Returns the conversation for a text.
+        before: What the template writes before the text.
+        after: What the template writes after the text.
     """
 
     messages: Callable[[str], list[Message]]
@@ -23,7 +23,7 @@ class Frame:
     after: str
 
     def content(self, render: Renderer, text: str) -> str | None:
-        """Return `text` as the template writes it; None if what is around it is not what it was."""
+        """Return `text` as the template writes it; None if the text around it has changed."""
         try:
             rendered = render(self.messages(text), generation=True)
         except UnusableTemplateError:
@@ -41,17 +41,17 @@ class Contents:
 
     render: Renderer
     first: Frame
-    """For the first message of a conversation."""
+    """Frame of the first message of a conversation."""
     later: Frame
-    """For a later message."""
+    """Frame of a later message."""
     reply: Frame
-    """For a reply that is followed by another message."""
+    """Frame of a reply that is followed by another message."""
 
     def message(self, text: str, first: bool) -> str | None:
-        """Return a message as the template writes it; None if that cannot be told. It never becomes empty."""
+        """Return a message as the template writes it, never empty; None if that is unknown."""
         content = (self.first if first else self.later).content(self.render, text)
         return None if content is not None and text.strip() and not content.strip() else content
 
     def given(self, text: str) -> str | None:
-        """Return a reply as the template writes it when another message follows; None if that cannot be told."""
+        """Return a reply as the template writes it before another message; None if that is unknown."""
         return self.reply.content(self.render, text)

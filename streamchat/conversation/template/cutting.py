@@ -1,4 +1,4 @@
-"""Takes a chat template apart: renders it with marks in place of all texts and cuts the result at the marks."""
+"""Splits a chat template into parts: renders it with marks in place of all texts, and cuts the result at the marks."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from streamchat.conversation.template.rendering import (
 )
 
 TURNS = 4
-"""Conversations of one to so many turns must have the same parts."""
+"""Conversations of 1 to `TURNS` turns must have the same parts."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a template writes around the texts. Texts themselves are left out."""
+    """What a template writes around the texts, without the texts."""
 
     system_open: str
     system_close: str
     """Between the system prompt and the first message; empty without a system prompt."""
     generation: str
-    """Behind the newest message, when the next reply is to be generated."""
+    """After the newest message, if the next reply is generated."""
     reply_open: str
-    """Between a message and its reply, when the reply is part of the conversation."""
+    """Between a message and its reply, if the reply is part of the conversation."""
     between: str
     """Between a reply and the next message."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The parts of a template, and whether it always writes the same ones."""
+class TemplateParts:
+    """The parts of a template, and whether they are the same in every conversation."""
 
     parts: Parts
     consistent: bool
-    """Conversations of one to four turns are made of these parts and the texts, and of nothing else."""
+    """Whether conversations of 1 to 4 turns consist only of these parts and the texts."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,29 @@ class _Cut:
         return (*self.head, *self.replies, *self.betweens, self.tail)
 
 
-def measure(render: Renderer, *, with_system: bool) -> Measured:
+def measure(render: Renderer, *, with_system: bool) -> TemplateParts:
     """Return the parts of the template.
 
-    Two sets of marks of different lengths are used: a part that depends on a text differs between them.
+    Two sets of marks with different lengths are used: a part that depends on a text differs between them.
 
     Raises:
-        UnusableTemplateError: It raises, does not write each text once and in order, or writes texts into the parts.
+        UnusableTemplateError: The template raises, does not write each text once and in order, or writes texts into
+            the parts.
     """
     marks = new_marks(6), new_marks(17)
     cuts = [_cut(render, each, turns, with_system) for each in marks for turns in (1, 2)]
     one, two, *others = cuts
-    # The newest turn counts: some templates write it in another way than the same turn later on.
+    # the newest turn decides: some templates write the same turn differently later
     parts = Parts(one.head[0], "".join(one.head[1:]), two.tail, two.replies[0], two.betweens[0])
     if any(mark in text for cut in cuts for text in cut.texts() for mark in (*marks[0].all, *marks[1].all)):
-        raise UnusableTemplateError("it writes a text at more than one place")
+        raise UnusableTemplateError("it writes a text more than once")
     if others[0] != one or others[1] != two:
-        raise UnusableTemplateError("what it writes around the texts depends on them")
-    return Measured(parts, one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system))
+        raise UnusableTemplateError("the text around messages depends on the messages")
+    return TemplateParts(parts, one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system))
 
 
 def natural_close(render: Renderer) -> str:
-    """Return what the template writes behind the last reply of a conversation; '' if that cannot be told."""
+    """Return what the template writes after the last reply of a conversation; '' if that is unknown."""
     marks = new_marks(6)
     try:
         text = render([user(marks.users[0]), assistant(marks.replies[0])])
@@ -109,12 +110,12 @@ def _cut(render: Renderer, marks: Marks, turns: int, with_system: bool) -> _Cut:
     pieces = split(text, texts)
     head = tuple(pieces[0].split(marks.system)) if with_system else (pieces[0],)
     if len(head) != 1 + with_system:
-        raise UnusableTemplateError("it does not write the system prompt once, before the first message")
+        raise UnusableTemplateError("it does not write the system prompt once and before the first message")
     return _Cut(head, tuple(pieces[1:-1:2]), tuple(pieces[2:-1:2]), pieces[-1])
 
 
 def conversation(texts: Sequence[str], system_prompt: str | None) -> list[Message]:
-    """Messages and replies in turn, behind a system prompt if there is one."""
+    """Return alternating user and assistant messages, after a system prompt if there is one."""
     start = [] if system_prompt is None else [system(system_prompt)]
     return start + [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
 
@@ -123,7 +124,7 @@ def split(text: str, marks: Sequence[str]) -> list[str]:
     """Cut `text` at each of `marks`.
 
     Raises:
-        UnusableTemplateError: They are not all there, once and in order.
+        UnusableTemplateError: A mark is missing, repeated or out of order.
     """
     places = [text.find(mark) for mark in marks]
     if any(text.count(mark) != 1 for mark in marks) or any(a > b for a, b in pairwise(places)):
@@ -139,10 +140,10 @@ def first_system(render: Renderer) -> tuple[str, str]:
     """Return what a template writes before and after the system prompt in a conversation of one message.
 
     Raises:
-        UnusableTemplateError: It does not write the system prompt once, before the message.
+        UnusableTemplateError: The template does not write the system prompt once and before the message.
     """
     cuts = [_cut(render, new_marks(length), 1, True) for length in (6, 17)]
     if cuts[0] != cuts[1]:
-        raise UnusableTemplateError("what it writes around the system prompt depends on it")
+        raise UnusableTemplateError("the text around the system prompt depends on it")
     before, after = cuts[0].head
     return before, after

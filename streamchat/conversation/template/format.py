@@ -1,8 +1,8 @@
-"""How turns are written for a model: the parts of its chat template, from which each turn feeds only its own.
+"""Derives the format of turns from a model's chat template.
 
-A conversation lives in a cache to which tokens can only be added. So a template is followed as far as it only adds: it
-is measured once (`cutting`), and each turn is written from the parts. Most templates write whole conversations of
-exactly these parts. Those that do not are followed in a way that is said at the start (`chat_format.Fallback`).
+Tokens can only be appended to the cache of a conversation. So a template is split into parts once (`cutting`), and each
+turn is written from these parts. Most templates write whole conversations as exactly these parts. The deviations from
+those that do not are reported at the start (`chat_format.Fallback`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.conversation.template.chat_format import LASTING, NOTES, ChatFormat, Fallback
+from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import (
-    Measured,
     Parts,
+    TemplateParts,
     conversation,
     first_system,
     measure,
@@ -32,15 +32,15 @@ _OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
 
 
 def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat:
-    """The format for a model.
+    """Return the format for a model.
 
     Args:
-        tokenizer: Its tokenizer, with or without a chat template.
+        tokenizer: The model's tokenizer, with or without a chat template.
         wanted: 'auto', 'template' or 'plain'.
-        system_prompt: '' for what the template says by itself.
+        system_prompt: '' for the template's default.
 
     Raises:
-        ConfigError: 'template' was asked for and there is none that can be used.
+        ConfigError: 'template' was requested and the model has no usable template.
     """
     if wanted == "plain":
         return plain_format(tokenizer, system_prompt)
@@ -50,7 +50,7 @@ def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat
         note = "This model has no chat template: turns are written as plain 'User:' and 'Assistant:' lines."
         return replace(plain_format(tokenizer, system_prompt), notes=(note,))
     try:
-        return _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
+        return _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
     except UnusableTemplateError as error:
         if wanted == "template":
             raise ConfigError(f"the model's chat template cannot be used: {error}; use --chat-format plain") from None
@@ -59,7 +59,7 @@ def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat
 
 
 def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
-    """'User:' / 'Assistant:' lines for models without a chat template, with text stop strings."""
+    """Return a format of 'User:' / 'Assistant:' lines with stop strings, for models without a chat template."""
     return ChatFormat(
         name="plain",
         system_open=_automatic_start(tokenizer),
@@ -76,53 +76,53 @@ def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
 
 
 def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None = None) -> ChatFormat:
-    """The format that the tokenizer's chat template describes.
+    """Return the format of the tokenizer's chat template.
 
     Args:
-        tokenizer: With a chat template.
-        system_prompt: '' for what the template says by itself.
-        moment: What the template's clock shows; now by default.
+        tokenizer: A tokenizer with a chat template.
+        system_prompt: '' for the template's default.
+        moment: The time that the template's clock shows; now by default.
 
     Raises:
-        UnusableTemplateError: It raises, or does not write texts as they are and in their order.
+        UnusableTemplateError: The template raises, or does not write texts unchanged and in order.
     """
     moment = moment or datetime.now()
     render = Renderer(tokenizer, moment)
-    chosen = replace(_followed(tokenizer, render, system_prompt), moment=moment, source=render.source)
+    chosen = replace(_format_at(tokenizer, render, system_prompt), moment=moment, source=render.source)
     if not render.has_clock:
         return chosen
-    lasting = _followed(tokenizer, Renderer(tokenizer, LASTING), system_prompt)
-    later = _followed(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
-    if lasting.parts == later.parts and lasting.reply_open == later.reply_open:
-        return chosen  # only the beginning of a conversation has the time
+    fixed = _format_at(tokenizer, Renderer(tokenizer, FIXED_TIME), system_prompt)
+    later = _format_at(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
+    if fixed.parts == later.parts and fixed.reply_open == later.reply_open:
+        return chosen  # only the start of a conversation contains the time
     return replace(
         chosen,
         fallbacks=(*chosen.fallbacks, "clock"),
         notes=(*chosen.notes, NOTES["clock"]),
-        lasting=lasting.parts,
-        renew=lambda: _checked(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
+        fixed_identity=fixed.parts,
+        renew=lambda: _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
     )
 
 
-def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
-    """The format of a template with its clock at one moment."""
-    measured, fallbacks, place = _measured(render, system_prompt)
+def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
+    """Return the format of a template with a fixed clock."""
+    measured, fallbacks, around_prompt = _measure_parts(render, system_prompt)
     parts = measured.parts
     folded = "system-folded" in fallbacks
     contents = _contents(render, parts, system_prompt, fallbacks)
-    before, after = place
+    before, after = around_prompt
     head = contents.first.before
     own = system_prompt and head[len(before) : len(head) - len(after)]
     if head != before + own + after:
         own = system_prompt
     if _rewrites_replies(contents, parts):
         fallbacks.append("replies-kept")
-    close, user_open = _divided(tokenizer, render, parts)
+    close, user_open = _split_between(tokenizer, render, parts)
     first_open = ""
     if not folded:
-        place_holder = before if not system_prompt else after
-        kept, first_open = _first_opening(place_holder, user_open)
-        before, after = (kept, after) if not system_prompt else (before, kept)
+        last = before if not system_prompt else after
+        last, first_open = _first_opening(last, user_open)
+        before, after = (last, after) if not system_prompt else (before, last)
     return ChatFormat(
         name="template",
         system_open=before,
@@ -140,29 +140,29 @@ def _followed(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForma
     )
 
 
-def _measured(render: Renderer, system_prompt: str) -> tuple[Measured, list[Fallback], tuple[str, str]]:
-    """The template's parts, in which ways they are not the template, and what is around the system prompt."""
+def _measure_parts(render: Renderer, system_prompt: str) -> tuple[TemplateParts, list[Fallback], tuple[str, str]]:
+    """Return the template's parts, its deviations, and the texts before and after the system prompt."""
     fallbacks: list[Fallback] = []
     try:
         measured = measure(render, with_system=bool(system_prompt))
-        place = measured.parts.system_open, measured.parts.system_close
+        around_prompt = measured.parts.system_open, measured.parts.system_close
     except UnusableTemplateError:
         if not system_prompt:
             raise
         measured = measure(render, with_system=False)
         try:
-            place = first_system(render)
+            around_prompt = first_system(render)
             fallbacks.append("system-first")
         except UnusableTemplateError:
-            place = measured.parts.system_open, "\n\n"
+            around_prompt = measured.parts.system_open, "\n\n"
             fallbacks.append("system-folded")
     if not measured.consistent:
         fallbacks.append("newest-turn")
-    return measured, fallbacks, place
+    return measured, fallbacks, around_prompt
 
 
 def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
-    """Frames in which the template shows how it writes a text."""
+    """Return the frames that show how the template writes a text."""
     marks = new_marks(6)
     u1, a1, u2 = marks.users[0], marks.replies[0], marks.users[1]
     folded, moved = "system-folded" in fallbacks, "system-first" in fallbacks
@@ -189,7 +189,7 @@ def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Seq
 
 
 def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
-    """Whether a past reply is written differently from how it was generated, for example without its reasoning."""
+    """Return whether the template writes a past reply differently than generated, for example without reasoning."""
     mark = new_marks(6).replies[0]
     written = contents.given(f"<think>\n{mark}\n</think>\n\nanswer")
     dropped = written is not None and mark not in written
@@ -198,7 +198,7 @@ def _rewrites_replies(contents: Contents, parts: Parts) -> bool:
 
 
 def _drops_reasoning(render: Renderer) -> bool:
-    """Whether the template writes the reasoning of the newest reply, and leaves it out of earlier ones."""
+    """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
     marks = new_marks(6)
     for key in REASONING_KEYS:
         reply = {**assistant(marks.replies[0]), key: marks.replies[1]}
@@ -212,11 +212,11 @@ def _drops_reasoning(render: Renderer) -> bool:
     return False
 
 
-def _divided(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
-    """What closes a reply, and what opens the next message: together what is between the two.
+def _split_between(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
+    """Split the text between a reply and the next message into what closes the reply and what opens the message.
 
-    White space that is next to both belongs to the closing, unless an end token closes the reply and the first message
-    is opened with that white space, too.
+    White space at the boundary belongs to the close, unless an end token closes the reply and the opening of the first
+    message also has that white space.
     """
     between, head = parts.between, parts.system_open + parts.system_close
     close = natural_close(render)
@@ -227,13 +227,13 @@ def _divided(tokenizer: Any, render: Renderer, parts: Parts) -> tuple[str, str]:
     if 0 < spaces < len(rest) and not (_has_control(tokenizer, close) and head.endswith(rest)):
         close, rest = close + rest[:spaces], rest[spaces:]
     spaces = len(close) - len(close.rstrip(" "))
-    if spaces and rest:  # the next token often begins with a space
+    if spaces and rest:  # the next token often starts with a space
         close, rest = close[:-spaces], close[-spaces:] + rest
     return close, rest
 
 
 def _through_control(tokenizer: Any, between: str, head: str) -> str:
-    """The start of `between` through its first control token, if the rest opens the first message as well."""
+    """Return `between` up to and including its first control token, if the rest also opens the first message."""
     for name in tokenizer.get_added_vocab():
         if name and between.startswith(name) and head.endswith(between[len(name) :]):
             return str(name)
@@ -245,19 +245,19 @@ def _has_control(tokenizer: Any, text: str) -> bool:
 
 
 def _first_opening(before: str, user_open: str) -> tuple[str, str]:
-    """`before` the first message, cut where that message is opened."""
+    """Split `before`, the text before the first message, where that message is opened."""
     if user_open and before.endswith(user_open):
         cut = len(before) - len(user_open)
-        if not cut:  # right behind the system prompt, with whose last characters line ends may grow together
+        if not cut:  # directly after the system prompt, whose last characters may merge with line ends
             cut = len(user_open) - len(user_open.lstrip("\n"))
     else:
         cut = len(before)
-    cut = len(before[:cut].rstrip(" "))  # the next token often begins with a space
+    cut = len(before[:cut].rstrip(" "))  # the next token often starts with a space
     return before[:cut], before[cut:]
 
 
-def _checked(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
-    """`chosen`, compared with what the template itself renders."""
+def _with_check(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatFormat:
+    """Compare `chosen` with what the template renders; add the fallback "tokens" if their ids differ."""
     from streamchat.conversation.template.format_check import differs
 
     if differs(tokenizer, chosen, system_prompt):
@@ -266,7 +266,7 @@ def _checked(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> ChatForm
 
 
 def _automatic_start(tokenizer: Any) -> str:
-    """The start token that the tokenizer itself puts before a text; '' for those that put none."""
+    """Return the start token that the tokenizer adds before a text; '' if it adds none."""
     bos = tokenizer.bos_token_id
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""

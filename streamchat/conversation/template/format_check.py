@@ -1,4 +1,4 @@
-"""Compares what a format feeds with what the chat template renders, when a model is loaded."""
+"""Compares the ids that a format feeds with those of the rendered chat template, when a model is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVERSATION: tuple[Exchange, ...] = (
 
 
 def fed(encoder: ChatEncoder, history: Sequence[Exchange], message: str) -> list[int]:
-    """Return the ids that a conversation with given replies feeds up to where the reply to `message` begins."""
+    """Return the ids that a conversation with given replies feeds up to the start of the reply to `message`."""
     ids, previous = encoder.system_block(), "."
     for i, (text, reply) in enumerate(history):
         turn = encoder.encoded(text, i == 0, reply, previous)
@@ -29,7 +29,7 @@ def fed(encoder: ChatEncoder, history: Sequence[Exchange], message: str) -> list
 
 
 def differs(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> bool:
-    """Return whether the ids fed for a sample conversation differ from those of its rendered text, or lack a part."""
+    """Return whether the ids fed for a sample conversation differ from the template's, or lack part of a message."""
     encoder = ChatEncoder(tokenizer, chosen)
     try:
         reference = Reference(tokenizer, chosen, system_prompt)
@@ -39,13 +39,13 @@ def differs(tokenizer: Any, chosen: ChatFormat, system_prompt: str) -> bool:
                 history = history[:0]
             if fed(encoder, history, message) != reference.ids(history, message):
                 return True
-    except UnusableTemplateError:  # the actual texts make it raise
+    except UnusableTemplateError:  # these texts make the template raise
         return True
     return not all(_is_kept(tokenizer, encoder, text) for text, _ in CONVERSATION)
 
 
 def _is_kept(tokenizer: Any, encoder: ChatEncoder, text: str) -> bool:
-    """Whether a message is in what is fed, as far as the tokenizer keeps it at all."""
+    """Return whether the fed ids contain a message, except for what the tokenizer itself drops."""
 
     def decoded(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -1,6 +1,6 @@
-"""What the chat template itself writes, to compare with what is fed.
+"""Renders and tokenizes whole conversations with the chat template, to compare them with the ids that are fed.
 
-Everything here renders and tokenizes whole conversations. The parts that turns are fed from are not used.
+The parts that turns are fed from are not used here.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from streamchat.conversation.template.rendering import Message, Renderer
 
 Exchange = tuple[str, str]
 """A message and its reply."""
-# Messages and replies that have no character in common.
+# Texts that have no character in common.
 _PROBES = "alpha", "0"
 
 
 class Reference:
-    """The ids of conversations as a format says that they are written.
+    """The reference ids of conversations in a format.
 
     Args:
         tokenizer: The model's tokenizer.
-        format: The format in use. Of it count only its name, its moment and in which ways the template is not followed.
-        system_prompt: As it was given; '' for none.
+        format: The format in use. Only its name, moment and fallbacks are used.
+        system_prompt: The system prompt setting; '' for none.
     """
 
     def __init__(self, tokenizer: Any, format: ChatFormat, system_prompt: str) -> None:  # noqa: A002
@@ -36,11 +36,11 @@ class Reference:
         self._render = Renderer(tokenizer, format.moment) if format.name == "template" else None
 
     def ids(self, history: Sequence[Exchange], message: str) -> list[int]:
-        """Return the ids of a conversation up to where the reply to `message` begins."""
+        """Return the ids of a conversation up to the start of the reply to `message`."""
         return self.tokenized(self.text(history, message))
 
     def text(self, history: Sequence[Exchange], message: str, with_system: bool = True) -> str:
-        """Return the text of a conversation up to where the reply to `message` begins."""
+        """Return the text of a conversation up to the start of the reply to `message`."""
         if self._render is None:
             return self._plain(history, message)
         return self._render(self._messages(history, message, with_system), generation=True)
@@ -50,14 +50,14 @@ class Reference:
         return [int(token) for token in self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def window(self, history: Sequence[Exchange]) -> list[Exchange]:
-        """The part of a long conversation that the newest turn depends on."""
+        """Return the part of a long conversation that the newest turn depends on."""
         if "newest-turn" in self.fallbacks:
             return list(history[:1])
         return list(history) if len(history) <= 2 else [history[0], history[-1]]
 
     @cached_property
     def between(self) -> list[int]:
-        """The ids between a reply and the next message, whatever the two are."""
+        """The ids between any reply and the next message."""
         first, second = (self._opened([(_PROBES[0], reply)]) for reply in _PROBES)
         return first[len(first) - common_end(first, second) :]
 
@@ -66,9 +66,9 @@ class Reference:
         return list(ids[common_start(self._opened(history), ids) :])
 
     def replied(self, history: Sequence[Exchange], message: str, reply: str) -> tuple[list[int], int]:
-        """Return the ids of a conversation in which `reply` is given and another message follows.
+        """Return the ids of a conversation in which another message follows the given `reply`.
 
-        The number says how many ids at the end have nothing of the reply.
+        The second value is the number of ids at the end that do not depend on the reply.
         """
         ids, other = (self._replied(history, message, text) for text in (reply, f"{reply} {_PROBES[1]}x"))
         return ids, common_end(ids, other)
@@ -76,14 +76,14 @@ class Reference:
     def _replied(self, history: Sequence[Exchange], message: str, reply: str) -> list[int]:
         text = self.text([*history, (message, reply)], _PROBES[0])
         if self._system_prompt and not history and "system-first" in self.fallbacks:
-            # The template has moved the system prompt on: what is before the reply is what it was without one.
+            # The template has moved the system prompt: use the text that is before the reply in the first turn.
             prompt, without = self.text([], message), self.text([], message, with_system=False)
             same = common_start(without, text)
             text = prompt[: len(prompt) - (len(without) - same)] + text[same:]
         return self.tokenized(text)
 
     def _opened(self, history: Sequence[Exchange]) -> list[int]:
-        """The ids before the next message."""
+        """Return the ids before the next message."""
         first, second = (self.ids(history, probe) for probe in _PROBES)
         return first[: common_start(first, second)]
 
@@ -104,7 +104,7 @@ class Reference:
 
 
 def common_start(first: Sequence[object], second: Sequence[object]) -> int:
-    """Return how many items both begin with."""
+    """Return the length of the common prefix."""
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return i
@@ -112,5 +112,5 @@ def common_start(first: Sequence[object], second: Sequence[object]) -> int:
 
 
 def common_end(first: Sequence[object], second: Sequence[object]) -> int:
-    """Return how many items both end with."""
+    """Return the length of the common suffix."""
     return common_start(first[::-1], second[::-1])

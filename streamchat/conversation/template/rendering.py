@@ -1,4 +1,4 @@
-"""Renders chat templates; no other module does."""
+"""Renders chat templates; the only module that does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from streamchat.conversation.template.bounded import LimitError, run_bounded
 
 Message = dict[str, str]
 MOST_CHARACTERS, MOST_TIMES = 1_000_000, 20
-"""A template may add this much text by itself, and repeat its messages so often."""
+"""Limits on rendered text: characters that a template may add, and how often it may repeat its messages."""
 _BEYOND = "_streamchat_template_beyond_limit"
 _CLOCK = "strftime_now"
-# The library removes functions from a template's variables, so the clock is replaced inside the template: its answers
-# for every text in the template that has a percent sign.
+# transformers removes functions from a template's variables, so the clock is replaced inside the template, by a table
+# of results for each string literal with a percent sign.
 _FIXED_CLOCK = (
     "{% macro strftime_now(format) -%}"
     "{{ streamchat_moment[format] if format in streamchat_moment else format }}"
@@ -27,27 +27,27 @@ _LITERAL = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"")
 
 
 class UnusableTemplateError(Exception):
-    """The template raises, or does not write texts as they are and in their order."""
+    """The template raises, or does not write texts unchanged and in order."""
 
 
 class Renderer:
     """Renders conversations with a tokenizer's chat template.
 
     Args:
-        tokenizer: Has `apply_chat_template`.
-        moment: What the template's clock shows.
+        tokenizer: A tokenizer with `apply_chat_template`.
+        moment: The time that the template's clock shows.
     """
 
     def __init__(self, tokenizer: Any, moment: datetime) -> None:
         self._tokenizer = tokenizer
         try:
             self.source = str(tokenizer.get_chat_template())
-        except Exception as error:  # several templates, and none of them is the default
+        except Exception as error:  # several templates without a default
             raise UnusableTemplateError(_first_line(error)) from None
         self.has_clock = _CLOCK in self.source
         self._options: dict[str, Any] = {}
         if self.has_clock:
-            # a newline behind a block is not written
+            # Jinja drops a newline after a block
             newline = "\n" if self.source.startswith("\n") else ""
             self._options["chat_template"] = _FIXED_CLOCK + newline + self.source
             self._options["streamchat_moment"] = _answers(self.source, moment)
@@ -56,8 +56,8 @@ class Renderer:
         """Return the text of a conversation.
 
         Args:
-            messages: With `role` and `content`.
-            generation: Open the next reply at the end.
+            messages: Messages with `role` and `content`.
+            generation: Whether to open the next reply at the end.
 
         Raises:
             UnusableTemplateError: The template raises.
@@ -66,10 +66,10 @@ class Renderer:
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Return what the tokenizer's chat template makes of `messages`, within limits of time, memory and length.
+    """Render `messages` with the tokenizer's chat template, within limits on time, memory and length.
 
     Raises:
-        UnusableTemplateError: It raises, or goes beyond a limit; it is not rendered again then.
+        UnusableTemplateError: The template raises or exceeds a limit. After a limit it is never rendered again.
     """
     reason = getattr(tokenizer, _BEYOND, "")
     if reason:
@@ -84,36 +84,36 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
         longest = MOST_CHARACTERS + MOST_TIMES * sum(len(str(message)) for message in messages)
         if len(text) <= longest:
             return text
-        reason = f"it makes {len(text):,} characters of {len(messages)} messages"
+        reason = f"it writes {len(text):,} characters for {len(messages)} messages"
     setattr(tokenizer, _BEYOND, reason)
     raise UnusableTemplateError(reason)
 
 
 def system(text: str) -> Message:
-    """A system message."""
+    """Return a system message."""
     return {"role": "system", "content": text}
 
 
 def user(text: str) -> Message:
-    """A user message."""
+    """Return a user message."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: str) -> Message:
-    """A reply."""
+    """Return an assistant message."""
     return {"role": "assistant", "content": text}
 
 
 MARK = re.compile(r"q[0-9a-f]{12,}q")
-"""What a mark looks like."""
+"""Pattern of a mark."""
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Texts that stand for the system prompt, messages and replies while a template is measured.
+    """Placeholder texts for the system prompt, messages and replies while a template is measured.
 
-    They are made at random, so nobody can write one by chance or on purpose. They begin and end with a letter, so
-    trimming does not change them.
+    They are random, so no text contains one by chance or on purpose. They start and end with a letter, so trimming does
+    not change them.
     """
 
     system: str
@@ -122,7 +122,7 @@ class Marks:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Each of them."""
+        """All marks."""
         return (self.system, *self.users, *self.replies)
 
 

@@ -1,7 +1,7 @@
 """Learns what a chat template writes inside a reply by rendering one with and without reasoning.
 
-Control tokens that stand inside a reply cannot end it. Some templates (gpt-oss) write one reply as several messages,
-each with a header that the model writes itself; some put their own marks around reasoning.
+Control tokens inside a reply cannot end it. Some templates (gpt-oss) write one reply as several messages, each with a
+header that the model itself generates; some write their own marks around reasoning.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from streamchat.base.thinking import Tags
 from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.template.rendering import UnusableTemplateError, render
 
-# Words that no template has.
+# Words that no template contains.
 USER, ANSWER, REASONING = "qUSERq", "qANSWERq", "qREASONINGq"
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Under which templates look for the reasoning of a message."""
+"""Keys that templates use for the reasoning of a message."""
 TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]|◁[^\s◁▷]+▷")
 """A mark of a template: `<think>`, `<|START_THINKING|>`, `[THINK]`, `◁think▷`."""
 
 
 @dataclass(frozen=True)
 class Messages:
-    """Tokens and names that a reply of several messages consists of."""
+    """Tokens and names of a reply that has several messages."""
 
     start: int
-    """Opens a message; its role follows."""
+    """Token that opens a message; its role follows."""
     role: str
-    """The role of the model's own messages."""
+    """The role of the model's messages."""
     header_end: int
-    """Stands between the header of a message and its text."""
+    """Token between the header of a message and its text."""
     close: int | None
-    """Closes a message."""
+    """Token that closes a message."""
     channel: int | None
-    """Stands in a header before the name of the channel."""
+    """Token before the name of the channel in a header."""
     answer: str
     """The channel of the answer; messages of other channels are reasoning."""
 
@@ -49,21 +49,21 @@ class ReplyShape:
     user: int | None = None
     """The control token that opens a user message; None without one."""
     user_role: str = ""
-    """The text that follows it."""
+    """The text after it."""
     inside: frozenset[int] = frozenset()
-    """Control tokens that stand in a reply between its reasoning and its answer."""
+    """Control tokens between the reasoning and the answer of a reply."""
     around: frozenset[int] = frozenset()
-    """All control tokens of a reply and of what follows it, up to the next message."""
+    """All control tokens of a reply and of the text after it, up to the next message."""
     prompt: str = ""
-    """What stands after the message when a reply is asked for."""
+    """The text after the message when a reply is requested."""
     tags: Tags | None = None
-    """What the template writes around reasoning; None if it is not known."""
+    """The tags that the template writes around reasoning; None if unknown."""
     messages: Messages | None = None
     """None if a reply is one message."""
 
 
 def learn_shape(tokenizer: Any, encoder: ChatEncoder) -> ReplyShape:
-    """Render a reply with the tokenizer's template, and return what it consists of."""
+    """Render a reply with the tokenizer's template, and return its shape."""
     if encoder.format.name != "template":
         return ReplyShape()
     return _Learner(tokenizer, encoder).shape()
@@ -103,7 +103,7 @@ class _Learner:
         return [token for token in self._ids(text) if token in self._encoder.control_ids]
 
     def _leading_control(self, ids: list[int]) -> int | None:
-        """The first id, after white space, if it is a control token."""
+        """Return the first id, after white space, if it is a control token."""
         for token in ids:
             if token in self._encoder.control_ids:
                 return token
@@ -112,12 +112,12 @@ class _Learner:
         return None
 
     def _role(self, ids: list[int]) -> str:
-        """The text that `ids` begin with."""
+        """Return the text of `ids` up to the first control token."""
         stop = next((at for at, token in enumerate(ids) if token in self._encoder.control_ids), len(ids))
         return str(self._tokenizer.decode(ids[:stop])).strip()
 
     def _after_message(self, more: list[dict[str, str]], **options: Any) -> str:
-        """What the template writes after a user message; '' if it raises."""
+        """Return what the template writes after a user message; '' if it raises."""
         messages = [{"role": "user", "content": USER}, *more]
         try:
             text = render(self._tokenizer, messages, **options)
@@ -126,7 +126,7 @@ class _Learner:
         return text.partition(USER)[2]
 
     def _inside_reply(self, extra: dict[str, str]) -> str:
-        """What a past reply has between what a generation prompt writes as well and its answer."""
+        """Return the text of a past reply between the part shared with the generation prompt and the answer."""
         text = self._after_message([{"role": "assistant", "content": ANSWER, **extra}], add_generation_prompt=False)
         if text.count(ANSWER) != 1:
             return ""
@@ -138,19 +138,19 @@ class _Learner:
         return text[common:]
 
     def _messages(self, start: int, close: int | None, opening: list[int], plain: str) -> Messages | None:
-        """Return the marks of a template in which the model itself ends the header of its message."""
+        """Return the tokens of a template in which the model itself ends the header of its message."""
         prompt, inside = self._ids(self._prompt), self._ids(plain)
         header_end = next((token for token in reversed(opening) if token in self._encoder.control_ids), start)
         if start not in prompt or header_end == start or header_end not in inside:
             return None
-        begun = prompt[len(prompt) - prompt[::-1].index(start) :]
-        if header_end in begun:
+        started = prompt[len(prompt) - prompt[::-1].index(start) :]
+        if header_end in started:
             return None
         header = inside[: len(inside) - 1 - inside[::-1].index(header_end)]
         at = next((index for index, token in enumerate(header) if token in self._encoder.control_ids), None)
         channel = None if at is None else header[at]
         answer = "" if at is None else self._tokenizer.decode(header[at + 1 :]).strip()
-        return Messages(start, self._role(begun), header_end, close, channel, answer)
+        return Messages(start, self._role(started), header_end, close, channel, answer)
 
     def _tags(self, reasoned: str, start: int | None) -> Tags | None:
         before, _, after = reasoned.partition(REASONING)
@@ -166,7 +166,7 @@ class _Learner:
 
 
 def _common(text: str, other: str) -> int:
-    """Return how many characters of `text` begin `other` as well; white space may differ."""
+    """Return the length of the prefix of `text` that `other` also starts with, ignoring white space."""
     at = behind = 0
     while True:
         after = len(text) - len(text[at:].lstrip())

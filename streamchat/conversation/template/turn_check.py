@@ -1,4 +1,4 @@
-"""Compares a turn in the token log with what the chat template writes, id for id."""
+"""Compares a turn in the token log with the output of the chat template, id by id."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class FedTurn:
     """The newest turn of a conversation, and its ids."""
 
     history: Sequence[Exchange]
-    """Earlier turns: the first and the one before, at least."""
+    """Earlier turns: at least the first one and the previous one."""
     message: str
     reply: str
     ids: Sequence[int]
-    """Up to its end, from the turn before on."""
-    prompt_stop: int
-    """Index in `ids` behind the last one that was fed before the reply."""
+    """Ids from the start of the previous turn to the end of this one."""
+    prompt_end: int
+    """One past the index in `ids` of the last id fed before the reply."""
     given: bool
-    """The reply was given, not generated."""
+    """Whether the reply was given, not generated."""
 
 
 def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collection[int], turn: FedTurn) -> str:
-    """Return how the turn differs from what the template writes; '' if it does not.
+    """Return how the turn differs from the template's output; '' if it does not.
 
-    The closing of a reply is checked with the turn behind it. If the texts have names of control tokens, which the
-    template would write as control tokens, decoded texts are compared instead of ids.
+    The close of a reply is checked with the next turn. If the texts contain names of control tokens, which the template
+    would write as control tokens, decoded texts are compared instead of ids.
     """
 
     def controls(ids: Sequence[int]) -> int:
@@ -44,7 +44,7 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
         fed, least = list(turn.ids), 1
     else:
         ids, tail = reference.ids(history, turn.message), 0
-        fed, least = list(turn.ids[: turn.prompt_stop]), 0
+        fed, least = list(turn.ids[: turn.prompt_end]), 0
     whole = not turn.history and "clock" not in reference.fallbacks
     behind = ids if whole else reference.behind_opening(history, ids)
     named = has_control(turn.message)
@@ -65,16 +65,16 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
 
 
 def _seams(reference: Reference, ids: Sequence[int], behind: Sequence[int]) -> list[list[int]]:
-    """The ids that may be between the reply before and the message.
+    """Return the possible ids between the previous reply and the message.
 
-    The last one: a reply that was given may have grown together with what closes it.
+    The last alternative is for a given reply that merges with its close.
     """
     start = len(ids) - len(behind)
     return [list(ids[max(0, start - len(reference.between)) : start]), reference.between]
 
 
 def _same_text(tokenizer: Any, fed: Sequence[int], expected: Sequence[int]) -> bool:
-    """Return whether what was fed ends in the text of `expected`; names in single letters take more ids."""
+    """Return whether the text of `fed` ends with that of `expected`; a name in single letters takes more ids."""
     return _decoded(tokenizer, fed[-16 * len(expected) :]).endswith(_decoded(tokenizer, expected))
 
 

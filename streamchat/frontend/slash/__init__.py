@@ -1,1 +1,1 @@
-"""Slash commands: the registry and the commands themselves."""
+"""Slash commands: the registry, and one module per subject."""

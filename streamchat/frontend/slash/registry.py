@@ -1,6 +1,6 @@
-"""Slash commands and their registry. The commands themselves are in `streamchat.frontend.slash.commands`.
+"""Slash commands and their registry. `streamchat.frontend.slash.commands` registers the commands.
 
-A command works on the engine and the status board and returns text; how that text is shown is the face's business.
+A command acts on the engine and the status board and returns a `SlashResult`, which the front end displays.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from streamchat.frontend.status import StatusBoard
 
 @dataclass(frozen=True)
 class SlashResult:
-    """What a command came to."""
+    """Result of a command."""
 
     text: str = ""
-    """To be shown literally; may have several lines."""
+    """Text to show literally; may have several lines."""
     error: bool = False
     quit: bool = False
     message: str = ""
-    """To be sent to the model, as if it had been typed."""
+    """Message to send to the model, as if the user had typed it."""
     insert: str = ""
-    """To be put into the input, unsent."""
-    over: Callable[[Event], bool] | None = None
-    """The engine is at work as with a turn, until an event for which this is true."""
+    """Text to insert into the input without sending it."""
+    done_when: Callable[[Event], bool] | None = None
+    """The engine is busy until an event for which this returns True; None if the command is done."""
 
 
 @dataclass(frozen=True)
 class SlashContext:
-    """What a command may use."""
+    """What a command can access."""
 
     engine: ChatEngine
     board: StatusBoard
@@ -45,34 +45,34 @@ class SlashCommand:
 
     name: str
     arguments: str
-    """Usage of the arguments, '' for none."""
+    """Usage of the arguments; '' for none."""
     help: str
     run: Callable[[SlashContext, str], SlashResult]
     aliases: tuple[str, ...] = ()
     complete: Callable[[SlashContext, str], Iterable[tuple[str, str]]] | None = None
     """Argument text so far -> (whole argument, explanation) pairs."""
     starts_over: Callable[[str], bool] = lambda argument: False
-    """Whether it forgets the conversation: a running reply is stopped first."""
+    """Whether it starts a new conversation; a running reply is stopped first."""
     asks_engine: bool = False
-    """It is answered by an event, so never by an engine that has ended."""
+    """The engine answers with an event, so it fails after the engine has stopped."""
     needs_idle: bool = False
-    """It works on what was said, so not while a reply is written."""
+    """Requires an idle engine (no reply in progress)."""
 
 
 _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
 
 
 def parse(text: str) -> tuple[str, str] | None:
-    """`/name argument` -> (name, argument); None for a message.
+    """Split `/name argument` into (name, argument); None for a message.
 
-    A path such as `/usr/bin/env` is a message, and so is `//word` (see `SlashRegistry.message_text`).
+    A path such as `/usr/bin/env` is a message, as is `//word` (see `SlashRegistry.unescape`).
     """
     match = _COMMAND.match(text.strip())
     return (match[1].lower(), (match[2] or "").strip()) if match else None
 
 
 class SlashRegistry:
-    """The commands by name. Faces may add their own."""
+    """Commands by name. Front ends may add their own."""
 
     def __init__(self, commands: Iterable[SlashCommand]) -> None:
         self._commands: dict[str, SlashCommand] = {}
@@ -87,16 +87,16 @@ class SlashRegistry:
         return iter(self._commands.values())
 
     def find(self, name: str) -> SlashCommand | None:
-        """The command of that name or alias."""
+        """Return the command with this name or alias; None if there is none."""
         for command in self._commands.values():
             if name == command.name or name in command.aliases:
                 return command
         return None
 
-    def message_text(self, text: str) -> str:
-        """The message that `text` stands for: `//help` is the message `/help`, as is any `//word` by itself.
+    def unescape(self, text: str) -> str:
+        """Unescape `text`: `//help` becomes the message `/help`, as does any single `//word`.
 
-        Other text with two slashes in front, such as a comment of a program, is as typed.
+        Other text that starts with two slashes, such as a comment in source code, is unchanged.
         """
         parsed = parse(text[1:]) if text.startswith("//") else None
         if parsed is None:
@@ -104,14 +104,14 @@ class SlashRegistry:
         name, argument = parsed
         return text[1:] if not argument or self.find(name) is not None else text
 
-    def as_typed(self, text: str) -> str:
-        """What to type to send the message `text`: the inverse of `message_text`."""
-        return f"/{text}" if text.startswith("/") and self.message_text(f"/{text}") == text else text
+    def escape(self, text: str) -> str:
+        """Escape `text` for the input: the inverse of `unescape`."""
+        return f"/{text}" if text.startswith("/") and self.unescape(f"/{text}") == text else text
 
     def run(self, context: SlashContext, text: str) -> SlashResult | None:
-        """Carry out `text` where it is a command; None where it is a message for the model.
+        """Run `text` if it is a command; None if it is a message for the model.
 
-        An unknown command is an error and never goes to the model.
+        An unknown command is an error and is never sent to the model.
         """
         parsed = parse(text)
         if parsed is None:
@@ -123,7 +123,7 @@ class SlashRegistry:
 
             close = difflib.get_close_matches(name, list(self._commands), n=1)
             hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
-            escape = " (with a word before it, it is text)" if argument else f" (//{name} sends it as text)"
+            escape = " (put a word before it to send it as text)" if argument else f" (//{name} sends it as text)"
             return SlashResult(f"/{name} is not a command; {hint}{escape}", error=True)
         try:
             return command.run(context, argument)
@@ -131,7 +131,7 @@ class SlashRegistry:
             return SlashResult(str(error), error=True)
 
     def completions(self, context: SlashContext, text: str) -> list[tuple[str, str]]:
-        """(whole line, explanation) for a line that begins with a slash."""
+        """(whole line, explanation) pairs for a line that starts with a slash."""
         if not text.startswith("/") or text.startswith("//"):
             return []
         name, space, argument = text[1:].partition(" ")
@@ -147,7 +147,7 @@ class SlashRegistry:
         return [(f"/{command.name} {whole}", note) for whole, note in command.complete(context, argument.lstrip())]
 
     def help_text(self) -> str:
-        """All commands, a line each."""
+        """All commands, one per line."""
         rows = [(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._commands.values()]
         width = max(len(usage) for usage, _ in rows)
         return "\n".join(f"{usage:<{width}}  {text}" for usage, text in rows)

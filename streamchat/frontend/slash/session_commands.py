@@ -1,4 +1,4 @@
-"""Slash commands about what was said: taking back, finding, keeping, resuming, exporting."""
+"""Slash commands for turns and sessions: undo, search, quote, resume, export."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from streamchat.base.formatting import plural, whole_number
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
-from streamchat.frontend.messages import ACKNOWLEDGED, found_line, kept, quoted, session_line
+from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.sessions.export import FORMATS, export, write_export
-from streamchat.sessions.settings import lasting_name
-from streamchat.store.records import Found
+from streamchat.sessions.settings import portable_model_name
+from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 
-LISTED = 10
-FOUND = 12
+MAX_SESSIONS = 10
+MAX_RESULTS = 12
 
 
-def turn_over(event: ev.Event) -> bool:
-    """A turn has ended."""
+def turn_done(event: ev.Event) -> bool:
+    """Whether a turn has ended."""
     return isinstance(event, ev.TurnFinished)
 
 
-def undo_over(event: ev.Event) -> bool:
-    """The turn was taken back, or cannot be."""
+def undo_done(event: ev.Event) -> bool:
+    """Whether the turn was undone or could not be."""
     return isinstance(event, ev.TurnUndone) or (isinstance(event, ev.Notice) and event.level == "warning")
 
 
-def summary_over(event: ev.Event) -> bool:
-    """The summary is there, or none comes."""
+def summary_done(event: ev.Event) -> bool:
+    """Whether summarizing has ended."""
     return isinstance(event, ev.SummaryReady)
 
 
-def resume_over(event: ev.Event) -> bool:
-    """The conversation goes on, or cannot."""
+def resume_done(event: ev.Event) -> bool:
+    """Whether the session was resumed or could not be."""
     return isinstance(event, ev.ConversationResumed) or (isinstance(event, ev.Notice) and event.level == "error")
 
 
 class SessionCommands:
-    """The commands, and what the last search found.
+    """The commands, and the results of the last search.
 
     Args:
-        open_store: Opens the database for one command.
+        open_store: Opens the database; called once per command.
     """
 
     def __init__(self, open_store: Callable[[], Store] = Store) -> None:
         self._open_store = open_store
-        self._found: list[Found] = []
+        self._found: list[SearchHit] = []
 
     def add_to(self, registry: SlashRegistry) -> None:
-        """Register them all."""
+        """Add all commands to `registry`."""
         asks = {"asks_engine": True, "needs_idle": True}
         for command in (
-            SlashCommand("undo", "", "take the last turn back, as if it had not been", self.undo, **asks),  # type: ignore[arg-type]
-            SlashCommand("retry", "", "take the last reply back and have another one", self.retry, ("again",), **asks),  # type: ignore[arg-type]
-            SlashCommand("edit", "[TEXT]", "take the last turn back and change its message", self.edit, **asks),  # type: ignore[arg-type]
-            SlashCommand("recall", "WORDS", "find what was said, in all conversations", self.recall, ("find",)),
-            SlashCommand("quote", "N", "put found message N before the model again", self.quote, **asks),  # type: ignore[arg-type]
-            SlashCommand("keep", "N or TEXT", "the same, or a text of your own, pinned", self.keep, **asks),  # type: ignore[arg-type]
-            SlashCommand("compact", "", "sum up what is about to be forgotten", self.compact, **asks),  # type: ignore[arg-type]
+            SlashCommand("undo", "", "undo the last turn", self.undo, **asks),  # type: ignore[arg-type]
+            SlashCommand("retry", "", "regenerate the last reply", self.retry, ("again",), **asks),  # type: ignore[arg-type]
+            SlashCommand("edit", "[TEXT]", "edit and resend your last message", self.edit, **asks),  # type: ignore[arg-type]
+            SlashCommand("recall", "WORDS", "search the messages of all sessions", self.recall, ("find",)),
+            SlashCommand("quote", "N", "quote search result N to the model", self.quote, **asks),  # type: ignore[arg-type]
+            SlashCommand("keep", "N or TEXT", "quote result N (or your own text) and pin it", self.keep, **asks),  # type: ignore[arg-type]
+            SlashCommand("compact", "", "summarize what is about to be evicted", self.compact, **asks),  # type: ignore[arg-type]
             SlashCommand("sessions", "[WORDS]", "list saved conversations", self.sessions),
             SlashCommand(
                 "resume",
                 "ID [yes]",
-                "go on with a saved conversation",
+                "resume a saved conversation",
                 self.resume,
                 complete=self.complete_id,
                 asks_engine=True,
@@ -80,114 +80,114 @@ class SessionCommands:
         ):
             registry.add(command)
 
-    # --- taking back ----------------------------------------------------------------------------------------------
+    # --- undo -----------------------------------------------------------------------------------------------------
 
     def undo(self, context: SlashContext, argument: str) -> SlashResult:
         """/undo"""
         context.engine.undo()
-        return SlashResult(over=undo_over)
+        return SlashResult(done_when=undo_done)
 
     def retry(self, context: SlashContext, argument: str) -> SlashResult:
         """/retry"""
         if not context.board.turns:
-            return SlashResult("there is no reply yet that could be tried again", error=True)
+            return SlashResult("no reply to regenerate yet", error=True)
         context.engine.retry()
-        return SlashResult(over=turn_over)
+        return SlashResult(done_when=turn_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:
         """/edit [TEXT]"""
         if not context.board.turns:
-            return SlashResult("there is no message yet that could be changed", error=True)
+            return SlashResult("no message to edit yet", error=True)
         if not argument:
             context.engine.undo(to_edit=True)
-            return SlashResult(over=undo_over)
+            return SlashResult(done_when=undo_done)
         context.engine.edit(argument)
-        return SlashResult(over=turn_over)
+        return SlashResult(done_when=turn_done)
 
-    # --- finding and keeping --------------------------------------------------------------------------------------
+    # --- search and quote -----------------------------------------------------------------------------------------
 
     def recall(self, context: SlashContext, argument: str) -> SlashResult:
         """/recall WORDS"""
         if not argument:
-            return SlashResult("which words? /recall WORDS finds messages that have them all", error=True)
+            return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
         with self._open_store() as store:
-            self._found = store.search(argument, limit=FOUND)
+            self._found = store.search(argument, limit=MAX_RESULTS)
         if not self._found:
-            return SlashResult(f"nothing was said with {argument!r}")
+            return SlashResult(f"no messages match {argument!r}")
         now = time.time()
         here, thinking = context.board.session, context.engine.settings.thinking
-        lines = [found_line(i, found, now, here, thinking) for i, found in enumerate(self._found, 1)]
-        return SlashResult("\n".join([*lines, "/quote N puts one before the model again, /keep N pins it as well"]))
+        lines = [search_hit_line(i, found, now, here, thinking) for i, found in enumerate(self._found, 1)]
+        return SlashResult("\n".join([*lines, "/quote N quotes one to the model, /keep N also pins it"]))
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:
         """/quote N"""
         found = self._chosen(argument)
         if found is None:
             return SlashResult(self._which("/quote", argument), error=True)
-        context.engine.quote(quoted(found, time.time()), ACKNOWLEDGED, False)
-        return SlashResult(over=turn_over)
+        context.engine.quote(quote_prompt(found, time.time()), QUOTE_REPLY, False)
+        return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """/keep N or TEXT"""
         found = self._chosen(argument)
         if not argument or (argument.isdecimal() and found is None):
             return SlashResult(self._which("/keep", argument), error=True)
-        text = kept(argument) if found is None else quoted(found, time.time())
-        context.engine.quote(text, ACKNOWLEDGED, True)
-        return SlashResult(over=turn_over)
+        text = note_prompt(argument) if found is None else quote_prompt(found, time.time())
+        context.engine.quote(text, QUOTE_REPLY, True)
+        return SlashResult(done_when=turn_done)
 
-    def _chosen(self, argument: str) -> Found | None:
+    def _chosen(self, argument: str) -> SearchHit | None:
         number = whole_number(argument) or 0
         return self._found[number - 1] if 1 <= number <= len(self._found) else None
 
     def _which(self, command: str, argument: str) -> str:
         if not self._found:
-            return f"{command} takes the number of a message that /recall WORDS has found"
+            return f"{command} needs the number of a search result; search with /recall WORDS first"
         found = plural(len(self._found), "message")
-        return f"{argument or 'nothing'} is not a number that /recall listed; it found {found}"
+        return f"{argument!r} is not the number of a search result; /recall found {found}"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """/compact"""
         context.engine.compact()
-        return SlashResult(over=summary_over)
+        return SlashResult(done_when=summary_done)
 
-    # --- saved conversations --------------------------------------------------------------------------------------
+    # --- sessions -------------------------------------------------------------------------------------------------
 
     def sessions(self, context: SlashContext, argument: str) -> SlashResult:
         """/sessions [WORDS]"""
         with self._open_store() as store:
-            found = store.sessions(argument, limit=LISTED + 1)
+            found = store.sessions(argument, limit=MAX_SESSIONS + 1)
         if not found:
-            return SlashResult(f"no saved conversation has {argument!r}" if argument else "nothing is saved yet")
+            return SlashResult(f"no sessions match {argument!r}" if argument else "no saved sessions yet")
         now = time.time()
         rows = [
             session_line(info, now) + ("  (this one)" if info.id == context.board.session else "")
-            for info in found[:LISTED]
+            for info in found[:MAX_SESSIONS]
         ]
-        if len(found) > LISTED:
-            rows.append("and more; give words to find others")
-        return SlashResult("\n".join([*rows, "/resume ID goes on with one"]))
+        if len(found) > MAX_SESSIONS:
+            rows.append("and more; /sessions WORDS narrows the list")
+        return SlashResult("\n".join([*rows, "/resume ID resumes one"]))
 
     def resume(self, context: SlashContext, argument: str) -> SlashResult:
-        """/resume ID, and /resume ID yes to load the model that an imported conversation names"""
+        """/resume ID; /resume ID yes loads the model that an imported session names"""
         name, _, answer = argument.partition(" ")
         if not name:
-            return SlashResult("which one? /resume ID; /sessions lists them", error=True)
+            return SlashResult("usage: /resume ID (/sessions lists the ids)", error=True)
         if answer.strip() not in ("", "yes"):
-            return SlashResult(f"{answer.strip()!r} is not an answer; only yes may follow the id", error=True)
+            return SlashResult(f"{answer.strip()!r} is not a valid answer; only yes may follow the id", error=True)
         with self._open_store() as store:
             info = store.find(name)
         session = info.id
         if session == context.board.session:
-            return SlashResult(f"{session} is the conversation that is open")
+            return SlashResult(f"{session} is already open")
         if answer:
-            context.engine.open_session(session, lasting_name(str(info.settings.get("model", ""))))
+            context.engine.open_session(session, portable_model_name(str(info.settings.get("model", ""))))
         else:
             context.engine.open_session(session)
-        return SlashResult(over=resume_over)
+        return SlashResult(done_when=resume_done)
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
-        """Ids and titles."""
+        """(id, title) of sessions whose id starts with `argument`."""
         with self._open_store() as store:
             return [
                 (info.id, one_line(info.title)) for info in store.sessions(limit=50) if info.id.startswith(argument)
@@ -200,7 +200,7 @@ class SessionCommands:
             if not argument:
                 return SlashResult(f"{one_line(store.find(session).title)} ({session})")
             store.rename(session, " ".join(argument.split()))
-        return SlashResult(f"this conversation is called “{' '.join(argument.split())}” now")
+        return SlashResult(f"title changed to “{' '.join(argument.split())}”")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """/export [FILE]"""
@@ -210,20 +210,20 @@ class SessionCommands:
         return SlashResult(f"{plural(turns, 'turn')} written to {path}{lost}")
 
     def exported(self, context: SlashContext, argument: str) -> tuple[Path, str, int, str]:
-        """The file that `/export ARGUMENT` means, its text, the number of turns in it, and what was left out."""
+        """(path, text, number of turns, note about damaged turns) of `/export ARGUMENT`."""
         session = self._saved(context)
         path = user_path(argument or f"streamchat-{session}.md")
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
-            raise ConfigError(f"{path.name}: the name must end in one of {', '.join(FORMATS)}")
+            raise ConfigError(f"{path.name}: the file name must end in {', '.join(FORMATS)}")
         with self._open_store() as store:
             saved = store.load(session)
-        lost = f"; damaged in the database and left out: {', '.join(saved.damage)}" if saved.damage else ""
+        lost = f"; skipped because damaged in the database: {', '.join(saved.damage)}" if saved.damage else ""
         return path, export(saved, kind), len(saved.turns), lost
 
     def _saved(self, context: SlashContext) -> str:
         if context.board.session is None:
             if context.engine.settings.save == "never":
                 raise SessionError("this conversation is not saved (save = never)")
-            raise SessionError("this conversation is not saved; that begins with its first turn")
+            raise SessionError("this conversation is not saved yet; it is saved after its first turn")
         return context.board.session

@@ -1,7 +1,8 @@
-/* One new token: its key and value are rotated and stored, and it attends to all that the layer holds.
+/* Attention of one new token: rotates and stores its key and value, then attends to all cached tokens of the layer.
  *
- * As in FlashAttention (arXiv:2205.14135) scores are never stored whole: a running maximum and sum go along. As in
- * flash decoding the keys are cut in spans, so that every thread has as much to read; the spans are joined at the end.
+ * As in FlashAttention (arXiv:2205.14135), scores are never stored as a whole: a running maximum and sum replace them.
+ * As in flash decoding, the keys are split into spans, so that all threads read equally much; partial results are
+ * combined at the end.
  */
 #include "operations.h"
 
@@ -19,7 +20,7 @@ enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
 #define LOAD SAME
 #include "span.h"
 
-/* The sizes of common models as constants, so that their accumulators stay in registers. */
+/* Sizes of common models as constants, so that accumulators stay in registers. */
 #define BY_SIZE(NAME) \
     do { \
         if (dim == 64 && queries == 1) \
@@ -45,15 +46,16 @@ static void span(const char *keys, const char *values, int bytes, long count, co
     }
 }
 
-/* Rotates the first `width` of a head by halves, as transformers' rotate_half; the rest is copied. */
-static void rotate(const float *x, const float *cos, const float *sin, int width, int dim, float scale, float *out) {
-    int half = width / 2;
+/* Rotates the first `rotary_dim` elements of a head by halves, like transformers' rotate_half, and copies the rest.
+ * Multiplies all of them by `scale`. */
+static void rotate(const float *x, const float *cos, const float *sin, int rotary_dim, int dim, float scale, float *out) {
+    int half = rotary_dim / 2;
     SIMD
     for (int d = 0; d < half; d++) {
         out[d] = scale * (x[d] * cos[d] - x[d + half] * sin[d]);
         out[d + half] = scale * (x[d + half] * cos[d + half] + x[d] * sin[d + half]);
     }
-    for (int d = width; d < dim; d++)
+    for (int d = rotary_dim; d < dim; d++)
         out[d] = scale * x[d];
 }
 
@@ -65,34 +67,35 @@ static void store(const float *x, int dim, int bytes, char *to) {
         memcpy(to, x, sizeof(float) * (size_t)dim);
 }
 
-/* Floats that an attention needs to work in. */
+/* Scratch memory of an attention, in floats. */
 EXPORT long attention_scratch(int heads, int queries, int dim, int threads) {
     return (long)heads * queries * dim + (long)heads * threads * queries * (dim + 2);
 }
 
-/* By all threads of a team together, as every `team_` function. */
+/* Called by all threads of a team, like every `team_` function. */
 void team_attend(const Attention *a) {
-    int heads = a->heads, queries = a->queries, dim = a->dim, spans = a->spans, size = dim * a->bytes;
-    float *turned = a->scratch, *acc = turned + (long)heads * queries * dim;
+    int heads = a->num_kv_heads, queries = a->num_kv_groups, dim = a->head_dim;
+    int spans = a->spans, size = dim * a->element_bytes;
+    float *rotated = a->scratch, *acc = rotated + (long)heads * queries * dim;
     float *top = acc + (long)heads * spans * queries * dim, *sum = top + (long)heads * spans * queries;
-    long count = a->held + 1;
+    long count = a->cached + 1;
 #pragma omp single
     {
         for (int h = 0; h < heads; h++) {
             float row[MAX_DIM];
-            long at = h * a->head_bytes + a->held * size;
-            rotate(a->key + h * a->key_step, a->cos, a->sin, a->width, dim, 1.0f, row);
-            store(row, dim, a->bytes, a->keys + at);
-            store(a->value + h * a->key_step, dim, a->bytes, a->values + at);
+            long at = h * a->head_stride_bytes + a->cached * size;
+            rotate(a->key + h * a->key_stride, a->cos, a->sin, a->rotary_dim, dim, 1.0f, row);
+            store(row, dim, a->element_bytes, a->keys + at);
+            store(a->value + h * a->key_stride, dim, a->element_bytes, a->values + at);
         }
         for (int i = 0; i < heads * queries; i++)
-            rotate(a->query + i * a->query_step, a->cos, a->sin, a->width, dim, a->scale, turned + i * dim);
+            rotate(a->query + i * a->query_stride, a->cos, a->sin, a->rotary_dim, dim, a->scale, rotated + i * dim);
     }
 #pragma omp for schedule(static)
     for (int task = 0; task < heads * spans; task++) {
         int h = task / spans, part = task % spans;
-        long first = count * part / spans, last = count * (part + 1) / spans, at = h * a->head_bytes + first * size;
-        span(a->keys + at, a->values + at, a->bytes, last - first, turned + (long)h * queries * dim, queries, dim,
+        long first = count * part / spans, last = count * (part + 1) / spans, at = h * a->head_stride_bytes + first * size;
+        span(a->keys + at, a->values + at, a->element_bytes, last - first, rotated + (long)h * queries * dim, queries, dim,
              top + (long)task * queries, sum + (long)task * queries, acc + (long)task * queries * dim);
     }
 #pragma omp for schedule(static)

@@ -1,4 +1,4 @@
-/* Number formats and small functions that the kernels share. All arithmetic is in float32. */
+/* Number formats and small functions shared by the kernels. All arithmetic is in float32. */
 #ifndef STREAMCHAT_COMMON_H
 #define STREAMCHAT_COMMON_H
 
@@ -31,20 +31,20 @@ INLINE float float_of(uint32_t bits) {
 
 INLINE float from_bfloat16(bfloat16 x) { return float_of((uint32_t)x << 16); }
 
-/* To the nearest, ties to even, as PyTorch does; a NaN stays one. */
+/* Rounds to nearest, ties to even, like PyTorch; NaN stays NaN. */
 INLINE bfloat16 to_bfloat16(float x) {
     uint32_t bits = bits_of(x);
     return x != x ? 0x7fc0 : (bfloat16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* exp of a number that is not positive: relative error below 1e-6, and next to 0 far out. Compilers make vectors of it
- * because it has no branch: that not to go below 2^-126 is a minimum of integers, as which negative numbers are ordered
- * by their size. What is not a number stays so. */
+/* exp(x) for x <= 0: relative error below 1e-6, about 0 for large negative x. Free of branches, so that compilers
+ * vectorize it: the clamp at 2^-126 is a minimum of the bit patterns, which for negative floats grow with the
+ * magnitude. NaN stays NaN. */
 INLINE float exp_negative(float x) {
     const uint32_t least = 0xc2fc0000u; /* -126 */
     uint32_t bits = bits_of(x * 1.44269504f);
     float turns = float_of(bits < least ? bits : least);
-    int32_t whole = (int32_t)(turns - 0.5f); /* towards zero, so to the nearest for what is below zero */
+    int32_t whole = (int32_t)(turns - 0.5f); /* truncates, which rounds a negative number to the nearest here */
     float rest = (turns - (float)whole) * 0.69314718f;
     float sum = 1.3981999e-3f;
     sum = sum * rest + 8.3334520e-3f;

@@ -1,19 +1,19 @@
-/* Matrices times a few vectors. A token reads every weight once, so that fewer bits are less time.
+/* Products of a matrix with a few vectors. Each token reads every weight once, so fewer bits take less time.
  *
- * For weights in few bits a vector is rounded to 16-bit integers in groups of 32, each with its own scale: finer than
- * bfloat16 for the larger numbers of a group, and integers are multiplied 16 or 32 at a time on any x86 of ten years.
+ * For 4 and 8-bit weights, vectors are rounded to 16-bit integers in groups of 32, each with its own scale. This is
+ * finer than bfloat16 for the larger elements of a group, and AVX2 and AVX-512 multiply 16 and 32 such integers at once.
  */
 #include "operations.h"
 
 enum { GROUP = 32, TILE = 16, BLOCK_BYTES = 320 };
 
-/* Floats that a product of one vector needs to work in: its integers, and a scale and a sum for each group. */
+/* Scratch memory of a product with one vector, in floats: its integers, and a scale and a sum per group. */
 EXPORT long product_scratch(long columns) { return columns / 2 + 2 * (columns / GROUP); }
 
 typedef struct {
     int16_t *codes; /* (columns) */
     float *scales;  /* (columns / 32) */
-    float *sums;    /* (columns / 32): of the rounded numbers */
+    float *sums;    /* (columns / 32): sums of the rounded elements */
 } Rounded;
 
 static Rounded rounded(const Product *p, int n) {
@@ -24,7 +24,7 @@ static Rounded rounded(const Product *p, int n) {
 
 static void round_group(const float *from, Rounded to, long g) {
     int16_t *codes = to.codes + g * GROUP;
-    uint32_t largest = 0; /* of the sizes, whose bits are ordered as they are; infinite and not a number come last */
+    uint32_t largest = 0; /* magnitude; bit patterns are ordered like magnitudes, inf and NaN above all others */
     for (int k = 0; k < GROUP; k++) {
         uint32_t size = bits_of(from[k]) & 0x7fffffffu;
         largest = size > largest ? size : largest;
@@ -41,9 +41,9 @@ static void round_group(const float *from, Rounded to, long g) {
     to.sums[g] = to.scales[g] * (float)sum;
 }
 
-/* One group of 16 rows of int4: 256 bytes of codes, then 16 pairs of scale and zero in bfloat16.
- * A 32-bit word of the codes belongs to one row; nibble j of its halves are columns 8 i + 2 j and 8 i + 2 j + 1 of
- * the i-th 64 bytes. w = scale * (code - 8) + zero. */
+/* Layout of one group (32 columns) of 16 int4 rows: 256 bytes of codes, then 16 (scale, zero) pairs in bfloat16.
+ * Each 32-bit word of codes belongs to one row; in the i-th 64 bytes, nibble j of the two halves of a word holds columns
+ * 8 i + 2 j and 8 i + 2 j + 1. w = scale * (code - 8) + zero. */
 #if defined(__AVX512BW__)
 INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
 #if defined(__AVX512VNNI__)
@@ -53,7 +53,7 @@ INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
 #endif
 }
 
-/* What a group adds: scale * (codes x - 8 sum x) + zero * sum x, of the rounded x. */
+/* Adds the share of a group: scale * (codes x - 8 sum x) + zero * sum x, with the rounded x. */
 INLINE __m512 add_group(__m512 total, __m512i sums, const uint8_t *both, Rounded x, long g) {
     __m512i pairs = _mm512_loadu_si512(both);
     __m512 scale = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -69,7 +69,7 @@ INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) 
     __m512 total = _mm512_setzero_ps();
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
         const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
-        __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a; /* four sums, as one has to wait for the one before */
+        __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a; /* four independent sums hide the latency of the adds */
         for (int i = 0; i < 4; i++) {
             __m512i codes = _mm512_loadu_si512(block + 64 * i);
             a = add_pairs(a, _mm512_and_si512(codes, mask), _mm512_set1_epi32(pairs[4 * i]));
@@ -82,9 +82,9 @@ INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) 
     _mm512_storeu_ps(out, total);
 }
 
-/* Four vectors at once: codes are unpacked once. */
+/* Four vectors at once, so that codes are unpacked once. */
 #define FOUR_AT_ONCE
-INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_step) {
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_stride) {
     const __m512i mask = _mm512_set1_epi16(15);
     __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
@@ -104,7 +104,7 @@ INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, 
             total[n] = add_group(total[n], sums[n], block + 256, x[n], g);
     }
     for (int n = 0; n < 4; n++)
-        _mm512_storeu_ps(out + n * out_step, total[n]);
+        _mm512_storeu_ps(out + n * out_stride, total[n]);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
@@ -157,7 +157,7 @@ INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) 
 }
 #endif
 
-/* A row of int8 times a rounded vector, without the row's scale. */
+/* Product of an int8 row with a rounded vector, without the row's scale. */
 #if defined(__AVX512BW__)
 INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
     __m512 total = _mm512_setzero_ps();
@@ -214,15 +214,16 @@ void team_multiply(const Product *p) {
 #if defined(FOUR_AT_ONCE)
         for (; p->bits == 4 && n + 4 <= p->count; n += 4) {
             Rounded x[4] = {rounded(p, n), rounded(p, n + 1), rounded(p, n + 2), rounded(p, n + 3)};
-            float *out = p->out + n * p->out_step;
-            int4_tile_four((const uint8_t *)p->data + t * groups * BLOCK_BYTES, x, groups, out + first, p->out_step);
+            float *out = p->out + n * p->out_stride;
+            int4_tile_four((const uint8_t *)p->data + t * groups * BLOCK_BYTES, x, groups, out + first, p->out_stride);
             for (long at = 0; p->bias && at < 4 * (last - first); at++)
-                out[at / (last - first) * p->out_step + first + at % (last - first)] += p->bias[first + at % (last - first)];
+                out[at / (last - first) * p->out_stride + first + at % (last - first)] +=
+                    p->bias[first + at % (last - first)];
         }
 #endif
         for (; n < p->count; n++) {
             const float *x = p->x + n * p->columns;
-            float *out = p->out + n * p->out_step;
+            float *out = p->out + n * p->out_stride;
             if (p->bits == 4)
                 int4_tile((const uint8_t *)p->data + t * groups * BLOCK_BYTES, rounded(p, n), groups, out + first);
             for (long r = first; r < last; r++) {

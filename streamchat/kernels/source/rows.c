@@ -1,4 +1,4 @@
-/* What happens to rows of numbers between the products. */
+/* Operations on rows between the products: residual sums, norms, activations. */
 #include "operations.h"
 
 static void add(float *to, const float *from, long width) {
@@ -10,7 +10,7 @@ static void add(float *to, const float *from, long width) {
 static void norm(const Norm *n, const float *x, float *out) {
     float sum = 0.0f, squares = 0.0f, mean = 0.0f;
     long width = n->width;
-    if (n->centred) {
+    if (n->is_layer_norm) {
         SIMD_SUM(sum)
         for (long i = 0; i < width; i++)
             sum += x[i];
@@ -39,13 +39,13 @@ void team_norm(const Norm *n) {
     }
 }
 
-/* Without branches, so that compilers make vectors of them. */
+/* Free of branches, so that compilers vectorize them. */
 INLINE float silu(float x) {
     float power = exp_negative(-__builtin_fabsf(x)), below = (float)(bits_of(x) >> 31);
     return x * (1.0f - below * (1.0f - power)) / (1.0f + power);
 }
 
-/* With erf by Abramowitz and Stegun's 7.1.26, whose error is below 1.5e-7. */
+/* erf by formula 7.1.26 of Abramowitz and Stegun; its error is below 1.5e-7. */
 INLINE float gelu(float x) {
     float z = __builtin_fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
     float sum = 1.061405429f;
@@ -53,13 +53,13 @@ INLINE float gelu(float x) {
     sum = sum * t + 1.421413741f;
     sum = sum * t - 0.284496736f;
     sum = sum * t + 0.254829592f;
-    float tail = 0.5f * sum * t * exp_negative(-z * z); /* of the normal distribution, beyond |x| */
+    float tail = 0.5f * sum * t * exp_negative(-z * z); /* probability of the normal distribution above |x| */
     return x * (0.5f + __builtin_copysignf(0.5f - tail, x));
 }
 
 void team_activate(const Activation *a) {
     for (int row = 0; row < a->rows; row++) {
-        const float *x = a->x + row * a->step, *up = a->up ? a->up + row * a->step : 0;
+        const float *x = a->x + row * a->stride, *up = a->up ? a->up + row * a->stride : 0;
         float *out = a->out + row * a->width;
         if (a->function == SILU) {
 #pragma omp for simd schedule(static) nowait

@@ -1,9 +1,9 @@
-/* Operations one after the other, by a team of threads that is called together once. */
+/* Runs operations one after the other, with one team of threads for all of them. */
 #include "operations.h"
 
 extern int omp_get_max_threads(void);
 
-/* Threads that the OpenMP runtime of this library would use: tells whether it is PyTorch's. */
+/* Number of threads that this library's OpenMP runtime would use; shows whether it is PyTorch's runtime. */
 EXPORT int pool_threads(void) { return omp_get_max_threads(); }
 
 EXPORT void run(const Operation *operations, long count, int threads) {

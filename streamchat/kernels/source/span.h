@@ -1,5 +1,6 @@
-/* One head of keys and the `queries` that share it, over `count` slots that are STORED numbers, read by LOAD.
- * top, sum: (queries), acc: (queries, dim): the softmax's maximum and sum, and the values it weighs, not yet divided. */
+/* Attention of `queries` query heads over `count` slots of the key head that they share. Elements have the type STORED
+ * and are read by LOAD. Results, not yet divided by the sum: top, sum: (queries), maximum and sum of the softmax;
+ * acc: (queries, dim), weighted values. */
 INLINE void SPAN(const STORED *restrict keys, const STORED *restrict values, long count, const float *restrict query,
                  int queries, int dim, float *restrict top, float *restrict sum, float *restrict acc) {
     float scores[MAX_QUERIES * BLOCK];

@@ -22,14 +22,14 @@ from torch import Tensor
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.messages import Progress
-from streamchat.kernels.library import kernels, missing
+from streamchat.kernels.library import kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
 from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.quantization.quality import AUTO_LIMIT, divergence, is_grouped
-from streamchat.quantization.replace import groups, kind_of, pack_group, replace, restore
-from streamchat.quantization.weights import Kind, PackedWeight
+from streamchat.quantization.replace import groups, kind_of, quantize_group, replace, restore
+from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _obstacle(model: Any, device: str) -> str:
     if device != "cpu":
         return f"quantization supports a CPU or one CUDA GPU, and the model is on {device}"
     if kernels() is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {missing()}"
+        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {why_unavailable()}"
     if model.dtype not in (torch.bfloat16, torch.float32):
         return f"the kernels support bfloat16, and the model runs in {str(model.dtype).removeprefix('torch.')}"
     need, free = int(2 * SHARE * sum(p.numel() for p in model.parameters())), devices.free_memory("cpu")
@@ -111,16 +111,16 @@ def _obstacle(model: Any, device: str) -> str:
 
 def _load_or_quantize(
     model: Any, kind: Kind, target: Path, name: str, progress: Progress
-) -> tuple[dict[tuple[str, ...], PackedWeight], tuple[str, ...]]:
+) -> tuple[dict[tuple[str, ...], QuantizedWeight], tuple[str, ...]]:
     """Return the quantized weights and notes: from disk if complete there, else quantized now and saved if possible."""
     wanted = groups(model, kind)
     found = _read(model, kind, target, wanted)
     if found is not None or not wanted:
         return found or {}, ()
-    made: dict[tuple[str, ...], PackedWeight] = {}
+    made: dict[tuple[str, ...], QuantizedWeight] = {}
     for done, group in enumerate(wanted):
         progress(f"Quantizing {name} to {kind} (once)", done, len(wanted), "")
-        made[group] = pack_group(model, group, kind)
+        made[group] = quantize_group(model, group, kind)
     shutil.rmtree(target, ignore_errors=True)  # damaged, else it would have been loaded
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -153,7 +153,7 @@ def _remove_unusable(folder: Path) -> None:
 
 def _read(
     model: Any, kind: Kind, target: Path, wanted: list[tuple[str, ...]]
-) -> dict[tuple[str, ...], PackedWeight] | None:
+) -> dict[tuple[str, ...], QuantizedWeight] | None:
     """Return the weights that `_load_or_quantize` saved in `target`; None if they are missing or damaged."""
     manifest = read_manifest(target)
     if manifest is None:
@@ -169,7 +169,7 @@ def _read(
                 return found
 
             return {
-                group: PackedWeight(kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"))
+                group: QuantizedWeight(kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"))
                 for group in wanted
             }
     except (OSError, SafetensorError, KeyError, ValueError) as error:

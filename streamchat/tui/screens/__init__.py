@@ -1,1 +1,1 @@
-"""Screens of the app, each with its style sheet."""
+"""Screens of the app, with their style sheets."""

@@ -1,4 +1,4 @@
-"""A list that narrows while one types, over the chat: saved conversations, and what was said in them."""
+"""Search dialogs over the chat that filter while the user types: sessions and their messages."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from streamchat.base.errors import StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.messages import excerpt
-from streamchat.store.records import Found
+from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.text import Verbatim
 
 LIMIT = 100
 PAUSE_S = 0.15
-"""After so long without a key the store is asked."""
+"""Seconds without a key press before the store is queried."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was found: a heading, more about it, and a longer text under them."""
+    """One search result: a heading, details next to it, and an optional text below."""
 
     heading: str
     about: str
     text: str = ""
 
-    def drawn(self) -> Text:
-        """For the list."""
+    def render(self) -> Text:
+        """The row as the list shows it."""
         drawn = Text(one_line(self.heading), style="bold", overflow="ellipsis", no_wrap=True)
         drawn.append(f"  {one_line(self.about)}", style="not bold dim")
         if self.text:
@@ -51,14 +51,14 @@ Chosen = TypeVar("Chosen")
 
 
 class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
-    """Type to search, Up and Down to choose, Enter to take, Esc to go back.
+    """Type to search, Up and Down to select, Enter to accept, Esc to close.
 
-    Subclasses say what is looked for and what taking means.
+    Subclasses define the search and the result.
 
     Args:
-        words: To begin with.
-        here: The conversation that is open.
-        open_store: Opens the store for one search.
+        words: Initial search words.
+        here: Id of the open session.
+        open_store: Opens the store; called once per search.
     """
 
     CSS_PATH = "finder.tcss"
@@ -76,31 +76,31 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         super().__init__()
         self._words, self._here, self._open_store = words, here, open_store
         self._rows: list[Any] = []
-        """What the rows of the list stand for."""
+        """The objects behind the rows of the list."""
 
-    def look(self, store: Store, words: str) -> list[Row]:
-        """What `words` find, best first; sets `_rows`."""
+    def find_rows(self, store: Store, words: str) -> list[Row]:
+        """Search for `words`, best match first; sets `_rows`."""
         raise NotImplementedError
 
-    def keys(self) -> str:
-        """What keys do, for the lower edge."""
+    def key_hints(self) -> str:
+        """Key hints for the lower border."""
         raise NotImplementedError
 
-    def nothing(self, words: str) -> str:
-        """What to say where nothing is found."""
+    def empty_message(self, words: str) -> str:
+        """Message if nothing is found."""
         raise NotImplementedError
 
     def compose(self) -> ComposeResult:
-        """The words over the list."""
+        """Search words above the list."""
         with Vertical(id="finder") as panel:
             panel.border_title = self.TITLE
-            panel.border_subtitle = self.keys()
+            panel.border_subtitle = self.key_hints()
             yield Input(self._words, placeholder=self.ASK, id="words", select_on_focus=False)
             yield OptionList(id="rows")
             yield Verbatim("", id="nothing")
 
     def on_mount(self) -> None:
-        """Ask at once, with whatever words there are."""
+        """Search at once with the initial words."""
         self.query_one(Input).focus()
         self.query_one(OptionList).can_focus = False
         self.search()
@@ -112,33 +112,33 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     @property
     def words(self) -> str:
-        """What is in the input."""
+        """The search words in the input."""
         return self.query_one(Input).value
 
     def search(self) -> None:
-        """Fill the list."""
+        """Update the list."""
         rows, problem = list[Row](), ""
         try:
             with self._open_store() as store:
-                rows = self.look(store, self.words)
+                rows = self.find_rows(store, self.words)
         except StoreError as error:
             problem = str(error)
         listed = self.query_one(OptionList)
         listed.clear_options()
-        listed.add_options([Option(row.drawn()) for row in rows])
+        listed.add_options([Option(row.render()) for row in rows])
         listed.highlighted = 0 if rows else None
         listed.display = bool(rows)
         note = self.query_one("#nothing", Verbatim)
-        note.show(one_line(problem) or ("" if rows else self.nothing(self.words)))
+        note.show(one_line(problem) or ("" if rows else self.empty_message(self.words)))
         note.display = not rows
 
     @property
     def chosen(self) -> int | None:
-        """Number of the row that is chosen."""
+        """Index of the selected row; None if the list is empty."""
         return self.query_one(OptionList).highlighted
 
     def action_move(self, by: int) -> None:
-        """Choose another row."""
+        """Move the selection by `by` rows."""
         listed = self.query_one(OptionList)
         if listed.option_count:
             at = (listed.highlighted or 0) + by
@@ -147,26 +147,26 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     @on(OptionList.OptionSelected)
     def _clicked(self, message: OptionList.OptionSelected) -> None:
         message.stop()
-        self.take()
+        self.accept()
 
     @on(Input.Submitted)
     def _entered(self, message: Input.Submitted) -> None:
         message.stop()
-        self.take()
+        self.accept()
 
-    def take(self) -> None:
-        """The chosen row is the one."""
+    def accept(self) -> None:
+        """Dismiss the screen with the selected row."""
         raise NotImplementedError
 
 
 class SessionsScreen(FinderScreen[str]):
-    """Saved conversations; the result is an id."""
+    """Search sessions; the result is a session id."""
 
-    TITLE = "Conversations"
-    ASK = "words of the title or of what was said"
+    TITLE = "Sessions"
+    ASK = "words in the title or the messages"
 
-    def look(self, store: Store, words: str) -> list[Row]:
-        """Newest first."""
+    def find_rows(self, store: Store, words: str) -> list[Row]:
+        """Find sessions, newest first."""
         self._rows = store.sessions(words, limit=LIMIT)
         now = time.time()
         rows = []
@@ -178,75 +178,75 @@ class SessionsScreen(FinderScreen[str]):
             )
         return rows
 
-    def keys(self) -> str:
-        """Of this list."""
-        return f"enter goes on with it · {hint(self.app, 'finder.close').lower()} closes"
+    def key_hints(self) -> str:
+        """See `FinderScreen`."""
+        return f"enter resumes · {hint(self.app, 'finder.close').lower()} closes"
 
-    def nothing(self, words: str) -> str:
-        """Of this list."""
-        return f"No conversation has “{words}”." if words.strip() else "No conversation is saved yet."
+    def empty_message(self, words: str) -> str:
+        """See `FinderScreen`."""
+        return f"No sessions match “{words}”." if words.strip() else "No saved sessions yet."
 
-    def take(self) -> None:
-        """Go on with it."""
+    def accept(self) -> None:
+        """Dismiss with the id of the selected session."""
         if self.chosen is not None:
             self.dismiss(self._rows[self.chosen].id)
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """What to do with a message."""
+class RecallChoice:
+    """The selected message and what to do with it."""
 
-    found: Found
-    how: Literal["quote", "keep"]
+    found: SearchHit
+    action: Literal["quote", "keep"]
 
 
-class RecallScreen(FinderScreen[Recalled]):
-    """Everything ever said.
+class RecallScreen(FinderScreen[RecallChoice]):
+    """Search the messages of all sessions.
 
     Args:
-        words: To begin with.
-        here: The conversation that is open.
-        thinking: How reasoning is shown.
+        words: Initial search words.
+        here: Id of the open session.
+        thinking: How reasoning is displayed.
     """
 
     TITLE = "Recall"
-    ASK = "words of what was said, in any conversation"
+    ASK = "words in any message of any session"
     BINDINGS: ClassVar[list[BindingType]] = [bind("finder.keep", "keep", priority=True)]
 
     def __init__(self, words: str, here: str | None, thinking: str) -> None:
         super().__init__(words, here)
         self._thinking = thinking
 
-    def look(self, store: Store, words: str) -> list[Row]:
-        """Best first."""
+    def find_rows(self, store: Store, words: str) -> list[Row]:
+        """Find messages, best match first."""
         self._rows = store.search(words, limit=LIMIT)
         now = time.time()
         rows = []
         for found in self._rows:
             who = "You" if found.role == "user" else "The model"
-            place = "here" if found.session == self._here else found.title
-            undone = " · taken back" if found.undone else ""
-            about = f"{human_when(found.at, now)} · {place} · turn {found.turn}{undone}"
+            where = "this session" if found.session == self._here else found.title
+            undone = " · undone" if found.undone else ""
+            about = f"{human_when(found.at, now)} · {where} · turn {found.turn}{undone}"
             rows.append(Row(who, about, excerpt(found, self._thinking)))
         return rows
 
-    def keys(self) -> str:
-        """Of this list."""
+    def key_hints(self) -> str:
+        """See `FinderScreen`."""
         close, keep = (hint(self.app, key).lower() for key in ("finder.close", "finder.keep"))
-        return f"enter puts it before the model again · {keep} pins it too · {close} closes"
+        return f"enter quotes it to the model · {keep} also pins it · {close} closes"
 
-    def nothing(self, words: str) -> str:
-        """Of this list."""
-        return f"Nothing was said with “{words}”." if words.strip() else "Type words to find what was said."
+    def empty_message(self, words: str) -> str:
+        """See `FinderScreen`."""
+        return f"No messages match “{words}”." if words.strip() else "Type words to search all messages."
 
-    def take(self) -> None:
-        """Put it before the model again."""
+    def accept(self) -> None:
+        """Dismiss to quote the selected message."""
         self._end("quote")
 
     def action_keep(self) -> None:
-        """The same, pinned."""
+        """Dismiss to quote and pin the selected message."""
         self._end("keep")
 
-    def _end(self, how: Literal["quote", "keep"]) -> None:
+    def _end(self, action: Literal["quote", "keep"]) -> None:
         if self.chosen is not None:
-            self.dismiss(Recalled(self._rows[self.chosen], how))
+            self.dismiss(RecallChoice(self._rows[self.chosen], action))

@@ -1,4 +1,4 @@
-"""Keys and commands, over the chat."""
+"""The help screen: keys and commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
 
 FIXED = (
-    ("Up / Down", "on the first / last row: what you typed before"),
-    ("@path", "the text of a file, wherever it stands in a message"),
-    ("Shift+drag", "select by hand with the terminal's own selection"),
+    ("Up / Down", "on the first / last row: previous / next input"),
+    ("@path", "insert the text of a file, anywhere in a message"),
+    ("Shift+drag", "use the terminal's own selection"),
 )
 
 
 class HelpScreen(ModalScreen[None]):
-    """Any of Esc, F1, q closes it."""
+    """Keys and commands in two tables; Esc, F1 or q closes the screen."""
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -36,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
         self._registry, self._keys_of = registry, keys_of
 
     def compose(self) -> ComposeResult:
-        """Two tables."""
+        """Tables of keys and commands, with notes."""
         with VerticalScroll(id="help") as panel:
             panel.border_title = "Help"
             panel.border_subtitle = f"{hint(self.app, 'help.close').lower()} closes"
@@ -44,14 +44,14 @@ class HelpScreen(ModalScreen[None]):
             yield KeyTable(self._rows())
             yield Static("Commands", classes="section")
             yield KeyTable([(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._registry])
-            yield Static("A message that begins with a command: double its slash, as in //help.", classes="note")
-            yield Static("Faded messages have left the cache: the model no longer sees them.", classes="note")
-            yield Static("Keys can be changed: [keys] in config.toml.", classes="note", markup=False)
+            yield Static("To send a message that starts with a command, double the slash: //help.", classes="note")
+            yield Static("Faded messages were evicted from the cache: the model no longer sees them.", classes="note")
+            yield Static("Change keys in config.toml, under [keys].", classes="note", markup=False)
 
     def _rows(self) -> list[tuple[str, str]]:
-        """Keys as configured, and what is no key of ours."""
-        told = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
-        return [*((spoken(self._keys_of(key.id)), key.help) for key in told), *FIXED]
+        """Configured keys, plus fixed ones."""
+        keys = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
+        return [*((spoken(self._keys_of(key.id)), key.help) for key in keys), *FIXED]
 
     def on_mount(self) -> None:
         """Arrow keys scroll."""

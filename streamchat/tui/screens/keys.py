@@ -1,4 +1,4 @@
-"""Keys of the chat screen; `streamchat.config.keymap` says which."""
+"""Key bindings of the chat screen; `streamchat.config.keymap` defines the keys."""
 
 from __future__ import annotations
 

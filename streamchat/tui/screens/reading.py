@@ -1,4 +1,4 @@
-"""Reading, without changing anything: scrolling, copying, the panel, and the memory map that points at messages."""
+"""Read-only part of the chat screen: scrolling, copying, the status panel, and the context map."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from textual.screen import Screen
 
 from streamchat.base.sanitize import one_line
 from streamchat.tui.clipboard import SENT, last_code
+from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.conversation import Conversation
-from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.thinking import Thinking
 from streamchat.tui.widgets.turn import Turn
 
 WIDE = 100
-"""Columns from which on the panel is shown unless the user hides it."""
-ROOM = 60
-"""Columns without which there is no room for the panel at all."""
+"""Minimum columns to show the panel by default."""
+MIN_WIDTH = 60
+"""Minimum columns to show the panel at all."""
 
 
 class ReadingScreen(Screen[None]):
@@ -26,17 +26,17 @@ class ReadingScreen(Screen[None]):
     def __init__(self) -> None:
         super().__init__()
         self._sidebar_wanted: bool | None = None
-        """What the user asked for; None follows the width."""
+        """The user's choice; None = depends on the width."""
 
     @property
     def conversation(self) -> Conversation:
-        """The left side."""
+        """The conversation on the left."""
         return self.query_one(Conversation)
 
-    # --- the memory map and the conversation point at each other ---------------------------------------------
+    # --- selection, shared by the context map and the conversation ----------------------------------------------
 
-    @on(MemoryMap.Opened)
-    async def _open_turn(self, message: MemoryMap.Opened) -> None:
+    @on(ContextMap.TurnRequested)
+    async def _open_turn(self, message: ContextMap.TurnRequested) -> None:
         message.stop()
         turn = await self.conversation.go_to(message.turn)
         if turn is not None:
@@ -46,23 +46,23 @@ class ReadingScreen(Screen[None]):
     def _turn_chosen(self, message: Turn.Chosen) -> None:
         message.stop()
         self._mark(message.turn)
-        self.query_one(MemoryMap).choose_turn(message.turn.number)
+        self.query_one(ContextMap).choose_turn(message.turn.number)
 
     def _mark(self, turn: Turn | None) -> None:
-        """Let one turn stand out."""
+        """Highlight one turn, or none."""
         for other in self.query(Turn):
             other.set_class(other is turn, "-chosen")
 
     def action_focus_map(self) -> None:
-        """Choose a message by what the cache holds."""
+        """Focus the context map, showing the panel if necessary."""
         if not self.has_class("-sidebar"):
             self.action_toggle_sidebar()
         if self.has_class("-sidebar"):
             self.query_one("#section-cache", Section).fold(False)
-            self.query_one(MemoryMap).focus()
+            self.query_one(ContextMap).focus()
 
     async def action_step_turn(self, by: int) -> None:
-        """Go to the turn before (-1) or after (1) the one that stands out, or the newest."""
+        """Go to the turn before (-1) or after (1) the highlighted one, or to the newest."""
         numbers = [turn.number for turn in self.conversation.turns if turn.number]
         chosen = next((turn.number for turn in self.query(Turn) if turn.has_class("-chosen")), None)
         wanted = (numbers[-1] if numbers else 0) if chosen is None else chosen + by
@@ -70,10 +70,10 @@ class ReadingScreen(Screen[None]):
         if turn is None:
             self._mark(None)
             self.conversation.follow()
-            self.query_one(MemoryMap).choose_turn(0)
+            self.query_one(ContextMap).choose_turn(0)
         else:
             self._mark(turn)
-            self.query_one(MemoryMap).choose_turn(wanted)
+            self.query_one(ContextMap).choose_turn(wanted)
 
     # --- copying --------------------------------------------------------------------------------------------
 
@@ -86,10 +86,10 @@ class ReadingScreen(Screen[None]):
         self._toast(self.copy_reply(code_only=True), "information")
 
     def copy_reply(self, code_only: bool) -> str:
-        """Copy the last reply, or its last code block; returns what to tell."""
+        """Copy the last reply, or its last code block; returns a message."""
         text = self.conversation.last_reply
         if not text:
-            return "there is no reply to copy yet"
+            return "no reply to copy yet"
         if code_only:
             text = last_code(text)
             if not text:
@@ -100,51 +100,51 @@ class ReadingScreen(Screen[None]):
     # --- the panel ------------------------------------------------------------------------------------------
 
     def panel_sections(self) -> list[Section]:
-        """Of the status panel."""
+        """Sections of the status panel."""
         return self.query_one(StatusPanel).sections
 
     def action_toggle_sidebar(self) -> None:
-        """Show the sidebar, or the status line in its place."""
-        if self.size.width < ROOM:
-            self._toast(f"the status panel needs a terminal of {ROOM} columns", "warning")
+        """Switch between the sidebar and the status line."""
+        if self.size.width < MIN_WIDTH:
+            self._toast(f"the status panel needs a terminal with at least {MIN_WIDTH} columns", "warning")
             return
         self._sidebar_wanted = not self.has_class("-sidebar")
         self._arrange(self.size.width)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Sidebar or status line, by width."""
+        """Show the sidebar or the status line, depending on the width."""
         self._arrange(event.size.width)
 
     def _arrange(self, width: int) -> None:
         wanted = self._sidebar_wanted
-        self.set_class(width >= WIDE if wanted is None else wanted and width >= ROOM, "-sidebar")
+        self.set_class(width >= WIDE if wanted is None else wanted and width >= MIN_WIDTH, "-sidebar")
 
     # --- scrolling and folding ------------------------------------------------------------------------------
 
     def action_toggle_thoughts(self) -> None:
-        """Open all reasoning that is on the screen, or fold it where some is open."""
+        """Unfold all reasoning in the conversation, or fold it if some is unfolded."""
         blocks = list(self.query(Thinking))
         unfolded = any(block.unfolded for block in blocks)
         for block in blocks:
             block.fold(unfolded)
         if not blocks:
-            self._toast("no reply here has shown its reasoning", "information")
+            self._toast("no reasoning in the visible replies", "information")
 
     def action_follow(self) -> None:
-        """Go to the end and follow."""
+        """Jump to the end and follow new text."""
         self.conversation.follow()
 
     def action_scroll_top(self) -> None:
-        """Go to the oldest text."""
+        """Jump to the top."""
         self.conversation.scroll_home(animate=False)
 
     def action_scroll_page(self, direction: int) -> None:
-        """A page up (-1) or down (1)."""
+        """Scroll a page up (-1) or down (1)."""
         step = max(1, self.conversation.size.height - 2)
         self.conversation.scroll_relative(y=direction * step, animate=False)
 
     def action_scroll_line(self, direction: int) -> None:
-        """A line up (-1) or down (1)."""
+        """Scroll a line up (-1) or down (1)."""
         self.conversation.scroll_relative(y=direction, animate=False)
 
     def _toast(self, text: str, level: str) -> None:

@@ -1,4 +1,4 @@
-"""The list of slash commands over the input."""
+"""The completion list above the input."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from streamchat.base.sanitize import one_line
 
 
 class Completions(OptionList, can_focus=False):
-    """Completions of the line in the input; hidden without any. Keys reach it through the input."""
+    """Completions for the current line; hidden if there are none. The input forwards keys to it."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self._offered: list[str] = []
         self.moved = False
-        """The user chose with the arrow keys."""
+        """Whether the user moved the highlight."""
         self.display = False
 
     @property
     def shown(self) -> bool:
-        """There is something to choose from."""
+        """Whether the list is shown."""
         return bool(self.display)
 
     @property
     def lines(self) -> list[str]:
-        """All that is offered."""
+        """All completions that are shown."""
         return self._offered if self.shown else []
 
     @property
     def chosen(self) -> str:
-        """The whole line that is highlighted; '' without one."""
+        """The highlighted completion, as a whole line; '' for none."""
         return self._offered[self.highlighted] if self.shown and self.highlighted is not None else ""
 
     def offer(self, completions: Sequence[tuple[str, str]]) -> None:
-        """Show (whole line, explanation) pairs; hides with none."""
+        """Show (whole line, explanation) pairs; hides the list if there are none."""
         self._offered = [line for line, _ in completions]
         self.moved = False
         self.display = bool(completions)
         self.clear_options()
         if not completions:
             return
-        # of a path in the middle of a sentence only the path is shown
+        # for a path within a sentence, show only the path
         labels = [one_line(line if line.startswith("/") else line[line.rfind("@") :]) for line in self._offered]
         width = max(map(cell_len, labels))
         self.add_options(
@@ -55,11 +55,11 @@ class Completions(OptionList, can_focus=False):
         self.highlighted = 0
 
     def hide(self) -> None:
-        """Nothing to choose from."""
+        """Hide the list."""
         self.offer([])
 
     def move(self, by: int) -> None:
-        """Highlight another line, around the ends."""
+        """Move the highlight, wrapping around at the ends."""
         if self._offered:
             self.moved = True
             self.highlighted = ((self.highlighted or 0) + by) % len(self._offered)

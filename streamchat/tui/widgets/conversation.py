@@ -1,69 +1,56 @@
-"""The conversation: turns and lines, followed at the end while the reader is there, few of them mounted at a time."""
+"""The conversation view: turns and lines. Follows new text at the end; only a few turns are mounted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widget import Widget
 
 from streamchat.base.events import CacheState, TokensEvicted
-from streamchat.config.settings import Thinking
-from streamchat.frontend.visibility import Visible
-from streamchat.tui.past import PastTurn
-from streamchat.tui.widgets.edge import MemoryEdge
+from streamchat.frontend.visibility import ContextView
+from streamchat.tui.transcript import FinishedTurn
+from streamchat.tui.widgets.edge import ContextEdge
 from streamchat.tui.widgets.lines import EvictionLine, Line, SystemPrompt
-from streamchat.tui.widgets.stretch import ElsewhereLine, Stretch
+from streamchat.tui.widgets.mounted_turns import MountedTurns, PlaceholderLine
 from streamchat.tui.widgets.turn import Turn
+from streamchat.tui.widgets.turn_column import TurnColumn
 
 MAX_OTHERS = 200
-"""Lines and command outputs between turns."""
+"""Maximum lines and command outputs between turns."""
 
 
-class Conversation(VerticalScroll, can_focus=False):
-    """Turns by number, and everything between them in order.
+class Conversation(TurnColumn, can_focus=False):
+    """Turns by number, with lines and command outputs between them.
 
-    Of thousands of turns a few are mounted at a time: `Stretch` decides which.
+    `MountedTurns` keeps only some of thousands of turns mounted.
     """
 
     class Scrolled(Message):
-        """The reader went away from the end, or came back."""
+        """The view was scrolled away from the end, or back to it."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
-        self.model = "assistant"
-        """Name over the replies."""
-        self.thinking: Thinking = "collapse"
-        """What is shown of a reply's reasoning."""
-        self.stretch = Stretch(self)
-        self.sight = Visible(CacheState())
-        """What the model sees, by turn."""
+        self.mounted = MountedTurns(self)
         self._cache = CacheState()
-        self._edge: MemoryEdge | None = None
-        self._loose: EvictionLine | None = None
+        self._last_eviction: EvictionLine | None = None
 
     def on_mount(self) -> None:
-        """Follow the end until the reader scrolls away."""
+        """Follow the end until the user scrolls away."""
         self.anchor()
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    @property
-    def following(self) -> bool:
-        """New text scrolls into view by itself."""
-        return self.is_anchored and not self._anchor_released
-
     def follow(self) -> None:
-        """Go to the end and stay there."""
+        """Jump to the end and follow new text."""
         self.anchor()
         self.post_message(self.Scrolled())
-        if self.stretch.gap is not None:
-            self.call_later(self.stretch.leave_the_past)
+        if self.mounted.gap is not None:
+            self.call_later(self.mounted.close_gap)
 
     def turn(self, number: int) -> Turn | None:
-        """The turn of that number, if it is mounted."""
-        return self.stretch.turns.get(number)
+        """The turn `number` if it is mounted, else None."""
+        return self.mounted.turns.get(number)
 
     @property
     def turns(self) -> list[Turn]:
@@ -72,28 +59,28 @@ class Conversation(VerticalScroll, can_focus=False):
 
     @property
     def last_reply(self) -> str:
-        """Text of the newest reply; '' before the first."""
+        """Text of the newest reply; '' if there is none."""
         return next((turn.reply_text for turn in reversed(self.turns) if turn.reply_text), "")
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Bring turns back when the reader comes to a place where some are missing."""
+        """Mount more turns when the user scrolls to unmounted ones."""
         super().watch_scroll_y(old_value, new_value)
         self.post_message(self.Scrolled())
-        if self.following or self.stretch.moving:
+        if self.following or self.mounted.is_mounting:
             return
-        if new_value <= 0 and self.stretch.older is not None:
-            self.call_later(self.stretch.show_older)
-        elif self.stretch.gap is not None and new_value > old_value and self._in_view(self.stretch.gap):
-            self.call_later(self.stretch.show_newer)
+        if new_value <= 0 and self.mounted.older is not None:
+            self.call_later(self.mounted.show_older)
+        elif self.mounted.gap is not None and new_value > old_value and self._in_view(self.mounted.gap):
+            self.call_later(self.mounted.show_newer)
 
     def _in_view(self, widget: Widget) -> bool:
         return self.scroll_y <= widget.virtual_region.y < self.scroll_y + self.size.height
 
     async def go_to(self, number: int) -> Turn | None:
-        """Bring turn `number` into view, mounted again where it is not; None where there is none."""
-        if number not in self.stretch.turns and self.stretch.past.before(number + 1, 1):
-            await self.stretch.show_around(number)
-        turn = self.stretch.turns.get(number)
+        """Scroll to turn `number`, mounting it if necessary; None if it does not exist."""
+        if number not in self.mounted.turns and self.mounted.history.before(number + 1, 1):
+            await self.mounted.show_around(number)
+        turn = self.mounted.turns.get(number)
         if turn is not None:
             self.release_anchor()
             self.call_after_refresh(turn.scroll_visible, animate=False, top=True, force=True)
@@ -102,132 +89,112 @@ class Conversation(VerticalScroll, can_focus=False):
     # --- writing --------------------------------------------------------------------------------------------
 
     async def add(self, widget: Widget) -> None:
-        """Append something that is no turn."""
-        self._loose = None
+        """Append a widget that is not a turn."""
+        self._last_eviction = None
         await self.mount(widget)
-        if len(self.children) - len(self.stretch.turns) > MAX_OTHERS:
+        if len(self.children) - len(self.mounted.turns) > MAX_OTHERS:
             await self._prune_others()
 
-    async def say(self, text: str, level: str = "info") -> None:
-        """Append a line of the program."""
+    async def add_notice(self, text: str, level: str = "info") -> None:
+        """Append a notice."""
         await self.add(Line(text, level))
 
     async def show_system_prompt(self, text: str) -> None:
-        """Put the system prompt at the top; '' takes it away."""
+        """Show the system prompt at the top; '' removes it."""
         for block in self.query_children(SystemPrompt):
             await block.remove()
         if text:
             await self.mount(SystemPrompt(text), before=0)
 
     async def add_turn(self, text: str) -> Turn:
-        """Append what the user just sent; the engine gives it a number later."""
-        self._loose = None
+        """Append a turn for the user's message; the engine assigns its number later."""
+        self._last_eviction = None
         turn = Turn(text, self.model, self.thinking)
         await self.mount(turn)
         self.follow()
         return turn
 
     def number_turn(self, turn: Turn, number: int) -> None:
-        """The engine accepted `turn`."""
-        self.stretch.turns[number] = turn
-        turn.begin(number)
+        """Set the number of `turn` after the engine accepted it."""
+        self.mounted.turns[number] = turn
+        turn.set_number(number)
 
     async def finish_turn(self, turn: Turn) -> None:
-        """The turn is over and stays."""
-        self.stretch.past.add(turn.past)
-        await self.stretch.prune()
+        """Add a finished turn to the history."""
+        self.mounted.history.add(turn.finished_turn)
+        await self.mounted.prune()
 
-    async def skip(self, past: PastTurn) -> None:
-        """A turn came and went without having been drawn."""
-        await self.stretch.skip(past)
+    async def skip(self, past: FinishedTurn) -> None:
+        """Add a finished turn that was never rendered."""
+        await self.mounted.skip(past)
 
     async def remove_turn(self, turn: Turn) -> None:
-        """The turn was rolled back: what it pushed out of the cache is seen again."""
-        self.stretch.turns.pop(turn.number, None)
+        """Remove a turn that was rolled back."""
+        self.mounted.turns.pop(turn.number, None)
         await turn.remove()
 
     async def undo_turn(self, number: int) -> None:
-        """Turn `number`, the newest, was taken back."""
-        self.stretch.past.remove(number)
+        """Remove turn `number`, the newest, after an undo."""
+        self.mounted.history.remove(number)
         turn = self.turn(number)
         if turn is not None:
             await self.remove_turn(turn)
-        if not self.stretch.turns and len(self.stretch.past):
-            await self.stretch.show_newest()
+        if not self.mounted.turns and len(self.mounted.history):
+            await self.mounted.show_newest()
 
-    async def resume(self, turns: Iterable[PastTurn], system_prompt: str) -> None:
-        """Another conversation takes the place of this one."""
+    async def resume(self, turns: Iterable[FinishedTurn], system_prompt: str) -> None:
+        """Replace the conversation by a resumed session."""
         await self.start_over(system_prompt)
         for turn in turns:
-            self.stretch.past.add(turn)
-        await self.stretch.show_newest()
+            self.mounted.history.add(turn)
+        await self.mounted.show_newest()
         self.follow()
 
-    async def evicted(self, event: TokensEvicted, current: Turn | None) -> None:
-        """Tokens left the cache: say so in `current`, or by itself."""
+    async def add_eviction(self, event: TokensEvicted, current: Turn | None) -> None:
+        """Report an eviction in the turn `current`, or on a separate line."""
         if current is not None:
-            await current.evicted(event)
-        elif self._loose is not None:
-            self._loose.add(event)
+            await current.add_eviction(event)
+        elif self._last_eviction is not None:
+            self._last_eviction.add(event)
         else:
             line = EvictionLine(event)
             await self.add(line)
-            self._loose = line
+            self._last_eviction = line
 
     async def start_over(self, system_prompt: str) -> None:
-        """Empty, but for the system prompt."""
-        self.stretch.clear()
-        self._edge = self._loose = None
+        """Remove everything except the system prompt."""
+        self.mounted.clear()
+        self._edge = self._last_eviction = None
         self._cache = CacheState()
-        self.sight = Visible(self._cache)
+        self.context_view = ContextView(self._cache)
         await self.remove_children()
         await self.show_system_prompt(system_prompt)
         self.follow()
 
-    # --- what the model sees --------------------------------------------------------------------------------
+    # --- visibility -----------------------------------------------------------------------------------------
 
-    async def show_memory(self, cache: CacheState) -> None:
-        """Fade messages by what the cache holds of them, and move the edge of memory."""
+    async def show_visibility(self, cache: CacheState) -> None:
+        """Fade evicted messages and move the context edge."""
         if cache is self._cache:
             return
-        self._cache, self.sight = cache, Visible(cache)
-        for number, turn in self.stretch.turns.items():
-            turn.show_memory(self.sight.turn(number))
-        await self.place_edge()
+        self._cache, self.context_view = cache, ContextView(cache)
+        for number, turn in self.mounted.turns.items():
+            turn.show_visibility(self.context_view.turn(number))
+        await self.place_edge(self.mounted.turns)
 
-    async def place_edge(self) -> None:
-        """Put the edge of memory before the first turn of the window; away where nothing was forgotten."""
-        first = self.stretch.turns.get(self.sight.oldest)
-        forgotten = [number for number in self.stretch.turns if self.sight.turn(number).forgotten]
-        known = first is not None and (forgotten or not self.sight.turn(self.sight.oldest).whole)
-        if not known or first is None:
-            if self._edge is not None:
-                await self._edge.remove()
-                self._edge = None
-            return
-        if self._edge is None:
-            self._edge = MemoryEdge()
-            await self.mount(self._edge, before=first)
-        elif self.widget_after(self._edge) is not first:
-            self.move_child(self._edge, before=first)
-        self._edge.show(partly=not self.sight.turn(self.sight.oldest).whole)
-
-    def widget_after(self, widget: Widget) -> Widget | None:
-        """What stands right below."""
-        at = self.children.index(widget) + 1
-        return self.children[at] if at < len(self.children) else None
-
-    async def on_elsewhere_line_wanted(self, message: ElsewhereLine.Wanted) -> None:
-        """A click on such a line."""
+    async def on_placeholder_line_requested(self, message: PlaceholderLine.Requested) -> None:
+        """Mount turns after a click on a placeholder line."""
         message.stop()
-        if message.line is self.stretch.older:
+        if message.line is self.mounted.older:
             self.release_anchor()
-            await self.stretch.show_older()
+            await self.mounted.show_older()
         else:
-            await self.stretch.show_newer()
+            await self.mounted.show_newer()
 
     async def _prune_others(self) -> None:
         others = [
-            child for child in self.children if not isinstance(child, Turn | SystemPrompt | ElsewhereLine | MemoryEdge)
+            child
+            for child in self.children
+            if not isinstance(child, Turn | SystemPrompt | PlaceholderLine | ContextEdge)
         ]
         await self.remove_children(others[: len(others) - MAX_OTHERS])

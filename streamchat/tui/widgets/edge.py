@@ -1,4 +1,4 @@
-"""The edge of memory: a line between what the model has forgotten and what it still sees."""
+"""The context edge: a line between evicted turns and those still in context."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 
-class MemoryEdge(Widget):
-    """A rule with words in its middle; `show` changes the words."""
+class ContextEdge(Widget):
+    """A horizontal rule with a label."""
 
     def __init__(self) -> None:
         super().__init__()
         self.text = ""
 
     def show(self, partly: bool) -> None:
-        """`partly`: the first turn below is seen only in part."""
-        text = "the model sees from somewhere in this turn on" if partly else "the model sees from here on"
+        """Set the label; `partly`: the first turn below the edge was partly evicted."""
+        text = "context starts inside this turn" if partly else "context starts here"
         if text != self.text:
             self.text = text
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The rule, as wide as there is room."""
+        """The rule across the full width."""
         width = self.content_size.width
         words = f" {self.text} " if width > len(self.text) + 6 else ""
         left = (width - len(words)) // 2

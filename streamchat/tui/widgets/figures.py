@@ -1,4 +1,4 @@
-"""Rows of a name on the left and a value on the right."""
+"""Rows with a label on the left and a value on the right."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Figure:
     label: str
     value: str
     mark: str = ""
-    """Style of a square before the label, for a legend."""
+    """Style of a square before the label; '' for none."""
     strong: bool = False
 
 
 class Figures(Static):
-    """Figures under each other, shown literally. A value that does not fit beside its label goes below it."""
+    """A list of figures, shown literally. A value that does not fit next to its label goes below it."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(markup=False, id=id, classes=classes)
@@ -36,14 +36,14 @@ class Figures(Static):
 
     def show(self, figures: Sequence[Figure]) -> None:
         """Replace the rows."""
-        fresh = tuple(figures)
-        if fresh != self._figures:
-            layout = len(fresh) != len(self._figures) or self._wraps(fresh) != self._wraps(self._figures)
-            self._figures = fresh
+        rows = tuple(figures)
+        if rows != self._figures:
+            layout = len(rows) != len(self._figures) or self._wraps(rows) != self._wraps(self._figures)
+            self._figures = rows
             self.refresh(layout=layout)
 
     def render(self) -> VisualType:
-        """The rows at the present width."""
+        """The rows at the current width."""
         width = max(1, self.content_size.width or 32)
         return Content("\n").join(self._row(figure, width) for figure in self._figures)
 

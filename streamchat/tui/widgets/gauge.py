@@ -1,4 +1,4 @@
-"""The cache against its budget, as one bar: sinks, pinned, window, free."""
+"""Cache usage as one bar: sinks, pinned, window, free."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FULL, EMPTY = "█", "░"
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of token in the budget."""
+    """One part of the cache budget."""
 
     name: str
     tokens: int
 
 
 def parts_of(cache: CacheState) -> list[Part]:
-    """The budget in order, in tokens."""
+    """The parts of the cache budget, in order."""
     free = max(0, cache.cache_size - cache.length)
     return [
         Part(name, count) for name, count in zip(PARTS, (cache.sinks, cache.pinned, cache.window, free), strict=True)
@@ -33,7 +33,7 @@ def parts_of(cache: CacheState) -> list[Part]:
 
 
 def share_cells(counts: list[int], width: int) -> list[int]:
-    """Divide `width` cells in proportion to `counts`; what is there gets at least one cell where there is room."""
+    """Divide `width` cells in proportion to `counts`; each nonzero count gets at least one cell if there is room."""
     total = sum(counts)
     if not total or width <= 0:
         return [0] * len(counts)
@@ -54,7 +54,7 @@ def share_cells(counts: list[int], width: int) -> list[int]:
 
 
 class Gauge(Widget):
-    """The bar. Colours come from the style sheet, by component class."""
+    """The bar. Colors come from the style sheet, by component class."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"gauge--{name}" for name in PARTS}
 
@@ -64,17 +64,17 @@ class Gauge(Widget):
 
     @property
     def cache(self) -> CacheState:
-        """What is shown."""
+        """The state that is shown."""
         return self._cache
 
     def show(self, cache: CacheState) -> None:
-        """Draw another state."""
+        """Show another state."""
         if cache != self._cache:
             self._cache = cache
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The bar, the same on every line."""
+        """The bar; all lines are the same."""
         width = self.content_size.width
         parts = parts_of(self._cache)
         cells = share_cells([part.tokens for part in parts], width)

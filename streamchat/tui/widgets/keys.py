@@ -1,4 +1,4 @@
-"""A table of keys or commands and what they do."""
+"""A table of keys or commands with their descriptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KeyTable(Grid):
         self._rows = list(rows)
 
     def compose(self) -> ComposeResult:
-        """A cell each."""
+        """One widget per cell."""
         for key, text in self._rows:
             yield Verbatim(key, classes="key")
             yield Verbatim(text)

@@ -1,4 +1,4 @@
-"""What stands in the conversation besides messages: dim lines, results of commands, the welcome, a failure."""
+"""Conversation widgets other than turns: notices, command output, system prompt, welcome, failure."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from streamchat import __version__
 from streamchat.base.events import EngineFailed, ModelInfo, TokensEvicted
 from streamchat.base.formatting import human_bytes, human_seconds, plural
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.evictions import eviction_sentence, merged
-from streamchat.frontend.status import retained_words
+from streamchat.frontend.evictions import eviction_sentence, merge_evictions
+from streamchat.frontend.status import retained_summary
 from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
 
 
 class Line(Verbatim):
-    """One sentence of the program: class `-info`, `-warning` or `-error`."""
+    """A notice, with CSS class `-info`, `-warning` or `-error`."""
 
     def __init__(self, text: str, level: str = "info") -> None:
         super().__init__(text, classes=f"-{level}")
 
 
 class EvictionLine(Verbatim):
-    """Which turns the model no longer sees; evictions that follow each other are told as one."""
+    """An eviction notice; consecutive evictions are merged."""
 
     def __init__(self, event: TokensEvicted, *, after: bool = False) -> None:
         self.event = event
         super().__init__(self._sentence(), classes="-after" if after else None)
 
     def add(self, event: TokensEvicted) -> None:
-        """Another eviction right after."""
-        self.event = merged(self.event, event)
+        """Merge another eviction into this line."""
+        self.event = merge_evictions(self.event, event)
         self.show(self._sentence())
 
     def _sentence(self) -> str:
@@ -40,41 +40,41 @@ class EvictionLine(Verbatim):
 
 
 class CommandOutput(Vertical):
-    """A slash command and what it came to."""
+    """A slash command and its output."""
 
     def __init__(self, command: str, text: str, error: bool) -> None:
         super().__init__(classes="-error" if error else "")
         self._command, self._text = one_line(command), text
 
     def compose(self) -> ComposeResult:
-        """The command over its answer."""
+        """The command above its output."""
         yield Verbatim(f"› {self._command}", classes="command")
         if self._text:
             yield Folded(self._text, lines=60, classes="output")
 
 
 class SystemPrompt(Vertical):
-    """The system prompt, which stays in the cache for good."""
+    """The system prompt, which is never evicted."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
 
     def compose(self) -> ComposeResult:
-        """A heading over the folded text."""
-        yield Verbatim("System prompt · pinned, never leaves the cache", classes="heading")
+        """A heading above the folded text."""
+        yield Verbatim("System prompt · pinned, never evicted", classes="heading")
         yield Folded(self.text, lines=3, classes="body")
 
 
 class Welcome(Vertical):
-    """What is loaded and how to begin."""
+    """The loaded model and first steps."""
 
     def __init__(self, info: ModelInfo, load_s: float) -> None:
         super().__init__()
         self._info, self._load_s = info, load_s
 
     def compose(self) -> ComposeResult:
-        """Model facts and hints."""
+        """Model figures and key hints."""
         info = self._info
         yield Verbatim(f"streamchat {__version__}", classes="heading")
         facts = [
@@ -85,29 +85,27 @@ class Welcome(Vertical):
         ]
         yield Verbatim(" · ".join(facts), classes="facts")
         yield Verbatim(
-            f"The cache holds {plural(info.cache_size, 'token')} ({retained_words(info)}). "
-            "Older messages leave it and fade; the chat goes on.",
+            f"The cache holds {plural(info.cache_size, 'token')} ({retained_summary(info)}). "
+            "The oldest messages are evicted and shown faded.",
             classes="hint",
         )
         send, newline, help_, leave = (
             hint(self.app, key_id) for key_id in ("prompt.send", "prompt.newline", "app.help", "app.quit")
         )
-        yield Verbatim(
-            f"{send} sends · {newline} new line · / commands · {help_} help · {leave} leaves", classes="hint"
-        )
+        yield Verbatim(f"{send} sends · {newline} new line · / commands · {help_} help · {leave} quits", classes="hint")
 
 
 class FailurePanel(Vertical):
-    """Why the engine ended, and what can be done."""
+    """Why the engine failed, and what to do."""
 
     def __init__(self, event: EngineFailed, log: str) -> None:
         super().__init__()
         self.event, self._log = event, log
 
     def compose(self) -> ComposeResult:
-        """Title, sentence, keys."""
+        """Title, message, hints."""
         yield Verbatim(one_line(self.event.title), classes="heading")
         yield Verbatim(one_line(self.event.message), classes="body")
         yield Verbatim(
-            f"{hint(self.app, 'app.quit')} leaves (exit code {self.event.exit_code}) · log: {self._log}", classes="hint"
+            f"{hint(self.app, 'app.quit')} quits (exit code {self.event.exit_code}) · log: {self._log}", classes="hint"
         )

@@ -1,4 +1,4 @@
-"""Progress of fetching and loading the model, inside the conversation."""
+"""Progress of downloading and loading the model, shown in the conversation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from streamchat.tui.widgets.text import Verbatim
 
 
 class LoadingPanel(Vertical):
-    """The stage in words, a bar, and bytes where they are known."""
+    """The stage, a progress bar, and bytes if they are known."""
 
     def compose(self) -> ComposeResult:
-        """Three lines."""
+        """Stage, bar and hint."""
         yield Verbatim("Starting", classes="stage")
         yield ProgressBar(show_percentage=False, show_eta=False)
-        yield Verbatim("you can already type; the message is sent when the model is ready", classes="hint")
+        yield Verbatim("you can type already; your message is sent when the model is ready", classes="hint")
 
     def show(self, event: ModelLoading) -> None:
         """Update stage and progress."""

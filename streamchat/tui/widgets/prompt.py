@@ -1,4 +1,4 @@
-"""The input: several lines, history on the arrow keys, completion of commands, safe paste."""
+"""The input: multi-line editing, history on the arrow keys, completion, safe paste."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Prompt(TextArea):
     """A `TextArea` in which Enter sends.
 
     Args:
-        history: What was typed before.
-        complete: Completions of a line that begins with a slash.
-        completions: The list that shows them.
+        history: Previous inputs.
+        complete: Returns the completions for a line.
+        completions: The list that shows the completions.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -43,24 +43,24 @@ class Prompt(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """Enter was pressed on a text that is not blank."""
+        """Enter was pressed on non-blank text."""
 
         text: str
 
-    class Emptied(Message):
+    class QuitRequested(Message):
         """Ctrl+D was pressed on an empty input."""
 
     class EndPressed(Message):
-        """End was pressed where there is nowhere to go in the input."""
+        """End was pressed at the end of the input."""
 
-    class EditorWanted(Message):
-        """The text shall be edited elsewhere."""
+    class EditorRequested(Message):
+        """Edit the text in the user's editor."""
 
     class Edited(Message):
         """The text has changed."""
 
-    class TookBack(Message):
-        """Up was pressed in an empty input: a message that waits comes back before the history."""
+    class RecallQueued(Message):
+        """Up was pressed in a blank input while a message is queued: return it to the input."""
 
     def __init__(
         self,
@@ -79,49 +79,49 @@ class Prompt(TextArea):
             placeholder="Write a message, or / for commands",
         )
         self.prompt_history = history
-        self.message_waits = False
-        """A sent message waits and can be taken back with Up."""
+        self.has_queued_message = False
+        """Whether a message is queued, which Up returns to the input."""
         self.send_keys = key_names(BY_ID["prompt.send"].keys)
-        """Keys that send; Textual's own use of Enter leaves no binding for it."""
+        """Keys that send; not a binding, because `TextArea` handles Enter itself."""
         self._complete = complete
         self._completions = completions
-        self._recalled: str | None = None
-        """What the history put here; it opens no list of commands."""
+        self._history_text: str | None = None
+        """Text that the history put here; it does not open the completion list."""
 
     def render_line(self, y: int) -> Strip:
-        """A row. Textual's own cannot wrap its placeholder to no columns at all."""
+        """Render a row. `TextArea` cannot wrap its placeholder to zero columns."""
         return super().render_line(y) if self.content_size.width > 0 else Strip.blank(self.size.width)
 
     # --- content --------------------------------------------------------------------------------------------
 
     @property
     def is_blank(self) -> bool:
-        """Nothing but white space. Cheap for a long text."""
+        """Whether the text is only whitespace. Cheap for long text."""
         return all(not self.document.get_line(index).strip() for index in range(self.document.line_count))
 
     def put(self, text: str) -> None:
-        """Replace the content, cursor at the end. An imported message may hold anything."""
+        """Replace the content and move the cursor to the end. Removes control characters."""
         self.load_text(printable(text))
         self.move_cursor(self.document.end)
 
     def empty(self) -> None:
-        """Delete all of it; undo brings it back."""
+        """Clear the input; Ctrl+Z restores it."""
         self.history.checkpoint()
         self.clear()
 
-    def give_back(self, text: str) -> None:
-        """A message that was not sent comes back in front of what was typed meanwhile."""
+    def restore_text(self, text: str) -> None:
+        """Insert a message that was not sent before the current content."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
 
     def remember(self, text: str) -> None:
-        """What was submitted is done: it joins the history."""
+        """Add a submitted text to the history."""
         self.prompt_history.add(text)
 
     # --- keys -----------------------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
         if self._completions.shown:
-            self._offer()  # keys that came in one burst have changed the text since
+            self._offer()  # a burst of keys may have changed the text
         if self._completions.shown and event.key in ("up", "down", "escape", "enter"):
             event.stop()
             event.prevent_default()
@@ -140,14 +140,14 @@ class Prompt(TextArea):
             self._send()
 
     def _send(self) -> None:
-        """Submit the content and empty the input at once: keys that follow belong to the next message."""
+        """Submit the content and clear the input at once, so that later keys go to the next message."""
         if not self.is_blank:
             text = self.text
             self.load_text("")
             self.post_message(self.Submitted(text))
 
     def _accept(self) -> None:
-        """Enter in the list: what is complete as typed is sent, else the highlighted line is taken."""
+        """Enter in the list: send the text if it is complete, else insert the highlighted completion."""
         chosen, moved, typed = self._completions.chosen, self._completions.moved, self._line()
         offered = {line for line, _ in self._complete(typed.strip())}
         self._completions.hide()
@@ -164,12 +164,12 @@ class Prompt(TextArea):
             self._send()
 
     def _line(self) -> str:
-        """The line of the cursor, up to it."""
+        """The current line, up to the cursor."""
         row, column = self.cursor_location
         return self.document.get_line(row)[:column]
 
     def _fill(self, line: str) -> None:
-        """Put `line` in the place of what stands before the cursor in its line."""
+        """Replace the current line, up to the cursor, by `line`."""
         row, column = self.cursor_location
         if not line.startswith("/") and not line.endswith("/"):
             line += " "
@@ -177,45 +177,45 @@ class Prompt(TextArea):
         self.move_cursor(result.end_location)
 
     def action_complete(self) -> None:
-        """Tab: take the highlighted line."""
+        """Tab: insert the highlighted completion."""
         chosen = self._completions.chosen
         if chosen:
             self._fill(f"{chosen} " if chosen.startswith("/") and not chosen.endswith("/") else chosen)
 
     def action_edit(self) -> None:
-        """Write in an editor."""
-        self.post_message(self.EditorWanted())
+        """Edit the text in the user's editor."""
+        self.post_message(self.EditorRequested())
 
     def action_newline(self) -> None:
-        """Break the line."""
+        """Insert a line break."""
         self.insert("\n")
         self.scroll_cursor_visible()
 
     def action_delete_or_leave(self) -> None:
-        """Ctrl+D, as in a shell."""
+        """Ctrl+D, as in a shell: quit if the input is empty, else delete right."""
         if self.document.line_count == 1 and not self.document.get_line(0):
-            self.post_message(self.Emptied())
+            self.post_message(self.QuitRequested())
         else:
             self.action_delete_right()
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """Up: on the first row, the entry before."""
+        """Up: on the first row, the previous history entry."""
         if select or self._row() > 0:
             super().action_cursor_up(select)
-        elif self.message_waits and self.is_blank:
-            self.post_message(self.TookBack())
+        elif self.has_queued_message and self.is_blank:
+            self.post_message(self.RecallQueued())
         else:
-            self._recall(self.prompt_history.older(self.text))
+            self._show_entry(self.prompt_history.older(self.text))
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """Down: on the last row, the entry after."""
+        """Down: on the last row, the next history entry."""
         if select or self._row() < self.wrapped_document.height - 1:
             super().action_cursor_down(select)
         else:
-            self._recall(self.prompt_history.newer())
+            self._show_entry(self.prompt_history.newer())
 
     def action_cursor_line_end(self, select: bool = False) -> None:
-        """End: at the end of the text, the end of the conversation."""
+        """End: at the end of the text, jump to the end of the conversation."""
         if not select and self.cursor_location == self.document.end:
             self.post_message(self.EndPressed())
         super().action_cursor_line_end(select)
@@ -223,15 +223,15 @@ class Prompt(TextArea):
     def _row(self) -> int:
         return self.wrapped_document.location_to_offset(self.cursor_location).y
 
-    def _recall(self, text: str | None) -> None:
+    def _show_entry(self, text: str | None) -> None:
         if text is not None:
-            self._recalled = text
+            self._history_text = text
             self.put(text)
 
     # --- changes --------------------------------------------------------------------------------------------
 
     async def _on_paste(self, event: events.Paste) -> None:
-        """A paste of any length lands here unsent, with plain line ends and no control characters."""
+        """Insert a paste without sending it, with `\\n` line ends and without control characters."""
         event.stop()
         event.prevent_default()
         text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(4)
@@ -240,15 +240,15 @@ class Prompt(TextArea):
         self.focus()
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        """The list follows the text."""
+        """Update the completions."""
         event.stop()
         self.post_message(self.Edited())
         self._offer()
 
     def _offer(self) -> None:
-        """Offer commands while the only line begins with a slash, and paths behind an @."""
+        """Offer commands if the only line starts with a slash, and paths after an @."""
         line = self._line()
-        recalled, self._recalled = self._recalled, None
+        recalled, self._history_text = self._history_text, None
         command = line.startswith("/")
         if line == recalled or (command and self.text != line) or not (command or "@" in line):
             self._completions.hide()

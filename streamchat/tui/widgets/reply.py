@@ -1,4 +1,4 @@
-"""A reply of the model, streamed as Markdown."""
+"""The model's reply, streamed as Markdown."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ LINKS = ("http://", "https://", "mailto:")
 
 
 def make_parser() -> MarkdownIt:
-    """Markdown as GitHub reads it, with two differences.
+    """A parser for GitHub-flavored Markdown, with two differences.
 
-    HTML is text: `<think>` or `<div>` in a reply must not vanish. And a line is a line, as in verse and addresses, and
-    as the prompt shows it: Markdown proper would join the lines of a paragraph.
+    HTML is shown as text, so that `<think>` or `<div>` do not disappear. Line breaks are kept, as in the prompt, where
+    standard Markdown would join the lines of a paragraph.
     """
     parser = MarkdownIt("gfm-like", {"html": False})
     parser.core.ruler.push("lines", _keep_lines)
@@ -44,30 +44,30 @@ def _keep_lines(state: StateCore) -> None:
 
 
 class Fence(MarkdownFence):
-    """A code block. One that names no language is plain; guessing would cost time at every token."""
+    """A code block. Without a language it is plain text; guessing would cost time for every token."""
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        """The code, coloured."""
+        """The highlighted code."""
         return super().highlight(code, language or "text", ansi, dark)
 
 
 class Paragraph(MarkdownParagraph):
-    """A paragraph that lets the screen be laid out anew only when it grows by a line, not at every word."""
+    """A paragraph that triggers a new layout only when its height changes, not for every word."""
 
     def set_content(self, content: Content) -> None:
         """Show `content`."""
         width, height = self.content_size
-        # as Widget.get_content_height asks for it; the styles answer as a mapping of rules does
+        # as in Widget.get_content_height; the styles behave like a RulesMap
         same = self.is_mounted and bool(width) and content.get_height(cast("RulesMap", self.styles), width) == height
         self._content = content
         self.update(content, layout=not same)
 
 
 class ReplyMarkdown(Markdown):
-    """Markdown whose links open only where they lead to the web."""
+    """Markdown that opens only web links."""
 
-    BLOCKS = {  # noqa: RUF012 - as the base class has it
+    BLOCKS = {  # noqa: RUF012 - as in the base class
         **Markdown.BLOCKS,
         "fence": Fence,
         "code_block": Fence,
@@ -78,7 +78,7 @@ class ReplyMarkdown(Markdown):
         super().__init__(parser_factory=make_parser, open_links=False)
 
     def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
-        """A model may write any link; only those that open a browser are followed."""
+        """Open web and mail links only; a model may generate any link."""
         event.stop()
         if event.href.startswith(LINKS):
             self.app.open_url(event.href)
@@ -87,11 +87,11 @@ class ReplyMarkdown(Markdown):
 
 
 class Reply(Vertical):
-    """The model's answer. `add` text while it is written, then `finish`.
+    """The model's reply. Call `add` while it is generated, then `finish`.
 
     Args:
-        model: Its name, as heading.
-        thinking: What is shown of its reasoning.
+        model: Name of the model, for the heading.
+        thinking: How reasoning is displayed.
     """
 
     def __init__(self, model: str, thinking: ShowThinking = "collapse") -> None:
@@ -102,22 +102,22 @@ class Reply(Vertical):
         self._stream: MarkdownStream | None = None
         self._thoughts: Thinking | None = None
         self.raw = ""
-        """All that came, reasoning included."""
+        """The complete reply, including reasoning."""
         self.text = ""
-        """The answer, as it was shown."""
+        """The answer as shown, without reasoning."""
 
     def compose(self) -> ComposeResult:
-        """The name over the text."""
+        """The model name above the text."""
         yield Verbatim(self._model, classes="heading")
         yield ReplyMarkdown()
 
     async def add(self, text: str) -> None:
-        """Show more text."""
+        """Append text."""
         await self._write(self._parts.feed(_lines(self._printable.feed(text))))
         self.raw += text
 
     async def finish(self, text: str) -> None:
-        """The reply is over and is `text`."""
+        """Show the complete reply `text`."""
         await self._write([*self._parts.feed(_lines(self._printable.end())), *self._parts.end()])
         self.raw = text
         if self._stream is not None:
@@ -131,7 +131,7 @@ class Reply(Vertical):
         elif thoughts and not answer:  # hidden
             await self.mount(Verbatim(ONLY_REASONING, classes="only-thought"))
         if answer != self.text or "```" in answer or "~~~" in answer:
-            # a fence that was drawn piece by piece can end up blank
+            # a fence rendered in pieces can end up blank
             self.text = answer
             await self.query_one(ReplyMarkdown).update(answer)
 
@@ -157,5 +157,5 @@ class Reply(Vertical):
 
 
 def _lines(text: str) -> str:
-    """Only `\\n` ends a line; Textual and its parser disagree about the other separators."""
+    """Replace Unicode line separators by `\\n`; Textual and its parser treat them differently."""
     return text.replace("\u2028", "\n").replace("\u2029", "\n")

@@ -1,4 +1,4 @@
-"""A part of the status panel that folds to its title."""
+"""A foldable section of the status panel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class _Title(Static):
 
 
 class Section(Vertical):
-    """A title over some widgets; a click on the title folds them away.
+    """A title above some widgets; a click on the title folds them.
 
     Args:
-        title: What is below.
+        title: The title.
     """
 
     def __init__(self, title: str, *children: Widget, id: str | None = None) -> None:  # noqa: A002 - Textual's word
@@ -28,10 +28,10 @@ class Section(Vertical):
 
     @property
     def folded(self) -> bool:
-        """Only the title is shown."""
+        """Whether only the title is shown."""
         return self.has_class("-folded")
 
     def fold(self, folded: bool) -> None:
-        """Show the title only, or all."""
+        """Fold or unfold the section."""
         self.set_class(folded, "-folded")
         self.query_one(_Title).update(f"{'▸' if folded else '▾'} {self.title}")

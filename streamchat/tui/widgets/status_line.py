@@ -1,4 +1,4 @@
-"""The status panel in one line, for narrow terminals."""
+"""The status in one line, for narrow terminals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StatusLine(Horizontal):
     """Cache gauge, compressions, memory, tok/s."""
 
     def compose(self) -> ComposeResult:
-        """The bar and its text."""
+        """The gauge and its text."""
         yield Gauge(id="line-gauge")
         yield Static("", id="line-text", markup=False)
 
@@ -31,13 +31,13 @@ class StatusLine(Horizontal):
         elif memory is not None:
             parts.append(f"RAM {human_bytes(memory.rss_bytes)}")
         if reading is not None and reading.done < reading.total:
-            parts.append(f"reading {reading.done:,}/{reading.total:,}")
+            parts.append(f"prefill {reading.done:,}/{reading.total:,}")
         elif board.decode_tps is not None:
             parts.append(f"{board.decode_tps:.1f} tok/s")
         text = " · ".join(parts) if board.info is not None else "the model is loading"
-        self.query_one("#line-text", Static).update(Content(text), layout=False)  # one line, always
+        self.query_one("#line-text", Static).update(Content(text), layout=False)  # always one line
 
     @property
     def text(self) -> str:
-        """What is written beside the bar."""
+        """The text next to the gauge."""
         return str(self.query_one("#line-text", Static).content)

@@ -1,4 +1,4 @@
-"""The status panel: cache and its map, speed, memory, totals and model, live. It knows a `StatusBoard`, no engine."""
+"""The live status panel: cache and context map, speed, memory, totals and model. Needs only a `StatusBoard`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from streamchat.base.events import PrefillProgress
 from streamchat.base.formatting import human_bytes, human_seconds
 from streamchat.base.sanitize import one_line
 from streamchat.frontend.status import StatusBoard, memory_figures
+from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.figures import Figure, Figures
-from streamchat.tui.widgets.memory_map import MemoryMap
 from streamchat.tui.widgets.section import Section
 
 LEGEND = (("you", "$primary"), ("reply", "$primary 45%"), ("system", "$success"), ("pinned", "$warning"))
-"""The colours that chat.tcss gives the map."""
+"""Colors of the context map, as in the style sheet."""
 
 
 class StatusPanel(VerticalScroll, can_focus=False):
-    """Shows a `StatusBoard`; `show` it again whenever it changed."""
+    """Shows a `StatusBoard`; call `show` after each change."""
 
     def compose(self) -> ComposeResult:
-        """Five sections, the liveliest first."""
+        """Five sections, the most frequently updated first."""
         yield Section(
             "Cache",
             Figures(id="cache"),
-            MemoryMap(id="map"),
+            ContextMap(id="map"),
             Static("", id="map-words", markup=False),
             Static(
                 Content("  ").join(Content.assemble(("■ ", c), (n, "$foreground 60%")) for n, c in LEGEND), id="legend"
@@ -44,16 +44,16 @@ class StatusPanel(VerticalScroll, can_focus=False):
         )
 
     def on_mount(self) -> None:
-        """Say what the map is for."""
-        self._say("")
+        """Clear the description of the map selection."""
+        self._describe("")
 
     @property
     def sections(self) -> list[Section]:
-        """All of them, in order."""
+        """All sections, in order."""
         return list(self.query(Section))
 
     def show(self, board: StatusBoard, reading: PrefillProgress | None = None) -> None:
-        """Update all figures; `reading` while a prompt is read."""
+        """Update all figures; `reading` is the progress of a prefill."""
         self._show_cache(board)
         self._draw("#lengths", board.lengths.values)
         self.query_one("#speed", Figures).show(speed_figures(board, reading))
@@ -66,12 +66,12 @@ class StatusPanel(VerticalScroll, can_focus=False):
         """Label -> value of one group ('cache', 'evicted', 'speed', 'memory', 'totals', 'model')."""
         return self.query_one(f"#{section}", Figures).figures
 
-    def on_memory_map_chosen(self, message: MemoryMap.Chosen) -> None:
-        """Say what is chosen."""
+    def on_context_map_chosen(self, message: ContextMap.Chosen) -> None:
+        """Describe the selected segment."""
         message.stop()
-        self._say(message.words)
+        self._describe(message.description)
 
-    def _say(self, words: str) -> None:
+    def _describe(self, words: str) -> None:
         self.query_one("#map-words", Static).update(words)
 
     def _draw(self, name: str, values: list[float]) -> None:
@@ -91,13 +91,13 @@ class StatusPanel(VerticalScroll, can_focus=False):
         self.query_one("#cache", Figures).show(
             [Figure("length", f"{cache.length:,} / {cache.cache_size:,}{share}", strong=True)]
         )
-        self.query_one(MemoryMap).show(cache)
+        self.query_one(ContextMap).show(cache)
         self.query_one("#evicted", Figures).show(
             [
                 Figure("compressions", f"{cache.compressions:,}"),
                 Figure("tokens evicted", f"{cache.tokens_evicted:,}"),
                 Figure("KV cache", human_bytes(cache.kv_bytes)),
-                # less than what is allocated until something was evicted
+                # before the first eviction this is less than the allocation
                 *([Figure("without eviction", human_bytes(cache.full_kv_bytes))] if cache.tokens_evicted else []),
                 *([Figure("length over time", "")] if len(board.lengths.values) > 1 else []),
             ]
@@ -106,11 +106,11 @@ class StatusPanel(VerticalScroll, can_focus=False):
     def _show_totals(self, board: StatusBoard) -> None:
         rows = [
             Figure("turns", f"{board.turns:,}"),
-            Figure("tokens read", f"{board.prompt_tokens:,}"),
-            Figure("tokens written", f"{board.new_tokens:,}"),
+            Figure("prompt tokens", f"{board.prompt_tokens:,}"),
+            Figure("generated tokens", f"{board.new_tokens:,}"),
         ]
         if board.uptime_s is not None:
-            rows.append(Figure("up", duration(board.uptime_s)))
+            rows.append(Figure("uptime", duration(board.uptime_s)))
         if board.session is not None:
             rows.append(Figure("saved as", board.session))
         self.query_one("#totals", Figures).show(rows)
@@ -120,7 +120,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         if info is None:
             return
         shown, name = self.query_one("#model-name", Static), one_line(info.name)
-        if shown.content != name:  # an update lays the whole screen out
+        if shown.content != name:  # an update lays out the whole screen
             shown.update(name)
         self.query_one("#model", Figures).show(
             [
@@ -132,24 +132,19 @@ class StatusPanel(VerticalScroll, can_focus=False):
         )
 
 
-def legend() -> Content:
-    """What the colours of the map mean."""
-    return Content(" ").join(Content.assemble(("■ ", colour), (name, "$foreground 60%")) for name, colour in LEGEND)
-
-
 def speed_figures(board: StatusBoard, reading: PrefillProgress | None) -> list[Figure]:
-    """Tokens a second and time to first token, of the running or last turn."""
+    """Tokens per second and time to first token, for the current or last turn."""
     rows = [
         Figure("tok/s", f"{board.decode_tps:.1f}" if board.decode_tps is not None else "–", strong=True),
         Figure("first token", human_seconds(board.ttft_s) if board.ttft_s is not None else "–"),
     ]
     if reading is not None:
-        rows.append(Figure("reading prompt", f"{reading.done:,} / {reading.total:,}"))
+        rows.append(Figure("prefill", f"{reading.done:,} / {reading.total:,}"))
     return rows
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1 h 02 min', for how long something runs."""
+    """Format a duration: 3725 -> '1 h 02 min'."""
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
@@ -161,7 +156,7 @@ def duration(seconds: float) -> str:
 
 
 def human_count(count: int) -> str:
-    """134515008 -> '134.5 M'."""
+    """Format a count: 134515008 -> '134.5 M'."""
     for unit, size in (("B", 1_000_000_000), ("M", 1_000_000), ("k", 1_000)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

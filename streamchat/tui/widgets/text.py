@@ -1,4 +1,4 @@
-"""Text of users, models and errors, shown literally: never read as markup, long ones folded."""
+"""Literal text of users, models and errors: never parsed as markup, folded if long."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from streamchat.base.formatting import plural
 from streamchat.base.sanitize import printable
 
 ROW = 200
-"""Characters that count as one row where a line never breaks."""
+"""Characters that count as one row of a long line."""
 
 
 class Verbatim(Static):
-    """Text exactly as it is."""
+    """Literal text."""
 
     def __init__(self, text: str = "", *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         self.text = printable(text)
@@ -29,10 +29,10 @@ class Verbatim(Static):
 
 
 class Folded(Static):
-    """Text of which only the first lines are shown until it is clicked.
+    """Text that shows only its first lines until it is clicked.
 
     Args:
-        lines: How many lines a folded text has.
+        lines: Number of lines when folded.
     """
 
     def __init__(self, text: str, *, lines: int, classes: str | None = None) -> None:
@@ -42,7 +42,7 @@ class Folded(Static):
         super().__init__(self._shown(), markup=False, classes=classes)
 
     def unfold(self, unfolded: bool) -> None:
-        """Show all of it, or the first lines only."""
+        """Unfold or fold the text."""
         self._open = unfolded
         self.update(self._shown())
 
@@ -53,7 +53,7 @@ class Folded(Static):
             self.unfold(not self._open)
 
     def _hidden(self) -> int:
-        """Rows that a folded text does not show."""
+        """Number of rows hidden when folded."""
         return sum(map(_rows, self.text.split("\n"))) - self._lines
 
     def _shown(self) -> Content:
@@ -66,13 +66,13 @@ class Folded(Static):
         return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
     def _head(self) -> str:
-        left, kept = self._lines, []
+        left, shown = self._lines, []
         for line in self.text.split("\n"):
             if left <= 0:
                 break
-            kept.append(line[: left * ROW])
+            shown.append(line[: left * ROW])
             left -= _rows(line)
-        return "\n".join(kept)
+        return "\n".join(shown)
 
 
 def _rows(line: str) -> int:

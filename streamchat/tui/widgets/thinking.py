@@ -1,4 +1,4 @@
-"""The reasoning of a reply, folded to one line."""
+"""The reasoning of a reply, foldable to one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamchat.tui.widgets.text import Verbatim
 
 
 class Thinking(Vertical):
-    """`add` reasoning while it comes, then `finish`. A click opens or folds it."""
+    """Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
 
     def __init__(self, *, unfolded: bool) -> None:
         super().__init__()
@@ -20,31 +20,31 @@ class Thinking(Vertical):
         self.unfolded = unfolded
 
     def compose(self) -> ComposeResult:
-        """A line over the text."""
+        """A heading above the text."""
         yield Verbatim("", classes="line")
         yield Verbatim("", classes="thoughts")
 
     def on_mount(self) -> None:
-        """As it is so far."""
+        """Show the reasoning so far."""
         self._show()
 
     def add(self, text: str) -> None:
-        """More of it."""
+        """Append reasoning."""
         self.text += text
         self._show()
 
     def finish(self) -> None:
-        """The answer begins, or the reply is over."""
+        """Mark the reasoning as complete."""
         self._done = True
         self._show()
 
     def fold(self, folded: bool) -> None:
-        """Show the line only, or all."""
+        """Fold or unfold the reasoning."""
         self.unfolded = not folded
         self._show()
 
     def on_click(self, event: events.Click) -> None:
-        """Open or fold; a click that ends a selection does neither."""
+        """Fold or unfold, unless the click ends a selection."""
         if not self.screen.get_selected_text():
             event.stop()
             self.fold(self.unfolded)

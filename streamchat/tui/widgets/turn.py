@@ -1,4 +1,4 @@
-"""One turn: what the user said, what left the cache meanwhile, the reply, and its figures."""
+"""One turn: the user's message, evictions, the reply, and its figures."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, Tok
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.sanitize import one_line
 from streamchat.config.settings import Thinking
-from streamchat.frontend.visibility import Memory, TurnMemory
+from streamchat.frontend.visibility import TurnVisibility, Visibility
 from streamchat.tui.bindings import hint
-from streamchat.tui.past import PastTurn
+from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
 
-_WORDS: dict[Memory, str] = {
-    "seen": "",
-    "partly": " · partly forgotten",
-    "forgotten": " · no longer seen by the model",
+_LABELS: dict[Visibility, str] = {
+    "visible": "",
+    "partial": " · partly evicted",
+    "evicted": " · no longer in context",
 }
 
 
 class UserMessage(Vertical):
-    """What the user said."""
+    """The user's message."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.text = text
 
     def compose(self) -> ComposeResult:
-        """A heading over the text, long ones folded."""
+        """A heading above the text; long text is folded."""
         yield Verbatim("You", classes="heading")
         yield Folded(self.text, lines=16, classes="body")
 
 
 class Turn(Vertical):
-    """Grows as events of its turn arrive.
+    """Grows as events of the turn arrive.
 
     Args:
         text: The user's message.
-        model: Name of the model, as heading of the reply.
-        thinking: What is shown of its reasoning.
+        model: Name of the model, for the heading of the reply.
+        thinking: How reasoning is displayed.
     """
 
     @dataclass
@@ -61,21 +61,21 @@ class Turn(Vertical):
         self.text = text
         self._thinking = thinking
         self.number = 0
-        """Given by the engine; 0 until then."""
-        self.memory = TurnMemory()
+        """Assigned by the engine; 0 until then."""
+        self.visibility = TurnVisibility()
         self._model = model
         self._reply: Reply | None = None
         self._evictions: list[EvictionLine] = []
-        self._line: EvictionLine | None = None
+        self._last_eviction: EvictionLine | None = None
 
     def compose(self) -> ComposeResult:
-        """The message and a line for what happens with it."""
+        """The message and a status line."""
         yield UserMessage(self.text)
         yield Verbatim("sent", classes="figures")
 
     @property
     def reply_text(self) -> str:
-        """The reply as far as it is shown."""
+        """The reply so far."""
         return self._reply.text if self._reply else ""
 
     @property
@@ -85,51 +85,51 @@ class Turn(Vertical):
 
     @property
     def evictions(self) -> list[TokensEvicted]:
-        """What left the cache during this turn, as told."""
+        """Evictions during this turn, as shown."""
         return [line.event for line in self._evictions]
 
-    def begin(self, number: int) -> None:
-        """The engine accepted the message."""
+    def set_number(self, number: int) -> None:
+        """Set the number after the engine accepted the message."""
         self.number = number
-        self._head()
-        self._figures.show("reading")
+        self._update_headings()
+        self._figures.show("prefill")
 
-    def read(self, event: PrefillProgress) -> None:
-        """A part of the message was read."""
-        self._figures.show(f"reading {event.done:,} of {event.total:,} tokens")
+    def show_prefill(self, event: PrefillProgress) -> None:
+        """Show the progress of the prefill."""
+        self._figures.show(f"prefill: {event.done:,} of {event.total:,} tokens")
 
-    async def evicted(self, event: TokensEvicted) -> None:
-        """Tokens left the cache while this turn was read or answered."""
-        if self._line is not None:
-            self._line.add(event)
+    async def add_eviction(self, event: TokensEvicted) -> None:
+        """Show an eviction during this turn."""
+        if self._last_eviction is not None:
+            self._last_eviction.add(event)
             return
-        # above the reply while it has not begun, else below it: Markdown has no place for it in between
-        self._line = EvictionLine(event, after=self._reply is not None)
-        await self._mount_eviction(self._line)
+        # above the reply if it has not started, else below it; a line cannot be inserted into Markdown
+        self._last_eviction = EvictionLine(event, after=self._reply is not None)
+        await self._mount_eviction(self._last_eviction)
 
     async def add(self, text: str) -> None:
-        """More of the reply."""
+        """Append text of the reply."""
         if self._reply is None:
-            # evictions from now on belong to the reply
-            self._line = None
+            # later evictions belong to the reply
+            self._last_eviction = None
             self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
-            self._dress()
-            self._head()
-            looking_on = getattr(self.app, "watching", False)
-            self._figures.show("writing" if looking_on else f"writing · {hint(self.app, 'chat.stop')} stops")
+            self._update_classes()
+            self._update_headings()
+            watching = getattr(self.app, "watching", False)
+            self._figures.show("generating" if watching else f"generating · {hint(self.app, 'chat.stop')} stops")
         await self._reply.add(text)
 
     @property
-    def past(self) -> PastTurn:
-        """The turn as data; only when it is over."""
+    def finished_turn(self) -> FinishedTurn:
+        """The finished turn as data."""
         evictions = tuple((line.event, line.has_class("-after")) for line in self._evictions)
         cut = self._figures.has_class("-cut")
         raw = self._reply.raw if self._reply else ""
-        return PastTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
+        return FinishedTurn(self.number, self.text, raw, self.figures_text, cut, evictions)
 
-    async def restore(self, past: PastTurn) -> None:
-        """Become the turn that `past` was; right after mounting."""
+    async def restore(self, past: FinishedTurn) -> None:
+        """Show the finished turn `past`; call it right after mounting."""
         self.number = past.number
         for event, after in past.evictions:
             if not after:
@@ -143,44 +143,47 @@ class Turn(Vertical):
                 await self._mount_eviction(EvictionLine(event, after=True))
         self._figures.set_class(past.cut, "-cut")
         self._figures.show(past.figures)
-        self._dress()
-        self._head()
+        self._update_classes()
+        self._update_headings()
 
     async def _mount_eviction(self, line: EvictionLine) -> None:
         self._evictions.append(line)
         await self.mount(line, before=self._figures)
 
-    def ended(self, why: str) -> None:
-        """Nothing more comes, or soon: 'stopping', 'the engine failed'."""
+    def set_status(self, why: str) -> None:
+        """Show a final status: 'stopping', 'the engine failed'."""
         self._figures.show(why)
 
     async def finish(self, event: TurnFinished) -> None:
-        """The turn is over and part of the conversation."""
+        """Show the finished turn."""
         if self._reply is None and event.reply:
             await self.add(event.reply)
         if self._reply is not None:
             await self._reply.finish(event.reply)
-        self._line = None
+        self._last_eviction = None
         self._figures.set_class(was_cut(event), "-cut")
         self._figures.show(turn_figures(event))
 
-    def show_memory(self, memory: TurnMemory) -> None:
-        """Fade each message that the model sees only a part of, or nothing; mark a pinned turn."""
-        if memory == self.memory:
+    def show_visibility(self, visibility: TurnVisibility) -> None:
+        """Fade partly or fully evicted messages, and mark a pinned turn."""
+        if visibility == self.visibility:
             return
-        self.memory = memory
-        self._dress()
-        self._head()
+        self.visibility = visibility
+        self._update_classes()
+        self._update_headings()
 
-    def _dress(self) -> None:
-        for message, seen in ((self.query_one(UserMessage), self.memory.user), (self._reply, self.memory.reply)):
+    def _update_classes(self) -> None:
+        for message, state in (
+            (self.query_one(UserMessage), self.visibility.user),
+            (self._reply, self.visibility.reply),
+        ):
             if message is not None:
-                _fade(message, seen)
-        self.set_class(self.memory.forgotten, "-forgotten")
-        self.set_class(self.memory.pinned, "-pinned")
+                _fade(message, state)
+        self.set_class(self.visibility.evicted, "-evicted")
+        self.set_class(self.visibility.pinned, "-pinned")
 
     def on_click(self, event: events.Click) -> None:
-        """Choose the turn; a click that ends a selection does not."""
+        """Select the turn, unless the click ends a text selection."""
         if self.number and not self.screen.get_selected_text():
             self.post_message(self.Chosen(self))
 
@@ -188,37 +191,37 @@ class Turn(Vertical):
     def _figures(self) -> Verbatim:
         return self.query_one(".figures", Verbatim)
 
-    def _head(self) -> None:
+    def _update_headings(self) -> None:
         number = f" · {self.number}" if self.number else ""
-        pinned = " · ◆ pinned" if self.memory.pinned else ""
-        for name, message, seen in (
-            ("You", self.query_one(UserMessage), self.memory.user),
-            (self._model, self._reply, self.memory.reply),
+        pinned = " · ◆ pinned" if self.visibility.pinned else ""
+        for name, message, state in (
+            ("You", self.query_one(UserMessage), self.visibility.user),
+            (self._model, self._reply, self.visibility.reply),
         ):
             if message is not None and message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
-                heading.show(f"{one_line(name)}{number}{pinned}{_WORDS[seen]}")
+                heading.show(f"{one_line(name)}{number}{pinned}{_LABELS[state]}")
 
 
-def _fade(message: Widget, memory: Memory) -> None:
-    message.set_class(memory == "partly", "-partly")
-    message.set_class(memory == "forgotten", "-forgotten")
+def _fade(message: Widget, visibility: Visibility) -> None:
+    message.set_class(visibility == "partial", "-partial")
+    message.set_class(visibility == "evicted", "-evicted")
 
 
 def was_cut(event: TurnFinished) -> bool:
-    """The reply did not end by itself."""
+    """Whether the reply was cut off: stopped, or at the token limit."""
     return event.finish_reason in ("length", "cancelled")
 
 
-def past_turn(turn: SavedTurn) -> PastTurn:
-    """A turn of a saved conversation."""
+def from_saved_turn(turn: SavedTurn) -> FinishedTurn:
+    """Convert a saved turn."""
     figures = _figures_line(turn.finish_reason, turn.reply, turn.new_tokens, turn.decode_tps, turn.ttft_s)
     cut = turn.finish_reason in ("length", "cancelled")
-    return PastTurn(turn.number, turn.text, turn.reply, figures, cut)
+    return FinishedTurn(turn.number, turn.text, turn.reply, figures, cut)
 
 
 def turn_figures(event: TurnFinished) -> str:
-    """Tokens, speed and time to first token, and why the reply ended where that is not its own end."""
+    """Tokens, speed and time to first token, and why the reply was cut off, if it was."""
     stats = event.stats
     return _figures_line(event.finish_reason, event.reply, stats.new_tokens, stats.decode_tps, stats.ttft_s)
 
@@ -227,14 +230,14 @@ def _figures_line(
     reason: FinishReason, reply: str, new_tokens: int, decode_tps: float | None, ttft_s: float | None
 ) -> str:
     if reply and not new_tokens and ttft_s is None and reason == "stop":
-        return "not written by the model"
+        return "reply supplied, not generated"
     parts = []
     if reason == "cancelled":
         parts.append("stopped")
     elif reason == "length":
         parts.append(f"stopped at the limit of {new_tokens:,} tokens (/set max_new_tokens)")
     elif not reply:
-        parts.append("the model ended its turn without a word")
+        parts.append("empty reply")
     parts.append(plural(new_tokens, "token"))
     if decode_tps is not None:
         parts.append(f"{decode_tps:.1f} tok/s")

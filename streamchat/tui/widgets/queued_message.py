@@ -1,4 +1,4 @@
-"""The message that was sent while the model could not take it yet."""
+"""The queued message: sent while the model was busy."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from streamchat.tui.bindings import hint
 from streamchat.tui.widgets.text import Verbatim
 
 
-class WaitingMessage(Verbatim):
-    """Shown over the input until it is sent."""
+class QueuedMessage(Verbatim):
+    """Shown above the input until the message is sent."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self.display = False
 
     def offer(self, text: str | None, until: str) -> None:
-        """Show that `text` is sent `until` then; None hides."""
+        """Show that `text` is queued `until` some condition; None hides the widget."""
         self.display = text is not None
         if text is not None:
             first = one_line(text)
             short = first if len(first) <= 60 else f"{first[:59]}…"
-            self.show(f"waits {until} ({hint(self.app, 'chat.stop')} takes it back): {short}")
+            self.show(f"queued {until} ({hint(self.app, 'chat.stop')} recalls it): {short}")

@@ -1,4 +1,4 @@
-"""The memory map: the whole budget as one bar over several rows, a segment for each message the model still sees."""
+"""The context map: the cache budget as a bar over several rows, with a segment per cached message."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from streamchat.tui.widgets.gauge import share_cells
 
 ROWS = 6
 FULL, FIRST, FREE = "█", "▐", "·"
-"""A cell, the first cell of a segment (which leaves a gap before it), and free room."""
+"""A cell, the first cell of a segment (with a gap before it), and a free cell."""
 STYLES = ("sinks", "system", "pinned", "user", "assistant", "free", "chosen")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One stretch of cells."""
+class MapCell:
+    """A run of cells for one segment."""
 
     segment: Segment | None
-    """None = free room."""
+    """None = free cells."""
     first: int
     stop: int
 
 
-def layout(cache: CacheState, cells: int) -> list[Shown]:
-    """Divide `cells` among the segments and the free room, in slot order, in proportion to their tokens."""
+def layout(cache: CacheState, cells: int) -> list[MapCell]:
+    """Divide `cells` among the segments and the free slots, in slot order, in proportion to their tokens."""
     free = max(0, cache.cache_size - cache.length)
     parts: list[Segment | None] = [*cache.segments, None]
     counts = share_cells([*(segment.tokens for segment in cache.segments), free], cells)
     shown, at = [], 0
     for part, count in zip(parts, counts, strict=True):
         if count:
-            shown.append(Shown(part, at, at + count))
+            shown.append(MapCell(part, at, at + count))
         at += count
     return shown
 
@@ -55,8 +55,8 @@ def style_of(segment: Segment | None) -> str:
     return "pinned" if segment.pinned else segment.part
 
 
-def words_for(shown: Shown | None, cache: CacheState) -> str:
-    """What a stretch is, in words."""
+def describe(shown: MapCell | None, cache: CacheState) -> str:
+    """Description of a run of cells; '' for None."""
     if shown is None:
         return ""
     segment = shown.segment
@@ -73,8 +73,8 @@ def words_for(shown: Shown | None, cache: CacheState) -> str:
     return f"turn {segment.turn} · {who} · {tokens}" + (" · pinned" if segment.pinned else "")
 
 
-class MemoryMap(Widget, can_focus=True):
-    """The map. Arrow keys and the mouse choose a segment, Enter or a click goes to its message."""
+class ContextMap(Widget, can_focus=True):
+    """The map. Arrow keys or the mouse select a segment; Enter or a click goes to its message."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"map--{name}" for name in STYLES}
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -88,71 +88,71 @@ class MemoryMap(Widget, can_focus=True):
     ]
 
     @dataclass
-    class Opened(Message):
-        """The message of a segment is wanted."""
+    class TurnRequested(Message):
+        """Go to the message of a segment."""
 
         turn: int
 
     @dataclass
-    class PinWanted(Message):
-        """The turn shall be pinned, or unpinned."""
+    class PinRequested(Message):
+        """Pin or unpin a turn."""
 
         turn: int
         pinned: bool
 
     @dataclass
     class Chosen(Message):
-        """Another segment is chosen; `words` say what it is."""
+        """Another segment was selected; `description` describes it."""
 
-        words: str
+        description: str
 
-    class Left(Message):
-        """Back to the input."""
+    class Closed(Message):
+        """Return the focus to the input."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(id=id)
         self._cache = CacheState()
         self._chosen: tuple[str, int] | None = None
-        """(part, turn) of the chosen segment; ('free', 0) for the free room."""
+        """(part, turn) of the selected segment; ('free', 0) for the free cells."""
 
     # --- content --------------------------------------------------------------------------------------------
 
     def show(self, cache: CacheState) -> None:
-        """Draw another state."""
+        """Show another state."""
         if cache != self._cache:
             self._cache = cache
             self.refresh()
             if self._chosen is not None:
-                self._tell()
+                self._post_selection()
 
     def choose_turn(self, turn: int) -> None:
-        """Choose the first segment of a turn; nothing where none of it is left."""
+        """Select the first segment of a turn; clears the selection if the turn was evicted."""
         self._choose(next((s for s in self._layout() if s.segment and s.segment.turn == turn), None))
 
     @property
-    def chosen(self) -> Shown | None:
-        """The chosen stretch."""
+    def chosen(self) -> MapCell | None:
+        """The selected run of cells; None for none."""
         return next((shown for shown in self._layout() if self._key(shown) == self._chosen), None)
 
     @property
-    def words(self) -> str:
-        """What is chosen, in words."""
-        return words_for(self.chosen, self._cache)
+    def description(self) -> str:
+        """Description of the selection."""
+        return describe(self.chosen, self._cache)
 
-    def _layout(self) -> list[Shown]:
+    def _layout(self) -> list[MapCell]:
         return layout(self._cache, max(1, self.content_size.width) * ROWS)
 
     @staticmethod
-    def _key(shown: Shown) -> tuple[str, int]:
+    def _key(shown: MapCell) -> tuple[str, int]:
         return ("free", 0) if shown.segment is None else (shown.segment.part, shown.segment.turn)
 
-    def _choose(self, shown: Shown | None) -> None:
+    def _choose(self, shown: MapCell | None) -> None:
         self._chosen = None if shown is None else self._key(shown)
         self.refresh()
-        self._tell()
+        self._post_selection()
 
-    def _tell(self) -> None:
-        self.post_message(self.Chosen(self.words))
+    def _post_selection(self) -> None:
+        self.post_message(self.Chosen(self.description))
 
     def render_line(self, y: int) -> Strip:
         """One row of the bar."""
@@ -173,32 +173,32 @@ class MemoryMap(Widget, can_focus=True):
         return Strip(cells, width).adjust_cell_length(width)
 
     def get_content_height(self, *args: object, **kwargs: object) -> int:
-        """Always the same number of rows."""
+        """A fixed number of rows."""
         return ROWS
 
     # --- keys and mouse -------------------------------------------------------------------------------------
 
     def on_focus(self) -> None:
-        """Something is chosen while the keys work here."""
+        """Select the newest turn if nothing is selected."""
         if self.chosen is None:
             turns = [shown for shown in self._layout() if shown.segment and shown.segment.turn]
             self._choose(turns[-1] if turns else next(iter(self._layout()), None))
 
     def on_blur(self) -> None:
-        """Nothing is."""
+        """Clear the selection."""
         self._choose(None)
 
     def action_move(self, by: int) -> None:
-        """The segment before or after."""
-        stretches = self._layout()
-        if not stretches:
+        """Select the segment before or after."""
+        runs = self._layout()
+        if not runs:
             return
-        keys = [self._key(shown) for shown in stretches]
+        keys = [self._key(shown) for shown in runs]
         at = keys.index(self._chosen) if self._chosen in keys else len(keys) - 1
-        self._choose(stretches[max(0, min(len(stretches) - 1, at + by))])
+        self._choose(runs[max(0, min(len(runs) - 1, at + by))])
 
     def action_move_row(self, by: int) -> None:
-        """The segment a row above or below."""
+        """Select the segment a row above or below."""
         chosen = self.chosen
         if chosen is not None:
             self._choose(
@@ -206,39 +206,39 @@ class MemoryMap(Widget, can_focus=True):
             )
 
     def action_open(self) -> None:
-        """Go to the message of the chosen segment."""
+        """Go to the message of the selected segment."""
         chosen = self.chosen
         if chosen is not None and chosen.segment is not None and chosen.segment.turn:
-            self.post_message(self.Opened(chosen.segment.turn))
+            self.post_message(self.TurnRequested(chosen.segment.turn))
 
     def action_pin(self) -> None:
-        """Pin or unpin the chosen turn."""
+        """Pin or unpin the selected turn."""
         chosen = self.chosen
         if chosen is not None and chosen.segment is not None and chosen.segment.turn:
-            self.post_message(self.PinWanted(chosen.segment.turn, not chosen.segment.pinned))
+            self.post_message(self.PinRequested(chosen.segment.turn, not chosen.segment.pinned))
 
     def action_leave(self) -> None:
-        """Back to the input."""
-        self.post_message(self.Left())
+        """Return the focus to the input."""
+        self.post_message(self.Closed())
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
-        """What is under the mouse is chosen."""
+        """Select the segment under the mouse."""
         self._choose(self._under(event))
 
     def on_leave(self) -> None:
-        """The mouse is elsewhere."""
+        """Clear the selection if only the mouse set it."""
         if not self.has_focus:
             self._choose(None)
 
     def on_click(self, event: events.Click) -> None:
-        """Go to what was clicked."""
+        """Go to the message of the clicked segment."""
         event.stop()
         self._choose(self._under(event))
         self.action_open()
 
-    def _under(self, event: events.MouseEvent) -> Shown | None:
+    def _under(self, event: events.MouseEvent) -> MapCell | None:
         offset = event.get_content_offset(self)
         return None if offset is None else self._at(offset.y * self.content_size.width + offset.x)
 
-    def _at(self, cell: int) -> Shown | None:
+    def _at(self, cell: int) -> MapCell | None:
         return next((shown for shown in self._layout() if shown.first <= cell < shown.stop), None)

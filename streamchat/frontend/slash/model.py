@@ -1,0 +1,44 @@
+"""The slash command `/model`: show the model, or load another one."""
+
+from __future__ import annotations
+
+from streamchat.frontend import file_access
+from streamchat.frontend.model_names import complete_model
+from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
+
+
+def _model(context: SlashContext, argument: str) -> SlashResult:
+    if argument:
+        _require_allowed(context, argument)
+        context.engine.switch_model(argument)
+        return SlashResult()
+    info = context.board.info
+    if info is None:
+        return SlashResult(f"{context.engine.settings.model} is loading")
+    return SlashResult(f"{info.name} ({info.precision} on {info.device}), from {info.source}")
+
+
+def _require_allowed(context: SlashContext, argument: str) -> None:
+    """Refuse local model paths, except the configured one, if file access is refused.
+
+    Raises:
+        ConfigError: The path is refused.
+    """
+    from streamchat.models.resolve import is_local
+
+    if argument != context.engine.settings.model and not file_access.allowed() and is_local(argument):
+        file_access.require("/model with a folder or a file")
+
+
+def _complete_model(context: SlashContext, argument: str) -> list[tuple[str, str]]:
+    return complete_model(argument)
+
+
+MODEL = SlashCommand(
+    "model",
+    "[NAME]",
+    "show the model, or load another one and start over with it",
+    _model,
+    complete=_complete_model,
+    starts_over=bool,
+)

@@ -1,0 +1,47 @@
+"""The slash command `/set`: show and change settings during a chat."""
+
+from __future__ import annotations
+
+from streamchat.config import loader
+from streamchat.config.settings import setting_fields, spec_of
+from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
+
+
+def _live_settings() -> list[str]:
+    return [name for name in setting_fields() if spec_of(name).live]
+
+
+def _set(context: SlashContext, argument: str) -> SlashResult:
+    name, _, value = argument.replace("=", " ", 1).partition(" ")
+    name, value = name.strip().lower().replace("-", "_"), value.strip()
+    settings = context.engine.settings
+    if not name:
+        rows = [f"{key} = {getattr(settings, key)}  ({spec_of(key).legal()})" for key in _live_settings()]
+        return SlashResult("\n".join(rows))
+    if name not in setting_fields():
+        return SlashResult(f"{name} is not a setting; /set lists the settings you can change here", error=True)
+    if not value:
+        return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
+    if not spec_of(name).live:
+        return SlashResult(
+            f"{name} cannot change during a chat; start with {loader.flag_of(name)} or set it in config.toml",
+            error=True,
+        )
+    checked = loader.check_value(name, loader.parse_text(name, value, "/set"), "/set")
+    context.engine.set_option(name, checked)
+    return SlashResult(f"{name} = {checked}, starting with the next turn")
+
+
+def _complete_set(context: SlashContext, argument: str) -> list[tuple[str, str]]:
+    name, space, value = argument.partition(" ")
+    settings = context.engine.settings
+    if not space:
+        return [(key, f"now {getattr(settings, key)}") for key in _live_settings() if key.startswith(name)]
+    if name not in _live_settings():
+        return []
+    now = getattr(settings, name)
+    choices = [choice for choice in spec_of(name).choices if choice.startswith(value.lstrip())]
+    return [(f"{name} {choice}", "now" if choice == now else "") for choice in choices]
+
+
+SET = SlashCommand("set", "[NAME [VALUE]]", "show or change a setting for the next turns", _set, (), _complete_set)
