@@ -17,6 +17,7 @@ from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.cli import main as cli
 from streamchat.config import loader
+from streamchat.config.render import render_toml
 from streamchat.telemetry.log_file import log_path
 
 FACE = Path(__file__).with_name("scripted_face.py")
@@ -269,7 +270,7 @@ def test_config_prints_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> N
     assert "# from --cache-size\ncache_size = 64" in out
     assert '# chat.stop = "escape"' in out
     assert cli.main(["config", "--default"]) == 0
-    assert capsys.readouterr().out == loader.render_toml()
+    assert capsys.readouterr().out == render_toml()
     assert cli.main(["config", "--path"]) == 0
     assert capsys.readouterr().out.strip() == str(loader.user_file())
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.config import loader
+from streamchat.config.render import render_toml
 from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
@@ -47,7 +48,7 @@ def refusal(flags: dict[str, Any] | None = None, env: dict[str, str] | None = No
 
 
 def test_the_documented_file_is_the_one_the_program_writes() -> None:
-    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == loader.render_toml()
+    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == render_toml()
 
 
 def test_the_documented_file_changes_nothing() -> None:
@@ -57,7 +58,7 @@ def test_the_documented_file_changes_nothing() -> None:
 
 
 def test_every_setting_is_in_the_documented_file_with_its_default() -> None:
-    tables = tomllib.loads(loader.render_toml())
+    tables = tomllib.loads(render_toml())
     assert {(section, name) for section, table in tables.items() if section != "streamchat" for name in table} == {
         (spec_of(name).section, name) for name in setting_fields()
     }
@@ -168,7 +169,7 @@ def test_both_in_one_place_are_refused_with_both_places() -> None:
 
 
 def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
-    text = loader.render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
+    text = render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
     loaded = loader.load(config_file=write(text), environ={})
     assert loaded.settings.compression_ratio == 0.5
 
@@ -313,13 +314,13 @@ def test_rendered_settings_read_back_the_same(values: dict[str, Any]) -> None:
         configuration = loader.load(values, environ={})
     except ConfigError:  # two that do not go together
         return
-    path = write(loader.render_toml(configuration), "rendered.toml")
+    path = write(render_toml(configuration), "rendered.toml")
     again = loader.load(config_file=path, environ={})
     assert again.settings == configuration.settings
 
 
 def test_a_rendered_configuration_says_where_values_came_from() -> None:
-    text = loader.render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
+    text = render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
     lines = text.splitlines()
     for origin, line in (
         ("--seed", "seed = 3"),
@@ -332,6 +333,6 @@ def test_a_rendered_configuration_says_where_values_came_from() -> None:
 
 def test_a_file_name_with_a_line_break_stays_a_comment() -> None:
     path = write(HEAD + "[cache]\ncache_size = 64\n", "a\n[x].toml")
-    text = loader.render_toml(loader.load(config_file=path, environ={}))
+    text = render_toml(loader.load(config_file=path, environ={}))
     assert tomllib.loads(text)["cache"]["cache_size"] == 64
     assert "x" not in tomllib.loads(text)

@@ -8,6 +8,7 @@ import pytest
 
 from streamchat.base.errors import ConfigError
 from streamchat.config import keymap, loader
+from streamchat.config.render import render_toml
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 
@@ -64,11 +65,11 @@ def test_a_key_may_move_to_where_another_one_was() -> None:
 
 
 def test_the_rendered_file_lists_all_and_reads_back() -> None:
-    text = loader.render_toml()
+    text = render_toml()
     for key in keymap.KEYS:
         assert f'# {key.id} = "{key.keys}"' in text
     changed = load('[keys]\nchat.stop = "f9"\n')
-    again = loader.render_toml(changed)
+    again = render_toml(changed)
     assert '\nchat.stop = "f9"' in again
     file = Path("again.toml")
     file.write_text(again)

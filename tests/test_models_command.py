@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.commands import models as command
 from streamchat.models import catalogue
 from streamchat.models.gguf.convert import converted_copy

@@ -15,6 +15,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import main as cli
 from streamchat.config import files, loader, trust
 from streamchat.config.files import MAX_BYTES
+from streamchat.config.render import render_toml
 from streamchat.config.settings import Spec, default_of, setting_fields, spec_of
 from streamchat.tui.app import StreamchatApp
 from tests.app_driver import Driver
@@ -141,7 +142,7 @@ def test_what_the_user_names_needs_no_trust(folder: Path) -> None:
 
 
 def test_a_file_with_the_defaults_says_nothing(folder: Path) -> None:
-    put(loader.render_toml())
+    put(render_toml())
     loaded = loader.load(environ={})
     assert loaded.file == Path("config.toml")
     assert (loaded.origins, loaded.local_sentence) == ({}, "")

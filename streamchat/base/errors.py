@@ -17,6 +17,9 @@ StreamchatError
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -116,3 +119,33 @@ class StoreError(StreamchatError):
 
 class SessionError(StoreError):
     """A saved conversation is not there, or cannot be opened now."""
+
+
+def short(error: object, limit: int = 160) -> str:
+    """Return the text of a library's error for use inside a sentence.
+
+    The text is on one line, without control characters and without a final period, cut at `limit` characters.
+    """
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(error)).strip() or type(error).__name__
+    return (text if len(text) <= limit else text[: limit - 1].rstrip() + "…").rstrip(".")
+
+
+@contextmanager
+def refuse(what: str, advice: str) -> Iterator[None]:
+    """Turn any error of a library that reads a model's files into one sentence.
+
+    Damaged files raise errors of all kinds.
+
+    Args:
+        what: What failed, without the reason: "a.gguf cannot be read".
+        advice: What to do next.
+
+    Raises:
+        UnsupportedModelError: For every `Exception` inside that is not already a `ModelError`.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(f"{what} ({short(error)}); {advice}") from error

@@ -13,6 +13,7 @@ from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
 from streamchat.config import loader, trust
 from streamchat.config.files import LOCAL, find_local, parse
+from streamchat.config.render import render_toml
 
 if TYPE_CHECKING:
     from streamchat.cli.parser import Subparsers
@@ -49,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.path:
         print(one_line(str(loader.find_file(flags.config_file_of(args)) or loader.user_file())))
     elif args.default:
-        print(loader.render_toml(), end="")
+        print(render_toml(), end="")
     else:
-        print(loader.render_toml(flags.configuration_of(args, announce=False)), end="")
+        print(render_toml(flags.configuration_of(args, announce=False)), end="")
     return 0
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamchat.base.devices import devices_of, place_of
-from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import short
+from streamchat.base.errors import ModelNotFoundError, short
 from streamchat.models import device as devices
 
 USABLE = 0.9
