@@ -209,7 +209,7 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
 
     chat = open_chat(loaded, database, session, cache_size=size)
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
-    fresh = resumed.read_again > 0
+    fresh = resumed.prefilled > 0
     compare(chat, loaded, exact=pure(chat) or not saved.evictions)
     state = (chat.owner.conversation.log.ids.tolist(), chat.owner.conversation.cache.ledger.runs)  # type: ignore[union-attr]
     chat.owner.end()
@@ -225,7 +225,7 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
 def pure(chat: Chat) -> bool:
     """Whether the cache was read again, and nothing left it since: closing a reply that was cut off may need room."""
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
-    return resumed.read_again > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
+    return resumed.prefilled > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
 
 
 def finished_turns(told: list[str]) -> dict[int, str]:

@@ -192,7 +192,7 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     assert any(
         "what was saved of its tokens is damaged, and its texts were tokenized again" in text for text in notices
     )
-    assert event.read_again > 0
+    assert event.prefilled > 0
 
 
 def test_a_lost_turn_leaves_no_gap(database: Path) -> None:
@@ -221,7 +221,7 @@ def test_damaged_settings_and_figures_leave_the_cache_as_it_was(database: Path) 
     tamper(database, "turns", "stats", "[", 1)
     event, notices, _ = resumed(database)
     assert event is not None
-    assert event.read_again == 0
+    assert event.prefilled == 0
     assert "left out: the settings, the figures of turn 2." in notices[0]
     with Store(database) as store:
         assert store.load(store.sessions()[0].id).damage == ()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.base.formatting import plural, whole_number
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
@@ -328,7 +328,7 @@ def _go_on(args: argparse.Namespace, folder: Folder, configuration: Configuratio
 def _repeat(given: str) -> int | None:
     if given == "forever":
         return None
-    if not (number := whole_number(str(given))):
+    if not (number := parse_whole_number(str(given))):
         raise ConfigError(f"--repeat {given}: a number from 1 on, or 'forever', is wanted")
     return number
 

@@ -17,10 +17,10 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     if event.restored:
         tokens = plural(event.restored, "token that had left for it is", "tokens that had left for it are")
         text += f" {tokens} seen again"
-        how = f"read again in {human_seconds(event.seconds)}" if event.read_again else "nothing was read again"
+        how = f"read again in {human_seconds(event.seconds)}" if event.prefilled else "nothing was read again"
         text += f" ({how})."
-    elif event.read_again:
-        text += f" {plural(event.read_again, 'token was', 'tokens were')} read again in {human_seconds(event.seconds)}."
+    elif event.prefilled:
+        text += f" {plural(event.prefilled, 'token was', 'tokens were')} read again in {human_seconds(event.seconds)}."
     return text
 
 
@@ -28,7 +28,7 @@ def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which conversation goes on, and how its cache came back."""
     turns, title = plural(len(event.turns), "turn"), one_line(event.title)
     cache = f"{plural(event.cache.length, 'token')} in the cache"
-    how = "read again" if event.read_again else f"back in {human_seconds(event.seconds)}, nothing read again"
+    how = "read again" if event.prefilled else f"back in {human_seconds(event.seconds)}, nothing read again"
     return f"“{title}” ({event.session}) goes on after {turns}; {cache}, {how}."
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import SessionError, StoreError
-from streamchat.base.saved_figures import WrongFigures, figures
+from streamchat.base.saved_figures import InvalidFiguresError, load_figures
 from streamchat.frontend.status import StatusBoard
 from streamchat.store.database import database_path
 from streamchat.store.lock import is_open
@@ -30,13 +30,13 @@ def sample_of(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.ModelInfo
     """The live figures and the model, from what the recorder wrote.
 
     Raises:
-        WrongFigures: They are damaged, or of another version.
+        InvalidFiguresError: They are damaged, or of another version.
     """
     fields = dict(record)
     info = fields.pop("info", None)
     for name, kind in (("cache", ev.CacheState), ("memory", ev.MemoryState)):
-        fields[name] = figures(kind, fields.get(name))
-    return figures(ev.StatusSampled, fields), None if info is None else figures(ev.ModelInfo, info)
+        fields[name] = load_figures(kind, fields.get(name))
+    return load_figures(ev.StatusSampled, fields), None if info is None else load_figures(ev.ModelInfo, info)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Watcher:
         """Show live figures; False when they cannot be read."""
         try:
             sample, info = sample_of(record)
-        except WrongFigures:
+        except InvalidFiguresError:
             return False
         if info is not None and self.board.info is None:
             self.board.apply(ev.ModelReady(info, 0.0))
@@ -154,8 +154,8 @@ class Watcher:
     def _apply(self, news: list[dict[str, Any]]) -> None:
         for record in news:
             try:
-                stats = figures(ev.TurnStats, record)
-            except WrongFigures:  # damaged, or of another version
+                stats = load_figures(ev.TurnStats, record)
+            except InvalidFiguresError:  # damaged, or of another version
                 continue
             self._turn = stats.turn
             self.board.apply(ev.TurnFinished(stats, stats.finish_reason, ""))

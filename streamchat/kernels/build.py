@@ -111,7 +111,7 @@ def _make(kept: Path) -> None:
         finally:
             os.close(descriptor)
         made.replace(kept)
-    paths.flush(kept.parent)
+    paths.fsync(kept.parent)
 
 
 def target() -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamchat.base.devices import devices_of, kind_of_place
+from streamchat.base.devices import device_type, devices_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def device_memory(device: str) -> DeviceMemory | None:
     """Memory of 'cuda', 'cuda:1' or 'mps', or of all devices of 'cuda:0,1' together; None on a CPU."""
     import torch
 
-    kind = kind_of_place(device)
+    kind = device_type(device)
     if kind == "cuda":
         names = devices_of(device)
         return DeviceMemory(
@@ -60,7 +60,7 @@ def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
     """
     import torch
 
-    if kind_of_place(device) != "cuda":
+    if device_type(device) != "cuda":
         yield lambda: None
         return
     names = devices_of(device)

@@ -72,7 +72,7 @@ class Narrator:
                 await self._conversation.say("A new conversation. Model and settings are kept.")
             case ev.TurnUndone():
                 await self._conversation.undo_turn(event.turn)
-                if not event.replaced or event.read_again:
+                if not event.replaced or event.prefilled:
                     await self._conversation.say(undone_sentence(event))
             case ev.ConversationResumed():
                 await self._loaded()

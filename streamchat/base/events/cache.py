@@ -1,4 +1,4 @@
-"""What the cache holds, what was evicted or pinned, and live figures."""
+"""Events and figures of the cache: contents, evictions, pins and memory."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ Trigger = Literal["between_turns", "prefill", "decode"]
 
 
 Part = Literal["sinks", "system", "user", "assistant"]
-"""What a stretch of the cache holds: attention sinks, the system block, or one message of a turn."""
+"""Contents of a run of cache slots: attention sinks, the system block, or one message of a turn."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What the cache holds of one message, in slot order. A message without a segment is forgotten."""
+    """The cached part of one message. A message without a segment is evicted completely."""
 
     part: Part
     turn: int
-    """0 for sinks and system block."""
+    """0 for sinks and the system block."""
     tokens: int
-    """Held now, sinks not counted for messages."""
+    """Cached tokens. Messages do not count the sinks."""
     total: int
-    """Of the whole message, sinks not counted; `tokens < total` means that the model sees only its end."""
+    """Tokens of the whole message, without sinks; `tokens < total` means that only its end is cached."""
     pinned: bool = False
 
 
 @dataclass(frozen=True)
 class CacheState:
-    """What every layer of the cache holds, read back from the layers. `length == sinks + pinned + window`."""
+    """State of the cache, read back from its layers. `length == sinks + pinned + window`."""
 
     length: int = 0
     cache_size: int = 0
@@ -39,64 +39,64 @@ class CacheState:
     pinned: int = 0
     window: int = 0
     compressions: int = 0
-    """Evictions so far; one counts once for all layers."""
+    """Evictions so far; one eviction counts once for all layers."""
     tokens_evicted: int = 0
     tokens_seen: int = 0
-    """Tokens ever fed."""
+    """Tokens fed so far, evicted ones included."""
     kv_bytes: int = 0
     """Bytes of the allocated key and value buffers."""
     full_kv_bytes: int = 0
-    """Bytes that the cache would need by now had nothing been evicted."""
+    """Bytes that the cache would need without eviction."""
     first_visible_turn: int = 0
-    """Oldest turn of which the model still sees all tokens; 0 = all turns are seen."""
+    """Oldest turn whose tokens are all cached; 0 = all turns are."""
     segments: tuple[Segment, ...] = ()
-    """What the slots hold, in order; the tokens add up to `length`."""
+    """Contents of the slots, in order; their tokens add up to `length`."""
 
 
 @dataclass(frozen=True)
 class TokensEvicted(Event):
-    """Tokens left the cache; the model no longer sees them."""
+    """Tokens were evicted; the model no longer sees them."""
 
     count: int
     token_range: tuple[int, int]
-    """First and one past the last index in the token log."""
+    """First index in the token log and one past the last."""
     turns: tuple[int, ...]
-    """Turns that lost tokens with this eviction."""
+    """Turns that lost tokens to this eviction."""
     turns_gone: tuple[int, ...]
-    """Turns of which nothing is left, by this eviction."""
+    """Turns that this eviction removed completely."""
     cache_len_before: int
     cache_len_after: int
     trigger: Trigger
     cache: CacheState = field(default_factory=CacheState)
     runs: tuple[tuple[int, int], ...] = ()
-    """All that left, as `token_range`s without what is pinned in between."""
+    """All evicted tokens, as ranges like `token_range`, without the pinned tokens in between."""
 
 
 @dataclass(frozen=True)
 class TurnPinned(Event):
-    """A turn was pinned: it stays in the cache until it is unpinned. Or it was unpinned, with `pinned` False."""
+    """A turn was pinned, so that it is never evicted, or unpinned (`pinned` is False)."""
 
     turn: int
     pinned: bool
     tokens: int
-    """How many tokens of it the cache holds."""
+    """Its cached tokens."""
     cache: CacheState
 
 
 @dataclass(frozen=True)
 class MemoryState:
-    """Memory figures, each named. Device figures are None on a CPU."""
+    """Memory of the process and the device. Device figures are None on a CPU."""
 
     rss_bytes: int
     """Resident memory of this process."""
     device: str = "cpu"
-    """`cuda:0,1` where there are several; the figures are sums then."""
+    """`cuda:0,1` for several devices; the figures are then sums."""
     allocated_bytes: int | None = None
     """Device memory in live tensors (torch)."""
     reserved_bytes: int | None = None
-    """Device memory held by torch's allocator; not a leak when above `allocated_bytes`."""
+    """Device memory reserved by torch's allocator; above `allocated_bytes` without being a leak."""
     total_bytes: int | None = None
-    """Memory of the device."""
+    """Total memory of the device."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class StatusSampled(Event):
     cache: CacheState
     memory: MemoryState
     ttft_s: float | None = None
-    """Of the running or last turn."""
+    """Time to first token of the running or last turn."""
     decode_tps: float | None = None
-    """Of the running or last turn."""
+    """Tokens per second of the running or last turn."""
     busy: bool = False

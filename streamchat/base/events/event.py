@@ -1,4 +1,4 @@
-"""The base of all events."""
+"""The base class of events."""
 
 from __future__ import annotations
 

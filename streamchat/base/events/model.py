@@ -1,4 +1,4 @@
-"""Loading the model, and the start and end of the engine."""
+"""Events of loading the model and of the engine's start and end."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ class ModelLoading(Event):
     """Progress of fetching, converting or loading the model."""
 
     stage: str
-    """What is being done, in words: 'Fetching SmolLM2-135M-Instruct'."""
+    """Current step, as text: 'Fetching SmolLM2-135M-Instruct'."""
     done: int = 0
     """Bytes (or steps) done."""
     total: int = 0
-    """Bytes (or steps) in all; 0 = not known."""
+    """Total bytes (or steps); 0 = unknown."""
     unit: Literal["bytes", ""] = ""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is loaded, for status displays."""
+    """The loaded model, for status displays."""
 
     name: str
-    """As the user would type it or know it: 'SmolLM2-135M-Instruct', 'pythia-410m', a folder."""
+    """Display name: 'SmolLM2-135M-Instruct', 'pythia-410m', a folder."""
     source: str
-    """Where it was read from: a folder, a file or a Hub id."""
+    """The folder, file or Hub id it was loaded from."""
     device: str
     dtype: str
     parameters: int
     """Number of weights."""
     weight_bytes: int
     context_length: int
-    """`max_position_embeddings`: what the model was trained to address."""
+    """`max_position_embeddings`: the context length the model was trained with."""
     cache_size: int
     num_sink_tokens: int
     pinned_tokens: int
@@ -44,19 +44,19 @@ class ModelInfo:
     chat_format: str
     """'template' or 'plain'."""
     template_prompt: str = ""
-    """What the chat template says and pins by itself when no system prompt is set."""
+    """The system prompt that the chat template inserts by itself if none is set; it is pinned."""
     weights: str = "native"
-    """'native', or how new tokens are computed: with packed 'int8' or 'int4' weights."""
+    """Weights for decoding: 'native', or quantized to 'int8' or 'int4'."""
 
     @property
     def precision(self) -> str:
-        """Number format and weights in words: 'bfloat16', 'bfloat16, int4 weights'."""
+        """Dtype and weights, for display: 'bfloat16', 'bfloat16, int4 weights'."""
         return self.dtype if self.weights == "native" else f"{self.dtype}, {self.weights} weights"
 
 
 @dataclass(frozen=True)
 class ModelReady(Event):
-    """The model answers from now on."""
+    """The model is loaded and ready for messages."""
 
     info: ModelInfo
     load_s: float
@@ -64,14 +64,14 @@ class ModelReady(Event):
 
 @dataclass(frozen=True)
 class EngineFailed(Event):
-    """The engine cannot go on (or never started). Nothing follows but `EngineClosed`."""
+    """The engine failed or could not start. Only `EngineClosed` follows."""
 
     title: str
     message: str
     """One sentence for the user."""
     exit_code: int
     details: str = ""
-    """The traceback for a log file; never for the screen."""
+    """The traceback, for the log file only."""
 
 
 @dataclass(frozen=True)

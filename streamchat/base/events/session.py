@@ -1,4 +1,4 @@
-"""The conversation as a whole: notices, settings, clearing, saving and resuming."""
+"""Events of the whole conversation: notices, settings, clearing, saving and resuming."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamchat.base.events.turn import FinishReason
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something the user should know, in one sentence."""
+    """One sentence for the user."""
 
     text: str
     level: Literal["info", "warning", "error"] = "info"
@@ -21,7 +21,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class SettingChanged(Event):
-    """`/set` took effect; the next turn uses it."""
+    """`/set` changed a setting; the next turn uses it."""
 
     name: str
     value: Any
@@ -29,7 +29,7 @@ class SettingChanged(Event):
 
 @dataclass(frozen=True)
 class ConversationCleared(Event):
-    """The cache and transcript are empty again but for the system prompt; model and settings are kept."""
+    """Cache and transcript were cleared, except the system prompt. Model and settings are kept."""
 
     system_prompt: str = ""
     pinned_tokens: int = 0
@@ -37,16 +37,16 @@ class ConversationCleared(Event):
 
 @dataclass(frozen=True)
 class SummaryReady(Event):
-    """What the model says about the turns that would leave next. Nothing was kept of it yet."""
+    """The model summarized the turns that would be evicted next. The summary is not in the conversation yet."""
 
     text: str
     turns: tuple[int, int]
-    """First and last turn that it is about."""
+    """First and last summarized turn."""
 
 
 @dataclass(frozen=True)
 class TextCounted(Event):
-    """A text was measured with the model's tokenizer."""
+    """The tokens of a text were counted with the model's tokenizer."""
 
     text: str
     tokens: int
@@ -54,21 +54,21 @@ class TextCounted(Event):
 
 @dataclass(frozen=True)
 class SessionOpened(Event):
-    """What is said from now on is saved under this id."""
+    """The conversation is saved under this session id from now on."""
 
     session: str
 
 
 @dataclass(frozen=True)
 class SavingChanged(Event):
-    """Saving fails from now on, or succeeds again with all that was said meanwhile."""
+    """Saving started to fail (`works` is False), or works again and has caught up."""
 
     works: bool
 
 
 @dataclass(frozen=True)
 class SavedTurn:
-    """A turn of a conversation that is resumed."""
+    """A turn of a resumed session."""
 
     number: int
     text: str
@@ -82,7 +82,7 @@ class SavedTurn:
 
 @dataclass(frozen=True)
 class ConversationResumed(Event):
-    """A saved conversation takes the place of the running one."""
+    """A saved session replaced the running conversation."""
 
     session: str
     title: str
@@ -91,8 +91,8 @@ class ConversationResumed(Event):
     info: ModelInfo
     system_prompt: str
     seconds: float
-    """From the opened store to a cache that can go on."""
-    read_again: int = 0
-    """Tokens that had to be read again; 0 where the saved cache was used."""
-    message_back: str = ""
-    """A message whose reply had not begun when the program ended; it is the user's again."""
+    """From the opened store to a usable cache."""
+    prefilled: int = 0
+    """Tokens that had to be prefilled again; 0 if the saved cache was used."""
+    restored_message: str = ""
+    """A message without a reply when the program ended; it goes back to the input."""

@@ -1,4 +1,4 @@
-"""One turn, from the accepted message to its figures, and its undoing."""
+"""Events of one turn: its start, progress, figures, and undo."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class TurnStarted(Event):
-    """A user message was accepted and is being read."""
+    """A user message was accepted; its prefill starts."""
 
     turn: int
     """Counts from 1."""
     text: str
     prompt_tokens: int
-    """Tokens that this turn feeds: only its own."""
+    """Tokens that this turn prefills: only its own."""
 
 
 @dataclass(frozen=True)
 class PrefillProgress(Event):
-    """A chunk of the prompt was read."""
+    """A chunk of the prompt was prefilled."""
 
     turn: int
     done: int
@@ -34,7 +34,7 @@ class PrefillProgress(Event):
 
 @dataclass(frozen=True)
 class TextDelta(Event):
-    """More text of the reply; never a broken character, never part of a stop string."""
+    """More text of the reply; never a partial character or part of a stop string."""
 
     turn: int
     text: str
@@ -50,13 +50,13 @@ class TurnStats:
     cache_len: int
     cache_size: int
     compressions: int
-    """Since the conversation began."""
+    """Since the start of the conversation."""
     tokens_evicted: int
-    """Since the conversation began."""
+    """Since the start of the conversation."""
     ttft_s: float | None
     """From the start of the turn to the first token of the reply; None without one."""
     decode_tps: float | None
-    """Tokens a second after the first one; None with fewer than two."""
+    """Tokens per second after the first one; None with fewer than two."""
     kv_bytes: int
     rss_bytes: int
     vram_bytes: int | None
@@ -70,10 +70,10 @@ class TurnStats:
 
 @dataclass(frozen=True)
 class TurnFinished(Event):
-    """The turn is over; cache, token log and transcript agree.
+    """The turn ended; cache, token log and transcript agree.
 
-    With `finish_reason` 'cancelled' and an empty `reply`, or 'error', the turn was rolled back: it is not part of the
-    conversation, and `text` is what the user had typed.
+    With `finish_reason` 'error', or 'cancelled' and an empty `reply`, the turn was rolled back: it is not part of the
+    conversation, and `text` is the user's message.
     """
 
     stats: TurnStats
@@ -83,23 +83,23 @@ class TurnFinished(Event):
     text: str = ""
     rolled_back: bool = False
     message: str = ""
-    """For 'error': one sentence for the user."""
+    """If 'error': one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class TurnUndone(Event):
-    """The newest turn was taken back, as if it had not been."""
+    """The newest turn was undone."""
 
     turn: int
     text: str
     reply: str
     cache: CacheState
     restored: int = 0
-    """Tokens that the turn had pushed out and that the model sees again."""
-    read_again: int = 0
-    """Tokens that had to be read again for that."""
+    """Tokens that the turn had evicted and that are cached again."""
+    prefilled: int = 0
+    """Tokens that had to be prefilled again for that."""
     seconds: float = 0.0
     replaced: bool = False
-    """Another try follows at once."""
+    """A new attempt follows immediately."""
     to_edit: bool = False
-    """The user wants the message back, to change it."""
+    """The message goes back to the input, for editing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.base.formatting import human_bytes, human_seconds, plural, whole_number
+from streamchat.base.formatting import human_bytes, human_seconds, parse_whole_number, plural
 from streamchat.config import loader
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.frontend import file_access, mentions
@@ -233,7 +233,7 @@ def _turn_of(context: SlashContext, argument: str) -> int | SlashResult:
         if not context.board.turns:
             return SlashResult("there is no turn yet", error=True)
         return context.board.turns
-    return whole_number(argument) or SlashResult(f"{argument} is not the number of a turn", error=True)
+    return parse_whole_number(argument) or SlashResult(f"{argument} is not the number of a turn", error=True)
 
 
 def _pinned_turns(context: SlashContext) -> list[int]:

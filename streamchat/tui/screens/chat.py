@@ -161,7 +161,7 @@ class ChatScreen(ReadingScreen):
                 await self._engine_idle()  # another model could not be loaded
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
-            case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(message_back=text) if text:
+            case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(restored_message=text) if text:
                 self.prompt.give_back(self.chat_app.registry.as_typed(text))
             case ev.SummaryReady(text=text) if text:
                 self.prompt.give_back(f"/keep {printable(text)}")
