@@ -49,7 +49,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
     [
         (["--cahce-size", "64"], "--cahce-size is not a flag; did you mean --cache-size?"),
         (["--cache-size", "many"], "--cache-size: cache_size must be a whole number"),
-        (["--cache-size", "3"], "--cache-size: cache_size = 3 is not legal; it must be at least 16"),
+        (["--cache-size", "3"], "--cache-size: cache_size = 3 is not valid; it must be at least 16"),
         (["--cache-size"], "--cache-size: expected one argument"),
         (["verfy"], "verfy is not a command; did you mean verify?"),
         (["hello"], "hello is not a command; there are replay, monitor, "),
@@ -108,7 +108,7 @@ def test_wrong_variables_and_files_are_2() -> None:
     assert "STREAMCHAT_TEMPERATURE" in said(result := run(STREAMCHAT_TEMPERATURE="hot"))
     assert result.returncode == ExitCode.USAGE
     Path("config.toml").write_text("[streamchat]\nconfig_version = 1\n[keys]\nchat.stop = 'banana'\n")
-    assert "'banana' is not the name of a key" in said(result := run())
+    assert "'banana' is not a key name" in said(result := run())
     assert result.returncode == ExitCode.USAGE
 
 

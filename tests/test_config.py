@@ -75,10 +75,10 @@ def test_flag_beats_environment_beats_file_beats_default() -> None:
     loaded = load({"cache_size": 300, "seed": None}, env, file)
     assert (loaded.settings.cache_size, loaded.settings.top_k, loaded.settings.top_p) == (300, 2, 0.1)
     assert loaded.settings.temperature == default_of("temperature")
-    assert loaded.place("cache_size") == "--cache-size"
-    assert loaded.place("top_k") == "STREAMCHAT_TOP_K"
-    assert loaded.place("top_p") == "streamchat.toml"
-    assert loaded.place("temperature") == "the default"
+    assert loaded.origin("cache_size") == "--cache-size"
+    assert loaded.origin("top_k") == "STREAMCHAT_TOP_K"
+    assert loaded.origin("top_p") == "streamchat.toml"
+    assert loaded.origin("temperature") == "the default"
     assert not loaded.is_explicit("seed")
 
 
@@ -188,19 +188,19 @@ def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
         ("[cache]\ncache_size = 64.0\n", ["cache_size must be a whole number, at least 16, not 64.0"]),
         ("[cache]\ncache_size = '64'\n", ["cache_size must be a whole number, at least 16, not '64'"]),
         ("[cache]\ncache_size = [64]\n", ["cache_size must be a whole number, at least 16, not [64]"]),
-        ("[cache]\ncache_size = 0\n", ["cache_size = 0 is not legal", "at least 16"]),
-        ("[cache]\ncache_size = -512\n", ["cache_size = -512 is not legal", "at least 16"]),
-        ("[cache]\nnum_sink_tokens = -1\n", ["num_sink_tokens = -1 is not legal", "at least 0"]),
-        ("[cache]\ncompression_ratio = 1.0\n", ["compression_ratio = 1.0 is not legal", "below 1"]),
-        ("[cache]\ncompression_ratio = nan\n", ["compression_ratio = nan is not legal", "at least 0 and below 1"]),
-        ("[generation]\ntemperature = nan\n", ["temperature = nan is not legal", "at least 0 and at most 10"]),
-        ("[generation]\ntemperature = inf\n", ["temperature = inf is not legal", "at least 0 and at most 10"]),
+        ("[cache]\ncache_size = 0\n", ["cache_size = 0 is not valid", "at least 16"]),
+        ("[cache]\ncache_size = -512\n", ["cache_size = -512 is not valid", "at least 16"]),
+        ("[cache]\nnum_sink_tokens = -1\n", ["num_sink_tokens = -1 is not valid", "at least 0"]),
+        ("[cache]\ncompression_ratio = 1.0\n", ["compression_ratio = 1.0 is not valid", "below 1"]),
+        ("[cache]\ncompression_ratio = nan\n", ["compression_ratio = nan is not valid", "at least 0 and below 1"]),
+        ("[generation]\ntemperature = nan\n", ["temperature = nan is not valid", "at least 0 and at most 10"]),
+        ("[generation]\ntemperature = inf\n", ["temperature = inf is not valid", "at least 0 and at most 10"]),
         ("[generation]\ntemperature = true\n", ["temperature must be a number, at least 0 and at most 10, not true"]),
-        ("[generation]\ntop_p = 0\n", ["top_p = 0.0 is not legal", "above 0 and at most 1"]),
-        ("[generation]\nrepetition_penalty = 0.0\n", ["repetition_penalty = 0.0 is not legal", "above 0"]),
-        ("[generation]\nmax_new_tokens = 0\n", ["max_new_tokens = 0 is not legal", "at least 1"]),
+        ("[generation]\ntop_p = 0\n", ["top_p = 0.0 is not valid", "above 0 and at most 1"]),
+        ("[generation]\nrepetition_penalty = 0.0\n", ["repetition_penalty = 0.0 is not valid", "above 0"]),
+        ("[generation]\nmax_new_tokens = 0\n", ["max_new_tokens = 0 is not valid", "at least 1"]),
         ("[generation]\nseed = 99999999999999999999\n", ["seed = 9", "at most 9223372036854775807"]),
-        ("[model]\ndevice = 'tpu'\n", ["device = 'tpu' is not legal", "one of auto, cpu, cuda, mps"]),
+        ("[model]\ndevice = 'tpu'\n", ["device = 'tpu' is not valid", "one of auto, cpu, cuda, mps"]),
         ("[model]\ndevice = 1\n", ["device must be one of auto, cpu, cuda, mps, cuda:all, cuda:N[,N], not 1"]),
         ("[interface]\nplain = 1\n", ["plain must be true or false, not 1"]),
         ("[chat]\nsystem_prompt = 2024-01-01\n", ["system_prompt must be text"]),
@@ -229,7 +229,7 @@ def test_a_wrong_file_names_file_key_and_legal_range(tables: str, words: list[st
         ("[cache]\ncache_size = 64\n", ["no", "[streamchat]"]),
         ("streamchat = 1\n", ["[streamchat]"]),
         ("", ["[streamchat]"]),
-        ("[streamchat]\nconfig_version = 2\n", ["config_version = 2 is not known here; it must be 1"]),
+        ("[streamchat]\nconfig_version = 2\n", ["config_version = 2 is not supported; it must be 1"]),
         ("[streamchat]\nconfig_version = true\n", ["config_version = true"]),
         ("[streamchat]\ncache_size = 64\n", ["unknown key streamchat.cache_size"]),
         (HEAD.encode() + b"# caf\xe9\n", ["not UTF-8 text", "save it as UTF-8"]),
@@ -259,11 +259,11 @@ def test_a_missing_file_a_folder_and_an_unreadable_file_are_refused() -> None:
     [
         ("STREAMCHAT_CACHE_SIZE", "big", ["cache_size must be a whole number, at least 16, not 'big'"]),
         ("STREAMCHAT_CACHE_SIZE", "64.5", ["cache_size must be a whole number"]),
-        ("STREAMCHAT_CACHE_SIZE", "15", ["cache_size = 15 is not legal; it must be at least 16"]),
-        ("STREAMCHAT_TEMPERATURE", "nan", ["temperature = nan is not legal"]),
-        ("STREAMCHAT_TEMPERATURE", "-0.1", ["temperature = -0.1 is not legal"]),
+        ("STREAMCHAT_CACHE_SIZE", "15", ["cache_size = 15 is not valid; it must be at least 16"]),
+        ("STREAMCHAT_TEMPERATURE", "nan", ["temperature = nan is not valid"]),
+        ("STREAMCHAT_TEMPERATURE", "-0.1", ["temperature = -0.1 is not valid"]),
         ("STREAMCHAT_PLAIN", "maybe", ["plain must be true or false, not 'maybe'"]),
-        ("STREAMCHAT_DTYPE", "int8", ["dtype = 'int8' is not legal; it must be one of auto, float32"]),
+        ("STREAMCHAT_DTYPE", "int8", ["dtype = 'int8' is not valid; it must be one of auto, float32"]),
         ("STREAMCHAT_CACHE_SICE", "64", ["unknown setting; did you mean STREAMCHAT_CACHE_SIZE?"]),
         ("STREAMCHAT_QQQQ", "64", ["unknown setting"]),
         ("STREAMCHAT_SYSTEM_PROMPT", "caf\udce9", ["system_prompt", "not valid UTF-8 text"]),

@@ -113,7 +113,7 @@ def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         with pytest.raises(ConfigError, match=f"device = '{asked}' is not available here; available: cpu"):
             devices.choose_device(asked)
     assert cli.main(["bench", "--startup", "--rounds", "1", "--device", "cuda:x"]) == 2
-    assert "device = 'cuda:x' is not legal; it must be one of auto, cpu, cuda, mps" in capsys.readouterr().err
+    assert "device = 'cuda:x' is not valid; it must be one of auto, cpu, cuda, mps" in capsys.readouterr().err
 
 
 def test_spreading_without_accelerate_is_one_sentence(two: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:

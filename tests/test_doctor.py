@@ -65,7 +65,7 @@ def test_what_is_broken_is_named_and_the_rest_is_there(
     code, report = told(capsys, "--model", "./missing")
     assert code == 1
     settings, device, files = report["problems"]
-    assert settings.startswith("settings: config.toml: cache_size = 3 is not legal")
+    assert settings.startswith("settings: config.toml: cache_size = 3 is not valid")
     assert device.startswith("device: ModuleNotFoundError: ")
     assert files.startswith(f"{paths.data_dir()} can be read by other users")
     assert {"versions", "terminal", "files", "chat"} <= set(report)

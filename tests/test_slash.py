@@ -62,7 +62,7 @@ def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -
         ("/cler", "did you mean /clear?"),
         ("/set nonsense 1", "nonsense is not a setting"),
         ("/set temperature hot", "temperature must be a number"),
-        ("/set temperature 99", "temperature = 99.0 is not legal"),
+        ("/set temperature 99", "temperature = 99.0 is not valid"),
         ("/set cache_size 5", "cannot change during a chat"),
         ("/pin first", "first is not the number of a turn"),
         ("/pin 0", "0 is not the number of a turn"),

@@ -73,9 +73,9 @@ def test_what_needs_trust_is_ignored_and_told_in_one_sentence(folder: Path) -> N
     assert loaded.settings.top_k == 7
     assert loaded.settings.system_prompt == "Talk like a pirate."
     assert loaded.keys == {}
-    assert loaded.local_sentence == (
+    assert loaded.local_notice == (
         f"{folder / 'config.toml'} sets top_k, system_prompt, and is not trusted to set {', '.join(NEED_TRUST)}, keys; "
-        "review the file, then `streamchat config --trust` allows them"
+        "review the file, then run `streamchat config --trust` to allow it"
     )
 
 
@@ -85,7 +85,7 @@ def test_the_users_own_settings_hold_against_a_folder(folder: Path) -> None:
     loaded = loader.load(environ={})
     assert (loaded.settings.save, loaded.settings.top_k) == ("never", 7)
     assert loaded.keys == {"app.help": "f2"}
-    assert loaded.place("save") == str(loader.user_file())
+    assert loaded.origin("save") == str(loader.user_file())
 
 
 def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,8 +98,8 @@ def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pyt
     loaded = loader.load(environ={})
     assert (loaded.settings.model, loaded.settings.metrics_port, loaded.settings.save) == ("./weights", 9100, "never")
     assert loaded.keys == {"app.quit": "f9"}
-    assert "not trusted" not in loaded.local_sentence
-    assert loaded.local_sentence.startswith(f"{folder / 'config.toml'} sets model, top_k")
+    assert "not trusted" not in loaded.local_notice
+    assert loaded.local_notice.startswith(f"{folder / 'config.toml'} sets model, top_k")
 
     put(HOSTILE.replace("9100", "9101"))
     assert loader.load(environ={}).settings.metrics_port == 0
@@ -126,7 +126,7 @@ def test_a_copy_or_a_link_elsewhere_is_not_trusted(folder: Path, monkeypatch: py
         monkeypatch.chdir(other)
         loaded = loader.load(environ={})
         assert (loaded.settings.metrics_port, loaded.settings.top_k) == (0, 7)
-        assert f"{other / 'config.toml'} sets" in loaded.local_sentence
+        assert f"{other / 'config.toml'} sets" in loaded.local_notice
     link_to_folder = folder.parent / "same"
     link_to_folder.symlink_to(folder)
     monkeypatch.chdir(link_to_folder)
@@ -137,7 +137,7 @@ def test_what_the_user_names_needs_no_trust(folder: Path) -> None:
     put(HOSTILE)
     assert loader.load(config_file=Path("config.toml"), environ={}).settings.metrics_port == 9100
     loaded = loader.load({"model": "./weights"}, environ={"STREAMCHAT_CONFIG": "config.toml"})
-    assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
+    assert (loaded.settings.metrics_port, loaded.local_notice) == (9100, "")
     assert loader.load({}, environ={"STREAMCHAT_METRICS_PORT": "9200"}).settings.metrics_port == 9200
 
 
@@ -145,14 +145,14 @@ def test_a_file_with_the_defaults_says_nothing(folder: Path) -> None:
     put(render_toml())
     loaded = loader.load(environ={})
     assert loaded.file == Path("config.toml")
-    assert (loaded.origins, loaded.local_sentence) == ({}, "")
+    assert (loaded.origins, loaded.local_notice) == ({}, "")
 
 
 def test_the_users_own_folder_is_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     put(HOSTILE, loader.user_file())
     monkeypatch.chdir(loader.user_file().parent)
     loaded = loader.load(environ={})
-    assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
+    assert (loaded.settings.metrics_port, loaded.local_notice) == (9100, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
@@ -179,25 +179,25 @@ def test_a_huge_file_is_ignored_in_one_sentence(folder: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     loaded = loader.load(environ={})
     assert loaded.settings.top_k == 0
-    assert "config.toml is larger than 1,000,000 bytes and is ignored" in loaded.local_sentence
+    assert "config.toml is larger than 1,000,000 bytes and is ignored" in loaded.local_notice
     Path("config.toml").write_bytes(b"#" * (MAX_BYTES + 1))  # of another program
     assert loader.load(environ={}).local is None
 
 
 def test_another_users_file_is_ignored_until_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(HOSTILE)
-    monkeypatch.setattr(files, "_is_mine", lambda owner: False)
+    monkeypatch.setattr(files, "_is_safe_owner", lambda owner: False)
     loaded = loader.load(environ={})
     assert (loaded.settings.top_k, loaded.settings.system_prompt) == (0, "")
-    assert f"belongs to another user (uid {os.getuid()}) and is ignored" in loaded.local_sentence
+    assert f"belongs to another user (uid {os.getuid()}) and is ignored" in loaded.local_notice
     assert cli.main(["config", "--trust"]) == ExitCode.OK
     assert loader.load(environ={}).settings.metrics_port == 9100
 
 
 def test_owners_that_count_as_mine() -> None:
-    assert files._is_mine(os.geteuid())
-    assert files._is_mine(0)
-    assert not files._is_mine(os.geteuid() + 1)
+    assert files._is_safe_owner(os.geteuid())
+    assert files._is_safe_owner(0)
+    assert not files._is_safe_owner(os.geteuid() + 1)
 
 
 def test_the_list_is_private_and_a_damaged_one_trusts_nothing(folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_trusting_a_folder_without_a_file_of_ours(
 def test_trusting_a_file_with_a_wrong_value_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put("[streamchat]\n[interface]\nmetrics_port = 70000\n")
     assert cli.main(["config", "--trust"]) == ExitCode.USAGE
-    assert "metrics_port = 70000 is not legal" in capsys.readouterr().err
+    assert "metrics_port = 70000 is not valid" in capsys.readouterr().err
     assert not trust.store_file().exists()
 
 

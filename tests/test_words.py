@@ -20,7 +20,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.cli import main as cli
 from streamchat.commands.replay import _why
-from streamchat.config.keymap import KEYS, spoken
+from streamchat.config.keymap import KEYS, display_keys
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import _template_prompt
@@ -113,8 +113,8 @@ def test_a_question_ends_a_sentence(arguments: list[str], end: str, capsys: pyte
 
 
 def test_keys_have_their_names() -> None:
-    assert spoken("pageup,ctrl+pagedown,escape") == "Page Up, Ctrl+Page Down, Escape"
-    assert not [key.id for key in KEYS if re.search("Pageup|Pagedown", spoken(key.keys))]
+    assert display_keys("pageup,ctrl+pagedown,escape") == "Page Up, Ctrl+Page Down, Escape"
+    assert not [key.id for key in KEYS if re.search("Pageup|Pagedown", display_keys(key.keys))]
 
 
 def test_the_default_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:

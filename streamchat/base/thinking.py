@@ -109,12 +109,8 @@ class ThinkingStream:
             bare = text.lstrip()
             for tags in self._tags:
                 if bare.startswith(tags.opening):
-                    self._pending, self._block, self._thought, self._has_text = (
-                        bare[len(tags.opening) :],
-                        tags,
-                        True,
-                        False,
-                    )
+                    self._pending, self._block = bare[len(tags.opening) :], tags
+                    self._thought, self._has_text = True, False
                     return Part("thought", "")
                 if tags.closing and bare.startswith(tags.closing):  # there is nothing to close
                     self._pending, self._thought = bare[len(tags.closing) :], True

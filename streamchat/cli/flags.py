@@ -66,8 +66,8 @@ def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> load
         given = getattr(args, name, None)
         flags[name] = loader.parse_text(name, given, loader.flag_of(name)) if isinstance(given, str) else given
     configuration = loader.load(flags, config_file=config_file_of(args))
-    if announce and configuration.local_sentence and sys.stderr is not None:
-        print(f"streamchat: {one_line(configuration.local_sentence)}", file=sys.stderr, flush=True)
+    if announce and configuration.local_notice and sys.stderr is not None:
+        print(f"streamchat: {one_line(configuration.local_notice)}", file=sys.stderr, flush=True)
     return configuration
 
 

@@ -214,8 +214,8 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     # transformers would write its warnings to the terminal, past the log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
-    if face != "app" and configuration.local_sentence:  # the app shows it in the conversation
-        say(configuration.local_sentence)
+    if face != "app" and configuration.local_notice:  # the app shows it in the conversation
+        say(configuration.local_notice)
     session, agreed = None, ""
     if resume is not None:
         session, agreed = wanted_session(resume, configuration, may_ask=face != "pipe" and sys.stdin.isatty())

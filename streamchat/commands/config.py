@@ -66,7 +66,7 @@ def _trust(folder: Path) -> None:
     if not local.data:
         raise ConfigError(f"{local.path} {local.problem}; it cannot be trusted")
     content = parse(local.path, local.data)
-    given = loader.changed(content.values, local.path)
+    given = loader.non_default_values(content.values, local.path)
     trust.trust(local.path, local.data)
     print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` stops trusting it"))
     for name, value in given.items():

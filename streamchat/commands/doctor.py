@@ -171,12 +171,12 @@ def _outside_their_range() -> list[str]:
 def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
     file = configuration.file
     rows: Rows = {"file": str(file) if file else f"none; {loader.user_file()} would be read"}
-    if configuration.local_sentence:
-        rows["./config.toml"] = configuration.local_sentence
+    if configuration.local_notice:
+        rows["./config.toml"] = configuration.local_notice
     for name in setting_fields():
         value = getattr(configuration.settings, name)
         if value != default_of(name):
-            rows[name] = f"{value}  (from {configuration.place(name)})"
+            rows[name] = f"{value}  (from {configuration.origin(name)})"
     return rows
 
 
@@ -306,11 +306,11 @@ def _chat(configuration: Configuration) -> Rows:
         device = devices.roomy_place(contents.parameters, dtype, source.name)
     where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
     rows: Rows = {
-        "model": f"{source.name} ({', '.join(_once(settings.model, configuration.place('model')))})",
+        "model": f"{source.name} ({', '.join(_once(settings.model, configuration.origin('model')))})",
         "from": where,
         "device": f"{device} ({_why(configuration, 'device', f'the best of {here}')})",
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast there')})",
-        "cache": f"{plural(settings.cache_size, 'token')} ({configuration.place('cache_size')})",
+        "cache": f"{plural(settings.cache_size, 'token')} ({configuration.origin('cache_size')})",
     }
     if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
@@ -328,4 +328,4 @@ def _once(name: str, place: str) -> list[str]:
 def _why(configuration: Configuration, name: str, automatic: str) -> str:
     if getattr(configuration.settings, name) == "auto":
         return f"auto: {automatic}"
-    return f"from {configuration.place(name)}"
+    return f"from {configuration.origin(name)}"

@@ -13,20 +13,20 @@ from streamchat.config.settings import setting_fields, spec_of
 
 
 def render_toml(configuration: Configuration | None = None) -> str:
-    """The configuration file as text: every setting with its value and a comment.
+    """Return a configuration file: every setting with its value and a comment.
 
-    With the default argument this is the `config.toml` at the top of the repository; given a configuration, the
-    comments also say where each value came from.
+    Without an argument this is the `config.toml` at the top of the repository. With a configuration, the comments also
+    name the origin of each value.
     """
     given = configuration or Configuration()
     lines = [
         "# streamchat configuration. Every setting with its default."
         if configuration is None
-        else "# streamchat configuration. Every setting in force; the values without a source are defaults.",
+        else "# streamchat configuration. The settings in use; values without a source are defaults.",
         "# Read from --config FILE, else from ./config.toml and config.toml in the user configuration folder",
-        "# (`streamchat config --path` prints which one wins). A flag (--cache-size) or an environment variable",
-        "# (STREAMCHAT_CACHE_SIZE) wins over both.",
-        *_wrap_comment(_safe(given.local_sentence)),
+        "# (`streamchat config --path` prints the one that takes precedence). Flags (--cache-size) and environment",
+        "# variables (STREAMCHAT_CACHE_SIZE) override both.",
+        *_wrap_comment(_safe(given.local_notice)),
         "",
         "[streamchat]",
         f"config_version = {CONFIG_VERSION}",
@@ -40,10 +40,10 @@ def render_toml(configuration: Configuration | None = None) -> str:
         legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
         lines += _wrap_comment(f"{spec.help}{legal}.")
         if given.is_explicit(name):
-            lines.append(f"# from {_safe(given.place(name))}")
+            lines.append(f"# from {_safe(given.origin(name))}")
         lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
     about = (
-        "Keys of the full-screen app; several have commas between them. The prompt (--plain) shares prompt.send, "
+        "Keys of the full-screen app; separate several keys with commas. The prompt (--plain) shares prompt.send, "
         "prompt.newline, prompt.edit and chat.interrupt."
     )
     lines += ["", "[keys]", *_wrap_comment(about)]
@@ -55,7 +55,7 @@ def render_toml(configuration: Configuration | None = None) -> str:
 
 
 def _safe(text: str) -> str:
-    """`text` on one line and without control characters: a file name may have any."""
+    """Return `text` on one line without control characters, which file names may contain."""
     return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
@@ -64,5 +64,5 @@ def _wrap_comment(text: str) -> list[str]:
 
 
 def _toml_value(value: Any) -> str:
-    # JSON strings, numbers and booleans are valid TOML where letters are kept as they are.
+    # JSON strings, numbers and booleans are valid TOML if non-ASCII letters are not escaped.
     return json_line(value)

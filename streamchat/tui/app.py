@@ -102,7 +102,7 @@ class StreamchatApp(App[int]):
     @property
     def folder_sentence(self) -> str:
         """What the user must know about `./config.toml`; '' for nothing, and for who only looks on."""
-        return "" if self.watching else self._configuration.local_sentence
+        return "" if self.watching else self._configuration.local_notice
 
     def _register_themes(self) -> list[str]:
         """The user's themes; returns what is wrong with some."""
@@ -126,7 +126,7 @@ class StreamchatApp(App[int]):
         if name in self.available_themes:
             self.theme = name
         else:
-            place = self._configuration.place("theme")
+            place = self._configuration.origin("theme")
             self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
         self.theme_changed_signal.subscribe(self, self._keep_theme)
         for problem in self._theme_problems:
@@ -255,7 +255,7 @@ class StreamchatApp(App[int]):
         """Switch; returns what the next start does."""
         self.theme = name
         if self._configuration.is_explicit("theme"):
-            return f"for now; the next start has the theme of {self._configuration.place('theme')}"
+            return f"for now; the next start has the theme of {self._configuration.origin('theme')}"
         return "also at the next start" if remember_theme(name) else "for now: the choice cannot be written"
 
     def _keep_theme(self, theme: Theme) -> None:
