@@ -298,8 +298,8 @@ class Stream(io.StringIO):
     ],
 )
 def test_the_face(plain: bool, stdin: bool, stdout: bool, term: str, face: str) -> None:
-    assert cli.choose_face(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
-    assert cli.choose_face(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
+    assert cli.choose_front_end(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
+    assert cli.choose_front_end(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
 
 
 @pytest.mark.parametrize(

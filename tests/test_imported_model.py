@@ -90,7 +90,7 @@ def test_at_a_terminal_the_user_is_asked(
     session = imported(tmp_path, evil)
     made = engines(monkeypatch)
     monkeypatch.setattr("sys.stdin", Terminal("" if answer is None else f"{answer}\n"))
-    monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
     capsys.readouterr()
     code = cli.main(["--resume", session])
     assert f"names the model {evil}, shown as" in capsys.readouterr().err

@@ -179,5 +179,5 @@ def test_what_cannot_be_served_is_one_sentence(
 
 def test_a_tab_is_an_app_though_its_ends_are_pipes() -> None:
     environ = {"TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}
-    assert cli.choose_face(False, None, None, environ) == "app"
-    assert cli.choose_face(False, None, None, {}) == "pipe"
+    assert cli.choose_front_end(False, None, None, environ) == "app"
+    assert cli.choose_front_end(False, None, None, {}) == "pipe"

@@ -185,7 +185,7 @@ def test_leaving_says_how_to_resume(
         return 0
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
-    monkeypatch.setattr(cli, "choose_face", lambda *_: front_end)
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: front_end)
     monkeypatch.setattr(cli, "_run_face", run)
     assert cli.main([]) == 0
     said = "streamchat: saved as a1b2; streamchat --resume a1b2 continues it\n"
@@ -211,7 +211,7 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
         return 0
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
-    monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
     monkeypatch.setattr(cli, "_run_face", run)
     assert cli.main([]) == 0
     assert capsys.readouterr().err == f"streamchat: {said}\n"

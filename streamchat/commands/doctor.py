@@ -22,7 +22,7 @@ from streamchat.base.errors import ExitCode, StreamchatError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.cli import flags
-from streamchat.cli.front_ends import choose_face
+from streamchat.cli.front_ends import choose_front_end
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
@@ -243,7 +243,7 @@ def _terminal(configuration: Configuration) -> Rows:
         "stdout": _end(sys.stdout),
         "size": f"{size.columns} x {size.lines}",
         "encoding": f"{getattr(sys.stdout, 'encoding', None)} (locale {locale.getpreferredencoding(False)})",
-        "face": choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ),
+        "face": choose_front_end(configuration.settings.plain, sys.stdin, sys.stdout, os.environ),
     }
     return rows | {name: os.environ[name] for name in variables if os.environ.get(name)}
 

@@ -11,7 +11,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_least
+from streamchat.cli.scoring import add_text_flags, require_at_least
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     configuration = flags.configuration_of(args)
     settings = configuration.settings
-    require_least(args, max_tokens=0, chunk=1, segment=0)
+    require_at_least(args, max_tokens=0, chunk=1, segment=0)
     policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
     documents = read_documents(args.files)
     folder = None if args.out is None else prepare_folder(args.out)

@@ -10,7 +10,7 @@ from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.cli import flags
 from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_least
+from streamchat.cli.scoring import add_text_flags, require_at_least
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def _work(args: argparse.Namespace) -> Work:
     from streamchat.benchmarks.texts import read_documents
 
     settings = flags.configuration_of(args).settings
-    require_least(args, max_tokens=0, chunk=1, workers=1)
+    require_at_least(args, max_tokens=0, chunk=1, workers=1)
     if not 0 <= args.tolerance <= 1:
         raise ConfigError(f"--tolerance {args.tolerance} must be from 0 to 1")
     if args.ray and args.workers:
