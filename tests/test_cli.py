@@ -52,9 +52,9 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
         (["--cache-size", "3"], "--cache-size: cache_size = 3 is not valid; it must be at least 16"),
         (["--cache-size"], "--cache-size: expected one argument"),
         (["verfy"], "verfy is not a command; did you mean verify?"),
-        (["hello"], "hello is not a command; there are replay, monitor, "),
-        (["hello"], ", and without one the chat opens; see streamchat --help"),
-        (["config", "stray"], "stray does not belong here"),
+        (["hello"], "hello is not a command; choose from replay, monitor, "),
+        (["hello"], ", or give none to start a chat; see streamchat --help"),
+        (["config", "stray"], "unexpected argument stray"),
         (["config", "--path", "--default"], "not allowed with"),
         (["--config", "missing.toml"], "missing.toml: no such configuration file"),
         (["--stats-json", "no/such/folder/x"], "stats_json = 'no/such/folder/x' cannot be written"),
@@ -171,7 +171,7 @@ def test_too_many_open_files_are_one_sentence(
     monkeypatch.setattr(cli, "_dispatch", full)
     assert cli.main([]) == ExitCode.FAILURE
     assert capsys.readouterr().err == (
-        "streamchat: too many files are open; raise the limit of this shell, for example with `ulimit -n 1024`\n"
+        "streamchat: too many open files; raise the limit of this shell, for example with `ulimit -n 1024`\n"
     )
 
 

@@ -53,7 +53,7 @@ def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"streamchat         {__version__}" in out
     assert "EleutherAI/pythia-410m, not here yet: fetched at the first start" in out
-    assert out.endswith("no problem found\n")
+    assert out.endswith("no problems found\n")
 
 
 def test_what_is_broken_is_named_and_the_rest_is_there(
@@ -91,7 +91,7 @@ def test_versions_outside_their_range_are_named(
     code, report = told(capsys)
     assert code == 1
     assert report["problems"][0] == "gguf is not installed; install streamchat again with pip"
-    assert report["problems"][1].startswith("transformers 1.0 is installed, and streamchat wants ")
+    assert report["problems"][1].startswith("transformers 1.0 is installed, but streamchat needs ")
 
 
 def test_it_loads_neither_transformers_nor_textual() -> None:

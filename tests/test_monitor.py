@@ -221,7 +221,7 @@ def test_the_port_is_on_loopback_and_a_taken_one_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--metrics-port {port}: .* cannot be served .*take another port"):
+        with pytest.raises(ConfigError, match=f"--metrics-port {port}: .* cannot be opened .*choose another port"):
             observe(ScriptedEngine(), Settings(metrics_port=port))
     assert observe(ScriptedEngine(), Settings()) is None
     assert Settings().metrics_host == "127.0.0.1"

@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys) == (0, "No conversation is saved yet; `streamchat` begins one.\n", "")
+    assert run(capsys) == (0, "No saved conversations yet; `streamchat` starts one.\n", "")
     first, second = saved("The sea"), saved("Dragons", turns=1)
     code, out, _ = run(capsys)
     lines = out.splitlines()
@@ -86,7 +86,7 @@ def test_showing_marks_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_renaming_and_deleting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     session = saved()
-    assert run(capsys, "rename", session, " A  new\nname ")[1] == f"{session} is called “A new name” now.\n"
+    assert run(capsys, "rename", session, " A  new\nname ")[1] == f"{session} is now named “A new name”.\n"
     assert run(capsys, "rename", session, "  ")[0] == 2
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     code, _, err = run(capsys, "delete", session)

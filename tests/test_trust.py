@@ -167,8 +167,7 @@ def test_a_fifo_does_not_hold_up_the_start(folder: Path) -> None:
     )
     told = [line for line in done.stderr.splitlines() if "config.toml" in line]
     assert told == [
-        f"streamchat: {folder / 'config.toml'} is not a regular file and is ignored; `--config FILE` reads a file in "
-        "any case"
+        f"streamchat: {folder / 'config.toml'} is not a regular file and is ignored; `--config FILE` reads it anyway"
     ]
     with pytest.raises(ConfigError, match="is not a regular file; it cannot be trusted"):
         cli.parser.command("config").run(cli.parser.parse(["config", "--trust"]))

@@ -130,7 +130,7 @@ def test_refused_turns_are_counted_at_the_end_of_a_replay() -> None:
         stop = SimpleNamespace(is_set=lambda: False)
         return _why(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
 
-    assert why(0) == "all was said"
+    assert why(0) == "all turns replayed"
     assert why(1) == "all was said; 1 turn was refused"
     assert why(3) == "all was said; 3 turns were refused"
 

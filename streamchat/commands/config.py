@@ -1,4 +1,4 @@
-"""`streamchat config`: the settings in force, where each came from, and which file is read."""
+"""`streamchat config`: print the settings in use, their origins, and the configuration file that is read."""
 
 from __future__ import annotations
 
@@ -23,26 +23,33 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "config",
-        help="print the settings in force and where each came from",
-        description="Print the settings in force as a configuration file; comments say where each came from.",
+        help="print the settings in use and where each came from",
+        description="Print the settings in use as a configuration file; comments name the origin of each.",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--path", action="store_true", help="print the file that is read, or would be if it were there")
+    what.add_argument(
+        "--path", action="store_true", help="print the path of the file that is read, even if it does not exist yet"
+    )
     what.add_argument(
         "--trust",
         nargs="?",
         const=".",
         metavar="FOLDER",
-        help="let config.toml in this folder (default: the current one) set everything, until the file changes",
+        help="let config.toml in this folder (default: the current one) set everything until the file changes",
     )
-    what.add_argument("--untrust", nargs="?", const=".", metavar="FOLDER", help="stop trusting it")
-    what.add_argument("--default", action="store_true", help="print the defaults instead: a file to start from")
+    what.add_argument(
+        "--untrust", nargs="?", const=".", metavar="FOLDER", help="stop trusting config.toml in this folder"
+    )
+    what.add_argument("--default", action="store_true", help="print the defaults instead, as a file to start from")
     flags.add_setting_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; raises ConfigError for wrong settings (not with `--path` or `--default`), and for a file
-    that cannot be trusted."""
+    """Run the command and return the exit code.
+
+    Raises:
+        ConfigError: A setting is wrong (not with `--path` or `--default`), or the file cannot be trusted.
+    """
     if args.trust is not None:
         _trust(paths.user_path(args.trust))
     elif args.untrust is not None:
@@ -57,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trust(folder: Path) -> None:
-    """Trust the folder's file as it is now, and print what it sets."""
+    """Trust the folder's current file and print what it sets."""
     local = find_local(folder)
     if local is None:
         raise ConfigError(
-            f"{folder / LOCAL} is not there or not a streamchat configuration; give the folder that has one"
+            f"{folder / LOCAL} does not exist or is not a streamchat configuration; give the folder that has one"
         )
     if not local.data:
         raise ConfigError(f"{local.path} {local.problem}; it cannot be trusted")
@@ -76,7 +83,7 @@ def _trust(folder: Path) -> None:
 
 
 def _untrust(folder: Path) -> None:
-    """Trust the folder's file no longer."""
+    """Stop trusting the folder's file."""
     path = folder.resolve() / LOCAL
     if not trust.untrust(path):
         raise ConfigError(f"{path} was not trusted")

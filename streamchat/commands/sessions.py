@@ -26,65 +26,69 @@ from streamchat.store.store import Store
 if TYPE_CHECKING:
     from streamchat.cli.parser import Subparsers
 
-MANY = 2**31
-"""More than can be listed, and not more than SQLite can count."""
-DO = ("list", "show", "rename", "delete", "export", "import", "backups", "repair", "restore-backup")
+MAX_LIMIT = 2**31
+"""Upper limit of --limit that SQLite accepts."""
+ACTIONS = ("list", "show", "rename", "delete", "export", "import", "backups", "repair", "restore-backup")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command and what it can do."""
+    """Register the command and its actions."""
     parser = subparsers.add_parser(
         "sessions",
         help="list, show, rename, delete, export, import and restore saved conversations",
-        description="Saved conversations. `streamchat --resume ID` goes on with one; ID is 'last', an id, or the start "
-        "of one.",
+        description="Manage saved conversations. `streamchat --resume ID` resumes one; ID is 'last', an id, or the "
+        "start of one.",
     )
-    actions = parser.add_subparsers(title="what to do", dest="do", metavar="DO", parser_class=type(parser))
+    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", parser_class=type(parser))
 
-    listing = actions.add_parser("list", help="list them, newest first (the default)")
-    listing.add_argument("words", nargs="*", metavar="WORD", help="only those whose title or messages have these words")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default: 50)")
+    listing = actions.add_parser("list", help="list conversations, newest first (the default)")
+    listing.add_argument(
+        "words", nargs="*", metavar="WORD", help="only conversations whose title or messages contain these words"
+    )
+    listing.add_argument("--json", action="store_true", help="one JSON object per line")
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number to list (default: 50)")
 
     def one(name: str, text: str) -> argparse.ArgumentParser:
         action: argparse.ArgumentParser = actions.add_parser(name, help=text)
         action.add_argument("id", metavar="ID", help="'last', an id, or the start of one")
         return action
 
-    one("show", "print one; messages that the model no longer sees are marked")
-    one("rename", "give it another title").add_argument("title", metavar="TITLE", help="the new title")
-    deleting = one("delete", "delete it for good, from the backups as well")
+    one("show", "print a conversation; messages that the model no longer sees are marked")
+    one("rename", "change the title").add_argument("title", metavar="TITLE", help="the new title")
+    deleting = one("delete", "delete permanently, from the backups as well")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
-    exporting = one("export", "write it to a file or to stdout")
+    exporting = one("export", "export to a file or stdout")
     exporting.add_argument(
         "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
     )
-    exporting.add_argument("-o", "--output", metavar="FILE", help="a new file; stdout without it")
-    importing = actions.add_parser("import", help="read one that was exported as jsonl or replay")
+    exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
+    importing = actions.add_parser("import", help="import a conversation that was exported as jsonl or replay")
     importing.add_argument(
-        "file", metavar="FILE", help="what was exported, or conversations of another program in that form"
+        "file", metavar="FILE", help="exported file, or conversations of another program in that format"
     )
     actions.add_parser("backups", help="list the backups of the database")
     actions.add_parser("repair", help="rebuild the indexes of the database")
-    restoring = actions.add_parser("restore-backup", help="move the database aside and put a backup in its place")
-    restoring.add_argument("name", nargs="?", metavar="NAME", help="the backup (default: the newest that is sound)")
-    restoring.add_argument("--yes", action="store_true", help="do not ask when the database is sound")
+    restoring = actions.add_parser("restore-backup", help="move the database aside and replace it by a backup")
+    restoring.add_argument(
+        "name", nargs="?", metavar="NAME", help="name of the backup (default: the newest undamaged one)"
+    )
+    restoring.add_argument("--yes", action="store_true", help="do not ask if the database is undamaged")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
         StoreError: The database or a file cannot be used.
-        SessionError: There is no such conversation, or it is open.
+        SessionError: The session does not exist, or it is open.
     """
-    if args.do == "backups":
+    if args.action == "backups":
         return session_files.list_backups()
-    if args.do == "restore-backup":
+    if args.action == "restore-backup":
         return session_files.restore_backup(args.name, yes=args.yes)
     with Store() as store:
-        match args.do:
+        match args.action:
             case "repair":
                 return session_files.repair(store)
             case "show":
@@ -107,7 +111,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     limit = getattr(args, "limit", 50)
     if limit < 1:
         raise ConfigError(f"--limit {limit} must be at least 1")
-    limit = min(limit, MANY)
+    limit = min(limit, MAX_LIMIT)
     found = store.sessions(words, limit=limit + 1)
     if getattr(args, "json", False):
         for info in found[:limit]:
@@ -117,9 +121,9 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         if not words and (lost := lost_sentence(store.path)):
             session_files.warn(lost)
         _say(
-            f"No saved conversation has {words!r}."
+            f"No saved conversation contains {words!r}."
             if words
-            else "No conversation is saved yet; `streamchat` begins one."
+            else "No saved conversations yet; `streamchat` starts one."
         )
         return
     now = time.time()
@@ -149,10 +153,10 @@ def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
 
 
 def _load(store: Store, info: SessionInfo) -> StoredSession:
-    """All of it; what is damaged is said on stderr."""
+    """Load the whole session; report damaged parts on stderr."""
     session = store.load(info.id)
     if session.damage:
-        session_files.warn(f"parts of {info.id} are damaged in the database and left out: {', '.join(session.damage)}")
+        session_files.warn(f"parts of {info.id} are damaged in the database and skipped: {', '.join(session.damage)}")
     return session
 
 
@@ -161,9 +165,9 @@ def _show(store: Store, info: SessionInfo) -> None:
     memory = held_turns(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
-    _say(f"{title}\n{info.id}, {name} ({info.dtype}), begun {human_when(info.created, time.time())}")
+    _say(f"{title}\n{info.id}, {name} ({info.dtype}), started {human_when(info.created, time.time())}")
     if info.is_imported:
-        _say(f"imported, and not resumed yet; names the model {one_line(str(info.settings.get('model', 'default')))}")
+        _say(f"imported, not resumed yet; model: {one_line(str(info.settings.get('model', 'default')))}")
     turns, compressions = plural(info.turns, "turn"), plural(info.compressions, "compression")
     _say(f"{turns}, {plural(held, 'token')} in the cache, {compressions}")
     marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
@@ -178,7 +182,7 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
     if not title:
         raise ConfigError("a title needs at least one character")
     store.rename(info.id, title)
-    _say(f"{info.id} is called “{title}” now.")
+    _say(f"{info.id} is now named “{title}”.")
 
 
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
@@ -190,8 +194,8 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
         turns = plural(count, "turn was", "turns were")
         print(f"streamchat: {turns} written to {one_line(args.output)}", file=sys.stderr)
     elif sys.stdout.isatty():
-        sys.stdout.write(printable(text))  # without what would control the terminal
-    else:  # UTF-8 whatever the locale: a file for others
+        sys.stdout.write(printable(text))  # without terminal control sequences
+    else:  # UTF-8 in every locale, since the file may be shared
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())
 
@@ -204,10 +208,10 @@ def _import(store: Store, path: Path) -> None:
         model_name=imported.model_name,
         dtype="",
         fingerprint="",
-        tokenizer="",  # so its texts are read, and not ids
+        tokenizer="",  # so its texts are tokenized, and saved ids ignored
         settings=imported.settings,
         system_ids=[],
     )
     store.write(session, turns=imported.turns)
     turns = plural(len(imported.turns), "turn was", "turns were")
-    _say(f"{session}: {turns} imported; `streamchat --resume {session}` goes on with them.")
+    _say(f"{session}: {turns} imported; `streamchat --resume {session}` resumes the conversation.")
