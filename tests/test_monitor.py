@@ -179,10 +179,10 @@ def fetched(port: int) -> dict[str, float]:
 def test_metrics_are_what_the_events_say() -> None:
     metrics = Metrics("127.0.0.1", 0)
     try:
-        from streamchat.telemetry.observer import Observed
+        from streamchat.telemetry.observer import MetricsObserver
 
         with running(cache_size=128) as chat:
-            chat.engine.subscribe(Observed(metrics))
+            chat.engine.subscribe(MetricsObserver(metrics))
             for text in TURNS[:5]:
                 chat.turn(text)
             chat.engine.count_tokens("x")

@@ -240,7 +240,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             saving_works = event.works
 
     engine.subscribe(record)
-    if trace.wanted():
+    if trace.is_enabled():
         engine.subscribe(_mark_start)
     metrics = observe(engine, configuration.settings)
     ended = False

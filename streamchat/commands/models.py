@@ -23,8 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "models",
         help="list the models that can be loaded, or explain a model name",
-        description="List the models that can be loaded and which are here; with NAME, explain what that name means. Nothing "
-        "is fetched.",
+        description="List the models that can be loaded and which are here; with NAME, explain that name. "
+        "Nothing is fetched.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")

@@ -25,8 +25,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "verify",
         help="verify on a model that the cache shrinks and the output stays correct",
         description="Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
-        "read back the length of every layer after each step, and check lengths, memory, counters, and logits against a "
-        "slow reference. Exit code 0 if all checks hold, 4 if one does not.",
+        "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
+        "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
     )
     flags.add_setting_flags(parser, ("model", "device", "attention", "num_sink_tokens"))
     own = parser.add_argument_group("verification")

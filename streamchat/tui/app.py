@@ -167,7 +167,7 @@ class StreamchatApp(App[int]):
         """A bug of the interface: one sentence once the terminal is back, in the place of Textual's pages of it."""
         details = traceback.format_exc()
         path = log_file.log_crash(details)
-        if log_file.debug_wanted():
+        if log_file.is_debug():
             super()._fatal_error()
             return
         error = sys.exc_info()[1]
