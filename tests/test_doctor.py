@@ -118,7 +118,7 @@ def test_a_sound_database_and_its_backups_are_counted(capsys: pytest.CaptureFixt
     back_up_daily(path)
     _, report = told(capsys)
     assert report["problems"] == []
-    assert report["files"]["database"] == "sound, 30 conversations, 30 turns"
+    assert report["files"]["database"] == "intact, 30 conversations, 30 turns"
     assert report["files"]["backups"].startswith("1 in ")
 
 

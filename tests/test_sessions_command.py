@@ -78,8 +78,8 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_showing_marks_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     session = saved(held=((0, 4), (19, 34)))
     _, out, _ = run(capsys, "show", session[:3])
-    assert "1. you (forgotten)\nquestion 1" in out
-    assert "2. you (partly forgotten)\nquestion 2" in out
+    assert "1. you (evicted)\nquestion 1" in out
+    assert "2. you (partly evicted)\nquestion 2" in out
     assert "3. you\nquestion 3" in out
     assert "3 turns, 19 tokens in the cache, 1 compression\n" in out
 

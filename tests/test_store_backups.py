@@ -322,7 +322,7 @@ def test_a_sound_database_is_only_replaced_when_asked_for(
     back_up_daily(path)
     filled(path, "hill")
     code, _, err = run(capsys, "restore-backup")
-    assert (code, "the database is sound and has 2 conversations; give --yes" in err) == (2, True)
+    assert (code, "the database is intact and has 2 conversations; give --yes" in err) == (2, True)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert run(capsys, "restore-backup")[:2] == (1, "Nothing was restored.\n")

@@ -31,5 +31,5 @@ def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> Non
     from streamchat.reports.page import show
 
     charts = sys.stdout.isatty() if args.charts is None else args.charts
-    no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_colour=no_colour)
+    no_color = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_color=no_color)

@@ -87,4 +87,4 @@ def _untrust(folder: Path) -> None:
     path = folder.resolve() / LOCAL
     if not trust.untrust(path):
         raise ConfigError(f"{path} was not trusted")
-    print(one_line(f"{path} is no longer trusted"))
+    print(one_line(f"stopped trusting {path}"))

@@ -49,6 +49,8 @@ OPTIONAL = {
     "llama-cpp-python": "bench --peers",
 }
 Rows = dict[str, Any]
+LABELS = {"face": "front end"}
+"""How keys of the JSON report are displayed, if differently."""
 
 
 @dataclass
@@ -118,7 +120,7 @@ def as_text(report: Report) -> str:
 
 
 def _row(label: str, value: Any) -> str:
-    return f"  {label.removesuffix(' bytes'):<18} {_format_value(label, value)}".rstrip()
+    return f"  {LABELS.get(label, label).removesuffix(' bytes'):<18} {_format_value(label, value)}".rstrip()
 
 
 def _format_value(label: str, value: Any) -> str:
@@ -320,9 +322,9 @@ def _chat(configuration: Configuration) -> Rows:
     return rows
 
 
-def _model_and_origin(name: str, place: str) -> list[str]:
+def _model_and_origin(name: str, origin: str) -> list[str]:
     """Return the requested model and its origin; only the origin for the default."""
-    return [place] if place == "the default" else [name, place]
+    return [origin] if origin == "the default" else [name, origin]
 
 
 def _why(configuration: Configuration, name: str, automatic: str) -> str:

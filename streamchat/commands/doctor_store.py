@@ -44,7 +44,7 @@ def _state(database: Path, problems: list[str]) -> str:
     if not findings.problems:
         if not findings.sessions and (lost := lost_sentence(database)):
             problems.append(lost)
-        return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
+        return f"intact, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"
 
@@ -53,7 +53,7 @@ def _advice(database: Path, problems: list[str]) -> str:
     if is_repairable(problems):
         return "`streamchat sessions repair` rebuilds its indexes from the messages"
     if (backup := newest_good(database)) is not None:
-        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
+        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and restores that backup"
     return "copy it to a safe place, then move it aside so that a new one is created"
 
 

@@ -168,8 +168,8 @@ def _score(
         "attention": attention,
         "chunk": args.chunk,
     }
-    packed = f", {loaded.weights} weights" if loaded.weights != "native" else ""
-    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{packed}"
+    precision = f", {loaded.weights} weights" if loaded.weights != "native" else ""
+    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{precision}"
     heading = f"{where}, {args.chunk} tokens per forward pass for bounded policies"
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), about, heading, notes), args, folder)

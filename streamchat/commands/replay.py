@@ -334,10 +334,10 @@ def _resume_arguments(args: argparse.Namespace, folder: Folder, configuration: C
     for name, value in known.items():
         if name not in ("duration", "max_turns") or getattr(args, name) is None:
             setattr(args, name, value)
-    place = str(folder.about)
-    values = {name: check_value(name, settings[name], place) for name in setting_fields() if name in settings}
+    origin = str(folder.about)
+    values = {name: check_value(name, settings[name], origin) for name in setting_fields() if name in settings}
     return replace(
-        configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, place)
+        configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, origin)
     )
 
 

@@ -19,7 +19,7 @@ from streamchat.store.restore import backups_with, delete_from_backups, restore,
 from streamchat.store.store import Store
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print one line on stdout."""
     sys.stdout.write(printable(text) + "\n")
 
@@ -70,7 +70,7 @@ def _is_agreed(session: str, question: str, yes: bool) -> bool:
 
 
 def _nothing_deleted() -> int:
-    say("Nothing was deleted.")
+    print_line("Nothing was deleted.")
     return ExitCode.FAILURE
 
 
@@ -83,12 +83,12 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
         changed, problems = delete_from_backups(store.path, info.id)
     gone = store.delete(info.id)
     also = f", also from {_count(changed)}" if changed else ""
-    say(f"{info.id} was deleted{also}.")
+    print_line(f"{info.id} was deleted{also}.")
     if kept:
-        say(_until(kept))
+        print_line(_until(kept))
     if not gone:
-        say("Its text is still in the file: another program is using it, or the disk is full.")
-        say("The next chat removes it.")
+        print_line("Its text is still in the file: another program is using it, or the disk is full.")
+        print_line("The next chat removes it.")
     return _end(store, problems)
 
 
@@ -98,7 +98,7 @@ def _is_in_backups_only(store: Store, name: str) -> bool:
 
 def _delete_left_over(store: Store, session: str) -> int:
     changed, problems = delete_from_backups(store.path, session)
-    say(f"{session} was deleted from {_count(changed)}.")
+    print_line(f"{session} was deleted from {_count(changed)}.")
     return _end(store, problems)
 
 
@@ -115,7 +115,7 @@ def _end(store: Store, problems: Sequence[str]) -> int:
     for problem in problems:
         warn(problem)
     for aside in set_aside(store.path):
-        say(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
+        print_line(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK
 
 
@@ -135,9 +135,9 @@ def repair(store: Store) -> int:
     if problems := store.repair():
         raise StoreError(
             f"the indexes of {store.path} were rebuilt, but it is still damaged ({problems[0]}); "
-            "`streamchat sessions restore-backup` moves it aside and puts the newest sound backup in its place"
+            "`streamchat sessions restore-backup` moves it aside and restores the newest intact backup"
         )
-    say("The indexes were rebuilt; no problems remain.")
+    print_line("The indexes were rebuilt; no problems remain.")
     return ExitCode.OK
 
 
@@ -145,12 +145,12 @@ def list_backups() -> int:
     """Print all backups, newest first; return the exit code."""
     found = backups(database_path())
     if not found:
-        say("No backups yet; one is made on each day with a chat.")
+        print_line("No backups yet; one is made on each day with a chat.")
     now = time.time()
     for backup in found:
         state = problem_of(backup)
         about = f"{human_when(backup.made, now)}  {human_bytes(backup.nbytes)}"
-        say(f"{backup.name}  {about}" + (f"  (damaged: {one_line(state)})" if state else ""))
+        print_line(f"{backup.name}  {about}" + (f"  (damaged: {one_line(state)})" if state else ""))
     return ExitCode.OK
 
 
@@ -158,25 +158,25 @@ def restore_backup(name: str | None, *, yes: bool) -> int:
     """Replace the database by a backup; return the exit code.
 
     Args:
-        name: Name of the backup; None for the newest undamaged one.
-        yes: Do not ask, even if the database is undamaged.
+        name: Name of the backup; None for the newest intact one.
+        yes: Do not ask, even if the database is intact.
 
     Raises:
         StoreError: The backup does not exist or is damaged, or another process uses the database.
-        ConfigError: The database is undamaged, stdin is not a terminal, and `yes` was not given.
+        ConfigError: The database is intact, stdin is not a terminal, and `yes` was not given.
     """
     database = database_path()
     backup = _backup(name)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     if not yes and not _may_replace(database, when):
-        say("Nothing was restored.")
+        print_line("Nothing was restored.")
         return ExitCode.FAILURE
     moved = restore(database, backup)
     with Store() as store:
         count = len(store.sessions())
-    say(f"Restored the backup of {when}, with {plural(count, 'conversation')}.")
+    print_line(f"Restored the backup of {when}, with {plural(count, 'conversation')}.")
     if moved is not None:
-        say(f"The previous database is now {moved}; only that file has the messages since then.")
+        print_line(f"The previous database is now {moved}; only that file has the messages since then.")
     return ExitCode.OK
 
 
@@ -188,7 +188,7 @@ def _may_replace(database: Path, when: str) -> bool:
         return True
     if findings.problems or not findings.sessions:
         return True
-    state = f"the database is sound and has {plural(findings.sessions, 'conversation')}"
+    state = f"the database is intact and has {plural(findings.sessions, 'conversation')}"
     if not sys.stdin.isatty():
         raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
     question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "
@@ -201,10 +201,10 @@ def _backup(name: str | None) -> Backup:
     if not found:
         raise StoreError(f"no backup found in {backup_folder(database)}; one is made on each day with a chat")
     if name is None:
-        sound = next((backup for backup in found if not problem_of(backup)), None)
-        if sound is None:
+        intact = next((backup for backup in found if not problem_of(backup)), None)
+        if intact is None:
             raise StoreError(f"none of the {len(found)} backups in {backup_folder(database)} can be read")
-        return sound
+        return intact
     for backup in found:
         if name in (backup.name, backup.path.stem):
             return backup

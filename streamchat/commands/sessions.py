@@ -15,7 +15,7 @@ from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line, printable
 from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files
-from streamchat.commands.session_files import say as _say
+from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
 from streamchat.sessions.export import export, held_turns, read_export, write_export
 from streamchat.store.lock import is_open
@@ -71,9 +71,9 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     actions.add_parser("repair", help="rebuild the indexes of the database")
     restoring = actions.add_parser("restore-backup", help="move the database aside and replace it by a backup")
     restoring.add_argument(
-        "name", nargs="?", metavar="NAME", help="name of the backup (default: the newest undamaged one)"
+        "name", nargs="?", metavar="NAME", help="name of the backup (default: the newest intact one)"
     )
-    restoring.add_argument("--yes", action="store_true", help="do not ask if the database is undamaged")
+    restoring.add_argument("--yes", action="store_true", help="do not ask if the database is intact")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,12 +115,12 @@ def _list(store: Store, args: argparse.Namespace) -> None:
     found = store.sessions(words, limit=limit + 1)
     if getattr(args, "json", False):
         for info in found[:limit]:
-            _say(json_line(_as_dict(store, info)))
+            print_line(json_line(_as_dict(store, info)))
         return
     if not found:
         if not words and (lost := lost_sentence(store.path)):
             session_files.warn(lost)
-        _say(
+        print_line(
             f"No saved conversation contains {words!r}."
             if words
             else "No saved conversations yet; `streamchat` starts one."
@@ -128,9 +128,9 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         return
     now = time.time()
     for info in found[:limit]:
-        _say(session_line(info, now) + ("  (open)" if is_open(store.lock_folder, info) else ""))
+        print_line(session_line(info, now) + ("  (open)" if is_open(store.lock_folder, info) else ""))
     if len(found) > limit:
-        _say("... and more; --limit N shows them")
+        print_line("... and more; --limit N shows them")
 
 
 def _as_dict(store: Store, info: SessionInfo) -> dict[str, Any]:
@@ -165,16 +165,18 @@ def _show(store: Store, info: SessionInfo) -> None:
     memory = held_turns(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
-    _say(f"{title}\n{info.id}, {name} ({info.dtype}), started {human_when(info.created, time.time())}")
+    print_line(f"{title}\n{info.id}, {name} ({info.dtype}), started {human_when(info.created, time.time())}")
     if info.is_imported:
-        _say(f"imported, not resumed yet; model: {one_line(str(info.settings.get('model', 'default')))}")
+        print_line(f"imported, not resumed yet; model: {one_line(str(info.settings.get('model', 'default')))}")
     turns, compressions = plural(info.turns, "turn"), plural(info.compressions, "compression")
-    _say(f"{turns}, {plural(held, 'token')} in the cache, {compressions}")
-    marks = {"seen": "", "partly": " (partly forgotten)", "forgotten": " (forgotten)"}
+    print_line(f"{turns}, {plural(held, 'token')} in the cache, {compressions}")
+    marks = {"seen": "", "partly": " (partly evicted)", "forgotten": " (evicted)"}
     for turn in session.turns:
         cut = " (cut off)" if turn.state == "running" else ""
         reply = plain_text(turn.reply, str(info.settings.get("thinking", "collapse")))
-        _say(f"\n{turn.number}. you{marks[memory[turn.number]]}\n{turn.text}\n\n{turn.number}. model{cut}\n{reply}")
+        print_line(
+            f"\n{turn.number}. you{marks[memory[turn.number]]}\n{turn.text}\n\n{turn.number}. model{cut}\n{reply}"
+        )
 
 
 def _rename(store: Store, info: SessionInfo, title: str) -> None:
@@ -182,7 +184,7 @@ def _rename(store: Store, info: SessionInfo, title: str) -> None:
     if not title:
         raise ConfigError("a title needs at least one character")
     store.rename(info.id, title)
-    _say(f"{info.id} is now named “{title}”.")
+    print_line(f"{info.id} is now named “{title}”.")
 
 
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
@@ -214,4 +216,4 @@ def _import(store: Store, path: Path) -> None:
     )
     store.write(session, turns=imported.turns)
     turns = plural(len(imported.turns), "turn was", "turns were")
-    _say(f"{session}: {turns} imported; `streamchat --resume {session}` resumes the conversation.")
+    print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes the conversation.")

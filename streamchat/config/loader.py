@@ -72,7 +72,7 @@ class Configuration:
     keys: Mapping[str, str] = field(default_factory=dict)
     """Changes by `[keys]` of the files: key id (`streamchat.config.keymap`) -> key names."""
     local: LocalUse | None = None
-    """How `./config.toml` is used; None if there is no streamchat configuration."""
+    """How `./config.toml` is used; None without a streamchat configuration there."""
 
     @property
     def local_notice(self) -> str:

@@ -123,14 +123,14 @@ def write(page: Page, folder: Path) -> list[Path]:
     return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
 
 
-def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_colour: bool) -> None:
+def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_color: bool) -> None:
     """Print the page; with `folder`, write its files first. With `as_json`, the last line is a JSON object."""
     width = shutil.get_terminal_size((100, 24)).columns
     parts = [as_text(page, width)]
     if charts:
-        colour = out.isatty() and not no_colour
+        color = out.isatty() and not no_color
         encoding = out.encoding or "utf-8"
-        parts += [terminal.text_of(picture, width, colour=colour, encoding=encoding) for picture in page.pictures]
+        parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
     text = "\n\n".join(parts)
     if folder is not None:
         written = write(page, folder)

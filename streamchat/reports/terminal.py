@@ -9,27 +9,27 @@ from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, all_whole
 
 MIN_WIDTH, MAX_WIDTH = 40, 140
 HEIGHT = 16
-_COLOURS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
+_COLORS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
 _ASCII_MARKERS = "*+xo#%@&"
 _PLAIN = str.maketrans("┌┐└┘─│┤├┬┴┼█▌▐", "++++-|++++" + "+###")
 _SHADES = " ░▒▓█"
 _PLAIN_SHADES = " .:*#"
 
 
-def text_of(picture: Picture, width: int, *, colour: bool, encoding: str = "utf-8") -> str:
+def text_of(picture: Picture, width: int, *, color: bool, encoding: str = "utf-8") -> str:
     """Return a chart as lines of at most `width` characters, without a final line end.
 
     Args:
         picture: The chart.
         width: Width of the terminal; limited to 40 to 140 columns.
-        colour: Whether escape sequences for colors may be used; otherwise curves differ by their markers.
+        color: Whether escape sequences for colors may be used; otherwise curves differ by their markers.
         encoding: Encoding of the terminal; ASCII is used if it lacks braille and box characters.
     """
     width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     rich = _can_encode(encoding)
     if isinstance(picture, Heatmap):
         return _heatmap(picture, rich)
-    return _plotted(picture, width, colour, rich)
+    return _plotted(picture, width, color, rich)
 
 
 def _can_encode(encoding: str) -> bool:
@@ -40,7 +40,7 @@ def _can_encode(encoding: str) -> bool:
     return True
 
 
-def _plotted(picture: Chart | Bars, width: int, colour: bool, rich: bool) -> str:
+def _plotted(picture: Chart | Bars, width: int, color: bool, rich: bool) -> str:
     import plotext
 
     plot: Any = plotext
@@ -51,28 +51,28 @@ def _plotted(picture: Chart | Bars, width: int, colour: bool, rich: bool) -> str
     if isinstance(picture, Bars):
         _draw_bars(plot, picture, width, rich)
     else:
-        _draw_chart(plot, picture, width, colour, rich)
+        _draw_chart(plot, picture, width, color, rich)
     plot.title(picture.title)
     text: str = plot.build()
     plot.clear_figure()
-    if not colour:
+    if not color:
         text = plot.uncolorize(text)
     if not rich:
         text = text.translate(_PLAIN)
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
-def _draw_chart(plot: Any, chart: Chart, width: int, colour: bool, rich: bool) -> None:
+def _draw_chart(plot: Any, chart: Chart, width: int, color: bool, rich: bool) -> None:
     plot.plotsize(width, HEIGHT)
     for number, series in enumerate(chart.series):
         points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
         if not points:
             continue
         # without colors, or in ASCII, each curve has its own marker
-        marker = "braille" if rich and (colour or len(chart.series) == 1) else _ASCII_MARKERS[number % 8]
+        marker = "braille" if rich and (color or len(chart.series) == 1) else _ASCII_MARKERS[number % 8]
         draw = plot.scatter if series.dots else plot.plot
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        draw(xs, ys, label=series.name, marker=marker, color=_COLOURS[number % len(_COLOURS)])
+        draw(xs, ys, label=series.name, marker=marker, color=_COLORS[number % len(_COLORS)])
     if chart.log_x:
         plot.xscale("log")
     if chart.log_y:
