@@ -153,7 +153,7 @@ def test_broken_indexes_are_found_and_mended(capsys: pytest.CaptureFixture[str])
     )
     assert "the search index 'words' does not fit the messages" in report["files"]["database"]
     assert cli.main(["sessions", "repair"]) == 0
-    assert capsys.readouterr().out == "The indexes were rebuilt; no fault is left.\n"
+    assert capsys.readouterr().out == "The indexes were rebuilt; no problems remain.\n"
     assert told(capsys)[1]["problems"] == []
     with Store() as store:
         assert [found.text for found in store.search("unindexed")] == ["unindexed"]
@@ -200,5 +200,5 @@ def test_a_lost_log_under_a_running_chat_is_found(capsys: pytest.CaptureFixture[
         code, report = told(capsys)
         lock.release()
     assert code == 1
-    said = f"a running streamchat has the conversation {session} open, but {path}-wal was deleted"
+    said = f"a running streamchat has the session {session} open, but {path}-wal was deleted"
     assert report["problems"][0].startswith(said)

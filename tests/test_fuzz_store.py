@@ -181,7 +181,7 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     tamper(database, "turns", "ids", b"\1\2\3", 1)
     assert cli.main(["sessions", "show", "last"]) == 0
     out, err = capsys.readouterr()
-    assert "are damaged in the database and left out: the ids of turn 2" in err
+    assert "are damaged in the database and skipped: the ids of turn 2" in err
     assert "and of a dragon" in out
     event, notices, _ = resumed(database)
     assert event is not None

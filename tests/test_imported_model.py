@@ -189,6 +189,6 @@ def test_show_and_list_say_that_it_is_imported(tmp_path: Path, evil: str, capsys
     session = imported(tmp_path, evil)
     capsys.readouterr()
     assert cli.main(["sessions", "show", session]) == ExitCode.OK
-    assert f"imported, and not resumed yet; names the model {evil}\n" in capsys.readouterr().out
+    assert f"imported, not resumed yet; model: {evil}\n" in capsys.readouterr().out
     assert cli.main(["sessions", "list", "--json"]) == ExitCode.OK
     assert json.loads(capsys.readouterr().out)["imported"] is True

@@ -181,7 +181,7 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
         ([], "no input: give at least one FILE"),
         (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
         (["empty"], "contains no user messages"),
-        (["words", "--repeat", "0"], "--repeat 0: a number from 1 on, or 'forever', is wanted"),
+        (["words", "--repeat", "0"], "--repeat 0 must be at least 1, or 'forever'"),
         (["words", "--duration", "soon"], "--duration soon: a duration such as"),
         (["words", "--max-turns", "0"], "--max-turns 0 must be at least 1"),
         (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),

@@ -166,7 +166,7 @@ def test_what_cannot_be_served_is_one_sentence(
         assert cli.main(["--serve", str(port)]) == 2
     assert "cannot be opened (Address already in use); choose another port" in capsys.readouterr().err
     assert cli.main(["--serve", "0"]) == 2
-    assert "--serve 0: a port from 1 to 65535 is wanted" in capsys.readouterr().err
+    assert "--serve 0: the port must be from 1 to 65535" in capsys.readouterr().err
     for flag in (["--serve-host", "0.0.0.0"], ["--serve-url", "http://a"], ["--serve-files"]):
         assert cli.main(flag) == 2
         assert f"{flag[0]} has no effect without --serve" in capsys.readouterr().err

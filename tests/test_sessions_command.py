@@ -69,7 +69,7 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
         lock = SessionLock(store.lock_folder, first)
     assert run(capsys, "list", "sea")[1].rstrip().endswith("The sea  (open)")
     lock.release()
-    assert run(capsys, "list", "whale")[1] == "No saved conversation has 'whale'.\n"
+    assert run(capsys, "list", "whale")[1] == "No saved conversation contains 'whale'.\n"
     assert run(capsys, "list", "--limit", "1")[1].endswith("... and more; --limit N shows them\n")
     record = json.loads(run(capsys, "list", "--json", "sea")[1])
     assert (record["id"], record["turns"], record["tokens_held"], record["open"]) == (first, 3, 24, False)

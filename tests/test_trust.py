@@ -74,7 +74,7 @@ def test_what_needs_trust_is_ignored_and_told_in_one_sentence(folder: Path) -> N
     assert loaded.settings.system_prompt == "Talk like a pirate."
     assert loaded.keys == {}
     assert loaded.local_notice == (
-        f"{folder / 'config.toml'} sets top_k, system_prompt, and is not trusted to set {', '.join(NEED_TRUST)}, keys; "
+        f"{folder / 'config.toml'} sets top_k, system_prompt, but is not trusted to set {', '.join(NEED_TRUST)}, keys; "
         "review the file, then run `streamchat config --trust` to allow it"
     )
 

@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         metavar="LIST",
         help="any of dense, window, sinks, no-rerotation, recompute (default: sinks)",
     )
-    grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="numbers of sinks (default: 0,1,4)")
+    grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="sink counts (default: 0,1,4)")
     grid.add_argument(
         "--cache-sizes", default="256,512,1024", metavar="LIST", help="budgets in tokens (default: 256,512,1024)"
     )

@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_sizes(cache_size: int, sinks: int, new_tokens: int | None) -> None:
     if sinks >= cache_size // 2:
         raise ConfigError(
-            f"num_sink_tokens = {sinks} leaves too little of --cache-size {cache_size}; give at least {2 * sinks + 2}"
+            f"num_sink_tokens = {sinks} is too large for --cache-size {cache_size}; the cache size must be at least "
+            f"{2 * sinks + 2}"
         )
     if new_tokens is not None and new_tokens < 1:
         raise ConfigError(f"--new-tokens {new_tokens} must be at least 1")

@@ -54,7 +54,7 @@ class LocalUse:
             return f"{path} {self.file.problem} and is ignored; `--config FILE` reads it anyway"
         need = f"{', '.join(self.ignored)}; review the file, then run `streamchat config --trust` to allow it"
         if self.used and self.ignored:
-            return f"{path} sets {', '.join(self.used)}, and is not trusted to set {need}"
+            return f"{path} sets {', '.join(self.used)}, but is not trusted to set {need}"
         if self.ignored:
             return f"{path} is not trusted to set {need}"
         return f"{path} sets {', '.join(self.used)}" if self.used else ""

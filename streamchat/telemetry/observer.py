@@ -11,7 +11,7 @@ from streamchat.telemetry.metrics import Metrics
 
 
 class Emitter(Protocol):
-    """What emits events: an engine."""
+    """An emitter of events, such as an engine."""
 
     def subscribe(self, listener: Callable[[ev.Event], None]) -> Callable[[], None]: ...
 
