@@ -261,7 +261,7 @@ def test_a_damaged_database_names_its_backup_and_the_command_that_helps(
     assert "Traceback" not in err
     code, out, _ = run(capsys, "restore-backup", f"streamchat-{TODAY}.db")
     assert code == 0
-    assert out.startswith("The backup of ")
+    assert out.startswith("Restored the backup of ")
     assert "with 2 conversations." in out
     assert titles(path) == ["hill", "sea"]
     [aside] = set_aside(path)
@@ -412,7 +412,7 @@ def test_there_is_nothing_to_restore(path: Path, capsys: pytest.CaptureFixture[s
     filled(path, "sea")
     back_up_daily(path)
     code, _, err = run(capsys, "restore-backup", "nope.db")
-    assert (code, "there is no backup 'nope.db'; `streamchat sessions backups` lists them" in err) == (5, True)
+    assert (code, "no backup named 'nope.db'; `streamchat sessions backups` lists them" in err) == (5, True)
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_trusting_a_folder_without_a_file_of_ours(
     if content is not None:
         put(content)
     assert cli.main(["config", "--trust", str(folder)]) == ExitCode.USAGE
-    assert "is not there or not a streamchat configuration" in capsys.readouterr().err
+    assert "does not exist or is not a streamchat configuration" in capsys.readouterr().err
 
 
 def test_trusting_a_file_with_a_wrong_value_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
