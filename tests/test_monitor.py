@@ -82,7 +82,7 @@ def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tm
         assert cli.main(["monitor", *argv]) == 5
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert "saved conversation" in err or "nothing can be watched yet" in err
+        assert "saved conversation" in err or "nothing to watch yet" in err
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(SessionError, match="has said nothing yet"):
         watched(str(tmp_path))

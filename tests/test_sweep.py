@@ -236,11 +236,11 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
     ("arguments", "words"),
     [
         (["--sinks", "a"], "--sinks: a is not a whole number"),
-        (["--cache-sizes", ","], "--cache-sizes names nothing"),
+        (["--cache-sizes", ","], "--cache-sizes is empty"),
         (["--policies", "sinks:64"], "sinks:64 is not a policy; choose from dense"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--tolerance", "2"], "--tolerance 2.0 must be from 0 to 1"),
-        (["--ray", "local", "--workers", "2"], "--workers is for processes of this machine"),
+        (["--ray", "local", "--workers", "2"], "--workers applies to this machine"),
         (["--sinks", "40"], "sinks:32:40: of a budget of 32 tokens from 0 to 16 can be sinks"),
     ],
 )
