@@ -97,7 +97,7 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
 def test_answers() -> None:
     desk = Desk()
     assert desk.say("/system").text == "system prompt: Be kind."
-    assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Randomness of the reply")
+    assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Sampling temperature")
     assert "min_p = 0.0" in desk.say("/set").text
     assert desk.say("/model").text == "default is being loaded"
     assert "cache length" in desk.say("/stats").text
