@@ -19,7 +19,7 @@ from streamchat.base.ascii_text import ERRORS, in_encoding
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.cli import main as cli
-from streamchat.commands.replay import _why
+from streamchat.commands.replay import _end_reason
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -128,11 +128,11 @@ def test_refused_turns_are_counted_at_the_end_of_a_replay() -> None:
     def why(failed: int) -> str:
         totals = SimpleNamespace(turns=4, failed=failed)
         stop = SimpleNamespace(is_set=lambda: False)
-        return _why(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
+        return _end_reason(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
 
     assert why(0) == "all turns replayed"
-    assert why(1) == "all was said; 1 turn was refused"
-    assert why(3) == "all was said; 3 turns were refused"
+    assert why(1) == "all turns replayed; 1 turn was refused"
+    assert why(3) == "all turns replayed; 3 turns were refused"
 
 
 def test_too_many_sinks_do_not_blame_a_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,9 +186,9 @@ def test_leaving_says_how_to_resume(
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
     monkeypatch.setattr(cli, "choose_front_end", lambda *_: front_end)
-    monkeypatch.setattr(cli, "_run_face", run)
+    monkeypatch.setattr(cli, "_run_front_end", run)
     assert cli.main([]) == 0
-    said = "streamchat: saved as a1b2; streamchat --resume a1b2 continues it\n"
+    said = "streamchat: saved as a1b2; resume it with: streamchat --resume a1b2\n"
     assert capsys.readouterr().err == (said if says else "")
 
 
@@ -196,7 +196,7 @@ def test_leaving_says_how_to_resume(
     ("changes", "said"),
     [
         ([False], "the latest turns of a1b2 were not saved"),
-        ([False, True], "saved as a1b2; streamchat --resume a1b2 continues it"),
+        ([False, True], "saved as a1b2; resume it with: streamchat --resume a1b2"),
     ],
 )
 def test_leaving_says_when_the_latest_turns_are_not_saved(
@@ -212,7 +212,7 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
     monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
-    monkeypatch.setattr(cli, "_run_face", run)
+    monkeypatch.setattr(cli, "_run_front_end", run)
     assert cli.main([]) == 0
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 
