@@ -88,12 +88,12 @@ def test_what_is_pinned_and_by_whom() -> None:
 def test_an_axis_of_turns_names_no_half_turn() -> None:
     series = (Series("compressions", [1, 2, 3, 4], [0, 1, 1, 2]),)
     chart = Chart("compressions", "Compressions", "", "turn", "", series)
-    for drawn in (svg_of(chart), text_of(chart, 80, colour=False)):
+    for drawn in (svg_of(chart), text_of(chart, 80, color=False)):
         labels = re.findall(r"<!-- ([\d.]+) -->", drawn) or re.findall(r"\d+\.\d+|\d+", drawn)
         assert labels
         assert not [label for label in labels if "." in label]
     half = Chart("half", "Half", "", "turn", "", (Series("x", [0, 1], [0.5, 1.0]),))
-    assert "0.5" in text_of(half, 80, colour=False)
+    assert "0.5" in text_of(half, 80, color=False)
 
 
 # --- sentences -------------------------------------------------------------------------------------------------
