@@ -114,7 +114,7 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
 
             databases.connect = traced
         case "snapshot":
-            for owner, name in ((snapshots, "save_file"), (paths, "flush"), (snapshots.os, "replace")):
+            for owner, name in ((snapshots, "save_file"), (paths, "fsync"), (snapshots.os, "replace")):
                 before(owner, name, tick)
         case "between":
             return tick
