@@ -279,7 +279,7 @@ class Oracle:
         self.tokens.log = self.tokens.log[:first]
         self.unpin_for_room(before)
         self.check_numbers(event, left, after, fed)
-        require(not exact or event.read_again == 0, "the latest turn was read again")
+        require(not exact or event.prefilled == 0, "the latest turn was read again")
         self.damaged = self.damaged and after != before
         if self.damaged:
             require(set(after) <= set(before) and self.retained(before) <= set(after), "of", before, "is back", after)
@@ -289,7 +289,7 @@ class Oracle:
             require(after == before, "undone to", after[:20], len(after), "and not", before[:20], len(before))
         self.check_fit(before, after, "undo")
         require(conversation.cache.compression_count == self.compressions_before.pop(number), "compressions")
-        if event.read_again:
+        if event.prefilled:
             self.prefilled(after)
         elif moment is not None and moment.tokens.held == after:
             require(conversation.cache.turn_starts == moment.facts["starts"], "turn starts", moment.facts["starts"])
@@ -305,8 +305,8 @@ class Oracle:
         """What is told of an undo is what happened."""
         restored = len(set(after) - set(left))
         require(event.restored == restored, f"told {event.restored} restored, and it were {restored}")
-        require(event.read_again == fed or self.damaged, f"told {event.read_again} read again, and it were {fed}")
-        require(event.read_again in (0, len(after)), "read again", event.read_again, "of", len(after))
+        require(event.prefilled == fed or self.damaged, f"told {event.prefilled} read again, and it were {fed}")
+        require(event.prefilled in (0, len(after)), "read again", event.prefilled, "of", len(after))
 
     def check_tensors(self, conversation: Any, expected: dict[str, Tensor]) -> None:
         """The layers are as they were, to the bit."""

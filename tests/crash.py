@@ -115,7 +115,7 @@ def arm(point: str, rng: random.Random) -> Callable[[], None]:
 
             setattr(databases, "connect", traced)  # noqa: B010 - it is imported there
         case "snapshot":
-            for owner, name in ((snapshots, "save_file"), (paths, "flush"), (os, "replace")):
+            for owner, name in ((snapshots, "save_file"), (paths, "fsync"), (os, "replace")):
                 before(owner, name, tick)
         case "between":
             return tick
@@ -210,7 +210,7 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
 
     chat = open_chat(loaded, database, session, cache_size=size)
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
-    fresh = resumed.read_again > 0
+    fresh = resumed.prefilled > 0
     compare(chat, loaded, exact=pure(chat) or not saved.evictions)
     state = state_of(chat)
     chat.owner.end()
@@ -226,7 +226,7 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
 def pure(chat: Chat) -> bool:
     """Whether the cache was read again, and nothing left it since: closing a reply that was cut off may need room."""
     [resumed] = [event for event in chat.events if isinstance(event, ev.ConversationResumed)]
-    return resumed.read_again > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
+    return resumed.prefilled > 0 and not any(isinstance(event, ev.TokensEvicted) for event in chat.events)
 
 
 def finished_turns(told: list[str]) -> dict[int, str]:

@@ -83,8 +83,8 @@ def configuration_page() -> str:
     lines += [
         "| `STREAMCHAT_HOME` | one folder for configuration, models, conversations and logs |",
         "| `STREAMCHAT_CONFIG` | the configuration file, as `--config` |",
-        "| `STREAMCHAT_DEBUG` | anything but 0: show the traceback of an error, as `--debug` |",
-        "| `STREAMCHAT_TRACE` | a file for the moments of a start; `streamchat bench --startup` sets it |",
+        "| `STREAMCHAT_DEBUG` | anything but 0: show tracebacks of errors, like `--debug` |",
+        "| `STREAMCHAT_TRACE` | file for startup trace events; `streamchat bench --startup` sets it |",
         "| `NO_COLOR` | no colours |",
         "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
     ]

@@ -473,7 +473,7 @@ class RandomChat:
         [event] = [event for event in self.events if isinstance(event, ev.ConversationResumed)]
         after, held = ledger(conversation), oracle.tokens.held
         if cut and len(conversation.log.turns) < cut:
-            require(event.message_back, "the message of turn", cut, "is lost")
+            require(event.restored_message, "the message of turn", cut, "is lost")
             oracle.starts.pop()
             oracle.held_before.pop(cut)
             cut = 0
@@ -485,8 +485,8 @@ class RandomChat:
             oracle.unpin_for_room(held)
             oracle.check_fit(held, after, "resume")
             require(len(held) > self.size or after == held, "not all is back")
-            require(event.read_again in (0, len(after)), "read again", event.read_again, "of", len(after))
-        if event.read_again:
+            require(event.prefilled in (0, len(after)), "read again", event.prefilled, "of", len(after))
+        if event.prefilled:
             oracle.prefilled(after)
             if any(isinstance(event, ev.TokensEvicted) for event in self.events):
                 oracle.tokens.lose_track()

@@ -49,7 +49,7 @@ class Ran:
 
     def state(self, name: str) -> str:
         [check] = [check for check in self.report["invariants"] if check["name"] == name]
-        return "holds" if check["holds"] and check["checked"] else "violated" if not check["holds"] else "not looked at"
+        return "holds" if check["holds"] and check["checked"] else "violated" if not check["holds"] else "not checked"
 
     @property
     def violated(self) -> list[str]:

@@ -22,10 +22,10 @@ def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trace.mark(name)
     with path.open("a") as stream:
         stream.write("123.4 half a li")
-    found = trace.marks(str(path))
+    found = trace.read_events(str(path))
     assert list(found) == ["first paint", "first token"]
     assert found["first paint"] <= found["first token"]
-    assert trace.marks(str(tmp_path / "none")) == {}
+    assert trace.read_events(str(tmp_path / "none")) == {}
     monkeypatch.setenv(trace.VARIABLE, str(tmp_path))  # cannot be written: the chat goes on
     trace.mark("first paint")
 

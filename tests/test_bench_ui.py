@@ -65,4 +65,4 @@ def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert figures["rounds"] == 2
     assert min(figures["save_ms"], figures["resume_ms"], figures["prefill_ms"], figures["ratio"]) > 0
     assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "1"]) == 0
-    assert "the next logits are equal to the bit" in capsys.readouterr().out
+    assert "the next logits are bit-identical" in capsys.readouterr().out

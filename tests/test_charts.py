@@ -26,7 +26,7 @@ MAP = Heatmap(
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "no-such-encoding"])
 @pytest.mark.parametrize("width", [20, 60, 300])
 def test_characters_fit_every_terminal(picture: Picture, encoding: str, width: int) -> None:
-    text = text_of(picture, width, colour=False, encoding=encoding)
+    text = text_of(picture, width, color=False, encoding=encoding)
     assert picture.title in text
     assert "\033" not in text
     assert max(map(len, text.splitlines())) <= max(40, min(width, 140))
@@ -35,15 +35,15 @@ def test_characters_fit_every_terminal(picture: Picture, encoding: str, width: i
 
 
 def test_colours_where_they_may_be() -> None:
-    assert "\033[" in text_of(CURVES, 80, colour=True)
-    plain = text_of(CURVES, 80, colour=False)
+    assert "\033[" in text_of(CURVES, 80, color=True)
+    plain = text_of(CURVES, 80, color=False)
     # curves are told apart by their marks instead
     assert "* up" in plain.replace("**", "*")
     assert "+ down" in plain.replace("++", "+")
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
-    lines = text_of(BARS, 80, colour=False, encoding="ascii").splitlines()
+    lines = text_of(BARS, 80, color=False, encoding="ascii").splitlines()
     slow, fast = (next(line for line in lines if name in line).count("#") for name in ("slow", "fast"))
     assert fast == pytest.approx(4 * slow, abs=4)
     assert lines.index(next(line for line in lines if "slow" in line)) < lines.index(
@@ -52,7 +52,7 @@ def test_bars_are_as_long_as_their_numbers() -> None:
 
 
 def test_the_map_has_its_numbers_and_shades() -> None:
-    lines = text_of(MAP, 80, colour=False).splitlines()
+    lines = text_of(MAP, 80, color=False).splitlines()
     assert "██ 31.92" in lines[-2]
     assert "19.50" in lines[-1]
     assert lines[-1].endswith("-")
@@ -72,5 +72,5 @@ def test_files(picture: Picture, tmp_path: Path) -> None:
 
 def test_a_map_without_numbers_is_drawn() -> None:
     empty = Heatmap("e", "Empty", "", "a", "b", ("1",), ("2",), ((NAN,),))
-    assert "-" in text_of(empty, 80, colour=False)
+    assert "-" in text_of(empty, 80, color=False)
     assert svg_of(empty).startswith("<svg")

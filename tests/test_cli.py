@@ -15,8 +15,9 @@ import pytest
 from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.cli import main as cli
-from streamchat.cli.front_ends import choose_face
+from streamchat.cli.front_ends import choose_front_end
 from streamchat.config import loader
+from streamchat.config.render import render_toml
 from streamchat.config.settings import setting_fields
 from streamchat.telemetry.log_file import log_path
 from tests.program import FACE, run
@@ -39,12 +40,12 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
     [
         (["--cahce-size", "64"], "--cahce-size is not a flag; did you mean --cache-size?"),
         (["--cache-size", "many"], "--cache-size: cache_size must be a whole number"),
-        (["--cache-size", "3"], "--cache-size: cache_size = 3 is not legal; it must be at least 16"),
+        (["--cache-size", "3"], "--cache-size: cache_size = 3 is not valid; it must be at least 16"),
         (["--cache-size"], "--cache-size: expected one argument"),
         (["verfy"], "verfy is not a command; did you mean verify?"),
-        (["hello"], "hello is not a command; there are replay, monitor, "),
-        (["hello"], ", and without one the chat opens; see streamchat --help"),
-        (["config", "stray"], "stray does not belong here"),
+        (["hello"], "hello is not a command; choose from replay, monitor, "),
+        (["hello"], ", or give none to start a chat; see streamchat --help"),
+        (["config", "stray"], "unexpected argument stray"),
         (["config", "--path", "--default"], "not allowed with"),
         (["--config", "missing.toml"], "missing.toml: no such configuration file"),
         (["--stats-json", "no/such/folder/x"], "stats_json = 'no/such/folder/x' cannot be written"),
@@ -98,7 +99,7 @@ def test_wrong_variables_and_files_are_2() -> None:
     assert "STREAMCHAT_TEMPERATURE" in said(result := run(STREAMCHAT_TEMPERATURE="hot"))
     assert result.returncode == ExitCode.USAGE
     Path("config.toml").write_text("[streamchat]\nconfig_version = 1\n[keys]\nchat.stop = 'banana'\n")
-    assert "'banana' is not the name of a key" in said(result := run())
+    assert "'banana' is not a key name" in said(result := run())
     assert result.returncode == ExitCode.USAGE
 
 
@@ -161,7 +162,7 @@ def test_too_many_open_files_are_one_sentence(
     monkeypatch.setattr(cli, "_dispatch", full)
     assert cli.main([]) == ExitCode.FAILURE
     assert capsys.readouterr().err == (
-        "streamchat: too many files are open; raise the limit of this shell, for example with `ulimit -n 1024`\n"
+        "streamchat: too many open files; raise the limit of this shell, for example with `ulimit -n 1024`\n"
     )
 
 
@@ -261,7 +262,7 @@ def test_config_prints_what_is_in_force(capsys: pytest.CaptureFixture[str]) -> N
     assert "# from --cache-size\ncache_size = 64" in out
     assert '# chat.stop = "escape"' in out
     assert cli.main(["config", "--default"]) == 0
-    assert capsys.readouterr().out == loader.render_toml()
+    assert capsys.readouterr().out == render_toml()
     assert cli.main(["config", "--path"]) == 0
     assert capsys.readouterr().out.strip() == str(loader.user_file())
 
@@ -289,8 +290,8 @@ class Stream(io.StringIO):
     ],
 )
 def test_the_face(plain: bool, stdin: bool, stdout: bool, term: str, face: str) -> None:
-    assert choose_face(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
-    assert choose_face(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
+    assert choose_front_end(plain, Stream(stdin), Stream(stdout), {"TERM": term}) == face
+    assert choose_front_end(plain, None, Stream(stdout), {"TERM": term}) == "pipe"
 
 
 @pytest.mark.parametrize(

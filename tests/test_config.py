@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.config import loader
+from streamchat.config.render import render_toml
 from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
@@ -47,7 +48,7 @@ def refusal(flags: dict[str, Any] | None = None, env: dict[str, str] | None = No
 
 
 def test_the_documented_file_is_the_one_the_program_writes() -> None:
-    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == loader.render_toml()
+    assert (Path(__file__).parents[1] / "config.toml").read_text(encoding="utf-8") == render_toml()
 
 
 def test_the_documented_file_changes_nothing() -> None:
@@ -57,7 +58,7 @@ def test_the_documented_file_changes_nothing() -> None:
 
 
 def test_every_setting_is_in_the_documented_file_with_its_default() -> None:
-    tables = tomllib.loads(loader.render_toml())
+    tables = tomllib.loads(render_toml())
     assert {(section, name) for section, table in tables.items() if section != "streamchat" for name in table} == {
         (spec_of(name).section, name) for name in setting_fields()
     }
@@ -74,10 +75,10 @@ def test_flag_beats_environment_beats_file_beats_default() -> None:
     loaded = load({"cache_size": 300, "seed": None}, env, file)
     assert (loaded.settings.cache_size, loaded.settings.top_k, loaded.settings.top_p) == (300, 2, 0.1)
     assert loaded.settings.temperature == default_of("temperature")
-    assert loaded.place("cache_size") == "--cache-size"
-    assert loaded.place("top_k") == "STREAMCHAT_TOP_K"
-    assert loaded.place("top_p") == "streamchat.toml"
-    assert loaded.place("temperature") == "the default"
+    assert loaded.origin("cache_size") == "--cache-size"
+    assert loaded.origin("top_k") == "STREAMCHAT_TOP_K"
+    assert loaded.origin("top_p") == "streamchat.toml"
+    assert loaded.origin("temperature") == "the default"
     assert not loaded.is_explicit("seed")
 
 
@@ -168,7 +169,7 @@ def test_both_in_one_place_are_refused_with_both_places() -> None:
 
 
 def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
-    text = loader.render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
+    text = render_toml().replace("compression_ratio = 0.0", "compression_ratio = 0.5")
     loaded = loader.load(config_file=write(text), environ={})
     assert loaded.settings.compression_ratio == 0.5
 
@@ -187,19 +188,19 @@ def test_the_full_file_with_only_the_ratio_changed_is_legal() -> None:
         ("[cache]\ncache_size = 64.0\n", ["cache_size must be a whole number, at least 16, not 64.0"]),
         ("[cache]\ncache_size = '64'\n", ["cache_size must be a whole number, at least 16, not '64'"]),
         ("[cache]\ncache_size = [64]\n", ["cache_size must be a whole number, at least 16, not [64]"]),
-        ("[cache]\ncache_size = 0\n", ["cache_size = 0 is not legal", "at least 16"]),
-        ("[cache]\ncache_size = -512\n", ["cache_size = -512 is not legal", "at least 16"]),
-        ("[cache]\nnum_sink_tokens = -1\n", ["num_sink_tokens = -1 is not legal", "at least 0"]),
-        ("[cache]\ncompression_ratio = 1.0\n", ["compression_ratio = 1.0 is not legal", "below 1"]),
-        ("[cache]\ncompression_ratio = nan\n", ["compression_ratio = nan is not legal", "at least 0 and below 1"]),
-        ("[generation]\ntemperature = nan\n", ["temperature = nan is not legal", "at least 0 and at most 10"]),
-        ("[generation]\ntemperature = inf\n", ["temperature = inf is not legal", "at least 0 and at most 10"]),
+        ("[cache]\ncache_size = 0\n", ["cache_size = 0 is not valid", "at least 16"]),
+        ("[cache]\ncache_size = -512\n", ["cache_size = -512 is not valid", "at least 16"]),
+        ("[cache]\nnum_sink_tokens = -1\n", ["num_sink_tokens = -1 is not valid", "at least 0"]),
+        ("[cache]\ncompression_ratio = 1.0\n", ["compression_ratio = 1.0 is not valid", "below 1"]),
+        ("[cache]\ncompression_ratio = nan\n", ["compression_ratio = nan is not valid", "at least 0 and below 1"]),
+        ("[generation]\ntemperature = nan\n", ["temperature = nan is not valid", "at least 0 and at most 10"]),
+        ("[generation]\ntemperature = inf\n", ["temperature = inf is not valid", "at least 0 and at most 10"]),
         ("[generation]\ntemperature = true\n", ["temperature must be a number, at least 0 and at most 10, not true"]),
-        ("[generation]\ntop_p = 0\n", ["top_p = 0.0 is not legal", "above 0 and at most 1"]),
-        ("[generation]\nrepetition_penalty = 0.0\n", ["repetition_penalty = 0.0 is not legal", "above 0"]),
-        ("[generation]\nmax_new_tokens = 0\n", ["max_new_tokens = 0 is not legal", "at least 1"]),
+        ("[generation]\ntop_p = 0\n", ["top_p = 0.0 is not valid", "above 0 and at most 1"]),
+        ("[generation]\nrepetition_penalty = 0.0\n", ["repetition_penalty = 0.0 is not valid", "above 0"]),
+        ("[generation]\nmax_new_tokens = 0\n", ["max_new_tokens = 0 is not valid", "at least 1"]),
         ("[generation]\nseed = 99999999999999999999\n", ["seed = 9", "at most 9223372036854775807"]),
-        ("[model]\ndevice = 'tpu'\n", ["device = 'tpu' is not legal", "one of auto, cpu, cuda, mps"]),
+        ("[model]\ndevice = 'tpu'\n", ["device = 'tpu' is not valid", "one of auto, cpu, cuda, mps"]),
         ("[model]\ndevice = 1\n", ["device must be one of auto, cpu, cuda, mps, cuda:all, cuda:N[,N], not 1"]),
         ("[interface]\nplain = 1\n", ["plain must be true or false, not 1"]),
         ("[chat]\nsystem_prompt = 2024-01-01\n", ["system_prompt must be text"]),
@@ -228,7 +229,7 @@ def test_a_wrong_file_names_file_key_and_legal_range(tables: str, words: list[st
         ("[cache]\ncache_size = 64\n", ["no", "[streamchat]"]),
         ("streamchat = 1\n", ["[streamchat]"]),
         ("", ["[streamchat]"]),
-        ("[streamchat]\nconfig_version = 2\n", ["config_version = 2 is not known here; it must be 1"]),
+        ("[streamchat]\nconfig_version = 2\n", ["config_version = 2 is not supported; it must be 1"]),
         ("[streamchat]\nconfig_version = true\n", ["config_version = true"]),
         ("[streamchat]\ncache_size = 64\n", ["unknown key streamchat.cache_size"]),
         (HEAD.encode() + b"# caf\xe9\n", ["not UTF-8 text", "save it as UTF-8"]),
@@ -258,11 +259,11 @@ def test_a_missing_file_a_folder_and_an_unreadable_file_are_refused() -> None:
     [
         ("STREAMCHAT_CACHE_SIZE", "big", ["cache_size must be a whole number, at least 16, not 'big'"]),
         ("STREAMCHAT_CACHE_SIZE", "64.5", ["cache_size must be a whole number"]),
-        ("STREAMCHAT_CACHE_SIZE", "15", ["cache_size = 15 is not legal; it must be at least 16"]),
-        ("STREAMCHAT_TEMPERATURE", "nan", ["temperature = nan is not legal"]),
-        ("STREAMCHAT_TEMPERATURE", "-0.1", ["temperature = -0.1 is not legal"]),
+        ("STREAMCHAT_CACHE_SIZE", "15", ["cache_size = 15 is not valid; it must be at least 16"]),
+        ("STREAMCHAT_TEMPERATURE", "nan", ["temperature = nan is not valid"]),
+        ("STREAMCHAT_TEMPERATURE", "-0.1", ["temperature = -0.1 is not valid"]),
         ("STREAMCHAT_PLAIN", "maybe", ["plain must be true or false, not 'maybe'"]),
-        ("STREAMCHAT_DTYPE", "int8", ["dtype = 'int8' is not legal; it must be one of auto, float32"]),
+        ("STREAMCHAT_DTYPE", "int8", ["dtype = 'int8' is not valid; it must be one of auto, float32"]),
         ("STREAMCHAT_CACHE_SICE", "64", ["unknown setting; did you mean STREAMCHAT_CACHE_SIZE?"]),
         ("STREAMCHAT_QQQQ", "64", ["unknown setting"]),
         ("STREAMCHAT_SYSTEM_PROMPT", "caf\udce9", ["system_prompt", "not valid UTF-8 text"]),
@@ -313,13 +314,13 @@ def test_rendered_settings_read_back_the_same(values: dict[str, Any]) -> None:
         configuration = loader.load(values, environ={})
     except ConfigError:  # two that do not go together
         return
-    path = write(loader.render_toml(configuration), "rendered.toml")
+    path = write(render_toml(configuration), "rendered.toml")
     again = loader.load(config_file=path, environ={})
     assert again.settings == configuration.settings
 
 
 def test_a_rendered_configuration_says_where_values_came_from() -> None:
-    text = loader.render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
+    text = render_toml(load({"seed": 3}, {"STREAMCHAT_TOP_K": "5"}, "[cache]\ncache_size = 64\n"))
     lines = text.splitlines()
     for origin, line in (
         ("--seed", "seed = 3"),
@@ -332,6 +333,6 @@ def test_a_rendered_configuration_says_where_values_came_from() -> None:
 
 def test_a_file_name_with_a_line_break_stays_a_comment() -> None:
     path = write(HEAD + "[cache]\ncache_size = 64\n", "a\n[x].toml")
-    text = loader.render_toml(loader.load(config_file=path, environ={}))
+    text = render_toml(loader.load(config_file=path, environ={}))
     assert tomllib.loads(text)["cache"]["cache_size"] == 64
     assert "x" not in tomllib.loads(text)

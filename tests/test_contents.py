@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.models import contents
 from streamchat.models.contents import BLOCK, file_digest, folder_digest
 from streamchat.models.fingerprint import model_fingerprint

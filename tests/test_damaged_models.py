@@ -17,8 +17,7 @@ from gguf import GGUFValueType as Kind
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamchat.base.errors import ModelError, ModelNotFoundError
-from streamchat.base.messages import short
+from streamchat.base.errors import ModelError, ModelNotFoundError, short
 from streamchat.models.folder import tensor_shapes
 from streamchat.models.load import load_model
 from tests.models_help import save, tiny_llama, write_gguf

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from streamchat.base import events as ev
-from streamchat.base.devices import devices_of, is_spread, kind_of_place, place_of
+from streamchat.base.devices import device_type, devices_of, is_spread, join_devices
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.cli import main as cli
 from streamchat.config.settings import spec_of
@@ -70,10 +70,10 @@ def test_names_of_places() -> None:
     assert devices_of("cuda:0,2,11") == ["cuda:0", "cuda:2", "cuda:11"]
     assert (devices_of("cuda"), devices_of("cuda:1"), devices_of("cpu")) == (["cuda"], ["cuda:1"], ["cpu"])
     for place in ("cpu", "mps", "cuda", "cuda:1", "cuda:0,2,11"):
-        assert place_of(devices_of(place)) == place
+        assert join_devices(devices_of(place)) == place
         assert is_spread(place) == ("," in place)
-    assert place_of(["cuda:1", "cuda:1"]) == "cuda:1"
-    assert kind_of_place("cuda:0,2") == kind_of_place("cuda") == "cuda"
+    assert join_devices(["cuda:1", "cuda:1"]) == "cuda:1"
+    assert device_type("cuda:0,2") == device_type("cuda") == "cuda"
 
 
 def test_which_words_the_setting_takes() -> None:
@@ -113,7 +113,7 @@ def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         with pytest.raises(ConfigError, match=f"device = '{asked}' is not available here; available: cpu"):
             devices.choose_device(asked)
     assert cli.main(["bench", "--startup", "--rounds", "1", "--device", "cuda:x"]) == 2
-    assert "device = 'cuda:x' is not legal; it must be one of auto, cpu, cuda, mps" in capsys.readouterr().err
+    assert "device = 'cuda:x' is not valid; it must be one of auto, cpu, cuda, mps" in capsys.readouterr().err
 
 
 def test_spreading_without_accelerate_is_one_sentence(two: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"streamchat         {__version__}" in out
     assert "EleutherAI/pythia-410m, not here yet: fetched at the first start" in out
-    assert out.endswith("no problem found\n")
+    assert out.endswith("no problems found\n")
 
 
 def test_what_is_broken_is_named_and_the_rest_is_there(
@@ -65,7 +65,7 @@ def test_what_is_broken_is_named_and_the_rest_is_there(
     code, report = told(capsys, "--model", "./missing")
     assert code == 1
     settings, device, files = report["problems"]
-    assert settings.startswith("settings: config.toml: cache_size = 3 is not legal")
+    assert settings.startswith("settings: config.toml: cache_size = 3 is not valid")
     assert device.startswith("device: ModuleNotFoundError: ")
     assert files.startswith(f"{paths.data_dir()} can be read by other users")
     assert {"versions", "terminal", "files", "chat"} <= set(report)
@@ -91,7 +91,7 @@ def test_versions_outside_their_range_are_named(
     code, report = told(capsys)
     assert code == 1
     assert report["problems"][0] == "gguf is not installed; install streamchat again with pip"
-    assert report["problems"][1].startswith("transformers 1.0 is installed, and streamchat wants ")
+    assert report["problems"][1].startswith("transformers 1.0 is installed, but streamchat needs ")
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_sound_database_and_its_backups_are_counted(capsys: pytest.CaptureFixt
     back_up_daily(path)
     _, report = told(capsys)
     assert report["problems"] == []
-    assert report["files"]["database"] == "sound, 30 conversations, 30 turns"
+    assert report["files"]["database"] == "intact, 30 conversations, 30 turns"
     assert report["files"]["backups"].startswith("1 in ")
 
 
@@ -154,7 +154,7 @@ def test_broken_indexes_are_found_and_mended(capsys: pytest.CaptureFixture[str])
     )
     assert "the search index 'words' does not match the messages" in report["files"]["database"]
     assert cli.main(["sessions", "repair"]) == 0
-    assert capsys.readouterr().out == "The indexes were rebuilt; no fault is left.\n"
+    assert capsys.readouterr().out == "The indexes were rebuilt; no problems remain.\n"
     assert told(capsys)[1]["problems"] == []
     with Store() as store:
         assert [found.text for found in store.search("unindexed")] == ["unindexed"]
@@ -201,5 +201,5 @@ def test_a_lost_log_under_a_running_chat_is_found(capsys: pytest.CaptureFixture[
         code, report = told(capsys)
         lock.release()
     assert code == 1
-    said = f"a running streamchat has the conversation {session} open, but {path}-wal was deleted"
+    said = f"a running streamchat has the session {session} open, but {path}-wal was deleted"
     assert report["problems"][0].startswith(said)

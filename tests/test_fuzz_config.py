@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamchat.base.errors import ConfigError
 from streamchat.config import keymap, loader
+from streamchat.config.render import render_toml
 from streamchat.config.settings import setting_fields, spec_of
 from tests.odd_values import ANYTHING, ODD, TEXTS
 
@@ -72,7 +73,7 @@ def check(load: Any, place: str) -> None:
         refusal = str(error)
     else:
         path = Path(f"rendered-{next(_numbers)}.toml")
-        path.write_text(loader.render_toml(loaded), encoding="utf-8")
+        path.write_text(render_toml(loaded), encoding="utf-8")
         again = loader.load(config_file=path, environ={})
         assert again.settings == loaded.settings
         assert dict(again.keys) == dict(loaded.keys)

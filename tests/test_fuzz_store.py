@@ -184,14 +184,14 @@ def test_what_is_damaged_is_named_and_its_texts_are_kept(database: Path, capsys:
     tamper(database, "turns", "ids", b"\1\2\3", 1)
     assert cli.main(["sessions", "show", "last"]) == 0
     out, err = capsys.readouterr()
-    assert "are damaged in the database and left out: the ids of turn 2" in err
+    assert "are damaged in the database and skipped: the ids of turn 2" in err
     assert "and of a dragon" in out
     event, notices, _ = resumed(database)
     assert event is not None
     assert [turn.text for turn in event.turns][:3] == ["tell me of the sea", "and of a dragon", "and a knight"]
     assert notices[0].startswith("Parts of this session are damaged in the database and were skipped: the ids of t")
     assert any("its saved tokens are damaged and it had to be re-tokenized" in text for text in notices)
-    assert event.read_again > 0
+    assert event.prefilled > 0
 
 
 def test_a_lost_turn_leaves_no_gap(database: Path) -> None:
@@ -220,7 +220,7 @@ def test_damaged_settings_and_figures_leave_the_cache_as_it_was(database: Path) 
     tamper(database, "turns", "stats", "[", 1)
     event, notices, _ = resumed(database)
     assert event is not None
-    assert event.read_again == 0
+    assert event.prefilled == 0
     assert "skipped: the settings, the figures of turn 2." in notices[0]
     with Store(database) as store:
         assert store.load(store.sessions()[0].id).damage == ()

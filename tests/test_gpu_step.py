@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.cache import checkpoint
 from streamchat.decode.cuda_graph import STEADY
 from streamchat.decode.install import install, uninstall

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import ConfigError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.decode.install import install_captured
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model

@@ -91,7 +91,7 @@ def test_at_a_terminal_the_user_is_asked(
     session = imported(tmp_path, evil)
     made = engines(monkeypatch)
     monkeypatch.setattr("sys.stdin", Terminal("" if answer is None else f"{answer}\n"))
-    monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
     capsys.readouterr()
     code = cli.main(["--resume", session])
     assert f"names the model {evil} (displayed as" in capsys.readouterr().err
@@ -190,6 +190,6 @@ def test_show_and_list_say_that_it_is_imported(tmp_path: Path, evil: str, capsys
     session = imported(tmp_path, evil)
     capsys.readouterr()
     assert cli.main(["sessions", "show", session]) == ExitCode.OK
-    assert f"imported, and not resumed yet; names the model {evil}\n" in capsys.readouterr().out
+    assert f"imported, not resumed yet; model: {evil}\n" in capsys.readouterr().out
     assert cli.main(["sessions", "list", "--json"]) == ExitCode.OK
     assert json.loads(capsys.readouterr().out)["imported"] is True

@@ -8,6 +8,7 @@ import pytest
 
 from streamchat.base.errors import ConfigError
 from streamchat.config import keymap, loader
+from streamchat.config.render import render_toml
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 
@@ -38,13 +39,13 @@ def test_keys_are_read_as_dotted_ids() -> None:
     [
         ('[keys]\nchat.stp = "f9"', "unknown key keys.chat.stp; did you mean chat.stop?"),
         ('[keys]\nstop = "f9"', "keys.stop must be the id of a key such as chat.stop"),
-        ("[keys]\nchat.stop = 9", "keys.chat.stop = 9 must be names of keys"),
-        ('[keys]\nchat.stop = "control-x"', "keys.chat.stop: 'control-x' is not the name of a key; write it as ctrl+x"),
-        ('[keys]\nchat.stop = "f9,,f8"', "keys.chat.stop: '' is not the name of a key"),
-        ('[keys]\nchat.stop = "f9,banana"', "'banana' is not the name of a key"),
-        ('[keys]\nchat.stop = "shift+s"', "S is needed for writing; take one such as ctrl+x or f2"),
-        ('[keys]\nchat.map = "slash"', "slash is needed for writing"),
-        ('[keys]\nchat.stop = ""', "must be names of keys"),
+        ("[keys]\nchat.stop = 9", "keys.chat.stop = 9 must be key names"),
+        ('[keys]\nchat.stop = "control-x"', "keys.chat.stop: 'control-x' is not a key name; write it as ctrl+x"),
+        ('[keys]\nchat.stop = "f9,,f8"', "keys.chat.stop: '' is not a key name"),
+        ('[keys]\nchat.stop = "f9,banana"', "'banana' is not a key name"),
+        ('[keys]\nchat.stop = "shift+s"', "S types a character; choose a key such as ctrl+x or f2"),
+        ('[keys]\nchat.map = "slash"', "slash types a character"),
+        ('[keys]\nchat.stop = ""', "must be key names"),
         ('[keys]\nchat.stop = "Ctrl+I"', "tab would be both keys.prompt.complete and keys.chat.stop"),
         ('[keys]\nchat.stop = "ctrl+y"', "ctrl+y would be both keys.chat.stop and keys.chat.copy_reply"),
         ("keys = 3", "keys must be a table"),
@@ -64,11 +65,11 @@ def test_a_key_may_move_to_where_another_one_was() -> None:
 
 
 def test_the_rendered_file_lists_all_and_reads_back() -> None:
-    text = loader.render_toml()
+    text = render_toml()
     for key in keymap.KEYS:
         assert f'# {key.id} = "{key.keys}"' in text
     changed = load('[keys]\nchat.stop = "f9"\n')
-    again = loader.render_toml(changed)
+    again = render_toml(changed)
     assert '\nchat.stop = "f9"' in again
     file = Path("again.toml")
     file.write_text(again)
@@ -101,4 +102,4 @@ def test_letters_may_be_keys_where_nothing_is_written() -> None:
 
 
 def test_spoken() -> None:
-    assert keymap.spoken("ctrl+j,shift+enter,f1") == "Ctrl+J, Shift+Enter, F1"
+    assert keymap.display_keys("ctrl+j,shift+enter,f1") == "Ctrl+J, Shift+Enter, F1"

@@ -85,7 +85,7 @@ def test_undecodable_text_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("value", "wanted"), [("1", True), ("yes", True), ("0", False), ("", False)])
 def test_debug(monkeypatch: pytest.MonkeyPatch, value: str, wanted: bool) -> None:
     monkeypatch.setenv("STREAMCHAT_DEBUG", value)
-    assert log_file.debug_wanted() == wanted
+    assert log_file.is_debug() == wanted
 
 
 # --- statistics ------------------------------------------------------------------------------------------------
@@ -115,4 +115,4 @@ def test_a_full_disk_ends_the_statistics_and_not_the_chat() -> None:
     log.write({"turn": 1})
     log.write({"turn": 2})
     log.close()
-    assert log.failure == "/dev/full is not complete: No space left on device"
+    assert log.failure == "/dev/full is incomplete: No space left on device"

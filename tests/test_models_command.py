@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.commands import models as command
 from streamchat.models import catalogue
 from streamchat.models.gguf.convert import converted_copy
@@ -31,7 +31,7 @@ def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  default               SmolLM2-135M-Instruct  (to be fetched: 92.9 MB)" in lines
+    assert "  default               SmolLM2-135M-Instruct  (not fetched yet: 92.9 MB)" in lines
     assert any(line.startswith("  mine ") and line.endswith("kB") for line in lines)
     assert any(line.startswith("  EleutherAI/pythia-70m ") and line.endswith("kB") for line in lines)
     assert "  pythia-70m            EleutherAI/pythia-70m                     here" in lines
@@ -57,7 +57,7 @@ def test_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Hub id    EleutherAI/pythia-410m" in text
     assert "here      no" in text
     run("nosuch")
-    assert "whether there is such a model is found out when it is fetched" in capsys.readouterr().out
+    assert "whether the model exists shows when it is fetched" in capsys.readouterr().out
     run("pythia410m")
     assert "; did you mean pythia-410m?" in capsys.readouterr().out
     folder = save(tiny_neox(), tmp_path / "mine")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.models.gguf.convert import CONVERTER, converted_copy, copy_folder
 from streamchat.models.load import load_model
 from streamchat.models.staging import models_dir, read_manifest

@@ -80,7 +80,7 @@ def test_samples_survive_json() -> None:
 
 
 def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for argv, sentence in (([], "nothing can be watched yet"), (["abc"], "no saved session has the id 'abc'")):
+    for argv, sentence in (([], "nothing to watch yet"), (["abc"], "no saved session has the id 'abc'")):
         assert cli.main(["monitor", *argv]) == 5
         err = capsys.readouterr().err
         assert err.count("\n") == 1
@@ -179,10 +179,10 @@ def fetched(port: int) -> dict[str, float]:
 def test_metrics_are_what_the_events_say() -> None:
     metrics = Metrics("127.0.0.1", 0)
     try:
-        from streamchat.telemetry.observer import Observed
+        from streamchat.telemetry.observer import MetricsObserver
 
         with running(cache_size=128) as chat:
-            chat.engine.subscribe(Observed(metrics))
+            chat.engine.subscribe(MetricsObserver(metrics))
             for text in TURNS[:5]:
                 chat.turn(text)
             chat.engine.count_tokens("x")
@@ -221,7 +221,7 @@ def test_the_port_is_on_loopback_and_a_taken_one_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--metrics-port {port}: .* cannot be served .*take another port"):
+        with pytest.raises(ConfigError, match=f"--metrics-port {port}: .* cannot be opened .*choose another port"):
             observe(ScriptedEngine(), Settings(metrics_port=port))
     assert observe(ScriptedEngine(), Settings()) is None
     assert Settings().metrics_host == "127.0.0.1"

@@ -85,7 +85,7 @@ def test_a_conversation_is_shown(home: Path, expected: dict[str, Any], capsys: p
     for message in expected["messages"]:
         assert f"\n{message}\n" in shown
     assert expected["undone"] not in shown
-    assert "1. you (forgotten)" in shown
+    assert "1. you (evicted)" in shown
     assert f"{expected['pinned']}. you\n" in shown  # pinned, so the model still sees it
 
 
@@ -101,7 +101,7 @@ def test_resuming_continues_exactly(home: Path, expected: dict[str, Any]) -> Non
     session = expected["session"]
     with running(load_from_settings, store=home / "data" / "streamchat.db", session=session, **MACHINE) as chat:
         resumed = chat.wait(ev.ConversationResumed)
-        assert (resumed.session, resumed.read_again) == (session, 0)
+        assert (resumed.session, resumed.prefilled) == (session, 0)
         assert [turn.text for turn in resumed.turns] == expected["messages"]
         conversation: Any = chat.engine.conversation
         assert conversation.log.ids_at(conversation.cache.ledger.runs) == expected["cached_ids"]

@@ -372,7 +372,7 @@ def test_stopped_half_way_shows_what_is_there(
     assert run(folder, "a.txt", "--policies", "dense,sinks", "--cache-size", "64") == ExitCode.INTERRUPTED
     printed = capsys.readouterr().out
     assert "dense" in printed
-    assert "Stopped before all was scored" in printed
+    assert "Stopped early" in printed
 
 
 def test_the_default_model_needs_sinks_and_turned_positions(

@@ -98,7 +98,7 @@ def test_doctor_says_why_not_all_are_used(
         cli.main(["doctor", "--json"])
         return str(json.loads(capsys.readouterr().out)["device"]["processors"])
 
-    assert row() == "5 of 16: this process may run on 8 and has time for 5.5 (cgroup)"
+    assert row() == "5 of 16: this process may run on 8 and has a quota of 5.5 (cgroup)"
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(processors, "MEMBERSHIP", Path("nowhere"))
     assert row() == "8"

@@ -37,7 +37,7 @@ def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
     assert ran.code == 0, ran.out
     report = ran.report
     assert report["verdict"] == "all hold"
-    assert report["ended"] == "all was said"
+    assert report["ended"] == "all turns replayed"
     assert [row["turn"] for row in ran.rows] == list(range(1, 13))
     assert report["totals"]["turns"] == 12
     assert report["totals"]["compressions"] == ran.rows[-1]["compressions"] > 3
@@ -47,7 +47,7 @@ def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
     assert sum(stop - first for first, stop in gone) == report["totals"]["tokens_evicted"]
     for name in ("layer-lengths", "storage", "cached-ids", "turns", "logits-finite"):
         assert ran.state(name) == "holds"
-    assert ran.state("device-memory") == "not looked at"
+    assert ran.state("device-memory") == "not checked"
     assert ran.err.splitlines()[0].startswith("turn 1: ")
     page = (ran.folder / "report.html").read_text()
     assert "All invariants hold" in page
@@ -88,7 +88,7 @@ def test_how_long_a_run_is(tiny: None, replay: Callable[..., Ran]) -> None:
     limited = replay(TURNS[:3], "--repeat", "forever", "--max-turns", "7")
     assert (limited.code, len(limited.rows)) == (0, 7)
     timed = replay(TURNS[:3], "--repeat", "forever", "--duration", "1s")
-    assert timed.report["ended"] == "the duration was over"
+    assert timed.report["ended"] == "time limit reached"
     assert len(timed.rows) >= 1
 
 
@@ -122,18 +122,18 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "nothing to say; give at least one FILE"),
+        ([], "no input: give at least one FILE"),
         (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
-        (["empty"], "nothing is said in it"),
-        (["words", "--repeat", "0"], "--repeat 0: a number from 1 on, or 'forever', is wanted"),
+        (["empty"], "contains no user messages"),
+        (["words", "--repeat", "0"], "--repeat 0 must be at least 1, or 'forever'"),
         (["words", "--duration", "soon"], "--duration soon: a duration such as"),
         (["words", "--max-turns", "0"], "--max-turns 0 must be at least 1"),
         (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),
-        (["words", "--out", "."], "there is something already; give a new folder"),
-        (["--resume-run", "nowhere"], "there is no run in it that could go on"),
+        (["words", "--out", "."], "folder is not empty; choose a new one"),
+        (["--resume-run", "nowhere"], "no resumable run found there"),
         (
             ["broken", "--strict"],
-            "in double quotes); without --strict such lines are left out",
+            "in double quotes); without --strict such lines are skipped",
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_wrong_arguments_are_one_sentence(
 def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]) -> None:
     ran = replay(['{"turns": ["a"]}', "{broken", '{"turns": ["b"]}'])
     assert ran.code == 0
-    assert "left out: " in ran.err
+    assert "skipped: " in ran.err
     assert "script1:2: this is not JSON (column 2: " in ran.err
     assert len(ran.report["problems"]) == 1
     assert "this is not JSON (column 2: " in (ran.folder / "report.html").read_text()

@@ -79,7 +79,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
         replies = said(other, ["one more", "and one more"])
     with running(load, store=database, session=session, cache_size=16) as chat:
         resumed = chat.wait(ev.ConversationResumed)
-        assert resumed.read_again == 0
+        assert resumed.prefilled == 0
         assert resumed.session == session
         assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
         conversation = chat.engine.conversation
@@ -101,7 +101,7 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
     path.unlink()
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
-        assert resumed.read_again == sum(stop - first for first, stop in held)
+        assert resumed.prefilled == sum(stop - first for first, stop in held)
         assert "because no cache was saved with it" in chat.wait(ev.Notice).text
         conversation = chat.engine.conversation
         assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
@@ -124,11 +124,11 @@ def test_a_cache_of_an_older_fingerprint_is_read_again_once(database: Path) -> N
     assert saved.fingerprint.startswith("2-")
     snapshots.save(path, replace(saved, fingerprint="0123456789abcdef" * 2))
     with running(store=database, session=session) as chat:
-        assert chat.wait(ev.ConversationResumed).read_again > 0
+        assert chat.wait(ev.ConversationResumed).prefilled > 0
         said_why = "because its cache was saved by an older streamchat, which did not fingerprint all weights"
         assert said_why in chat.wait(ev.Notice).text
     with running(store=database, session=session) as chat:
-        assert chat.wait(ev.ConversationResumed).read_again == 0
+        assert chat.wait(ev.ConversationResumed).prefilled == 0
 
 
 def damage(path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_snapshot_that_cannot_be_used_is_said_in_one_line(database: Path, chan
     with Store(database) as store:
         change(store.snapshot_path(session))
     with running(store=database, session=session) as chat:
-        assert chat.wait(ev.ConversationResumed).read_again > 0
+        assert chat.wait(ev.ConversationResumed).prefilled > 0
         assert reason in chat.wait(ev.Notice).text
         chat.turn("and now?")
 
@@ -213,7 +213,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
         ids = conversation.log.ids.tolist()
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
-        assert resumed.read_again == 0
+        assert resumed.prefilled == 0
         assert chat.conversation.log.ids.tolist() == ids
 
 
@@ -246,7 +246,7 @@ def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> Non
         for number in (3, 2):
             chat.engine.undo()
             undone = chat.wait(ev.TurnUndone, 4 - number)
-            assert (undone.turn, undone.restored, undone.read_again) == (number, 0, 0)
+            assert (undone.turn, undone.restored, undone.prefilled) == (number, 0, 0)
             assert conversation.cache.ledger.runs == [(0, starts[number - 1])]
         assert conversation.cache.turn_starts == starts[:1]
         assert not any(s.turn and s.pinned for s in undone.cache.segments)
@@ -365,7 +365,7 @@ def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
             chat.engine.undo()
             assert chat.wait(ev.TurnUndone, 6 - number).turn == number
         undone = chat.of(ev.TurnUndone)
-        assert all(event.read_again == 0 for event in undone)
+        assert all(event.prefilled == 0 for event in undone)
         conversation: Any = chat.engine.conversation
         assert len(conversation.log) == conversation.log.turns[-1].end == conversation.cache.ledger.next_index
 
@@ -411,7 +411,7 @@ def test_opening_another_session_in_a_running_chat(database: Path) -> None:
         chat.turn("something else")
         ours = session_of(database)
         chat.engine.open_session(session)
-        assert chat.wait(ev.ConversationResumed).read_again == 0
+        assert chat.wait(ev.ConversationResumed).prefilled == 0
         assert chat.engine.settings.cache_size == 96
         chat.turn("go on")
         chat.engine.open_session("zzzzzz")

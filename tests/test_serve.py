@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.cli import main as cli
-from streamchat.cli.front_ends import choose_face
+from streamchat.cli.front_ends import choose_front_end
 from streamchat.cli.serve import HOST, without_serve
 from tests.models_help import save, tiny_llama
 from tests.served_page import CONTROLS, served, talk
@@ -96,9 +96,9 @@ def test_what_cannot_be_served_is_one_sentence(
         taken.listen()
         port = taken.getsockname()[1]
         assert cli.main(["--serve", str(port)]) == 2
-    assert "cannot be served (Address already in use); take another port" in capsys.readouterr().err
+    assert "cannot be opened (Address already in use); choose another port" in capsys.readouterr().err
     assert cli.main(["--serve", "0"]) == 2
-    assert "--serve 0: a port from 1 to 65535 is wanted" in capsys.readouterr().err
+    assert "--serve 0: the port must be from 1 to 65535" in capsys.readouterr().err
     for flag in (["--serve-host", "0.0.0.0"], ["--serve-url", "http://a"], ["--serve-files"]):
         assert cli.main(flag) == 2
         assert f"{flag[0]} has no effect without --serve" in capsys.readouterr().err
@@ -111,5 +111,5 @@ def test_what_cannot_be_served_is_one_sentence(
 
 def test_a_tab_is_an_app_though_its_ends_are_pipes() -> None:
     environ = {"TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}
-    assert choose_face(False, None, None, environ) == "app"
-    assert choose_face(False, None, None, {}) == "pipe"
+    assert choose_front_end(False, None, None, environ) == "app"
+    assert choose_front_end(False, None, None, {}) == "pipe"

@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys) == (0, "No conversation is saved yet; `streamchat` begins one.\n", "")
+    assert run(capsys) == (0, "No saved conversations yet; `streamchat` starts one.\n", "")
     first, second = saved("The sea"), saved("Dragons", turns=1)
     code, out, _ = run(capsys)
     lines = out.splitlines()
@@ -38,7 +38,7 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
         lock = SessionLock(store.lock_folder, first)
     assert run(capsys, "list", "sea")[1].rstrip().endswith("The sea  (open)")
     lock.release()
-    assert run(capsys, "list", "whale")[1] == "No saved conversation has 'whale'.\n"
+    assert run(capsys, "list", "whale")[1] == "No saved conversation contains 'whale'.\n"
     assert run(capsys, "list", "--limit", "1")[1].endswith("... and more; --limit N shows them\n")
     record = json.loads(run(capsys, "list", "--json", "sea")[1])
     assert (record["id"], record["turns"], record["tokens_held"], record["open"]) == (first, 3, 24, False)
@@ -47,15 +47,15 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_showing_marks_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     session = saved(held=((0, 4), (19, 34)))
     _, out, _ = run(capsys, "show", session[:3])
-    assert "1. you (forgotten)\nquestion 1" in out
-    assert "2. you (partly forgotten)\nquestion 2" in out
+    assert "1. you (evicted)\nquestion 1" in out
+    assert "2. you (partly evicted)\nquestion 2" in out
     assert "3. you\nquestion 3" in out
     assert "3 turns, 19 tokens in the cache, 1 compression\n" in out
 
 
 def test_renaming_and_deleting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     session = saved()
-    assert run(capsys, "rename", session, " A  new\nname ")[1] == f"{session} is called “A new name” now.\n"
+    assert run(capsys, "rename", session, " A  new\nname ")[1] == f"{session} is now named “A new name”.\n"
     assert run(capsys, "rename", session, "  ")[0] == 2
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     code, _, err = run(capsys, "delete", session)

@@ -42,7 +42,7 @@ def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -
         ("/cler", "did you mean /clear?"),
         ("/set nonsense 1", "nonsense is not a setting"),
         ("/set temperature hot", "temperature must be a number"),
-        ("/set temperature 99", "temperature = 99.0 is not legal"),
+        ("/set temperature 99", "temperature = 99.0 is not valid"),
         ("/set cache_size 5", "cannot change during a chat"),
         ("/pin first", "first is not a turn number"),
         ("/pin 0", "0 is not a turn number"),
@@ -77,7 +77,7 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
 def test_answers() -> None:
     desk = Desk()
     assert desk.say("/system").text == "system prompt: Be kind."
-    assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Randomness of the reply")
+    assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Sampling temperature")
     assert "min_p = 0.0" in desk.say("/set").text
     assert desk.say("/model").text == "default is loading"
     assert "cache length" in desk.say("/stats").text

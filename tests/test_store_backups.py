@@ -252,7 +252,7 @@ def test_a_damaged_database_names_its_backup_and_the_command_that_helps(
     assert "Traceback" not in err
     code, out, _ = run(capsys, "restore-backup", f"streamchat-{TODAY}.db")
     assert code == 0
-    assert out.startswith("The backup of ")
+    assert out.startswith("Restored the backup of ")
     assert "with 2 conversations." in out
     assert titles(path) == ["hill", "sea"]
     [aside] = set_aside(path)
@@ -315,7 +315,7 @@ def test_a_sound_database_is_only_replaced_when_asked_for(
     back_up_daily(path)
     filled(path, "hill")
     code, _, err = run(capsys, "restore-backup")
-    assert (code, "the database is sound and has 2 conversations; give --yes" in err) == (2, True)
+    assert (code, "the database is intact and has 2 conversations; give --yes" in err) == (2, True)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert run(capsys, "restore-backup")[:2] == (1, "Nothing was restored.\n")
@@ -397,15 +397,15 @@ def test_the_log_of_the_damaged_database_goes_with_it(path: Path) -> None:
 def test_there_is_nothing_to_restore(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "backups") == (
         0,
-        "There is no backup yet; one is made on each day on which you chat.\n",
+        "No backups yet; one is made on each day with a chat.\n",
         "",
     )
     code, _, err = run(capsys, "restore-backup")
-    assert (code, "there is no backup in " in err) == (5, True)
+    assert (code, "no backup found in " in err) == (5, True)
     filled(path, "sea")
     back_up_daily(path)
     code, _, err = run(capsys, "restore-backup", "nope.db")
-    assert (code, "there is no backup 'nope.db'; `streamchat sessions backups` lists them" in err) == (5, True)
+    assert (code, "no backup named 'nope.db'; `streamchat sessions backups` lists them" in err) == (5, True)
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_backups_can_be_left_alone_and_emptied_later(path: Path, capsys: pytest.
     assert code == 0
     assert out == (
         f"{session} was deleted.\n"
-        "1 backup still contains it: daily backups are replaced on the next 7 days on which you chat.\n"
+        "1 backup still contains it: daily backups are replaced over the next 7 days with a chat.\n"
     )
     assert where(path.parent, SECRET) == [f"backups/streamchat-{TODAY}.db"]
     code, _, err = run(capsys, "delete", session)
@@ -622,7 +622,7 @@ def test_a_full_disk_does_not_undo_a_deletion(path: Path, capsys: pytest.Capture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scrubbing, "rewrite", _full)
         code, out, _ = run(capsys, "delete", session, "--yes")
-        assert (code, "another program is busy, or the disk is full.\nThe next chat removes them." in out) == (0, True)
+        assert (code, "is using it, or the disk is full.\nThe next chat removes it." in out) == (0, True)
     assert titles(path) == ["other"]
     assert kept_up(path) == []
     assert where(path.parent, SECRET) == []

@@ -220,7 +220,7 @@ def test_it_goes_on_where_it_was_stopped(
     second = in_this_process(monkeypatch)
     assert sweep() == ExitCode.OK
     assert second == ["model, sinks 64 (4), a.txt", "model, sinks 64 (4), b.txt"]
-    assert "6 of 8 are there already" in capsys.readouterr().err
+    assert "6 of 8 already done" in capsys.readouterr().err
     assert sweep() == ExitCode.OK
     assert len(second) == 2
 
@@ -241,12 +241,12 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sinks", "a"], "--sinks: a is no whole number"),
-        (["--cache-sizes", ","], "--cache-sizes names nothing"),
-        (["--policies", "sinks:64"], "sinks:64 is no policy; there are dense"),
+        (["--sinks", "a"], "--sinks: a is not a whole number"),
+        (["--cache-sizes", ","], "--cache-sizes is empty"),
+        (["--policies", "sinks:64"], "sinks:64 is not a policy; choose from dense"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--tolerance", "2"], "--tolerance 2.0 must be from 0 to 1"),
-        (["--ray", "local", "--workers", "2"], "--workers is for processes of this machine"),
+        (["--ray", "local", "--workers", "2"], "--workers applies to this machine"),
         (["--sinks", "40"], "sinks:32:40: of a budget of 32 tokens from 0 to 16 can be sinks"),
     ],
 )

@@ -16,6 +16,7 @@ from streamchat.cli import main as cli
 from streamchat.cli import parser
 from streamchat.config import files, loader, trust
 from streamchat.config.files import MAX_BYTES
+from streamchat.config.render import render_toml
 from streamchat.config.settings import Spec, default_of, setting_fields, spec_of
 from streamchat.tui.app import StreamchatApp
 from tests.app_driver import Driver
@@ -73,9 +74,9 @@ def test_what_needs_trust_is_ignored_and_told_in_one_sentence(folder: Path) -> N
     assert loaded.settings.top_k == 7
     assert loaded.settings.system_prompt == "Talk like a pirate."
     assert loaded.keys == {}
-    assert loaded.local_sentence == (
-        f"{folder / 'config.toml'} sets top_k, system_prompt, and is not trusted to set {', '.join(NEED_TRUST)}, keys; "
-        "review the file, then `streamchat config --trust` allows them"
+    assert loaded.local_notice == (
+        f"{folder / 'config.toml'} sets top_k, system_prompt, but is not trusted to set {', '.join(NEED_TRUST)}, keys; "
+        "review the file, then run `streamchat config --trust` to allow it"
     )
 
 
@@ -85,7 +86,7 @@ def test_the_users_own_settings_hold_against_a_folder(folder: Path) -> None:
     loaded = loader.load(environ={})
     assert (loaded.settings.save, loaded.settings.top_k) == ("never", 7)
     assert loaded.keys == {"app.help": "f2"}
-    assert loaded.place("save") == str(loader.user_file())
+    assert loaded.origin("save") == str(loader.user_file())
 
 
 def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,8 +99,8 @@ def test_trust_holds_for_this_place_and_these_contents(folder: Path, capsys: pyt
     loaded = loader.load(environ={})
     assert (loaded.settings.model, loaded.settings.metrics_port, loaded.settings.save) == ("./weights", 9100, "never")
     assert loaded.keys == {"app.quit": "f9"}
-    assert "not trusted" not in loaded.local_sentence
-    assert loaded.local_sentence.startswith(f"{folder / 'config.toml'} sets model, top_k")
+    assert "not trusted" not in loaded.local_notice
+    assert loaded.local_notice.startswith(f"{folder / 'config.toml'} sets model, top_k")
 
     put(HOSTILE.replace("9100", "9101"))
     assert loader.load(environ={}).settings.metrics_port == 0
@@ -126,7 +127,7 @@ def test_a_copy_or_a_link_elsewhere_is_not_trusted(folder: Path, monkeypatch: py
         monkeypatch.chdir(other)
         loaded = loader.load(environ={})
         assert (loaded.settings.metrics_port, loaded.settings.top_k) == (0, 7)
-        assert f"{other / 'config.toml'} sets" in loaded.local_sentence
+        assert f"{other / 'config.toml'} sets" in loaded.local_notice
     link_to_folder = folder.parent / "same"
     link_to_folder.symlink_to(folder)
     monkeypatch.chdir(link_to_folder)
@@ -137,22 +138,22 @@ def test_what_the_user_names_needs_no_trust(folder: Path) -> None:
     put(HOSTILE)
     assert loader.load(config_file=Path("config.toml"), environ={}).settings.metrics_port == 9100
     loaded = loader.load({"model": "./weights"}, environ={"STREAMCHAT_CONFIG": "config.toml"})
-    assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
+    assert (loaded.settings.metrics_port, loaded.local_notice) == (9100, "")
     assert loader.load({}, environ={"STREAMCHAT_METRICS_PORT": "9200"}).settings.metrics_port == 9200
 
 
 def test_a_file_with_the_defaults_says_nothing(folder: Path) -> None:
-    put(loader.render_toml())
+    put(render_toml())
     loaded = loader.load(environ={})
     assert loaded.file == Path("config.toml")
-    assert (loaded.origins, loaded.local_sentence) == ({}, "")
+    assert (loaded.origins, loaded.local_notice) == ({}, "")
 
 
 def test_the_users_own_folder_is_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     put(HOSTILE, loader.user_file())
     monkeypatch.chdir(loader.user_file().parent)
     loaded = loader.load(environ={})
-    assert (loaded.settings.metrics_port, loaded.local_sentence) == (9100, "")
+    assert (loaded.settings.metrics_port, loaded.local_notice) == (9100, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
@@ -167,8 +168,7 @@ def test_a_fifo_does_not_hold_up_the_start(folder: Path) -> None:
     )
     told = [line for line in done.stderr.splitlines() if "config.toml" in line]
     assert told == [
-        f"streamchat: {folder / 'config.toml'} is not a regular file and is ignored; `--config FILE` reads a file in "
-        "any case"
+        f"streamchat: {folder / 'config.toml'} is not a regular file and is ignored; `--config FILE` reads it anyway"
     ]
     with pytest.raises(ConfigError, match="is not a regular file; it cannot be trusted"):
         parser.command("config").run(parser.parse(["config", "--trust"]))
@@ -179,25 +179,25 @@ def test_a_huge_file_is_ignored_in_one_sentence(folder: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     loaded = loader.load(environ={})
     assert loaded.settings.top_k == 0
-    assert "config.toml is larger than 1,000,000 bytes and is ignored" in loaded.local_sentence
+    assert "config.toml is larger than 1,000,000 bytes and is ignored" in loaded.local_notice
     Path("config.toml").write_bytes(b"#" * (MAX_BYTES + 1))  # of another program
     assert loader.load(environ={}).local is None
 
 
 def test_another_users_file_is_ignored_until_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(HOSTILE)
-    monkeypatch.setattr(files, "_is_mine", lambda owner: False)
+    monkeypatch.setattr(files, "_is_safe_owner", lambda owner: False)
     loaded = loader.load(environ={})
     assert (loaded.settings.top_k, loaded.settings.system_prompt) == (0, "")
-    assert f"belongs to another user (uid {os.getuid()}) and is ignored" in loaded.local_sentence
+    assert f"belongs to another user (uid {os.getuid()}) and is ignored" in loaded.local_notice
     assert cli.main(["config", "--trust"]) == ExitCode.OK
     assert loader.load(environ={}).settings.metrics_port == 9100
 
 
 def test_owners_that_count_as_mine() -> None:
-    assert files._is_mine(os.geteuid())
-    assert files._is_mine(0)
-    assert not files._is_mine(os.geteuid() + 1)
+    assert files._is_safe_owner(os.geteuid())
+    assert files._is_safe_owner(0)
+    assert not files._is_safe_owner(os.geteuid() + 1)
 
 
 def test_the_list_is_private_and_a_damaged_one_trusts_nothing(folder: Path) -> None:
@@ -218,13 +218,13 @@ def test_trusting_a_folder_without_a_file_of_ours(
     if content is not None:
         put(content)
     assert cli.main(["config", "--trust", str(folder)]) == ExitCode.USAGE
-    assert "is not there or not a streamchat configuration" in capsys.readouterr().err
+    assert "does not exist or is not a streamchat configuration" in capsys.readouterr().err
 
 
 def test_trusting_a_file_with_a_wrong_value_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put("[streamchat]\n[interface]\nmetrics_port = 70000\n")
     assert cli.main(["config", "--trust"]) == ExitCode.USAGE
-    assert "metrics_port = 70000 is not legal" in capsys.readouterr().err
+    assert "metrics_port = 70000 is not valid" in capsys.readouterr().err
     assert not trust.store_file().exists()
 
 

@@ -231,8 +231,8 @@ def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--cache-size", "8"], "--cache-size: cache_size = 8 is not legal; it must be at least 16"),
-        (["--cache-size", "16", "--num-sink-tokens", "8"], "num_sink_tokens = 8 leaves too little of --cache-size 16"),
+        (["--cache-size", "8"], "--cache-size: cache_size = 8 is not valid; it must be at least 16"),
+        (["--cache-size", "16", "--num-sink-tokens", "8"], "num_sink_tokens = 8 is too large for --cache-size 16"),
         (["--new-tokens", "0"], "--new-tokens 0 must be at least 1"),
         (["--cache-size", "many"], "--cache-size: cache_size must be a whole number, at least 16, not 'many'"),
     ],

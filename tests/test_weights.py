@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.base.errors import ConfigError
-from streamchat.base.messages import silent
+from streamchat.base.progress import silent
 from streamchat.kernels.library import allow
 from streamchat.models import device
 from streamchat.models.fingerprint import model_fingerprint

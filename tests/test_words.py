@@ -19,8 +19,8 @@ from streamchat.base.ascii_text import ERRORS, in_encoding
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.cli import main as cli
-from streamchat.commands.replay import _why
-from streamchat.config.keymap import KEYS, spoken
+from streamchat.commands.replay import _end_reason
+from streamchat.config.keymap import KEYS, display_keys
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import _template_prompt
@@ -89,12 +89,12 @@ def test_what_is_pinned_and_by_whom() -> None:
 def test_an_axis_of_turns_names_no_half_turn() -> None:
     series = (Series("compressions", [1, 2, 3, 4], [0, 1, 1, 2]),)
     chart = Chart("compressions", "Compressions", "", "turn", "", series)
-    for drawn in (svg_of(chart), text_of(chart, 80, colour=False)):
+    for drawn in (svg_of(chart), text_of(chart, 80, color=False)):
         labels = re.findall(r"<!-- ([\d.]+) -->", drawn) or re.findall(r"\d+\.\d+|\d+", drawn)
         assert labels
         assert not [label for label in labels if "." in label]
     half = Chart("half", "Half", "", "turn", "", (Series("x", [0, 1], [0.5, 1.0]),))
-    assert "0.5" in text_of(half, 80, colour=False)
+    assert "0.5" in text_of(half, 80, color=False)
 
 
 # --- sentences -------------------------------------------------------------------------------------------------
@@ -114,8 +114,8 @@ def test_a_question_ends_a_sentence(arguments: list[str], end: str, capsys: pyte
 
 
 def test_keys_have_their_names() -> None:
-    assert spoken("pageup,ctrl+pagedown,escape") == "Page Up, Ctrl+Page Down, Escape"
-    assert not [key.id for key in KEYS if re.search("Pageup|Pagedown", spoken(key.keys))]
+    assert display_keys("pageup,ctrl+pagedown,escape") == "Page Up, Ctrl+Page Down, Escape"
+    assert not [key.id for key in KEYS if re.search("Pageup|Pagedown", display_keys(key.keys))]
 
 
 def test_the_default_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,11 +129,11 @@ def test_refused_turns_are_counted_at_the_end_of_a_replay() -> None:
     def why(failed: int) -> str:
         totals = SimpleNamespace(turns=4, failed=failed)
         stop = SimpleNamespace(is_set=lambda: False)
-        return _why(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
+        return _end_reason(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
 
-    assert why(0) == "all was said"
-    assert why(1) == "all was said; 1 turn was refused"
-    assert why(3) == "all was said; 3 turns were refused"
+    assert why(0) == "all turns replayed"
+    assert why(1) == "all turns replayed; 1 turn was refused"
+    assert why(3) == "all turns replayed; 3 turns were refused"
 
 
 def test_too_many_sinks_do_not_blame_a_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,10 +189,10 @@ def test_leaving_says_how_to_resume(
         return 0
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
-    monkeypatch.setattr(cli, "choose_face", lambda *_: front_end)
-    monkeypatch.setattr(cli, "_run_face", run)
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: front_end)
+    monkeypatch.setattr(cli, "_run_front_end", run)
     assert cli.main([]) == 0
-    said = "streamchat: saved as a1b2; streamchat --resume a1b2 continues it\n"
+    said = "streamchat: saved as a1b2; resume it with: streamchat --resume a1b2\n"
     assert capsys.readouterr().err == (said if says else "")
 
 
@@ -200,7 +200,7 @@ def test_leaving_says_how_to_resume(
     ("changes", "said"),
     [
         ([False], "the latest turns of a1b2 were not saved"),
-        ([False, True], "saved as a1b2; streamchat --resume a1b2 continues it"),
+        ([False, True], "saved as a1b2; resume it with: streamchat --resume a1b2"),
     ],
 )
 def test_leaving_says_when_the_latest_turns_are_not_saved(
@@ -215,8 +215,8 @@ def test_leaving_says_when_the_latest_turns_are_not_saved(
         return 0
 
     monkeypatch.setattr(cli, "make_engine", lambda *_: engine)
-    monkeypatch.setattr(cli, "choose_face", lambda *_: "app")
-    monkeypatch.setattr(cli, "_run_face", run)
+    monkeypatch.setattr(cli, "choose_front_end", lambda *_: "app")
+    monkeypatch.setattr(cli, "_run_front_end", run)
     assert cli.main([]) == 0
     assert capsys.readouterr().err == f"streamchat: {said}\n"
 
