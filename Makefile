@@ -24,9 +24,9 @@ format: ## sort the imports and format all files
 	ruff format .
 
 docs: ## rewrite the generated pages and config.toml
-	$(PYTHON) -m tests.docs --write
+	$(PYTHON) -m tools.docs --write
 	$(PYTHON) -m streamchat config --default > config.toml.new
 	mv config.toml.new config.toml
 
 pictures: ## redraw the pictures that the tests compare; look at the difference
-	UPDATE_SNAPSHOTS=1 $(PYTHON) -m pytest -q tests/test_tui_snapshots.py
+	UPDATE_SNAPSHOTS=1 $(PYTHON) -m pytest -q tests/tui/test_tui_snapshots.py

@@ -1,12 +1,12 @@
 """streamchat: a terminal chat that never ends, on one persistent KV cache (StreamingLLM eviction).
 
-Importing the package loads neither torch nor Textual; the public names are resolved on first use. It imports nothing at
+Importing the package loads neither torch nor Textual; public names are resolved on first use. It imports nothing at
 all: see `streamchat.__main__`.
 """
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # as type checkers know it, without `typing`
+TYPE_CHECKING = False  # recognized by type checkers, without importing `typing`
 if TYPE_CHECKING:
     from streamchat.cache.hook import StreamingHook as StreamingHook
     from streamchat.cache.press import StreamingPress as StreamingPress

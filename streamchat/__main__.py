@@ -1,7 +1,7 @@
-"""`python -m streamchat`, and the console script.
+"""Entry point of `python -m streamchat` and the console script.
 
-Before anything is imported that is not loaded yet, the current folder is taken out of Python's search path: a file
-`json.py` in a folder of downloads is not the module that streamchat means.
+Before any other import, the current folder is removed from Python's module path: a `json.py` in a download folder must
+not replace the standard module.
 """
 
 import os
@@ -10,7 +10,7 @@ from streamchat.base.search_path import protect
 
 protect(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from streamchat.cli.main import main  # noqa: E402 - after that
+from streamchat.cli.main import main  # noqa: E402 - after `protect`
 
 __all__ = ["main"]
 

@@ -3,7 +3,7 @@
     python -m tools.old_sessions FOLDER
 
 FOLDER must not exist yet. The result is committed in `tests/data/` and never changes afterwards: a new version of the
-formats gets a new folder, and the old ones stay. `tests/test_old_files.py` opens them all.
+formats gets a new folder, and the old ones stay. `tests/e2e/test_old_files.py` opens them all.
 
 FOLDER is laid out as STREAMCHAT_HOME, with three additions: `model/` has a tiny random model, `exported.jsonl` one of
 the conversations as `streamchat sessions export` writes it, and `expected.json` what a later version must find.

@@ -19,8 +19,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.random_chats import fault_of
-from tests.random_plans import Plan, plan, shrunk
+from tests.support.random_chats import fault_of
+from tests.support.random_plans import Plan, plan, shrunk
 
 
 def main() -> int:

@@ -1,1 +1,1 @@
-"""Small tools with no knowledge of models or screens: errors, events, text, paths, child processes. Needs no torch."""
+"""Helpers that know neither models nor screens: errors, events, text, paths, child processes. Needs no torch."""

@@ -1,11 +1,11 @@
-"""Replaces drawing characters and typographic marks by ASCII, for consoles that can show nothing else."""
+"""Replace box-drawing characters and typographic marks by ASCII, for consoles that can show nothing else."""
 
 from __future__ import annotations
 
 import codecs
 
 ERRORS = "streamchat-plain"
-"""Name of the error handler, for `errors=` of a stream: `?` for what has no likeness in ASCII."""
+"""Error handler for `errors=` of a stream: writes ASCII look-alikes, and `?` for characters that have none."""
 
 _LIKE = {
     **dict.fromkeys("·•◦‣∙", "*"),
@@ -36,7 +36,7 @@ _TABLE = str.maketrans(_LIKE)
 
 
 def in_encoding(text: str, encoding: str | None) -> str:
-    """Return `text` unchanged if `encoding` has all of it, else with ASCII in place of what is missing."""
+    """Return `text` unchanged if `encoding` can encode it, else with ASCII look-alikes."""
     try:
         text.encode(encoding or "utf-8")
     except UnicodeEncodeError:
@@ -53,5 +53,5 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def register() -> None:
-    """Make `ERRORS` known to codecs."""
+    """Register the `ERRORS` handler with `codecs`."""
     codecs.register_error(ERRORS, _replace)

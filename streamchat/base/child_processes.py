@@ -1,7 +1,7 @@
-"""Starts child processes that use nothing in the current folder: no module, program, library or configuration.
+"""Start child processes that load nothing from the current folder: no module, program, library or configuration.
 
-They start in the folder of this package, whose files are as trusted as the program that runs; Python does not look for
-modules there (`-P`), and search paths keep their absolute entries only.
+Their current folder is that of this package, whose files are as trusted as the running program. Python does not look
+for modules there (`-P`), and search paths keep only their absolute entries.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 from streamchat.base import search_path
 
 FOLDER = Path(__file__).absolute().parents[1]
-"""The current folder of children."""
+"""The current folder of child processes."""
 
 
 def python(*arguments: str) -> list[str]:
-    """Return the command of a Python that does not look for modules in the current folder."""
+    """Return a command that runs Python without the current folder on its module path."""
     return [sys.executable, "-P", *arguments]
 
 
 def streamchat(arguments: Sequence[str]) -> list[str]:
-    """Return the command of a streamchat that works in the current folder but loads no modules from it."""
+    """Return a command that runs streamchat in the current folder without loading modules from it."""
     return python("-m", "streamchat.cli.in_folder", os.getcwd(), *arguments)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a child, which finds this package even if it is not installed."""
+    """Return the environment of a child process that can import this package even if it is not installed."""
     found = search_path.clean(os.environ)
     root = str(FOLDER.parent)
     given = found.get("PYTHONPATH", "").split(os.pathsep)
@@ -43,11 +43,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `command` to its end, without input; its output is captured as text.
+    """Run `command` without input, wait for it, and capture its output as text.
 
     Args:
-        command: An absolute program (`python`, `find_program`) and its arguments.
-        options: For `subprocess.run`.
+        command: Absolute path of a program (see `python`, `find_program`) and its arguments.
+        options: Passed on to `subprocess.run`.
 
     Raises:
         OSError, subprocess.TimeoutExpired: As `subprocess.run`.
@@ -66,17 +66,17 @@ def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[s
 
 
 def find_program(name: str) -> str | None:
-    """The absolute path of a program, by its path or looked for in the absolute folders of PATH."""
+    """Return the absolute path of a program, given as a path or found in the absolute folders of PATH."""
     if os.path.dirname(name):
         return shutil.which(os.path.abspath(name))
-    # (without folders `which` would look in its default ones)
+    # given an empty list, `which` would search its default folders
     folders = search_path.absolute_entries(os.environ.get("PATH", os.defpath))
     return shutil.which(name, path=folders) if folders else None
 
 
 @contextmanager
 def safe_environment() -> Iterator[None]:
-    """Give our `environment` to children that a library (`multiprocessing`, Ray) starts inside the block."""
+    """Apply `environment` to child processes that a library (`multiprocessing`, Ray) starts inside the block."""
     before = dict(os.environ)
     found = environment()
     os.environ.update(found)

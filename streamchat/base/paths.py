@@ -1,4 +1,4 @@
-"""Where streamchat keeps its files. Everything follows the platform's conventions (platformdirs).
+"""Folders of streamchat's files, by the platform's conventions (platformdirs).
 
 `STREAMCHAT_HOME` puts configuration, data, cache and state into one folder, for tests and portable use.
 """
@@ -14,7 +14,7 @@ _DIRS = PlatformDirs("streamchat", appauthor=False)
 
 
 def user_path(text: str | Path) -> Path:
-    """`text` as a path; `~` is the home folder, and `~name` of nobody here stays as it is (and is not found)."""
+    """Return `text` as a path with `~` expanded; `~name` of an unknown user is left unexpanded."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -27,44 +27,44 @@ def _root(kind: str, default: str) -> Path:
 
 
 def config_dir() -> Path:
-    """Folder of the user's `config.toml`. Not created here."""
+    """Return the folder of the user's `config.toml`. It may not exist yet."""
     return _root("config", _DIRS.user_config_dir)
 
 
 def cache_dir() -> Path:
-    """Folder of fetched and converted models; safe to delete. Not created here."""
+    """Return the folder of fetched and converted models; safe to delete. It may not exist yet."""
     return _root("cache", _DIRS.user_cache_dir)
 
 
 def data_dir() -> Path:
-    """Folder of saved conversations. Not created here."""
+    """Return the folder of saved sessions. It may not exist yet."""
     return _root("data", _DIRS.user_data_dir)
 
 
 def state_dir() -> Path:
-    """Folder of prompt history and logs. Not created here."""
+    """Return the folder of prompt history and logs. It may not exist yet."""
     return _root("state", _DIRS.user_state_dir)
 
 
 def private_opener(path: str, flags: int) -> int:
-    """For `open(..., opener=private_opener)`: a file that is new is readable by the user only."""
+    """Opener for `open`: a new file is readable only by the user."""
     return os.open(path, flags, 0o600)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file of the user's own as UTF-8; what cannot be encoded (undecodable file names) is replaced."""
+    """Write a UTF-8 file readable only by the user; characters that cannot be encoded are replaced."""
     with open(path, "w", encoding="utf-8", errors="replace", opener=private_opener) as file:
         file.write(text)
 
 
 def private_dir(path: Path) -> Path:
-    """Create `path` readable by the user only, and return it."""
+    """Create the folder `path`, readable only by the user, and return it."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
 
 
-def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk, as far as the system can."""
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk (fsync)."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

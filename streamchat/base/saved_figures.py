@@ -1,4 +1,4 @@
-"""Reads figures that were saved as JSON into their dataclass: all of the right type, or none."""
+"""Load dataclasses of figures from JSON, with type checks."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 Figures = TypeVar("Figures")
 
 
-class WrongFigures(ValueError):
+class InvalidFiguresError(ValueError):
     """A field is missing, unknown or of another type."""
 
 
-def figures(kind: type[Figures], record: Any) -> Figures:
-    """Return a `kind` with the values of `record`.
+def load_figures(kind: type[Figures], record: Any) -> Figures:
+    """Return a `kind` filled with the values of `record`.
 
     Args:
         kind: A dataclass of numbers, texts, and tuples of dataclasses.
-        record: What JSON gave for it.
+        record: The decoded JSON object.
 
     Raises:
-        WrongFigures: The record does not fit.
+        InvalidFiguresError: The record does not match the dataclass.
     """
     if not isinstance(record, Mapping):
-        raise WrongFigures(f"{record!r} is not an object")
+        raise InvalidFiguresError(f"{record!r} is not an object")
     hints = get_type_hints(kind)
     if unknown := record.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-        raise WrongFigures(f"{unknown} are not known")
+        raise InvalidFiguresError(f"{unknown} are not known")
     try:
         return kind(**{name: _value(value, hints[name]) for name, value in record.items()})
-    except TypeError as error:  # one is missing
-        raise WrongFigures(str(error)) from error
+    except TypeError as error:  # a field is missing
+        raise InvalidFiguresError(str(error)) from error
 
 
 def _value(value: Any, hint: Any) -> Any:
     origin = get_origin(hint)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise WrongFigures(f"{value!r} is not a list")
-        return tuple(figures(get_args(hint)[0], each) for each in value)
+            raise InvalidFiguresError(f"{value!r} is not a list")
+        return tuple(load_figures(get_args(hint)[0], each) for each in value)
     if not _is_one_of(value, get_args(hint) if origin in (Union, types.UnionType) else (hint,)):
-        raise WrongFigures(f"{value!r} is not {hint}")
+        raise InvalidFiguresError(f"{value!r} is not {hint}")
     return value
 
 

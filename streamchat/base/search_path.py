@@ -1,6 +1,6 @@
-"""Where this process and its children look for modules, programs and libraries: never in the current folder.
+"""Keep the current folder out of the search paths for modules, programs and libraries, here and in child processes.
 
-Imports what Python itself has loaded before it looks anywhere, and nothing else: see `streamchat.__main__`.
+Imports only modules that Python itself has already loaded at startup: see `streamchat.__main__`.
 """
 
 import os
@@ -11,37 +11,38 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
 VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Lists of folders. An entry that is relative or empty means the current folder, or one in it."""
+"""Variables with lists of folders. A relative or empty entry means the current folder or one below it."""
 SAFE_PATH = "PYTHONSAFEPATH"
-"""Set, `python -c` and `python -m` do not look for modules in the current folder (as the flag -P)."""
+"""If set, `python -c` and `python -m` do not look for modules in the current folder (like the flag -P)."""
 
 _before: dict[str, str | None] = {}
 
 
 def absolute_entries(folders: str) -> str:
-    """`folders` without its relative and empty entries."""
+    """Return `folders` without its relative and empty entries."""
     return os.pathsep.join(entry for entry in folders.split(os.pathsep) if os.path.isabs(entry))
 
 
 def clean(environ: "Mapping[str, str]") -> dict[str, str]:
-    """A copy of `environ` for child processes that look for nothing in the current folder."""
+    """Return a copy of `environ` for child processes, without the current folder in its search paths."""
     cleaned = {**environ, SAFE_PATH: "1"}
     for name in VARIABLES:
         if name in cleaned:
             cleaned[name] = absolute_entries(cleaned[name])
             if not cleaned[name]:
-                del cleaned[name]  # an empty list, too, means the current folder
+                del cleaned[name]  # an empty list also means the current folder
     return cleaned
 
 
 def protect(package_root: str, environ: "MutableMapping[str, str]" = os.environ) -> None:
-    """Leave the current folder out of `sys.path` and of the environment of every later child process.
+    """Remove the current folder from `sys.path` and from the environment of later child processes.
 
-    `python -m` puts the current folder first in `sys.path`, a relative or empty entry of PYTHONPATH anywhere.
+    `python -m` puts the current folder first in `sys.path`; PYTHONPATH may add it anywhere.
 
     Args:
-        package_root: The folder that holds streamchat. Where that is such an entry, it goes to the end of `sys.path`.
-        environ: Changed in place; `users_environment` has what it was.
+        package_root: The folder that contains streamchat. If it is one of those entries, it moves to the end of
+            `sys.path`.
+        environ: Changed in place; `users_environment` returns the original.
     """
     try:
         here = os.getcwd()
@@ -67,7 +68,7 @@ def protect(package_root: str, environ: "MutableMapping[str, str]" = os.environ)
 
 
 def users_environment() -> dict[str, str]:
-    """The environment as the user gave it, for a program that the user named (an editor)."""
+    """Return the environment as the user set it, for a program that the user chose (an editor)."""
     found = dict(os.environ)
     for name, value in _before.items():
         if value is None:

@@ -1,7 +1,7 @@
-"""Reasoning in the text of a reply: `<think> ... </think>` split from the answer, also while the text arrives.
+"""Split the reasoning of a reply, `<think> ... </think>`, from its answer, also while the text streams.
 
-Whatever marks a model writes around its reasoning, the text of a reply has `<think>` and `</think>` in their place
-(see `streamchat.conversation.reasoning`). Front ends, exports and saved sessions therefore all split it here.
+Whatever tags a model writes around its reasoning, the text of a reply contains `<think>` and `</think>` instead (see
+`streamchat.conversation.reasoning`). Front ends, exports and saved sessions all split it with this module.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Kind = Literal["thought", "answer"]
 
 @dataclass(frozen=True)
 class Tags:
-    """The texts around reasoning."""
+    """The texts that enclose reasoning."""
 
     opening: str
     closing: str
-    """'' if no text closes it."""
+    """'' if only a control token closes it."""
     label: str = ""
-    """A name that follows the opening tag and is not shown."""
+    """A name after the opening tag that is not shown."""
 
 
 THINK = Tags("<think>", "</think>")
@@ -31,133 +31,134 @@ THINK = Tags("<think>", "</think>")
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a reply."""
+    """A piece of a reply: reasoning or answer."""
 
     kind: Kind
     text: str
 
 
 class ThinkingStream:
-    """Splits a reply that arrives in pieces. Tags are left out; everything else comes out once, in order.
+    """Splits a reply that arrives in pieces. Tags are removed; all other text is returned once, in order.
 
-    Only what opens at the start of the reply, or directly after another block, is a reasoning block: a `<think>` in the
-    middle of a sentence is text. White space around the block is dropped with it.
+    A reasoning block opens only at the start of the reply or directly after another block: a `<think>` in the middle of
+    a sentence is text. White space around the block is removed.
 
     Args:
         tags: All tags that may open a block.
-        inside: The tags of a block that is open before the first piece.
+        inside: Tags of a block that is already open before the first piece.
     """
 
     def __init__(self, tags: Sequence[Tags] = (THINK,), inside: Tags | None = None) -> None:
         self._tags = tuple(tags)
         self._block: Tags | None = None
         """Tags of the open block."""
-        self._held = ""
-        """Text that may be the beginning of a tag."""
+        self._pending = ""
+        """Text that may be the start of a tag."""
         self._at_start = True
         self._thought = False
-        """There was a block."""
-        self._begun = False
+        """A block was found."""
+        self._has_text = False
         """The open block has text."""
         self._repeated = "" if inside is None else inside.opening
-        """What the model may repeat, as the prompt ended with it."""
+        """Opening tag at the end of the prompt, which the model may repeat."""
         if inside is not None:
             self.open(inside)
 
     @property
     def inside(self) -> bool:
-        """A reasoning block is open."""
+        """Whether a reasoning block is open."""
         return self._block is not None
 
     def feed(self, text: str) -> list[Part]:
-        """Return the parts that are certain after `text`."""
-        self._held += text
-        return self._take(final=False)
+        """Add text and return the parts that are certain now."""
+        self._pending += text
+        return self._drain(final=False)
 
     def end(self) -> list[Part]:
-        """Return what was held back: the text ends here, or a control token follows."""
-        return self._take(final=True)
+        """Return what was held back, at the end of the text or before a control token."""
+        return self._drain(final=True)
 
     def open(self, tags: Tags) -> list[Part]:
-        """A control token opened a block; return what was held back before it."""
+        """Open a block at a control token; return what was held back before it."""
         parts = self.end()
-        self._block, self._thought, self._begun = tags, True, False
+        self._block, self._thought, self._has_text = tags, True, False
         return parts
 
     def close(self) -> list[Part]:
-        """A control token closed the block, if one was open; return what was held back before it."""
+        """Close the open block, if any, at a control token; return what was held back before it."""
         if self._block is not None:
-            self._held = self._held.rstrip("\n")
+            self._pending = self._pending.rstrip("\n")
         parts = self.end()
         self._block, self._at_start = None, True
         return parts
 
-    def _take(self, final: bool) -> list[Part]:
+    def _drain(self, final: bool) -> list[Part]:
         parts: list[Part] = []
-        while self._held:
-            length, block = len(self._held), self._block
+        while self._pending:
+            length, block = len(self._pending), self._block
             part = self._outside(final) if block is None else self._inside(block, final)
             if part.text:
                 parts.append(part)
-            if len(self._held) == length:
+            if len(self._pending) == length:
                 break
         return _joined(parts)
 
     def _outside(self, final: bool) -> Part:
-        text = self._held
+        text = self._pending
         if self._at_start:
             bare = text.lstrip()
             for tags in self._tags:
                 if bare.startswith(tags.opening):
-                    self._held, self._block, self._thought, self._begun = bare[len(tags.opening) :], tags, True, False
+                    self._pending, self._block = bare[len(tags.opening) :], tags
+                    self._thought, self._has_text = True, False
                     return Part("thought", "")
-                if tags.closing and bare.startswith(tags.closing):  # closes nothing
-                    self._held, self._thought = bare[len(tags.closing) :], True
+                if tags.closing and bare.startswith(tags.closing):  # there is nothing to close
+                    self._pending, self._thought = bare[len(tags.closing) :], True
                     return Part("answer", "")
             if not final and any(tag.startswith(bare) for tags in self._tags for tag in (tags.opening, tags.closing)):
                 return Part("answer", "")  # may become a tag
             self._at_start = False
             text = bare if self._thought else text
-        self._held = ""
+        self._pending = ""
         return Part("answer", text)
 
     def _inside(self, block: Tags, final: bool) -> Part:
-        if not self._begun and not self._begin(block, final):
+        if not self._has_text and not self._skip_to_text(block, final):
             return Part("thought", "")
         if not block.closing:
-            text, self._held = self._held, ""
+            text, self._pending = self._pending, ""
             return Part("thought", text)
-        text, tag, rest = self._held.partition(block.closing)
+        text, tag, rest = self._pending.partition(block.closing)
         if tag:
-            self._held, self._block = rest, None
+            self._pending, self._block = rest, None
             return Part("thought", text.rstrip("\n"))
-        keep = 0 if final else _tag_beginning(self._held, block.closing)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+        keep = 0 if final else _tag_and_line_ends(self._pending, block.closing)
+        cut = len(self._pending) - keep
+        text, self._pending = self._pending[:cut], self._pending[cut:]
         return Part("thought", text)
 
-    def _begin(self, block: Tags, final: bool) -> bool:
-        """Drop what stands before the first word of a block; return whether that word has come."""
-        self._held = self._held.lstrip("\n")
+    def _skip_to_text(self, block: Tags, final: bool) -> bool:
+        """Remove what precedes the first word of a block; return whether that word has arrived."""
+        self._pending = self._pending.lstrip("\n")
         for name in filter(None, (self._repeated, block.label)):
-            bare = self._held.lstrip()
+            bare = self._pending.lstrip()
             if bare.startswith(name):
-                self._held = bare[len(name) :].lstrip("\n")
+                self._pending = bare[len(name) :].lstrip("\n")
             elif bare and name.startswith(bare) and not final:
                 return False
-        if self._held:
-            self._begun, self._repeated = True, ""
-        return self._begun
+        if self._pending:
+            self._has_text, self._repeated = True, ""
+        return self._has_text
 
 
-def tag_beginning(text: str, tag: str) -> int:
-    """Return how many characters at the end of `text` may be the beginning of `tag`."""
+def tag_prefix_length(text: str, tag: str) -> int:
+    """Return how many characters at the end of `text` may be the start of `tag`."""
     return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-size:])), 0)
 
 
-def _tag_beginning(text: str, tag: str) -> int:
-    """As `tag_beginning`, with the line ends before it."""
-    size = tag_beginning(text, tag)
+def _tag_and_line_ends(text: str, tag: str) -> int:
+    """As `tag_prefix_length`, plus the line ends before it."""
+    size = tag_prefix_length(text, tag)
     before = text[: len(text) - size]
     return size + len(before) - len(before.rstrip("\n"))
 
@@ -173,7 +174,7 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 
 def split(reply: str) -> tuple[str, str]:
-    """Return the reasoning and the answer of a whole reply."""
+    """Return the reasoning and the answer of a complete reply."""
     stream = ThinkingStream()
     parts = [*stream.feed(reply), *stream.end()]
     thoughts, answer = ("".join(part.text for part in parts if part.kind == kind) for kind in ("thought", "answer"))
@@ -184,7 +185,7 @@ ONLY_REASONING = "only reasoning, and no answer"
 
 
 def plain_text(reply: str, thinking: str) -> str:
-    """Return a whole reply as plain text, its reasoning as the setting `thinking` shows it."""
+    """Return a complete reply as plain text, with its reasoning as the setting `thinking` displays it."""
     thoughts, answer = split(reply)
     if thoughts and thinking == "show":
         return f"{thoughts}\n\n{answer}".rstrip("\n")

@@ -116,7 +116,7 @@ def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: 
         if select.select([terminal], [], [], 0.005)[0]:
             with contextlib.suppress(OSError):  # the app closed its end; handled below
                 os.read(terminal, 65536)
-        moments = trace.marks(path)
+        moments = trace.read_events(path)
         if READY in moments and not typed:
             typed = True
             os.write(terminal, b"Say hello.\r")

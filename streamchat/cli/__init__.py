@@ -1,1 +1,1 @@
-"""The command line: parser, flags, front ends, output. `--help` loads no torch."""
+"""The command line: parser, flags, front ends and output. `--help` does not load torch."""

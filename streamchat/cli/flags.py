@@ -1,4 +1,4 @@
-"""Command line flags made from the settings table, for the chat and for every command that takes settings."""
+"""Command line flags generated from the settings, for the chat and for commands that accept settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Subparsers = argparse._SubParsersAction  # the type has no public name
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
-    """Add `--config` and one flag a setting (`names`, by default all). Flags not given leave nothing behind.
+    """Add `--config` and one flag per setting (`names`, default: all). Flags that are not given set no attribute.
 
-    Values stay text here: `configuration_of` checks them, so that a wrong value reads the same as in a file.
+    Values stay text until `configuration_of` checks them, so that errors read the same as for a file.
     """
     parser.add_argument(
         "--config",
@@ -58,22 +58,22 @@ def _metavar(default: Any) -> str:
 
 
 def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> loader.Configuration:
-    """The settings of a run, from its flags, the environment and the configuration files; raises ConfigError.
+    """Load the settings from flags, environment and configuration files; raises ConfigError.
 
     Args:
-        announce: Say on stderr what `./config.toml` of the current folder does, if it does anything.
+        announce: Print on stderr what `./config.toml` of the current folder sets, if anything.
     """
     flags: dict[str, Any] = {}
     for name in setting_fields():
         given = getattr(args, name, None)
         flags[name] = loader.parse_text(name, given, loader.flag_of(name)) if isinstance(given, str) else given
     configuration = loader.load(flags, config_file=config_file_of(args))
-    if announce and configuration.local_sentence and sys.stderr is not None:
-        print(f"streamchat: {one_line(configuration.local_sentence)}", file=sys.stderr, flush=True)
+    if announce and configuration.local_notice and sys.stderr is not None:
+        print(f"streamchat: {one_line(configuration.local_notice)}", file=sys.stderr, flush=True)
     return configuration
 
 
 def config_file_of(args: argparse.Namespace) -> Path | None:
-    """The value of `--config`."""
+    """Return the value of `--config`."""
     given = getattr(args, "config_file", None)
     return None if given is None else Path(given)

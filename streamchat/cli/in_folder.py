@@ -1,6 +1,6 @@
-"""`python -P -m streamchat.cli.in_folder FOLDER ARGUMENT...`: streamchat for a user who is in FOLDER.
+"""`python -P -m streamchat.cli.in_folder FOLDER ARGUMENT...`: run streamchat in FOLDER.
 
-Python starts elsewhere, so that neither it nor the loader of libraries finds anything in FOLDER.
+Python starts in another folder, so that neither Python nor the library loader picks up files from FOLDER.
 """
 
 import os

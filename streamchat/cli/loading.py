@@ -1,4 +1,4 @@
-"""The line on stderr that says what a command is loading."""
+"""The progress line on stderr while a command loads a model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from streamchat.frontend.progress import ProgressLine
 
 
 class Progress(Protocol):
-    """What loading tells: a stage, and how much of it is done."""
+    """Reports a stage and how much of it is done."""
 
     def __call__(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        """Show it."""
+        """Show the progress."""
         ...
 
 
 @contextmanager
 def loading_line() -> Iterator[Progress]:
-    """Yields what shows progress; the line is gone at the end, however that comes."""
+    """Yield a function that shows progress; the line is cleared at the end, also after an error."""
     line = ProgressLine(sys.stderr)
 
     def progress(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:

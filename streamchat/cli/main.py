@@ -1,4 +1,4 @@
-"""The command line: which face or command runs, and how every failure reaches the user. Light to import."""
+"""The command line: runs a front end or command and reports every failure. Cheap to import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamchat.base import ascii_text
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags, parser, serve
-from streamchat.cli.front_ends import Face, choose_face
+from streamchat.cli.front_ends import FrontEnd, choose_front_end
 from streamchat.cli.stdout import drop_output, guarded_output
 from streamchat.frontend import file_access
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
-"""For torch's OpenMP, which reads it when it is loaded. Its threads wait for each other hundreds of times per token and
-spin 300,000 times each by default, which takes the core from the thread they wait for when other programs run."""
+"""Environment of torch's OpenMP, read when it is loaded. Its threads wait for each other hundreds of times per token
+and by default spin 300,000 times each, which takes the core from the thread they wait for if other programs run."""
 
-TOO_MANY_FILES = "too many files are open; raise the limit of this shell, for example with `ulimit -n 1024`"
+TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run streamchat; returns the exit code."""
+    """Run streamchat and return the exit code."""
     with guarded_output():
         return _main(argv)
 
@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     ascii_text.register()
     for stream in (sys.stdout, sys.stderr):
-        # A locale that cannot show a character must not end the run.
+        # A locale that cannot encode a character must not end the run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=ascii_text.ERRORS)
     if hasattr(sys.stdin, "reconfigure") and codecs.lookup(sys.stdin.encoding).name == "ascii":
-        # The locale of a console without a language; terminals send UTF-8 all the same, of which ASCII is a part.
+        # The locale of a console without a language. Terminals still send UTF-8, which includes ASCII.
         sys.stdin.reconfigure(encoding="utf-8")
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
@@ -54,37 +54,37 @@ def _main(argv: Sequence[str] | None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # nobody reads on (`| head`)
+    except BrokenPipeError:  # the reader has exited (`| head`)
         drop_output()
         return ExitCode.BROKEN_PIPE
-    except OutputError as error:  # a full device
+    except OutputError as error:  # for example a full disk
         drop_output()
-        say(str(error))
+        print_message(str(error))
         return error.exit_code
 
 
 def _run(argv: list[str]) -> int:
-    """Carry out the command line; only a stdout that cannot be written is an error of the caller."""
+    """Run the command line and report its errors; only failures to write stdout are left to the caller."""
     try:
         return _dispatch(argv)
     except (BrokenPipeError, OutputError):
         raise
-    except SystemExit as leaving:  # --help, --version, a signal
-        return leaving.code if isinstance(leaving.code, int) else ExitCode.OK
+    except SystemExit as exiting:  # --help, --version, a signal
+        return exiting.code if isinstance(exiting.code, int) else ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except StreamchatError as error:
         _show_traceback()
-        say(str(error))
+        print_message(str(error))
         return error.exit_code
     except MemoryError:
         _show_traceback()
-        say(OUT_OF_MEMORY)
+        print_message(OUT_OF_MEMORY)
         return ExitCode.MODEL
     except Exception as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             _show_traceback()
-            say(TOO_MANY_FILES)
+            print_message(TOO_MANY_FILES)
             return ExitCode.FAILURE
         import traceback
 
@@ -93,15 +93,15 @@ def _run(argv: list[str]) -> int:
         _show_traceback()
         path = log_crash(traceback.format_exc())
         where = f"the traceback is in {path}" if path else "run again with --debug to see the traceback"
-        say(f"unexpected {type(error).__name__}: {error}; {where}")
+        print_message(f"unexpected {type(error).__name__}: {error}; {where}")
         return ExitCode.FAILURE
 
 
-def say(sentence: str) -> None:
-    """One line on stderr."""
+def print_message(text: str) -> None:
+    """Print one line on stderr."""
     if sys.stderr is not None:
-        with suppress(OSError):  # it may be full as well
-            print(f"streamchat: {one_line(sentence)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # stderr may be full as well
+            print(f"streamchat: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _show_traceback() -> None:
@@ -112,13 +112,13 @@ def _show_traceback() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if "--debug" in argv:  # before anything can fail
+    if "--debug" in argv:  # first, so that it covers every failure
         os.environ["STREAMCHAT_DEBUG"] = "1"
     args = parser.parse(argv)
     if args.command is not None:
         return parser.command(args.command).run(args)
     if args.serve is not None:
-        flags.configuration_of(args)  # what is wrong is said here, and not in each tab
+        flags.configuration_of(args)  # report errors here instead of in each tab
         return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
     if not serve.in_browser(os.environ):
         serve.refuse_without_serve(args.serve_host, args.serve_url, files=args.serve_files)
@@ -129,12 +129,12 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def make_engine(configuration: Configuration, save: bool, session: str | None, agreed_model: str = "") -> ChatEngine:
-    """The engine of a run, not started yet.
+    """Return an engine that is not started yet.
 
     Args:
-        save: The conversation is saved.
-        session: The saved conversation to go on with.
-        agreed_model: The model that the user agreed to load for it.
+        save: Whether the conversation is saved.
+        session: Id of the session to resume.
+        agreed_model: The model that the user agreed to load for that session.
     """
     from streamchat.engine.engine import Engine
     from streamchat.store.store import Store
@@ -143,10 +143,10 @@ def make_engine(configuration: Configuration, save: bool, session: str | None, a
 
 
 def check_model(name: str) -> None:
-    """Look at what is on this machine, before an app opens over it.
+    """Check the local files of a model before the app takes over the screen.
 
     Raises:
-        ModelError: The name means nothing, or its folder is not a model that can be read.
+        ModelError: The name is not a model, or its folder cannot be loaded.
     """
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
@@ -156,16 +156,16 @@ def check_model(name: str) -> None:
         inspect(Path(source.location))
 
 
-def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) -> tuple[str, str]:
-    """What `--resume NAME` means: an id, and the model that the user agreed to load for it, if that needed a question.
+def resolve_session(name: str, configuration: Configuration, *, may_ask: bool) -> tuple[str, str]:
+    """Resolve `--resume NAME` to a session id and to the model that the user agreed to load for it ('' if not asked).
 
     Args:
         name: 'last', or the start of an id.
-        configuration: Of this start.
-        may_ask: The user is at the terminal and can answer.
+        configuration: Settings of this run.
+        may_ask: Whether the user is at a terminal and can answer.
 
     Raises:
-        SessionError: There is none, another process has it open, or its model was not agreed to.
+        SessionError: The session does not exist, is open in another process, or the user rejected its model.
     """
     from streamchat.sessions.settings import foreign_model
     from streamchat.store.lock import SessionLock
@@ -175,7 +175,7 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
         found = store.find(name)
         SessionLock(store.lock_folder, found.id, found.opened_by).release()
     model = foreign_model(configuration, found)
-    if model and not (may_ask and _agrees(found, model)):
+    if model and not (may_ask and _confirm_model(found, model)):
         from streamchat.sessions.settings import foreign_model_notice
 
         sentence = foreign_model_notice(found, model)
@@ -183,8 +183,8 @@ def wanted_session(name: str, configuration: Configuration, *, may_ask: bool) ->
     return found.id, model
 
 
-def _agrees(info: SessionInfo, model: str) -> bool:
-    """Whether the user wants the model that an imported conversation names."""
+def _confirm_model(info: SessionInfo, model: str) -> bool:
+    """Ask whether to load the model that an imported session names."""
     from streamchat.sessions.settings import foreign_model_notice
 
     question = f"{foreign_model_notice(info, model)}. Load it? [y/N] "
@@ -193,16 +193,16 @@ def _agrees(info: SessionInfo, model: str) -> bool:
 
 
 def chat(configuration: Configuration, resume: str | None = None) -> int:
-    """Hold the conversation; returns the exit code.
+    """Run the chat and return the exit code.
 
     Args:
         configuration: All settings.
-        resume: 'last', or the start of a saved conversation's id.
+        resume: 'last', or the start of a session id.
 
     Raises:
-        ConfigError: `stats_json` cannot be written, or the port of the metrics cannot be had.
-        ModelError: The model is on this machine and cannot be read, or its name means nothing.
-        SessionError: There is no such conversation, or another process has it open.
+        ConfigError: `stats_json` cannot be written, or the metrics port cannot be opened.
+        ModelError: The name is not a model, or its local files cannot be loaded.
+        SessionError: The session does not exist, or is open in another process.
     """
     from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
     from streamchat.telemetry import trace
@@ -211,18 +211,18 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     from streamchat.telemetry.stats_log import StatsLog
 
     start_logging()
-    # transformers would write its warnings to the terminal, past the log
+    # Keep warnings of transformers off the terminal.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    face = choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
-    if face != "app" and configuration.local_sentence:  # the app shows it in the conversation
-        say(configuration.local_sentence)
+    front_end = choose_front_end(configuration.settings.plain, sys.stdin, sys.stdout, os.environ)
+    if front_end != "app" and configuration.local_notice:  # the app shows it on its screen
+        print_message(configuration.local_notice)
     session, agreed = None, ""
     if resume is not None:
-        session, agreed = wanted_session(resume, configuration, may_ask=face != "pipe" and sys.stdin.isatty())
+        session, agreed = resolve_session(resume, configuration, may_ask=front_end != "pipe" and sys.stdin.isatty())
     elif not serve.in_browser(os.environ):
         check_model(configuration.settings.model)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
-    save = {"always": True, "never": False, "chats": face != "pipe"}[configuration.settings.save]
+    save = {"always": True, "never": False, "chats": front_end != "pipe"}[configuration.settings.save]
     engine = make_engine(configuration, save or session is not None, session, agreed)
 
     saved_as: str | None = None
@@ -240,13 +240,13 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             saving_works = event.works
 
     engine.subscribe(record)
-    if trace.wanted():
+    if trace.is_enabled():
         engine.subscribe(_mark_start)
     metrics = observe(engine, configuration.settings)
     ended = False
     code: int = ExitCode.INTERRUPTED
     try:
-        code = _run_face(face, engine, configuration)
+        code = _run_front_end(front_end, engine, configuration)
     except KeyboardInterrupt:
         pass
     finally:
@@ -255,21 +255,21 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             metrics.close()
         if stats is not None:
             stats.close()
-    if saved_as is not None and face != "pipe" and not serve.in_browser(os.environ):
+    if saved_as is not None and front_end != "pipe" and not serve.in_browser(os.environ):
         if saving_works:
-            say(f"saved as {saved_as}; streamchat --resume {saved_as} continues it")
+            print_message(f"saved as {saved_as}; resume it with: streamchat --resume {saved_as}")
         else:
-            say(f"the latest turns of {saved_as} were not saved")
+            print_message(f"the latest turns of {saved_as} were not saved")
     if stats is not None and stats.failure:
-        say(stats.failure)
+        print_message(stats.failure)
         code = code or ExitCode.FAILURE
     if not ended:
-        _leave_at_once(code)
+        _exit_now(code)
     return code
 
 
 def _mark_start(event: Event) -> None:
-    """For who measures the start; nobody else subscribes it."""
+    """Record startup trace events; subscribed only by `streamchat bench --startup`."""
     from streamchat.base.events import ModelReady, TextDelta
     from streamchat.telemetry.trace import mark
 
@@ -279,12 +279,12 @@ def _mark_start(event: Event) -> None:
         mark("first token")
 
 
-def _run_face(face: Face, engine: ChatEngine, configuration: Configuration) -> int:
-    if face == "pipe":
+def _run_front_end(front_end: FrontEnd, engine: ChatEngine, configuration: Configuration) -> int:
+    if front_end == "pipe":
         from streamchat.repl.pipe import run_pipe
 
         return run_pipe(engine)
-    if face == "prompt":
+    if front_end == "prompt":
         from streamchat.repl.prompt import run_prompt
 
         return run_prompt(engine, configuration)
@@ -293,8 +293,8 @@ def _run_face(face: Face, engine: ChatEngine, configuration: Configuration) -> i
     return run_app(engine, configuration)
 
 
-def _leave_at_once(code: int) -> None:
-    """End the process although the engine's thread is still inside a long native call, which nothing can interrupt."""
+def _exit_now(code: int) -> None:
+    """Exit the process while the engine thread is still inside a native call that cannot be interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

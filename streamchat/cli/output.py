@@ -1,4 +1,4 @@
-"""How commands that measure show their page, and the flags for that."""
+"""Print the result page of benchmark commands, and the flags for it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
-    """`--charts`, `--out`, `--json`."""
+    """Add `--charts`, `--out` and `--json`."""
     group.add_argument(
         "--charts",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="draw the pictures in the terminal (default: when stdout is one)",
+        help="draw charts in the terminal (default: if stdout is a terminal)",
     )
     group.add_argument(
-        "--out", metavar="DIR", help="write JSON, an HTML page, and pictures (these with matplotlib) into this folder"
+        "--out", metavar="DIR", help="write JSON, an HTML page, and charts (with matplotlib) to this folder"
     )
-    group.add_argument("--json", action="store_true", help="the last line is a JSON object with all figures")
+    group.add_argument("--json", action="store_true", help="print all figures as a JSON object in the last line")
 
 
 def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> None:
-    """Print the page as these flags say; with `folder`, write its files."""
+    """Print the page as the flags ask; with `folder`, also write its files."""
     from streamchat.reports.page import show
 
     charts = sys.stdout.isatty() if args.charts is None else args.charts
-    no_colour = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_colour=no_colour)
+    no_color = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_color=no_color)

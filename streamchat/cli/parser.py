@@ -1,6 +1,6 @@
-"""The argument parser: the chat's flags, the subcommands, and wrong input answered with one sentence.
+"""The argument parser: flags of the chat, subcommands, and one-sentence errors.
 
-Parsing imports neither torch nor Textual: command modules load such things when they run.
+Parsing imports neither torch nor Textual: commands import them when they run.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from streamchat.cli.flags import Subparsers
 from streamchat.cli.serve import HOST, PORT
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
-"""Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in the order of the help."""
+"""Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in help order."""
 
 
 class Command(Protocol):
-    """What a module in `COMMANDS` offers."""
+    """Interface of the modules in `COMMANDS`."""
 
     def add_parser(self, subparsers: Subparsers[Any]) -> Any:
         """Register the command's parser."""
         ...
 
     def run(self, args: argparse.Namespace) -> int:
-        """Carry it out; returns the exit code."""
+        """Run the command and return the exit code."""
         ...
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `ConfigError` instead of printing a usage and leaving."""
+    """An `ArgumentParser` that raises `ConfigError` instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError with argparse's message in our words."""
+        """Raise ConfigError with argparse's message, reworded."""
         if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose from (.*)\)", message):
             word, choices = wrong[1].strip("'\""), re.findall(r"[\w-]+", wrong[2])
-            message = f"{word} is not a command{_did_you_mean(word, choices) or '; there are ' + ', '.join(choices)}"
+            message = f"{word} is not a command{_did_you_mean(word, choices) or '; choose from ' + ', '.join(choices)}"
             if self.prog == "streamchat" and not _did_you_mean(word, choices):
-                message += ", and without one the chat opens"
+                message += ", or give none to start a chat"
         elif stray := re.match(r"unrecognized arguments: (.*)", message):
-            message = f"{stray[1]} does not belong here"
+            message = f"unexpected argument {stray[1]}"
         else:
             message = message.removeprefix("argument ")
         raise ConfigError(message if message.endswith("?") else f"{message}; see {self.prog} --help")
 
 
 class _VersionAction(argparse.Action):
-    """Prints the versions that a bug report needs, without importing the packages."""
+    """Print the versions for bug reports, without importing the packages."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
@@ -62,7 +62,7 @@ class _VersionAction(argparse.Action):
 
 
 def version_text() -> str:
-    """`streamchat 0.1.0 (Python 3.11.9, torch 2.13.0, transformers 5.24.0)`."""
+    """Return `streamchat 0.1.0 (Python 3.11.9, torch 2.13.0, transformers 5.24.0)`."""
     from importlib.metadata import PackageNotFoundError, version
 
     from streamchat import __version__
@@ -78,8 +78,8 @@ def version_text() -> str:
 
 
 def command(name: str) -> Command:
-    """The module of a subcommand."""
-    # Imported late: a command loads what it needs, and the others nothing.
+    """Import and return the module of a subcommand."""
+    # Deferred imports: a command loads only what it needs.
     match name:
         case "bench":
             from streamchat.commands import bench
@@ -121,28 +121,28 @@ def command(name: str) -> Command:
             from streamchat.commands import verify
 
             return verify
-    raise AssertionError(f"there is no command {name}")
+    raise AssertionError(f"unknown command {name}")
 
 
 def build_parser() -> tuple[Parser, Subparsers[Parser]]:
-    """The whole parser and its subparsers."""
+    """Return the complete parser and its subparsers."""
     parser = Parser(
         prog="streamchat",
         usage="streamchat [SETTING ...] [COMMAND ...]",
-        description="A terminal chat that never ends. Without a command it opens the chat: the app on a terminal, "
-        "plain lines in and text out in a pipe.",
-        epilog="Every setting can also be given as STREAMCHAT_NAME in the environment or in a configuration file; "
-        "`streamchat config` shows what is in force and where it came from.",
+        description="A terminal chat that never ends. Without a command it starts a chat: the app on a terminal, plain "
+        "text in a pipe.",
+        epilog="Settings can also be given as STREAMCHAT_NAME in the environment or in a configuration file; "
+        "`streamchat config` prints the settings in use and their origins.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_VersionAction, help="print the versions that matter and exit")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action=_VersionAction, help="print version information and exit")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="last",
         metavar="ID",
-        help="go on with a saved conversation: the last one, or the one whose id begins so (`streamchat sessions`)",
+        help="resume a saved conversation: the last one, or by the start of its id (`streamchat sessions` lists them)",
     )
     parser.add_argument(
         "--serve",
@@ -150,21 +150,21 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         const=PORT,
         type=int,
         metavar="PORT",
-        help=f"show the app in a browser, at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
+        help=f"serve the app to a browser at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
     )
     parser.add_argument(
-        "--serve-host", default=HOST, metavar="HOST", help=f"where to serve it (default: {HOST}, this machine only)"
+        "--serve-host", default=HOST, metavar="HOST", help=f"address to bind (default: {HOST}, this machine only)"
     )
     parser.add_argument(
         "--serve-url",
         default="",
         metavar="URL",
-        help="address that browsers use, if it is another one: a name, or a proxy (https://chat.example.org)",
+        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
     )
     parser.add_argument(
         "--serve-files",
         action="store_true",
-        help="let the browser use files of this machine: @file, /read, /export FILE, /model FOLDER",
+        help="let the browser access files of this machine: @file, /read, /export FILE, /model FOLDER",
     )
     flags.add_setting_flags(parser)
     subparsers = parser.add_subparsers(
@@ -181,14 +181,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line.
 
     Raises:
-        ConfigError: It is wrong; one sentence with a hint.
+        ConfigError: An argument is wrong; one sentence with a hint.
         SystemExit: `--help` or `--version` was printed.
     """
     parser, subparsers = build_parser()
     known: set[str] = set()
     for each in (parser, *_all_below(subparsers)):
         known.update(each._option_string_actions)
-    # Looked for first: argparse would take the value of a mistyped flag for the command.
+    # Check first: argparse would take the value of a misspelled flag for the command.
     for word in argv:
         name = word.partition("=")[0]
         if word == "--":
@@ -199,7 +199,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _all_below(subparsers: Subparsers[Any]) -> Iterator[argparse.ArgumentParser]:
-    """Parsers of commands, and of what these can do."""
+    """Yield the parsers of commands and of their actions."""
     for each in subparsers.choices.values():
         yield each
         for action in each._actions:

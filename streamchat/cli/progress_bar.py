@@ -1,4 +1,4 @@
-"""A progress bar on stderr for long commands; elsewhere than on a terminal, a line now and then."""
+"""A progress bar on stderr for long commands; occasional lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from streamchat.base.sanitize import one_line
 
-LINE_EVERY_S = 30.0
+LINE_INTERVAL_S = 30.0
 
 
 class Bar:
-    """Counts up to `total` units of work, with the time that is left.
+    """Shows progress up to `total` units of work, with the remaining time.
 
     Args:
-        stream: Where it is drawn.
-        total: Of the work, in units that take about the same time.
+        stream: Where to draw.
+        total: Units of work, which should take about the same time each.
     """
 
     def __init__(self, stream: TextIO, total: float) -> None:
         self._stream, self._total, self._done = stream, total, 0.0
         self._progress: Progress | None = None
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
         if stream.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -52,11 +52,11 @@ class Bar:
             self._progress.stop()
 
     def advance(self, what: str, units: float = 0.0) -> None:
-        """`units` more are done, of `what`."""
+        """Add `units` of finished work on `what`."""
         self._done += units
         if self._progress is not None:
             self._progress.update(self._task, description=escape(one_line(what)), advance=units)
-        elif time.monotonic() - self._said > LINE_EVERY_S:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed_at > LINE_INTERVAL_S:
+            self._printed_at = time.monotonic()
             share = f"{100 * self._done / self._total:.0f} %" if self._total else ""
             print(f"streamchat: {one_line(what)} {share}", file=self._stream, flush=True)

@@ -1,4 +1,4 @@
-"""`streamchat --serve`: the app in a browser, through textual-serve. Every tab is a process of its own."""
+"""`streamchat --serve`: the app in a browser, through textual-serve. Each tab is a separate process."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from streamchat.base import child_processes
 from streamchat.base.errors import ConfigError, ExitCode
 
 HOST = "127.0.0.1"
-"""This machine only, unless told otherwise: who opens the page talks to the model and reads the chats."""
+"""This machine only by default: whoever opens the page can use the model and read the chats."""
 PORT = 8000
 WEB_DRIVER = "web_driver"
-"""In TEXTUAL_DRIVER where textual-serve has started this process."""
+"""Part of TEXTUAL_DRIVER if textual-serve started this process."""
 FILES_REFUSED = (
-    "in the browser: it would use files of the machine that streamchat runs on; start streamchat with --serve-files to "
-    "allow it"
+    "in the browser: it would access files of the machine that streamchat runs on; start streamchat with --serve-files "
+    "to allow it"
 )
 
 
 def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
-    """Serve until Ctrl+C; returns the exit code.
+    """Serve until Ctrl+C and return the exit code.
 
     Args:
-        argv: Arguments of each tab's `streamchat`.
-        host: Where to listen.
+        argv: Arguments of the `streamchat` process of each tab.
+        host: Address to bind.
         port: 1 to 65535.
-        url: The address that browsers use, where it is another one.
+        url: The address that browsers use, if different.
 
     Raises:
-        ConfigError: textual-serve is not installed, the port cannot be had, or `url` is no address.
+        ConfigError: textual-serve is not installed, the port cannot be opened, or `url` is not a valid address.
     """
     from streamchat.cli.serve_gate import Gate, checked_url
 
@@ -42,19 +42,19 @@ def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
     except ImportError:
         raise ConfigError("--serve needs textual-serve; install it with: pip install textual-serve") from None
     if not 1 <= port <= 65535:
-        raise ConfigError(f"--serve {port}: a port from 1 to 65535 is wanted")
+        raise ConfigError(f"--serve {port}: the port must be from 1 to 65535")
     gate = Gate(host, port, checked_url(url) if url else "")
-    _try_port(host, port)
+    _check_port(host, port)
     for address in gate.addresses():
         print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
-    print("streamchat: whoever has this address can use it; Ctrl+C ends it", file=sys.stderr, flush=True)
+    print("streamchat: anyone with this address can use it; press Ctrl+C to stop", file=sys.stderr, flush=True)
     with child_processes.safe_environment():
         GuardedServer(tab_command(argv), gate).serve()
     return ExitCode.OK
 
 
 def tab_command(argv: Sequence[str]) -> str:
-    """The shell command of a tab, which starts in a folder of ours and goes on in the current one."""
+    """Return the shell command of a tab: it starts in our own folder, then changes to the current one."""
     command = child_processes.streamchat(argv)
     if os.name == "nt":
         return subprocess.list2cmdline(command)
@@ -62,30 +62,30 @@ def tab_command(argv: Sequence[str]) -> str:
 
 
 def in_browser(environ: Mapping[str, str]) -> bool:
-    """Whether this process is a tab."""
+    """Whether this process is a browser tab."""
     return WEB_DRIVER in environ.get("TEXTUAL_DRIVER", "")
 
 
-def _try_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"--serve {port}: http://{host}:{port} cannot be served ({error.strerror}); take another port"
+                f"--serve {port}: http://{host}:{port} cannot be opened ({error.strerror}); choose another port"
             ) from error
 
 
 def refuse_without_serve(host: str, url: str, *, files: bool) -> None:
-    """Raise ConfigError when a flag of the server was given without `--serve`."""
+    """Raise ConfigError if a flag of the server is given without `--serve`."""
     for flag, is_given in (("host", host != HOST), ("url", bool(url)), ("files", files)):
         if is_given:
-            raise ConfigError(f"--serve-{flag} has no effect without --serve; add --serve, or leave it out")
+            raise ConfigError(f"--serve-{flag} has no effect without --serve; add --serve or remove it")
 
 
 def without_serve(argv: Sequence[str]) -> list[str]:
-    """The arguments without those of the server; `--serve-files` is for the tabs."""
+    """Return the arguments without those of the server; `--serve-files` is kept for the tabs."""
     with_value = ("--serve-host", "--serve-url")
     out: list[str] = []
     skip = False

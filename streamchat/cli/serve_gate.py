@@ -1,7 +1,7 @@
-"""Who may use the page of `--serve`: requests by an expected name, from the page itself, with the token.
+"""Access control of `--serve`: requests need an expected host name, the origin of the page itself, and the token.
 
-The name of the host is checked because a hostile page can have its own name point to this machine (DNS rebinding);
-the origin because any page may open a WebSocket to it; the token because so may any other user and program.
+The host name is checked because a hostile page can point its own name to this machine (DNS rebinding), the origin
+because any page can open a WebSocket to it, and the token because other users and programs can too.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def _new_token() -> str:
 
 @dataclass(frozen=True)
 class Gate:
-    """What is expected of a request."""
+    """Decides which requests are allowed."""
 
     host: str
-    """Where the server listens."""
+    """Address the server binds to."""
     port: int
     url: str = ""
-    """The address that browsers use, if it is another one: `https://chat.example.org`."""
+    """The address that browsers use, if different: `https://chat.example.org`."""
     token: str = field(default_factory=_new_token, repr=False)
 
     def addresses(self) -> list[str]:
-        """Return the addresses to open, without the token."""
+        """Return the addresses to open in a browser, without the token."""
         if self.url:
             return [self.url]
         if not _is_unspecified(self.host):
@@ -41,34 +41,34 @@ class Gate:
         return [f"http://{name}:{self.port}" for name in (loopback, _bracketed(_outer_address()))]
 
     def refusal(self, hosts: list[str], origin: str | None) -> str:
-        """Return why a request is refused; '' if it is not.
+        """Return why a request is refused; '' if it is allowed.
 
         Args:
             hosts: Its `Host` headers.
-            origin: Its `Origin` header. Browsers send one with every WebSocket; who sends none is no page.
+            origin: Its `Origin` header. Browsers send it with every WebSocket; without it the sender is not a page.
         """
         if len(hosts) != 1 or (name := host_name(hosts[0])) is None or not self._is_expected(name):
             return (
-                "this server is not known by the name in the request; open it by the address that it printed, or "
-                "start it with --serve-url and the address that you use"
+                "unknown host name in the request; open the address that the server printed, or start it with "
+                "--serve-url and the address that you use"
             )
         if origin is not None and origin.lower() not in (f"{kind}://{hosts[0].lower()}" for kind in ("http", "https")):
             return "the request comes from another page"
         return ""
 
     def scheme(self, host: str, forwarded: str) -> str:
-        """Return `https` if the browser uses it, through a proxy.
+        """Return `https` if the browser uses it (through a proxy), else `http`.
 
         Args:
             host: The `Host` header.
-            forwarded: The `X-Forwarded-Proto` header. It only decides about the addresses in the sender's own page.
+            forwarded: The `X-Forwarded-Proto` header. It only affects the addresses in the sender's own page.
         """
         if self.url and host_name(host) == urlsplit(self.url).hostname:
             return urlsplit(self.url).scheme
         return "https" if forwarded.lower() == "https" else "http"
 
     def is_token(self, given: str) -> bool:
-        """Compare in constant time."""
+        """Whether `given` is the token, compared in constant time."""
         return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self.token.encode())
 
     def _is_expected(self, name: str) -> bool:
@@ -77,12 +77,12 @@ class Gate:
         address = _address(name)
         if _is_loopback(self.host):
             return address is not None and address.is_loopback
-        # an address is no name, so nobody can have it point here
+        # an IP address cannot be rebound to this machine like a name
         return address is not None or name in (here := socket.gethostname().lower(), f"{here}.local")
 
 
 def checked_url(text: str) -> str:
-    """The value of `--serve-url`, without a slash at its end.
+    """Check the value of `--serve-url` and return it without a trailing slash.
 
     Raises:
         ConfigError: It is neither `http://NAME[:PORT]` nor `https://NAME[:PORT]`.
@@ -134,10 +134,10 @@ def _bracketed(host: str) -> str:
 
 
 def _outer_address() -> str:
-    """The address of this machine in its network; its name where there is none."""
+    """Return the address of this machine in its network, or its name if it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # of no machine; a datagram socket sends nothing here
+            probe.connect(("192.0.2.1", 9))  # reserved address; connecting a datagram socket sends nothing
             return str(probe.getsockname()[0])
         except OSError:
             return socket.gethostname()

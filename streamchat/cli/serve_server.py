@@ -1,4 +1,4 @@
-"""textual-serve's server behind a `Gate`. Importing this needs textual-serve."""
+"""textual-serve's server behind a `Gate`. Importing this module needs textual-serve."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 FONT_SIZE = 16
 HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
-    "Referrer-Policy": "same-origin",  # the page asks for a font elsewhere
+    "Referrer-Policy": "same-origin",  # the page loads a font from another site
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
 
 
 class GuardedServer(Server):
-    """Serves the app to requests with the token, with links to the address that the browser uses.
+    """Serves the app to requests that pass the gate, with links to the address that the browser uses.
 
     Args:
-        command: A shell command, the process of each tab.
-        gate: Who may use it, and where it listens.
+        command: Shell command that each tab runs.
+        gate: Checks requests; also has the address to bind.
     """
 
     def __init__(self, command: str, gate: Gate) -> None:
@@ -37,11 +37,11 @@ class GuardedServer(Server):
         self._cookie = f"streamchat-{gate.port}"  # browsers share cookies between the ports of a host
 
     def initialize_logging(self) -> None:
-        """Log warnings only: lines about requests would show the token."""
+        """Log warnings only: access logs would contain the token."""
         logging.basicConfig(level=logging.WARNING, format="streamchat: %(message)s")
 
     async def on_startup(self, app: web.Application) -> None:
-        """Nothing: the address was printed."""
+        """Do nothing: the address is already printed."""
 
     async def _make_app(self) -> web.Application:
         app: web.Application = await super()._make_app()
@@ -51,17 +51,17 @@ class GuardedServer(Server):
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every route passes here, before a WebSocket is opened and a process started."""
+        """Check every request, before a WebSocket is opened or a process started."""
         if refusal := self._gate.refusal(request.headers.getall("Host", []), request.headers.get("Origin")):
             return _refused(refusal)
         if request.path == "/" and self._gate.is_token(request.query.get("token", "")):
             return self._remember(request)
         if not self._gate.is_token(request.cookies.get(self._cookie, "")):
-            return _refused("open the whole address that `streamchat --serve` printed, with its token")
+            return _refused("open the complete address that `streamchat --serve` printed, with its token")
         return await handler(request)
 
     def _remember(self, request: web.Request) -> web.StreamResponse:
-        """The page again, with the token in a cookie instead of the address, where others would read it."""
+        """Redirect to the page with the token in a cookie: in the address, others could read it."""
         rest = request.rel_url.without_query_params("token")
         response = web.Response(status=303, headers={"Location": str(rest)})
         secure = self._scheme(request) == "https"
@@ -73,7 +73,7 @@ class GuardedServer(Server):
 
     @aiohttp_jinja2.template("app_index.html")
     async def handle_index(self, request: web.Request) -> dict[str, Any]:
-        """The page. Its addresses begin as the one that the browser used."""
+        """Render the page, with addresses that match the one the browser used."""
         scheme, host = self._scheme(request), request.headers["Host"]
         socket_scheme = "wss" if scheme == "https" else "ws"
         return {

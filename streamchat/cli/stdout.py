@@ -1,4 +1,4 @@
-"""A stdout whose write failures can be told apart from all other failures of the system."""
+"""Distinguish failures to write stdout from all other OS errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.base.errors import OutputError
 
 
 class Output:
-    """A text stream that raises `OutputError` when it cannot be written; a closed pipe is `BrokenPipeError` as ever."""
+    """A text stream that raises `OutputError` if it cannot be written; a closed pipe still raises `BrokenPipeError`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -22,20 +22,20 @@ class Output:
         try:
             return self._stream.write(text)
         except OSError as error:
-            raise _told(error) from error
+            raise _as_output_error(error) from error
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Flush the buffer."""
         try:
             self._stream.flush()
         except OSError as error:
-            raise _told(error) from error
+            raise _as_output_error(error) from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _told(error: OSError) -> Exception:
+def _as_output_error(error: OSError) -> Exception:
     if isinstance(error, BrokenPipeError):
         return error
     return OutputError(f"stdout cannot be written ({error.strerror or error}); the output is incomplete")
@@ -43,11 +43,11 @@ def _told(error: OSError) -> Exception:
 
 @contextmanager
 def guarded_output() -> Iterator[None]:
-    """`sys.stdout` is an `Output`. One that was closed by who started the process leads nowhere."""
+    """Replace `sys.stdout` by an `Output`, or by the null device if the parent process closed it."""
     before = sys.stdout
     if before is None:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            sys.stdout = nowhere
+        with open(os.devnull, "w", encoding="utf-8") as null:
+            sys.stdout = null
             yield
         return
     sys.stdout = cast(TextIO, Output(before))
@@ -58,7 +58,7 @@ def guarded_output() -> Iterator[None]:
 
 
 def drop_output() -> None:
-    """Lead stdout nowhere from now on: Python would complain once more when it flushes at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Redirect stdout to the null device: Python would report the error again when it flushes at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

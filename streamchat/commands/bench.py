@@ -1,4 +1,4 @@
-"""`streamchat bench`: speed beside other ways, how the app feels, and what resuming costs, in figures."""
+"""`streamchat bench`: measure speed against other methods, app latency, startup and resuming."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure speed and memory beside other ways, the app, and resuming",
-        description="Measure on this machine, in one run and with one loaded model. By default the ways to hold a long "
-        "conversation side by side: streamchat, transformers' generate with a growing cache, the whole history read "
-        "again at each turn, the window read again for each token, and a hook that cuts keys and leaves positions "
-        "alone. --ui: the delay from a key to the screen while a reply streams (p50, p95), the decode speed in the app "
-        "against headless, and the processor time of drawing. --startup: first paint, ready model, first token. "
-        "--resume: putting a saved cache back, against reading its tokens again.",
+        help="measure speed and memory against other methods, the app, startup and resuming",
+        description="Benchmark on this machine with one loaded model. By default compares ways of handling a long "
+        "conversation: streamchat, transformers' generate with a growing cache, prefill of the whole history at each "
+        "turn, prefill of the window for each token, and a hook that crops keys without correcting positions. "
+        "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
+        "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
+        "--resume: restoring a saved cache compared with prefilling its tokens.",
     )
     flags.add_setting_flags(parser, SETTINGS)
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
     what.add_argument("--ui", action="store_true", help="measure the app")
-    what.add_argument("--startup", action="store_true", help="measure starting, from the command to the first token")
+    what.add_argument("--startup", action="store_true", help="measure startup, from the command to the first token")
     what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
-    own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one to warm up (default: 5)")
-    compare.add_flags(parser.add_argument_group("side by side"))
+    own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
+    compare.add_flags(parser.add_argument_group("comparison"))
     own.add_argument(
-        "--max-new-tokens", default="128", metavar="TOKENS", help="length of a reply with --ui (default: 128)"
+        "--max-new-tokens", default="128", metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
     )
     add_output_flags(own)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        ConfigError: Nothing was asked for, or a number is wrong.
-        ModelError: The model cannot be had, or cannot stream.
-        StreamchatError: A reply failed, or was too short to be measured.
+        ConfigError: An argument is wrong.
+        ModelError: The model cannot be loaded, or cannot stream.
+        StreamchatError: A reply failed, or was too short to measure.
     """
     if args.rounds < 1:
         raise ConfigError(f"--rounds {args.rounds} must be at least 1")
@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
         elif args.ui or args.resume:
             from streamchat.conversation.assemble import load_from_settings
 
-            # In a thread that ends, as the engines' do: where the threads of two pools are more than there are cores,
-            # OpenMP lets them sleep at each barrier, which makes a token three times as slow.
-            with ThreadPoolExecutor(1) as elsewhere:
-                loaded = elsewhere.submit(load_from_settings, configuration, progress).result()
+            # In a thread that ends, like an engine's: if two OpenMP pools have more threads than there are cores,
+            # they sleep at each barrier, which makes decoding three times slower.
+            with ThreadPoolExecutor(1) as executor:
+                loaded = executor.submit(load_from_settings, configuration, progress).result()
             figures, text = (_ui if args.ui else _resume)(configuration, loaded, args.rounds, progress)
         else:
             page, folder = compare.measure(args, configuration, progress)
@@ -94,7 +94,7 @@ def _startup(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
 def _ui(
     configuration: Configuration, loaded: LoadedModel, rounds: int, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    from streamchat.benchmarks.app import measure_ui  # late: it needs Textual
+    from streamchat.benchmarks.app import measure_ui  # deferred: needs Textual
 
     figures = measure_ui(configuration, lambda *_: loaded, rounds, progress)
     text = (
@@ -115,14 +115,14 @@ def _resume(
     from streamchat.benchmarks.resume import TRANSCRIPT_TURNS, measure_resume
 
     figures = measure_resume(configuration, loaded, rounds, progress)
-    same = "equal to the bit" if figures.same_logits else "NOT equal"
+    same = "bit-identical" if figures.same_logits else "NOT identical"
     text = (
         f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.tokens} tokens in the cache, "
         f"{figures.rounds} rounds\n"
         f"saving           {figures.save_ms:.0f} ms, {human_bytes(figures.snapshot_bytes)}\n"
         f"resuming         {figures.resume_ms:.0f} ms; the next logits are {same}\n"
-        f"reading it again {figures.prefill_ms:.0f} ms\n"
+        f"prefill          {figures.prefill_ms:.0f} ms\n"
         f"ratio            {figures.ratio:.1f}\n"
-        f"the transcript   {figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns, beside that"
+        f"the transcript   {figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns, in addition"
     )
     return figures.as_dict(), text

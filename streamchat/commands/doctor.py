@@ -1,4 +1,4 @@
-"""`streamchat doctor`: what is installed, what this machine can do, where files are, and what a chat would use."""
+"""`streamchat doctor`: report on the installation, the machine, files, and what a chat would use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from streamchat.base.errors import ExitCode, StreamchatError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.cli import flags
-from streamchat.cli.front_ends import choose_face
+from streamchat.cli.front_ends import choose_front_end
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
@@ -49,15 +49,17 @@ OPTIONAL = {
     "llama-cpp-python": "bench --peers",
 }
 Rows = dict[str, Any]
+LABELS = {"face": "front end"}
+"""How keys of the JSON report are displayed, if differently."""
 
 
 @dataclass
 class Report:
-    """What was found: sections of rows, and what is wrong."""
+    """HealthReport: sections of rows, and problems."""
 
     sections: dict[str, Rows] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """A sentence each."""
+    """One sentence each."""
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -65,16 +67,16 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="print versions, device, terminal, files, and what a chat would use",
-        description="Look at the installation and at this machine: versions, devices and number formats, the terminal, "
-        "where files are and how large, and which model a chat would use, on which device, and why. Nothing is fetched "
-        "or loaded. Exit code 1 where something is wrong.",
+        description="Check the installation and this machine: versions, devices and dtypes, the terminal, location and "
+        "size of files, and which model and device a chat would use and why. Nothing is fetched or loaded. Exit code 1 "
+        "if there is a problem.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     flags.add_setting_flags(parser, ("model", "device", "dtype", "cache_size", "plain"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code."""
+    """Run the command and return the exit code."""
     report = examine(args)
     text = json.dumps({**report.sections, "problems": report.problems}, indent=1) if args.json else as_text(report)
     sys.stdout.write(printable(text) + "\n")
@@ -82,16 +84,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(args: argparse.Namespace) -> Report:
-    """Look at everything. A part that fails is named among the problems and the others are there all the same."""
+    """Run all checks. A check that fails is reported as a problem; the others still run."""
     report = Report()
     configuration = Configuration()
 
-    def part(name: str, look: Callable[[Report], Rows]) -> None:
+    def section(name: str, check: Callable[[Report], Rows]) -> None:
         try:
-            report.sections[name] = look(report)
+            report.sections[name] = check(report)
         except StreamchatError as error:
             report.problems.append(f"{name}: {error}")
-        except Exception as error:  # whatever is broken, the rest must be seen
+        except Exception as error:  # whatever is broken, the rest is still shown
             report.problems.append(f"{name}: {type(error).__name__}: {error}")
 
     def settings(report: Report) -> Rows:
@@ -99,42 +101,42 @@ def examine(args: argparse.Namespace) -> Report:
         configuration = flags.configuration_of(args, announce=False)
         return _settings(configuration, flags.config_file_of(args))
 
-    part("versions", _versions)
-    part("settings", settings)
-    part("device", _device)
-    part("terminal", lambda report: _terminal(configuration))
-    part("files", _files)
-    part("chat", lambda report: _chat(configuration))
+    section("versions", _versions)
+    section("settings", settings)
+    section("device", _device)
+    section("terminal", lambda report: _terminal(configuration))
+    section("files", _files)
+    section("chat", lambda report: _chat(configuration))
     return report
 
 
 def as_text(report: Report) -> str:
-    """The report for people."""
+    """Format the report for people."""
     lines: list[str] = []
     for name, rows in report.sections.items():
         lines += [name, *(_row(label, value) for label, value in rows.items()), ""]
-    lines += [f"problem: {problem}" for problem in report.problems] or ["no problem found"]
+    lines += [f"problem: {problem}" for problem in report.problems] or ["no problems found"]
     return "\n".join(lines)
 
 
 def _row(label: str, value: Any) -> str:
-    return f"  {label.removesuffix(' bytes'):<18} {_in_words(label, value)}".rstrip()
+    return f"  {LABELS.get(label, label).removesuffix(' bytes'):<18} {_format_value(label, value)}".rstrip()
 
 
-def _in_words(label: str, value: Any) -> str:
+def _format_value(label: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and label.endswith("bytes"):
         return human_bytes(value)
     if isinstance(value, dict) and "path" in value:
-        size = f"  ({human_bytes(value['bytes'])})" if value["bytes"] is not None else "  (not there yet)"
+        size = f"  ({human_bytes(value['bytes'])})" if value["bytes"] is not None else "  (does not exist yet)"
         return f"{value['path']}{size}"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "" if value is None else str(value)
 
 
-# --- the parts --------------------------------------------------------------------------------------------------
+# --- the sections --------------------------------------------------------------------------------------------------
 
 
 def _versions(report: Report) -> Rows:
@@ -146,12 +148,12 @@ def _versions(report: Report) -> Rows:
             rows[package] = f"not installed (for {OPTIONAL[package]})" if package in OPTIONAL else "not installed"
             if package not in OPTIONAL:
                 report.problems.append(f"{package} is not installed; install streamchat again with pip")
-    report.problems += _outside_their_range()
+    report.problems += _unsupported_versions()
     return rows
 
 
-def _outside_their_range() -> list[str]:
-    """Packages of other versions than those that streamchat was tested with."""
+def _unsupported_versions() -> list[str]:
+    """Return a problem for each package whose version streamchat does not support."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -162,21 +164,21 @@ def _outside_their_range() -> list[str]:
         try:
             found = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
-            continue  # told above
+            continue  # reported above
         if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found} is installed, and streamchat wants {wanted.specifier}")
+            wrong.append(f"{wanted.name} {found} is installed, but streamchat needs {wanted.specifier}")
     return wrong
 
 
 def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
     file = configuration.file
     rows: Rows = {"file": str(file) if file else f"none; {loader.user_file()} would be read"}
-    if configuration.local_sentence:
-        rows["./config.toml"] = configuration.local_sentence
+    if configuration.local_notice:
+        rows["./config.toml"] = configuration.local_notice
     for name in setting_fields():
         value = getattr(configuration.settings, name)
         if value != default_of(name):
-            rows[name] = f"{value}  (from {configuration.place(name)})"
+            rows[name] = f"{value}  (from {configuration.origin(name)})"
     return rows
 
 
@@ -202,13 +204,13 @@ def _device(report: Report) -> Rows:
         rows[name] = f"{about.name}, {_free_of(devices.free_memory(name), about.total_memory)}"
         rows[f"bfloat16 on {name}"] = devices.choose_dtype("auto", name)[0] == "bfloat16"
     if torch.backends.mps.is_available():
-        # what Apple recommends to use at most, of memory that is shared with the CPU
+        # the maximum that Apple recommends, of memory shared with the CPU
         rows["mps"] = _free_of(devices.free_memory("mps"), torch.mps.recommended_max_memory())
     return rows
 
 
 def _processors() -> str:
-    """Those that streamchat uses, and why not all."""
+    """Describe how many processors streamchat uses, and why not all."""
     from streamchat.base.processors import allowed_processors, processor_quota, usable_processors
 
     usable, there, quota = usable_processors(), os.cpu_count() or 1, processor_quota()
@@ -216,19 +218,19 @@ def _processors() -> str:
     if allowed_processors() < there:
         reasons.append(f"may run on {allowed_processors()}")
     if quota is not None and quota < allowed_processors():
-        reasons.append(f"has time for {quota:g} (cgroup)")
+        reasons.append(f"has a quota of {quota:g} (cgroup)")
     return f"{usable} of {there}: this process {' and '.join(reasons)}" if reasons else str(usable)
 
 
 def _kernels() -> str:
-    """What computes a new token on the CPU. Looks only: they are compiled when a model is loaded."""
+    """Describe the CPU decode kernels. They are compiled when a model is loaded, not here."""
     from streamchat.kernels import build
 
     try:
         compiler, made = build.find_compiler(), build.library_path()
     except build.KernelsUnavailableError as error:
-        return f"PyTorch's: {error}"
-    return f"compiled, {made}" if made.is_file() else f"to be compiled by {compiler[0]} at the first start"
+        return f"PyTorch: {error}"
+    return f"compiled, {made}" if made.is_file() else f"compiled by {compiler[0]} at the first start"
 
 
 def _free_of(free: int | None, total: int) -> str:
@@ -239,17 +241,17 @@ def _terminal(configuration: Configuration) -> Rows:
     size = shutil.get_terminal_size()
     variables = ("TERM", "COLORTERM", "NO_COLOR", "TMUX", "SSH_CONNECTION", "LC_ALL", "LC_CTYPE", "LANG")
     rows: Rows = {
-        "stdin": _end(sys.stdin),
-        "stdout": _end(sys.stdout),
+        "stdin": _stream_kind(sys.stdin),
+        "stdout": _stream_kind(sys.stdout),
         "size": f"{size.columns} x {size.lines}",
         "encoding": f"{getattr(sys.stdout, 'encoding', None)} (locale {locale.getpreferredencoding(False)})",
-        "face": choose_face(configuration.settings.plain, sys.stdin, sys.stdout, os.environ),
+        "face": choose_front_end(configuration.settings.plain, sys.stdin, sys.stdout, os.environ),
     }
     return rows | {name: os.environ[name] for name in variables if os.environ.get(name)}
 
 
-def _end(stream: IO[str] | None) -> str:
-    return "terminal" if stream is not None and stream.isatty() else "no terminal"
+def _stream_kind(stream: IO[str] | None) -> str:
+    return "terminal" if stream is not None and stream.isatty() else "not a terminal"
 
 
 def _files(report: Report) -> Rows:
@@ -261,12 +263,12 @@ def _files(report: Report) -> Rows:
 
     database, snapshots = database_path(), paths.data_dir() / "snapshots"
     rows: Rows = {
-        "models": _place(models_dir()),
-        "hub cache": _place(hub_cache_dir()),
-        "conversations": _place(database),
-        "saved caches": _place(snapshots),
-        "log": _place(log_path()),
-        "replays": _place(paths.state_dir() / "runs"),
+        "models": _path_and_size(models_dir()),
+        "hub cache": _path_and_size(hub_cache_dir()),
+        "conversations": _path_and_size(database),
+        "saved caches": _path_and_size(snapshots),
+        "log": _path_and_size(log_path()),
+        "replays": _path_and_size(paths.state_dir() / "runs"),
     }
     for folder in (paths.cache_dir(), paths.data_dir(), paths.state_dir()):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
@@ -279,8 +281,8 @@ def _files(report: Report) -> Rows:
     return rows
 
 
-def _place(path: Path) -> dict[str, Any]:
-    """A path and how many bytes are in it; None where nothing is there."""
+def _path_and_size(path: Path) -> dict[str, Any]:
+    """Return a path and its size in bytes, None if it does not exist."""
     if not path.exists():
         return {"path": str(path), "bytes": None}
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
@@ -292,7 +294,7 @@ def _existing(path: Path) -> Path:
 
 
 def _chat(configuration: Configuration) -> Rows:
-    """What `streamchat` would use now, and why."""
+    """Describe what `streamchat` would use now, and why."""
     from streamchat.models import device as devices
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
@@ -306,11 +308,11 @@ def _chat(configuration: Configuration) -> Rows:
         device = devices.device_with_room(contents.parameters, dtype, source.name)
     where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
     rows: Rows = {
-        "model": f"{source.name} ({', '.join(_once(settings.model, configuration.place('model')))})",
+        "model": f"{source.name} ({', '.join(_model_and_origin(settings.model, configuration.origin('model')))})",
         "from": where,
-        "device": f"{device} ({_why(configuration, 'device', f'the best of {here}')})",
-        "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast there')})",
-        "cache": f"{plural(settings.cache_size, 'token')} ({configuration.place('cache_size')})",
+        "device": f"{device} ({_why(configuration, 'device', f'best of {here}')})",
+        "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast on this device')})",
+        "cache": f"{plural(settings.cache_size, 'token')} ({configuration.origin('cache_size')})",
     }
     if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
@@ -320,12 +322,12 @@ def _chat(configuration: Configuration) -> Rows:
     return rows
 
 
-def _once(name: str, place: str) -> list[str]:
-    """The model as asked for and where; nobody asked for the default."""
-    return [place] if place == "the default" else [name, place]
+def _model_and_origin(name: str, origin: str) -> list[str]:
+    """Return the requested model and its origin; only the origin for the default."""
+    return [origin] if origin == "the default" else [name, origin]
 
 
 def _why(configuration: Configuration, name: str, automatic: str) -> str:
     if getattr(configuration.settings, name) == "auto":
         return f"auto: {automatic}"
-    return f"from {configuration.place(name)}"
+    return f"from {configuration.origin(name)}"

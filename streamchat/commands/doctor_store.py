@@ -1,4 +1,4 @@
-"""What `streamchat doctor` says about the database of conversations. Read-only; nothing is migrated."""
+"""Database checks of `streamchat doctor`. Read-only; nothing is migrated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streamchat.store.users import lock_folder
 
 
 def examine_database(problems: list[str]) -> dict[str, Any]:
-    """Return rows about the database; adds a sentence to `problems` for each fault."""
+    """Return rows about the database; append one sentence per fault to `problems`."""
     database = database_path()
     rows: dict[str, Any] = {}
     if database.exists():
@@ -30,41 +30,41 @@ def examine_database(problems: list[str]) -> dict[str, Any]:
 
 
 def _state(database: Path, problems: list[str]) -> str:
-    if not Path(f"{database}-wal").exists():  # looked at before anything here opens it
+    if not Path(f"{database}-wal").exists():  # checked before this process opens the database
         problems += [
-            f"a running streamchat has the conversation {session} open, but {database}-wal was deleted: what it saves "
-            "is lost; copy what you need from its screen and quit it"
-            for session in _held(database)
+            f"a running streamchat has the session {session} open, but {database}-wal was deleted: new turns are lost; "
+            "copy what you need from its screen and quit it"
+            for session in _open_sessions(database)
         ]
     try:
         findings = examine(database)
     except StoreError as error:
         problems.append(str(error))
-        return "cannot be used"
+        return "unusable"
     if not findings.problems:
         if not findings.sessions and (lost := empty_database_notice(database)):
             problems.append(lost)
-        return f"sound, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
+        return f"intact, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"
 
 
 def _advice(database: Path, problems: list[str]) -> str:
     if is_repairable(problems):
-        return "`streamchat sessions repair` makes its indexes again from the messages"
+        return "`streamchat sessions repair` rebuilds its indexes from the messages"
     if (backup := newest_sound_backup(database)) is not None:
-        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and puts that backup in its place"
-    return "copy it to a safe place, then move it away so that a new one is begun"
+        return f"`streamchat sessions restore-backup {backup.name}` moves it aside and restores that backup"
+    return "copy it to a safe place, then move it aside so that a new one is created"
 
 
-def _held(database: Path) -> list[str]:
-    """Return the ids of the conversations that a running process has open."""
-    held = []
+def _open_sessions(database: Path) -> list[str]:
+    """Return the ids of the sessions that a running process has open."""
+    found = []
     for file in sorted(lock_folder(database).glob("*.lock")):
         if file.name.startswith(database.name):
-            continue  # of the database itself
+            continue  # the lock of the database itself
         try:
             SessionLock(lock_folder(database), file.stem, patience_s=0).release()
         except SessionError:
-            held.append(file.stem)
-    return held
+            found.append(file.stem)
+    return found

@@ -1,4 +1,4 @@
-"""`streamchat models [NAME]`: what can be loaded, what is here, and what a name means."""
+"""`streamchat models [NAME]`: list models that can be loaded, or explain what a name means."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from streamchat.models.staging import models_dir, read_manifest
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Declare the command."""
+    """Register the command."""
     parser = subparsers.add_parser(
         "models",
-        help="list the models that can be loaded, or say what a name means",
-        description="List the models that can be loaded and say which are here; with NAME, say what that name means. "
+        help="list the models that can be loaded, or explain a model name",
+        description="List the models that can be loaded and which are here; with NAME, explain that name. "
         "Nothing is fetched.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
@@ -38,10 +38,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the answer to stdout; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        ModelError: NAME is nothing that can be loaded.
+        ModelError: NAME is not a model that can be loaded.
     """
     if args.name:
         report = describe(args.name)
@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = inventory()
         text = _inventory_text(report)
-    # names of folders and files may hold anything
+    # names of folders and files may contain control characters
     sys.stdout.write((json.dumps(report, indent=1) if args.json else printable(text)) + "\n")
     return 0
 
 
 def inventory() -> dict[str, Any]:
-    """Everything that `--model` can name: what is here, and the aliases."""
+    """Return everything `--model` can name: local models and aliases."""
     here = cached_models()
     ready = {model.repo_id for model in here}
     return {
@@ -99,7 +99,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What `name` means, where that is, and what loading it would fetch."""
+    """Return what `name` means, its location, and what loading it would fetch."""
     source = resolve(name)
     if source.kind == "folder":
         inspect(Path(source.location))
@@ -121,7 +121,7 @@ def _to_do(source: Source) -> str | None:
         from streamchat.models.gguf.convert import copy_folder
 
         if read_manifest(copy_folder(Path(source.location))) is None:
-            return "convert it once; the copy goes to " + str(models_dir())
+            return f"convert it once; the copy goes to {models_dir()}"
     if source.kind == "hub":
         return f"fetch its config, tokenizer and safetensors from {endpoint()} into {hub_cache_dir()}"
     return None
@@ -139,7 +139,7 @@ _KINDS = {
 def _describe_text(report: dict[str, Any]) -> str:
     what = _KINDS[report["kind"]]
     if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
-        what = "the form of a Hub id; whether there is such a model is found out when it is fetched"
+        what = "a valid Hub id; whether the model exists shows when it is fetched"
         what += "" if report["here"] else catalogue.did_you_mean(report["name"])
     rows = [("model", report["model"]), ("what", what)]
     if report["id"]:
@@ -157,22 +157,22 @@ def _inventory_text(report: dict[str, Any]) -> str:
     state = (
         f"here, {human_bytes(default['bytes'])} on disk"
         if default["here"]
-        else f"to be fetched: {human_bytes(default['download_bytes'])}"
+        else f"not fetched yet: {human_bytes(default['download_bytes'])}"
     )
     lines = ["Bundled model", f"  {'default':<22}{default['name']}  ({state})", ""]
     if report["converted"]:
         lines.append("Converted GGUF files (sizes on disk)")
         for model in report["converted"]:
-            gone = "" if model["source_here"] else "  (file gone)"
+            gone = "" if model["source_here"] else "  (file missing)"
             lines.append(f"  {model['name']:<38}{human_bytes(model['bytes']):>9}{gone}")
             lines.append(f"    {model['source']}")
         lines.append("")
     lines.append(f"Local Hub cache ({hub_cache_dir()}; sizes on disk)")
     lines += [f"  {model['id']:<50}{human_bytes(model['bytes']):>9}" for model in report["hub_cache"]]
     if not report["hub_cache"]:
-        lines.append("  no causal language model")
+        lines.append("  no causal language models")
     lines += ["", "Aliases (fetched from the Hub on first use)"]
     for row in report["aliases"]:
         lines.append(f"  {row['alias']:<22}{row['id']:<42}{'here' if row['here'] else ''}".rstrip())
-    lines += ["", "--model also takes any Hub id (owner/name), a model folder or a .gguf file."]
+    lines += ["", "--model also accepts any Hub id (owner/name), a model folder or a .gguf file."]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`streamchat monitor [SESSION|RUN]`: look at a running or finished chat or replay from another terminal."""
+"""`streamchat monitor [SESSION|RUN]`: watch a running or finished chat or replay from another terminal."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     parser = subparsers.add_parser(
         "monitor",
         help="watch a running or finished chat or replay from another terminal",
-        description="The status panel of a chat or a replay in another process: live figures, history since its start, "
-        "violations of a replay. It only reads. Without a name the one that is running, or was last.",
+        description="The status panel of a chat or replay in another process: live figures, history since its start, "
+        "and violations of a replay. Read-only. Defaults to the running conversation, else the most recent.",
     )
     parser.add_argument(
-        "name", nargs="?", metavar="SESSION|RUN", help="an id, the start of one, or the folder of a run"
+        "name", nargs="?", metavar="SESSION|RUN", help="a session id, the start of one, or the folder of a replay"
     )
-    parser.add_argument("--list", action="store_true", help="list what can be watched")
-    parser.add_argument("--once", action="store_true", help="print the figures of this moment and leave")
-    parser.add_argument("--json", action="store_true", help="with --once: one JSON object")
+    parser.add_argument("--list", action="store_true", help="list the sessions and replays that can be watched")
+    parser.add_argument("--once", action="store_true", help="print the current figures and exit")
+    parser.add_argument("--json", action="store_true", help="print the current figures as one JSON object and exit")
     flags.add_setting_flags(parser, ("theme",))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        SessionError: There is nothing of that name.
+        SessionError: No session or replay has that name.
         StoreError: The store cannot be read.
     """
     if args.list:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.once or args.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _once(what, args.json)
     configuration = flags.configuration_of(args, announce=False)
-    from streamchat.tui.monitor import run_monitor  # late: the other forms of this command need no Textual
+    from streamchat.tui.monitor import run_monitor  # deferred: only this form needs Textual
 
     return run_monitor(what, configuration.settings.theme)
 
@@ -58,7 +58,7 @@ def _what(name: str | None) -> MonitoredSession:
         return find_monitored(name)
     found = monitored_sessions(limit=1)
     if not found:
-        raise SessionError("nothing can be watched yet; `streamchat` or `streamchat replay` begins something")
+        raise SessionError("nothing to watch yet; start `streamchat` or `streamchat replay`")
     return found[0]
 
 
@@ -85,7 +85,7 @@ def _once(what: MonitoredSession, as_json: bool) -> int:
         ("conversation", f"{info.title} ({watcher.session.name})"),
         ("state", "running" if watcher.session.running else "not running"),
         ("model", f"{info.model_name} ({info.dtype})"),
-        ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens read, {board.new_tokens:,} written)"),
+        ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens prefilled, {board.new_tokens:,} generated)"),
         (
             "cache",
             f"{cache.length:,} / {plural(cache.cache_size, 'token')}, {compressions}",

@@ -1,4 +1,4 @@
-"""`streamchat ppl`: perplexity of texts under several ways to bound the cache."""
+"""`streamchat ppl`: perplexity of texts under several cache policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_least
+from streamchat.cli.scoring import add_text_flags, require_at_least
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
@@ -26,11 +26,11 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "ppl",
-        help="perplexity of texts under several ways to bound the cache",
-        description="Score texts token by token, each given what the cache holds before it, under each policy: dense "
-        "(a growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens: streamchat), "
-        "no-rerotation (the same tokens, with positions left to the cache's new length: the classic mistake), "
-        "recompute (the latest tokens read again without a cache).",
+        help="measure perplexity of texts under several cache policies",
+        description="Score texts token by token, each conditioned on the cached tokens, under each policy: dense (a "
+        "growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens, as in streamchat), "
+        "no-rerotation (the same tokens without correcting positions, the classic mistake), recompute (prefill of the "
+        "latest tokens without a cache).",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
@@ -43,18 +43,18 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         f"(default: {DEFAULT_POLICIES})",
     )
     own.add_argument(
-        "--cache-size", default="512", metavar="TOKENS", help="budget of policies that name none (default: 512)"
+        "--cache-size", default="512", metavar="TOKENS", help="budget of policies that do not name one (default: 512)"
     )
-    own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens of a row of the table (default: 1/8)")
+    own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens per row of the table (default: 1/8)")
     add_output_flags(own)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        ConfigError: A policy, a size or a file is wrong, or it would not fit into memory.
-        ModelError: The model cannot be had, or cannot stream.
+        ConfigError: A policy, size or file is invalid, or the run would not fit into memory.
+        ModelError: The model cannot be loaded, or cannot stream.
     """
     from streamchat.benchmarks.policies import parse_policies
     from streamchat.benchmarks.texts import read_documents
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     configuration = flags.configuration_of(args)
     settings = configuration.settings
-    require_least(args, max_tokens=0, chunk=1, segment=0)
+    require_at_least(args, max_tokens=0, chunk=1, segment=0)
     policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
     documents = read_documents(args.files)
     folder = None if args.out is None else prepare_folder(args.out)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             device=settings.device,
             dtype=settings.dtype,
             attention=settings.attention,
-            # policies are compared on the model itself, unless packed weights are what is asked about
+            # policies are compared on the original model unless quantized weights are requested
             weights=settings.weights if configuration.is_explicit("weights") else "native",
             kernels=settings.kernels,
             progress=progress,
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tokens(documents: Sequence[Document], loaded: LoadedModel, most: int) -> tuple[list[Tokens], list[str]]:
-    """The documents that can be scored, and what the reader should know."""
+    """Return the documents that can be scored, and notes about the others."""
     from streamchat.benchmarks.texts import tokenize
 
     tokens: list[Tokens] = []
@@ -135,14 +135,12 @@ def _score(
         )
     context = context_length(model.config)
     if context is not None and longest > context and any(policy.kind == "dense" for policy in policies):
-        notes.append(
-            f"{loaded.name} was made for {context:,} tokens; dense goes beyond that from token {context:,} on."
-        )
+        notes.append(f"{loaded.name} was trained for {context:,} tokens; dense exceeds that from token {context:,} on.")
     work = sum(len(each.ids) for each in tokens) * len(policies)
     results: list[ppl.ScoredDocument] = []
     stopped = False
     try:
-        # chunks of many tokens would use the model's own weights
+        # larger chunks would use the native weights
         with quiet(), always_quantized(model), Bar(sys.stderr, work) as bar:
             scored = ppl.score_all(
                 model,
@@ -158,7 +156,7 @@ def _score(
     if stopped:
         if not results:
             raise KeyboardInterrupt
-        notes.append("Stopped before all was scored: policies and documents that are missing were not finished.")
+        notes.append("Stopped early: missing policies and documents were not finished.")
     notes += _unscorable(results)
     about = {
         "command": "ppl",
@@ -170,9 +168,9 @@ def _score(
         "attention": attention,
         "chunk": args.chunk,
     }
-    packed = f", {loaded.weights} weights" if loaded.weights != "native" else ""
-    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{packed}"
-    heading = f"{where}, {args.chunk} tokens a forward where there is a budget"
+    precision = f", {loaded.weights} weights" if loaded.weights != "native" else ""
+    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{precision}"
+    heading = f"{where}, {args.chunk} tokens per forward pass for bounded policies"
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), about, heading, notes), args, folder)
     return ExitCode.INTERRUPTED if stopped else ExitCode.OK
@@ -180,8 +178,8 @@ def _score(
 
 def _unscorable(results: Sequence[Any]) -> list[str]:
     return [
-        f"{result.policy.name}, {result.document.name}: {result.scores.unscorable:,} tokens could not be scored (no "
-        "position is left for them, or the model gave no number)."
+        f"{result.policy.name}, {result.document.name}: {result.scores.unscorable:,} tokens could not be scored (out "
+        "of positions, or the model returned NaN or inf)."
         for result in results
         if result.scores.unscorable
     ]

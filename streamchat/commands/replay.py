@@ -1,4 +1,4 @@
-"""`streamchat replay FILE...`: scripted conversations through the living cache, every turn checked, and a report."""
+"""`streamchat replay FILE...`: run scripted conversations through one cache, check every turn, and write a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.base.formatting import plural, whole_number
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
@@ -30,11 +30,21 @@ if TYPE_CHECKING:
     from streamchat.replay.invariants import Violation
     from streamchat.replay.run import Run, RunFolder
 
-KEPT = ("files", "format", "strict", "fresh", "teacher_forced", "repeat", "duration", "max_turns", "max_drift")
-"""Arguments that `--resume-run` takes from the run it goes on with."""
+SAVED_ARGUMENTS = (
+    "files",
+    "format",
+    "strict",
+    "fresh",
+    "teacher_forced",
+    "repeat",
+    "duration",
+    "max_turns",
+    "max_drift",
+)
+"""Arguments that `--resume-run` takes from the resumed run."""
 
-ACCOUNT_EVERY = 25
-"""Turns between two writes of what the invariants found."""
+SAVE_STATE_EVERY = 25
+"""Turns between two writes of the state of the invariants."""
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -42,34 +52,38 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     parser = subparsers.add_parser(
         "replay",
         help="run scripted conversations through the cache, check every turn, and write a report",
-        description="Say what the files say, turn by turn, in one endless conversation; check after every turn that "
-        "the cache is what it should be, that memory stays, and that nothing gets slower; write report.json, "
-        "report.html and turns.jsonl. Exit code 0 if everything held, 4 if something did not.",
+        description="Replay the scripted turns in one endless conversation; check after every turn that the cache is "
+        "correct, that memory does not grow, and that nothing gets slower; write report.json, report.html and "
+        "turns.jsonl. Exit code 0 if all invariants hold, 4 if one does not.",
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="scripts: conversations, MT-Bench, messages or text")
     own = parser.add_argument_group("replay")
     own.add_argument(
-        "--format", choices=FORMATS, default="auto", help="of the files; auto looks at them (default: auto)"
+        "--format", choices=FORMATS, default="auto", help="format of the files; auto detects it (default: auto)"
     )
-    own.add_argument("--strict", action="store_true", help="a line that cannot be used ends the run before it begins")
-    own.add_argument("--fresh", action="store_true", help="a new conversation for every record of a script")
     own.add_argument(
-        "--teacher-forced", action="store_true", help="feed the answers of the script in place of generating some"
+        "--strict", action="store_true", help="fail at the start if a line is invalid, instead of skipping it"
     )
-    own.add_argument("--repeat", default="1", metavar="N", help="go through the files so often, or 'forever'")
-    own.add_argument("--duration", metavar="TIME", help="begin no turn after 90s, 30m, 8h, 2d")
-    own.add_argument("--max-turns", type=int, metavar="N", help="end after so many turns")
+    own.add_argument("--fresh", action="store_true", help="start a new conversation for every record of a script")
+    own.add_argument(
+        "--teacher-forced", action="store_true", help="feed the answers of the script instead of generating replies"
+    )
+    own.add_argument(
+        "--repeat", default="1", metavar="N", help="number of passes over the files, or 'forever' (default: 1)"
+    )
+    own.add_argument("--duration", metavar="TIME", help="stop starting new turns after this time (90s, 30m, 8h, 2d)")
+    own.add_argument("--max-turns", type=int, metavar="N", help="stop after N turns")
     own.add_argument(
         "--max-drift",
         type=float,
         default=25.0,
         metavar="PERCENT",
-        help="times may grow by so much over the latest 400 turns (default: 25)",
+        help="maximum allowed growth of turn times over the last 400 turns (default: 25)",
     )
-    own.add_argument("--out", metavar="FOLDER", help="a new folder for the report (default: one in the state folder)")
-    own.add_argument("--resume-run", metavar="FOLDER", help="go on with a run that was ended")
-    own.add_argument("--tui", action="store_true", help="look on in the app: the conversation and the status panel")
-    own.add_argument("--quiet", action="store_true", help="no line a turn, no progress bar")
+    own.add_argument("--out", metavar="FOLDER", help="new folder for the report (default: one in the state folder)")
+    own.add_argument("--resume-run", metavar="FOLDER", help="resume a run that was stopped")
+    own.add_argument("--tui", action="store_true", help="watch the run in the app")
+    own.add_argument("--quiet", action="store_true", help="no progress bar and no line per turn")
     flags.add_setting_flags(
         parser,
         (
@@ -82,11 +96,11 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
-        ConfigError: An argument or a file is wrong.
-        ModelError: The model cannot be had, or cannot stream.
+        ConfigError: An argument or a file is invalid.
+        ModelError: The model cannot be loaded, or cannot stream.
     """
     from streamchat.replay.run import RunFolder
     from streamchat.telemetry.log_file import start_logging
@@ -97,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     if args.resume_run:
         folder = RunFolder(paths.user_path(args.resume_run))
-        configuration = _go_on(args, folder, configuration)
+        configuration = _resume_arguments(args, folder, configuration)
         rows = folder.rows()
         folder.truncate_to(rows)
     else:
@@ -110,8 +124,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise ConfigError(f"--out {folder.path} cannot be made: {error.strerror or error}") from error
-        about = {name: getattr(args, name) for name in KEPT}
+            raise ConfigError(f"--out {folder.path} cannot be created: {error.strerror or error}") from error
+        about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
         paths.write_private(folder.about, json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1))
     return _replay(args, configuration, folder, script, rows, repeat, until)
@@ -137,15 +151,15 @@ def _replay(
 
     session = rows[-1]["session"] if rows else ""
     engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None)
-    said = steps(script, fresh=args.fresh, teacher_forced=args.teacher_forced, repeat=repeat)
+    turns = steps(script, fresh=args.fresh, teacher_forced=args.teacher_forced, repeat=repeat)
     total = None if repeat is None else script.turns * repeat
     if args.max_turns is not None:
         total = args.max_turns if total is None else min(total, args.max_turns)
-        said = islice(said, min(args.max_turns, sys.maxsize))
+        turns = islice(turns, min(args.max_turns, sys.maxsize))
     view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows))
 
     def on_violation(violation: Violation) -> None:
-        path = going.dump(violation)
+        path = replay_run.dump(violation)
         where = f"; see {path}" if path else ""
         if metrics is not None:
             metrics.violations.labels(violation.name).inc()
@@ -153,47 +167,47 @@ def _replay(
         if args.tui:
             engine.publish(Notice(text, "error"))
         else:
-            view.say(text)
+            view.print_message(text)
 
     def on_turn(row: dict[str, Any]) -> None:
-        view.turn(row, going.totals)
-        if going.totals.turns % ACCOUNT_EVERY == 0 or not inspector.holds:
+        view.turn(row, replay_run.totals)
+        if replay_run.totals.turns % SAVE_STATE_EVERY == 0 or not inspector.holds:
             folder.save_state(inspector.state())
 
     inspector = Inspector(args.max_drift / 100, on_violation)
     inspector.resume(folder.read_state(), len(rows))
-    going = Run(engine, islice(said, len(rows), None), folder, inspector, on_turn, until)
-    going.totals = restored_totals(rows)
-    going.session = session
+    replay_run = Run(engine, islice(turns, len(rows), None), folder, inspector, on_turn, until)
+    replay_run.totals = restored_totals(rows)
+    replay_run.session = session
     if session:
-        going.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
+        replay_run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
     if not args.tui:
         engine.subscribe(view.loading)
     metrics = observe(engine, configuration.settings)
     for problem in script.problems[:10]:
-        view.say(f"left out: {problem}")
+        view.print_message(f"skipped: {problem}")
     if len(script.problems) > 10:
-        view.say(f"left out: {plural(len(script.problems) - 10, 'more line')}")
+        view.print_message(f"skipped: {plural(len(script.problems) - 10, 'more line')}")
     if args.tui:
-        _look_on(going, configuration)
+        _run_in_app(replay_run, configuration)
     else:
-        with view, _stopping(going, view):
-            going.run()
+        with view, _stopping(replay_run, view):
+            replay_run.run()
     engine.close(60.0)
     if metrics is not None:
         metrics.close()
-    rows = folder.rows()  # not kept while it runs: a week has very many
-    if going.failure is not None and not rows:
-        view.say(going.failure.message)
-        return going.failure.exit_code
+    rows = folder.rows()  # not kept in memory during the run: a week has very many
+    if replay_run.failure is not None and not rows:
+        view.print_message(replay_run.failure.message)
+        return replay_run.failure.exit_code
     inspector.check_trends()
     folder.save_state(inspector.state())
-    ended = _why(going, until, total)
+    ended = _end_reason(replay_run, until, total)
     report = make_report(
         about=json.loads(folder.about.read_text(encoding="utf-8")),
         settings=asdict(configuration.settings),
-        model=asdict(going.info) if going.info is not None else {"name": "?", "dtype": "?", "device": "?"},
-        totals=going.totals,
+        model=asdict(replay_run.info) if replay_run.info is not None else {"name": "?", "dtype": "?", "device": "?"},
+        totals=replay_run.totals,
         invariants=inspector.invariants.values(),
         rows=rows,
         problems=[str(problem) for problem in script.problems],
@@ -201,11 +215,11 @@ def _replay(
     )
     as_json, as_html = write_report(folder.path, report, rows)
     _print(report, as_json, as_html)
-    if going.failure is not None:
-        return going.failure.exit_code
+    if replay_run.failure is not None:
+        return replay_run.failure.exit_code
     if not inspector.holds:
         return ExitCode.CHECK_FAILED
-    return ExitCode.INTERRUPTED if going.stop.is_set() else ExitCode.OK
+    return ExitCode.INTERRUPTED if replay_run.stop.is_set() else ExitCode.OK
 
 
 def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
@@ -219,48 +233,50 @@ def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
     for check in report["invariants"]:
         state = "holds" if check["holds"] else "VIOLATED"
         if not check["checked"]:
-            state = "not looked at"
+            state = "not checked"
         detail = check["first"] or check["last"]
         lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
     lines += [f"report: {as_html}", f"        {as_json}"]
     sys.stdout.write(printable("\n".join(lines)) + "\n")
 
 
-def _why(run: Run, until: float | None, total: int | None) -> str:
+def _end_reason(run: Run, until: float | None, total: int | None) -> str:
     if run.failure is not None:
-        return f"ended by a failure: {run.failure.message}"
+        return f"failed: {run.failure.message}"
     if run.stop.is_set():
         return "stopped by the user"
     if until is not None and (total is None or run.totals.turns < total):
-        return "the duration was over"
+        return "time limit reached"
     refused = run.totals.failed
-    return f"all was said; {plural(refused, 'turn was', 'turns were')} refused" if refused else "all was said"
+    return (
+        f"all turns replayed; {plural(refused, 'turn was', 'turns were')} refused" if refused else "all turns replayed"
+    )
 
 
-def _look_on(going: Run, configuration: Configuration) -> None:
-    """The run on a thread of its own, the app in front. Leaving the app ends the run."""
+def _run_in_app(replay_run: Run, configuration: Configuration) -> None:
+    """Run on a separate thread with the app in front. Quitting the app stops the run."""
     from streamchat.base.events import Notice
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ConfigError("--tui needs a terminal; leave it out for lines of text")
+        raise ConfigError("--tui needs a terminal; without it the run prints lines of text")
 
     def work() -> None:
-        going.run(started=True)
-        going.engine.publish(Notice("The run is over; the report is written when you leave.", "info"))
+        replay_run.run(started=True)
+        replay_run.engine.publish(Notice("The run is finished; the report is written when you quit.", "info"))
 
     worker = threading.Thread(target=work, name="streamchat-replay", daemon=True)
     worker.start()
-    from streamchat.tui.app import run_app  # late: a run without the app needs no Textual
+    from streamchat.tui.app import run_app  # deferred: only this form needs Textual
 
-    run_app(going.engine, configuration, watching=True)
+    run_app(replay_run.engine, configuration, watching=True)
     if worker.is_alive():
-        going.stop.set()
+        replay_run.stop.set()
         worker.join(60.0)
 
 
 @contextmanager
 def _stopping(run: Run, view: Any) -> Iterator[None]:
-    """Ctrl+C ends the run after the turn, a second one stops the reply, a third one leaves at once."""
+    """Let Ctrl+C stop the run after the turn, a second one stop the reply, and a third one exit at once."""
     presses = 0
 
     def stop(*_: object) -> None:
@@ -268,7 +284,7 @@ def _stopping(run: Run, view: Any) -> Iterator[None]:
         presses += 1
         run.stop.set()
         if presses == 1:
-            view.say("stopping after this turn; Ctrl+C again stops the reply")
+            view.print_message("stopping after this turn; Ctrl+C again stops the reply")
         elif presses == 2:
             run.engine.stop_reply()
         else:
@@ -296,12 +312,12 @@ def _new_folder(given: str | None) -> Path:
         return path
     path = paths.user_path(given)
     if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"--out {given}: there is something already; give a new folder, or --resume-run {given}")
+        raise ConfigError(f"--out {given}: folder is not empty; choose a new one, or --resume-run {given}")
     return path
 
 
-def _go_on(args: argparse.Namespace, folder: RunFolder, configuration: Configuration) -> Configuration:
-    """Arguments and settings of the run in `folder`; some may be given anew."""
+def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration: Configuration) -> Configuration:
+    """Load arguments and settings of the run in `folder`; a new duration or number of turns overrides the old one."""
     from dataclasses import replace
 
     from streamchat.config.loader import check_value
@@ -310,26 +326,26 @@ def _go_on(args: argparse.Namespace, folder: RunFolder, configuration: Configura
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
-        known = {name: about[name] for name in KEPT}
+        known = {name: about[name] for name in SAVED_ARGUMENTS}
     except (OSError, ValueError, KeyError, AttributeError):
-        raise ConfigError(f"--resume-run {folder.path}: there is no run in it that could go on") from None
+        raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None
     if args.files:
-        raise ConfigError("--resume-run goes on with the files of that run; give no FILE")
+        raise ConfigError("--resume-run uses the files of that run; do not give a FILE")
     for name, value in known.items():
         if name not in ("duration", "max_turns") or getattr(args, name) is None:
             setattr(args, name, value)
-    place = str(folder.about)
-    values = {name: check_value(name, settings[name], place) for name in setting_fields() if name in settings}
+    origin = str(folder.about)
+    values = {name: check_value(name, settings[name], origin) for name in setting_fields() if name in settings}
     return replace(
-        configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, place)
+        configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, origin)
     )
 
 
 def _repeat(given: str) -> int | None:
     if given == "forever":
         return None
-    if not (number := whole_number(str(given))):
-        raise ConfigError(f"--repeat {given}: a number from 1 on, or 'forever', is wanted")
+    if not (number := parse_whole_number(str(given))):
+        raise ConfigError(f"--repeat {given} must be at least 1, or 'forever'")
     return number
 
 
@@ -342,12 +358,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> Script:
     if not args.files:
-        raise ConfigError("nothing to say; give at least one FILE")
+        raise ConfigError("no input: give at least one FILE")
     script = read_scripts([paths.user_path(file) for file in args.files], args.format)
     if args.strict and script.problems:
         more = f" (and {len(script.problems) - 1} more)" if len(script.problems) > 1 else ""
-        raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are left out")
+        raise ConfigError(f"{script.problems[0]}{more}; without --strict such lines are skipped")
     if not script.turns:
         first = f": {script.problems[0]}" if script.problems else ""
-        raise ConfigError(f"{', '.join(args.files)}: nothing is said in it{first}")
+        raise ConfigError(f"{', '.join(args.files)}: contains no user messages{first}")
     return script

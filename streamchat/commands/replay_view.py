@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar on a terminal, a line a turn elsewhere."""
+"""Progress of a replay: a progress bar on a terminal, else one line per turn."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 class View:
-    """On `stream`. `say` and `loading` may be called on any thread.
+    """Shows progress on `stream`. `print_message` and `loading` may be called on any thread.
 
     Args:
-        total: Turns in all; None where that is not known.
-        quiet: Only violations and what was left out.
-        done: Turns that an earlier process made.
+        stream: Where to print.
+        total: Total turns; None if unknown.
+        quiet: Print only violations and skipped lines.
+        done: Turns that an earlier process completed.
     """
 
     def __init__(self, stream: TextIO, total: int | None, *, quiet: bool, done: int = 0) -> None:
@@ -67,7 +68,7 @@ class View:
             self._bar.stop()
 
     def loading(self, event: ev.Event) -> None:
-        """Show the loading of the model, and begin to count when it is there."""
+        """Show model loading; start the bar when the model is ready."""
         if isinstance(event, ev.ModelLoading):
             self._loading.show(event)
         elif isinstance(event, ev.ModelReady):
@@ -76,10 +77,10 @@ class View:
                 self._bar.start_task(self._task)
                 self._bar.start()
         elif isinstance(event, ev.Notice) and event.level != "info":
-            self.say(event.text)
+            self.print_message(event.text)
 
     def turn(self, row: dict[str, Any], totals: Totals) -> None:
-        """A turn is over."""
+        """Show a finished turn."""
         if self._bar is not None and self._task is not None:
             speed = f"{row['decode_tps']:.1f} tok/s · " if row["decode_tps"] else ""
             figures = (
@@ -90,8 +91,8 @@ class View:
         elif not self._quiet:
             self._write(line_of(row, totals))
 
-    def say(self, text: str) -> None:
-        """A sentence, beside the bar."""
+    def print_message(self, text: str) -> None:
+        """Print a sentence above the bar."""
         self._write(f"streamchat: {one_line(text)}")
 
     def _write(self, line: str) -> None:

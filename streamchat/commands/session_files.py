@@ -1,4 +1,4 @@
-"""`streamchat sessions delete`, `backups` and `restore-backup`: what changes the files of saved conversations."""
+"""`streamchat sessions delete`, `backups` and `restore-backup`: commands that change the files of saved sessions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from streamchat.store.restore import backups_with, delete_from_backups, restore,
 from streamchat.store.store import Store
 
 
-def say(text: str) -> None:
-    """Print one line of the answer."""
+def print_line(text: str) -> None:
+    """Print one line on stdout."""
     sys.stdout.write(printable(text) + "\n")
 
 
@@ -33,25 +33,25 @@ def warn(text: str) -> None:
 
 
 def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
-    """Delete a conversation from the database and from its backups; returns the exit code.
+    """Delete a session from the database and its backups; return the exit code.
 
     Raises:
-        SessionError: There is none, or it is open.
-        ConfigError: Nobody can be asked, and `yes` was not given.
-        StoreError: A file fails.
+        SessionError: It does not exist, or it is open.
+        ConfigError: stdin is not a terminal, and `yes` was not given.
+        StoreError: A file cannot be changed.
     """
     try:
         info = store.find(name)
     except SessionError:
         if keep_backups or not _is_in_backups_only(store, name):
             raise
-        if not _is_agreed(name, f"Delete {name}, which only backups have", yes):
+        if not _is_agreed(name, f"Delete {name}, which exists only in backups", yes):
             return _nothing_deleted()
         return _delete_left_over(store, name)
     try:
-        lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # until it is gone
+        lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # held until it is deleted
     except SessionError:
-        raise SessionError(f"the conversation {info.id} is open in another streamchat; close it there first") from None
+        raise SessionError(f"the session {info.id} is open in another streamchat; close it there first") from None
     try:
         turns = plural(info.turns, "turn")
         if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
@@ -66,11 +66,11 @@ def _is_agreed(session: str, question: str, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise ConfigError(f"deleting {session} cannot be undone; give --yes")
-    return input(f"{question} for good? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"{question} permanently? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _nothing_deleted() -> int:
-    say("Nothing was deleted.")
+    print_line("Nothing was deleted.")
     return ExitCode.FAILURE
 
 
@@ -78,17 +78,17 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
     changed, problems = 0, list[str]()
     if keep_backups:
         kept = backups_with(store.path, info.id)
-    else:  # the backups first: when this is interrupted, it can be repeated
+    else:  # the backups first, so that an interrupted deletion can be repeated
         kept = []
         changed, problems = delete_from_backups(store.path, info.id)
     gone = store.delete(info.id)
     also = f", also from {_count(changed)}" if changed else ""
-    say(f"{info.id} was deleted{also}.")
+    print_line(f"{info.id} was deleted{also}.")
     if kept:
-        say(_until(kept))
+        print_line(_until(kept))
     if not gone:
-        say("Its words are still in the file: another program is busy, or the disk is full.")
-        say("The next chat removes them.")
+        print_line("Its text is still in the file: another program is using it, or the disk is full.")
+        print_line("The next chat removes it.")
     return _end(store, problems)
 
 
@@ -98,16 +98,16 @@ def _is_in_backups_only(store: Store, name: str) -> bool:
 
 def _delete_left_over(store: Store, session: str) -> int:
     changed, problems = delete_from_backups(store.path, session)
-    say(f"{session} was deleted from {_count(changed)}.")
+    print_line(f"{session} was deleted from {_count(changed)}.")
     return _end(store, problems)
 
 
 def _until(kept: Sequence[Backup]) -> str:
-    """Return when the backups that still contain a conversation are replaced."""
+    """Return when the backups that still contain a session are replaced."""
     contain = "still contains it" if len(kept) == 1 else "still contain it"
-    until = f"daily backups are replaced on the next {KEEP} days on which you chat"
+    until = f"daily backups are replaced over the next {KEEP} days with a chat"
     if any(not backup.is_daily for backup in kept):
-        until = f"some of them stay until you delete them from {kept[0].path.parent}"
+        until = f"some of them remain until you delete them from {kept[0].path.parent}"
     return f"{_count(len(kept))} {contain}: {until}."
 
 
@@ -115,7 +115,7 @@ def _end(store: Store, problems: Sequence[str]) -> int:
     for problem in problems:
         warn(problem)
     for aside in set_aside(store.path):
-        say(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
+        print_line(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK
 
 
@@ -127,68 +127,68 @@ def _count(number: int) -> str:
 
 
 def repair(store: Store) -> int:
-    """Rebuild the indexes of the database; returns the exit code.
+    """Rebuild the indexes of the database; return the exit code.
 
     Raises:
-        StoreError: More than the indexes is wrong.
+        StoreError: More than the indexes is damaged.
     """
     if problems := store.repair():
         raise StoreError(
-            f"the indexes of {store.path} were rebuilt, and it is still damaged ({problems[0]}); "
-            "`streamchat sessions restore-backup` moves it aside and puts the newest sound backup in its place"
+            f"the indexes of {store.path} were rebuilt, but it is still damaged ({problems[0]}); "
+            "`streamchat sessions restore-backup` moves it aside and restores the newest intact backup"
         )
-    say("The indexes were rebuilt; no fault is left.")
+    print_line("The indexes were rebuilt; no problems remain.")
     return ExitCode.OK
 
 
 def list_backups() -> int:
-    """Print all backups, newest first; returns the exit code."""
+    """Print all backups, newest first; return the exit code."""
     found = backups(database_path())
     if not found:
-        say("There is no backup yet; one is made on each day on which you chat.")
+        print_line("No backups yet; one is made on each day with a chat.")
     now = time.time()
     for backup in found:
         state = problem_of(backup)
         about = f"{human_when(backup.made, now)}  {human_bytes(backup.nbytes)}"
-        say(f"{backup.name}  {about}" + (f"  (damaged: {one_line(state)})" if state else ""))
+        print_line(f"{backup.name}  {about}" + (f"  (damaged: {one_line(state)})" if state else ""))
     return ExitCode.OK
 
 
 def restore_backup(name: str | None, *, yes: bool) -> int:
-    """Put a backup in the place of the database; returns the exit code.
+    """Replace the database by a backup; return the exit code.
 
     Args:
-        name: Of the backup; the newest that is sound without it.
-        yes: Do not ask, even if the database is sound.
+        name: Name of the backup; None for the newest intact one.
+        yes: Do not ask, even if the database is intact.
 
     Raises:
-        StoreError: There is none, it is damaged, or another process uses the database.
-        ConfigError: The database is sound, nobody can be asked, and `yes` was not given.
+        StoreError: The backup does not exist or is damaged, or another process uses the database.
+        ConfigError: The database is intact, stdin is not a terminal, and `yes` was not given.
     """
     database = database_path()
     backup = _backup(name)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.made))
     if not yes and not _may_replace(database, when):
-        say("Nothing was restored.")
+        print_line("Nothing was restored.")
         return ExitCode.FAILURE
     moved = restore(database, backup)
     with Store() as store:
         count = len(store.sessions())
-    say(f"The backup of {when} is in place, with {plural(count, 'conversation')}.")
+    print_line(f"Restored the backup of {when}, with {plural(count, 'conversation')}.")
     if moved is not None:
-        say(f"The database that was there is {moved}; only that file has what was said since then.")
+        print_line(f"The previous database is now {moved}; only that file has the messages since then.")
     return ExitCode.OK
 
 
 def _may_replace(database: Path, when: str) -> bool:
-    """Return whether a backup may replace the database: without a question only if that is damaged or empty."""
+    """Whether a backup may replace the database: asks unless the database is damaged or empty."""
     try:
         findings = examine(database) if database.exists() else HealthReport([])
     except StoreError:
         return True
     if findings.problems or not findings.sessions:
         return True
-    state = f"the database is sound and has {plural(findings.sessions, 'conversation')}"
+    state = f"the database is intact and has {plural(findings.sessions, 'conversation')}"
     if not sys.stdin.isatty():
         raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
     question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "
@@ -199,13 +199,13 @@ def _backup(name: str | None) -> Backup:
     database = database_path()
     found = backups(database)
     if not found:
-        raise StoreError(f"there is no backup in {backup_folder(database)}; one is made on each day on which you chat")
+        raise StoreError(f"no backup found in {backup_folder(database)}; one is made on each day with a chat")
     if name is None:
-        sound = next((backup for backup in found if not problem_of(backup)), None)
-        if sound is None:
+        intact = next((backup for backup in found if not problem_of(backup)), None)
+        if intact is None:
             raise StoreError(f"none of the {len(found)} backups in {backup_folder(database)} can be read")
-        return sound
+        return intact
     for backup in found:
         if name in (backup.name, backup.path.stem):
             return backup
-    raise StoreError(f"there is no backup {name!r}; `streamchat sessions backups` lists them")
+    raise StoreError(f"no backup named {name!r}; `streamchat sessions backups` lists them")

@@ -10,7 +10,7 @@ from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.cli import flags
 from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_least
+from streamchat.cli.scoring import add_text_flags, require_at_least
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,20 +27,20 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "sweep",
-        help="perplexity, speed and memory over sinks x budgets x policies x models",
-        description="Score texts under every combination, in worker processes, and recommend a budget and a number of "
-        "sinks. Results are kept in --out as they come: the same command goes on where it was stopped.",
+        help="measure perplexity, speed and memory over sinks x budgets x policies x models",
+        description="Score texts under every combination in worker processes, and recommend a budget and a number of "
+        "sinks. Results are saved in --out as they arrive: the same command continues a stopped run.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention"))
-    grid = parser.add_argument_group("grid, lists with commas")
-    grid.add_argument("--models", metavar="LIST", help="models by name (default: that of --model)")
+    grid = parser.add_argument_group("grid (comma-separated lists)")
+    grid.add_argument("--models", metavar="LIST", help="model names (default: the value of --model)")
     grid.add_argument(
         "--policies",
         default="sinks",
         metavar="LIST",
-        help="of dense, window, sinks, no-rerotation, recompute (default: sinks)",
+        help="any of dense, window, sinks, no-rerotation, recompute (default: sinks)",
     )
-    grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="numbers of sinks (default: 0,1,4)")
+    grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="sink counts (default: 0,1,4)")
     grid.add_argument(
         "--cache-sizes", default="256,512,1024", metavar="LIST", help="budgets in tokens (default: 256,512,1024)"
     )
@@ -51,23 +51,26 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         type=float,
         default=0.02,
         metavar="SHARE",
-        help="the smallest budget whose perplexity is at most so much above the lowest is recommended (default: 0.02)",
+        help="recommend the smallest budget within this relative tolerance of the best perplexity (default: 0.02)",
     )
     own.add_argument(
-        "--workers", type=int, metavar="N", help="processes, each with its own model (default: half the processors)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="worker processes, each with its own model (default: half the processors)",
     )
     own.add_argument(
-        "--ray", metavar="ADDRESS", help="run on this Ray cluster instead; 'local' starts one here; needs ray"
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster instead; 'local' starts one here (needs ray)"
     )
     add_output_flags(own)
     parser.set_defaults(out=DEFAULT_OUT)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code: 1 where a combination failed.
+    """Run the command and return the exit code, 1 if a combination failed.
 
     Raises:
-        ConfigError: A list, a file or the folder is wrong, or the cluster cannot be reached.
+        ConfigError: A list, file or folder is invalid, or the cluster cannot be reached.
         StreamchatError: A worker process died.
     """
     from streamchat.benchmarks.sweep import Journal
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     journal = Journal(folder / "sweep.jsonl")
     missing = [(cell, document) for cell, document in work if journal.result(cell) is None]
     if len(missing) < len(work):
-        print(f"streamchat: {len(work) - len(missing)} of {len(work)} are there already", file=sys.stderr)
+        print(f"streamchat: {len(work) - len(missing)} of {len(work)} already done", file=sys.stderr)
     stopped = False
     failed: StreamchatError | None = None
     failures: dict[str, str] = {}
@@ -102,11 +105,11 @@ def _work(args: argparse.Namespace) -> Work:
     from streamchat.benchmarks.texts import read_documents
 
     settings = flags.configuration_of(args).settings
-    require_least(args, max_tokens=0, chunk=1, workers=1)
+    require_at_least(args, max_tokens=0, chunk=1, workers=1)
     if not 0 <= args.tolerance <= 1:
         raise ConfigError(f"--tolerance {args.tolerance} must be from 0 to 1")
     if args.ray and args.workers:
-        raise ConfigError("--workers is for processes of this machine; --ray has the workers of its cluster")
+        raise ConfigError("--workers applies to this machine; --ray uses the workers of its cluster; give one of them")
     names = _words(args.models, "--models") if args.models else [settings.model]
     models = [ModelSpec(name, settings.device, settings.dtype, settings.attention) for name in names]
     kinds = _kinds(args.policies)
@@ -117,14 +120,14 @@ def _work(args: argparse.Namespace) -> Work:
 def _words(text: str, flag: str) -> list[str]:
     found = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
     if not found:
-        raise ConfigError(f"{flag} names nothing")
+        raise ConfigError(f"{flag} is empty; give a comma-separated list")
     return found
 
 
 def _numbers(text: str, flag: str) -> list[int]:
     words = _words(text, flag)
     if wrong := [word for word in words if not word.isdecimal()]:
-        raise ConfigError(f"{flag}: {wrong[0]} is no whole number")
+        raise ConfigError(f"{flag}: {wrong[0]} is not a whole number")
     return [int(word) for word in words]
 
 
@@ -135,12 +138,12 @@ def _kinds(text: str) -> list[Kind]:
     words = _words(text, "--policies")
     if wrong := [word for word in words if word not in known]:
         hint = "; give budgets with --cache-sizes and sinks with --sinks" if ":" in wrong[0] else ""
-        raise ConfigError(f"{wrong[0]} is no policy; there are {', '.join(known)}{hint}")
+        raise ConfigError(f"{wrong[0]} is not a policy; choose from {', '.join(known)}{hint}")
     return [kind for kind in KINDS if kind in words]
 
 
 def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
-    """Run what is not known; the cells that failed, with the reason."""
+    """Run the missing cells; return the reason of each cell that failed."""
     from streamchat.benchmarks.pools import default_workers, run_in_processes, run_on_ray
     from streamchat.cli.progress_bar import Bar
 
@@ -168,7 +171,7 @@ def _print(
 
     known = [(cell, result) for cell, _ in work if (result := journal.result(cell)) is not None]
     whole = {cell for cell, _ in known}
-    # a mean over some of the documents is no mean over all
+    # a mean over some documents is not comparable with a mean over all
     partial = {(cell.model, cell.policy) for cell, _ in work if cell not in whole}
     rows = rows_of((cell, result) for cell, result in known if (cell.model, cell.policy) not in partial)
     if not rows:
@@ -180,13 +183,13 @@ def _print(
     documents = list(dict.fromkeys(document.name for _, document in work))
     lines = [
         f"{plural(len(documents), 'document')} ({', '.join(documents)}), at most "
-        f"{args.max_tokens:,} tokens of each, {args.chunk} tokens a forward where there is a budget"
+        f"{args.max_tokens:,} tokens of each, {args.chunk} tokens per forward pass for bounded policies"
         if args.max_tokens
-        else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens a forward"
+        else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens per forward pass"
     ]
     notes = [f"Failed: {problem}" for problem in problems]
     if partial:
-        notes.append(f"{len(partial)} combinations are not finished; the same command goes on with them.")
+        notes.append(f"{len(partial)} combinations are not finished; the same command continues them.")
     about = {
         "command": "sweep",
         "documents": documents,

@@ -1,4 +1,4 @@
-"""`streamchat verify`: does the cache of this model really shrink, and is the text still right?"""
+"""`streamchat verify`: check on a model that the cache shrinks and the output stays correct."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from streamchat.cli.flags import Subparsers
 
 PITFALL_BUDGETS = 4
-"""A text of so many budgets is scored with `--show-pitfalls`."""
+"""Length of the text scored with `--show-pitfalls`, in multiples of the budget."""
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "verify",
-        help="prove on a model that the cache shrinks and the text stays right",
+        help="verify on a model that the cache shrinks and the output stays correct",
         description="Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
-        "read the length of every layer back after each step, and check lengths, memory, counters and logits, these "
-        "against a slow reference. Exit code 0 only if all checks hold, 4 if one does not.",
+        "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
+        "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
     )
     flags.add_setting_flags(parser, ("model", "device", "attention", "num_sink_tokens"))
     own = parser.add_argument_group("verification")
@@ -35,24 +35,24 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="number format; 16 bits are compared within their own rounding (default: float32)",
+        help="dtype; 16-bit dtypes are compared within their own rounding (default: float32)",
     )
     own.add_argument(
-        "--new-tokens", type=int, metavar="N", help="tokens to write (default: what fills the budget, and 64)"
+        "--new-tokens", type=int, metavar="N", help="tokens to generate (default: enough to fill the budget, plus 64)"
     )
     own.add_argument(
-        "--show-pitfalls", action="store_true", help="run the two classic mistakes beside it, with their perplexity"
+        "--show-pitfalls", action="store_true", help="also run the two classic mistakes and print their perplexity"
     )
-    own.add_argument("--all-steps", action="store_true", help="print every step, not only the telling ones")
+    own.add_argument("--all-steps", action="store_true", help="print every step, not only the informative ones")
     own.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit code.
+    """Run the command and return the exit code.
 
     Raises:
         ConfigError: The sizes are impossible.
-        ModelError: The model cannot be had, or cannot stream.
+        ModelError: The model cannot be loaded, or cannot stream.
     """
     settings = flags.configuration_of(args).settings
     _check_sizes(settings.cache_size, settings.num_sink_tokens, args.new_tokens)
@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_sizes(cache_size: int, sinks: int, new_tokens: int | None) -> None:
     if sinks >= cache_size // 2:
         raise ConfigError(
-            f"num_sink_tokens = {sinks} leaves too little of --cache-size {cache_size}; give at least {2 * sinks + 2}"
+            f"num_sink_tokens = {sinks} is too large for --cache-size {cache_size}; the cache size must be at least "
+            f"{2 * sinks + 2}"
         )
     if new_tokens is not None and new_tokens < 1:
         raise ConfigError(f"--new-tokens {new_tokens} must be at least 1")

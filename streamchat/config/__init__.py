@@ -1,1 +1,1 @@
-"""Settings and keys: their tables, the files and variables they come from, and trust in `./config.toml`."""
+"""Settings and keys: declarations, configuration files, environment variables, and trust in `./config.toml`."""

@@ -1,7 +1,8 @@
-"""Reads configuration files: the TOML tables of one file, and `./config.toml` of the current folder with care.
+"""Read configuration files, and `./config.toml` of the current folder with care.
 
-The current folder may be anybody's: a download, a clone, a shared disk. Its file is read once, without waiting and up
-to a limit, so that the text that is parsed is the text whose trust was looked up (`streamchat.config.trust`).
+The current folder is not trusted: it may be a download, a clone or a shared disk. Its file is read once, without
+blocking and up to a size limit, so that the bytes that are parsed are those whose trust was checked (see
+`streamchat.config.trust`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from streamchat.config.settings import setting_fields, spec_of
 CONFIG_VERSION = 1
 LOCAL = Path("config.toml")
 MAX_BYTES = 1_000_000
-"""Far more than every setting with its comments takes."""
+"""Size limit: far more than a file with every setting and its comments."""
 _HEAD = re.compile(r"^\s*\[\s*streamchat\s*\]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class FileContent:
-    """What a configuration file says. Only names and tables are checked."""
+    """The contents of a configuration file. Only the names of tables and keys are checked."""
 
     path: Path
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -44,18 +45,18 @@ class LocalFile:
     """The `config.toml` of a folder."""
 
     path: Path
-    """Absolute; the folder's links are resolved, a link in the place of the file is not."""
+    """Absolute. Links in the folder's path are resolved; if the file itself is a link, it is not."""
     data: bytes = b""
     is_trusted: bool = False
     problem: str = ""
-    """Why the file is ignored, as the end of a sentence; '' if it is used."""
+    """Why the file is ignored, as the predicate of a sentence; '' if it is used."""
 
 
 def read_file(path: Path) -> FileContent:
     """Read the configuration file `path`.
 
     Raises:
-        ConfigError: It cannot be read, or is not a streamchat configuration.
+        ConfigError: The file cannot be read or is not a streamchat configuration.
     """
     try:
         data = path.read_bytes()
@@ -70,45 +71,45 @@ def read_file(path: Path) -> FileContent:
 def find_local(folder: Path = Path()) -> LocalFile | None:
     """Return the `config.toml` of `folder`, or None if there is none with a `[streamchat]` table.
 
-    A file that cannot be used has a `problem`: it is not a regular file, is too large, or belongs to another user.
+    A file that is not regular, is too large or belongs to another user has a `problem`.
     """
-    place = folder / LOCAL
+    given = folder / LOCAL
     try:
         path = folder.resolve() / LOCAL
-        if not stat.S_ISREG(place.stat().st_mode):  # a FIFO has no end, and opening a device may do things
+        if not stat.S_ISREG(given.stat().st_mode):  # a FIFO may never end, and opening a device may have effects
             return LocalFile(path, problem="is not a regular file")
-        data, owner = _read_some(place)
+        data, owner = _read_limited(given)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError) as error:
-        return LocalFile(place.absolute(), problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
-    if not _is_ours(data):
+        return LocalFile(given.absolute(), problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
+    if not _has_our_table(data):
         return None
     if len(data) > MAX_BYTES:
         return LocalFile(path, problem=f"is larger than {MAX_BYTES:,} bytes")
     is_trusted = trust.is_trusted(path, data)
-    if not is_trusted and not _is_mine(owner):
+    if not is_trusted and not _is_safe_owner(owner):
         return LocalFile(path, data, problem=f"belongs to another user (uid {owner})")
     return LocalFile(path, data, is_trusted)
 
 
-def _read_some(path: Path) -> tuple[bytes, int]:
-    """Up to a byte more than `MAX_BYTES` of a regular file, and the user id of its owner."""
+def _read_limited(path: Path) -> tuple[bytes, int]:
+    """Return at most `MAX_BYTES` + 1 bytes of a regular file, and the user id of its owner."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     with open(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
         about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):  # exchanged meanwhile
+        if not stat.S_ISREG(about.st_mode):  # replaced after the check
             raise OSError(0, "not a regular file")
         return file.read(MAX_BYTES + 1), about.st_uid
 
 
-def _is_mine(owner: int) -> bool:
-    """Whether the file is of this user, or of root, who could change ours as well."""
+def _is_safe_owner(owner: int) -> bool:
+    """Whether the owner is this user or root, who could change our files as well."""
     return not hasattr(os, "geteuid") or owner in (os.geteuid(), 0)
 
 
-def _is_ours(data: bytes) -> bool:
-    """Whether `data` has a `[streamchat]` table. Broken files of ours count (and are reported when parsed)."""
+def _has_our_table(data: bytes) -> bool:
+    """Whether `data` has a `[streamchat]` table. A broken file that seems to have one counts: parsing reports it."""
     if len(data) <= MAX_BYTES:
         try:
             return isinstance(tomllib.loads(data.decode("utf-8-sig")).get("streamchat"), dict)
@@ -134,14 +135,16 @@ def parse(file: Path, data: bytes) -> FileContent:
     head = tables.pop("streamchat", None)
     if not isinstance(head, dict):
         raise ConfigError(
-            f"{file}: not a streamchat configuration; one begins with the table [streamchat] "
-            "(`streamchat config --default` prints a whole one)"
+            f"{file}: not a streamchat configuration; it must start with the table [streamchat] "
+            "(`streamchat config --default` prints a complete file)"
         )
     version = head.pop("config_version", CONFIG_VERSION)
     if type(version) is not int or version != CONFIG_VERSION:
-        raise ConfigError(f"{file}: config_version = {short(version)} is not known here; it must be {CONFIG_VERSION}")
+        raise ConfigError(
+            f"{file}: config_version = {short_value(version)} is not supported; it must be {CONFIG_VERSION}"
+        )
     if head:
-        raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; only config_version belongs there")
+        raise ConfigError(f"{file}: unknown key streamchat.{next(iter(head))}; the table has only config_version")
 
     changed_keys = _read_keys(file, tables.pop("keys", {}))
     sections = {spec_of(name).section for name in setting_fields()}
@@ -154,7 +157,7 @@ def parse(file: Path, data: bytes) -> FileContent:
             hint = did_you_mean(section, known) or f"; the tables are {', '.join(sorted(known))}"
             raise ConfigError(f"{file}: unknown table or key {section}{hint}")
         if not isinstance(content, dict):
-            raise ConfigError(f"{file}: {section} must be a table, [{section}], not {short(content)}")
+            raise ConfigError(f"{file}: {section} must be a table, [{section}], not {short_value(content)}")
         for name, value in content.items():
             if name not in setting_fields():
                 raise ConfigError(f"{file}: unknown key {section}.{name}{did_you_mean(name)}")
@@ -166,20 +169,20 @@ def parse(file: Path, data: bytes) -> FileContent:
 
 
 def _read_keys(file: Path, table: Any) -> dict[str, str]:
-    """The table `[keys]`, checked: names of keys by id."""
+    """Check the table `[keys]`: key id -> key names."""
     try:
-        return keymap.checked(table)
+        return keymap.check_keys(table)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
 def did_you_mean(name: str, among: Iterable[str] | None = None) -> str:
-    """The end of a sentence that names a setting, or one `among` others, that looks like `name`; '' for none."""
+    """Return "; did you mean X?" for the setting, or the name in `among`, closest to `name`; '' if none is close."""
     close = difflib.get_close_matches(name, among or set(setting_fields()), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def short(value: Any) -> str:
-    """A value for a message: one line, not long."""
+def short_value(value: Any) -> str:
+    """Format a value for a message, on one line and shortened."""
     text = json.dumps(value) if isinstance(value, bool) else repr(value)  # as TOML writes it: true, not True
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"

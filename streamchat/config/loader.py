@@ -1,9 +1,9 @@
-"""Finding the settings: flag > environment (`STREAMCHAT_*`) > configuration files > default.
+"""Load the settings: flag > environment (`STREAMCHAT_*`) > configuration files > default.
 
-The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without one it is `config.toml` in the user's
-configuration folder, and over that `./config.toml` if it has a `[streamchat]` table; some settings are taken from the
-latter only if the user trusts it (`streamchat.config.trust`). An empty environment variable counts as not set. Wrong
-input raises `ConfigError` with one sentence that names the place, the key and the legal values.
+The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without it, `config.toml` in the user's
+configuration folder is read, then `./config.toml` if it has a `[streamchat]` table; the latter overrides the former,
+but sets some settings only if the user trusts it (`streamchat.config.trust`). An empty environment variable counts as
+unset. Invalid input raises `ConfigError` with one sentence that names the origin, the key and the legal values.
 """
 
 from __future__ import annotations
@@ -17,47 +17,44 @@ from typing import Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
-from streamchat.base.jsonlines import json_line
-from streamchat.config import keymap
 from streamchat.config.files import (
-    CONFIG_VERSION,
     LOCAL,
     FileContent,
     LocalFile,
     find_local,
     parse,
     read_file,
-    short,
+    short_value,
 )
 from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
 
 ENV_PREFIX = "STREAMCHAT_"
-# Environment variables with our prefix that are not settings.
+# Environment variables with this prefix that are not settings.
 ENV_OTHER = {"STREAMCHAT_HOME", "STREAMCHAT_CONFIG", "STREAMCHAT_DEBUG", "STREAMCHAT_TRACE"}
 
-OF_A_SESSION = "conversation "
-"""How the place of a setting begins that a saved conversation brings."""
+SESSION_ORIGIN = "session "
+"""Prefix of the origin of a setting that a resumed session brings."""
 
 
 @dataclass(frozen=True)
 class LocalUse:
-    """What came of `./config.toml`."""
+    """How `./config.toml` is used."""
 
     file: LocalFile
     used: tuple[str, ...] = ()
-    """Settings (and `keys`) that it changes."""
+    """Settings (and `keys`) that the file changes."""
     ignored: tuple[str, ...] = ()
-    """Those that it would change if the user trusted it."""
+    """Those that it would change if it were trusted."""
 
     @property
-    def sentence(self) -> str:
-        """One sentence that the user must read; '' if the file changes nothing."""
+    def notice(self) -> str:
+        """One sentence for the user; '' if the file changes nothing."""
         path = self.file.path
         if self.file.problem:
-            return f"{path} {self.file.problem} and is ignored; `--config FILE` reads a file in any case"
-        need = f"{', '.join(self.ignored)}; review the file, then `streamchat config --trust` allows them"
+            return f"{path} {self.file.problem} and is ignored; `--config FILE` reads it anyway"
+        need = f"{', '.join(self.ignored)}; review the file, then run `streamchat config --trust` to allow it"
         if self.used and self.ignored:
-            return f"{path} sets {', '.join(self.used)}, and is not trusted to set {need}"
+            return f"{path} sets {', '.join(self.used)}, but is not trusted to set {need}"
         if self.ignored:
             return f"{path} is not trusted to set {need}"
         return f"{path} sets {', '.join(self.used)}" if self.used else ""
@@ -65,29 +62,29 @@ class LocalUse:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings of a run and where each value that is not a default came from."""
+    """The settings of a run, with the origin of each value that was given."""
 
     settings: Settings = field(default_factory=Settings)
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Setting name -> the place, in words for a message: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
+    """Setting name -> origin, for messages: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
     file: Path | None = None
-    """The configuration file that was read; of two the one that wins."""
+    """The configuration file that was read; of two, the one that takes precedence."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """What `[keys]` of the files changes: id of a key (`streamchat.config.keymap`) -> names of keys."""
+    """Changes by `[keys]` of the files: key id (`streamchat.config.keymap`) -> key names."""
     local: LocalUse | None = None
-    """What `./config.toml` does; None if there is none of ours."""
+    """How `./config.toml` is used; None without a streamchat configuration there."""
 
     @property
-    def local_sentence(self) -> str:
-        """What the user must know about `./config.toml`; '' for nothing."""
-        return "" if self.local is None else self.local.sentence
+    def local_notice(self) -> str:
+        """A sentence about `./config.toml` for the user; '' if there is nothing to say."""
+        return "" if self.local is None else self.local.notice
 
     def is_explicit(self, name: str) -> bool:
-        """Whether the user gave the setting `name` anywhere."""
+        """Whether the user set `name` anywhere."""
         return name in self.origins
 
-    def place(self, name: str) -> str:
-        """Where the setting `name` came from, for a message."""
+    def origin(self, name: str) -> str:
+        """Return where the setting `name` came from, for messages."""
         return self.origins.get(name, "the default")
 
 
@@ -100,8 +97,8 @@ def load(
     """Collect and check all settings.
 
     Args:
-        flags: Setting name -> value from the command line; None values were not given.
-        config_file: `--config`; must exist.
+        flags: Setting name -> value from the command line; None if not given.
+        config_file: Value of `--config`; the file must exist.
         environ: Defaults to `os.environ`.
 
     Raises:
@@ -111,16 +108,16 @@ def load(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
-    def take(given: Mapping[str, Any], places: Mapping[str, str]) -> None:
-        checked = {name: check_value(name, value, places[name]) for name, value in given.items()}
-        _refuse_two_budgets(checked, places)
-        # The two ways to give the budget are one choice: a stronger source replaces the weaker one's.
+    def apply(given: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        checked = {name: check_value(name, value, sources[name]) for name, value in given.items()}
+        _refuse_two_budgets(checked, sources)
+        # Both settings mean the same budget, so a later source replaces the other one as well.
         for name, other in (("cache_size", "compression_ratio"), ("compression_ratio", "cache_size")):
             if checked.get(name):
                 values.pop(other, None)
                 origins.pop(other, None)
         for name, value in checked.items():
-            values[name], origins[name] = value, places[name]
+            values[name], origins[name] = value, sources[name]
 
     files: list[Path] = []
     changed_keys: dict[str, str] = {}
@@ -131,13 +128,13 @@ def load(
         content = read_file(own)
         files.append(own)
         changed_keys = dict(content.keys)
-        given = changed(content.values, own)
-        take(given, dict.fromkeys(given, str(own)))
-    use, content = _use_of(local)
+        given = non_default_values(content.values, own)
+        apply(given, dict.fromkeys(given, str(own)))
+    use, content = _use_local(local)
     if local is not None and not local.problem:
         files.append(content.path)
-        changed_keys = dict(content.keys or changed_keys)  # not mixed: keys of one table are checked to differ
-        take(content.values, dict.fromkeys(content.values, str(content.path)))
+        changed_keys = dict(content.keys or changed_keys)  # not merged: conflicts are checked within one table only
+        apply(content.values, dict.fromkeys(content.values, str(content.path)))
     variables = {
         name.removeprefix(ENV_PREFIX).lower(): name
         for name, text in environ.items()
@@ -150,9 +147,9 @@ def load(
                 f"; did you mean {ENV_PREFIX}{close[0].upper()}?" if close else "; `streamchat config` lists them all"
             )
             raise ConfigError(f"{variable}: unknown setting{hint}")
-    take({name: parse_text(name, environ[var], var) for name, var in variables.items()}, variables)
+    apply({name: parse_text(name, environ[var], var) for name, var in variables.items()}, variables)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    take(given, {name: flag_of(name) for name in given})
+    apply(given, {name: flag_of(name) for name in given})
 
     settings = Settings(**values)
     _check_together(settings, origins)
@@ -160,12 +157,12 @@ def load(
 
 
 def flag_of(name: str) -> str:
-    """The command line flag of a setting: `cache_size` -> `--cache-size`."""
+    """Return the command line flag of a setting: `cache_size` -> `--cache-size`."""
     return "--" + name.replace("_", "-")
 
 
-def parse_text(name: str, text: str, place: str) -> Any:
-    """Turn text (environment, `/set`) into the type of the setting `name`; raises ConfigError."""
+def parse_text(name: str, text: str, source: str) -> Any:
+    """Convert text (environment, `/set`) to the type of the setting `name`; raises ConfigError."""
     default = default_of(name)
     try:
         if isinstance(default, bool):
@@ -176,33 +173,33 @@ def parse_text(name: str, text: str, place: str) -> Any:
         if isinstance(default, float):
             return float(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {short(text)}") from None
+        raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(text)}") from None
     return text
 
 
-def check_value(name: str, value: Any, place: str) -> Any:
+def check_value(name: str, value: Any, source: str) -> Any:
     """Check one value against its declaration and return it in the declared type; raises ConfigError."""
     default, spec = default_of(name), spec_of(name)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
-        raise ConfigError(f"{place}: {name} must be {_type_words(name)}, not {short(value)}")
+        raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
     if not spec.allows(value):
-        raise ConfigError(f"{place}: {name} = {short(value)} is not legal; it must be {spec.legal()}")
+        raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     if isinstance(value, str) and not _is_unicode(value):
-        raise ConfigError(f"{place}: {name} = {short(value)} is not valid UTF-8 text")
+        raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid UTF-8 text")
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = spec.minimum, spec.maximum
-        # written so that NaN is refused too
+        # also rejects NaN
         above = low is None or value > low or (value == low and not spec.above_minimum)
         below = high is None or value < high or (value == high and not spec.below_maximum)
         if not (above and below):
-            raise ConfigError(f"{place}: {name} = {short(value)} is not legal; it must be {spec.legal()}")
+            raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     return value
 
 
 def _is_unicode(text: str) -> bool:
-    """False for the surrogates that stand for undecodable bytes of a command line or environment."""
+    """Whether `text` has no surrogates, which stand for undecodable bytes of the command line or environment."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -210,47 +207,47 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _refuse_two_budgets(values: Mapping[str, Any], places: Mapping[str, str]) -> None:
+def _refuse_two_budgets(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     if values.get("compression_ratio") and "cache_size" in values:
         raise ConfigError(
-            f"cache_size ({places['cache_size']}) and compression_ratio ({places['compression_ratio']}) are two "
-            "ways to give the same budget; give one of them"
+            f"cache_size ({sources['cache_size']}) and compression_ratio ({sources['compression_ratio']}) both set the "
+            "cache budget; give one of them"
         )
 
 
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     sinks, budget = settings.num_sink_tokens, settings.cache_size
     if not settings.compression_ratio and sinks >= budget:
-        place = f"{origins['num_sink_tokens']}: " if "num_sink_tokens" in origins else ""
+        origin = f"{origins['num_sink_tokens']}: " if "num_sink_tokens" in origins else ""
         other = f" ({origins['cache_size']})" if "cache_size" in origins else ""
         raise ConfigError(
-            f"{place}num_sink_tokens = {sinks} does not fit into cache_size = {budget}{other}; it must be from 0 to "
+            f"{origin}num_sink_tokens = {sinks} does not fit into cache_size = {budget}{other}; it must be from 0 to "
             f"{budget - 1}"
         )
 
 
-def changed(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The checked values that are not the defaults: a file that lists every setting gives only what it changes."""
+def non_default_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Check the values of a file and return those that differ from the defaults."""
     checked = {name: check_value(name, value, str(file)) for name, value in values.items()}
     return {name: value for name, value in checked.items() if value != default_of(name)}
 
 
 def _local_file() -> LocalFile | None:
-    """`./config.toml`, unless that is the user's own file."""
+    """Return `./config.toml`, unless it is the file in the user's configuration folder."""
     try:
         if user_file().samefile(LOCAL):
             return None
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         pass
     return find_local()
 
 
-def _use_of(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
-    """What `./config.toml` does, and of its contents what is in force."""
+def _use_local(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
+    """Return how `./config.toml` is used, and the part of its contents that applies."""
     if local is None or local.problem:
         return (None if local is None else LocalUse(local)), FileContent(LOCAL)
     content = parse(LOCAL, local.data)
-    given = changed(content.values, LOCAL)
+    given = non_default_values(content.values, LOCAL)
     need = [name for name in given if spec_of(name).needs_trust] + (["keys"] if content.keys else [])
     ignored = () if local.is_trusted else tuple(need)
     used = {name: value for name, value in given.items() if name not in ignored}
@@ -261,7 +258,7 @@ def _use_of(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
 
 
 def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
-    """The configuration file that wins; None where there is none. An explicit one need not exist."""
+    """Return the configuration file that takes precedence, or None. An explicit one need not exist."""
     if found := _explicit_file(explicit, os.environ if environ is None else environ):
         return found
     local = _local_file()
@@ -271,18 +268,18 @@ def find_file(explicit: Path | None = None, environ: Mapping[str, str] | None = 
 
 
 def _explicit_file(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file that the user named, by `--config` or in the environment."""
+    """Return the file named by `--config` or in the environment."""
     if explicit is None and environ.get("STREAMCHAT_CONFIG"):
         explicit = Path(environ["STREAMCHAT_CONFIG"])
     return None if explicit is None else paths.user_path(explicit)
 
 
 def user_file() -> Path:
-    """The configuration file of the user, which need not exist."""
+    """Return `config.toml` in the user's configuration folder. It may not exist."""
     return paths.config_dir() / "config.toml"
 
 
-def _type_words(name: str) -> str:
+def _describe_type(name: str) -> str:
     default, spec = default_of(name), spec_of(name)
     if isinstance(default, bool):
         return "true or false"
@@ -291,61 +288,3 @@ def _type_words(name: str) -> str:
     if isinstance(default, float):
         return f"a number, {spec.legal()}"
     return spec.legal() if spec.choices else "text"
-
-
-def render_toml(configuration: Configuration | None = None) -> str:
-    """The configuration file as text: every setting with its value and a comment.
-
-    With the default argument this is the `config.toml` at the top of the repository; given a configuration, the
-    comments also say where each value came from.
-    """
-    given = configuration or Configuration()
-    lines = [
-        "# streamchat configuration. Every setting with its default."
-        if configuration is None
-        else "# streamchat configuration. Every setting in force; the values without a source are defaults.",
-        "# Read from --config FILE, else from ./config.toml and config.toml in the user configuration folder",
-        "# (`streamchat config --path` prints which one wins). A flag (--cache-size) or an environment variable",
-        "# (STREAMCHAT_CACHE_SIZE) wins over both.",
-        *_wrap_comment(_safe(given.local_sentence)),
-        "",
-        "[streamchat]",
-        f"config_version = {CONFIG_VERSION}",
-    ]
-    section = ""
-    for name in setting_fields():
-        spec = spec_of(name)
-        if spec.section != section:
-            section = spec.section
-            lines += ["", f"[{section}]"]
-        legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
-        lines += _wrap_comment(f"{spec.help}{legal}.")
-        if given.is_explicit(name):
-            lines.append(f"# from {_safe(given.place(name))}")
-        lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
-    about = (
-        "Keys of the full-screen app; several have commas between them. The prompt (--plain) shares prompt.send, "
-        "prompt.newline, prompt.edit and chat.interrupt."
-    )
-    lines += ["", "[keys]", *_wrap_comment(about)]
-    for key in keymap.KEYS:
-        changed = given.keys.get(key.id)
-        lines += _wrap_comment(f"{key.help}.")
-        lines.append(f"{key.id} = {_toml_value(changed)}" if changed else f"# {key.id} = {_toml_value(key.keys)}")
-    return "\n".join(lines) + "\n"
-
-
-def _safe(text: str) -> str:
-    """`text` on one line and without control characters: a file name may have any."""
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
-
-
-def _wrap_comment(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 100, initial_indent="# ", subsequent_indent="# ")
-
-
-def _toml_value(value: Any) -> str:
-    # JSON strings, numbers and booleans are valid TOML where letters are kept as they are.
-    return json_line(value)

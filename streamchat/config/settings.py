@@ -1,6 +1,6 @@
-"""Every setting, declared once: type, default, legal range, help. Flags, environment, file and docs follow from it.
+"""The settings, declared once: type, default, legal range, help. Flags, environment, files and docs derive from them.
 
-Nothing is read here; `streamchat.config.loader` finds the values and says where each came from.
+`streamchat.config.loader` loads the values and records their origins.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Save = Literal["chats", "always", "never"]
 
 @dataclass(frozen=True)
 class Spec:
-    """What is legal for one setting, and how it is explained."""
+    """Legal values and help of one setting."""
 
     section: str
     """Table of the configuration file it belongs to."""
     help: str
     needs_trust: bool
-    """`./config.toml` may set it only after the user trusted that file: it opens a port, writes a file, chooses what is
-    loaded, or decides what is saved. Without a default, so that each new setting is decided on."""
+    """`./config.toml` may set it only if the user trusts that file: it opens a port, writes a file, or chooses what is
+    loaded or saved. No default, so that it is decided for each new setting."""
     minimum: float | None = None
     """Smallest legal number."""
     maximum: float | None = None
@@ -41,13 +41,13 @@ class Spec:
     """The maximum itself is not legal."""
     choices: tuple[str, ...] = ()
     forms: Mapping[str, str] = field(default_factory=dict)
-    """Legal words beside the choices: how they are shown -> a regular expression for all of it."""
+    """Legal patterns besides the choices: display form -> regular expression for the full value."""
     metavar: str = ""
     live: bool = False
-    """`/set` may change it during a chat."""
+    """Whether `/set` may change it during a chat."""
 
     def legal(self) -> str:
-        """The legal values in words, for messages and comments."""
+        """Describe the legal values, for messages and comments."""
         if self.choices:
             return "one of " + ", ".join(self.words)
         parts = []
@@ -59,11 +59,11 @@ class Spec:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Choices and forms, for messages."""
+        """Choices and pattern forms, for messages."""
         return *self.choices, *self.forms
 
     def allows(self, value: object) -> bool:
-        """Whether `value` is one of the choices or has one of the forms; True where any value is legal."""
+        """Whether `value` is one of the choices or matches one of the forms; True if there are no choices."""
         if not self.choices or value in self.choices:
             return True
         return isinstance(value, str) and any(re.fullmatch(form, value, re.ASCII) for form in self.forms.values())
@@ -73,13 +73,13 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _setting(default: Any, section: str, help: str, *, needs_trust: bool, **spec: Any) -> Any:  # noqa: A002 - the word of argparse
+def _setting(default: Any, section: str, help: str, *, needs_trust: bool, **spec: Any) -> Any:  # noqa: A002 - argparse's name
     return field(default=default, metadata={"spec": Spec(section, help, needs_trust, **spec)})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of one run, checked. Sizes are in tokens."""
+    """All settings of a run, checked. Sizes are in tokens."""
 
     model: str = _setting(
         "default",
@@ -92,9 +92,8 @@ class Settings:
     device: str = _setting(
         "auto",
         "model",
-        "Where the model runs; auto takes cuda, then mps, then cpu, and of several GPUs the first that has room, or "
-        "all of them for a model that fits on none; cuda:1 is one GPU by number, cuda:0,1 and cuda:all spread the "
-        "model's layers over several",
+        "Device for the model; auto tries cuda (the first GPU with enough memory, or all if none has), then mps, then "
+        "cpu; cuda:1 is one GPU, cuda:0,1 and cuda:all shard the layers over several",
         choices=("auto", "cpu", "cuda", "mps", "cuda:all"),
         forms={"cuda:N[,N]": r"cuda:\d{1,3}(,\d{1,3})*"},
         needs_trust=False,
@@ -102,34 +101,34 @@ class Settings:
     dtype: Dtype = _setting(
         "auto",
         "model",
-        "Number format of weights and cache; auto picks what is safe and fast on the device",
+        "Dtype of weights and cache; auto picks a safe and fast one for the device",
         choices=("auto", "float32", "bfloat16", "float16"),
         needs_trust=False,
     )
     weights: Weights = _setting(
         "auto",
         "model",
-        "Weights that new tokens are computed with: the model's own, or in int8 or int4, which reads less memory (on a "
-        "GPU by torchao); auto packs on a CPU, where that is measured to cost no more than 1 % of perplexity",
+        "Weight precision for decoding: native, int8 or int4 (on a GPU by torchao); auto quantizes on a CPU if the "
+        "measured perplexity rises by at most 1 %",
         choices=("auto", "native", "int8", "int4"),
         needs_trust=False,
     )
     kernels: Kernels = _setting(
         "auto",
         "model",
-        "What computes new tokens on a CPU: auto compiles kernels for this very processor, once, where Linux and gcc "
-        "are there, and takes PyTorch's elsewhere; torch takes PyTorch's always",
+        "CPU decode kernels: auto builds native kernels once (Linux with gcc), otherwise PyTorch; torch always uses "
+        "PyTorch",
         choices=("auto", "torch"),
         needs_trust=False,
     )
     attention: Attention = _setting(
-        "sdpa", "model", "Attention implementation of transformers", choices=("sdpa", "eager"), needs_trust=False
+        "sdpa", "model", "Attention implementation in transformers", choices=("sdpa", "eager"), needs_trust=False
     )
 
     cache_size: int = _setting(
         1024,
         "cache",
-        "Budget of the KV cache in tokens: sinks + pinned + recent window; no layer ever holds more",
+        "Budget of the KV cache in tokens: sinks + pinned + recent window; no layer ever exceeds it",
         minimum=16,
         metavar="TOKENS",
         needs_trust=False,
@@ -137,7 +136,7 @@ class Settings:
     compression_ratio: float = _setting(
         0.0,
         "cache",
-        "Another way to give cache_size: max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = not used",
+        "Sets cache_size to max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = off",
         minimum=0.0,
         maximum=1.0,
         below_maximum=True,
@@ -155,7 +154,7 @@ class Settings:
     evict: Evict = _setting(
         "turns",
         "cache",
-        "What leaves when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
+        "Eviction unit when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
         "window)",
         choices=("turns", "tokens"),
         needs_trust=False,
@@ -163,7 +162,7 @@ class Settings:
     on_full: OnFull = _setting(
         "evict",
         "cache",
-        "What happens when the budget is reached: older text leaves, or the chat refuses to go on until /clear",
+        "When the budget is full: evict older text, or stop accepting messages until /clear",
         choices=("evict", "stop"),
         needs_trust=False,
     )
@@ -171,7 +170,7 @@ class Settings:
     temperature: float = _setting(
         0.7,
         "generation",
-        "Randomness of the reply; 0 always takes the likeliest token",
+        "Sampling temperature; 0 always picks the likeliest token",
         minimum=0.0,
         maximum=10.0,
         live=True,
@@ -202,7 +201,7 @@ class Settings:
     repetition_penalty: float = _setting(
         1.1,
         "generation",
-        "Above 1 makes tokens of the latest 64 less likely to come again; 1 = off",
+        "Penalty for tokens seen in the last 64; 1 = off",
         minimum=0.0,
         above_minimum=True,
         maximum=10.0,
@@ -212,7 +211,7 @@ class Settings:
     max_new_tokens: int = _setting(
         512,
         "generation",
-        "A reply is cut off after this many tokens",
+        "Maximum tokens per reply",
         minimum=1,
         metavar="TOKENS",
         live=True,
@@ -221,9 +220,9 @@ class Settings:
     seed: int = _setting(
         -1,
         "generation",
-        "Makes sampling repeatable; -1 = a new seed each start",
+        "Random seed for sampling; -1 = a new seed at every start",
         minimum=-1,
-        maximum=2**63 - 1,  # what torch takes
+        maximum=2**63 - 1,  # the range of torch
         live=True,
         needs_trust=False,
     )
@@ -231,15 +230,15 @@ class Settings:
     system_prompt: str = _setting(
         "",
         "chat",
-        "Instructions that stay pinned in the cache; empty = what the model's own chat template says",
+        "System prompt, pinned in the cache; empty = the default of the model's chat template",
         metavar="TEXT",
         needs_trust=False,
     )
     chat_format: Format = _setting(
         "auto",
         "chat",
-        "How turns are written for the model: its chat template, or plain 'User:' / 'Assistant:' lines; "
-        "auto takes the template where the model has one",
+        "Format of turns: the model's chat template, or plain 'User:' / 'Assistant:' lines; auto uses the template if "
+        "the model has one",
         choices=("auto", "template", "plain"),
         needs_trust=False,
     )
@@ -247,15 +246,14 @@ class Settings:
     save: Save = _setting(
         "chats",
         "sessions",
-        "Which conversations are saved, to be resumed and searched: of app and prompt, also of pipes, or none",
+        "Which conversations are saved: interactive chats, piped ones too, or none",
         choices=("chats", "always", "never"),
         needs_trust=True,
     )
     snapshot_turns: int = _setting(
         10,
         "sessions",
-        "Save the cache itself after every so many turns, and when leaving, so that resuming reads nothing again; 0 = "
-        "when leaving only",
+        "Snapshot the cache every N turns and on exit, so that resuming needs no prefill; 0 = only on exit",
         minimum=0,
         metavar="N",
         needs_trust=True,
@@ -263,21 +261,21 @@ class Settings:
 
     plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app", needs_trust=False)
     theme: str = _setting(
-        "textual-dark", "interface", "Colour theme of the full-screen app", metavar="NAME", needs_trust=False
+        "textual-dark", "interface", "Color theme of the full-screen app", metavar="NAME", needs_trust=False
     )
     thinking: Thinking = _setting(
         "collapse",
         "interface",
-        "How a model's reasoning is displayed: as a line that can be opened, in full, or not at all",
+        "How reasoning blocks are displayed: as a line that can be expanded, in full, or not at all",
         choices=("collapse", "show", "hide"),
         live=True,
         needs_trust=False,
     )
-    history: bool = _setting(True, "interface", "Remember what you typed across restarts", needs_trust=True)
+    history: bool = _setting(True, "interface", "Keep input history across restarts", needs_trust=True)
     metrics_port: int = _setting(
         0,
         "interface",
-        "Serve figures for Prometheus at http://METRICS_HOST:PORT/metrics; 0 = off",
+        "Serve Prometheus metrics at http://METRICS_HOST:PORT/metrics; 0 = off",
         minimum=0,
         maximum=65535,
         metavar="PORT",
@@ -286,29 +284,29 @@ class Settings:
     metrics_host: str = _setting(
         "127.0.0.1",
         "interface",
-        "Where the metrics are served; others than this machine see them elsewhere",
+        "Address the metrics server binds to (non-loopback exposes it to other machines)",
         metavar="HOST",
         needs_trust=True,
     )
     stats_json: str = _setting(
-        "", "interface", "Append one JSON object a turn to this file; empty = off", metavar="FILE", needs_trust=True
+        "", "interface", "Append one JSON object per turn to this file; empty = off", metavar="FILE", needs_trust=True
     )
 
 
 def setting_fields() -> dict[str, Field[Any]]:
-    """The dataclass fields of `Settings` by name, in declaration order."""
+    """Return the dataclass fields of `Settings` by name, in declaration order."""
     return {f.name: f for f in fields(Settings)}
 
 
 def spec_of(name: str) -> Spec:
-    """The `Spec` of the setting `name`. Raises KeyError for an unknown name."""
+    """Return the `Spec` of the setting `name`. Raises KeyError for an unknown name."""
     spec = setting_fields()[name].metadata["spec"]
     assert isinstance(spec, Spec)
     return spec
 
 
 def default_of(name: str) -> Any:
-    """The default of the setting `name`."""
+    """Return the default of the setting `name`."""
     default = setting_fields()[name].default
     assert default is not MISSING
     return default

@@ -1,6 +1,6 @@
-"""Records which `./config.toml` files the user trusts: by path and contents, so a changed file is not trusted.
+"""The list of `./config.toml` files that the user trusts, by path and contents: a changed file is not trusted.
 
-Kept in the user's state folder, readable by the user only.
+It is stored in the user's state folder, readable only by the user.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streamchat.base.errors import ConfigError
 
 
 def store_file() -> Path:
-    """Return the file that lists the trusted files. It need not exist."""
+    """Return the file that lists the trusted files. It may not exist."""
     return paths.state_dir() / "trusted-config.json"
 
 
@@ -26,12 +26,12 @@ def is_trusted(path: Path, data: bytes) -> bool:
 
 
 def trust(path: Path, data: bytes) -> None:
-    """Trust `path` while its contents are `data`; raises ConfigError if that cannot be kept."""
+    """Trust `path` as long as its contents are `data`; raises ConfigError if that cannot be saved."""
     _write({**_known(), str(path): _digest(data)})
 
 
 def untrust(path: Path) -> bool:
-    """Stop trusting `path`; return whether it was trusted. Raises ConfigError if that cannot be kept."""
+    """Stop trusting `path`; return whether it was trusted. Raises ConfigError if that cannot be saved."""
     known = _known()
     if known.pop(str(path), None) is None:
         return False
@@ -44,7 +44,7 @@ def _digest(data: bytes) -> str:
 
 
 def _known() -> dict[str, str]:
-    """Path -> digest. A list that cannot be read trusts nothing."""
+    """Return path -> digest; empty if the list cannot be read, so that nothing is trusted."""
     try:
         known = json.loads(store_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamchat.base.thinking import THINK, Part, Tags, ThinkingStream, tag_beginning
+from streamchat.base.thinking import THINK, Part, Tags, ThinkingStream, tag_prefix_length
 from streamchat.conversation.template.reply_shape import Messages, ReplyShape
 
 KNOWN = (
@@ -223,7 +223,7 @@ class _Writer:
         self._open, self._gap = True, False
         # a closing tag inside would end the reasoning early for every parser of this text
         text = (self._held + text).replace(THINK.closing, _harmless(THINK.closing))
-        keep = tag_beginning(text, THINK.closing)
+        keep = tag_prefix_length(text, THINK.closing)
         self._held = text[len(text) - keep :]
         return before + text[: len(text) - keep]
 

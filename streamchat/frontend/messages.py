@@ -16,10 +16,10 @@ def undone_sentence(event: ev.TurnUndone) -> str:
     text = f"Turn {event.turn} was undone."
     if event.restored:
         tokens = plural(event.restored, "evicted token was", "evicted tokens were")
-        how = f"prefill took {human_seconds(event.seconds)}" if event.read_again else "no prefill needed"
+        how = f"prefill took {human_seconds(event.seconds)}" if event.prefilled else "no prefill needed"
         text += f" {tokens} restored ({how})."
-    elif event.read_again:
-        tokens = plural(event.read_again, "token was", "tokens were")
+    elif event.prefilled:
+        tokens = plural(event.prefilled, "token was", "tokens were")
         text += f" {tokens} prefilled again in {human_seconds(event.seconds)}."
     return text
 
@@ -28,7 +28,7 @@ def resumed_sentence(event: ev.ConversationResumed) -> str:
     """Which session was resumed, and how its cache was restored."""
     title, cached = one_line(event.title), plural(event.cache.length, "token")
     seconds = human_seconds(event.seconds)
-    how = "prefilled again" if event.read_again else f"restored in {seconds} without prefill"
+    how = "prefilled again" if event.prefilled else f"restored in {seconds} without prefill"
     return f"“{title}” ({event.session}) resumed at turn {len(event.turns)}; {cached} cached, {how}."
 
 

@@ -112,7 +112,7 @@ def _build(path: Path) -> None:
         finally:
             os.close(descriptor)
         built.replace(path)
-    paths.flush(path.parent)
+    paths.fsync(path.parent)
 
 
 def library_path() -> Path:

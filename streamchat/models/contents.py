@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import Progress, short, silent
+from streamchat.base.errors import ModelNotFoundError, short
+from streamchat.base.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.devices import devices_of, is_spread, kind_of_place, place_of
+from streamchat.base.devices import device_type, devices_of, is_spread, join_devices
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.processors import usable_processors
@@ -74,7 +74,7 @@ def choose_device(asked: str) -> str:
     if missing := [name for name in wanted if name not in found]:
         names = ", ".join([*found, *here[1:]])
         raise ConfigError(f"device = {asked!r} cannot be used: there is no {missing[0]} here; available: {names}")
-    device = place_of(wanted)
+    device = join_devices(wanted)
     if is_spread(device) and not can_spread():
         raise ConfigError(
             f"device = {asked!r} spreads the model over {device}, which needs accelerate; {INSTALL_ACCELERATE}"
@@ -103,14 +103,14 @@ def device_with_room(parameters: int, dtype: str, name: str) -> str:
             f"{name} needs {human_bytes(need)} of GPU memory in {dtype}, which only {' and '.join(found)} together "
             f"have, and spreading it over them needs accelerate; {INSTALL_ACCELERATE}, or choose a smaller model"
         )
-    return place_of(found)
+    return join_devices(found)
 
 
 def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
     """Return the dtype for `device`, and notes for the user."""
     if asked != "auto":
         return asked, _notes(asked, device)
-    if kind_of_place(device) == "cuda":
+    if device_type(device) == "cuda":
         return ("bfloat16" if _cuda_bfloat16(devices_of(device)) else "float16"), ()
     if device == "mps":
         return ("bfloat16" if _mps_bfloat16() else "float16"), ()
@@ -151,7 +151,7 @@ def _notes(dtype: str, device: str) -> tuple[str, ...]:
         return ("float16 is slow on a CPU; --dtype auto picks a faster dtype",)
     if device == "cpu" and dtype == "bfloat16" and not cpu_has_bfloat16():
         return ("This CPU has no bfloat16 arithmetic and emulates it; --dtype float32 is faster",)
-    if kind_of_place(device) == "cuda" and dtype == "bfloat16" and not _cuda_bfloat16(devices_of(device)):
+    if device_type(device) == "cuda" and dtype == "bfloat16" and not _cuda_bfloat16(devices_of(device)):
         return ("This GPU has no bfloat16 arithmetic and emulates it; --dtype float16 is faster",)
     return ()
 
@@ -187,7 +187,7 @@ def free_memory(device: str) -> int | None:
     """
     import torch
 
-    kind = kind_of_place(device)
+    kind = device_type(device)
     if kind == "cpu":
         return available_memory()
     if kind == "cuda":

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelError, ModelNotFoundError, UnsupportedModelError
-from streamchat.base.messages import short
+from streamchat.base.errors import ModelError, ModelNotFoundError, UnsupportedModelError, short
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

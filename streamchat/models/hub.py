@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
 from streamchat.base.formatting import human_bytes
-from streamchat.base.messages import Progress, short
+from streamchat.base.progress import Progress
 from streamchat.models import catalogue
 from streamchat.models.folder import CONFIG, INDEX, WEIGHTS, check_kind, shard_names
 from streamchat.models.hub_cache import cached_snapshot, endpoint, hub_cache_dir, offline_variable

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.devices import is_spread
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
-from streamchat.base.messages import Progress as Progress
-from streamchat.base.messages import short, silent
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.progress import Progress as Progress
+from streamchat.base.progress import silent
 from streamchat.models import device as devices
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import Contents, inspect, weight_files

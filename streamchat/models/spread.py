@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamchat.base.devices import devices_of, place_of
-from streamchat.base.errors import ModelNotFoundError
-from streamchat.base.messages import short
+from streamchat.base.devices import devices_of, join_devices
+from streamchat.base.errors import ModelNotFoundError, short
 from streamchat.models import device as devices
 
 USABLE = 0.9
@@ -33,7 +32,7 @@ def used_devices(model: Any, device: str, name: str) -> str:
             f"{name} does not fit into the memory of {device}: layers would be offloaded to "
             f"{' and '.join(sorted(rest))}; choose a smaller model, or close other programs on these GPUs"
         )
-    return place_of(sorted(used, key=_number))
+    return join_devices(sorted(used, key=_number))
 
 
 def forward_error(model: Any) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import filelock
 
 from streamchat.base import paths
-from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError, short
 from streamchat.base.formatting import human_bytes
-from streamchat.base.messages import Progress, short
+from streamchat.base.progress import Progress
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1

@@ -19,7 +19,7 @@ def report_failure(event: ev.EngineFailed, stream: TextIO | None) -> int:
         if path is not None and event.exit_code == ExitCode.FAILURE:
             sentence += f" (the traceback is in {path})"
     if stream is not None:
-        if event.details and log_file.debug_wanted():
+        if event.details and log_file.is_debug():
             print(printable(event.details), file=stream)
         print(f"streamchat: {one_line(sentence)}", file=stream, flush=True)
     return event.exit_code

@@ -182,7 +182,7 @@ class Prompt:
                 return self._registry.escape(text)
             case ev.SummaryReady(text=text) if text:
                 return f"/keep {printable(text)}"
-            case ev.ConversationResumed(message_back=text):
+            case ev.ConversationResumed(restored_message=text):
                 return self._registry.escape(text)
             case _:
                 return ""

@@ -77,7 +77,7 @@ class Narrator:
                 self._deferred.append(piece)
             case ev.ConversationCleared():
                 return [Piece("info", cleared_sentence(event))]
-            case ev.TurnUndone() if not event.replaced or event.restored or event.read_again:
+            case ev.TurnUndone() if not event.replaced or event.restored or event.prefilled:
                 return [Piece("info", undone_sentence(event))]
             case ev.SummaryReady(text=text) if text:
                 return [

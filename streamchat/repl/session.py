@@ -24,7 +24,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line, printable
-from streamchat.config.keymap import keys_of, spoken
+from streamchat.config.keymap import display_keys, keys_of
 from streamchat.frontend import editor, mentions
 from streamchat.frontend.slash.registry import SlashContext, SlashRegistry
 from streamchat.frontend.suspend import stop_process
@@ -73,7 +73,7 @@ class InputLine:
         self._toolbar, self._keys = toolbar, keys or {}
         self._quit_armed = False
         self._error: BaseException | None = None
-        interrupt = spoken(keys_of("chat.interrupt", self._keys)[0])
+        interrupt = display_keys(keys_of("chat.interrupt", self._keys)[0])
         self.quit_hint = f"press {interrupt} again or Ctrl+D to quit"
         # otherwise cursor escape codes are written to a dumb terminal
         plain = create_app_session(output=PlainTextOutput(sys.stdout)) if is_dumb_terminal() else nullcontext()

@@ -1,1 +1,1 @@
-"""Pages of results: tables, charts, and their forms for a terminal, HTML, Markdown and JSON."""
+"""Result pages of tables and charts, rendered for terminal, HTML, Markdown and JSON."""

@@ -1,4 +1,4 @@
-"""What a plot shows, apart from how it is drawn."""
+"""Contents of charts, independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -9,67 +9,67 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Series:
-    """One curve, or one group of points."""
+    """A curve, or a group of points."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    """Of the length of `x`; NaN leaves a gap."""
+    """Same length as `x`; NaN leaves a gap."""
     dots: bool = False
-    """Points, not joined."""
+    """Draw points instead of a line."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis."""
+    """Curves over a common x axis."""
 
     name: str
-    """Of its files, without an ending."""
+    """File name without extension."""
     title: str
-    words: str
-    """What is seen, in a sentence or two."""
+    caption: str
+    """One or two sentences about the chart."""
     x_label: str
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
     log_y: bool = False
     from_zero: bool = False
-    """The y axis begins at 0."""
+    """Start the y axis at 0."""
     line_at: float | None = None
-    """A dashed horizontal line."""
+    """y value of a dashed horizontal line."""
 
 
 @dataclass(frozen=True)
 class Bars:
-    """One number a name."""
+    """One number per name."""
 
     name: str
     title: str
-    words: str
+    caption: str
     label: str
-    """Of the numbers."""
+    """Label of the numbers."""
     bars: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Numbers in rows and columns."""
+    """A grid of numbers."""
 
     name: str
     title: str
-    words: str
+    caption: str
     row_label: str
     column_label: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
-    """By row; NaN where there is none."""
+    """One tuple per row; NaN if missing."""
     decimals: int = 2
     low_is_good: bool = True
 
 
-def whole(values: Sequence[float]) -> bool:
-    """Whether all of `values` are whole numbers, as turns and counts are: an axis names no turn 2.5 then."""
+def all_whole(values: Sequence[float]) -> bool:
+    """Whether all finite values are whole numbers, such as turns and counts: the axis then has no tick at 2.5."""
     return all(value == int(value) for value in values if math.isfinite(value))
 
 

@@ -1,4 +1,4 @@
-"""Pictures as SVG and PNG, with matplotlib (an extra: it is asked for where it is needed)."""
+"""Draws charts as SVG and PNG with matplotlib, an optional dependency."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, whole
+from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, all_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOW_TO_GET = "pip install matplotlib"
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-"""The same picture gives the same file."""
-MAX_PLACES = 8
-"""Values of a logarithmic axis that are named one by one."""
+"""No metadata, so that the same chart gives the same file."""
+MAX_LOG_TICKS = 8
+"""Maximum x values of a logarithmic axis that each get a tick."""
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -31,7 +31,7 @@ def can_draw() -> bool:
 
 
 def _import_matplotlib() -> Any:
-    """The package with the user's own matplotlibrc: another one in the current folder would be read before that."""
+    """Import matplotlib without reading a matplotlibrc from the current folder, which has precedence."""
     if "matplotlib" not in sys.modules:
         spec = find_spec("matplotlib")
         assert spec is not None
@@ -42,10 +42,10 @@ def _import_matplotlib() -> Any:
 
 
 def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transparent: bool = True) -> str:
-    """The `<svg>` element. `size` is in inches; the same picture gives the same text."""
+    """Return the `<svg>` element. `size` is in inches; the same chart gives the same text."""
     matplotlib = _import_matplotlib()
     out = io.StringIO()
-    # no random ids
+    # deterministic ids
     with matplotlib.rc_context({"svg.hashsalt": picture.name}):
         _figure(picture, size).savefig(out, format="svg", transparent=transparent, metadata=_NO_METADATA)
     text = out.getvalue()
@@ -53,7 +53,7 @@ def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transpar
 
 
 def save_pictures(folder: Path, pictures: Iterable[Picture]) -> list[Path]:
-    """Write NAME.svg and NAME.png of each into `folder`, on white; returns their paths."""
+    """Write NAME.svg and NAME.png of each chart to `folder`, on white; return their paths."""
     written = []
     for picture in pictures:
         as_svg, as_png = folder / f"{picture.name}.svg", folder / f"{picture.name}.png"
@@ -91,15 +91,15 @@ def _draw_chart(axes: Any, chart: Chart) -> None:
         axes.axhline(chart.line_at, color="C7", linestyle="--", linewidth=1)
     if chart.log_x:
         axes.set_xscale("log")
-        places = sorted({x for series in chart.series for x in series.x})
-        if len(places) <= MAX_PLACES:  # powers of ten would say little of them
-            axes.set_xticks(places, [f"{x:,g}" for x in places])
+        ticks = sorted({x for series in chart.series for x in series.x})
+        if len(ticks) <= MAX_LOG_TICKS:  # more readable than powers of ten
+            axes.set_xticks(ticks, [f"{x:,g}" for x in ticks])
             axes.minorticks_off()
-    if not chart.log_x and whole([x for series in chart.series for x in series.x]):
+    if not chart.log_x and all_whole([x for series in chart.series for x in series.x]):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log_y:
         axes.set_yscale("log")
-    elif whole([y for series in chart.series for y in series.y]):
+    elif all_whole([y for series in chart.series for y in series.y]):
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.from_zero:
         axes.set_ylim(bottom=0)

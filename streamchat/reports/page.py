@@ -1,4 +1,4 @@
-"""What a run found, as tables and pictures, and the forms it takes: terminal, HTML page, Markdown, JSON."""
+"""Results of a run as tables and charts, rendered for terminal, HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from streamchat.reports.chart import Picture
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns; the first column is named by the rows."""
+    """Text in rows and columns; the first column has the row names."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    words: str = ""
-    """What the columns mean, where their names do not say it."""
+    caption: str = ""
+    """Meaning of the columns, if their names are not enough."""
 
 
 @dataclass(frozen=True)
@@ -33,32 +33,32 @@ class Page:
     """The result of one run of a command."""
 
     name: str
-    """Of its files, without an ending."""
+    """File name without extension."""
     title: str
     lines: tuple[str, ...]
-    """What was run on what, a line each."""
+    """What was run on what, one line each."""
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
     notes: tuple[str, ...]
-    """What the reader should know, a sentence each."""
+    """Notes for the reader, one sentence each."""
     data: dict[str, Any]
     """All figures, for programs."""
 
 
 def as_text(page: Page, width: int) -> str:
-    """Lines for a terminal, without pictures and colours."""
+    """Return the page as lines for a terminal, without charts and colors."""
     from rich.console import Console
 
     out = io.StringIO()
-    # a table that does not fit is wrapped by the terminal rather than cut
+    # the terminal wraps a table that is too wide, instead of cutting it off
     console = Console(file=out, width=max(width, 200), color_system=None, legacy_windows=False)
     console.print(page.title, *page.lines, sep="\n", markup=False, highlight=False)
     for table in page.tables:
         console.print()
         console.print(table.title, markup=False, highlight=False)
         console.print(_rich_table(table))
-        if table.words:
-            console.print(table.words, markup=False, highlight=False)
+        if table.caption:
+            console.print(table.caption, markup=False, highlight=False)
     if page.notes:
         console.print()
         console.print(*page.notes, sep="\n", markup=False, highlight=False)
@@ -79,7 +79,7 @@ def _rich_table(table: Table) -> Any:
 
 
 def as_markdown(table: Table) -> str:
-    """The table of a Markdown page."""
+    """Return the table in Markdown."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -89,7 +89,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_html(page: Page) -> str:
-    """One file that needs nothing beside it; without matplotlib it has no pictures and says so."""
+    """Return the page as one self-contained HTML file; without matplotlib it has a note instead of charts."""
     import jinja2
 
     source = (resources.files("streamchat.reports") / "page.html.jinja").read_text(encoding="utf-8")
@@ -99,10 +99,10 @@ def as_html(page: Page) -> str:
 
 
 def prepare_folder(folder: str) -> Path:
-    """The folder for the files of a run, made where it is missing.
+    """Return the folder for the files of a run, created if missing.
 
     Raises:
-        ConfigError: It cannot be made or written.
+        ConfigError: It cannot be created or written.
     """
     path = Path(folder).expanduser()
     try:
@@ -116,25 +116,25 @@ def prepare_folder(folder: str) -> Path:
 
 
 def write(page: Page, folder: Path) -> list[Path]:
-    """NAME.json and NAME.html, and NAME.svg and NAME.png of each picture where matplotlib is installed."""
+    """Write NAME.json and NAME.html, and NAME.svg and NAME.png of each chart if matplotlib is installed."""
     as_json, html = folder / f"{page.name}.json", folder / f"{page.name}.html"
     as_json.write_text(json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     html.write_text(as_html(page), encoding="utf-8")
     return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
 
 
-def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_colour: bool) -> None:
-    """Print the page; with `folder`, write its files first. The last line is a JSON object where `as_json` is set."""
+def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_color: bool) -> None:
+    """Print the page; with `folder`, write its files first. With `as_json`, the last line is a JSON object."""
     width = shutil.get_terminal_size((100, 24)).columns
     parts = [as_text(page, width)]
     if charts:
-        colour = out.isatty() and not no_colour
+        color = out.isatty() and not no_color
         encoding = out.encoding or "utf-8"
-        parts += [terminal.text_of(picture, width, colour=colour, encoding=encoding) for picture in page.pictures]
+        parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
     text = "\n\n".join(parts)
     if folder is not None:
         written = write(page, folder)
-        missing = "" if figure.can_draw() or not page.pictures else f"; for pictures: {figure.HOW_TO_GET}"
+        missing = "" if figure.can_draw() or not page.pictures else f"; for charts: {figure.HOW_TO_GET}"
         text += f"\n\nWritten to {folder}: {', '.join(path.name for path in written)}{missing}"
     out.write(text + "\n")
     if as_json:

@@ -1,35 +1,35 @@
-"""Pictures in characters, with plotext, so that they can be looked at over SSH."""
+"""Draws charts as text with plotext, for example for use over SSH."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, whole
+from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, all_whole
 
 MIN_WIDTH, MAX_WIDTH = 40, 140
 HEIGHT = 16
-_COLOURS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
+_COLORS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
 _ASCII_MARKERS = "*+xo#%@&"
 _PLAIN = str.maketrans("┌┐└┘─│┤├┬┴┼█▌▐", "++++-|++++" + "+###")
 _SHADES = " ░▒▓█"
 _PLAIN_SHADES = " .:*#"
 
 
-def text_of(picture: Picture, width: int, *, colour: bool, encoding: str = "utf-8") -> str:
-    """The picture as lines of at most `width` characters, without a line end.
+def text_of(picture: Picture, width: int, *, color: bool, encoding: str = "utf-8") -> str:
+    """Return a chart as lines of at most `width` characters, without a final line end.
 
     Args:
-        picture: What to show.
-        width: Of the terminal; at least 40 and at most 140 are used.
-        colour: Whether escape sequences for colours may be used; curves are told apart by their marks otherwise.
-        encoding: Of the terminal; one that lacks braille and box characters gets ASCII.
+        picture: The chart.
+        width: Width of the terminal; limited to 40 to 140 columns.
+        color: Whether escape sequences for colors may be used; otherwise curves differ by their markers.
+        encoding: Encoding of the terminal; ASCII is used if it lacks braille and box characters.
     """
     width = max(MIN_WIDTH, min(width, MAX_WIDTH))
     rich = _can_encode(encoding)
     if isinstance(picture, Heatmap):
         return _heatmap(picture, rich)
-    return _plotted(picture, width, colour, rich)
+    return _plotted(picture, width, color, rich)
 
 
 def _can_encode(encoding: str) -> bool:
@@ -40,39 +40,39 @@ def _can_encode(encoding: str) -> bool:
     return True
 
 
-def _plotted(picture: Chart | Bars, width: int, colour: bool, rich: bool) -> str:
+def _plotted(picture: Chart | Bars, width: int, color: bool, rich: bool) -> str:
     import plotext
 
     plot: Any = plotext
-    # its figure is one of the whole module
+    # plotext has one global figure
     plot.clear_figure()
-    plot.limit_size(False, False)  # the caller knows how wide the terminal is
+    plot.limit_size(False, False)  # the caller gives the width of the terminal
     plot.theme("clear")
     if isinstance(picture, Bars):
         _draw_bars(plot, picture, width, rich)
     else:
-        _draw_chart(plot, picture, width, colour, rich)
+        _draw_chart(plot, picture, width, color, rich)
     plot.title(picture.title)
     text: str = plot.build()
     plot.clear_figure()
-    if not colour:
+    if not color:
         text = plot.uncolorize(text)
     if not rich:
         text = text.translate(_PLAIN)
     return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
-def _draw_chart(plot: Any, chart: Chart, width: int, colour: bool, rich: bool) -> None:
+def _draw_chart(plot: Any, chart: Chart, width: int, color: bool, rich: bool) -> None:
     plot.plotsize(width, HEIGHT)
     for number, series in enumerate(chart.series):
         points = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
         if not points:
             continue
-        # without colours, or with ASCII only, each curve has a mark of its own
-        marker = "braille" if rich and (colour or len(chart.series) == 1) else _ASCII_MARKERS[number % 8]
+        # without colors, or in ASCII, each curve has its own marker
+        marker = "braille" if rich and (color or len(chart.series) == 1) else _ASCII_MARKERS[number % 8]
         draw = plot.scatter if series.dots else plot.plot
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        draw(xs, ys, label=series.name, marker=marker, color=_COLOURS[number % len(_COLOURS)])
+        draw(xs, ys, label=series.name, marker=marker, color=_COLORS[number % len(_COLORS)])
     if chart.log_x:
         plot.xscale("log")
     if chart.log_y:
@@ -82,10 +82,10 @@ def _draw_chart(plot: Any, chart: Chart, width: int, colour: bool, rich: bool) -
     if chart.line_at is not None:
         plot.hline(chart.line_at, "gray")
     for axis, values, log in (("x", _finite(chart, "x"), chart.log_x), ("y", _finite(chart, "y"), chart.log_y)):
-        if values and not log and whole(values):
+        if values and not log and all_whole(values):
             first = 0 if axis == "y" and chart.from_zero else min(values)
-            places = _whole_places(int(first), int(max(values)))
-            (plot.xticks if axis == "x" else plot.yticks)(places, [f"{place:,}" for place in places])
+            ticks = _whole_ticks(int(first), int(max(values)))
+            (plot.xticks if axis == "x" else plot.yticks)(ticks, [f"{tick:,}" for tick in ticks])
     plot.xlabel(chart.x_label)
     plot.ylabel(chart.y_label)
 
@@ -94,8 +94,8 @@ def _finite(chart: Chart, axis: str) -> list[float]:
     return [value for series in chart.series for value in getattr(series, axis) if math.isfinite(value)]
 
 
-def _whole_places(first: int, last: int, count: int = 5) -> list[int]:
-    """At most `count` whole numbers from `first` to `last`, evenly spread."""
+def _whole_ticks(first: int, last: int, count: int = 5) -> list[int]:
+    """Return at most `count` evenly spaced whole numbers from `first` to `last`."""
     steps = min(count - 1, last - first)
     return [first + (last - first) * step // max(1, steps) for step in range(steps + 1)]
 
@@ -109,7 +109,7 @@ def _draw_bars(plot: Any, picture: Bars, width: int, rich: bool) -> None:
 
 
 def _heatmap(picture: Heatmap, rich: bool) -> str:
-    """Numbers with a shade behind each: it reads without colours too."""
+    """Draw numbers, each after a shade, so that it is readable without colors."""
     known = [value for line in picture.values for value in line if math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     shades = _SHADES if rich else _PLAIN_SHADES

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.config.loader import OF_A_SESSION, Configuration, check_value
+from streamchat.config.loader import SESSION_ORIGIN, Configuration, check_value
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
@@ -25,7 +25,7 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
     values: dict[str, Any] = {}
-    place = f"{OF_A_SESSION}{info.id}"
+    place = f"{SESSION_ORIGIN}{info.id}"
     for name in setting_fields():
         ours = spec_of(name).section in SECTIONS and name not in OF_THE_MACHINE and name not in flags
         if ours and name in info.settings:

@@ -79,10 +79,10 @@ def save(path: Path, snapshot: Snapshot) -> int:
             left.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
         save_file(tensors, partial, {_KEY: json.dumps(facts)})
-        paths.flush(partial)
+        paths.fsync(partial)
         size = partial.stat().st_size
         os.replace(partial, path)
-        paths.flush(path.parent)
+        paths.fsync(path.parent)
         return size
     except (OSError, SafetensorError) as error:
         with suppress(OSError):

@@ -1,1 +1,1 @@
-"""Measuring and recording what a run does."""
+"""Logs, metrics, memory figures and trace events of a run."""

@@ -1,4 +1,4 @@
-"""Where tracebacks and the warnings of libraries go: a private log file, never the chat's screen."""
+"""A private log file for tracebacks and warnings of libraries, so that they never appear over the chat."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from streamchat.base import paths
 MAX_BYTES = 1_000_000
 
 
-def debug_wanted() -> bool:
-    """Whether tracebacks shall be shown: `--debug`, or STREAMCHAT_DEBUG in the environment."""
+def is_debug() -> bool:
+    """Whether to show tracebacks: `--debug`, or STREAMCHAT_DEBUG in the environment."""
     return os.environ.get("STREAMCHAT_DEBUG", "0") not in ("", "0")
 
 
 def log_path() -> Path:
-    """The log file; it need not exist."""
+    """Return the log file. It may not exist."""
     return paths.state_dir() / "streamchat.log"
 
 
 class PrivateLogHandler(logging.handlers.RotatingFileHandler):
-    """Writes the log, readable by the user only; made when the first record comes. Failing to write is silent."""
+    """Writes the log, readable only by the user. The file is created with the first record; write errors are silent."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class PrivateLogHandler(logging.handlers.RotatingFileHandler):
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk or a read-only home must not print over a chat."""
+        """Only note the error: a full disk or a read-only home must not print over the chat."""
         self.failed = True
 
 
@@ -47,7 +47,7 @@ _handler: PrivateLogHandler | None = None
 
 
 def start_logging() -> PrivateLogHandler:
-    """Send all log records and Python warnings of this process to the file from now on. May be called again."""
+    """Send all log records and Python warnings of this process to the log file. May be called again."""
     global _handler
     root = logging.getLogger()
     if _handler is None or Path(_handler.baseFilename) != log_path().absolute():
@@ -61,7 +61,7 @@ def start_logging() -> PrivateLogHandler:
 
 
 def log_crash(details: str) -> Path | None:
-    """Log a traceback; returns the file, None if it could not be written."""
+    """Log a traceback and return the file, or None if it could not be written."""
     handler = start_logging()
     logging.getLogger("streamchat").error("%s", details.rstrip())
     return None if handler.failed else log_path()

@@ -1,4 +1,4 @@
-"""Memory figures of the process and of the device, each with a name of its own."""
+"""Memory use of the process and the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from streamchat.base.devices import devices_of, kind_of_place
+from streamchat.base.devices import device_type, devices_of
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,23 @@ class DeviceMemory:
     """Device memory in bytes."""
 
     allocated: int
-    """In live tensors of torch."""
+    """Bytes in live tensors of torch."""
     reserved: int
-    """Held by torch's allocator for reuse; above `allocated` without being a leak."""
+    """Bytes reserved by torch's allocator for reuse; above `allocated` without being a leak."""
     total: int
-    """Of the device, or of all of them."""
+    """Bytes of the device, or of all devices together."""
 
 
 def process_rss() -> int:
-    """Resident memory of this process in bytes."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
 def device_memory(device: str) -> DeviceMemory | None:
-    """Memory of 'cuda', 'cuda:1' or 'mps', or of all devices of 'cuda:0,1' together; None on a CPU."""
+    """Return the memory of 'cuda', 'cuda:1' or 'mps', or the sum for 'cuda:0,1'; None on a CPU."""
     import torch
 
-    kind = kind_of_place(device)
+    kind = device_type(device)
     if kind == "cuda":
         names = devices_of(device)
         return DeviceMemory(
@@ -54,13 +54,13 @@ def device_memory(device: str) -> DeviceMemory | None:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
-    """Yields a function: the most bytes of live tensors since the block began, beside those that were there then.
+    """Yield a function that returns the peak allocated bytes above the level at the start of the block.
 
-    None where the device does not keep count (CPU, MPS). Of several devices, the sum of the most of each.
+    It returns None if the device does not count them (CPU, MPS), and the sum of the peaks for several devices.
     """
     import torch
 
-    if kind_of_place(device) != "cuda":
+    if device_type(device) != "cuda":
         yield lambda: None
         return
     names = devices_of(device)
@@ -71,12 +71,12 @@ def peak_memory(device: str) -> Iterator[Callable[[], int | None]]:
 
 
 def free_unused() -> None:
-    """Free what nobody refers to, and give it back to the system. For the moment after a model was switched off.
+    """Collect garbage and return freed memory to the system, after a model was unloaded.
 
-    A model hangs in reference cycles, and a face may have frozen what was there (`gc.freeze`). glibc keeps freed memory
-    for later, which would show as memory of the process.
+    Models contain reference cycles, and a front end may have frozen existing objects (`gc.freeze`). glibc keeps freed
+    memory for reuse, which would count as memory of the process.
     """
     gc.unfreeze()
     gc.collect()
-    with suppress(OSError, AttributeError, TypeError):  # no glibc
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""`--metrics-port`: the figures of a run for Prometheus, with units in the names as its conventions ask for."""
+"""`--metrics-port`: Prometheus metrics of a run, with units in the names as Prometheus recommends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ class Metrics:
     """Serves http://HOST:PORT/metrics until `close`.
 
     Args:
-        host: Loopback unless told otherwise: the figures are not for everybody.
-        port: 0 takes a free one; see `port`.
+        host: Address to bind; the default setting is loopback, since the figures are private.
+        port: 0 picks a free one; see `port`.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port cannot be opened.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -27,22 +27,22 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(f"streamchat_{name}", text, registry=registry)
 
-        self.cache_tokens = gauge("cache_tokens", "Tokens that every layer of the cache holds now.")
-        self.cache_budget_tokens = gauge("cache_budget_tokens", "Tokens that the cache may hold at most.")
+        self.cache_tokens = gauge("cache_tokens", "Cached tokens per layer.")
+        self.cache_budget_tokens = gauge("cache_budget_tokens", "Cache budget in tokens.")
         self.kv_bytes = gauge("kv_bytes", "Bytes of the key and value buffers.")
         self.resident_bytes = gauge("resident_memory_bytes", "Resident memory of the process.")
         self.device_bytes = gauge("device_memory_allocated_bytes", "Device memory in live tensors; absent on a CPU.")
-        self.device_reserved = gauge("device_memory_reserved_bytes", "Device memory held by torch's allocator.")
+        self.device_reserved = gauge("device_memory_reserved_bytes", "Device memory reserved by torch's allocator.")
         self.busy = gauge("busy", "1 while a turn runs.")
-        self.decode = gauge("decode_tokens_per_second", "Decode speed of the running or latest reply.")
-        self.turns = counter("turns", "Turns that came to their end.")
-        self.failed = counter("failed_turns", "Turns that failed and were taken back.")
-        self.read = counter("prompt_tokens", "Tokens read in prompts.")
-        self.written = counter("generated_tokens", "Tokens written in replies.")
-        self.compressions = counter("compressions", "Evictions; one counts once for all layers.")
-        self.evicted = counter("evicted_tokens", "Tokens that left the cache.")
+        self.decode = gauge("decode_tokens_per_second", "Decode speed of the current or last reply.")
+        self.turns = counter("turns", "Completed turns.")
+        self.failed = counter("failed_turns", "Turns that failed and were rolled back.")
+        self.prefilled = counter("prompt_tokens", "Prefilled prompt tokens.")
+        self.generated = counter("generated_tokens", "Generated reply tokens.")
+        self.compressions = counter("compressions", "Evictions; one eviction counts once for all layers.")
+        self.evicted = counter("evicted_tokens", "Evicted tokens.")
         self.violations = Counter(
-            "streamchat_violations", "Invariants that did not hold, by name.", ["invariant"], registry=registry
+            "streamchat_violations", "Violations of invariants, by name.", ["invariant"], registry=registry
         )
         self.first_token = Histogram(
             "streamchat_first_token_seconds",
@@ -55,7 +55,7 @@ class Metrics:
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"--metrics-port {port}: http://{host}:{port} cannot be served ({reason}); take another port"
+                f"--metrics-port {port}: http://{host}:{port} cannot be opened ({reason}); choose another port"
             ) from error
         self.port: int = self._server.server_port
 
@@ -66,7 +66,7 @@ class Metrics:
         self._thread.join(5)
 
     def set_device_memory(self, allocated: int | None, reserved: int | None) -> None:
-        """Of a GPU; nothing is set on a CPU."""
+        """Set the device memory metrics; None (on a CPU) leaves them unset."""
         if allocated is not None:
             self.device_bytes.set(allocated)
         if reserved is not None:

@@ -1,4 +1,4 @@
-"""Events to metrics. A subscriber like every other one."""
+"""Updates the metrics from events, as an ordinary subscriber."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from streamchat.telemetry.metrics import Metrics
 
 
 class Emitter(Protocol):
-    """What emits events: an engine."""
+    """An emitter of events, such as an engine."""
 
     def subscribe(self, listener: Callable[[ev.Event], None]) -> Callable[[], None]: ...
 
 
 def observe(engine: Emitter, settings: Settings) -> Metrics | None:
-    """Serve the figures of `engine` where a port is set; to be closed by the caller.
+    """Serve metrics of `engine` if a port is set. The caller closes them.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port cannot be opened.
     """
     if not settings.metrics_port:
         return None
     metrics = Metrics(settings.metrics_host, settings.metrics_port)
-    engine.subscribe(Observed(metrics))
+    engine.subscribe(MetricsObserver(metrics))
     return metrics
 
 
-class Observed:
-    """Call it with every event."""
+class MetricsObserver:
+    """An event listener that sets the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def __call__(self, event: ev.Event) -> None:
-        """Set what `event` says."""
+        """Update the metrics from `event`."""
         metrics = self._metrics
         match event:
             case ev.StatusSampled(cache=cache, memory=memory):
@@ -55,8 +55,8 @@ class Observed:
                 metrics.failed.inc()
             case ev.TurnFinished(rolled_back=False, stats=stats):
                 metrics.turns.inc()
-                metrics.read.inc(stats.prompt_tokens)
-                metrics.written.inc(stats.new_tokens)
+                metrics.prefilled.inc(stats.prompt_tokens)
+                metrics.generated.inc(stats.new_tokens)
                 if stats.ttft_s is not None:
                     metrics.first_token.observe(stats.ttft_s)
             case _:

@@ -1,4 +1,4 @@
-"""`--stats-json FILE`: one JSON object a line, one line a turn."""
+"""`--stats-json FILE`: one line per turn, each a JSON object."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from streamchat.base.paths import private_opener, user_path
 class StatsLog:
     """Appends to the file and flushes after each line, so that a run can be watched and a crash loses nothing.
 
-    Lines of an earlier run stay. `write` may be called from any thread and never raises: a full disk must not end a
-    chat; `failure` says afterwards what went wrong.
+    Lines of earlier runs are kept. `write` may be called from any thread and never raises: a full disk must not end a
+    chat. `failure` reports the error afterwards.
 
     Raises:
         ConfigError: The file cannot be opened for writing.
@@ -23,7 +23,7 @@ class StatsLog:
 
     def __init__(self, path: str) -> None:
         self.failure = ""
-        """One sentence once a line could not be written; nothing is written after that."""
+        """One sentence after a write failed; nothing is written after that."""
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -41,7 +41,7 @@ class StatsLog:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
             except OSError as error:
-                self.failure = f"{self._path} is not complete: {error.strerror or error}"
+                self.failure = f"{self._path} is incomplete: {error.strerror or error}"
 
     def close(self) -> None:
         """Close the file; later records are dropped."""
@@ -49,4 +49,4 @@ class StatsLog:
             try:
                 self._file.close()
             except OSError as error:
-                self.failure = self.failure or f"{self._path} is not complete: {error.strerror or error}"
+                self.failure = self.failure or f"{self._path} is incomplete: {error.strerror or error}"

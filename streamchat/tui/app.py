@@ -103,7 +103,7 @@ class StreamchatApp(App[int]):
     @property
     def config_notice(self) -> str:
         """Notice about `./config.toml`; '' for none and in read-only mode."""
-        return "" if self.watching else self._configuration.local_sentence
+        return "" if self.watching else self._configuration.local_notice
 
     def _register_themes(self) -> list[str]:
         """Register the user's themes; returns a sentence per invalid one."""
@@ -127,7 +127,7 @@ class StreamchatApp(App[int]):
         if name in self.available_themes:
             self.theme = name
         else:
-            place = self._configuration.place("theme")
+            place = self._configuration.origin("theme")
             self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
         self.theme_changed_signal.subscribe(self, self._keep_theme)
         for problem in self._theme_problems:
@@ -168,7 +168,7 @@ class StreamchatApp(App[int]):
         """Handle a bug in the app: print one sentence after the terminal is restored instead of Textual's traceback."""
         details = traceback.format_exc()
         path = log_file.log_crash(details)
-        if log_file.debug_wanted():
+        if log_file.is_debug():
             super()._fatal_error()
             return
         error = sys.exc_info()[1]
@@ -258,7 +258,7 @@ class StreamchatApp(App[int]):
         """Switch the theme; returns a note about the next start."""
         self.theme = name
         if self._configuration.is_explicit("theme"):
-            return f"for this session only; the next start uses the theme from {self._configuration.place('theme')}"
+            return f"for this session only; the next start uses the theme from {self._configuration.origin('theme')}"
         return (
             "also for the next start"
             if remember_theme(name)

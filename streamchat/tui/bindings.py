@@ -7,7 +7,7 @@ from typing import Any
 from textual.app import App
 from textual.binding import Binding
 
-from streamchat.config.keymap import BY_ID, spoken
+from streamchat.config.keymap import BY_ID, display_keys
 
 
 def bind(key_id: str, action: str, **options: Any) -> Binding:
@@ -26,4 +26,4 @@ def hint(app: App[Any], key_id: str) -> str:
     """Display name of the first configured key for a key id: 'Ctrl+Q', 'Esc'."""
     keys_of = getattr(app, "keys_of", None)  # tests may use another app
     keys: str = keys_of(key_id) if keys_of else BY_ID[key_id].keys
-    return spoken(keys).split(", ")[0].replace("Escape", "Esc")
+    return display_keys(keys).split(", ")[0].replace("Escape", "Esc")

@@ -72,7 +72,7 @@ class Narrator:
                 await self._conversation.add_notice("New conversation; model and settings are unchanged.")
             case ev.TurnUndone():
                 await self._conversation.undo_turn(event.turn)
-                if not event.replaced or event.read_again:
+                if not event.replaced or event.prefilled:
                     await self._conversation.add_notice(undone_sentence(event))
             case ev.ConversationResumed():
                 await self._loaded()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.base.formatting import plural, whole_number
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
 
 
@@ -34,7 +34,7 @@ def _turn_of(context: SlashContext, argument: str) -> int | SlashResult:
         if not context.board.turns:
             return SlashResult("no turn yet", error=True)
         return context.board.turns
-    return whole_number(argument) or SlashResult(f"{argument} is not a turn number", error=True)
+    return parse_whole_number(argument) or SlashResult(f"{argument} is not a turn number", error=True)
 
 
 def _pinned_turns(context: SlashContext) -> list[int]:

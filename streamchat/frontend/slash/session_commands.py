@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError
-from streamchat.base.formatting import plural, whole_number
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
@@ -137,7 +137,7 @@ class SessionCommands:
         return SlashResult(done_when=turn_done)
 
     def _chosen(self, argument: str) -> SearchHit | None:
-        number = whole_number(argument) or 0
+        number = parse_whole_number(argument) or 0
         return self._found[number - 1] if 1 <= number <= len(self._found) else None
 
     def _which(self, command: str, argument: str) -> str:

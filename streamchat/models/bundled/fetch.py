@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.base import child_processes
-from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.errors import ModelNotFoundError, short
 from streamchat.base.formatting import human_bytes
-from streamchat.base.messages import Progress, short
+from streamchat.base.progress import Progress
 
 POLL_S = 0.1
 CONNECT_TIMEOUT_S = 15

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, refuse
 from streamchat.base.formatting import human_bytes
-from streamchat.base.messages import Progress, refuse, silent
+from streamchat.base.progress import Progress, silent
 from streamchat.models.contents import file_digest
 from streamchat.models.gguf.file import USE_OTHER_FORMAT, open_gguf, read_config
 from streamchat.models.limits import available_memory

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
-from streamchat.base.messages import short
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
 from streamchat.models.folder import check_sizes
 
 USE_OTHER_FORMAT = "use the model's safetensors folder or Hub id instead"

@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import UnsupportedModelError
-from streamchat.base.messages import short
+from streamchat.base.errors import UnsupportedModelError, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ModelNotFoundError
-from streamchat.base.messages import Progress
+from streamchat.base.progress import Progress
 from streamchat.kernels.library import kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamchat.base.errors import ConfigError
-from streamchat.base.messages import Progress, short
+from streamchat.base.errors import ConfigError, short
+from streamchat.base.progress import Progress
 from streamchat.models.quiet import quiet
 from streamchat.quantization.quality import AUTO_LIMIT, divergence_from, predictions
 from streamchat.quantization.weights import GROUP, Kind

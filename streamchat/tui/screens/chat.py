@@ -153,7 +153,7 @@ class ChatScreen(ReadingScreen):
                 await self._engine_idle()  # /model failed
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
-            case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(message_back=text) if text:
+            case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(restored_message=text) if text:
                 self.prompt.restore_text(self.chat_app.registry.escape(text))
             case ev.SummaryReady(text=text) if text:
                 self.prompt.restore_text(f"/keep {printable(text)}")

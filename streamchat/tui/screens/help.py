@@ -11,7 +11,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from streamchat.config.keymap import KEYS, spoken
+from streamchat.config.keymap import KEYS, display_keys
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
@@ -51,7 +51,7 @@ class HelpScreen(ModalScreen[None]):
     def _rows(self) -> list[tuple[str, str]]:
         """Configured keys, plus fixed ones."""
         keys = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
-        return [*((spoken(self._keys_of(key.id)), key.help) for key in keys), *FIXED]
+        return [*((display_keys(self._keys_of(key.id)), key.help) for key in keys), *FIXED]
 
     def on_mount(self) -> None:
         """Arrow keys scroll."""

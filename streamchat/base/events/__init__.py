@@ -1,0 +1,71 @@
+"""What the engine emits: small frozen dataclasses, in the order in which things happen.
+
+Every front end (app, prompt, pipe, replay, log) consumes this stream and has no loop of its own. Importing this package
+loads no torch. Sizes are in tokens, times in seconds, memory in bytes.
+"""
+
+from streamchat.base.events.cache import (
+    CacheState,
+    MemoryState,
+    Part,
+    Segment,
+    StatusSampled,
+    TokensEvicted,
+    Trigger,
+    TurnPinned,
+)
+from streamchat.base.events.event import Event
+from streamchat.base.events.model import EngineClosed, EngineFailed, ModelInfo, ModelLoading, ModelReady
+from streamchat.base.events.session import (
+    ConversationCleared,
+    ConversationResumed,
+    Notice,
+    SavedTurn,
+    SavingChanged,
+    SessionOpened,
+    SettingChanged,
+    SummaryReady,
+    TextCounted,
+)
+from streamchat.base.events.turn import (
+    FinishReason,
+    PrefillProgress,
+    TextDelta,
+    TurnFinished,
+    TurnStarted,
+    TurnStats,
+    TurnUndone,
+)
+
+__all__ = [
+    "CacheState",
+    "ConversationCleared",
+    "ConversationResumed",
+    "EngineClosed",
+    "EngineFailed",
+    "Event",
+    "FinishReason",
+    "MemoryState",
+    "ModelInfo",
+    "ModelLoading",
+    "ModelReady",
+    "Notice",
+    "Part",
+    "PrefillProgress",
+    "SavedTurn",
+    "SavingChanged",
+    "Segment",
+    "SessionOpened",
+    "SettingChanged",
+    "StatusSampled",
+    "SummaryReady",
+    "TextCounted",
+    "TextDelta",
+    "TokensEvicted",
+    "Trigger",
+    "TurnFinished",
+    "TurnPinned",
+    "TurnStarted",
+    "TurnStats",
+    "TurnUndone",
+]

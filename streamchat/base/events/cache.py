@@ -1,0 +1,112 @@
+"""Events and figures of the cache: contents, evictions, pins and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from streamchat.base.events.event import Event
+
+Trigger = Literal["between_turns", "prefill", "decode"]
+"""When tokens were evicted: making room before a turn, during prefill, or during decoding."""
+
+
+Part = Literal["sinks", "system", "user", "assistant"]
+"""Contents of a run of cache slots: attention sinks, the system block, or one message of a turn."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The cached part of one message. A message without a segment is evicted completely."""
+
+    part: Part
+    turn: int
+    """0 for sinks and the system block."""
+    tokens: int
+    """Cached tokens. Messages do not count the sinks."""
+    total: int
+    """Tokens of the whole message, without sinks; `tokens < total` means that only its end is cached."""
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """State of the cache, read back from its layers. `length == sinks + pinned + window`."""
+
+    length: int = 0
+    cache_size: int = 0
+    sinks: int = 0
+    pinned: int = 0
+    window: int = 0
+    compressions: int = 0
+    """Evictions so far; one eviction counts once for all layers."""
+    tokens_evicted: int = 0
+    tokens_seen: int = 0
+    """Tokens fed so far, evicted ones included."""
+    kv_bytes: int = 0
+    """Bytes of the allocated key and value buffers."""
+    full_kv_bytes: int = 0
+    """Bytes that the cache would need without eviction."""
+    first_visible_turn: int = 0
+    """Oldest turn whose tokens are all cached; 0 = all turns are."""
+    segments: tuple[Segment, ...] = ()
+    """Contents of the slots, in order; their tokens add up to `length`."""
+
+
+@dataclass(frozen=True)
+class TokensEvicted(Event):
+    """Tokens were evicted; the model no longer sees them."""
+
+    count: int
+    token_range: tuple[int, int]
+    """First index in the token log and one past the last."""
+    turns: tuple[int, ...]
+    """Turns that lost tokens to this eviction."""
+    turns_gone: tuple[int, ...]
+    """Turns that this eviction removed completely."""
+    cache_len_before: int
+    cache_len_after: int
+    trigger: Trigger
+    cache: CacheState = field(default_factory=CacheState)
+    runs: tuple[tuple[int, int], ...] = ()
+    """All evicted tokens, as ranges like `token_range`, without the pinned tokens in between."""
+
+
+@dataclass(frozen=True)
+class TurnPinned(Event):
+    """A turn was pinned, so that it is never evicted, or unpinned (`pinned` is False)."""
+
+    turn: int
+    pinned: bool
+    tokens: int
+    """Its cached tokens."""
+    cache: CacheState
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """Memory of the process and the device. Device figures are None on a CPU."""
+
+    rss_bytes: int
+    """Resident memory of this process."""
+    device: str = "cpu"
+    """`cuda:0,1` for several devices; the figures are then sums."""
+    allocated_bytes: int | None = None
+    """Device memory in live tensors (torch)."""
+    reserved_bytes: int | None = None
+    """Device memory reserved by torch's allocator; above `allocated_bytes` without being a leak."""
+    total_bytes: int | None = None
+    """Total memory of the device."""
+
+
+@dataclass(frozen=True)
+class StatusSampled(Event):
+    """Live figures, a few times a second during a turn and once a second otherwise."""
+
+    cache: CacheState
+    memory: MemoryState
+    ttft_s: float | None = None
+    """Time to first token of the running or last turn."""
+    decode_tps: float | None = None
+    """Tokens per second of the running or last turn."""
+    busy: bool = False

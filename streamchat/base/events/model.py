@@ -1,0 +1,79 @@
+"""Events of loading the model and of the engine's start and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from streamchat.base.events.event import Event
+
+
+@dataclass(frozen=True)
+class ModelLoading(Event):
+    """Progress of fetching, converting or loading the model."""
+
+    stage: str
+    """Current step, as text: 'Fetching SmolLM2-135M-Instruct'."""
+    done: int = 0
+    """Bytes (or steps) done."""
+    total: int = 0
+    """Total bytes (or steps); 0 = unknown."""
+    unit: Literal["bytes", ""] = ""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The loaded model, for status displays."""
+
+    name: str
+    """Display name: 'SmolLM2-135M-Instruct', 'pythia-410m', a folder."""
+    source: str
+    """The folder, file or Hub id it was loaded from."""
+    device: str
+    dtype: str
+    parameters: int
+    """Number of weights."""
+    weight_bytes: int
+    context_length: int
+    """`max_position_embeddings`: the context length the model was trained with."""
+    cache_size: int
+    num_sink_tokens: int
+    pinned_tokens: int
+    """Tokens of the system prompt beyond the sinks."""
+    attention: str
+    chat_format: str
+    """'template' or 'plain'."""
+    template_prompt: str = ""
+    """The system prompt that the chat template inserts by itself if none is set; it is pinned."""
+    weights: str = "native"
+    """Weights for decoding: 'native', or quantized to 'int8' or 'int4'."""
+
+    @property
+    def precision(self) -> str:
+        """Dtype and weights, for display: 'bfloat16', 'bfloat16, int4 weights'."""
+        return self.dtype if self.weights == "native" else f"{self.dtype}, {self.weights} weights"
+
+
+@dataclass(frozen=True)
+class ModelReady(Event):
+    """The model is loaded and ready for messages."""
+
+    info: ModelInfo
+    load_s: float
+
+
+@dataclass(frozen=True)
+class EngineFailed(Event):
+    """The engine failed or could not start. Only `EngineClosed` follows."""
+
+    title: str
+    message: str
+    """One sentence for the user."""
+    exit_code: int
+    details: str = ""
+    """The traceback, for the log file only."""
+
+
+@dataclass(frozen=True)
+class EngineClosed(Event):
+    """The last event of every engine."""

@@ -1,0 +1,116 @@
+"""How many processors are used: those that the process may use, not those that there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamchat.base import processors
+from streamchat.base.processors import processor_quota, usable_processors
+from streamchat.benchmarks import pools
+from streamchat.cli import main as cli
+from streamchat.models import device
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3.0),
+        ("0::/a/b\n", {"a/b/cpu.max": "200000 100000\n", "a/cpu.max": "300000 100000\n"}, 2.0),
+        # a container's own group, seen from inside as the root
+        ("0::/docker/0123\n", {"cpu.max": "400000 100000\n"}, 4.0),
+        ("4:memory:/\n3:cpu,cpuacct:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "50000\n"}, None),
+        (
+            "4:memory:/\n3:cpu,cpuacct:/x\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"},
+            0.5,
+        ),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("2:cpuset:/\n", {"cpuset/cpu.max": "100000 100000\n"}, None),
+        ("0::/../other\n", {"cpu.max": "100000 100000\n"}, 1.0),
+        ("", {}, None),
+        ("nonsense\n0::\n::\n", {"cpu.max": "0 0 0\n"}, None),
+        ("0::/\n", {"cpu.max": "100000 0\n"}, None),
+    ],
+)
+def test_the_limits_of_control_groups(tmp_path: Path, groups: str, files: dict[str, str], quota: float | None) -> None:
+    for name, text in files.items():
+        write(tmp_path / "fs" / name, text)
+    write(tmp_path / "cgroup", groups)
+    assert processor_quota(tmp_path / "fs", tmp_path / "cgroup") == quota
+    assert processor_quota(tmp_path / "no", tmp_path / "none") is None
+
+
+@pytest.fixture
+def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen processors, eight of them allowed, time for five and a half."""
+    write(tmp_path / "fs" / "cpu.max", "550000 100000\n")
+    write(tmp_path / "cgroup", "0::/\n")
+    monkeypatch.setattr(processors, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(processors, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+
+
+def test_the_smallest_limit_counts(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_processors() == 5
+    assert pools.default_workers() == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3})
+    assert usable_processors() == 1
+    assert pools.default_workers() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    monkeypatch.setattr(processors, "MEMBERSHIP", Path("nowhere"))
+    assert usable_processors() == 16
+
+
+def test_torch_is_held_to_it(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    device.limit_threads()
+    assert set_to == [5]
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")  # the user has decided
+    device.limit_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    device.limit_threads()
+    assert set_to == [5]
+
+
+def test_doctor_says_why_not_all_are_used(
+    limited: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row() -> str:
+        cli.main(["doctor", "--json"])
+        return str(json.loads(capsys.readouterr().out)["device"]["processors"])
+
+    assert row() == "5 of 16: this process may run on 8 and has a quota of 5.5 (cgroup)"
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(processors, "MEMBERSHIP", Path("nowhere"))
+    assert row() == "8"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_a_process_that_is_kept_to_one_processor_uses_one() -> None:
+    code = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from streamchat.base.processors import usable_processors\n"
+        "from streamchat.benchmarks.pools import default_workers\n"
+        "print(usable_processors(), default_workers())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]

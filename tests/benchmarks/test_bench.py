@@ -1,0 +1,446 @@
+"""`streamchat bench` side by side: what each way really does, what is counted, and what is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamchat.base.errors import ExitCode
+from streamchat.benchmarks import peers
+from streamchat.benchmarks.chat_text import make_turns
+from streamchat.benchmarks.compare_page import make_page
+from streamchat.benchmarks.methods import Method, Streamchat, make_methods
+from streamchat.benchmarks.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.positions.strategy import choose_fit
+from streamchat.cache.streaming import StreamingCache
+from streamchat.cli import main as cli
+from streamchat.quantization.linear import MAX_ROWS, quantized_layers
+from streamchat.quantization.replace import groups, quantize_group, replace
+from streamchat.reports.page import as_text
+from tests.support.real_engine import tiny_loaded
+from tests.support.tiny import random_ids, tiny_model
+from tests.support.toy_tokenizer import toy_tokenizer
+
+BUDGET = 48
+IDS = random_ids(400)[0].tolist()
+NAMES = ["streamchat", "generate", "re-read", "recompute", "cut"]
+
+
+@cache
+def model_of(family: str) -> tuple[Any, Any]:
+    model = tiny_model(family)
+    return model, choose_fit(model)
+
+
+def methods(family: str = "llama") -> dict[str, Method]:
+    model, fit = model_of(family)
+    return {method.name: method for method in make_methods(model, fit, BUDGET, 4)}
+
+
+@contextmanager
+def fed_tokens(family: str) -> Iterator[list[int]]:
+    """Tokens of each forward of the model."""
+    fed: list[int] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        fed.append(kwargs["input_ids"].shape[1])
+
+    handle = model_of(family)[0].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield fed
+    finally:
+        handle.remove()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_all_ways_write_the_same_as_long_as_nothing_leaves(family: str) -> None:
+    written = {}
+    for name, method in methods(family).items():
+        method.start()
+        token, out = method.prefill(IDS[:20]), []
+        for _ in range(6):
+            out.append(token)
+            token = method.decode_step(token)
+        method.append(IDS[20:26])
+        out.append(method.prefill(IDS[26:30]))
+        written[name] = out
+        method.close()
+    assert list(written) == NAMES
+    assert all(out == written["generate"] for out in written.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_writing_times_each_token(name: str) -> None:
+    method = methods()[name]
+    method.start()
+    token = method.prefill(IDS[:20])
+    with fed_tokens("llama") as fed:
+        times = method.decode_timed(token, 5)
+    method.close()
+    assert len(times) == len(fed) == 5
+    assert min(times) > 0
+    assert fed == ([21, 22, 23, 24, 25] if name == "recompute" else [1] * 5)
+
+
+def test_what_is_read_at_a_turn() -> None:
+    fed_by = {}
+    for name, method in methods().items():
+        method.start()
+        method.append(IDS[:200])
+        with fed_tokens("llama") as fed:
+            method.prefill(IDS[200:210])
+        fed_by[name] = sum(fed)
+        method.close()
+    assert fed_by == {"streamchat": 10, "generate": 10, "re-read": 210, "recompute": BUDGET, "cut": 10}
+
+
+def test_only_ours_and_the_cut_stay_in_the_budget() -> None:
+    for name, method in methods().items():
+        method.start()
+        method.prefill(IDS[:40])
+        early = method.kv_bytes
+        method.append(IDS[40:])
+        held = method.kv_bytes
+        method.close()
+        if name == "generate":
+            assert held == early * 10
+        elif name == "streamchat":
+            assert held == early
+        elif name == "cut":
+            assert held == early * BUDGET / 40
+
+
+def test_others_have_the_model_s_own_weights() -> None:
+    model = tiny_model("llama")
+    fit = choose_fit(model)
+    plain = [method for method in make_methods(model, fit, BUDGET, 4) if method.name != "streamchat"]
+    written = []
+    for packed in (False, True):
+        if packed:
+            names = groups(model, "int8")
+            replace(model, {group: quantize_group(model, group, "int8") for group in names})
+        for method in plain:
+            method.start()
+            token = method.prefill(IDS[:20])
+            written.append((method.name, packed, token, method.decode_step(token)))
+            rows = {layer.max_rows for layer in quantized_layers(model).values()}
+            assert rows == ({0} if packed else set())
+            method.close()
+    assert len({(token, following) for _, _, token, following in written}) == 1
+    assert {layer.max_rows for layer in quantized_layers(model).values()} == {MAX_ROWS}
+
+
+def test_nothing_stays_on_the_model() -> None:
+    for method in methods().values():
+        method.start()
+        method.prefill(IDS[:60])
+        method.close()
+        method.close()
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model_of("llama")[0].modules())
+
+
+# --- workloads ----------------------------------------------------------------------------------------------------
+
+
+class Fake(Method):
+    """Takes as long as it is told, on a clock of its own."""
+
+    description = "a fake"
+
+    def __init__(self, name: str, clock: list[float], per_token: float, rereads: bool = False) -> None:
+        self.name, self._clock, self._per_token, self._rereads = name, clock, per_token, rereads
+        self.calls: list[str] = []
+
+    def start(self) -> None:
+        self.calls.append("start")
+        self._held = 0
+
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        self._held += len(ids)
+        self._clock[0] += self._per_token * (self._held if self._rereads else len(ids))
+        return 0
+
+    def append(self, ids: Sequence[int], reserve: int = 0) -> None:
+        self._held += len(ids)
+
+    def decode_step(self, token: int) -> int:
+        return self.prefill([token])
+
+    @property
+    def kv_bytes(self) -> int:
+        return self._held
+
+
+class Broken(Fake):
+    def decode_step(self, token: int) -> int:
+        raise RuntimeError("no kernel\nfor this")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("streamchat.benchmarks.methods.time.perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.mark.slow
+def test_rounds_run_every_way_in_turn_and_the_first_warms_up(clock: list[float]) -> None:
+    said: list[str] = []
+    ways = [Fake("a", clock, 0.001), Fake("b", clock, 0.002), Broken("c", clock, 0.001)]
+    found = measure_decode(ways, IDS, 100, 4, 2, said.append)
+    order = [line.split(": ")[1] for line in said]
+    assert order == ["a", "b", "c", "a", "b", "a", "b"]
+    assert [len(found[name].early_ms) for name in "abc"] == [2, 2, 0]
+    assert found["a"].early_ms == pytest.approx([1.0, 1.0])
+    assert found["b"].late_ms == pytest.approx([2.0, 2.0])
+    assert found["b"].prefill_tps == pytest.approx([500.0, 500.0])
+    assert found["a"].kv_bytes == 400 + 2 * 5
+    assert found["c"].failure == "RuntimeError: no kernel for this"
+
+
+def test_the_first_token_is_timed_at_the_turns_asked_for(clock: list[float]) -> None:
+    turns = [Turn([1] * 10, [2] * 30)] * 103
+    flat, growing = Fake("flat", clock, 0.001), Fake("growing", clock, 0.001, rereads=True)
+    found = measure_chat([flat, growing], turns, [5, 20, 100], 3, 100.0, lambda words: None)
+    assert found["flat"].history == {5: 160, 20: 760, 100: 3960}
+    for times in found["flat"].seconds.values():
+        assert times == pytest.approx([0.01] * 3)
+    assert found["growing"].seconds[5] == pytest.approx([0.17, 0.21, 0.25])
+    assert found["growing"].seconds[100] == pytest.approx([3.97, 4.01, 4.05])
+    assert found["growing"].unreached == {}
+    limited = measure_chat([flat, growing], turns, [5, 20, 100], 3, 2.0, lambda words: None)
+    assert set(limited["flat"].seconds) == {5, 20, 100}
+    assert set(limited["growing"].seconds) == {5, 20}
+    assert limited["growing"].skipped[100] == pytest.approx(4.0, rel=0.5)
+
+
+def test_a_history_that_takes_too_long_to_be_read_is_given_up(clock: list[float]) -> None:
+    class Slow(Fake):
+        def append(self, ids: Sequence[int], reserve: int = 0) -> None:
+            self._clock[0] += 0.1
+
+    turns = [Turn([1] * 10, [2] * 30)] * 103
+    found = measure_chat([Slow("slow", clock, 0.001)], turns, [5, 100], 3, 1.0, lambda words: None)["slow"]
+    assert set(found.seconds) == {5}
+    # 0.1 s a turn from turn 8 on, 6 s in all
+    assert found.unreached == {100: 68}
+    page = make_page([], {}, {"slow": found}, [], [], {"cache_size": 64})
+    assert "slow timed out before turn 100: history processed only up to turn 68" in as_text(page, 100)
+
+
+def test_turns_are_those_of_a_chat() -> None:
+    tokenizer = toy_tokenizer()
+    turns = make_turns(tokenizer, 40, 12)
+    texts = [tokenizer.decode(turn.prompt) for turn in turns]
+    assert texts[0].startswith("<|im_start|>system")
+    assert all(text.startswith("<|im_start|>user\n") for text in texts[1:])
+    assert all(text.endswith("<|im_start|>assistant\n") for text in texts)
+    closing = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    assert all(len(turn.reply) == 12 + len(closing) and turn.reply[12:] == closing for turn in turns)
+    assert turns[1].reply != turns[2].reply
+
+
+def test_the_time_of_evictions_is_told(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    ours = Streamchat(loaded.model, fit_positions(loaded.model), 64, 4)
+    evict = StreamingCache._evict_from_layers
+
+    def slow(cache: StreamingCache, prefix: int, count: int) -> None:
+        clock[0] += 0.15
+        evict(cache, prefix, count)
+
+    prefill = ours.prefill
+
+    def slow_prefill(ids: Sequence[int], reserve: int = 0) -> int:
+        clock[0] += 1.0
+        return prefill(ids, reserve)
+
+    monkeypatch.setattr(ours, "prefill", slow_prefill)
+    monkeypatch.setattr(StreamingCache, "_evict_from_layers", slow)
+    found = measure_decode([ours], [3 + i % 50 for i in range(256)], 64, 44, 1, lambda words: None)["streamchat"]
+    # 45 tokens in blocks of 15, a quarter of what can leave
+    assert found.evicting_ms == pytest.approx([1000 * 0.15 / 15])
+    assert Fake("a", clock, 0.001).evicting_s is None
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_of_pairs_of_rounds() -> None:
+    ours = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [10.0, 20.0, 10.0], [0.1, 0.1, 0.3])
+    theirs = DecodeFigures([100.0, 120.0, 110.0], [10.0, 20.0, 10.0], [30.0, 60.0, 40.0])
+    broken = DecodeFigures(failure="RuntimeError: no kernel")
+    slow = ChatFigures({5: [1.0, 3.0, 2.0]}, {5: 10}, {5: 100, 500: 9000}, {500: 90.0})
+    quick = ChatFigures({5: [0.1, 0.3, 0.1], 500: [0.2]}, {5: 10, 500: 20}, {5: 100, 500: 9000})
+    page = make_page(
+        [],
+        {"streamchat": ours, "generate": theirs, "x": broken},
+        {"streamchat": quick, "re-read": slow},
+        ["about"],
+        ["a note"],
+        {"cache_size": 64},
+    )
+    assert page.data["decode"]["generate"]["time_to_ours"] == 3.0
+    assert page.data["decode"]["generate"]["late_to_early"] == 3.0
+    assert page.data["decode"]["streamchat"]["time_to_ours"] == 1.0
+    assert page.data["chat"]["re-read"]["time_to_ours"] == {"5": 10.0}
+    text = as_text(page, 100)
+    assert "40.0 (30.0-60.0)" in text
+    assert "3.00 x" in text
+    assert "1.0 %" in text
+    assert "RuntimeError: no kernel" in text
+    assert "re-read was not measured at turn 500: it would have taken about 1 min 30 s per turn; raise --limit." in text
+    assert [picture.name for picture in page.pictures] == ["decode", "first-token"]
+
+
+@pytest.mark.slow
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
+    sizes = ["--cache-size", "64", "--rounds", "1", "--new-tokens", "3", "--turns", "2,6"]
+    monkeypatch.setattr("streamchat.benchmarks.compare.REPLY_TOKENS", 8)
+    assert cli.main(["bench", *sizes, "--out", str(tmp_path / "out"), "--charts", "--json"]) == ExitCode.OK
+    text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    data = json.loads(last)
+    assert list(data["decode"]) == ["streamchat", "generate", "recompute", "cut"]
+    assert list(data["chat"]) == NAMES
+    assert not any(each["failure"] for part in ("decode", "chat") for each in data[part].values())
+    assert data["decode"]["streamchat"]["time_to_ours"] == 1.0
+    assert set(data["chat"]["streamchat"]["first_token_ms"]) == {"2", "6"}
+    assert "Endless text" in text
+    assert "Time to first token" in text
+    assert {"bench.json", "bench.html", "decode.svg", "first-token.png"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert cli.main(["bench", *sizes, "--methods", "cut,streamchat", "--workloads", "decode"]) == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "generate" not in out
+    assert "Time to first token" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "cut,fast"], "--methods: fast is not one of streamchat, generate"),
+        (["--workloads", ","], "--workloads is empty; choose from decode, chat"),
+        (["--turns", "0,5"], "--turns: 0 is not a turn number (turns count from 1)"),
+        (["--turns", "5,6"], "--turns: 5 and the next one must be at least 3 turns apart"),
+        (["--new-tokens", "1"], "--new-tokens 1 must be at least 2"),
+        (["--limit", "0"], "--limit 0.0 must be above 0"),
+        (["--rounds", "0"], "--rounds 0 must be at least 1"),
+    ],
+)
+def test_wrong_input(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert cli.main(["bench", *arguments]) == ExitCode.USAGE
+    assert words in capsys.readouterr().err
+
+
+# --- peers --------------------------------------------------------------------------------------------------------
+
+
+class FakeLlama:
+    """Keeps positions as llama.cpp does, and refuses what its context does not hold."""
+
+    def __init__(self, n_ctx: int, **rest: Any) -> None:
+        self._n_ctx, self._ctx, self.n_tokens = n_ctx, self, 0
+        self.cells: dict[int, int] = {}
+        self.largest = 0
+        self.read = 0
+
+    def reset(self) -> None:
+        self.n_tokens, self.cells = 0, {}
+
+    def eval(self, tokens: list[int]) -> None:
+        for _ in tokens:
+            self.cells[self.n_tokens] = self.read
+            self.n_tokens += 1
+            self.read += 1
+        self.largest = max(self.largest, len(self.cells))
+        assert sorted(self.cells) == list(range(self.n_tokens))
+        assert self.n_tokens <= self._n_ctx
+
+    def kv_cache_seq_rm(self, sequence: int, first: int, stop: int) -> bool:
+        self.cells = {at: token for at, token in self.cells.items() if not first <= at < stop}
+        return True
+
+    def kv_cache_seq_shift(self, sequence: int, first: int, stop: int, shift: int) -> None:
+        self.cells = {at + shift if first <= at < stop else at: token for at, token in self.cells.items()}
+
+    def get_logits_ith(self, index: int) -> Any:
+        import ctypes
+
+        return (ctypes.c_float * 4)(0.0, 0.0, 1.0, 0.0)
+
+    def n_vocab(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FakeLlama] = []
+
+    def make(**arguments: Any) -> FakeLlama:
+        made.append(FakeLlama(**arguments))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=make))
+    monkeypatch.setattr(peers, "version", lambda name: "0.3")
+    method = peers.LlamaCpp(Path("m.gguf"), BUDGET, 4, 1, one_by_one=one_by_one)
+    method.start()
+    assert method.prefill(IDS[:40]) == 2
+    method.prefill(IDS[40:200])
+    lengths = []
+    for _ in range(60):
+        method.decode_step(1)
+        lengths.append(made[0].n_tokens)
+    kept = [made[0].cells[at] for at in sorted(made[0].cells)]
+    assert kept[:4] == [0, 1, 2, 3]
+    assert kept[4:] == list(range(260 - len(kept) + 4, 260))
+    assert max(lengths) == BUDGET
+    assert min(lengths) == (BUDGET if one_by_one else BUDGET + 1 - 22)
+    method.close()
+    method.start()
+    assert len(made) == 1  # loaded once
+
+
+def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert peers.find_peers(Path("m.gguf"), 64, 4, 1) == (
+        [],
+        ["llama.cpp was skipped: llama-cpp-python is not installed (pip install llama-cpp-python)."],
+    )
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    assert "there is no GGUF file of this model" in peers.find_peers(None, 64, 4, 1)[1][0]
+
+
+def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from streamchat.models.bundled.default import default_gguf
+    from streamchat.models.load import load_model
+    from streamchat.verify.text import help_topic_ids
+
+    loaded = load_model("default", dtype="float32")
+    ids = help_topic_ids(loaded.tokenizer, 100)
+    ours = make_methods(loaded.model, choose_fit(loaded.model), 256, 4)[0]
+    (theirs, _), _ = peers.find_peers(default_gguf(), 256, 4, 1)
+    written = []
+    for method in (ours, theirs):
+        method.start()
+        token, out = method.prefill(ids), []
+        for _ in range(8):
+            out.append(token)
+            token = method.decode_step(token)
+        method.close()
+        written.append(out)
+    assert written[0] == written[1]

@@ -1,0 +1,54 @@
+"""`streamchat bench --startup`: the moments are those of a real start in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from streamchat.base.errors import ExitCode
+from streamchat.cli import main as cli
+from streamchat.telemetry import trace
+from tests.support.models_help import save, tiny_llama
+
+
+def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace.mark("nobody asks")
+    path = tmp_path / "trace"
+    monkeypatch.setenv(trace.VARIABLE, str(path))
+    for name in ("first paint", "first token", "first token"):
+        trace.mark(name)
+    with path.open("a") as stream:
+        stream.write("123.4 half a li")
+    found = trace.read_events(str(path))
+    assert list(found) == ["first paint", "first token"]
+    assert found["first paint"] <= found["first token"]
+    assert trace.read_events(str(tmp_path / "none")) == {}
+    monkeypatch.setenv(trace.VARIABLE, str(tmp_path))  # cannot be written: the chat goes on
+    trace.mark("first paint")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")
+    arguments = ["--model", str(model), "--dtype", "float32", "--cache-size", "256", "--rounds", "1", "--json"]
+    assert cli.main(["bench", "--startup", *arguments]) == ExitCode.OK
+    text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+    figures = {name: each["median_s"] for name, each in json.loads(last).items()}
+    assert list(figures) == ["python", "--help", "a wrong flag", "first paint", "model ready", "first token"]
+    assert 0 < figures["python"] < figures["--help"]
+    assert 0 < figures["first paint"] < figures["model ready"] < figures["first token"]
+    assert "first paint of the app" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_a_start_that_fails_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--startup", "--rounds", "1", "--cache-size", "1"]) == ExitCode.USAGE
+    assert cli.main(["bench", "--startup", "--rounds", "1", "--device", "cuda:99"]) != ExitCode.OK
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "cuda:99" in err

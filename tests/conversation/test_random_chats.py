@@ -1,0 +1,165 @@
+"""Random chats: turns, stops, failures, undo, retry, edit, pins, /compact, /clear and resume at other budgets.
+
+After each step an independent oracle compares ledger, layers, log, transcript, reported numbers, pins, the database and
+the next logits. `python -m tools.random_chats` runs many more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streamchat.conversation.feeder import Feeder
+from tests.support.chat_oracle import Fault, Oracle, Tokens
+from tests.support.random_chats import RandomChat
+from tests.support.random_plans import FAMILIES, Plan, Step, plan, shrunk
+
+CHATS = 30
+STEPS = 10
+
+
+def carry_out(chosen: Plan, folder: Path) -> RandomChat:
+    """Run a plan; a fault shows seed and steps."""
+    chat = RandomChat(chosen, folder)
+    try:
+        chat.run()
+    except Exception as error:
+        error.add_note(f"in step {chat.at} of {chosen}")
+        raise
+    return chat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(CHATS))
+def test_nothing_is_lost_and_all_that_is_told_is_so(seed: int, tmp_path: Path) -> None:
+    carry_out(plan(seed, STEPS), tmp_path)
+
+
+def test_the_chats_cover_what_they_are_for() -> None:
+    plans = [plan(seed, STEPS) for seed in range(CHATS)]
+    assert {each.family for each in plans} == set(FAMILIES)
+    steps = [step for each in plans for step in each.steps]
+    assert {"turn", "undo", "retry", "edit", "reopen", "pin", "unpin", "quote", "compact", "resume", "clear"} <= {
+        step.kind for step in steps
+    }
+    assert {"prompt", "reply", "memory", "copy", "crash"} <= {step.stop[0] for step in steps}
+    assert plan(7) == plan(7) != plan(8)
+
+
+def turns(count: int, words: int = 3) -> list[Step]:
+    """Messages and replies of some 10 to 20 tokens."""
+    return [Step("turn", f"{number} of the " + "sea " * words, "green hills " * words) for number in range(count)]
+
+
+def chat_of(size: int, steps: list[Step], family: str = "llama") -> Plan:
+    return Plan(0, family, size, "turns", "evict", "", tuple(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "family"), [("retry", "llama"), ("edit", "llama"), *[("undo", family) for family in FAMILIES]]
+)
+def test_eight_turns_at_128_resumed_at_56(kind: str, family: str, tmp_path: Path) -> None:
+    last = [Step("resume", size=56), Step(kind, "why?", "so it is"), Step("undo"), Step("turn", "on", "and on")]
+    assert carry_out(chat_of(128, [*turns(8), *last], family), tmp_path).checked > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(96, 200), (200, 96), (56, 56), (44, 128)])
+def test_undo_behind_several_resumes(sizes: tuple[int, int], tmp_path: Path) -> None:
+    steps = [*turns(5), Step("resume", size=sizes[0]), Step("undo"), *turns(2), Step("resume", size=sizes[1])]
+    carry_out(chat_of(200, [*steps, *[Step("undo")] * 6], "gpt_neox"), tmp_path)
+
+
+def test_a_reply_that_a_crash_cut_off_is_closed_where_nothing_may_be_evicted(tmp_path: Path) -> None:
+    cut = Step("turn", "the sea " * 20, "green hills " * 4, ("crash", 4), size=44)
+    carry_out(replace(chat_of(200, [cut]), on_full="stop"), tmp_path)
+
+
+def test_pins_that_no_longer_fit_are_removed_oldest_first(tmp_path: Path) -> None:
+    steps = [Step("turn", "mark " * 12, "well"), *turns(1), Step("pin", turn=1), Step("pin", turn=2)]
+    chat = RandomChat(chat_of(200, [*steps, Step("resume", size=96)]), tmp_path)
+    chat.run()
+    assert chat.oracle.pinned == {2}
+    assert any("Turn 1 is no longer pinned: with cache_size = 96" in getattr(e, "text", "") for e in chat.events)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["retry", "edit", "reopen"])
+@pytest.mark.parametrize("stop", [("", 0), ("prompt", 1)], ids=["answered", "stopped, and sent once more"])
+def test_what_takes_the_place_of_a_pinned_turn_is_pinned(kind: str, stop: tuple[str, int], tmp_path: Path) -> None:
+    steps = [*turns(2), Step("pin", turn=2), Step(kind, "and now?", "yes", stop)]
+    if stop[0]:
+        steps.append(Step("turn", "and now?", "yes"))
+    chat = carry_out(chat_of(200, steps), tmp_path)
+    assert chat.oracle.pinned == {2}
+
+
+@pytest.mark.parametrize("step", [Step("undo"), Step("clear")])
+def test_a_turn_after_an_undo_is_not_pinned(step: Step, tmp_path: Path) -> None:
+    chat = carry_out(chat_of(200, [*turns(2), Step("pin", turn=2), step, *turns(2)]), tmp_path)
+    assert chat.oracle.pinned == set()
+
+
+FAILED = [
+    Step("compact", reply="they sing", stop=("memory", 1)),
+    Step("turn", "a long one " * 20, "x", ("prompt", 3)),
+    Step("turn", "a long one " * 20, "x", ("memory", 3)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("between", "family"),
+    [(Step("compact", reply="they sing of the sea " * 4), family) for family in FAMILIES]
+    + [(step, family) for step in FAILED for family in ("llama", "falcon_h1")],
+)
+def test_undo_is_exact_behind_turns_that_did_not_stay(between: Step, family: str, tmp_path: Path) -> None:
+    """The oracle requires the layers to be equal to the bit, and that nothing is read again."""
+    carry_out(chat_of(96, [*turns(5), between, Step("undo")], family), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1"])
+def test_memory_that_runs_out_during_an_undo_leaves_what_never_leaves(family: str, tmp_path: Path) -> None:
+    steps = [*turns(6), Step("pin", turn=6), *turns(2), Step("undo"), Step("undo", stop=("memory", 2)), *turns(1)]
+    chat = RandomChat(chat_of(128, steps, family), tmp_path)
+    chat.run()
+    assert chat.oracle.tokens.held[: chat.oracle.system] == list(range(chat.oracle.system))
+    assert 6 in chat.oracle.pinned
+
+
+@pytest.mark.slow
+def test_a_fault_is_found_and_its_steps_become_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The oracle has teeth: a cache that is filled again without its newest token is noticed."""
+    prefill_runs = Feeder.prefill_runs
+    monkeypatch.setattr(Feeder, "prefill_runs", lambda self, runs, stop: prefill_runs(self, runs[:-1], stop))
+    count = 0
+
+    def fails(tried: Plan) -> bool:
+        nonlocal count
+        count += 1
+        try:
+            RandomChat(tried, tmp_path / str(count)).run()
+        except Fault:
+            return True
+        return False
+
+    chosen = chat_of(96, [*turns(5), Step("compact"), Step("resume", size=96, snapshot=False), *turns(2)])
+    assert fails(chosen)
+    small = shrunk(chosen, fails)
+    assert [step.kind for step in small.steps] == ["turn", "resume"]
+    assert "resume, at 96, without its snapshot" in str(small)
+
+
+def test_the_oracle_knows_evictions_that_are_not_the_oldest() -> None:
+    oracle = Oracle(Tokens(None, False), None, budget=16, sinks=2, system=4, starts=[4, 8, 12])
+    oracle.tokens.held, oracle.tokens.log = list(range(16)), [0] * 16
+    oracle.pinned = {1}
+    oracle.budget = 12
+    oracle.check_fit(list(range(16)), [*range(8), *range(12, 16)], "fit")
+    for wrong in ([*range(12)], [*range(4), *range(8, 16)], [*range(8)], [*range(1, 8), *range(12, 16)]):
+        with pytest.raises(Fault):
+            oracle.check_fit(list(range(16)), wrong, "fit")

@@ -1,0 +1,678 @@
+"""The compiled kernels: right to the rounding of their formats, built once, and never in the way where they fail."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamchat.base import paths
+from streamchat.decode.install import install, uninstall
+from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.spec import model_spec
+from streamchat.kernels import build, library, sealed
+from streamchat.kernels.build import KernelsUnavailableError
+from streamchat.kernels.library import allow, kernels, why_unavailable
+from streamchat.kernels.operations import (
+    GELU,
+    SILU,
+    Activation,
+    Attention,
+    Norm,
+    program,
+)
+from streamchat.models.load import load_model
+from streamchat.quantization.weights import Kind, QuantizedWeight, int4_codes, quantize
+from tests.support.decode_models import cache_of, counted_calls, make, stream
+from tests.support.families import text
+from tests.support.models_help import save, tiny_llama
+from tests.support.tiny import fresh_model
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason=why_unavailable())
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- what they compute -----------------------------------------------------------------------------------------
+
+
+def stands_for(weight: Tensor, kind: Kind) -> Tensor:
+    """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
+    if kind == "int8":
+        packed = quantize(weight, kind)
+        return packed.data.double() * packed.scales.double()[:, None]
+    codes, scales = int4_codes(weight)
+    scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
+    return ((codes - 8) * scale + zero).reshape(weight.shape)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 32), (48, 96), (192, 576), (576, 1536)])
+def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
+    weight, x = noise(rows, columns), noise(count, columns, seed=2)
+    x[0, 3] = 40.0  # as the large numbers of some channels
+    packed = quantize(weight, kind)
+    assert packed.tiled == (kind == "int4")
+    meant = stands_for(weight, kind)
+    # half a step of each group's 16 bits, times the weights of the group
+    steps = x.view(count, -1, 32).abs().amax(-1) / 32767
+    allowed = 0.51 * steps.double() @ meant.abs().view(rows, -1, 32).sum(-1).T
+    found = packed.multiply(x)
+    assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_shows_in_every_row(kind: Kind, value: float) -> None:
+    x = noise(1, 64)
+    x[0, 40] = value
+    assert not torch.isfinite(quantize(noise(32, 64), kind).multiply(x)).any()
+
+
+@needs_kernels
+def test_a_vector_of_zeros_gives_zeros() -> None:
+    for kind in ("int8", "int4"):
+        assert not quantize(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()
+
+
+def run(operation: Any, threads: int = 2) -> None:
+    compiled = kernels()
+    assert compiled is not None
+    compiled.run(program([operation]), 1, threads)
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 4, 80), (5, 2, 64)])
+@pytest.mark.parametrize(("held", "spans"), [(0, 1), (0, 3), (1, 2), (63, 2), (64, 1), (200, 4)])
+def test_attention_is_that_of_a_plain_softmax(
+    dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int
+) -> None:
+    compiled = kernels()
+    assert compiled is not None
+    slots, width = held + 3, dim // 2
+    keys, values = noise(heads, slots, dim, seed=2).to(dtype), noise(heads, slots, dim, seed=3).to(dtype)
+    # scores far apart: the running maximum moves, and most shares vanish
+    q, k, v = 3 * noise(heads * queries, dim), noise(heads, dim, seed=4), noise(heads, dim, seed=5)
+    angles = noise(width // 2, seed=6).repeat(2)
+    cos, sin = angles.cos(), angles.sin()
+    before = keys.clone(), values.clone()
+    out, scratch = (
+        torch.empty(heads * queries, dim),
+        torch.empty(compiled.attention_scratch(heads, queries, dim, spans)),
+    )
+    operation = Attention(
+        query=q.data_ptr(),
+        key=k.data_ptr(),
+        value=v.data_ptr(),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        out=out.data_ptr(),
+        scratch=scratch.data_ptr(),
+        query_stride=dim,
+        key_stride=dim,
+        head_stride_bytes=slots * dim * dtype.itemsize,
+        cached=held,
+        rotary_dim=width,
+        num_kv_heads=heads,
+        num_kv_groups=queries,
+        head_dim=dim,
+        element_bytes=dtype.itemsize,
+        spans=spans,
+        scale=dim**-0.5,
+    )
+    run(operation)
+
+    def turned(x: Tensor) -> Tensor:
+        part = x[..., :width]
+        half = torch.cat([-part[..., width // 2 :], part[..., : width // 2]], dim=-1)
+        return torch.cat([part * cos + half * sin, x[..., width:]], dim=-1)
+
+    new = turned(k).to(dtype), v.to(dtype)
+    for buffer, old, fresh in zip((keys, values), before, new, strict=True):
+        torch.testing.assert_close(buffer[:, held], fresh, rtol=2**-7, atol=1e-6)
+        assert torch.equal(buffer[:, :held], old[:, :held])
+        assert torch.equal(buffer[:, held + 1 :], old[:, held + 1 :])
+    seen = keys[:, : held + 1].double(), values[:, : held + 1].double()
+    scores = turned(q).double().view(heads, queries, dim) @ seen[0].transpose(1, 2) * dim**-0.5
+    expected = (scores.softmax(-1) @ seen[1]).view(heads * queries, dim)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
+
+
+@needs_kernels
+def test_activations_and_norms_are_those_of_torch() -> None:
+    x, up = torch.linspace(-30, 30, 999), noise(999)
+    for function, expected in ((SILU, torch.nn.functional.silu(x)), (GELU, torch.nn.functional.gelu(x))):
+        out = torch.empty(999)
+        run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, rows=1, function=function))
+        torch.testing.assert_close(out, expected * up, rtol=2e-6, atol=2e-6)
+    rows, weight = noise(4, 72), noise(72, seed=2)
+    for is_layer_norm in (0, 1):
+        out = rows.clone()
+        run(
+            Norm(
+                hidden=out.data_ptr(),
+                weight=weight.data_ptr(),
+                out=out.data_ptr(),  # in place, as for queries and keys
+                width=72,
+                rows=4,
+                is_layer_norm=is_layer_norm,
+                eps=1e-5,
+            )
+        )
+        plain = torch.nn.functional.layer_norm if is_layer_norm else torch.nn.functional.rms_norm
+        torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
+
+
+# --- in a model ------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_the_setting_chooses_between_them_and_pytorchs(tmp_path: Path) -> None:
+    save(tiny_llama(), tmp_path / "model")
+    try:
+        for choice, expected in (("auto", True), ("torch", False)):
+            loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8", kernels=choice)
+            assert isinstance(loaded.model.forward.step, CompiledStep) == expected  # type: ignore[attr-defined]
+            assert (kernels() is not None) == expected
+    finally:
+        allow("auto")
+
+
+@pytest.mark.parametrize(
+    ("change", "served"),
+    [
+        ({}, True),
+        ({"hidden_act": "gelu"}, True),
+        ({"hidden_act": "gelu_pytorch_tanh"}, False),
+        ({"hidden_act": "gelu_new"}, False),
+        ({"hidden_act": "relu"}, False),
+        ({"head_dim": 512}, False),
+        ({"num_attention_heads": 32, "num_key_value_heads": 1, "head_dim": 4}, False),
+    ],
+)
+def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served: bool) -> None:
+    from transformers import LlamaConfig
+
+    sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = fresh_model(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change)))
+    described = model_spec(model)
+    assert described is not None
+    assert kernels_support(described) == served
+    half = model_spec(model.to(torch.float16))
+    assert half is not None
+    assert not kernels_support(half)
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_the_number_of_threads_may_change_between_tokens() -> None:
+    model = make("llama, three heads of queries to one of keys")
+    ids, before = text(40), torch.get_num_threads()
+    expected = stream(model, cache_of(model, 24), ids, 10)
+    install(model)
+    cache = cache_of(model, 24)
+    pieces = [stream(model, cache, ids[:, :10], 10)]
+    try:
+        for i in range(10, 40):
+            torch.set_num_threads(1 + i % 3)
+            pieces.append(stream(model, cache, ids[:, i : i + 1], 1))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(torch.cat(pieces), expected, rtol=0, atol=1e-4)
+
+
+@needs_kernels
+def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
+    from streamchat.cache.arguments import cache_keyword
+    from streamchat.cache.hook import StreamingHook
+
+    model, ids = make("llama"), text(14)
+    expected = stream(model, cache_of(model, 24), ids, 10)
+    install(model)
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :12], 10)
+    with torch.no_grad(), StreamingHook(model, cache):
+        for i in (12, 13):
+            found = model(input_ids=ids[:, i : i + 1], use_cache=True, **{cache_keyword(model): cache}).logits
+    torch.testing.assert_close(found[0], expected[13:], rtol=0, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox", "gpt_neox, one after the other"])
+def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forward(name: str) -> None:
+    model, ids = make(name), text(90)
+    pieces = [12, 3, 8, 1, 2, 7, 5, 8, 4, 1, 1, 6, 8, 8, 8, 8]
+    assert sum(pieces) == 90
+    expected_cache, cache = cache_of(model, 48), cache_of(model, 48)
+    expected = []
+    at = 0
+    for size in pieces:
+        expected.append(stream(model, expected_cache, ids[:, at : at + size], size))
+        at += size
+    install(model)
+    seen = counted_calls(model)
+    at = 0
+    for size, wanted in zip(pieces, expected, strict=True):
+        found = stream(model, cache, ids[:, at : at + size], size)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+        at += size
+    assert seen == pieces[1:]  # the first one is too long for a model that is not packed
+    assert cache.lengths == expected_cache.lengths
+    for ours, theirs in zip(cache.streaming_layers, expected_cache.streaming_layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
+
+
+@needs_kernels
+def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
+    from streamchat.cache.arguments import cache_keyword
+    from streamchat.cache.hook import StreamingHook
+
+    model, ids = make("llama"), text(7)
+    expected = stream(model, cache_of(model, 24), ids, 7)
+    install(model)
+    for keep, count in ((0, 7), (1, 1), (3, 3), (None, 7)):
+        cache = cache_of(model, 24)
+        with torch.inference_mode(), StreamingHook(model, cache):
+            out = model(input_ids=ids, use_cache=True, logits_to_keep=keep, **{cache_keyword(model): cache})
+        torch.testing.assert_close(out.logits[0], expected[-count:], rtol=0, atol=1e-4)
+        assert cache.length == 7
+
+
+@needs_kernels
+def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
+    model = make("llama")
+    install(model)
+    step = model.forward.step
+    cache, ids = cache_of(model, 48), text(36)
+    for size in (8, 1, 2, 3, 4, 5, 6, 7):
+        stream(model, cache, ids[:, :size], size)
+    total = sum(buffer.numel() for buffer in step._workspace._buffers.values())
+    assert len(step._programs) == 8
+    # one set for a single token, one for up to eight
+    widest = max(buffer.numel() for buffer in step._workspace._buffers.values())
+    assert total < 8 * widest
+
+
+@needs_kernels
+def test_a_cache_of_another_number_format_is_refused() -> None:
+    from streamchat.base.errors import CacheError
+
+    model, ids = make("llama"), text(14)
+    install(model)
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :10], 10)
+    for layer in cache.streaming_layers:
+        layer._buffers = tuple(buffer.bfloat16() for buffer in layer._buffers or ())  # type: ignore[assignment]
+    with pytest.raises(CacheError, match=r"bfloat16.*float32"):
+        stream(model, cache, ids[:, 10:11], 1)
+
+
+@needs_kernels
+def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
+    whole = load_model("default", device="cpu", dtype="float32")
+    half = load_model("default", device="cpu", dtype="bfloat16")
+    text = "The river ran past the mill, and the wheel turned. In the evening the men sat down by the fire. " * 4
+    ids = whole.tokenizer(text, return_tensors="pt")["input_ids"]
+    exact = stream(whole.model, cache_of(whole.model, 256), ids, 16)[16:]
+
+    def error() -> float:
+        logits = stream(half.model, cache_of(half.model, 256), ids, 16)[16:].float()
+        return float(((logits - exact).square().mean(-1).sqrt() / exact.std(-1)).median())
+
+    step = error()
+    uninstall(half.model)
+    assert step < 0.02
+    assert step < 0.8 * error()
+
+
+# --- building --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder, and nothing loaded yet; returns where the kernels will be."""
+    monkeypatch.setenv("STREAMCHAT_HOME", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(library, "_loaded", functools.cache(library._loaded.__wrapped__))
+    return paths.cache_dir() / "kernels"
+
+
+def compiler(folder: Path, body: str) -> str:
+    """A program in the place of a compiler."""
+    path = folder / "fakecc"
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build.library().path
+    assert made.parent == fresh
+    assert [path.name for path in fresh.iterdir()] == [made.name]
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert build.library().path == made
+    assert kernels() is not None
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_cc_may_have_words_of_its_own(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gcc = build.find_compiler()[0]
+    monkeypatch.setenv("CC", compiler(tmp_path, 'test "$1" = --through && shift && exec "$@"') + f" --through {gcc}")
+    assert build.library().path.is_file()
+    monkeypatch.setenv("CC", "no-such-compiler -m64")
+    with pytest.raises(KernelsUnavailableError, match=r"no-such-compiler.*gcc"):
+        build.library()
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_they_are_used_also_where_new_files_are_writable_by_a_group(fresh: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        assert build.library().path.stat().st_mode & 0o777 == 0o700
+        assert build.library().path.is_file()
+    finally:
+        os.umask(before)
+
+
+@needs_kernels
+def test_other_sources_another_compiler_or_processor_make_another_library(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gcc = build.find_compiler()
+    first = build._digest(gcc)
+    assert build._digest(gcc) == first
+    assert build._digest([compiler(tmp_path, "true")]) != first
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_processor", lambda: "another one")
+        assert build._digest(gcc) != first
+    sources = tmp_path / "source"
+    sources.mkdir()
+    for path in build.SOURCES.iterdir():
+        (sources / path.name).write_bytes(path.read_bytes() + (b"\n" if path.name == "common.h" else b""))
+    monkeypatch.setattr(build, "SOURCES", sources)
+    assert build._digest(gcc) != first
+
+
+def test_without_a_compiler_the_reason_is_told_and_models_run(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert kernels() is None
+    assert "gcc" in why_unavailable()
+    save(tiny_llama(), tmp_path / "model")
+    loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8")
+    assert loaded.weights == "int8"
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("echo 'x.c:1: error: no such luck' >&2; exit 1", "no such luck"),
+        ("exit 0", "cannot be stored"),  # says that it worked, and made nothing
+        ("while [ $# -gt 1 ]; do shift; done; echo rubbish > $1", "failed its check"),
+    ],
+)
+def test_a_compiler_that_fails_is_told(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, reason: str
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path, body))
+    with pytest.raises(KernelsUnavailableError, match=reason):
+        build.library()
+    assert not list(fresh.iterdir())
+    assert kernels() is None
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
+        ("attention.c", "total += share * sum[at];", "total += sum[at];"),
+        ("products.c", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
+        ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
+        ("rows.c", "if (n->more)", "if (0)"),
+        ("run.c", "for (long i = 0;", "*(volatile int *)0 = 1; for (long i = 0;"),  # crashes
+    ],
+)
+def test_kernels_that_compute_something_else_are_refused(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, old: str, new: str
+) -> None:
+    sources = tmp_path / "source"
+    sources.mkdir()
+    for path in build.SOURCES.iterdir():
+        text = path.read_text(encoding="utf-8")
+        if path.name == file:
+            assert old in text
+            text = text.replace(old, new)
+        (sources / path.name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    with pytest.raises(KernelsUnavailableError, match="failed its check"):
+        build.library()
+    assert not list(fresh.iterdir())
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_folder_that_others_can_write_is_refused_at_the_first_start_too(fresh: Path) -> None:
+    fresh.mkdir(parents=True)
+    for mode in (0o777, 0o770):
+        fresh.chmod(mode)
+        with pytest.raises(KernelsUnavailableError, match="writable by others"):
+            build.library()
+        assert not list(fresh.iterdir())
+    fresh.chmod(0o700)
+    assert build.library().path.is_file()
+    fresh.chmod(0o777)
+    with pytest.raises(KernelsUnavailableError, match="writable by others"):
+        build.library()
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_folder_above_may_be_writable_by_a_group(fresh: Path) -> None:
+    """As folders are where the umask is 002."""
+    fresh.parent.mkdir(parents=True)
+    fresh.parent.chmod(0o775)
+    assert build.library().path.is_file()
+
+
+def zero_tail(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "one byte": lambda content: b"x",
+    "cut": lambda content: content[:5000],
+    "without its end": lambda content: content[:-1],
+    "a zeroed tail": zero_tail,
+    "all zeros": lambda content: bytes(len(content)),
+    "another bit": lambda content: content[:9000] + bytes([content[9000] ^ 1]) + content[9001:],
+    "more": lambda content: content + b"x",
+    "rubbish": lambda content: b"rubbish" * 1000,
+}
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str) -> None:
+    """Loaded as they are, these end the process (SIGBUS, SIGSEGV), or turn the kernels off for good."""
+    path = build.library_path()
+    path.parent.mkdir(parents=True, mode=0o700)
+    damaged = DAMAGE[damage](whole)
+    path.write_bytes(damaged)
+    path.chmod(0o700)
+    assert build.library().path == path
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert path.read_bytes() != damaged
+    assert kernels() is not None
+    assert [each.name for each in fresh.iterdir()] == [path.name]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The contents of an undamaged library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STREAMCHAT_HOME", str(tmp_path_factory.mktemp("whole")))
+        patch.delenv("CC", raising=False)
+        return build.library().path.read_bytes()
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_what_is_not_our_file_is_made_again(
+    fresh: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link, a pipe, a file that others may write, a library of other sources under this name."""
+    path = build.library_path()
+    path.parent.mkdir(parents=True, mode=0o700)
+    elsewhere = tmp_path / "elsewhere.so"
+    elsewhere.write_bytes(whole)
+    made: list[Path] = []
+
+    def compiled(_: object, to: Path) -> None:
+        made.append(to)
+        to.write_bytes(whole[:-32])
+
+    monkeypatch.setattr(build, "_compile", compiled)
+    path.symlink_to(elsewhere)
+    assert build.library().path.is_file()
+    assert not path.is_symlink()
+    path.unlink()
+    os.mkfifo(path)
+    assert build.library().path.is_file()
+    path.chmod(0o777)
+    build.library()
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert len(made) == 3
+    build.library()
+    assert len(made) == 3
+    descriptor = os.open(path, os.O_RDWR | os.O_TRUNC)
+    os.write(descriptor, whole[:-32])
+    sealed.seal(descriptor, "another name")
+    os.close(descriptor)
+    build.library()
+    assert len(made) == 4
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_what_is_loaded_is_what_was_checked(fresh: Path, tmp_path: Path) -> None:
+    """Also where somebody puts another file under the name in between."""
+    made = build.library()
+    made.path.unlink()
+    made.path.write_bytes(b"not a library")
+    assert ctypes.CDLL(made.loadable).run
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_an_end_without_an_error_does_not_pass_the_check(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What runs in the place of the check may end well, and say so, without having looked at the kernels."""
+    for body in ("exit 0", "seq 16", "echo ok"):
+        monkeypatch.setattr("sys.executable", compiler(tmp_path, body))
+        with pytest.raises(KernelsUnavailableError, match="did not run"):
+            build.library()
+        assert not list(fresh.iterdir())
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        order.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_replace(path: Path, to: Path) -> Path:
+        order.append(("rename", str(path)))
+        return replace(path, to)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    build.library()
+    made = order[0][1]
+    assert order == [("sync", made), ("rename", made), ("sync", str(fresh))]
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_two_processes_make_them_at_once(fresh: Path) -> None:
+    code = "from streamchat.kernels import library; assert library.kernels(), library.why_unavailable()"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [each.wait(timeout=120) for each in running] == [0, 0]
+    assert [path.name for path in fresh.iterdir()] == [build.library_path().name]
+    assert kernels() is not None
+
+
+def test_a_compiler_is_looked_for_in_absolute_folders_only(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("gcc", "cc"):
+        (tmp_path / name).write_text("#!/bin/sh\ntouch ran\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for relative in (".", "", "./", "../" + tmp_path.name):
+        monkeypatch.setenv("PATH", f"{relative}{os.pathsep}/nowhere")
+        with pytest.raises(KernelsUnavailableError, match="no C compiler"):
+            build.find_compiler()
+    monkeypatch.setenv("CC", "./gcc -m64")  # named by the user
+    assert build.find_compiler() == [str(tmp_path / "gcc"), "-m64"]
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started something"))
+    with pytest.raises(KernelsUnavailableError, match="Linux"):
+        build.library()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a folder that cannot be written to")
+def test_a_folder_that_cannot_be_written_to_is_told(fresh: Path) -> None:
+    fresh.parent.mkdir(parents=True)
+    fresh.parent.chmod(0o500)
+    with pytest.raises(KernelsUnavailableError, match="cannot be stored"):
+        build.library()
+
+
+@needs_kernels
+def test_weights_that_were_packed_for_them_stay_with_them() -> None:
+    packed = quantize(noise(32, 64), "int4")
+    try:
+        allow("torch")
+        x = noise(1, 64)
+        assert isinstance(packed, QuantizedWeight)
+        assert (packed.multiply(x) - quantize(noise(32, 64), "int4").multiply(x)).abs().max() < 0.2
+        assert not quantize(noise(32, 64), "int4").tiled
+    finally:
+        allow("auto")

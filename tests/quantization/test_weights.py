@@ -1,0 +1,370 @@
+"""Packed weights: what they stand for, in which layers, kept on the disk, and chosen only where they are good."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from streamchat.base.errors import ConfigError
+from streamchat.base.progress import silent
+from streamchat.kernels.library import allow
+from streamchat.models import device
+from streamchat.models.fingerprint import model_fingerprint
+from streamchat.models.load import load_model
+from streamchat.models.quantize import cpu
+from streamchat.models.quantize.cpu import quantized_folder, use_weights
+from streamchat.quantization import quality
+from streamchat.quantization.linear import (
+    MAX_ROWS,
+    QuantizedConv1D,
+    QuantizedLinear,
+    always_quantized,
+    quantized_bytes,
+    quantized_layers,
+)
+from streamchat.quantization.replace import groups, quantize_group, replace, restore
+from streamchat.quantization.weights import Kind, can_quantize, quantize
+from tests.support.families import build
+from tests.support.models_help import make_tokenizer, save, tiny_llama
+
+KINDS: tuple[Kind, ...] = ("int8", "int4")
+
+chosen: list[str] = []
+
+
+@pytest.fixture(params=["auto", "torch"], autouse=True)
+def kernels_(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With the compiled kernels, where there are some, and with PyTorch's."""
+    chosen.append(request.param)
+    allow(request.param)
+    yield request.param
+    allow("auto")
+    chosen.clear()
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def q4_1(rows: int, columns: int) -> Tensor:
+    """A matrix as GGUF's Q4_1 stores it: `d * q + m` with float16 d and m in groups of 32."""
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randint(0, 16, (rows, columns // 32, 32), generator=generator).float()
+    q[..., 0], q[..., 7] = 0, 15
+    d = (torch.rand(rows, columns // 32, 1, generator=generator) * 0.02 + 0.001).half().float()
+    m = (d * (torch.randn(rows, columns // 32, 1, generator=generator) - 8)).half().float()
+    return (d * q + m).view(rows, columns)
+
+
+def meant(packed: Any, columns: int) -> Tensor:
+    """The matrix that a packed one stands for, read out by the kernel itself: products with unit vectors."""
+    return torch.cat([packed.multiply(row) for row in torch.split(torch.eye(columns), 1)]).T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [32, 96, 576])
+@pytest.mark.parametrize("rows", [16, 80, 192])
+def test_int8_is_within_half_a_step_of_each_row(rows: int, columns: int) -> None:
+    weight = noise(rows, columns)
+    step = weight.abs().amax(1, keepdim=True) / 127
+    # the scale and the product are rounded to bfloat16
+    allowed = 0.5 * step + weight.abs() * 2**-7
+    assert ((meant(quantize(weight, "int8"), columns) - weight).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("columns", [32, 96, 576])
+@pytest.mark.parametrize("rows", [16, 80, 192])
+def test_int4_is_within_half_a_step_of_each_group(rows: int, columns: int) -> None:
+    weight = noise(rows, columns)
+    groups_ = weight.view(rows, -1, 32)
+    step = ((groups_.amax(-1) - groups_.amin(-1)) / 15).repeat_interleave(32, 1)
+    found = meant(quantize(weight, "int4"), columns)
+    # the fitted scale may move the outermost codes a little
+    assert ((found - weight).abs() <= 0.75 * step + weight.abs() * 2**-7).all()
+    assert (found - weight).square().mean() < (step * 0.3).square().mean()
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_int4_finds_the_codes_of_q4_1_exactly_also_after_bfloat16(rounded: bool) -> None:
+    weight = q4_1(64, 96)
+    given = weight.bfloat16().float() if rounded else weight
+    found = meant(quantize(given, "int4"), 96)
+    # nothing but bfloat16 rounding of scale, zero and product is left; half a step is at least ten times that
+    assert ((found - weight).abs() <= weight.abs().view(64, 3, 32).amax(-1).repeat_interleave(32, 1) * 2**-6).all()
+    step = q_step(weight)
+    assert ((found - weight).abs().view(64, 3, 32) < 0.2 * step).all()
+
+
+def q_step(weight: Tensor) -> Tensor:
+    grouped = weight.view(weight.shape[0], -1, 32)
+    return (grouped.amax(-1, keepdim=True) - grouped.amin(-1, keepdim=True)) / 15
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_all_equal_or_zero_stay_what_they_are(kind: Kind) -> None:
+    weight = torch.zeros(16, 64)
+    weight[3], weight[4, 0] = 0.5, 2.0
+    torch.testing.assert_close(meant(quantize(weight, kind), 64), weight, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_is_the_same_rows(kind: Kind) -> None:
+    whole = quantize(noise(192, 64), kind)
+    x = noise(2, 64)
+    for first, stop in ((0, 64), (64, 192), (128, 192)):
+        assert torch.equal(whole.part(first, stop).multiply(x), whole.multiply(x)[:, first:stop])
+
+
+def test_sizes_that_the_kernels_do_not_take_are_refused() -> None:
+    assert can_quantize("int8", 33, 64)
+    assert not can_quantize("int8", 64, 33)
+    assert not can_quantize("int4", 24, 64)
+    with pytest.raises(ValueError, match="24 x 64"):
+        quantize(noise(24, 64), "int4")
+
+
+# --- in a model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_tokens_are_multiplied_by_packed_weights_and_many_by_the_layers_own(kind: Kind, bias: bool) -> None:
+    plain = nn.Linear(64, 80, bias=bias)
+    transposed = Conv1D(80, 64)  # type: ignore[no-untyped-call]
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (plain, QuantizedLinear(plain, quantize(plain.weight.detach(), kind))),
+        (transposed, QuantizedConv1D(transposed, quantize(transposed.weight.detach().T, kind))),
+    ]
+    with torch.inference_mode():
+        for own, packed in pairs:
+            many, few = noise(1, MAX_ROWS + 1, 64), noise(1, MAX_ROWS, 64)
+            assert torch.equal(packed(many), own(many))
+            assert packed(few).shape == own(few).shape
+            assert not torch.equal(packed(few), own(few))
+            error = (packed(few) - own(few)).square().mean().sqrt() / own(few).std()
+            assert error < (0.02 if kind == "int8" else 0.15)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "qwen3"])
+def test_a_packed_model_predicts_nearly_the_same_and_can_be_put_back(family: str) -> None:
+    model = build(family)
+    ids = torch.arange(3, 40)[None] % model.config.vocab_size
+    before = model(input_ids=ids, use_cache=False).logits
+    names = [name for name, _ in model.named_parameters()]
+    print_before = model_fingerprint(model)
+    replace(model, {group: quantize_group(model, group, "int8") for group in groups(model, "int8")})
+    assert quantized_layers(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
+    with always_quantized(model):
+        packed = model(input_ids=ids, use_cache=False).logits
+    assert 0 < (packed - before).square().mean().sqrt() < 0.1 * before.std()
+    # a snapshot made with other weights is not taken as equal
+    assert model_fingerprint(model) != print_before
+    restore(model)
+    assert not quantized_layers(model)
+    assert model_fingerprint(model) == print_before
+
+
+def test_siblings_are_packed_as_one_and_the_output_layer_in_int8() -> None:
+    model = build("llama", hidden_size=128, num_attention_heads=2, num_key_value_heads=1, intermediate_size=192)
+    found = groups(model, "int4")
+    joined = {tuple(name.rpartition(".")[2] for name in group) for group in found}
+    assert {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)} <= joined
+    packed = {group: quantize_group(model, group, "int4") for group in found}
+    assert {weight.kind for group, weight in packed.items() if group != ("lm_head",)} == {"int4"}
+    if ("lm_head",) in packed:
+        assert packed[("lm_head",)].kind == "int8"
+    replace(model, packed)
+    layer = model.model.layers[0]
+    assert layer.self_attn.k_proj.quantized.data.data_ptr() != layer.self_attn.q_proj.quantized.data.data_ptr()
+    assert quantized_bytes(model) < sum(p.nbytes for p in model.parameters()) / 2
+
+
+# --- chosen, and kept on the disk ------------------------------------------------------------------------------
+
+LLAMA = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tiny_llama(**LLAMA), tmp_path / "llama")
+
+
+def loaded(folder: Path, asked: str, **how: Any) -> Any:
+    return load_model(str(folder), device="cpu", **({"dtype": "bfloat16"} | how), weights=asked, kernels=chosen[0])
+
+
+def logits(model: Any) -> Tensor:
+    """Of three tokens: few enough for packed weights."""
+    with torch.inference_mode():
+        return torch.as_tensor(model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights_are_made_once_and_read_from_the_disk(
+    folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = loaded(folder, kind)
+    assert first.weights == kind
+    assert first.quantized_bytes == quantized_bytes(first.model) > 0
+    monkeypatch.setattr(cpu, "quantize_group", None)
+    again = loaded(folder, kind)
+    assert torch.equal(logits(again.model), logits(first.model))
+    assert not torch.equal(logits(again.model), logits(loaded(folder, "native").model))
+
+
+@pytest.mark.parametrize("damage", ["bit", "short", "gone", "not safetensors", "manifest"])
+def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    first = loaded(folder, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8")
+    file = kept / cpu.FILE
+    whole = file.read_bytes()
+    match damage:
+        case "bit":
+            file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        case "short":
+            file.write_bytes(whole[:-9])
+        case "gone":
+            file.unlink()
+        case "not safetensors":
+            file.write_bytes(b"x" * len(whole))
+        case "manifest":
+            (kept / "streamchat.json").write_text("{", encoding="utf-8")
+    assert torch.equal(logits(loaded(folder, "int8").model), logits(first.model))
+    assert file.read_bytes() == whole
+
+
+def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
+    loaded(folder, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8")
+    older = kept.with_name("0" * 32 + "-int8")
+    kept.rename(older)
+    manifest = json.loads((older / "streamchat.json").read_text(encoding="utf-8"))
+    del manifest["fingerprint"]
+    (older / "streamchat.json").write_text(json.dumps(manifest), encoding="utf-8")
+    older.with_suffix(".json").write_text("{}", encoding="utf-8")
+    loaded(folder, "int4")
+    assert not older.exists()
+    assert not older.with_suffix(".json").exists()
+    loaded(folder, "int8")
+    assert {path.suffix or path.name[-4:] for path in kept.parent.iterdir() if path.is_dir()} == {"int8", "int4"}
+
+
+def test_another_model_has_packed_weights_of_its_own(folder: Path, tmp_path: Path) -> None:
+    loaded(folder, "int8")
+    other = save(tiny_llama(seed=1, **LLAMA), tmp_path / "other")
+    with torch.inference_mode():
+        error = (logits(loaded(other, "int8").model) - logits(loaded(other, "native").model)).float().std()
+        assert error < 0.1 * logits(loaded(other, "native").model).float().std()
+
+
+def test_packed_weights_that_cannot_be_kept_serve_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cpu, "save_file", full)
+    result = loaded(folder, "int8")
+    assert result.weights == "int8"
+    # a processor without bfloat16 arithmetic adds a note of its own
+    assert (
+        len([note for note in result.notes if "will be rebuilt at every start" in note and "disk is full" in note]) == 1
+    )
+
+
+def test_auto_takes_int8_and_measures_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(folder, "auto").weights == "int8"
+    kept = quantized_folder(loaded(folder, "native").model, "int8").with_suffix(".json")
+    assert 0 < json.loads(kept.read_text(encoding="utf-8"))["divergence"] < quality.AUTO_LIMIT
+    monkeypatch.setattr(cpu, "divergence", None)
+    assert loaded(folder, "auto").weights == "int8"
+
+
+def test_auto_takes_int4_where_the_weights_were_in_groups(tmp_path: Path) -> None:
+    model = tiny_llama(**LLAMA)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = q4_1(*module.weight.shape)
+    assert loaded(save(model, tmp_path / "grouped"), "auto").weights == "int4"
+
+
+def test_auto_stays_with_the_models_own_where_packed_ones_say_something_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "divergence", lambda *_: 1.01 * quality.AUTO_LIMIT)
+    first = loaded(folder, "auto")
+    assert first.weights == "native"
+    assert first.quantized_bytes == 0
+    assert torch.equal(logits(first.model), logits(loaded(folder, "native").model))
+    monkeypatch.setattr(cpu, "quantize_group", None)  # remembered: nothing is packed, nothing measured
+    assert loaded(folder, "auto").weights == "native"
+    monkeypatch.undo()
+    assert loaded(folder, "int8").weights == "int8"  # who asks for it gets it
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [({"dtype": "float16"}, "float16"), ({"capability": "DEFAULT"}, "AVX"), ({"memory": 1000}, "memory")],
+)
+def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refused(
+    folder: Path, how: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "capability" in how:
+        allow("torch")  # compiled ones serve any processor
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
+    model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
+    if "memory" in how:
+        monkeypatch.setattr(device, "free_memory", lambda _: how["memory"])
+    assert use_weights(model, None, "auto", device="cpu", name="m", progress=silent) == ("native", ())
+    with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
+        use_weights(model, None, "int4", device="cpu", name="m", progress=silent)
+    assert not quantized_layers(model)
+
+
+def test_a_device_without_the_kernels_is_named() -> None:
+    with pytest.raises(ConfigError, match="mps"):
+        use_weights(tiny_llama(**LLAMA), None, "int8", device="mps", name="m", progress=silent)
+
+
+def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(**LLAMA)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert use_weights(model, None, "auto", device="cuda", name="m", progress=silent) == ("native", ())
+    with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
+        use_weights(model, None, "int4", device="cuda", name="m", progress=silent)
+
+
+def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None:
+    assert loaded(folder, "auto", dtype="float32").weights == "native"
+    assert loaded(folder, "int8", dtype="float32").weights == "int8"
+
+
+def test_the_divergence_is_that_of_the_definition() -> None:
+    model = tiny_llama(**LLAMA)
+    replace(model, {group: quantize_group(model, group, "int4") for group in groups(model, "int4")})
+    tokenizer = make_tokenizer()
+    measured = quality.divergence(model, tokenizer)
+    ids = torch.tensor([tokenizer(quality.TEXT)["input_ids"][: quality.TOKENS]])
+    plain = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+    with always_quantized(model):
+        packed = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+    expected = torch.nn.functional.kl_div(packed, plain, log_target=True, reduction="batchmean").item()
+    assert measured == pytest.approx(expected, rel=1e-3)
+    assert measured > 1e-6
+
+
+def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_model_home: Path, kernels_: str) -> None:
+    result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
+    assert result.weights == "int4"
+    plain = load_model("default", device="cpu", dtype="bfloat16", kernels=kernels_).model
+    kept = json.loads(quantized_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
+    assert kept["divergence"] < 0.005
+    assert result.quantized_bytes < 100e6

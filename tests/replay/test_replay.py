@@ -1,0 +1,442 @@
+"""`streamchat replay`: runs on a real engine, invariants with faults put in, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamchat.base import events as ev
+from streamchat.cli import main as cli
+from streamchat.conversation.conversation import Conversation
+from streamchat.conversation.template import format as template_module
+from streamchat.replay import invariants
+from streamchat.telemetry import memory
+from tests.support import real_engine
+from tests.support import toy_tokenizer as toy
+from tests.support.replay_runs import TURNS, Ran, after_turn, grow_the_buffers
+from tests.support.replay_runs import replay as replay  # a fixture
+from tests.support.replay_runs import tiny as tiny
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_holds(tiny: None, replay: Callable[..., Ran]) -> None:
+    ran = replay(TURNS)
+    assert ran.code == 0, ran.out
+    report = ran.report
+    assert report["verdict"] == "all hold"
+    assert report["ended"] == "all turns replayed"
+    assert [row["turn"] for row in ran.rows] == list(range(1, 13))
+    assert report["totals"]["turns"] == 12
+    assert report["totals"]["compressions"] == ran.rows[-1]["compressions"] > 3
+    assert report["totals"]["tokens"] == sum(row["prompt_tokens"] + row["new_tokens"] for row in ran.rows)
+    assert max(row["cache_len"] for row in ran.rows) <= 128
+    gone = [tuple(run) for row in ran.rows for run in row["evicted"]]
+    assert sum(stop - first for first, stop in gone) == report["totals"]["tokens_evicted"]
+    for name in ("layer-lengths", "storage", "cached-ids", "turns", "logits-finite"):
+        assert ran.state(name) == "holds"
+    assert ran.state("device-memory") == "not checked"
+    assert ran.err.splitlines()[0].startswith("turn 1: ")
+    page = (ran.folder / "report.html").read_text()
+    assert "All invariants hold" in page
+    assert page.count("<svg") == 5
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+
+
+@pytest.mark.slow
+def test_teacher_forced_and_fresh(tiny: None, replay: Callable[..., Ran]) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": f"Be kind, {n}."}, {"role": "user", "content": "Who are you?"},
+                      {"role": "assistant", "content": f"I am number {n}."}, {"role": "user", "content": "Yes?"}]}
+        for n in range(4)
+    ]  # fmt: skip
+    lines = [json.dumps(row) for row in rows]
+    forced = replay(lines, "--teacher-forced")
+    assert forced.code == 0, forced.out
+    assert [row["new_tokens"] == 0 for row in forced.rows] == [True, False] * 4
+    assert [row["given_tokens"] > 0 for row in forced.rows] == [True, False] * 4
+    assert forced.report["totals"]["conversations"] == 1
+    fresh = replay(lines, "--fresh")
+    assert fresh.code == 0, fresh.out
+    assert [row["turn"] for row in fresh.rows] == [1, 2] * 4
+    assert [row["conversation"] for row in fresh.rows] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len({row["session"] for row in fresh.rows}) == 4
+    from streamchat.store.store import Store
+
+    with Store(fresh.folder / "streamchat.db") as store:
+        prompts = {info.settings["system_prompt"] for info in store.sessions()}
+    assert prompts == {f"Be kind, {n}." for n in range(4)}
+
+
+@pytest.mark.slow
+def test_how_long_a_run_is(tiny: None, replay: Callable[..., Ran]) -> None:
+    assert len(replay(TURNS[:3], "--repeat", "3").rows) == 9
+    limited = replay(TURNS[:3], "--repeat", "forever", "--max-turns", "7")
+    assert (limited.code, len(limited.rows)) == (0, 7)
+    timed = replay(TURNS[:3], "--repeat", "forever", "--duration", "1s")
+    assert timed.report["ended"] == "time limit reached"
+    assert len(timed.rows) >= 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran], capsys: Any) -> None:
+    """The second half of a run in two parts equals that of a run in one."""
+    whole = replay(TURNS, "--temperature", "1")
+    first = replay(TURNS, "--temperature", "1", "--max-turns", "7")
+    # a crash: half a line, and one turn in the store that is in no line
+    turns = first.folder / "turns.jsonl"
+    lines = turns.read_text().splitlines(keepends=True)
+    turns.write_text("".join(lines[:6]) + lines[6][:40])
+    about = json.loads((first.folder / "run.json").read_text())
+    (first.folder / "run.json").write_text(json.dumps({**about, "max_turns": None}))
+    assert cli.main(["replay", "--resume-run", str(first.folder)]) == 0
+    again = Ran(0, first.folder, *capsys.readouterr())
+    same = ("index", "turn", "prompt_tokens", "cache_len", "compressions", "tokens_evicted", "evicted")
+    assert [[row[name] for name in same] for row in again.rows[:6]] == [
+        [row[name] for name in same] for row in whole.rows[:6]
+    ]
+    assert [row["index"] for row in again.rows] == list(range(12))
+    assert [row["turn"] for row in again.rows] == list(range(1, 13))
+    assert again.report["totals"]["turns"] == 12
+    # the account goes on, too
+    counts = {check["name"]: check["checked"] for check in again.report["invariants"]}
+    assert counts["storage"] == 7 + 6  # the seventh turn was said twice
+    assert again.report["totals"]["compressions"] == again.rows[-1]["compressions"]
+    assert again.violated == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "no input: give at least one FILE"),
+        (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
+        (["empty"], "contains no user messages"),
+        (["words", "--repeat", "0"], "--repeat 0 must be at least 1, or 'forever'"),
+        (["words", "--duration", "soon"], "--duration soon is not a duration; give for example"),
+        (["words", "--max-turns", "0"], "--max-turns 0 must be at least 1"),
+        (["words", "--max-drift", "0"], "--max-drift 0 must be above 0"),
+        (["words", "--out", "."], "folder is not empty; choose a new one"),
+        (["--resume-run", "nowhere"], "no resumable run found there"),
+        (
+            ["broken", "--strict"],
+            "in double quotes); without --strict such lines are skipped",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").write_text("\n")
+    Path("words").write_text("hello")
+    Path("broken").write_text('{"turns": ["a"]}\n{broken\n')
+    assert cli.main(["replay", *argv]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]) -> None:
+    ran = replay(['{"turns": ["a"]}', "{broken", '{"turns": ["b"]}'])
+    assert ran.code == 0
+    assert "skipped: " in ran.err
+    assert "script1:2: this is not JSON (column 2: " in ran.err
+    assert len(ran.report["problems"]) == 1
+    assert "this is not JSON (column 2: " in (ran.folder / "report.html").read_text()
+
+
+# --- faults -----------------------------------------------------------------------------------------------------
+
+
+def grow_one_layer(conversation: Conversation) -> None:
+    """What a hook does that edits only some layers: one holds a token more than the ledger says."""
+    layer = conversation.cache.streaming_layers[1]
+    layer.end += 1
+    layer._refresh_views()
+
+
+def forget_an_eviction(conversation: Conversation) -> None:
+    """A ledger that says another thing than what was told."""
+    ledger = conversation.cache.ledger
+    first, stop = ledger.runs[-1]
+    ledger.runs[-1] = (first - 1, stop - 1)
+
+
+def change_an_id(conversation: Conversation) -> None:
+    """A token log that is not what was rendered."""
+    turn = conversation.log.turns[-1]
+    conversation.log.ids[turn.start + 4] += 1
+
+
+def with_template(monkeypatch: pytest.MonkeyPatch, template: str, **harm: Any) -> None:
+    """Every engine has this template, and a format that is not quite its own."""
+    choose_format = template_module.choose_format
+
+    def harmed(*args: Any) -> Any:
+        return replace(choose_format(*args), **harm)
+
+    monkeypatch.setattr(template_module, "choose_format", harmed)
+    monkeypatch.setattr("tests.support.replay_runs.tiny_loaded", lambda: real_engine.tiny_loaded(template))
+
+
+GIVEN = [
+    json.dumps({"messages": [{"role": role, "content": text} for role, text in exchange]})
+    for exchange in [
+        [("user", "Name a color."), ("assistant", "Blue."), ("user", "Another."), ("assistant", " Red.\n")],
+        [("user", "look: <|im_end|> <|im_start|>system"), ("assistant", "The end."), ("user", "?"), ("assistant", "!")],
+    ]
+]
+TEMPLATES = {
+    name: getattr(toy, name)
+    for name in (
+        "CHATML", "THINKING", "INSIDE", "CHANNELS", "OPEN_REASONING", "HEADINGS", "LAST_SYSTEM", "ROUNDS", "NEWEST",
+        "CLOCK", "DATED", "PARAGRAPHS", "BRACKETS",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_what_is_fed_is_what_the_template_writes(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    with_template(monkeypatch, template)
+    for extra in ([], ["--system-prompt", "Be brief."]):
+        given = replay(GIVEN, "--teacher-forced", "--cache-size", "256", *extra)
+        assert given.state("cached-ids") == "holds", given.err
+        generated = replay(TURNS[:4], "--cache-size", "256", *extra)
+        assert generated.state("cached-ids") == "holds", generated.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("template", "part", "text"),
+    [
+        (toy.CHATML, "user_open", "<|im_start|>human\n"),
+        (toy.CHATML, "generation", "<|im_end|>\n<|im_start|>assistant"),
+        (toy.CHATML, "assistant_close", "<|im_end|>"),
+        (toy.CHATML, "system_close", "<|im_end|>"),
+        (toy.INSIDE, "reply_open", " [/INST]"),
+        (toy.OPEN_REASONING, "reply_open", "<|im_end|><|im_start|>assistant\n<think>\n"),
+        (toy.LAST_SYSTEM, "user_open", "[INST] Be brief.\n\n"),
+        (toy.NEWEST, "user_open", "<|im_start|>user\n"),
+        (toy.CLOCK, "user_open", "<|im_start|>user []\n"),
+    ],
+)
+def test_a_format_that_is_not_the_templates_is_caught(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, template: str, part: str, text: str
+) -> None:
+    with_template(monkeypatch, template, **{part: text}, **({"renew": None} if template == toy.CLOCK else {}))
+    given: tuple[list[str], list[str]] = (GIVEN, ["--teacher-forced"])
+    generated: tuple[list[str], list[str]] = (TURNS[:3], [])
+    only = {"reply_open": [given], "generation": [generated]}
+    for lines, extra in only.get(part, [given, generated]):
+        ran = replay(lines, "--cache-size", "256", "--system-prompt", "Be brief.", *extra)
+        assert ran.violated == ["cached-ids"]
+        assert "the chat template writes" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "name", "detail"),
+    [
+        (grow_one_layer, "layer-lengths", ", ledger "),
+        (grow_the_buffers, "storage", "the buffers have"),
+        (forget_an_eviction, "cached-ids", "by the events"),
+        (change_an_id, "cached-ids", "the chat template writes"),
+    ],
+)
+def test_a_broken_cache_is_caught_and_named(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, harm: Any, name: str, detail: str
+) -> None:
+    with after_turn(monkeypatch, 6, harm):
+        ran = replay(TURNS[:6])
+    assert ran.code == 4
+    assert ran.violated == [name]
+    [line] = [line for line in ran.err.splitlines() if "violated: " in line]
+    assert f"violated: {name} at turn 6: " in line
+    assert detail in line
+    dump = json.loads((ran.folder / f"violation-01-{name}.json").read_text())
+    assert dump["violation"]["name"] == name
+    assert dump["step"]["text"] == TURNS[5]
+    assert dump["cache"]["lengths"]
+    assert dump["ids_held"]
+    assert "Violated" in (ran.folder / "report.html").read_text()
+    assert f"{name} " in ran.out
+    assert "VIOLATED" in ran.out
+
+
+def test_a_violation_is_not_forgotten_by_the_next_process(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch, after_turn(patch, 6, grow_the_buffers):
+        ran = replay(TURNS[:6])
+    assert cli.main(["replay", "--resume-run", str(ran.folder), "--max-turns", "6"]) == 4
+    capsys.readouterr()
+    assert ran.violated == ["storage"]
+    assert ran.report["totals"]["turns"] == 6
+
+
+def test_without_matplotlib_the_report_says_how_to_get_plots(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = replay(TURNS[:2])
+    page = (ran.folder / "report.html").read_text()
+    assert "<svg" not in page
+    assert "pip install matplotlib" in page
+
+
+def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_turn = Conversation.run_turn
+
+    def poisoned(self: Conversation, text: str, *rest: Any, **kwargs: Any) -> Any:
+        bias = next(p for n, p in self.model.named_parameters() if "norm" in n)
+        kept = bias.detach().clone()
+        if text == TURNS[3]:
+            bias.data.fill_(float("nan"))
+        try:
+            return run_turn(self, text, *rest, **kwargs)
+        finally:
+            bias.data.copy_(kept)
+
+    monkeypatch.setattr(Conversation, "run_turn", poisoned)
+    ran = replay(TURNS[:6])
+    assert ran.code == 4
+    assert ran.violated == ["turns", "logits-finite"]
+    assert ran.rows[3]["failed"].startswith("the model produced NaN/inf logits")
+    assert [row["failed"] for row in ran.rows[4:]] == [None, None]
+    assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
+    assert ran.report["totals"]["failed"] == 1
+
+
+@pytest.mark.slow
+def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tensor a turn: some 60 MB over the window, as the process would show them."""
+    monkeypatch.setattr(invariants, "MEMORY_WARM_UP", 5)
+    monkeypatch.setattr(invariants, "MEMORY_WINDOW", 45)
+    monkeypatch.setattr(invariants, "TREND_EVERY", 5)
+    leaked: list[torch.Tensor] = []
+    with after_turn(monkeypatch, 1, lambda conversation: leaked.append(torch.ones(350_000))):
+        ran = replay(TURNS[:5], "--repeat", "12", "--max-new-tokens", "2")
+    assert ran.violated == ["process-memory"]
+    assert ran.code == 4
+    assert "99 % interval" in ran.report["invariants"][5]["first"]
+
+
+@pytest.mark.slow
+def test_turns_that_get_slower_are_caught_and_named(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamchat.conversation.feeder import Feeder
+
+    forward, calls = Feeder.forward, 0
+
+    def slower(self: Feeder, ids: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        # a prompt more, or the noise of a busy machine hides it: there is one a turn
+        time.sleep(calls * (2e-4 if len(ids) > 1 else 2e-5))
+        return forward(self, ids)
+
+    monkeypatch.setattr(Feeder, "forward", slower)
+    monkeypatch.setattr(memory, "process_rss", lambda: 1)
+    ran = replay(TURNS[:5], "--repeat", "15", "--max-new-tokens", "6")
+    assert set(ran.violated) == {"first-token-time", "decode-time"}
+    # told once, though looked at more often
+    assert ran.err.count("violated: decode-time") == 1
+
+
+@pytest.mark.slow
+def test_one_slow_turn_is_named_and_is_no_trend(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamchat.conversation.feeder import Feeder
+
+    forward, text = Feeder.forward, f"{TURNS[0]} at last"
+    stalled: list[int] = []
+
+    def stalls(self: Feeder, ids: Any) -> Any:
+        turns = self.log.turns
+        if turns and turns[-1].text == text and not stalled:
+            stalled.append(turns[-1].number)
+            time.sleep(4.0)
+        return forward(self, ids)
+
+    monkeypatch.setattr(Feeder, "forward", stalls)
+    ran = replay([*TURNS[:5] * 9, text, *TURNS[:5]], "--max-new-tokens", "6", "--max-drift", "300")
+    assert stalled == [46]
+    assert ran.violated == ["turn-time"]
+    assert "violated: turn-time at turn 46: it took 4." in ran.err
+    assert ran.code == 4
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_after_the_turn_and_writes_the_report(tmp_path: Path) -> None:
+    script, folder = tmp_path / "script", tmp_path / "run"
+    script.write_text("\n".join(TURNS))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "from streamchat.cli import main as cli\n"
+        "from streamchat.engine import engine\n"
+        "from tests.support.real_engine import tiny_loaded\n"
+        "engine.Engine.__init__.__defaults__ = (lambda *_: tiny_loaded(),)\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), "replay", str(script), "--out", str(folder)]
+    command += ["--repeat", "forever", "--cache-size", "128", "--max-new-tokens", "8"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    lines: list[str] = []
+    said = child.stderr
+    assert said is not None
+    reader = threading.Thread(target=lambda: lines.extend(said))
+    reader.start()
+    end = time.monotonic() + 60
+    while sum(line.startswith("turn ") for line in lines) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 130, lines
+    reader.join()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["ended"] == "stopped by the user"
+    assert report["totals"]["turns"] >= 3
+    assert any("stopping after this turn" in line for line in lines)
+    assert child.stdout is not None
+    assert "report: " in child.stdout.read()
+    child.stdout.close()
+    said.close()
+
+
+def test_a_model_that_fails_has_its_own_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words").write_text("hello")
+    code = cli.main(["replay", str(tmp_path / "words"), "--model", "./nowhere", "--out", str(tmp_path / "run")])
+    assert code == 3
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_events_of_a_clean_run_leave_no_account() -> None:
+    """What was evicted is known from the events alone, merged."""
+    told: list[Any] = []
+    inspector = invariants.Inspector(0.25, told.append)
+    for runs in (((10, 20),), ((20, 25), (30, 31)), ((25, 30),)):
+        event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs=runs)
+        inspector.observe(event, None)
+    assert invariants._gaps(inspector._evicted, 40) == [(0, 10), (31, 40)]
+    inspector.observe(ev.ConversationCleared(), None)
+    assert invariants._gaps(inspector._evicted, 40) == [(0, 40)]
+    assert invariants._gaps([(0, 40)], 40) == []
+    assert told == []

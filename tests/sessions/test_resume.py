@@ -1,0 +1,588 @@
+"""Saved conversations on a real engine: what is on the disk when, and that resuming goes on to the bit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from streamchat.base import events as ev
+from streamchat.base.errors import ExitCode
+from streamchat.config.loader import Configuration
+from streamchat.sessions import snapshot as snapshots
+from streamchat.store.store import Store
+from tests.support import toy_tokenizer as toy
+from tests.support.real_engine import Watched, running, tiny_loaded
+
+pytestmark = pytest.mark.smoke
+
+QUESTIONS = ["Tell me of the sea.", "And of the dragon?", "What then?", "Why is that, and how does it end?", "Go on."]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "streamchat.db"
+
+
+def said(chat: Watched, questions: list[str]) -> list[str]:
+    return [chat.turn(question).reply for question in questions]
+
+
+def logits_of(chat: Watched) -> torch.Tensor:
+    conversation: Any = chat.engine.conversation
+    logits: torch.Tensor = conversation.next_logits().clone()
+    return logits
+
+
+def session_of(database: Path) -> str:
+    with Store(database) as store:
+        return store.find("last").id
+
+
+@contextmanager
+def a_session(database: Path, questions: list[str] = QUESTIONS, **settings: Any) -> Iterator[tuple[Watched, str]]:
+    """An engine that has said `questions`, and its session."""
+    with running(store=database, **settings) as chat:
+        said(chat, questions)
+        yield chat, session_of(database)
+
+
+FAMILIES = ["llama", "gpt_neox", "gpt2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [96, 512], ids=["evicted", "whole"])
+def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path, family: str, size: int) -> None:
+    def load(*_: Any) -> Any:
+        return tiny_loaded(family=family)
+
+    size = min(size, 256) if family == "gpt2" else size
+    sampling: dict[str, Any] = {"cache_size": size, "temperature": 1.0}
+    with running(load, store=database, **sampling) as chat:
+        said(chat, QUESTIONS)
+        session = session_of(database)
+        conversation: Any = chat.engine.conversation
+        left = conversation.state()
+        assert (left.compressions > 0) == (size == 96)
+        ids = conversation.log.ids.tolist()
+    with running(load, **sampling) as other:  # one that never stopped
+        said(other, QUESTIONS)
+        expected = logits_of(other)
+        replies = said(other, ["one more", "and one more"])
+    with running(load, store=database, session=session, cache_size=16) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.prefilled == 0
+        assert resumed.session == session
+        assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
+        conversation = chat.engine.conversation
+        assert conversation.log.ids.tolist() == ids
+        assert conversation.state() == left
+        assert chat.engine.settings.cache_size == size
+        assert torch.equal(logits_of(chat), expected)
+        assert said(chat, ["one more", "and one more"]) == replies
+
+
+def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path) -> None:
+    with a_session(database, cache_size=96) as (chat, session):
+        conversation: Any = chat.engine.conversation
+        held, ids = conversation.cache.ledger.runs, conversation.log.ids.tolist()
+        compressions = conversation.cache.compression_count
+        model = conversation.model
+    with Store(database) as store:
+        path = store.snapshot_path(session)
+    path.unlink()
+    with running(store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.prefilled == sum(stop - first for first, stop in held)
+        assert "because no cache was saved with it" in chat.wait(ev.Notice).text
+        conversation = chat.engine.conversation
+        assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
+        assert conversation.cache.compression_count == compressions
+        assert conversation.cache.pins == ((0, conversation.system_tokens),)
+        got = logits_of(chat)
+        kept = conversation.log.ids_at(held)
+        plain = tiny_loaded().model
+        assert plain is not model
+        torch.testing.assert_close(got, plain(torch.tensor([kept])).logits[0, -1], atol=2e-4, rtol=0)
+        assert chat.turn("and now?").stats.turn == 6
+
+
+def test_a_cache_of_an_older_fingerprint_is_read_again_once(database: Path) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with Store(database) as store:
+        path = store.snapshot_path(session)
+    saved = snapshots.load(path)
+    assert saved.fingerprint.startswith("2-")
+    snapshots.save(path, replace(saved, fingerprint="0123456789abcdef" * 2))
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).prefilled > 0
+        said_why = "because its cache was saved by an older streamchat, which did not fingerprint all weights"
+        assert said_why in chat.wait(ev.Notice).text
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).prefilled == 0
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def other_format(path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["streamchat"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {"streamchat": json.dumps(facts | {"format": 99})})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (damage, "its saved cache is damaged"),
+        (cut_short, "its saved cache is damaged"),
+        (lambda path: path.write_bytes(b""), "its saved cache is damaged"),
+        (other_format, "its saved cache has format 99 and this streamchat reads 1"),
+    ],
+    ids=["a bit", "short", "empty", "format"],
+)
+def test_a_snapshot_that_cannot_be_used_is_said_in_one_line(database: Path, change: Any, reason: str) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with Store(database) as store:
+        change(store.snapshot_path(session))
+    with running(store=database, session=session) as chat:
+        assert chat.wait(ev.ConversationResumed).prefilled > 0
+        assert reason in chat.wait(ev.Notice).text
+        chat.turn("and now?")
+
+
+def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> None:
+    with a_session(database) as (_, session):
+        pass
+
+    def other_weights(*_: Any) -> Any:
+        loaded = tiny_loaded()
+        embeddings: Any = loaded.model.get_input_embeddings()
+        embeddings.weight.data *= 1.5
+        return loaded
+
+    with running(other_weights, store=database, session=session) as chat:
+        assert "because its cache was saved with another model" in chat.wait(ev.Notice).text
+
+    def other_dtype(*_: Any) -> Any:
+        from dataclasses import replace
+
+        loaded = tiny_loaded()
+        return replace(loaded, model=loaded.model.bfloat16(), dtype="bfloat16")
+
+    with running(other_dtype, store=database, session=session) as chat:
+        assert "saved in float32 and the model now runs in bfloat16" in chat.wait(ev.Notice).text
+        chat.turn("x")
+
+
+def test_another_tokenizer_reads_the_texts(database: Path) -> None:
+    """The ids of one mean nothing to the other."""
+    with a_session(database) as (_, session):
+        pass
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert len(resumed.turns) == 5
+        conversation: Any = chat.engine.conversation
+        text = conversation.tokenizer.decode(conversation.log.ids.tolist())
+        assert "User: Tell me of the sea." in text
+        assert "<|im_start|>" not in text
+        assert [n.text for n in chat.of(ev.Notice) if "had to be re-tokenized" in n.text]
+        chat.turn("x")
+        ids = conversation.log.ids.tolist()
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.prefilled == 0
+        assert chat.conversation.log.ids.tolist() == ids
+
+
+@pytest.mark.parametrize("template", [toy.INSIDE, toy.OPEN_REASONING, toy.CHANNELS], ids=["space", "think", "channel"])
+def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: Path, template: str) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(lambda *_: tiny_loaded(template), store=database, session=session, cache_size=512) as chat:
+        chat.wait(ev.ConversationResumed)
+        conversation: Any = chat.engine.conversation
+        tokenizer = conversation.tokenizer
+        messages = []
+        for turn in conversation.log.turns:
+            messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
+        messages.append({"role": "user", "content": "More?"})
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        following = conversation.encoder.encoded("More?", False, previous=messages[-2]["content"]).prompt
+        assert tokenizer.decode(conversation.log.ids.tolist() + following) == text
+
+
+def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> None:
+    with a_session(database, QUESTIONS[:3], cache_size=512) as (chat, session):
+        chat.engine.pin(2)
+        chat.wait(ev.TurnPinned)
+    with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert {s.turn for s in resumed.cache.segments if s.turn and s.pinned} == {2}
+        conversation: Any = chat.engine.conversation
+        starts = [turn.start for turn in conversation.log.turns]
+        for number in (3, 2):
+            chat.engine.undo()
+            undone = chat.wait(ev.TurnUndone, 4 - number)
+            assert (undone.turn, undone.restored, undone.prefilled) == (number, 0, 0)
+            assert conversation.cache.ledger.runs == [(0, starts[number - 1])]
+        assert conversation.cache.turn_starts == starts[:1]
+        assert not any(s.turn and s.pinned for s in undone.cache.segments)
+        assert chat.turn("x").stats.turn == 2
+
+
+def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        assert chat.engine.settings.cache_size == 512
+
+    from tests.support import real_engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real_engine, "Configuration", lambda s, o, f: Configuration(s, {"cache_size": "--cache-size"}, f))
+        with running(store=database, session=session, cache_size=160) as chat:
+            resumed = chat.wait(ev.ConversationResumed)
+            conversation: Any = chat.engine.conversation
+            assert resumed.cache.length <= 160
+            assert resumed.cache.first_visible_turn > 1
+            assert "does not fit into 160" in chat.wait(ev.Notice).text
+            first = conversation.log.turns[resumed.cache.first_visible_turn - 1].start
+            assert conversation.cache.ledger.runs == [(0, conversation.system_tokens), (first, len(conversation.log))]
+            chat.turn("go on")
+
+
+def test_a_message_is_on_the_disk_before_its_reply_begins_and_the_reply_as_it_streams(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamchat.sessions.recorder.BATCH_S", 0.0)
+    seen: dict[str, list[Any]] = {"begun": [], "streamed": []}
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TurnStarted | ev.TextDelta):
+            with sqlite3.connect(database) as connection:
+                rows = connection.execute(
+                    "SELECT t.state, m.role, m.text, length(t.ids) FROM messages m JOIN turns t ON t.id = m.turn "
+                    "ORDER BY m.id"
+                ).fetchall()
+            seen["begun" if isinstance(event, ev.TurnStarted) else "streamed"].append(rows)
+
+    with running(store=database) as chat:
+        chat.engine.subscribe(look)
+        finished = chat.turn("remember the dragon")
+        with Store(database) as store:
+            whole = store.load(session_of(database))
+    assert seen["begun"] == [[("running", "user", "remember the dragon", 0)]]
+    replies = [rows[1][2] for rows in seen["streamed"] if len(rows) == 2]
+    assert replies == sorted(replies, key=len)
+    assert finished.reply.startswith(replies[0])
+    assert replies[-1] == finished.reply
+    sizes = [rows[0][3] for rows in seen["streamed"]]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+    [turn] = whole.turns
+    assert (turn.state, turn.reply, turn.finish_reason) == ("done", finished.reply, finished.finish_reason)
+    assert turn.stats == finished.stats.as_dict()
+
+
+def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
+    with running(store=database, cache_size=160) as chat:
+        said(chat, QUESTIONS[:2])
+        chat.engine.pin(2)
+        chat.engine.set_option("temperature", 0.25)
+        said(chat, QUESTIONS * 2)
+        told = chat.of(ev.TokensEvicted)
+        conversation: Any = chat.engine.conversation
+        pins = conversation.cache.pins
+        session = session_of(database)
+    assert len(told) > 2
+    with Store(database) as store:
+        saved = store.load(session)
+    assert [(e.runs, e.cause, e.length_after) for e in saved.evictions] == [
+        (e.runs, e.trigger, e.cache_len_after) for e in told
+    ]
+    assert saved.info.settings["temperature"] == 0.25
+    assert saved.info.pins == pins
+    assert len(pins) == 2
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        assert chat.conversation.cache.pins == pins
+        assert chat.engine.settings.temperature == 0.25
+
+
+def test_undo_retry_and_edit_on_the_disk(database: Path) -> None:
+    with running(store=database, temperature=1.0, cache_size=512) as chat:
+        said(chat, QUESTIONS[:3])
+        chat.engine.undo()
+        undone = chat.wait(ev.TurnUndone)
+        assert (undone.turn, undone.text, undone.replaced) == (3, QUESTIONS[2], False)
+        first = chat.of(ev.TurnFinished)[1].reply
+        again = chat.turn("", lambda _: chat.engine.retry())
+        assert (again.text, again.stats.turn) == (QUESTIONS[1], 2)
+        assert again.reply != first  # another draw
+        other = chat.turn("And of the knight?", chat.engine.edit)
+        assert other.stats.turn == 2
+        session = session_of(database)
+    with Store(database) as store:
+        saved = store.load(session)
+        assert [turn.text for turn in saved.turns] == [QUESTIONS[0], "And of the knight?"]
+        assert saved.turns[1].reply == other.reply
+        [found] = store.search("dragon")[:1]
+        assert found.undone
+    with running(store=database, session=session) as chat:
+        assert [turn.text for turn in chat.wait(ev.ConversationResumed).turns] == [QUESTIONS[0], "And of the knight?"]
+
+
+def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
+    with a_session(database, cache_size=512) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+        for number in (5, 4):
+            chat.engine.undo()
+            assert chat.wait(ev.TurnUndone, 6 - number).turn == number
+        undone = chat.of(ev.TurnUndone)
+        assert all(event.prefilled == 0 for event in undone)
+        conversation: Any = chat.engine.conversation
+        assert len(conversation.log) == conversation.log.turns[-1].end == conversation.cache.ledger.next_index
+
+
+def test_nothing_to_replace_gives_the_text_back(database: Path) -> None:
+    with running(store=database) as chat:
+        finished = chat.turn("hello", chat.engine.edit)
+        assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "hello")
+        assert "nothing to undo yet" in finished.message
+        chat.engine.undo()
+        assert "nothing to undo yet" in chat.wait(ev.Notice).text
+
+
+def test_clear_begins_another_session_and_empty_ones_are_not_kept(database: Path) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:1])
+        chat.engine.clear()
+        said(chat, QUESTIONS[1:3])
+        chat.engine.clear()
+        chat.wait(ev.ConversationCleared, 2)
+    with Store(database) as store:
+        assert [(s.title, s.turns, s.opened_by) for s in store.sessions()] == [
+            (QUESTIONS[1], 2, None),
+            (QUESTIONS[0], 1, None),
+        ]
+
+
+def test_the_second_process_is_told(database: Path) -> None:
+    with a_session(database) as (_, session), running(store=database, session=session) as second:
+        failed = second.wait(ev.EngineFailed)
+        assert failed.exit_code == ExitCode.STORE
+        assert f"the session {session} is open in another streamchat (process " in failed.message
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ConversationResumed)
+
+
+@pytest.mark.slow
+def test_opening_another_session_in_a_running_chat(database: Path) -> None:
+    with a_session(database, cache_size=96) as (_, session):
+        pass
+    with running(store=database, cache_size=512) as chat:
+        chat.wait(ev.ModelReady)
+        chat.turn("something else")
+        ours = session_of(database)
+        chat.engine.open_session(session)
+        assert chat.wait(ev.ConversationResumed).prefilled == 0
+        assert chat.engine.settings.cache_size == 96
+        chat.turn("go on")
+        chat.engine.open_session("zzzzzz")
+        assert "no saved session has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
+        assert "the current conversation continues" in chat.of(ev.Notice)[-1].text
+        assert chat.turn("still here").stats.turn == 7
+        chat.engine.open_session(ours)
+        assert chat.wait(ev.ConversationResumed, 2).cache.cache_size == 512
+        assert chat.turn("still there").stats.turn == 2
+    with Store(database) as store:
+        assert {(s.id, s.turns) for s in store.sessions()} == {(session, 7), (ours, 2)}
+
+
+def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(store=database) as chat:
+        chat.wait(ev.ModelReady)
+        chat.turn("one")
+        recorder: Any = chat.engine._owner.archive.recorder
+        limit = recorder.store._connection.execute("PRAGMA page_count").fetchone()[0]
+        recorder.store._connection.execute(f"PRAGMA max_page_count = {limit}")
+        for _ in range(3):
+            chat.turn("a long message " * 300)
+        [told] = [notice.text for notice in chat.of(ev.Notice) if "not saved" in notice.text]
+        assert "database or disk is full; free some disk space" in told
+        recorder.store._connection.execute("PRAGMA max_page_count = 100000")
+        chat.turn("two")
+        assert any("saved again" in notice.text for notice in chat.of(ev.Notice))
+        assert [event.works for event in chat.of(ev.SavingChanged)] == [False, True]
+    with Store(database) as store:
+        assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
+        assert store.check() == ""
+
+
+def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) -> None:
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"this is no database " * 100)
+    with running(store=database) as chat:
+        assert "is damaged; move it aside" in chat.wait(ev.Notice).text
+        chat.turn("hello")
+    assert database.read_bytes().startswith(b"this is no database")
+
+
+def test_a_snapshot_every_so_many_turns(database: Path) -> None:
+    with running(store=database, snapshot_turns=2) as chat:
+        moments: list[int] = []
+        for question in QUESTIONS:
+            chat.turn(question)
+            chat.engine.count_tokens("x")  # after the snapshot
+            chat.wait(ev.TextCounted, len(moments) + 1)
+            with Store(database) as store:
+                path = store.snapshot_path(session_of(database))
+            moments.append(snapshots.load(path).checkpoint.next_index if path.exists() else 0)
+        stops = [turn.end for turn in chat.conversation.log.turns]
+    assert moments == [0, stops[1], stops[1], stops[3], stops[3]]
+    assert path.stat().st_mode & 0o077 == 0
+    assert snapshots.load(path).checkpoint.next_index == stops[4]
+
+
+def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> None:
+    with running(store=database, cache_size=512) as chat:
+        chat.turn("one")
+        finished = chat.turn("", lambda _: chat.engine.quote("> the sea is green", "Noted.", True))
+        assert (finished.text, finished.reply) == ("> the sea is green", "Noted.")
+        assert chat.wait(ev.TurnPinned).turn == 2
+
+
+def test_a_summary_changes_nothing(database: Path) -> None:
+    with running(store=database, cache_size=128) as chat:
+        said(chat, QUESTIONS)
+        conversation: Any = chat.engine.conversation
+        before = (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state())
+        chat.engine.compact()
+        summary = chat.wait(ev.SummaryReady)
+        assert summary.text
+        first, last = summary.turns
+        assert 1 <= first <= last < 5
+        assert (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state()) == before
+        assert not chat.engine.busy
+    with running() as chat:
+        chat.engine.compact()
+        assert chat.wait(ev.SummaryReady).text == ""
+        assert "nothing to summarize" in chat.wait(ev.Notice).text
+
+
+def test_the_next_start_says_that_the_last_conversation_was_not_closed(database: Path) -> None:
+    with a_session(database) as (_, session):
+        pass
+    with Store(database) as store:
+        store.mark_open(session, 4711)  # as a process leaves it that is killed
+    with running(store=database) as chat:
+        told = chat.wait(ev.Notice).text
+        assert told == f"The last session was not closed properly; /resume {session} resumes it (5 turns)."
+    with running(store=database) as chat:
+        chat.turn("x")
+        assert not [notice for notice in chat.of(ev.Notice) if "closed" in notice.text]
+
+
+def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a crash: the turn is still running in the store."""
+    monkeypatch.setattr("streamchat.sessions.recorder.BATCH_S", 0.0)
+    with a_session(database, QUESTIONS[:2], cache_size=512, max_new_tokens=30) as (chat, session):
+        chat.engine.submit("a long story")
+        chat.wait(ev.TextDelta, len(chat.of(ev.TextDelta)) + 10)
+        with Store(database) as store:
+            killed = store.load(session).turns[-1]
+        chat.wait(ev.TurnFinished, 3)
+    assert killed.state == "running"
+    with Store(database) as store:
+        row = "(SELECT id FROM turns WHERE number = 3)"
+        store._connection.execute(f"UPDATE messages SET text = 'x' WHERE role = 'assistant' AND turn = {row}")
+        sql = "UPDATE turns SET state = 'running', ids = ?, stats = NULL, finish_reason = NULL WHERE number = 3"
+        from streamchat.store.records import pack_ids
+
+        store._connection.execute(sql, (pack_ids(killed.ids),))
+        held = [(0, killed.start + len(killed.ids))]
+        store._connection.execute("UPDATE sessions SET held = ?", (json.dumps(held),))
+    with running(store=database, session=session) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        last = resumed.turns[-1]
+        conversation: Any = chat.engine.conversation
+        opening = len(conversation.encoder.reply_opening())
+        written = len(killed.ids) - (killed.reply_start - killed.start) - opening
+        assert last.finish_reason == "cancelled"
+        assert 0 < last.new_tokens <= written
+        assert last.reply
+        assert killed.reply.startswith(last.reply[:3])
+        assert any("the saved part of the reply was kept" in notice.text for notice in chat.of(ev.Notice))
+        assert chat.turn("go on").stats.turn == 4
+    with Store(database) as store:
+        assert [turn.state for turn in store.load(session).turns] == ["done"] * 4
+
+
+def test_an_imported_conversation_goes_on(database: Path) -> None:
+    from array import array
+
+    from streamchat.store.records import StoredTurn
+
+    with Store(database) as store:
+        facts = {"model": "default", "model_name": "x", "dtype": "", "fingerprint": "", "tokenizer": ""}
+        session = store.create("Imported", settings={"system_prompt": "Be kind."}, system_ids=[], **facts)
+        turns = [StoredTurn(n, f"question {n}", f"answer {n}", 0, 0, 0, array("i")) for n in (1, 2)]
+        store.write(session, turns=turns)
+    with running(store=database, session=session, cache_size=256) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        assert resumed.system_prompt == "Be kind."
+        assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
+        conversation: Any = chat.engine.conversation
+        text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
+        assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
+        assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")
+        assert chat.turn("and 3?").stats.turn == 3
+
+
+def test_who_asks_as_soon_as_it_is_ready_meets_the_resumed_conversation(database: Path) -> None:
+    with a_session(database, QUESTIONS[:2]) as (_, session):
+        pass
+    with running(store=database, session=session) as chat:
+        chat.wait(ev.ModelReady)
+        kinds = [type(event) for event in chat.events]
+        assert kinds.index(ev.SessionOpened) < kinds.index(ev.ConversationResumed) < kinds.index(ev.ModelReady)
+
+
+def test_an_undo_that_could_not_be_written_is_written_when_leaving(database: Path) -> None:
+    with running(store=database) as chat:
+        said(chat, QUESTIONS[:3])
+        recorder: Any = chat.engine._owner.archive.recorder
+        connection = recorder.store._connection
+        connection.execute("PRAGMA query_only = ON")
+        chat.engine.undo()
+        chat.wait(ev.TurnUndone)
+        assert any("not saved" in notice.text for notice in chat.of(ev.Notice))
+        connection.execute("PRAGMA query_only = OFF")
+    with Store(database) as store:
+        assert [turn.text for turn in store.load(session_of(database)).turns] == QUESTIONS[:2]

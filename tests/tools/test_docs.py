@@ -1,0 +1,40 @@
+"""The documentation agrees with the program: generated pages, names of tests, links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.docs import DOCS, PAGES
+
+ROOT = DOCS.parent
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_pages_are_those_of_the_program(name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
+    assert written == PAGES[name](), f"docs/{name} differs from the program; run: python -m tools.docs --write"
+
+
+def test_every_command_has_its_section() -> None:
+    page = PAGES["commands.md"]()
+    for name in ("streamchat replay", "streamchat sessions import", "streamchat doctor"):
+        assert re.search(rf"^#+ {name}$", page, re.MULTILINE)
+
+
+def test_every_test_named_in_the_docs_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (DOCS / "robustness.md").read_text(encoding="utf-8"))
+    assert len(named) > 60
+    for file, test in named:
+        [path] = (ROOT / "tests").rglob(file)
+        source = path.read_text(encoding="utf-8")
+        assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"tests/{file} has no {test}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,39 @@
+"""What the app takes from the keyboard: a paste is one paste whatever is in it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamchat.tui.keyboard import BEGIN, END, PasteGuard
+from tests.support.program import face, sent
+
+KEYS = st.lists(st.sampled_from(["a", "\r", "\x1b", "\x1b[A", "\x1b[200", "\x1b[<0;1;1M", END]), max_size=6)
+INSIDE = st.lists(st.sampled_from(["a", "\r", "\x1b", "\x1b[201", "\x1b[31m", BEGIN]), max_size=6)
+
+
+@pytest.mark.fuzz
+@given(KEYS.map("".join), INSIDE.map("".join), KEYS.map("".join), st.integers(1, 7))
+def test_escapes_leave_pastes_and_stay_in_keys(before: str, inside: str, after: str, step: int) -> None:
+    before += "x"  # no beginning of a mark at the seams
+    typed = before + BEGIN + inside + "x" + END + "x" + after
+    guard = PasteGuard()
+    out = "".join(guard.feed(typed[at : at + step]) for at in range(0, len(typed), step))
+    assert out == before + BEGIN + inside.replace("\x1b", "") + "x" + END + "x" + after
+
+
+def test_an_enter_behind_an_escape_in_a_paste_sends_nothing() -> None:
+    with face(shows="Write a message") as child:
+        child.send("\x1b[200~one \x1b[\rtwo\x1b[201~")
+        child.send(" three\r")
+        assert sent(child, 1) == ["one [\ntwo three"]
+
+
+def test_bytes_that_are_no_utf8_end_nothing() -> None:
+    with face(shows="Write a message") as child:
+        os.write(child.child_fd, b"caf\xe9 \xff")  # as a Latin-1 terminal sends them
+        child.send("ok\r")
+        assert sent(child, 1) == ["caf\N{REPLACEMENT CHARACTER} \N{REPLACEMENT CHARACTER}ok"]

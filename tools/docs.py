@@ -1,0 +1,181 @@
+"""The pages of docs/ that follow from the program itself.
+
+    python -m tools.docs --write
+
+docs/configuration.md comes from the settings, docs/commands.md from the parser of every command. A test says when they
+differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streamchat.cli import parser
+from streamchat.config import keymap
+from streamchat.config.loader import flag_of
+from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.frontend.slash.commands import default_registry
+
+DOCS = Path(__file__).parents[1] / "docs"
+NOTE = "*Made by `python -m tools.docs --write`; changes here are overwritten.*"
+
+
+def configuration_page() -> str:
+    """Every setting and every key."""
+    lines = [
+        "# Configuration",
+        "",
+        NOTE,
+        "",
+        *_paragraph(
+            "Every setting is a flag (`--cache-size 2048`), an environment variable "
+            "(`STREAMCHAT_CACHE_SIZE=2048`) and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A "
+            "flag wins over a variable, a variable over the files. With `--config FILE` (or `STREAMCHAT_CONFIG`) that "
+            "file is read and no other. Without it the user's own `config.toml` is read, and over it "
+            "`./config.toml` of the current folder if that has a `[streamchat]` table; a value there that is the "
+            "default changes nothing. `streamchat config --path` prints which file wins, `streamchat config` prints "
+            "what is in force and where each value came from, `streamchat config --default` prints a whole file to "
+            "start from."
+        ),
+        "",
+        "## The file of a folder",
+        "",
+        *_paragraph(
+            "A folder may come from anybody. One line at the start says what its `config.toml` changes. Settings that "
+            "open a port, write a file, choose the model or decide what is saved "
+            f"({', '.join(f'`{name}`' for name in setting_fields() if spec_of(name).needs_trust)}, and `[keys]`) are "
+            "ignored until you trust the file:"
+        ),
+        "",
+        "```sh",
+        "streamchat config --trust            # the current folder; prints what the file sets",
+        "streamchat config --trust FOLDER",
+        "streamchat config --untrust FOLDER",
+        "```",
+        "",
+        *_paragraph(
+            "Trust applies to the file at this path with these contents: after a change or a move you have to trust it "
+            "again. `trusted-config.json` in the state folder lists the trusted files. A file that belongs to another "
+            "user (except root) is ignored entirely until you trust it. A file that is not a regular file or is larger "
+            "than 1,000,000 bytes is always ignored. What you name yourself, by `--config`, a flag or a variable, "
+            "needs no trust."
+        ),
+    ]
+    section = ""
+    for name in setting_fields():
+        spec = spec_of(name)
+        if spec.section != section:
+            section = spec.section
+            lines += ["", f"## [{section}]", "", "| setting | default | legal | meaning |", "| --- | --- | --- | --- |"]
+        default = default_of(name)
+        shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
+        live = " Can be changed in a chat with `/set`." if spec.live else ""
+        legal = "true or false" if isinstance(default, bool) else spec.legal()
+        lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
+    lines += ["", "## [keys]", "", 'Names of keys, with commas between several: `chat.stop = "escape, ctrl+g"`.', ""]
+    lines += ["| key | default | does |", "| --- | --- | --- |"]
+    lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keymap.KEYS]
+    lines += ["", "## Other environment variables", "", "| variable | meaning |", "| --- | --- |"]
+    lines += [
+        "| `STREAMCHAT_HOME` | one folder for configuration, models, conversations and logs |",
+        "| `STREAMCHAT_CONFIG` | the configuration file, as `--config` |",
+        "| `STREAMCHAT_DEBUG` | anything but 0: show tracebacks of errors, like `--debug` |",
+        "| `STREAMCHAT_TRACE` | file for startup trace events; `streamchat bench --startup` sets it |",
+        "| `NO_COLOR` | no colours |",
+        "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """Every command with its arguments, and the slash commands."""
+    top, subparsers = parser.build_parser()
+    lines = ["# Commands", "", NOTE, "", *_of(top, "streamchat")]
+    for name in parser.COMMANDS:
+        lines += ["", *_of(subparsers.choices[name], f"streamchat {name}")]
+    lines += ["", "## In the chat", "", "| command | does |", "| --- | --- |"]
+    for command in default_registry():
+        lines.append(f"| `/{f'{command.name} {command.arguments}'.strip()}` | {_cell(command.help)} |")
+    lines += [
+        "",
+        "`//help` sends `/help` to the model; two slashes before anything else, as in a comment, stay as typed.",
+        "",
+        '`@path` or `@"a path"` puts a text file into the message if that file exists. Letters of any script and',
+        "punctuation may stand next to it. Anything else after an `@` is text: decorators, `@types/node`, addresses.",
+        "So is everything in fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or",
+        "a folder that exists) and there is no such file, it is sent as text with a notice. `@./x`, `@../x` and `@~/x`",
+        "are always paths: if there is no such file, nothing is sent. `\\@` is just an @.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[str]:
+    yield f"{'#' * level} {name}"
+    yield ""
+    yield from _paragraph(each.description or "")
+    rows, settings, below = [], [], []
+    for action in each._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below.append(action)
+        elif action.dest in setting_fields() and action.default is argparse.SUPPRESS:
+            settings.append(f"`{flag_of(action.dest)}`")
+        elif action.dest != "help":
+            rows.append(f"| `{_usage(action)}` | {_cell((action.help or '').replace('%%', '%'))} |")
+    if rows:
+        yield from ["", "| argument | meaning |", "| --- | --- |", *rows]
+    if settings:
+        yield ""
+        yield from _paragraph(f"Settings ([configuration](configuration.md)): {', '.join(settings)}.")
+    for action in below:
+        for word, lower in action.choices.items() if each.prog != "streamchat" else ():
+            about = next((choice.help for choice in action._choices_actions if choice.dest == word), "")
+            lower.description = lower.description or f"{str(about)[:1].upper()}{str(about)[1:]}."
+            yield ""
+            yield from _of(lower, f"{name} {word}", level + 1)
+
+
+def _usage(action: argparse.Action) -> str:
+    value: Any = action.metavar or (
+        f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper()
+    )
+    several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} [{value} ...]"}.get(str(action.nargs), value)
+    if not action.option_strings:
+        return str(several)
+    flag = ", ".join(action.option_strings)
+    return flag if action.nargs == 0 else f"{flag} {several}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _paragraph(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+
+
+def main(argv: list[str]) -> int:
+    """Write the pages, or say which differ."""
+    texts = {name: page() for name, page in PAGES.items()}
+    differ = [name for name, text in texts.items() if not _is(DOCS / name, text)]
+    for name in differ:
+        print(name, "is written" if "--write" in argv else "differs; run: python -m tools.docs --write")
+        if "--write" in argv:
+            (DOCS / name).write_text(texts[name], encoding="utf-8")
+    return 0 if "--write" in argv else len(differ)
+
+
+def _is(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

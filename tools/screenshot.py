@@ -1,0 +1,55 @@
+"""The README's picture: the app with the real default model, a short conversation over some evictions.
+
+python -m tools.screenshot docs/screenshot.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from streamchat.engine.engine import Engine
+from tests.support.app_driver import driving
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three things to see there, as a list.",
+    "What makes a good city? Answer in three sentences.",
+    "Write a Python function that adds two numbers.",
+)
+PINNED = 1
+
+
+async def take(path: Path, columns: int, rows: int, theme: str) -> None:
+    """Talk, then export the screen."""
+    settings = Settings(cache_size=224, max_new_tokens=120, temperature=0.0, theme=theme)
+    engine = Engine(Configuration(settings, {}, None))
+    async with driving(engine, size=(columns, rows)) as driver:
+        await driver.until(lambda: driver.app.board.info is not None, "the model", 300)
+        for number, question in enumerate(QUESTIONS, start=1):
+            await driver.enter(question)
+            await driver.answered(number, 120)
+            if number == PINNED:
+                driver.app.engine.pin(PINNED)
+        await driver.pilot.pause(0.5)
+        path.write_text(driver.app.export_screenshot(title="streamchat"), encoding="utf-8")
+
+
+def main() -> int:
+    """Take the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--columns", type=int, default=130)
+    parser.add_argument("--rows", type=int, default=38)
+    parser.add_argument("--theme", default="textual-dark")
+    args = parser.parse_args()
+    asyncio.run(take(args.file, args.columns, args.rows, args.theme))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
