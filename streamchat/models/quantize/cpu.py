@@ -50,7 +50,7 @@ def use_weights(
         tokenizer: For the text that the quality is measured on.
         asked: `auto`, `native`, `int8` or `int4`. On a CPU, auto chooses int4 for a model whose weights were quantized
             in such groups before, and int8 for others. It chooses native if the quality measured on this model is too
-            low, if there is no kernel, or if there is too little memory. On other devices, auto is native.
+            low, without a kernel, or with too little memory. On other devices, auto is native.
         device: Device of the model.
         name: Name of the model, for messages.
         progress: Called with the stage; may raise to cancel.
