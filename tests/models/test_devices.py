@@ -189,7 +189,7 @@ def test_doctor_lists_every_gpu(two: Gpus, capsys: pytest.CaptureFixture[str]) -
     assert report["device"]["cuda:0"] == "Model X, 11.0 GB free of 16.0 GB"
     assert report["device"]["cuda:1"] == "Model X, 20.0 GB free of 24.0 GB"
     assert (report["device"]["bfloat16 on cuda:0"], report["device"]["bfloat16 on cuda:1"]) == (True, False)
-    assert report["chat"]["device"] == "cuda (auto: the best of cuda, cpu)"
+    assert report["chat"]["device"] == "cuda (auto: best of cuda, cpu)"
 
 
 def test_doctor_and_an_apple_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +201,7 @@ def test_doctor_and_an_apple_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     cli.main(["doctor", "--json", "--model", "pythia-410m"])
     report = json.loads(capsys.readouterr().out)
     assert report["device"]["mps"] == "10.0 GB free of 12.0 GB"
-    assert report["chat"]["dtype"] == "bfloat16 (auto: safe and fast there)"
+    assert report["chat"]["dtype"] == "bfloat16 (auto: safe and fast on this device)"
 
 
 # --- spreading ----------------------------------------------------------------------------------------------------
