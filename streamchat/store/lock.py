@@ -37,7 +37,7 @@ class SessionLock:
         except Timeout:
             who = f"process {holder}" if holder else "another process"
             raise SessionError(
-                f"the session {session} is open in another streamchat ({who}); close it there, or start a new one "
+                f"the session {session} is open in another streamchat process ({who}); close it there, or start a new one "
                 "without --resume"
             ) from None
         except OSError as error:
