@@ -45,8 +45,8 @@ def configuration_page() -> str:
         "## Settings from the current folder",
         "",
         *_paragraph(
-            "A folder may come from a stranger. One line at the start says what its `config.toml` changes. Settings that "
-            "open a port, write a file, choose the model, or decide what is saved "
+            "A folder may come from a stranger. One line at the start says what its `config.toml` changes. Settings "
+            "that open a port, write a file, choose the model, or decide what is saved "
             f"({', '.join(f'`{name}`' for name in setting_fields() if spec_of(name).needs_trust)}, and `[keys]`) are "
             "ignored until you trust the file:"
         ),
@@ -110,11 +110,14 @@ def commands_page() -> str:
         "",
         "`//help` sends `/help` to the model; two slashes before anything else, as in a comment, stay as typed.",
         "",
-        '`@path` or `@"a path"` inserts a text file into the message if that file exists. Letters of any script and',
-        "punctuation may precede or follow it. Anything else after an `@` is text: decorators, `@types/node`, addresses.",
-        "So is everything in fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or",
-        "an existing folder before a slash) but does not exist, it is sent as text with a notice. `@./x`, `@../x`, and",
-        "`@~/x` are always paths: if the file does not exist, nothing is sent. `\\@` is a literal @.",
+        *_paragraph(
+            '`@path` or `@"a path"` inserts a text file into the message if that file exists. Letters of any script '
+            "and punctuation may precede or follow it. Anything else after an `@` is text: decorators, "
+            "`@types/node`, addresses. So is everything in fenced and inline code. If the text looks like a file (a "
+            "common suffix such as `.txt`, or an existing folder before a slash) but does not exist, it is sent as "
+            "text with a notice. `@./x`, `@../x`, and `@~/x` are always paths: if the file does not exist, nothing is "
+            "sent. `\\@` is a literal @."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

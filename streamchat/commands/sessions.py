@@ -35,8 +35,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     parser = subparsers.add_parser(
         "sessions",
         help="list, show, rename, delete, export and import saved conversations",
-        description="Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, or the "
-        "start of one.",
+        description="Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, "
+        "or the start of one.",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", parser_class=type(parser))
 

@@ -188,7 +188,7 @@ def test_resuming_what_is_open_elsewhere_fails_at_once(capsys: pytest.CaptureFix
         store.mark_open(session, 4711)
         lock = SessionLock(store.lock_folder, session)
     assert cli.main(["--resume"]) == 5
-    assert "is open in another streamchat process (process 4711); close it there" in capsys.readouterr().err
+    assert "is open in another streamchat process (id 4711); close it there" in capsys.readouterr().err
     lock.release()
 
 

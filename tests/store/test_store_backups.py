@@ -253,7 +253,7 @@ def test_a_damaged_database_names_its_backup_and_the_command_that_helps(
     code, out, _ = run(capsys, "restore-backup", f"streamchat-{TODAY}.db")
     assert code == 0
     assert out.startswith("Restored the backup of ")
-    assert "with 2 conversations." in out
+    assert "with 2 sessions." in out
     assert titles(path) == ["hill", "sea"]
     [aside] = set_aside(path)
     assert aside.read_bytes() == broken
