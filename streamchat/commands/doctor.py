@@ -49,7 +49,7 @@ OPTIONAL = {
     "llama-cpp-python": "bench --peers",
 }
 Rows = dict[str, Any]
-LABELS = {"face": "front end"}
+LABELS = {"face": "front end", "conversations": "sessions"}
 """How keys of the JSON report are displayed, if differently."""
 
 
