@@ -122,7 +122,7 @@ def _to_do(source: Source) -> str | None:
 
 
 _KINDS = {
-    "bundled": "the bundled default model",
+    "bundled": "the default model",
     "folder": "a local folder",
     "gguf": "a local GGUF file",
     "hub-cache": "a Hub model, in the local Hub cache",
@@ -153,7 +153,7 @@ def _inventory_text(report: dict[str, Any]) -> str:
         if default["here"]
         else f"not fetched yet: {human_bytes(default['download_bytes'])}"
     )
-    lines = ["Bundled model", f"  {'default':<22}{default['name']}  ({state})", ""]
+    lines = ["Default model", f"  {'default':<22}{default['name']}  ({state})", ""]
     if report["converted"]:
         lines.append("Converted GGUF files (sizes on disk)")
         for model in report["converted"]:

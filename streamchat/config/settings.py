@@ -84,7 +84,7 @@ class Settings:
     model: str = _setting(
         "default",
         "model",
-        "Model to load: 'default' (bundled SmolLM2-135M-Instruct), an alias such as pythia-410m "
+        "Model to load: 'default' (SmolLM2-135M-Instruct), an alias such as pythia-410m "
         "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
         metavar="NAME",
         needs_trust=True,
