@@ -33,20 +33,20 @@ def configuration_page() -> str:
         "",
         *_paragraph(
             "Every setting is a flag (`--cache-size 2048`), an environment variable "
-            "(`STREAMCHAT_CACHE_SIZE=2048`) and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A "
-            "flag wins over a variable, a variable over the files. With `--config FILE` (or `STREAMCHAT_CONFIG`) that "
-            "file is read and no other. Without it the user's own `config.toml` is read, and over it "
-            "`./config.toml` of the current folder if that has a `[streamchat]` table; a value there that is the "
-            "default changes nothing. `streamchat config --path` prints which file wins, `streamchat config` prints "
-            "what is in force and where each value came from, `streamchat config --default` prints a whole file to "
-            "start from."
+            "(`STREAMCHAT_CACHE_SIZE=2048`), and a line in `config.toml` (`cache_size = 2048` under `[cache]`). A flag "
+            "overrides a variable, and a variable overrides the files. With `--config FILE` (or `STREAMCHAT_CONFIG`), "
+            "only that file is read. Without it, streamchat reads the user's `config.toml`, and then "
+            "`./config.toml` in the current folder if that has a `[streamchat]` table. The second overrides the "
+            "first, except with values that equal the default. `streamchat config` prints the settings in use and "
+            "their origins, `streamchat config --path` prints the path of the file that takes precedence, and "
+            "`streamchat config --default` prints a complete file to start from."
         ),
         "",
-        "## The file of a folder",
+        "## Settings from the current folder",
         "",
         *_paragraph(
-            "A folder may come from anybody. One line at the start says what its `config.toml` changes. Settings that "
-            "open a port, write a file, choose the model or decide what is saved "
+            "A folder may come from a stranger. One line at the start says what its `config.toml` changes. Settings "
+            "that open a port, write a file, choose the model, or decide what is saved "
             f"({', '.join(f'`{name}`' for name in setting_fields() if spec_of(name).needs_trust)}, and `[keys]`) are "
             "ignored until you trust the file:"
         ),
@@ -58,10 +58,10 @@ def configuration_page() -> str:
         "```",
         "",
         *_paragraph(
-            "Trust applies to the file at this path with these contents: after a change or a move you have to trust it "
+            "Trust applies to the file at this path with these contents: after a change or a move, it must be trusted "
             "again. `trusted-config.json` in the state folder lists the trusted files. A file that belongs to another "
             "user (except root) is ignored entirely until you trust it. A file that is not a regular file or is larger "
-            "than 1,000,000 bytes is always ignored. What you name yourself, by `--config`, a flag or a variable, "
+            "than 1,000,000 bytes is always ignored. Whatever you give with `--config`, a flag, or a variable "
             "needs no trust."
         ),
     ]
@@ -70,22 +70,28 @@ def configuration_page() -> str:
         spec = spec_of(name)
         if spec.section != section:
             section = spec.section
-            lines += ["", f"## [{section}]", "", "| setting | default | legal | meaning |", "| --- | --- | --- | --- |"]
+            lines += [
+                "",
+                f"## [{section}]",
+                "",
+                "| setting | default | legal values | meaning |",
+                "| --- | --- | --- | --- |",
+            ]
         default = default_of(name)
         shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
         live = " Can be changed in a chat with `/set`." if spec.live else ""
         legal = "true or false" if isinstance(default, bool) else spec.legal()
         lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
-    lines += ["", "## [keys]", "", 'Names of keys, with commas between several: `chat.stop = "escape, ctrl+g"`.', ""]
-    lines += ["| key | default | does |", "| --- | --- | --- |"]
+    lines += ["", "## [keys]", "", 'Key names, separated by commas: `chat.stop = "escape, ctrl+g"`.', ""]
+    lines += ["| action | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keymap.KEYS]
     lines += ["", "## Other environment variables", "", "| variable | meaning |", "| --- | --- |"]
     lines += [
-        "| `STREAMCHAT_HOME` | one folder for configuration, models, conversations and logs |",
-        "| `STREAMCHAT_CONFIG` | the configuration file, as `--config` |",
-        "| `STREAMCHAT_DEBUG` | anything but 0: show tracebacks of errors, like `--debug` |",
+        "| `STREAMCHAT_HOME` | one folder for configuration, models, sessions, and logs |",
+        "| `STREAMCHAT_CONFIG` | the configuration file, like `--config` |",
+        "| `STREAMCHAT_DEBUG` | any value except 0: show tracebacks of errors, like `--debug` |",
         "| `STREAMCHAT_TRACE` | file for startup trace events; `streamchat bench --startup` sets it |",
-        "| `NO_COLOR` | no colours |",
+        "| `NO_COLOR` | any value: no colors |",
         "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
     ]
     return "\n".join(lines) + "\n"
@@ -97,18 +103,21 @@ def commands_page() -> str:
     lines = ["# Commands", "", NOTE, "", *_of(top, "streamchat")]
     for name in parser.COMMANDS:
         lines += ["", *_of(subparsers.choices[name], f"streamchat {name}")]
-    lines += ["", "## In the chat", "", "| command | does |", "| --- | --- |"]
+    lines += ["", "## In the chat", "", "| command | meaning |", "| --- | --- |"]
     for command in default_registry():
         lines.append(f"| `/{f'{command.name} {command.arguments}'.strip()}` | {_cell(command.help)} |")
     lines += [
         "",
         "`//help` sends `/help` to the model; two slashes before anything else, as in a comment, stay as typed.",
         "",
-        '`@path` or `@"a path"` puts a text file into the message if that file exists. Letters of any script and',
-        "punctuation may stand next to it. Anything else after an `@` is text: decorators, `@types/node`, addresses.",
-        "So is everything in fenced and inline code. If the text looks like a file (a common suffix such as `.txt`, or",
-        "a folder that exists) and there is no such file, it is sent as text with a notice. `@./x`, `@../x` and `@~/x`",
-        "are always paths: if there is no such file, nothing is sent. `\\@` is just an @.",
+        *_paragraph(
+            '`@path` or `@"a path"` inserts a text file into the message if that file exists. Letters of any script '
+            "and punctuation may precede or follow it. Anything else after an `@` is text: decorators, "
+            "`@types/node`, addresses. So is everything in fenced and inline code. If the text looks like a file (a "
+            "common suffix such as `.txt`, or an existing folder before a slash) but does not exist, it is sent as "
+            "text with a notice. `@./x`, `@../x`, and `@~/x` are always paths: if the file does not exist, nothing is "
+            "sent. `\\@` is a literal @."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ def devices_of(device: str) -> list[str]:
 
 
 def is_spread(device: str) -> bool:
-    """Whether the name means more than one device."""
+    """Whether the name stands for several devices."""
     return len(devices_of(device)) > 1
 
 

@@ -1,4 +1,4 @@
-"""Reads the arguments of a causal LM's forward. The only place that knows how they are spelled."""
+"""Reads the arguments of a causal LM's forward. The only place that knows their names."""
 
 from __future__ import annotations
 

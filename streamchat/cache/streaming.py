@@ -163,7 +163,7 @@ class StreamingCache(DynamicCache):
 
     @property
     def prefix(self) -> int:
-        """Slots at the front that are never evicted: sinks, and pinned tokens directly behind them."""
+        """Slots at the front that are never evicted: sinks, and pinned tokens directly after them."""
         return self.retention.prefix(self.ledger)
 
     @property

@@ -142,7 +142,8 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         nargs="?",
         const="last",
         metavar="ID",
-        help="resume a saved conversation: the last one, or by the start of its id (`streamchat sessions` lists them)",
+        help="resume a saved conversation (default: the last one); ID is an id of `streamchat sessions`, or the "
+        "start of one",
     )
     parser.add_argument(
         "--serve",

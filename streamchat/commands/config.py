@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "config",
-        help="print the settings in use and where each came from",
+        help="print the settings in use and their origins",
         description="Print the settings in use as a configuration file; comments name the origin of each.",
     )
     what = parser.add_mutually_exclusive_group()

@@ -44,18 +44,18 @@ OPTIONAL = {
     "matplotlib": "plots of reports",
     "textual-serve": "--serve",
     "torchao": "int8 and int4 weights on a GPU",
-    "accelerate": "layers over several GPUs",
+    "accelerate": "models sharded over several GPUs",
     "ray": "sweep --ray",
     "llama-cpp-python": "bench --peers",
 }
 Rows = dict[str, Any]
-LABELS = {"face": "front end"}
+LABELS = {"face": "front end", "conversations": "sessions"}
 """How keys of the JSON report are displayed, if differently."""
 
 
 @dataclass
 class Report:
-    """HealthReport: sections of rows, and problems."""
+    """Result of all checks: sections of rows, and problems."""
 
     sections: dict[str, Rows] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -306,7 +306,7 @@ def _chat(configuration: Configuration) -> Rows:
     contents = inspect(Path(source.location)) if source.available and source.kind != "gguf" else None
     if contents is not None and settings.device == "auto" and device == "cuda":
         device = devices.device_with_room(contents.parameters, dtype, source.name)
-    where = source.location if source.available else f"{source.location}, not here yet: fetched at the first start"
+    where = source.location if source.available else f"{source.location}, not fetched yet; the first start fetches it"
     rows: Rows = {
         "model": f"{source.name} ({', '.join(_model_and_origin(settings.model, configuration.origin('model')))})",
         "from": where,

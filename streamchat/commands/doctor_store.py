@@ -44,7 +44,7 @@ def _state(database: Path, problems: list[str]) -> str:
     if not findings.problems:
         if not findings.sessions and (lost := empty_database_notice(database)):
             problems.append(lost)
-        return f"intact, {plural(findings.sessions, 'conversation')}, {plural(findings.turns, 'turn')}"
+        return f"intact, {plural(findings.sessions, 'session')}, {plural(findings.turns, 'turn')}"
     problems.append(f"{database} is damaged ({findings.problems[0]}); {_advice(database, findings.problems)}")
     return f"damaged: {'; '.join(findings.problems)}"
 

@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "models",
         help="list the models that can be loaded, or explain a model name",
-        description="List the models that can be loaded and which are here; with NAME, explain that name. "
+        description="List the models that can be loaded, and mark those on this machine; with NAME, explain that name. "
         "Nothing is fetched.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
@@ -128,18 +128,18 @@ def _to_do(source: Source) -> str | None:
 
 
 _KINDS = {
-    "bundled": "the bundled default model",
+    "bundled": "the default model",
     "folder": "a local folder",
     "gguf": "a local GGUF file",
     "hub-cache": "a Hub model, in the local Hub cache",
-    "hub": "a Hub model, not here",
+    "hub": "a Hub model, not fetched yet",
 }
 
 
 def _describe_text(report: dict[str, Any]) -> str:
     what = _KINDS[report["kind"]]
     if report["kind"] == "hub" and catalogue.lookup(report["name"]) is None:
-        what = "a valid Hub id; whether the model exists shows when it is fetched"
+        what = "a valid Hub id; whether such a model exists is only known when it is fetched"
         what += "" if report["here"] else catalogue.did_you_mean(report["name"])
     rows = [("model", report["model"]), ("what", what)]
     if report["id"]:
@@ -159,7 +159,7 @@ def _inventory_text(report: dict[str, Any]) -> str:
         if default["here"]
         else f"not fetched yet: {human_bytes(default['download_bytes'])}"
     )
-    lines = ["Bundled model", f"  {'default':<22}{default['name']}  ({state})", ""]
+    lines = ["Default model", f"  {'default':<22}{default['name']}  ({state})", ""]
     if report["converted"]:
         lines.append("Converted GGUF files (sizes on disk)")
         for model in report["converted"]:

@@ -51,7 +51,9 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
     try:
         lock = SessionLock(store.lock_folder, info.id, info.opened_by)  # held until it is deleted
     except SessionError:
-        raise SessionError(f"the session {info.id} is open in another streamchat; close it there first") from None
+        raise SessionError(
+            f"the session {info.id} is open in another streamchat process; close it there first"
+        ) from None
     try:
         turns = plural(info.turns, "turn")
         if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
@@ -103,7 +105,7 @@ def _delete_left_over(store: Store, session: str) -> int:
 
 
 def _until(kept: Sequence[Backup]) -> str:
-    """Return when the backups that still contain a session are replaced."""
+    """Describe when the backups that still contain a session will be replaced."""
     contain = "still contains it" if len(kept) == 1 else "still contain it"
     until = f"daily backups are replaced over the next {KEEP} days with a chat"
     if any(not backup.is_daily for backup in kept):
@@ -174,7 +176,7 @@ def restore_backup(name: str | None, *, yes: bool) -> int:
     moved = restore(database, backup)
     with Store() as store:
         count = len(store.sessions())
-    print_line(f"Restored the backup of {when}, with {plural(count, 'conversation')}.")
+    print_line(f"Restored the backup of {when}, with {plural(count, 'session')}.")
     if moved is not None:
         print_line(f"The previous database is now {moved}; only that file has the messages since then.")
     return ExitCode.OK
@@ -188,7 +190,7 @@ def _may_replace(database: Path, when: str) -> bool:
         return True
     if findings.problems or not findings.sessions:
         return True
-    state = f"the database is intact and has {plural(findings.sessions, 'conversation')}"
+    state = f"the database is intact and has {plural(findings.sessions, 'session')}"
     if not sys.stdin.isatty():
         raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
     question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "

@@ -1,4 +1,4 @@
-"""`streamchat sessions`: list, show, rename, delete, export, import and restore saved conversations."""
+"""`streamchat sessions`: list, show, rename, delete, export and import sessions, and maintain their database."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command and its actions."""
     parser = subparsers.add_parser(
         "sessions",
-        help="list, show, rename, delete, export, import and restore saved conversations",
-        description="Manage saved conversations. `streamchat --resume ID` resumes one; ID is 'last', an id, or the "
-        "start of one.",
+        help="list, show, rename, delete, export and import saved conversations",
+        description="Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, "
+        "or the start of one.",
     )
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", parser_class=type(parser))
 
-    listing = actions.add_parser("list", help="list conversations, newest first (the default)")
+    listing = actions.add_parser("list", help="list sessions, newest first (the default)")
     listing.add_argument(
-        "words", nargs="*", metavar="WORD", help="only conversations whose title or messages contain these words"
+        "words", nargs="*", metavar="WORD", help="only sessions whose title or messages contain these words"
     )
     listing.add_argument("--json", action="store_true", help="one JSON object per line")
     listing.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number to list (default: 50)")
@@ -52,23 +52,23 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         action.add_argument("id", metavar="ID", help="'last', an id, or the start of one")
         return action
 
-    one("show", "print a conversation; messages that the model no longer sees are marked")
-    one("rename", "change the title").add_argument("title", metavar="TITLE", help="the new title")
-    deleting = one("delete", "delete permanently, from the backups as well")
+    one("show", "print a session, and mark the messages that the model no longer sees")
+    one("rename", "change the title of a session").add_argument("title", metavar="TITLE", help="the new title")
+    deleting = one("delete", "delete a session permanently, also from the backups")
     deleting.add_argument("--yes", action="store_true", help="do not ask")
     deleting.add_argument("--keep-backups", action="store_true", help="do not delete it from the backups")
-    exporting = one("export", "export to a file or stdout")
+    exporting = one("export", "export a session to a file or stdout")
     exporting.add_argument(
         "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
-    importing = actions.add_parser("import", help="import a conversation that was exported as jsonl or replay")
+    importing = actions.add_parser("import", help="import a session that was exported as jsonl or replay")
     importing.add_argument(
         "file", metavar="FILE", help="exported file, or conversations of another program in that format"
     )
     actions.add_parser("backups", help="list the backups of the database")
     actions.add_parser("repair", help="rebuild the indexes of the database")
-    restoring = actions.add_parser("restore-backup", help="move the database aside and replace it by a backup")
+    restoring = actions.add_parser("restore-backup", help="move the database aside and replace it with a backup")
     restoring.add_argument(
         "name", nargs="?", metavar="NAME", help="name of the backup (default: the newest intact one)"
     )
@@ -120,9 +120,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         if not words and (lost := empty_database_notice(store.path)):
             session_files.warn(lost)
         print_line(
-            f"No saved conversation contains {words!r}."
-            if words
-            else "No saved conversations yet; `streamchat` starts one."
+            f"No saved session contains {words!r}." if words else "No saved sessions yet; `streamchat` starts one."
         )
         return
     now = time.time()
@@ -215,4 +213,4 @@ def _import(store: Store, path: Path) -> None:
     )
     store.write(session, turns=imported.turns)
     turns = plural(len(imported.turns), "turn was", "turns were")
-    print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes the conversation.")
+    print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes it.")

@@ -84,7 +84,7 @@ class Settings:
     model: str = _setting(
         "default",
         "model",
-        "Model to load: 'default' (bundled SmolLM2-135M-Instruct), an alias such as pythia-410m "
+        "Model to load: 'default' (SmolLM2-135M-Instruct), an alias such as pythia-410m "
         "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
         metavar="NAME",
         needs_trust=True,
@@ -108,16 +108,16 @@ class Settings:
     weights: Weights = _setting(
         "auto",
         "model",
-        "Weight precision for decoding: native, int8 or int4 (on a GPU by torchao); auto quantizes on a CPU if the "
-        "measured perplexity rises by at most 1 %",
+        "Weight precision for decoding: native, int8 or int4 (torchao on a GPU); auto quantizes on a CPU if measured "
+        "perplexity rises by at most 1 %",
         choices=("auto", "native", "int8", "int4"),
         needs_trust=False,
     )
     kernels: Kernels = _setting(
         "auto",
         "model",
-        "CPU decode kernels: auto builds native kernels once (Linux with gcc), otherwise PyTorch; torch always uses "
-        "PyTorch",
+        "CPU decode kernels: auto compiles native kernels once (Linux with gcc) or falls back to PyTorch; torch always "
+        "uses PyTorch",
         choices=("auto", "torch"),
         needs_trust=False,
     )
@@ -136,7 +136,7 @@ class Settings:
     compression_ratio: float = _setting(
         0.0,
         "cache",
-        "Sets cache_size to max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = off",
+        "Set cache_size to max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = off",
         minimum=0.0,
         maximum=1.0,
         below_maximum=True,
@@ -170,7 +170,7 @@ class Settings:
     temperature: float = _setting(
         0.7,
         "generation",
-        "Sampling temperature; 0 always picks the likeliest token",
+        "Sampling temperature; 0 always picks the most likely token",
         minimum=0.0,
         maximum=10.0,
         live=True,
@@ -187,12 +187,12 @@ class Settings:
         needs_trust=False,
     )
     top_k: int = _setting(
-        0, "generation", "Sample from the k likeliest tokens; 0 = off", minimum=0, live=True, needs_trust=False
+        0, "generation", "Sample from the k most likely tokens; 0 = off", minimum=0, live=True, needs_trust=False
     )
     min_p: float = _setting(
         0.0,
         "generation",
-        "Drop tokens less likely than this share of the likeliest one; 0 = off",
+        "Drop tokens less likely than this fraction of the most likely one; 0 = off",
         minimum=0.0,
         maximum=1.0,
         live=True,

@@ -198,7 +198,7 @@ def partial_mention(line: str) -> str | None:
 
 
 def complete_path(typed: str) -> list[tuple[str, str]]:
-    """(path, explanation) of files and folders whose path begins with `typed`; folders end with a slash."""
+    """(path, explanation) of files and folders whose path starts with `typed`; folders end with a slash."""
     if not file_access.allowed():
         return []
     folder, _, start = typed.rpartition("/")

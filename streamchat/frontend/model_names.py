@@ -1,4 +1,4 @@
-"""Completions for `/model`: the bundled model, aliases, models in the local Hub cache, paths."""
+"""Completions for `/model`: the default model, aliases, models in the local Hub cache, paths."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _known_models(period: int) -> tuple[tuple[str, str], ...]:
     from streamchat.models.hub_cache import cached_models
 
     here = {model.repo_id: human_bytes(model.file_bytes) for model in cached_models()}
-    known = [(catalogue.DEFAULT, "the bundled SmolLM2-135M-Instruct")]
+    known = [(catalogue.DEFAULT, "the default model, SmolLM2-135M-Instruct")]
     for alias, repo_id in catalogue.ALIASES.items():
         known.append((alias, f"{repo_id} (cached, {here[repo_id]} on disk)" if repo_id in here else repo_id))
     known += [(repo_id, f"cached, {size} on disk") for repo_id, size in here.items()]

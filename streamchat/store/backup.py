@@ -174,7 +174,7 @@ def backups_locked(database: Path) -> Iterator[None]:
     """
     with _backup_lock(database, wait_s=60) as alone:
         if not alone:
-            raise StoreError(f"another streamchat is making a backup of {database}; try again in a moment")
+            raise StoreError(f"another streamchat process is making a backup of {database}; try again in a moment")
         yield
 
 
@@ -264,7 +264,7 @@ def open_backup(path: Path) -> sqlite3.Connection:
 
 
 def problem_of(backup: Backup) -> str:
-    """Return why a backup cannot be used; '' if it is sound. Reads the whole file once."""
+    """Return why a backup cannot be used; '' if it is intact. Reads the whole file once."""
     return _problem_of(backup.path, backup.made, backup.nbytes)
 
 
@@ -286,7 +286,7 @@ def _problem_of(path: Path, made: float, nbytes: int) -> str:
 
 
 def newest_sound_backup(database: Path) -> Backup | None:
-    """Return the newest sound backup."""
+    """Return the newest intact backup."""
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
 

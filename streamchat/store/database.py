@@ -177,7 +177,7 @@ def acquire(path: Path) -> Database:
 
 
 def release(database: Database) -> None:
-    """Count one user less; the last one closes the database."""
+    """Release one use of the database; the last release closes it."""
     with _registry:
         database.users -= 1
         if database.users:

@@ -31,7 +31,7 @@ def problems_of(connection: sqlite3.Connection) -> list[str]:
     try:
         found = [row[0] for row in connection.execute(f"PRAGMA integrity_check({MAX_PROBLEMS})").fetchall()]
         lost = connection.execute("PRAGMA foreign_key_check").fetchmany(MAX_PROBLEMS)
-        found += [f"a row of {row[0]} refers to nothing" for row in lost]
+        found += [f"a row of {row[0]} refers to a missing row" for row in lost]
         for index in full_text_indexes(connection):
             found += _index_problems(connection, index)
     except sqlite3.DatabaseError as error:

@@ -35,10 +35,9 @@ class SessionLock:
             self._lock = FileLock(paths.private_dir(folder) / f"{session}.lock", timeout=patience_s, is_singleton=False)
             self._lock.acquire(poll_interval=0.02)
         except Timeout:
-            who = f"process {holder}" if holder else "another process"
+            who = "another streamchat process" + (f" (id {holder})" if holder else "")
             raise SessionError(
-                f"the session {session} is open in another streamchat ({who}); close it there, or start a new one "
-                "without --resume"
+                f"the session {session} is open in {who}; close it there, or start a new one without --resume"
             ) from None
         except OSError as error:
             raise StoreError(f"{folder} cannot be used: {error.strerror or error}; make it writable") from error

@@ -104,7 +104,7 @@ def set_aside(database: Path) -> list[Path]:
 
 
 def empty_database_notice(database: Path) -> str:
-    """Return a notice if the database has no sessions and its newest sound backup has some; '' otherwise."""
+    """Return a notice if the database has no sessions and its newest intact backup has some; '' otherwise."""
     if (backup := newest_sound_backup(database)) is None:
         return ""
     with closing(open_backup(backup.path)) as connection:

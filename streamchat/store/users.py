@@ -1,4 +1,4 @@
-"""A lock that the users of a database share, and that a process which replaces the file has exclusively.
+"""A lock on a database: shared by the processes that use it, exclusive for one that replaces the file.
 
 It is `flock` on a separate file: the system releases it when a process exits, and it is independent of SQLite's locks.
 Windows refuses to rename an open file, so no lock is needed there.
@@ -43,7 +43,7 @@ class UserLock:
             fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            what = "is open in another streamchat; close it there first"
+            what = "is open in another streamchat process; close it there first"
             raise StoreError(
                 f"{path} {what if alone else 'is being restored from a backup; try again in a moment'}"
             ) from None

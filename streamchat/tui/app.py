@@ -313,8 +313,8 @@ class StreamchatApp(App[int]):
         yield SystemCommand("Context map", "Browse the model's context", chat.action_focus_map)
         yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
         for section in chat.panel_sections():
-            yield SystemCommand(f"Panel: {section.title}", "Fold or unfold", lambda s=section: s.fold(not s.folded))
-        yield SystemCommand("Reasoning", "Unfold or fold the reasoning of replies", chat.action_toggle_thoughts)
+            yield SystemCommand(f"Panel: {section.title}", "Collapse or expand", lambda s=section: s.fold(not s.folded))
+        yield SystemCommand("Reasoning", "Expand or collapse the reasoning of replies", chat.action_toggle_thoughts)
         yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
         yield SystemCommand("Theme", "Choose the color theme", self.action_change_theme)
         yield SystemCommand("Help", "Keys and commands", self.action_open_help)

@@ -107,7 +107,9 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     registry.add(SlashCommand("sessions", "[WORDS]", "find and resume a saved conversation", sessions))
     registry.add(SlashCommand("recall", "[WORDS]", "search all messages and quote one to the model", recall, ("find",)))
     registry.add(
-        SlashCommand("help", "[COMMAND]", "keys and commands", show_help, shared_help.aliases, shared_help.complete)
+        SlashCommand(
+            "help", "[COMMAND]", "show keys and commands", show_help, shared_help.aliases, shared_help.complete
+        )
     )
     registry.add(SlashCommand("theme", "[NAME]", "show or change the color theme", theme, (), complete_theme))
     registry.add(SlashCommand("copy", "[code]", "copy the last reply, or its last code block", copy, (), complete_copy))

@@ -1,4 +1,4 @@
-"""What the chat screen needs of the app around it."""
+"""The part of the app that the chat screen uses, as a protocol."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class ChatHost(Protocol):
 
     @property
     def config_notice(self) -> str:
-        """What the user must know about `./config.toml`; '' for nothing."""
+        """Notice about `./config.toml`; '' for none."""
         ...
 
     def keys_of(self, key_id: str) -> str:
-        """Names of the keys for something, as configured."""
+        """The configured keys for a key id."""
         ...
 
     def model_ready(self) -> None:
-        """The model is loaded."""
+        """React to the loaded model."""
         ...
 
     def engine_failed(self, event: ev.EngineFailed) -> None:
-        """The engine has ended."""
+        """React to a failed engine."""
         ...
 
     def action_interrupt(self) -> None:
@@ -41,5 +41,5 @@ class ChatHost(Protocol):
         ...
 
     async def action_quit(self) -> None:
-        """Close the engine, then end."""
+        """Close the engine, then exit."""
         ...

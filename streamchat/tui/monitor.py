@@ -24,7 +24,7 @@ from streamchat.tui.widgets.text import Verbatim
 POLL_S = 1.0
 LIST_S = 5.0
 SILENT_S = 60.0
-"""A running conversation without records for this long is shown as silent."""
+"""A running conversation without an update for this long is shown with the time since the last one."""
 WIDE = 90
 
 
@@ -130,7 +130,7 @@ class MonitorApp(App[int]):
             return f"running · {since} · no figures yet"
         silent = time.time() - watcher.sampled_at
         if silent > SILENT_S:
-            return f"running · {since} · silent for {silent:.0f} s"
+            return f"running · {since} · no update for {silent:.0f} s"
         return f"{'generating' if watcher.board.busy else 'waiting for a message'} · {since}"
 
     def action_refresh_list(self) -> None:

@@ -20,7 +20,7 @@ from streamchat.cache.positions.rotation import TensorRotation, difference
 class RerotatingReference:
     """StreamingLLM by its definition (arXiv:2309.17453, 3.2), at full cost.
 
-    Before every forward, it drops the oldest tokens behind the sinks and rotates *all* keys, from float32 copies made
+    Before every forward, it drops the oldest tokens after the sinks and rotates *all* keys, from float32 copies made
     when they were cached, to positions 0 .. n-1, in a plain `DynamicCache` of transformers.
 
     Args:

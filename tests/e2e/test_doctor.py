@@ -52,7 +52,7 @@ def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--model", "pythia-410m"]) == 0
     out = capsys.readouterr().out
     assert f"streamchat         {__version__}" in out
-    assert "EleutherAI/pythia-410m, not here yet: fetched at the first start" in out
+    assert "EleutherAI/pythia-410m, not fetched yet; the first start fetches it" in out
     assert out.endswith("no problems found\n")
 
 
@@ -119,7 +119,7 @@ def test_a_sound_database_and_its_backups_are_counted(capsys: pytest.CaptureFixt
     back_up_daily(path)
     _, report = told(capsys)
     assert report["problems"] == []
-    assert report["files"]["database"] == "intact, 30 conversations, 30 turns"
+    assert report["files"]["database"] == "intact, 30 sessions, 30 turns"
     assert report["files"]["backups"].startswith("1 in ")
 
 

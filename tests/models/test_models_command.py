@@ -57,7 +57,7 @@ def test_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Hub id    EleutherAI/pythia-410m" in text
     assert "here      no" in text
     run("nosuch")
-    assert "whether the model exists shows when it is fetched" in capsys.readouterr().out
+    assert "whether such a model exists is only known when it is fetched" in capsys.readouterr().out
     run("pythia410m")
     assert "; did you mean pythia-410m?" in capsys.readouterr().out
     folder = save(tiny_neox(), tmp_path / "mine")

@@ -397,7 +397,7 @@ def test_the_second_process_is_told(database: Path) -> None:
     with a_session(database) as (_, session), running(store=database, session=session) as second:
         failed = second.wait(ev.EngineFailed)
         assert failed.exit_code == ExitCode.STORE
-        assert f"the session {session} is open in another streamchat (process " in failed.message
+        assert f"the session {session} is open in another streamchat process (id " in failed.message
     with running(store=database, session=session) as chat:
         chat.wait(ev.ConversationResumed)
 

@@ -25,7 +25,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys) == (0, "No saved conversations yet; `streamchat` starts one.\n", "")
+    assert run(capsys) == (0, "No saved sessions yet; `streamchat` starts one.\n", "")
     first, second = saved("The sea"), saved("Dragons", turns=1)
     code, out, _ = run(capsys)
     lines = out.splitlines()
@@ -38,7 +38,7 @@ def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
         lock = SessionLock(store.lock_folder, first)
     assert run(capsys, "list", "sea")[1].rstrip().endswith("The sea  (open)")
     lock.release()
-    assert run(capsys, "list", "whale")[1] == "No saved conversation contains 'whale'.\n"
+    assert run(capsys, "list", "whale")[1] == "No saved session contains 'whale'.\n"
     assert run(capsys, "list", "--limit", "1")[1].endswith("... and more; --limit N shows them\n")
     record = json.loads(run(capsys, "list", "--json", "sea")[1])
     assert (record["id"], record["turns"], record["tokens_held"], record["open"]) == (first, 3, 24, False)
@@ -62,7 +62,7 @@ def test_renaming_and_deleting(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert (code, "cannot be undone; give --yes" in err) == (2, True)
     lock = SessionLock(Store().lock_folder, session)
     code, _, err = run(capsys, "delete", session, "--yes")
-    assert (code, "is open in another streamchat; close it there first" in err) == (5, True)
+    assert (code, "is open in another streamchat process; close it there first" in err) == (5, True)
     lock.release()
     assert run(capsys, "delete", session, "--yes")[:2] == (0, f"{session} was deleted.\n")
     assert run(capsys, "show", session)[0] == 5
@@ -188,7 +188,7 @@ def test_resuming_what_is_open_elsewhere_fails_at_once(capsys: pytest.CaptureFix
         store.mark_open(session, 4711)
         lock = SessionLock(store.lock_folder, session)
     assert cli.main(["--resume"]) == 5
-    assert "is open in another streamchat (process 4711); close it there" in capsys.readouterr().err
+    assert "is open in another streamchat process (id 4711); close it there" in capsys.readouterr().err
     lock.release()
 
 

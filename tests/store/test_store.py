@@ -327,7 +327,7 @@ def test_one_process_a_session(tmp_path: Path) -> None:
     other.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(SessionError, match=r"abc is open in another streamchat \(process 123\)"):
+        with pytest.raises(SessionError, match=r"abc is open in another streamchat process \(id 123\)"):
             SessionLock(tmp_path / "locks", "abc", 123)
         with Store(tmp_path / "x.db") as store:
             info = replace(store.find(a_session(store)), id="abc", opened_by=123)

@@ -253,7 +253,7 @@ def test_a_damaged_database_names_its_backup_and_the_command_that_helps(
     code, out, _ = run(capsys, "restore-backup", f"streamchat-{TODAY}.db")
     assert code == 0
     assert out.startswith("Restored the backup of ")
-    assert "with 2 conversations." in out
+    assert "with 2 sessions." in out
     assert titles(path) == ["hill", "sea"]
     [aside] = set_aside(path)
     assert aside.read_bytes() == broken
@@ -301,7 +301,7 @@ def test_nothing_is_restored_under_a_running_chat(path: Path, capsys: pytest.Cap
         assert other.stdout.readline() == "open\n"
         before = sorted(os.listdir(path.parent))
         exit_code, _, err = run(capsys, "restore-backup", "--yes")
-        assert (exit_code, "is open in another streamchat; close it there first" in err) == (5, True)
+        assert (exit_code, "is open in another streamchat process; close it there first" in err) == (5, True)
         assert sorted(os.listdir(path.parent)) == before
     finally:
         other.communicate("\n", timeout=30)
@@ -315,7 +315,7 @@ def test_a_sound_database_is_only_replaced_when_asked_for(
     back_up_daily(path)
     filled(path, "hill")
     code, _, err = run(capsys, "restore-backup")
-    assert (code, "the database is intact and has 2 conversations; give --yes" in err) == (2, True)
+    assert (code, "the database is intact and has 2 sessions; give --yes" in err) == (2, True)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert run(capsys, "restore-backup")[:2] == (1, "Nothing was restored.\n")

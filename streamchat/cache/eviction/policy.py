@@ -45,7 +45,7 @@ class Retention:
         return merged_runs([run for run in slots if run[0] < run[1]])
 
     def prefix(self, ledger: Ledger) -> int:
-        """Return the number of slots at the front that are never evicted: sinks, and pins directly behind them."""
+        """Return the number of slots at the front that are never evicted: sinks, and pins directly after them."""
         retained = self.retained_slots(ledger)
         return retained[0][1] if retained and retained[0][0] == 0 else 0
 
@@ -158,7 +158,7 @@ def plan_eviction(
     block: int = 1,
     clean_cut: Callable[[int], int] | None = None,
 ) -> int:
-    """Return how many tokens to evict behind the prefix so that `incoming` fit (StreamingLLM, arXiv:2309.17453, 3.2).
+    """Return how many tokens to evict after the prefix so that `incoming` fit (StreamingLLM, arXiv:2309.17453, 3.2).
 
     Evicts the oldest whole turns, delimited by `boundaries`; tokens of the oldest remaining turn only if whole turns
     do not make enough room. Without boundaries this is the paper's rolling window.

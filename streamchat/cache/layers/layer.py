@@ -220,7 +220,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._refresh_views()
 
     def evict(self, prefix: int, count: int) -> None:
-        """Evict `count` tokens behind the first `prefix`. O(prefix): the window is not touched."""
+        """Evict `count` tokens after the first `prefix`. O(prefix): the window is not touched."""
         if not self.is_initialized or count == 0:
             return
         self._save_originals(prefix)
@@ -264,7 +264,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._originals = fresh[0], fresh[1]
 
     def _forget_originals(self, prefix: int) -> None:
-        """Drop the copies of tokens behind the first `prefix`: once pinned, they are now part of the window."""
+        """Drop the copies of tokens after the first `prefix`: once pinned, they are now part of the window."""
         if self._originals is not None and self._originals[0].shape[-2] > prefix:
             k, v = self._originals
             self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None

@@ -1,5 +1,7 @@
 """Measures how a model's cached tensors carry positions. It runs the model and uses no list of families.
 
+Two probes:
+
 A. One forward of the same token at several positions, each with an empty cache. With a single key the softmax is 1,
 so in a model with relative positions every hidden state is the same in all rows, and the tensors cached in row p must
 be those of row 0, rotated by p.
@@ -40,7 +42,7 @@ class PositionFit:
 
     layers: tuple[LayerRotation, ...]
     devices: tuple[torch.device, ...]
-    """Device of each cache layer; they differ if the model is spread over several GPUs."""
+    """Device of each cache layer; they differ if the model is sharded over several GPUs."""
     position_limit: int | None
     """First position that is treated differently (dynamic, longrope) or does not exist (tables); None = no limit."""
     error: float

@@ -13,7 +13,7 @@ from streamchat.conversation.template.rendering import MARK, UnusableTemplateErr
 Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
 """A deviation from the chat template.
 
-system-folded: The template does not accept a system prompt; it is written before the first message instead.
+system-folded: The template does not accept a system prompt; here the prompt is put before the first message.
 system-first: The template moves the system prompt from turn to turn; here it stays in the first turn.
 newest-turn: The template writes earlier turns differently; here each turn keeps the form of the second turn of two.
 clock: The template writes the time into every turn; here each turn keeps its own time.
@@ -22,7 +22,7 @@ tokens: The whole text is tokenized differently than turn by turn.
 """
 NOTES: dict[Fallback, str] = {
     "system-folded": (
-        "This model's chat template does not accept a system prompt: it is written before the first message instead."
+        "This model's chat template does not accept a system prompt: here the prompt is put before the first message."
     ),
     "system-first": (
         "This model's chat template moves the system prompt to the newest message: here it stays before the first one."

@@ -38,4 +38,4 @@ def _help_of(registry: SlashRegistry) -> SlashCommand:
     def complete_help(context: SlashContext, argument: str) -> list[tuple[str, str]]:
         return [(c.name, c.help) for c in registry if c.name.startswith(argument)]
 
-    return SlashCommand("help", "[COMMAND]", "list the commands", show_help, ("h", "?"), complete_help)
+    return SlashCommand("help", "[COMMAND]", "list the commands, or describe one", show_help, ("h", "?"), complete_help)

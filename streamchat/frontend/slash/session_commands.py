@@ -65,7 +65,7 @@ class SessionCommands:
             SlashCommand("quote", "N", "quote search result N to the model", self.quote, **asks),  # type: ignore[arg-type]
             SlashCommand("keep", "N or TEXT", "quote result N (or your own text) and pin it", self.keep, **asks),  # type: ignore[arg-type]
             SlashCommand("compact", "", "summarize what is about to be evicted", self.compact, **asks),  # type: ignore[arg-type]
-            SlashCommand("sessions", "[WORDS]", "list saved conversations", self.sessions),
+            SlashCommand("sessions", "[WORDS]", "list saved sessions", self.sessions),
             SlashCommand(
                 "resume",
                 "ID [yes]",
@@ -83,19 +83,19 @@ class SessionCommands:
     # --- undo -----------------------------------------------------------------------------------------------------
 
     def undo(self, context: SlashContext, argument: str) -> SlashResult:
-        """/undo"""
+        """Run `/undo`."""
         context.engine.undo()
         return SlashResult(done_when=undo_done)
 
     def retry(self, context: SlashContext, argument: str) -> SlashResult:
-        """/retry"""
+        """Run `/retry`."""
         if not context.board.turns:
             return SlashResult("no reply to regenerate yet", error=True)
         context.engine.retry()
         return SlashResult(done_when=turn_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:
-        """/edit [TEXT]"""
+        """Run `/edit [TEXT]`."""
         if not context.board.turns:
             return SlashResult("no message to edit yet", error=True)
         if not argument:
@@ -107,7 +107,7 @@ class SessionCommands:
     # --- search and quote -----------------------------------------------------------------------------------------
 
     def recall(self, context: SlashContext, argument: str) -> SlashResult:
-        """/recall WORDS"""
+        """Run `/recall WORDS`."""
         if not argument:
             return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
         with self._open_store() as store:
@@ -120,7 +120,7 @@ class SessionCommands:
         return SlashResult("\n".join([*lines, "/quote N quotes one to the model, /keep N also pins it"]))
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:
-        """/quote N"""
+        """Run `/quote N`."""
         found = self._chosen(argument)
         if found is None:
             return SlashResult(self._which("/quote", argument), error=True)
@@ -128,7 +128,7 @@ class SessionCommands:
         return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
-        """/keep N or TEXT"""
+        """Run `/keep N or TEXT`."""
         found = self._chosen(argument)
         if not argument or (argument.isdecimal() and found is None):
             return SlashResult(self._which("/keep", argument), error=True)
@@ -147,14 +147,14 @@ class SessionCommands:
         return f"{argument!r} is not the number of a search result; /recall found {found}"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
-        """/compact"""
+        """Run `/compact`."""
         context.engine.compact()
         return SlashResult(done_when=summary_done)
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
     def sessions(self, context: SlashContext, argument: str) -> SlashResult:
-        """/sessions [WORDS]"""
+        """Run `/sessions [WORDS]`."""
         with self._open_store() as store:
             found = store.sessions(argument, limit=MAX_SESSIONS + 1)
         if not found:
@@ -169,7 +169,7 @@ class SessionCommands:
         return SlashResult("\n".join([*rows, "/resume ID resumes one"]))
 
     def resume(self, context: SlashContext, argument: str) -> SlashResult:
-        """/resume ID; /resume ID yes loads the model that an imported session names"""
+        """Run `/resume ID`; `/resume ID yes` loads the model that an imported session names."""
         name, _, answer = argument.partition(" ")
         if not name:
             return SlashResult("usage: /resume ID (/sessions lists the ids)", error=True)
@@ -194,7 +194,7 @@ class SessionCommands:
             ]
 
     def title(self, context: SlashContext, argument: str) -> SlashResult:
-        """/title [TEXT]"""
+        """Run `/title [TEXT]`."""
         session = self._saved(context)
         with self._open_store() as store:
             if not argument:
@@ -203,7 +203,7 @@ class SessionCommands:
         return SlashResult(f"title changed to “{' '.join(argument.split())}”")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
-        """/export [FILE]"""
+        """Run `/export [FILE]`."""
         file_access.require("/export")
         path, text, turns, lost = self.exported(context, argument)
         write_export(path, text)

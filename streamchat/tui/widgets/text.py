@@ -61,7 +61,7 @@ class Folded(Static):
         if hidden <= 1:
             return Content(self.text)
         if self._open:
-            return Content.assemble(self.text, ("\n▴ click to fold", "$foreground 60% italic"))
+            return Content.assemble(self.text, ("\n▴ click to collapse", "$foreground 60% italic"))
         rest = f"\n▾ {plural(hidden, 'more line')}; click to show them"
         return Content.assemble(self._head(), (rest, "$foreground 60% italic"))
 
