@@ -1,7 +1,8 @@
-"""What contributors are told works: commands, targets, files, links, and the exercise of the first hour."""
+"""The pages for contributors are right: commands, targets, files, code, links, and the exercise of the first hour."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -28,6 +29,10 @@ SCRIPTS = {
     ".ci/check": (ROOT / ".ci" / "check").read_text(encoding="utf-8"),
 }
 PATH = r"(?:streamchat|tests|tools|docs|\.ci|\.github)/[\w./-]*\w"
+
+
+NOT_CODE = {"DynamicCache", "position_ids", "Literal", "py", "toml", "md"}
+"""Names from transformers and typing, and endings of file names."""
 
 
 def targets() -> set[str]:
@@ -63,6 +68,18 @@ def test_the_index_has_every_page_with_a_line_about_it() -> None:
 def test_named_files_exist(name: str) -> None:
     named = re.findall(rf"`({PATH})`", (ROOT / name).read_text(encoding="utf-8"))
     missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing, f"{name} names {missing}"
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_named_code_exists(name: str) -> None:
+    """Classes, functions, and fields in backticks; `Owner.name` must be in that class if there is a class `Owner`."""
+    defined = _defined()
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = re.findall(r"`(?:(\w+)\.)?(\w*[a-z]\w*)(?:=\w+|\([\w, ]*\))?`", text)
+    code = [(owner, word) for owner, word in named if (owner or re.search("[A-Z_]", word)) and word not in NOT_CODE]
+    assert code
+    missing = [f"{owner}.{word}" for owner, word in code if word not in defined.get(owner, defined[""])]
     assert not missing, f"{name} names {missing}"
 
 
@@ -157,8 +174,28 @@ def test_the_first_hour_goes_as_written(tmp_path: Path) -> None:
     assert "1 passed" in passed.stdout
 
 
+def _defined() -> dict[str, set[str]]:
+    """Names that the package and the tests define: all at "", and those in a class at the name of the class."""
+    defined: dict[str, set[str]] = {"": set()}
+    for path in (path for folder in ("streamchat", "tests") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {name for child in ast.iter_child_nodes(node) for name in _names_of(child)}
+            defined[""] |= names
+            if isinstance(node, ast.ClassDef):
+                defined.setdefault(node.name, set()).update(names)
+    return defined
+
+
+def _names_of(node: ast.AST) -> list[str]:
+    """Names that a definition or an assignment defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def _with_sentence(folder: Path, sentence: str) -> list[Path]:
-    """Python files that have it on exactly one line, or fail where one has it on several; without this one."""
+    """Return the Python files with the sentence, except this one; fail if a file has it on several lines."""
     files = [path for path in sorted(folder.rglob("*.py")) if sentence in path.read_text(encoding="utf-8")]
     files = [path for path in files if path.name != Path(__file__).name]
     assert all(path.read_text(encoding="utf-8").count(sentence) == 1 for path in files)
