@@ -230,7 +230,9 @@ def _kernels() -> str:
         compiler, made = build.find_compiler(), build.library_path()
     except build.KernelsUnavailableError as error:
         return f"PyTorch: {error}"
-    return f"compiled, {made}" if made.is_file() else f"compiled by {compiler[0]} at the first start"
+    return (
+        f"compiled, {made}" if made.is_file() else f"not compiled yet; {compiler[0]} compiles them at the first start"
+    )
 
 
 def _free_of(free: int | None, total: int) -> str:

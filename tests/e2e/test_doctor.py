@@ -16,6 +16,7 @@ from streamchat import __version__
 from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
+from streamchat.kernels import build
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
@@ -203,3 +204,12 @@ def test_a_lost_log_under_a_running_chat_is_found(capsys: pytest.CaptureFixture[
     assert code == 1
     said = f"a running streamchat has the session {session} open, but {path}-wal was deleted"
     assert report["problems"][0].startswith(said)
+
+
+def test_kernels_that_are_not_compiled_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "find_compiler", lambda: ["/usr/bin/gcc"])
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "kernels.so")
+    _code, report = told(capsys)
+    assert report["device"]["cpu kernels"] == "not compiled yet; /usr/bin/gcc compiles them at the first start"

@@ -55,6 +55,8 @@ def test_recall_quote_and_keep() -> None:
     text = desk.say("/recall green").text
     assert f"{session}, turn 1, model: It is very green" in text
     assert desk.say("/quote 2").text == "'2' is not the number of a search result; /recall found 1 message"
+    assert desk.say("/quote").text == "/quote needs the number of a search result; /recall found 1 message"
+    assert desk.say("/keep").text == "/keep needs the number of a search result; /recall found 1 message"
     assert desk.say("/keep 7").error
     desk.say("/quote 1")
     desk.say("/keep 1")

@@ -33,6 +33,22 @@ def test_every_test_named_in_the_docs_exists() -> None:
         assert re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"tests/{file} has no {test}"
 
 
+def test_every_source_named_in_the_docs_and_tools_exists() -> None:
+    generated = {DOCS / "robustness.md"}  # its tests are checked above
+    pages = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")} - generated
+    named = 0
+    for page in sorted(pages | set((ROOT / "tools").rglob("*.py"))):
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:streamchat|tests|tools)/[\w/.]*\w)/?`", text):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+            named += 1
+        for module in re.findall(r"python -m ((?:streamchat|tests|tools)\.[a-z_.]*[a-z_])\b", text):
+            path = module.replace(".", "/")
+            assert (ROOT / path).is_dir() or (ROOT / f"{path}.py").is_file(), f"{page.name} names {module}"
+            named += 1
+    assert named > 40
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -183,7 +183,7 @@ async def test_draft_is_kept_and_the_next_message_waits() -> None:
         assert engine.submitted == ["first"]
         assert "next" in driver.screen_text
         assert driver.prompt.text == "and another"  # only one waits, this one stays a draft
-        assert any("already queued" in toast for toast in driver.toasts)
+        assert any("one message is already queued; this one stays in the input" in toast for toast in driver.toasts)
         engine.release()
         await driver.until(lambda: driver.finished == 2)
         assert engine.submitted == ["first", "next"]

@@ -1,1 +1,1 @@
-"""Makes docs/evidence.md: see `python -m tests.evidence --help`."""
+"""Makes docs/evidence.md: see `python -m tools.evidence --help`."""

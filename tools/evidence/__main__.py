@@ -1,6 +1,6 @@
 """docs/evidence.md from one command: the paper's claims on the default model, and what the method does not do.
 
-    python -m tests.evidence BOOK.txt BOOK.txt --kept FOLDER
+    python -m tools.evidence BOOK.txt BOOK.txt --kept FOLDER
 
 Books are plain texts, such as those of the PG-19 test split. Results are kept in FOLDER as they come: a run that was
 stopped goes on there.
@@ -32,7 +32,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def main() -> int:
     """Run what is missing, and write the page."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("books", nargs="+", metavar="BOOK.txt")
     parser.add_argument("--kept", type=Path, required=True, metavar="FOLDER", help="where results are kept")

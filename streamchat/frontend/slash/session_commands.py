@@ -144,6 +144,8 @@ class SessionCommands:
         if not self._found:
             return f"{command} needs the number of a search result; search with /recall WORDS first"
         found = plural(len(self._found), "message")
+        if not argument:
+            return f"{command} needs the number of a search result; /recall found {found}"
         return f"{argument!r} is not the number of a search result; /recall found {found}"
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:

@@ -238,7 +238,7 @@ class ChatScreen(ReadingScreen):
             case SendResult.REFUSED if self._outbox.phase is Phase.FAILED:
                 self._toast(f"the engine has stopped; press {hint(self.app, 'app.quit')} to quit", "error")
             case SendResult.REFUSED:
-                self._toast("one message is already queued; send this one when the reply is done", "warning")
+                self._toast("one message is already queued; this one stays in the input", "warning")
         return sent is not SendResult.REFUSED
 
     async def _narrate(self, text: str) -> None:
