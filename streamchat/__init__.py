@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from streamchat.cache.press import StreamingPress as StreamingPress
     from streamchat.cache.streaming import StreamingCache as StreamingCache
 
-_PUBLIC = {
-    "StreamingCache": "streamchat.cache.streaming",
-    "StreamingHook": "streamchat.cache.hook",
-    "StreamingPress": "streamchat.cache.press",
-}
-
 __all__ = ["StreamingCache", "StreamingHook", "StreamingPress", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    if name in _PUBLIC:
-        from importlib import import_module
+    if name == "StreamingCache":
+        from streamchat.cache.streaming import StreamingCache
 
-        return getattr(import_module(_PUBLIC[name]), name)
+        return StreamingCache
+    if name == "StreamingHook":
+        from streamchat.cache.hook import StreamingHook
+
+        return StreamingHook
+    if name == "StreamingPress":
+        from streamchat.cache.press import StreamingPress
+
+        return StreamingPress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

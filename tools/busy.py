@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(model: str, cache_size: int, tokens: int, loops: int) -> list[float]:
     """Milliseconds of each of `tokens` tokens on a full cache, while `loops` processes compute without end."""
+    from streamchat.benchmarks.decode import full_stream
     from streamchat.models.load import load_model
-    from tools.decode_bench import full_stream
 
     stream = full_stream(load_model(model, device="cpu", weights="auto"), cache_size=cache_size)
     stream.decode(8)

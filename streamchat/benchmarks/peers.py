@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,8 +37,9 @@ class LlamaCpp(Method):
 
     def start(self) -> None:
         if self._llama is None:
-            library: Any = import_module("llama_cpp")
-            self._llama = library.Llama(
+            import llama_cpp
+
+            self._llama = llama_cpp.Llama(
                 model_path=str(self._path),
                 n_ctx=self._cache_size,
                 n_batch=BATCH,

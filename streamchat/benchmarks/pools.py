@@ -9,7 +9,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import chdir
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -83,7 +82,8 @@ def run_on_ray(work: Work, address: str) -> Iterator[Result]:
     if find_spec("ray") is None:
         raise ConfigError("--ray needs Ray; pip install ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from Ray
-    ray: Any = import_module("ray")
+    import ray
+
     try:
         # Ray adds the current folder to the search path of its workers; ours is already on it
         with child_processes.safe_environment(), chdir(child_processes.FOLDER.parent):

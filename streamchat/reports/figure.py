@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterable
 from contextlib import chdir, nullcontext
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +31,17 @@ def can_draw() -> bool:
 
 def _import_matplotlib() -> Any:
     """Import matplotlib without reading a matplotlibrc from the current folder, which has precedence."""
-    if "matplotlib" not in sys.modules:
-        spec = find_spec("matplotlib")
-        assert spec is not None
-        assert spec.origin is not None
-        with chdir(Path(spec.origin).parent) if Path().exists() else nullcontext():
-            return import_module("matplotlib")
-    return sys.modules["matplotlib"]
+    folder = nullcontext() if "matplotlib" in sys.modules or not Path().exists() else chdir(_matplotlib_folder())
+    with folder:
+        import matplotlib
+    return matplotlib
+
+
+def _matplotlib_folder() -> Path:
+    spec = find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transparent: bool = True) -> str:

@@ -23,9 +23,9 @@ from streamchat.benchmarks.texts import Document, Tokens, decode, tokenize
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cli import main as cli
 from tests.support.models_help import make_tokenizer, save, tiny_llama
+from tests.support.perplexity import Policies
 from tests.support.tiny import random_ids, tiny_model
 from tests.support.toy_tokenizer import toy_tokenizer
-from tools.perplexity import Policies
 
 COUNT = 150
 IDS = random_ids(COUNT)[0]

@@ -1,4 +1,4 @@
-"""What `tools.gpu_bench` counts and prints; the measurement itself runs here on a CPU."""
+"""`streamchat bench --gpu`: what it counts and prints; the measurement itself runs here on a CPU."""
 
 from __future__ import annotations
 
@@ -7,35 +7,91 @@ import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from streamchat.models.load import load_model
+from streamchat.base.errors import ExitCode
+from streamchat.benchmarks import gpu
+from streamchat.benchmarks.gpu import (
+    PROMPT,
+    REPLY,
+    GpuFigures,
+    MemoryReading,
+    as_text,
+    copy_bandwidth,
+    measure,
+    weight_bytes_per_token,
+)
+from streamchat.cli import main as cli
+from streamchat.models.load import LoadedModel, load_model
 from tests.support.models_help import save, tiny_llama
-from tools import gpu_bench
-from tools.gpu_bench import PROMPT, REPLY, Figures, Look, copy_bandwidth, main, measure, table, weight_bytes_per_token
 
-FIGURES = Figures(
+FIGURES = GpuFigures(
     "m", "cuda", "Model X", "bfloat16", 1024, 250.0, 100.0, 80.0, 9000.0, 8000.0, 1e12, 10**9,
-    [Look(2048, 300_000_000, 320_000_000, 1, 4.0), Look(100_352, 300_000_000, 320_000_000, 1, 4.1)],
+    [MemoryReading(2048, 300_000_000, 320_000_000, 1, 4.0), MemoryReading(100_352, 300_000_000, 320_000_000, 1, 4.1)],
 )  # fmt: skip
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main([]) == 2
+    assert cli.main(["bench", "--gpu"]) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "This measures a GPU, and torch finds none here; tools.decode_speed measures the CPU's decode step\n"
+    assert err.endswith("--gpu measures a GPU and PyTorch finds none here; use --decode to measure the CPU\n")
 
 
-def test_an_error_of_the_model_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--model", "./missing"], ExitCode.MODEL, "There is no folder 'missing'"),
+        (["--device", "cpu"], ExitCode.USAGE, "--gpu measures a GPU and device = cpu; add --device cuda"),
+        (["--weights", "int8"], ExitCode.USAGE, "--gpu measures native weights and weights = int8"),
+    ],
+)
+def test_an_error_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: ExitCode,
+    words: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert main(["--model", "./missing", "--device", "cpu"]) == 3
-    assert capsys.readouterr().err.startswith("There is no folder 'missing'")
+    assert cli.main(["bench", "--gpu", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+
+
+@pytest.mark.parametrize(("flags", "device"), [([], "cuda"), (["--device", "cuda:1"], "cuda:1")])
+def test_the_command_prints_a_table_and_json(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    device: str,
+) -> None:
+    """On a CPU that stands in for the GPU of `device`."""
+    folder = save(tiny_llama(max_position_embeddings=4096), tmp_path / "tiny")
+    loaded = load_model(str(folder), device="cpu", dtype="float32")
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, *, device: str, weights: str, **settings: Any) -> LoadedModel:
+        asked.append((device, weights))
+        return loaded
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("streamchat.models.load.load_model", load)
+    monkeypatch.setattr(gpu, "COPIED", 1 << 16)
+    sizes = ["--cache-size", "64", "--new-tokens", "2", "--rounds", "1", "--until", "600"]
+    assert cli.main(["bench", "--gpu", *sizes, "--json", *flags]) == ExitCode.OK
+    assert asked == [(device, "native")]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("float32 on cpu, budget 64 tokens")
+    figures = json.loads(last)
+    assert [reading["processed"] for reading in figures["readings"]] == [1024]
+    assert figures["share_of_limit"] > 0
 
 
 def test_weights_that_a_token_reads() -> None:
@@ -57,23 +113,23 @@ def test_a_copy_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_whole_measurement_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tiny_llama(max_position_embeddings=4096), tmp_path / "tiny")
     loaded = load_model(str(folder), device="cpu", dtype="float32")
-    monkeypatch.setattr(gpu_bench, "EARLY", 600)
+    monkeypatch.setattr(gpu, "EARLY", 600)
     found = measure(loaded, cache_size=64, tokens=4, rounds=1, until=2_000, copied=1 << 16)
-    assert [look.said for look in found.looks] == [2 * (PROMPT + REPLY), 4 * (PROMPT + REPLY)]
-    assert len({look.kv_bytes for look in found.looks}) == 1
-    assert all(look.allocated is None and look.token_ms > 0 for look in found.looks)
+    assert [each.processed for each in found.readings] == [2 * (PROMPT + REPLY), 4 * (PROMPT + REPLY)]
+    assert len({each.kv_bytes for each in found.readings}) == 1
+    assert all(each.allocated is None and each.token_ms > 0 for each in found.readings)
     kv_bytes_per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, their size, float32
     assert found.token_bytes == weight_bytes_per_token(loaded.model) + 64 * kv_bytes_per_token
     assert min(found.engine_tps, found.generate_tps, found.generate_late_tps, found.prefill_tps) > 0
     line = json.loads(json.dumps(found.as_dict()))
     assert line["share_of_limit"] == pytest.approx(found.engine_tps * found.token_bytes / found.bandwidth)
-    assert "n/a (on CPU)" in table(found)
+    assert "n/a (on CPU)" in as_text(found)
 
 
-def test_the_table() -> None:
-    lines = table(FIGURES).splitlines()
+def test_the_as_text() -> None:
+    lines = as_text(FIGURES).splitlines()
     assert lines[0] == "m, bfloat16 on Model X, budget 1,024 tokens"
     assert "250.0 tok/s    2.50 x generate" in lines[1]
     assert "1000.0 tok/s   25.0% of it reached" in lines[4]
-    assert lines[-1].endswith("300.00 MB allocated, 320.0 MB reserved; 4.10 ms a token")
-    assert "n/a (on CPU)" in table(replace(FIGURES, looks=[Look(1, None, None, 1, 1.0)]))
+    assert lines[-1].endswith("300.00 MB allocated, 320.0 MB reserved; 4.10 ms per token")
+    assert "n/a (on CPU)" in as_text(replace(FIGURES, readings=[MemoryReading(1, None, None, 1, 1.0)]))

@@ -16,8 +16,8 @@ from streamchat.base import events as ev
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.selfcheck import self_check
 from streamchat.models.load import load_model
+from tests.support.perplexity import Policies, full, perplexity
 from tests.support.real_engine import running
-from tools.perplexity import Policies, full, perplexity
 
 pytestmark = pytest.mark.model
 

@@ -1,24 +1,12 @@
-"""Teacher-forced perplexity of one text under several ways to bound the cache, against a slow reference.
-
-    python -m tools.perplexity MODEL TEXT_FILE --tokens 3000 --cache-size 512
-    python -m tools.perplexity default TEXT_FILE --dtype bfloat16 --weights int4 --only streamchat,
-
-Prints a line a policy and a JSON line. Also the functions that the tests use.
-"""
+"""Perplexity of a text under several ways to bound the cache, and a slow reference to compare them with."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -26,7 +14,6 @@ from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.streaming import StreamingCache
-from streamchat.models.load import load_model
 from tests.support.reference import Reference
 
 Feed = Callable[[Tensor], Tensor]
@@ -102,46 +89,3 @@ class Policies:
     def _logits(self, ids: Tensor, cache: Any) -> Tensor:
         with torch.inference_mode():
             return torch.as_tensor(self.model(input_ids=ids[None], use_cache=True, **{self._name: cache}).logits[0])
-
-
-def main() -> int:
-    """Run all policies on one text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--tokens", type=int, default=3000)
-    parser.add_argument("--cache-size", type=int, default=512)
-    parser.add_argument("--sinks", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--weights", default="native")
-    parser.add_argument("--only", default="", metavar="POLICY", help="policies whose name begins so")
-    args = parser.parse_args()
-    loaded = load_model(args.model, device="cpu", dtype=args.dtype, weights=args.weights)
-    model, tokenizer = loaded.model, loaded.tokenizer
-    # a text longer than the model's context is the point
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    text = args.text.read_text(encoding="utf-8-sig")
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"][0, : args.tokens]
-    size, sinks = args.cache_size, args.sinks
-    known = Policies(model, size, sinks)
-    policies: dict[str, Callable[[], Feed]] = {
-        f"streamchat, {sinks} sinks": known.streaming,
-        "reference (re-rotates everything)": known.reference,
-        "streamchat, no sinks": lambda: known.streaming(0),
-        "cut without re-rotation": known.without_rotation,
-        "full cache": lambda: full(model),
-    }
-    results = {}
-    for name, make in policies.items():
-        if not name.startswith(args.only):
-            continue
-        started = time.perf_counter()
-        results[name] = perplexity(make(), ids)
-        print(f"{name:<36} {results[name]:10.4f}   {time.perf_counter() - started:6.0f} s", flush=True)
-    about = {"tokens": len(ids), "cache_size": size, "sinks": sinks, "dtype": loaded.dtype, "weights": loaded.weights}
-    print(json.dumps(about | {"perplexity": results}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

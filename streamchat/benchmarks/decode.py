@@ -1,0 +1,220 @@
+"""`streamchat bench --decode`: time per token of the engine and of transformers' forward pass, on a full cache."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.streaming import EvictionOptions
+from streamchat.config.settings import Settings
+from streamchat.conversation.conversation import EVICTION_BLOCK
+from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
+from streamchat.conversation.log import TokenLog
+from streamchat.conversation.sampling import Sampler, new_generator
+from streamchat.decode.install import install, uninstall
+from streamchat.models.checked_fit import choose_checked_fit
+from streamchat.models.load import LoadedModel
+
+Clock = Callable[[], float]
+"""Returns seconds since an arbitrary start."""
+
+WARM_UP = 8
+"""Untimed tokens at the start of a stream."""
+EARLY = slice(2000, 3000)
+LATE = slice(-1000, None)
+"""In one long reply, the last tokens are compared with those of `EARLY`."""
+MIN_FLAT = EARLY.stop - LATE.start
+"""Tokens of the shortest reply whose early and last tokens do not overlap."""
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Median milliseconds per token on a full cache, with sampling and evictions, measured alternately in one run."""
+
+    cached: int
+    """Tokens in the cache: its budget."""
+    tokens: int
+    """Tokens timed for each figure."""
+    weights: str
+    """Weights of `engine_ms` and `plain_ms`: "native", "int8" or "int4"."""
+    dtype: str
+    engine_ms: float
+    """The engine, as in a chat."""
+    native_ms: float
+    """The engine on native weights."""
+    plain_ms: float
+    """The forward pass of transformers on the same cache and weights."""
+    plain_native_ms: float
+    """The forward pass of transformers on the same cache, on native weights."""
+    prefill_tps: float
+    """Prompt tokens per second, in chunks of 256."""
+    prefill_native_tps: float
+    """Prompt tokens per second on native weights."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return the figures as a table; the last column is the speedup over transformers on native weights."""
+        rows = [
+            (f"engine, {self.weights} weights", self.engine_ms),
+            ("engine, native weights", self.native_ms),
+            (f"transformers' forward pass, {self.weights} weights", self.plain_ms),
+            ("transformers' forward pass, native weights", self.plain_native_ms),
+        ]
+        lines = [
+            f"{name:<44}{ms:8.2f} ms {1000 / ms:8.1f} tok/s {self.plain_native_ms / ms:6.2f} x" for name, ms in rows
+        ]
+        prefill = f"prefill {self.prefill_tps:.0f} tok/s, with native weights {self.prefill_native_tps:.0f} tok/s"
+        return "\n".join([*lines, prefill])
+
+
+class Stream:
+    """One endless reply on a full cache, decoded with the default sampling.
+
+    Args:
+        loaded: The model.
+        cache_size: Budget in tokens; the cache is full from the start.
+        short_path: Use the engine's decode step instead of the forward pass of transformers.
+        clock: Measures each token.
+        num_sink_tokens: First tokens, which are never evicted.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, cache_size: int, short_path: bool, clock: Clock, num_sink_tokens: int = 4
+    ) -> None:
+        model = loaded.model
+        self._clock = clock
+        self.model, self.short_path = model, short_path
+        options, fit = EvictionOptions(block=EVICTION_BLOCK), choose_checked_fit(model)
+        self.cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)
+        self._hook = StreamingHook(model, self.cache)
+        self._log = TokenLog()
+        self._feeder = Feeder(model, self.cache, self._log)
+        device = self._feeder.device
+        self._sample = Sampler(Settings(), device, new_generator(0, device))
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = torch.randint(vocabulary, (cache_size,), generator=torch.Generator().manual_seed(1)).tolist()
+        self.prefill_s = 0.0
+        with self._hook:
+            self._logits = self._feeder.feed(ids[:PREFILL_CHUNK])  # warms up
+            self.cache.reset()
+            self._log.clear()
+            started = clock()
+            self._logits = self._feeder.feed(ids)
+            self.prefill_s = clock() - started
+
+    def decode(self, count: int) -> list[float]:
+        """Decode `count` tokens; return the seconds of each."""
+        times = []
+        uninstall(self.model)
+        if self.short_path:
+            install(self.model)
+        with self._hook:
+            for _ in range(count):
+                started = self._clock()
+                token = self._sample(self._logits, self._log.ids[-self._sample.window :])
+                self._logits = self._feeder.forward([token])
+                times.append(self._clock() - started)
+        return times
+
+
+def measure_step(
+    loaded: LoadedModel,
+    native: LoadedModel,
+    *,
+    cache_size: int = 1024,
+    num_sink_tokens: int = 4,
+    tokens: int = 100,
+    rounds: int = 5,
+    clock: Clock = time.perf_counter,
+) -> StepFigures:
+    """Time the same model in four configurations, a few tokens each in turn, so that other load slows all alike.
+
+    Args:
+        loaded: The model, usually with quantized weights.
+        native: The same model with native weights.
+        cache_size: Budget of the cache, which is full from the start.
+        num_sink_tokens: First tokens, which are never evicted.
+        tokens: Tokens timed in each configuration.
+        rounds: Rounds that these tokens are spread over.
+        clock: Returns seconds; `time.thread_time` if one thread is used on a busy machine.
+    """
+    streams = {
+        (name, short): Stream(model, cache_size, short, clock, num_sink_tokens)
+        for name, model in (("loaded", loaded), ("native", native))
+        for short in (True, False)
+    }
+    times: dict[tuple[str, bool], list[float]] = {key: [] for key in streams}
+    gc.collect()
+    for stream in streams.values():
+        stream.decode(WARM_UP)
+    for _ in range(rounds):
+        for key, stream in streams.items():
+            times[key] += stream.decode(max(1, tokens // rounds))
+    median = {key: 1000 * statistics.median(values) for key, values in times.items()}
+    # the first stream of a model also pays for what its libraries compile
+    prefill = {key: cache_size / streams[key, False].prefill_s for key in ("loaded", "native")}
+    return StepFigures(
+        cached=cache_size,
+        tokens=len(times["loaded", True]),
+        weights=loaded.weights,
+        dtype=loaded.dtype,
+        engine_ms=median["loaded", True],
+        native_ms=median["native", True],
+        plain_ms=median["loaded", False],
+        plain_native_ms=median["native", False],
+        prefill_tps=prefill["loaded"],
+        prefill_native_tps=prefill["native"],
+    )
+
+
+def full_stream(
+    loaded: LoadedModel, *, cache_size: int, num_sink_tokens: int = 4, clock: Clock = time.perf_counter
+) -> Stream:
+    """Return an endless reply as a chat decodes it, on a full cache, after the warm-up."""
+    stream = Stream(loaded, cache_size, True, clock, num_sink_tokens)
+    stream.decode(WARM_UP)
+    return stream
+
+
+@dataclass(frozen=True)
+class FlatFigures:
+    """Whether the time per token stays constant in one long reply; medians in milliseconds."""
+
+    tokens: int
+    early_ms: float
+    """Of the tokens `EARLY`."""
+    late_ms: float
+    """Of the last tokens, `LATE`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return asdict(self) | {"ratio": self.late_ms / self.early_ms}
+
+    def as_text(self) -> str:
+        """Return the figures as two lines."""
+        early, last = f"tokens {EARLY.start:,} to {EARLY.stop:,}", f"the last {-LATE.start:,} of {self.tokens:,}"
+        return (
+            f"{early:<30}{self.early_ms:8.3f} ms per token\n"
+            f"{last:<30}{self.late_ms:8.3f} ms per token {self.late_ms / self.early_ms:7.3f} x"
+        )
+
+
+def compare_ends(seconds: list[float]) -> FlatFigures:
+    """Compare the last tokens of a long reply with early ones.
+
+    Args:
+        seconds: Of each token; at least `MIN_FLAT`.
+    """
+    early, late = (1000 * statistics.median(seconds[part]) for part in (EARLY, LATE))
+    return FlatFigures(len(seconds), early, late)
