@@ -93,7 +93,7 @@ def _lookup_failure(repo_id: str, asked: str) -> str:
 def _local_ways(asked: str) -> str:
     known = catalogue.lookup(asked) is not None or asked in catalogue.ALIASES.values()
     hint = "" if known else catalogue.did_you_mean(asked)
-    return f"use a local folder or .gguf file, or the bundled model (--model {catalogue.DEFAULT}){hint}"
+    return f"use a local folder or .gguf file, or the default model (--model {catalogue.DEFAULT}){hint}"
 
 
 def _unreachable(url: str) -> str | None:

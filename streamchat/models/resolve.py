@@ -44,7 +44,7 @@ def resolve(name: str) -> Source:
     """
     name = name.strip()
     if not name:
-        raise ModelNotFoundError(f"The model name is empty; give one, or {catalogue.DEFAULT!r} for the bundled model")
+        raise ModelNotFoundError(f"The model name is empty; give one, or {catalogue.DEFAULT!r} for the default model")
     if name == catalogue.DEFAULT:
         return _bundled()
     path = user_path(name)
