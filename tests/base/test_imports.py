@@ -79,11 +79,11 @@ raise SystemExit(code)
 """
 MONITOR = """
 import asyncio, sys
-from streamchat.frontend.watch import everything
+from streamchat.frontend.watch import monitored_sessions
 from streamchat.tui.monitor import MonitorApp
 
 async def main():
-    app = MonitorApp(everything(limit=1)[0])
+    app = MonitorApp(monitored_sessions(limit=1)[0])
     async with app.run_test() as pilot:
         await pilot.pause()
 
