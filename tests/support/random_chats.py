@@ -194,13 +194,13 @@ class RandomChat:
                 chat.machine.tokens += 1
                 return chat.script.pop(0) if chat.script else chat.tokenizer.eos_token_id
 
-        def take(cache: Any) -> checkpoint.CacheCheckpoint:
+        def capture(cache: Any) -> checkpoint.CacheCheckpoint:
             if chat.machine.stop[0] == "copy":
                 chat.machine.fired = True
                 raise torch.OutOfMemoryError("no memory for a copy, as planned")
             return checkpoint.capture(cache)
 
-        scarce = SimpleNamespace(take=take, restore=checkpoint.restore)
+        scarce = SimpleNamespace(capture=capture, restore=checkpoint.restore)
         layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
         handles = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True, prepend=True),
