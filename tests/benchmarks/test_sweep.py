@@ -81,6 +81,7 @@ def test_a_cell_is_known_by_its_question(folder: Path) -> None:
     assert len({one.id, two.id, changed.id, longer.id}) == 4
 
 
+@pytest.mark.slow
 def test_processes_run_every_cell(folder: Path) -> None:
     work = cells_of([spec(folder)], grid(["sinks", "dense"], [32], [4]), DOCUMENTS, 150, 8)
     results = dict(pools.run_in_processes(work, 2))

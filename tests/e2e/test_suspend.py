@@ -104,6 +104,7 @@ def test_the_app_is_drawn_whole_again_after_a_stop() -> None:
         sh.child.expect(r"(?<!-)\bicanon\b")
 
 
+@pytest.mark.slow
 def test_a_stop_that_cannot_be_noticed_gives_the_terminal_back_too() -> None:
     with shell() as sh:
         sh.start(SLOW)

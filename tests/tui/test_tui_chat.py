@@ -17,6 +17,8 @@ from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.support.app_driver import NASTY, driving
 from tests.support.scripted_engine import Reply, ScriptedEngine
 
+pytestmark = pytest.mark.slow  # each test starts the app
+
 
 def markdown_of(turn: Turn) -> Markdown:
     return turn.query_one(ReplyWidget).query_one(Markdown)

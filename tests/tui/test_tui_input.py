@@ -17,6 +17,8 @@ from streamchat.tui.widgets.turn import Turn
 from tests.support.app_driver import NASTY, Driver, driving
 from tests.support.scripted_engine import Reply, ScriptedEngine
 
+pytestmark = pytest.mark.slow  # each test starts the app
+
 
 def completions(driver: Driver) -> Completions:
     return driver.chat.query_one(Completions)
