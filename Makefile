@@ -10,7 +10,7 @@ help: ## list the targets
 check: ## everything a change must pass: the list of .ci/run, in this environment
 	bash .ci/check
 
-test: ## the quick tests, in about a minute
+test: ## the quick tests, in about a minute and a half
 	$(PYTHON) -m pytest -n 2 -q -m "not slow and not model and not fuzz"
 
 lint: ## ruff, mypy and the import contracts
