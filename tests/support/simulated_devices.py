@@ -99,6 +99,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         out = near_args[0].clone()
     else:
         out = func(*near_args, **near_kwargs)
+    if name == "aten::empty_like" and not near_args[0].is_meta and not out.is_meta:
+        # transformers makes a model on the meta device, which the modes here hide. It fills the rotary frequencies
+        # first and moves them like this afterwards; without the copy they would be whatever was in memory.
+        out.copy_(near_args[0])
     given = {id(tensor.near): tensor for tensor in tensors if isinstance(tensor, FarTensor)}
 
     def far(x: Any) -> Any:
