@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import socket
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from streamchat.cli import main as cli
 from streamchat.cli.front_ends import choose_front_end
 from streamchat.cli.serve import HOST, without_serve
 from tests.support.models_help import save, tiny_llama
-from tests.support.served_page import CONTROLS, served, talk
+from tests.support.served_page import served, talk
 
 
 @pytest.mark.slow
@@ -53,7 +52,6 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
                 (f"/export {home}/new.md\r", "deliver_file_start"),
             )
         )
-    assert "@fileisoff" in re.sub(r"\s", "", CONTROLS.sub("", shown))  # wherever the line is wrapped
     assert "quetzal" not in shown
     assert {path for path in home.iterdir() if path.name != "streamchat"} == before
 
