@@ -6,13 +6,13 @@ Parsing imports neither torch nor Textual: commands import them when they run.
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.suggestions import did_you_mean
 from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
 from streamchat.cli.serve import HOST, PORT
@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
         """Raise ConfigError with argparse's message, reworded."""
         if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose from (.*)\)", message):
             word, choices = wrong[1].strip("'\""), re.findall(r"[\w-]+", wrong[2])
-            message = f"{word} is not a command{_did_you_mean(word, choices) or '; choose from ' + ', '.join(choices)}"
-            if self.prog == "streamchat" and not _did_you_mean(word, choices):
+            message = f"{word} is not a command{did_you_mean(word, choices) or '; choose from ' + ', '.join(choices)}"
+            if self.prog == "streamchat" and not did_you_mean(word, choices):
                 message += ", or give none to start a chat"
         elif stray := re.match(r"unrecognized arguments: (.*)", message):
             message = f"unexpected argument {stray[1]}"
@@ -195,7 +195,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if word == "--":
             break
         if re.match(r"--?[A-Za-z]", word) and " " not in name and name not in known:
-            raise ConfigError(f"{name} is not a flag{_did_you_mean(name, known) or '; see streamchat --help'}")
+            raise ConfigError(f"{name} is not a flag{did_you_mean(name, known) or '; see streamchat --help'}")
     return parser.parse_args(argv)
 
 
@@ -206,8 +206,3 @@ def _all_below(subparsers: Subparsers[Any]) -> Iterator[argparse.ArgumentParser]
         for action in each._actions:
             if isinstance(action, argparse._SubParsersAction):
                 yield from _all_below(action)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -7,18 +7,18 @@ blocking and up to a size limit, so that the bytes that are parsed are those who
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.suggestions import did_you_mean
 from streamchat.config import keymap, trust
 from streamchat.config.settings import setting_fields, spec_of
 
@@ -160,7 +160,7 @@ def parse(file: Path, data: bytes) -> FileContent:
             raise ConfigError(f"{file}: {section} must be a table, [{section}], not {short_value(content)}")
         for name, value in content.items():
             if name not in setting_fields():
-                raise ConfigError(f"{file}: unknown key {section}.{name}{did_you_mean(name)}")
+                raise ConfigError(f"{file}: unknown key {section}.{name}{did_you_mean(name, setting_fields())}")
             belongs = spec_of(name).section
             if belongs != section:
                 raise ConfigError(f"{file}: {name} belongs in [{belongs}], not in [{section}]")
@@ -174,12 +174,6 @@ def _read_keys(file: Path, table: Any) -> dict[str, str]:
         return keymap.check_keys(table)
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def did_you_mean(name: str, among: Iterable[str] | None = None) -> str:
-    """Return "; did you mean X?" for the setting, or the name in `among`, closest to `name`; '' if none is close."""
-    close = difflib.get_close_matches(name, among or set(setting_fields()), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def short_value(value: Any) -> str:

@@ -5,12 +5,13 @@ Key names are Textual's, but Textual is not imported here.
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from streamchat.base.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,7 @@ def check_keys(table: Any) -> dict[str, str]:
 
 def _check_names(key_id: str, value: Any) -> str:
     if key_id not in BY_ID:
-        close = difflib.get_close_matches(key_id, BY_ID, n=1)
-        raise ValueError(f"unknown key keys.{key_id}{f'; did you mean {close[0]}?' if close else ''}")
+        raise ValueError(f"unknown key keys.{key_id}{did_you_mean(key_id, BY_ID)}")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'keys.{key_id} = {value!r} must be key names separated by commas, as in "ctrl+x,f2"')
     if wrong := [name.strip() for name in value.split(",") if key_name(name) is None]:

@@ -8,7 +8,6 @@ unset. Invalid input raises `ConfigError` with one sentence that names the origi
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
+from streamchat.base.suggestions import did_you_mean
 from streamchat.config.files import (
     LOCAL,
     FileContent,
@@ -142,11 +142,8 @@ def load(
     }
     for name, variable in variables.items():
         if name not in setting_fields():
-            close = difflib.get_close_matches(name, setting_fields(), n=1)
-            hint = (
-                f"; did you mean {ENV_PREFIX}{close[0].upper()}?" if close else "; `streamchat config` lists them all"
-            )
-            raise ConfigError(f"{variable}: unknown setting{hint}")
+            hint = did_you_mean(name, setting_fields(), show=lambda known: ENV_PREFIX + known.upper())
+            raise ConfigError(f"{variable}: unknown setting{hint or '; `streamchat config` lists them all'}")
     apply({name: parse_text(name, environ[var], var) for name, var in variables.items()}, variables)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     apply(given, {name: flag_of(name) for name in given})

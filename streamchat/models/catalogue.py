@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from streamchat.base import suggestions
 
 DEFAULT = "default"
 BUNDLED = (DEFAULT, "smollm2", "smollm2-135m", "smollm2-135m-instruct")
@@ -47,10 +47,8 @@ def is_bundled(name: str) -> bool:
 
 def did_you_mean(name: str) -> str:
     """Return `; did you mean pythia-410m?`, or '' if no alias is similar."""
-    typed = name.lower()
     known = {alias: alias for alias in (*BUNDLED, *ALIASES)}
     # the user may have misspelled a Hub id
     known |= {hub_id.lower(): alias for alias, hub_id in ALIASES.items()}
     known |= {hub_id.lower().partition("/")[2]: alias for alias, hub_id in ALIASES.items()}
-    close = difflib.get_close_matches(typed, known, n=1, cutoff=0.75)
-    return f"; did you mean {known[close[0]]}?" if close else ""
+    return suggestions.did_you_mean(name.lower(), known, show=known.__getitem__, cutoff=0.75)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.events import Event
+from streamchat.base.suggestions import did_you_mean
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend.status import StatusBoard
 
@@ -119,12 +120,9 @@ class SlashRegistry:
         name, argument = parsed
         command = self.find(name)
         if command is None:
-            import difflib
-
-            close = difflib.get_close_matches(name, list(self._commands), n=1)
-            hint = f"did you mean /{close[0]}?" if close else "/help lists the commands"
+            hint = did_you_mean(name, self._commands, show="/{}".format) or "; /help lists the commands"
             escape = " (put a word before it to send it as text)" if argument else f" (//{name} sends it as text)"
-            return SlashResult(f"/{name} is not a command; {hint}{escape}", error=True)
+            return SlashResult(f"/{name} is not a command{hint}{escape}", error=True)
         try:
             return command.run(context, argument)
         except (ConfigError, StoreError) as error:
