@@ -121,6 +121,23 @@ class SessionError(StoreError):
     """A saved session does not exist, or cannot be opened now."""
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error's text that is not blank; the name of its type if there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def describe_unexpected(error: BaseException) -> str:
+    """Return `ValueError: the first line of its text` for an error that was not written for the user."""
+    name, text = type(error).__name__, first_line(error)
+    return name if text == name else f"{name}: {text}"
+
+
+def reason_of(error: object) -> str:
+    """Return the reason in words: of an `OSError` the system's text without number and path, else the error's text."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
 def short(error: object, limit: int = 160) -> str:
     """Return the text of a library's error for use inside a sentence.
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from streamchat.base import child_processes
-from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError, ExitCode, reason_of
 
 HOST = "127.0.0.1"
 """This machine only by default: whoever opens the page can use the model and read the chats."""
@@ -73,7 +73,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"--serve {port}: http://{host}:{port} cannot be opened ({error.strerror}); choose another port"
+                f"--serve {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); choose another port"
             ) from error
 
 

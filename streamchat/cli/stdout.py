@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from streamchat.base.errors import OutputError
+from streamchat.base.errors import OutputError, reason_of
 
 
 class Output:
@@ -38,7 +38,7 @@ class Output:
 def _as_output_error(error: OSError) -> Exception:
     if isinstance(error, BrokenPipeError):
         return error
-    return OutputError(f"stdout cannot be written ({error.strerror or error}); the output is incomplete")
+    return OutputError(f"stdout cannot be written ({reason_of(error)}); the output is incomplete")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.suggestions import did_you_mean
 from streamchat.config import keymap, trust
 from streamchat.config.settings import setting_fields, spec_of
@@ -63,8 +63,7 @@ def read_file(path: Path) -> FileContent:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{path}: cannot read the configuration file ({reason})") from None
+        raise ConfigError(f"{path}: cannot read the configuration file ({reason_of(error)})") from None
     return parse(path, data)
 
 
@@ -82,7 +81,7 @@ def find_local(folder: Path = Path()) -> LocalFile | None:
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError) as error:
-        return LocalFile(given.absolute(), problem=f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        return LocalFile(given.absolute(), problem=f"cannot be read ({reason_of(error)})")
     if not _has_our_table(data):
         return None
     if len(data) > MAX_BYTES:

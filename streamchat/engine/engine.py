@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
+from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -213,8 +213,7 @@ class Engine:
         except MemoryError:
             self._fail("Out of memory", OUT_OF_MEMORY, ExitCode.MODEL)
         except BaseException as error:
-            text = f"unexpected {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            self._fail("The engine failed", text, ExitCode.FAILURE)
+            self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:
             self._owner.end()
             self._emit(ev.EngineClosed())

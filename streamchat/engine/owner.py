@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError
+from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError, describe_unexpected
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -154,8 +154,7 @@ class Owner:
             self.emit(ev.Notice(f"{error}; keeping the current model", "error"))
         except Exception as error:
             _log.exception("switching to %s failed", name)
-            first = (str(error).splitlines() or [""])[0]
-            text = f"{name} could not be loaded ({type(error).__name__}: {first}); keeping the current model"
+            text = f"{name} could not be loaded ({describe_unexpected(error)}); keeping the current model"
             self.emit(ev.Notice(text, "error"))
         else:
             self.archive.start(self._active)
@@ -183,7 +182,7 @@ class Owner:
             _log.warning("opening %s failed", session, exc_info=True)
             what = str(error)
             if not isinstance(error, StreamchatError):
-                what = f"{session} could not be opened ({type(error).__name__}: {(what.splitlines() or [''])[0]})"
+                what = f"{session} could not be opened ({describe_unexpected(error)})"
             if self.conversation is previous:
                 what += "; the current conversation continues"
             else:
@@ -248,10 +247,8 @@ class Owner:
                 outcome = self._failed_outcome("error", str(error))
             except Exception as error:
                 _log.exception("turn failed")
-                first = (str(error).splitlines() or [""])[0]
-                outcome = self._failed_outcome(
-                    "error", f"the turn failed and was rolled back: {type(error).__name__}: {first}"
-                )
+                why = f"the turn failed and was rolled back: {describe_unexpected(error)}"
+                outcome = self._failed_outcome("error", why)
         self.archive.changed |= not outcome.rolled_back
         self._busy = False
         on_done()
@@ -383,8 +380,7 @@ class Owner:
             self.emit(ev.Notice(str(error), "warning"))
         except Exception as error:
             _log.exception("summarizing failed")
-            first = (str(error).splitlines() or [""])[0]
-            self.emit(ev.Notice(f"summarizing failed: {type(error).__name__}: {first}", "error"))
+            self.emit(ev.Notice(f"summarizing failed: {describe_unexpected(error)}", "error"))
         finally:
             self._busy = False
             on_done()

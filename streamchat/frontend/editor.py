@@ -9,7 +9,7 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.search_path import users_environment
 from streamchat.frontend import file_access
 
@@ -37,7 +37,7 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
             with aside or nullcontext():
                 code = subprocess.run([*words, name], env=users_environment(), check=False).returncode
         except OSError as error:
-            raise ConfigError(f"the editor {words[0]} could not be started ({error.strerror or error})") from None
+            raise ConfigError(f"the editor {words[0]} could not be started ({reason_of(error)})") from None
         if code:
             raise ConfigError(f"the editor {words[0]} exited with code {code}; the message is unchanged")
         return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")

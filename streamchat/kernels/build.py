@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base import child_processes, paths
+from streamchat.base.errors import reason_of
 from streamchat.kernels.check import challenge, expected_response
 from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 
@@ -77,8 +78,8 @@ def library() -> Library:
             _build(path)
             descriptor = open_sealed(path, path.stem)
     except OSError as error:
-        reason = error.strerror or error
-        raise KernelsUnavailableError(f"compiled kernels cannot be stored in {path.parent}: {reason}") from error
+        what = f"compiled kernels cannot be stored in {path.parent}: {reason_of(error)}"
+        raise KernelsUnavailableError(what) from error
     if descriptor is None:
         raise KernelsUnavailableError(f"{path} was changed after it was written; see the log")
     return Library(path, descriptor)

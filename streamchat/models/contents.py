@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.errors import ModelNotFoundError, short
+from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
@@ -70,8 +70,8 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that points to itself
-        reason = short(getattr(error, "strerror", None) or error)
-        raise ModelNotFoundError(f"{file} cannot be read: {reason}; fetch it again or make it readable") from error
+        what = f"{file} cannot be read: {short(reason_of(error))}"
+        raise ModelNotFoundError(f"{what}; fetch it again or make it readable") from error
 
 
 def _state(file: Path) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, reason_of, short
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress
 from streamchat.models import catalogue
@@ -120,7 +120,7 @@ def _ask(url: str) -> str | None:
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLError):
             return None  # reachable; huggingface_hub brings its own certificates
-        return short(getattr(error.reason, "strerror", None) or error.reason, 80)
+        return short(reason_of(error.reason), 80)
     except (OSError, ValueError, http.client.HTTPException) as error:
         return short(error, 80)
 

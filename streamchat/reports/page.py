@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.sanitize import printable
 from streamchat.reports import figure, terminal
 from streamchat.reports.chart import Picture
@@ -111,7 +111,7 @@ def prepare_folder(folder: str) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be written ({error.strerror or error})") from None
+        raise ConfigError(f"--out {folder} cannot be written ({reason_of(error)})") from None
     return path
 
 

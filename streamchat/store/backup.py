@@ -20,7 +20,7 @@ from stat import S_ISREG
 from filelock import FileLock, Timeout
 
 from streamchat.base import paths
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.connection import connect, create_private
 from streamchat.store.failures import advice_on, advise_on_damage, is_damage, why_not_writable
 from streamchat.store.schema import MIGRATIONS
@@ -249,7 +249,7 @@ def flush(path: Path) -> None:
 
 def _reason(database: Path, error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"{error.strerror or error}; {advice_on(error.errno)}"
+        return f"{reason_of(error)}; {advice_on(error.errno)}"
     if is_damage(error) or type(error) is sqlite3.DatabaseError:
         return f"the database is damaged ({error})"
     return f"{error}; {advice_on(why_not_writable(database.parent))}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import StoreError, reason_of
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
@@ -43,7 +43,7 @@ def as_store_errors(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise StoreError(f"{path} cannot be used: {error}; {_advice(path, error)}") from error
     except OSError as error:
-        raise StoreError(f"{path} cannot be used: {error.strerror or error}; {advice_on(error.errno)}") from error
+        raise StoreError(f"{path} cannot be used: {reason_of(error)}; {advice_on(error.errno)}") from error
 
 
 def is_damage(error: BaseException | None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from streamchat.base import paths
-from streamchat.base.errors import SessionError, StoreError
+from streamchat.base.errors import SessionError, StoreError, reason_of
 from streamchat.store.records import SessionInfo
 
 PATIENCE_S = 0.5
@@ -40,7 +40,7 @@ class SessionLock:
                 f"the session {session} is open in {who}; close it there, or start a new one without --resume"
             ) from None
         except OSError as error:
-            raise StoreError(f"{folder} cannot be used: {error.strerror or error}; make it writable") from error
+            raise StoreError(f"{folder} cannot be used: {reason_of(error)}; make it writable") from error
 
     def release(self) -> None:
         """Release the lock."""

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.backup import (
     Backup,
     atomic_write,
@@ -149,8 +149,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
             try:
                 _delete(backup, session)
             except (sqlite3.Error, OSError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                problems.append(f"the backup {backup.path} may still contain it ({reason}); delete that file")
+                problems.append(f"the backup {backup.path} may still contain it ({reason_of(error)}); delete that file")
             else:
                 changed += 1
     return changed, problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 
 
 class Metrics:
@@ -53,9 +53,9 @@ class Metrics:
         try:
             self._server, self._thread = start_http_server(port, addr=host, registry=registry)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
-                f"--metrics-port {port}: http://{host}:{port} cannot be opened ({reason}); choose another port"
+                f"--metrics-port {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); "
+                "choose another port"
             ) from error
         self.port: int = self._server.server_port
 

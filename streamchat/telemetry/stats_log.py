@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.paths import private_opener, user_path
 
 
@@ -29,8 +29,9 @@ class StatsLog:
         try:
             self._file = open(user_path(path), "a", encoding="utf-8", opener=private_opener)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:  # null bytes
-            reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(f"stats_json = {path!r} cannot be written ({reason}); give another file") from None
+            raise ConfigError(
+                f"stats_json = {path!r} cannot be written ({reason_of(error)}); give another file"
+            ) from None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
@@ -41,7 +42,7 @@ class StatsLog:
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
             except OSError as error:
-                self.failure = f"{self._path} is incomplete: {error.strerror or error}"
+                self.failure = f"{self._path} is incomplete: {reason_of(error)}"
 
     def close(self) -> None:
         """Close the file; later records are dropped."""
@@ -49,4 +50,4 @@ class StatsLog:
             try:
                 self._file.close()
             except OSError as error:
-                self.failure = self.failure or f"{self._path} is incomplete: {error.strerror or error}"
+                self.failure = self.failure or f"{self._path} is incomplete: {reason_of(error)}"

@@ -11,6 +11,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
 from streamchat.base import paths
+from streamchat.base.errors import reason_of
 
 _COLORS = [
     "primary",
@@ -38,7 +39,7 @@ def user_themes(folder: Path | None = None) -> tuple[list[Theme], list[str]]:
         except ValueError as error:
             problems.append(f"{file}: not a valid theme: {error}")
         except OSError as error:
-            problems.append(f"{file}: cannot be read ({error.strerror or type(error).__name__})")
+            problems.append(f"{file}: cannot be read ({reason_of(error)})")
     return themes, problems
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from streamchat.base.errors import UnsupportedModelError
+from streamchat.base.errors import UnsupportedModelError, describe_unexpected
 from streamchat.cache.eviction.check import require_eviction_check
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import PositionFit, fit_positions
@@ -92,9 +92,8 @@ def _model_errors_as_unsupported(model: Any) -> Iterator[None]:
     except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")[:200]
         raise UnsupportedModelError(
-            f"a forward of {type(model).__name__} to measure its positions failed ({type(error).__name__}: {first})"
+            f"a forward of {type(model).__name__} to measure its positions failed ({describe_unexpected(error)})"
         ) from error
 
 

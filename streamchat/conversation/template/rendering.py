@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from streamchat.base.errors import first_line
 from streamchat.conversation.template.bounded import LimitError, run_bounded
 
 Message = dict[str, str]
@@ -43,7 +44,7 @@ class Renderer:
         try:
             self.source = str(tokenizer.get_chat_template())
         except Exception as error:  # several templates without a default
-            raise UnusableTemplateError(_first_line(error)) from None
+            raise UnusableTemplateError(first_line(error)) from None
         self.has_clock = _CLOCK in self.source
         self._options: dict[str, Any] = {}
         if self.has_clock:
@@ -79,7 +80,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
     except LimitError as error:
         reason = str(error)
     except Exception as error:  # a template may raise anything
-        raise UnusableTemplateError(f"it raises: {_first_line(error)}") from None
+        raise UnusableTemplateError(f"it raises: {first_line(error)}") from None
     else:
         longest = MOST_CHARACTERS + MOST_TIMES * sum(len(str(message)) for message in messages)
         if len(text) <= longest:
@@ -138,7 +139,3 @@ def new_marks(length: int) -> Marks:
 def _answers(source: str, moment: datetime) -> dict[str, str]:
     formats = {first or second for first, second in _LITERAL.findall(source)}
     return {text: moment.strftime(text) for text in formats if "%" in text}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,27 @@
+"""Texts of errors that streamchat did not write."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from streamchat.base.errors import describe_unexpected, first_line, reason_of
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("one", "one"), ("one\ntwo", "one"), ("\n  \n one \r\ntwo", "one"), ("", "ValueError")]
+)
+def test_the_first_line_of_an_error_is_the_first_that_says_something(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
+
+
+def test_an_unexpected_error_is_named_by_its_type_and_its_first_line() -> None:
+    assert describe_unexpected(RuntimeError("no kernel\nBacktrace: ...")) == "RuntimeError: no kernel"
+    assert describe_unexpected(MemoryError()) == "MemoryError"
+
+
+def test_the_reason_of_a_system_error_has_neither_number_nor_path() -> None:
+    assert reason_of(PermissionError(errno.EACCES, "Permission denied", "/a/file")) == "Permission denied"
+    assert reason_of(ValueError("embedded null byte")) == "embedded null byte"
+    assert reason_of(OSError()) == "OSError"
