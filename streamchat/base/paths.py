@@ -51,12 +51,6 @@ def private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a UTF-8 file readable only by the user; characters that cannot be encoded are replaced."""
-    with open(path, "w", encoding="utf-8", errors="replace", opener=private_opener) as file:
-        file.write(text)
-
-
 def private_dir(path: Path) -> Path:
     """Create the folder `path`, readable only by the user, and return it."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -64,10 +58,10 @@ def private_dir(path: Path) -> Path:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk (fsync)."""
+    """Flush a file, or the names in a folder, to the disk, if the system supports it."""
     if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

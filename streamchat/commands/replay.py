@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line, printable
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--out {folder.path} cannot be created: {error.strerror or error}") from error
         about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
-        paths.write_private(folder.about, json.dumps({**about, "settings": asdict(configuration.settings)}, indent=1))
+        write_json(folder.about, {**about, "settings": asdict(configuration.settings)}, durable=True, indent=1)
     return _replay(args, configuration, folder, script, rows, repeat, until)
 
 

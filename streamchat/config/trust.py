@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.errors import ConfigError
+from streamchat.base.atomic_files import advice_on, write_json
+from streamchat.base.errors import ConfigError, reason_of
 
 
 def store_file() -> Path:
@@ -55,14 +54,6 @@ def _known() -> dict[str, str]:
 def _write(known: dict[str, str]) -> None:
     file = store_file()
     try:
-        paths.private_dir(file.parent)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")  # readable by the user only
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as stream:
-                json.dump(known, stream, indent=1)
-            os.replace(temporary, file)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_json(file, known, durable=True, indent=1)  # the user's decisions on all files
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror or error}); make its folder writable") from error
+        raise ConfigError(f"{file} cannot be written ({reason_of(error)}); {advice_on(error.errno)}") from error

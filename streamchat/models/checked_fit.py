@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 import transformers
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import write_json
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.models.fingerprint import computed_config
@@ -83,10 +82,6 @@ def _read_verdict(file: Path) -> Verdict | None:
 
 def _write_verdict(file: Path, absolute_limit: int | None) -> None:
     try:
-        paths.private_dir(file.parent)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"passed": True, "absolute_limit": absolute_limit}, stream)
-        os.replace(temporary, file)
+        write_json(file, {"passed": True, "absolute_limit": absolute_limit}, durable=False)
     except OSError as error:
         _log.warning("the verdict of the checks could not be saved: %s", error)

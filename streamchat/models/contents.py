@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.progress import Progress, silent
 
@@ -117,12 +117,7 @@ def _read_record(file: Path) -> tuple[tuple[int, ...], str] | None:
 
 
 def _write_record(file: Path, state: tuple[int, ...], digest: str) -> None:
-    memory = _record_file(file)
     try:
-        paths.private_dir(memory.parent)
-        handle, temporary = tempfile.mkstemp(dir=memory.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"state": state, "digest": digest}, stream)
-        os.replace(temporary, memory)
+        write_json(_record_file(file), {"state": state, "digest": digest}, durable=False)
     except OSError as error:
         _log.warning("the digest of %s could not be saved, so every start will compute it: %s", file, error)

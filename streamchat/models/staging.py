@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -97,18 +96,13 @@ def _build(target: Path, build: Callable[[Path], Mapping[str, Any]]) -> None:
         files = {str(path.relative_to(model)): path.stat().st_size for path in model.rglob("*") if path.is_file()}
         (model / MANIFEST).write_text(json.dumps({**info, "files": files}, indent=1), encoding="utf-8")
         for name in (*files, MANIFEST):
-            _flush(model / name)
+            # a rename can reach the disk before the contents: after a power failure the folder would look complete
+            paths.fsync(model / name)
         if target.exists():
             shutil.rmtree(target)
         model.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    # A rename can reach the disk before the contents: after a power failure the folder would look complete.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _prefix(target: Path) -> str:

@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.atomic_files import write_text
 from streamchat.base.formatting import human_bytes, human_seconds
-from streamchat.base.paths import write_private
 from streamchat.replay.invariants import Invariant
 from streamchat.replay.run import Totals, versions
 from streamchat.reports.chart import Chart, Series
@@ -85,8 +85,8 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[Path, Path]:
     """Write both files and return their paths."""
     as_json, as_html = folder / "report.json", folder / "report.html"
-    write_private(as_json, json.dumps(report, indent=1) + "\n")
-    write_private(as_html, html_of(report, rows))
+    write_text(as_json, json.dumps(report, indent=1) + "\n", durable=False)
+    write_text(as_html, html_of(report, rows), durable=False)
     return as_json, as_html
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import queue
 import threading
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
+from streamchat.base.atomic_files import write_json, write_text
 from streamchat.base.formatting import human_seconds, plural
-from streamchat.base.paths import private_opener, write_private
+from streamchat.base.paths import private_opener
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
 
@@ -49,9 +49,7 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write the verdicts of the invariants atomically."""
-        fresh = self.invariants.with_suffix(".part")
-        write_private(fresh, json.dumps(state))
-        os.replace(fresh, self.invariants)
+        write_json(self.invariants, state, durable=False)  # `--resume-run` starts the checks anew without it
 
     def read_state(self) -> dict[str, Any]:
         """Return what `save_state` wrote; empty if the file is missing or damaged."""
@@ -81,9 +79,7 @@ class RunFolder:
 
     def truncate_to(self, rows: list[dict[str, Any]]) -> None:
         """Replace the contents of the turns file by `rows`, atomically."""
-        fresh = self.turns.with_suffix(".part")
-        write_private(fresh, "".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(fresh, self.turns)
+        write_text(self.turns, "".join(json.dumps(row) + "\n" for row in rows), durable=True)
 
 
 @dataclass
@@ -290,7 +286,7 @@ class Run:
             record["ids_held"] = conversation.log.ids_at(cache.ledger.runs)
             record["settings"] = asdict(conversation.settings)
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
-        write_private(path, json.dumps(record, indent=1))
+        write_json(path, record, durable=True, indent=1)
         return path
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamchat.base.atomic_files import SHARED, atomic_write, write_text
 from streamchat.reports.chart import Bars, Chart, Heatmap, Picture, all_whole
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ def save_pictures(folder: Path, pictures: Iterable[Picture]) -> list[Path]:
     written = []
     for picture in pictures:
         as_svg, as_png = folder / f"{picture.name}.svg", folder / f"{picture.name}.png"
-        as_svg.write_text(svg_of(picture, transparent=False) + "\n", encoding="utf-8")
-        _figure(picture, (6.4, 3.6)).savefig(as_png, format="png", dpi=150)
+        write_text(as_svg, svg_of(picture, transparent=False) + "\n", durable=False, mode=SHARED)
+        with atomic_write(as_png, durable=False, mode=SHARED) as partial:
+            _figure(picture, (6.4, 3.6)).savefig(partial, format="png", dpi=150)
         written += [as_svg, as_png]
     return written
 

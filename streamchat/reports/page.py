@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
+from streamchat.base.atomic_files import SHARED, write_text
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.sanitize import printable
 from streamchat.reports import figure, terminal
@@ -118,8 +119,8 @@ def prepare_folder(folder: str) -> Path:
 def write(page: Page, folder: Path) -> list[Path]:
     """Write NAME.json and NAME.html, and NAME.svg and NAME.png of each chart if matplotlib is installed."""
     as_json, html = folder / f"{page.name}.json", folder / f"{page.name}.html"
-    as_json.write_text(json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    html.write_text(as_html(page), encoding="utf-8")
+    write_text(as_json, json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", durable=False, mode=SHARED)
+    write_text(html, as_html(page), durable=False, mode=SHARED)
     return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from array import array
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from streamchat.base.atomic_files import write_new
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
@@ -57,8 +57,7 @@ def write_export(path: Path, text: str) -> None:
         StoreError: The file exists or cannot be written.
     """
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
+        write_new(path, text, durable=True)  # its session may be deleted next
     except FileExistsError:
         raise StoreError(f"{path} already exists; choose another name") from None
     except (OSError, ValueError) as error:

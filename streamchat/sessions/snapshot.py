@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from streamchat.base import paths
-from streamchat.base.errors import StoreError
+from streamchat.base.atomic_files import atomic_write
+from streamchat.base.errors import StoreError, reason_of
 from streamchat.cache.checkpoint import CacheCheckpoint
 
 FORMAT = 1
@@ -72,24 +70,16 @@ def save(path: Path, snapshot: Snapshot) -> int:
         "cache": {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "tensors"},
     }
     facts["checksum"] = _checksum(tensors, facts)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        paths.private_dir(path.parent)
         for left in path.parent.glob(f".{path.name}.*.part"):  # left by a killed process
             left.unlink(missing_ok=True)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
-        save_file(tensors, partial, {_KEY: json.dumps(facts)})
-        paths.fsync(partial)
-        size = partial.stat().st_size
-        os.replace(partial, path)
-        paths.fsync(path.parent)
-        return size
+        with atomic_write(path, durable=True) as partial:
+            save_file(tensors, partial, {_KEY: json.dumps(facts)})
+            return partial.stat().st_size
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error)
         raise StoreError(
-            f"the cache could not be saved to {path}: {reason}; free some disk space or make the folder writable"
+            f"the cache could not be saved to {path}: {reason_of(error)}; free some disk space or make the folder "
+            "writable"
         ) from error
 
 

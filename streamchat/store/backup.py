@@ -20,9 +20,10 @@ from stat import S_ISREG
 from filelock import FileLock, Timeout
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.connection import connect, create_private
-from streamchat.store.failures import advice_on, advise_on_damage, is_damage, why_not_writable
+from streamchat.store.failures import advise_on_damage, is_damage, why_not_writable
 from streamchat.store.schema import MIGRATIONS
 from streamchat.store.users import lock_folder
 
@@ -195,7 +196,7 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
         if is_stopped():
             raise BackupStopped
 
-    with atomic_write(target) as partial:
+    with atomic_write(target, durable=True) as partial:
         source = connect(database)
         try:
             moment = time.time()
@@ -217,34 +218,6 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
         if problem != "ok":
             raise sqlite3.DatabaseError(f"{problem}; run `streamchat doctor` for details")
         os.utime(partial, (moment, moment))
-
-
-@contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a new file to write, which replaces `target` if the block succeeds and is deleted otherwise."""
-    paths.private_dir(target.parent)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        partial.unlink(missing_ok=True)
-        yield partial
-        flush(partial)
-        os.replace(partial, target)
-        flush(target.parent)
-    finally:
-        for left in target.parent.glob(f"{partial.name}*"):  # SQLite's journal included
-            with suppress(OSError):
-                left.unlink()
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk, if the system supports it."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _reason(database: Path, error: Exception) -> str:

@@ -10,22 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from streamchat.base.atomic_files import advice_on
 from streamchat.base.errors import StoreError, reason_of
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
-_WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_HOME"
-_BY_ERRNO = {
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "your disk quota is used up; free some of it",
-    errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
-    errno.EIO: "the disk reports an error; check it, and copy the folder to another one",
-    errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
-    errno.ENFILE: "too many files are open on this machine; close some programs",
-    errno.ENAMETOOLONG: "the path is too long; choose another folder with STREAMCHAT_HOME",
-    errno.ENOTDIR: "a part of its path is a file; choose another folder with STREAMCHAT_HOME",
-    errno.EEXIST: "a file has the name of its folder; move that file aside",
-}
 _damage_advice: Callable[[Path], str] | None = None
 
 
@@ -63,14 +52,9 @@ def is_full(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
 
 
-def advice_on(code: int | None) -> str:
-    """Return what to do about an errno."""
-    return _BY_ERRNO.get(code or 0, _WRITABLE)
-
-
 def _advice(path: Path, error: sqlite3.Error) -> str:
     if is_full(error):
-        return _BY_ERRNO[errno.ENOSPC]
+        return advice_on(errno.ENOSPC)
     if is_damage(error):
         offered = _damage_advice(path) if _damage_advice is not None else ""
         return offered or "the file is damaged; move it aside and a new one will be created"

@@ -10,13 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.backup import (
     Backup,
-    atomic_write,
     backups,
     backups_locked,
-    flush,
     newest_sound_backup,
     open_backup,
     problem_of,
@@ -48,11 +47,11 @@ def restore(database: Path, backup: Backup) -> Path | None:
         alone = UserLock(database, alone=True)
         moved: list[Move] = []
         try:
-            with atomic_write(database) as partial:
+            with atomic_write(database, durable=True) as partial:
                 _copy(backup.path, partial)
                 with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
                     _ensure_sound(connection, backup)
-                flush(partial)  # slow; after the next line there is a gap until this file has the name
+                paths.fsync(partial)  # slow; after the next line there is a gap until this file has the name
                 return _set_aside(database, moved)
         except BaseException:
             for before, after in reversed(moved):
@@ -93,7 +92,7 @@ def _set_aside(database: Path, moved: list[Move]) -> Path | None:
             os.rename(before, after)
             moved.append((before, after))
         if end == LOG_FILES[-1]:
-            flush(database.parent)
+            paths.fsync(database.parent)
     return aside if aside.exists() else None
 
 
@@ -156,7 +155,7 @@ def delete_from_backups(database: Path, session: str) -> tuple[int, list[str]]:
 
 
 def _delete(backup: Backup, session: str) -> None:
-    with atomic_write(backup.path) as partial:
+    with atomic_write(backup.path, durable=True) as partial:
         _copy(backup.path, partial)
         with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
             connection.execute("PRAGMA foreign_keys = ON")

@@ -11,7 +11,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
-from streamchat.base import paths
+from streamchat.base.atomic_files import write_text
 from streamchat.store.connection import transaction
 from streamchat.store.failures import is_busy, is_full
 from streamchat.store.health import full_text_indexes
@@ -25,9 +25,7 @@ def pending_mark(path: Path) -> Path:
 
 def mark_pending(path: Path) -> None:
     """Record that text must be removed. Call this before it is deleted from the tables."""
-    mark = pending_mark(path)
-    paths.private_dir(mark.parent)
-    paths.write_private(mark, "")
+    write_text(pending_mark(path), "", durable=True)
 
 
 def scrub(connection: sqlite3.Connection, path: Path) -> bool:

@@ -11,6 +11,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import write_text
 from streamchat.base.errors import reason_of
 
 _COLORS = [
@@ -54,8 +55,7 @@ def remembered_theme() -> str:
 def remember_theme(name: str) -> bool:
     """Save the choice for the next start; returns whether that succeeded."""
     try:
-        paths.private_dir(paths.state_dir())
-        paths.write_private(_theme_file(), name + "\n")
+        write_text(_theme_file(), name + "\n", durable=False)
     except OSError:
         return False
     return True

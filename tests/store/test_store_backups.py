@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
 from streamchat.commands.doctor_store import examine_database
 from streamchat.sessions.upkeep import Upkeep
 from streamchat.store import backup as backing
-from streamchat.store import restore as restoring
 from streamchat.store import schema
 from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_sound_backup, problem_of
@@ -141,7 +141,7 @@ def test_a_failed_backup_leaves_the_ones_there_are(path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backing, "flush", full)
+    monkeypatch.setattr(paths, "fsync", full)
     with pytest.raises(StoreError, match=r"failed: No space left on device; free some disk space$"):
         back_up_daily(path)
     assert os.listdir(backup_folder(path)) == []
@@ -230,7 +230,7 @@ def test_a_full_disk_does_not_keep_a_database_from_its_migration(path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backing, "flush", full)
+    monkeypatch.setattr(paths, "fsync", full)
     assert titles(path) == ["old"]
     assert backups(path) == []
 
@@ -360,7 +360,7 @@ def test_a_restored_database_is_on_the_disk_before_the_other_one_is_moved(
     """Between the two there is no database: that must be short."""
     filled(path, "sea")
     back_up_daily(path)
-    flushed = backing.flush
+    flushed = paths.fsync
     there: list[bool] = []
 
     def slow(target: Path) -> None:
@@ -368,8 +368,7 @@ def test_a_restored_database_is_on_the_disk_before_the_other_one_is_moved(
             there.append(path.exists())
         flushed(target)
 
-    monkeypatch.setattr(backing, "flush", slow)
-    monkeypatch.setattr(restoring, "flush", slow)
+    monkeypatch.setattr(paths, "fsync", slow)
     restore(path, backups(path)[0])
     assert there[0]  # what the second call finds is on the disk already
 
@@ -610,7 +609,7 @@ def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backing, "flush", full)
+    monkeypatch.setattr(paths, "fsync", full)
     [said] = kept_up(path)
     assert said == (
         f"today's backup of {path} failed: No space left on device; free some disk space; the chat continues"

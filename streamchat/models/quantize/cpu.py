@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.progress import Progress
 from streamchat.kernels.library import kernels, why_unavailable
@@ -189,9 +190,8 @@ def _is_good_enough(model: Any, tokenizer: Any, target: Path, name: str, progres
         progress(f"Measuring {name} with quantized weights (once)", 0, 0, "")
         nats = divergence(model, tokenizer)
         try:
-            _quality_file(target).write_text(
-                json.dumps({"name": name, "divergence": nats, "limit": AUTO_LIMIT}), encoding="utf-8"
-            )
+            record = {"name": name, "divergence": nats, "limit": AUTO_LIMIT}
+            write_json(_quality_file(target), record, durable=False)
         except OSError as error:
             _log.warning("the measured quality could not be saved: %s", error)
     _log.info("%s with quantized weights: KL divergence %.5f nats/token", name, nats)

@@ -1,0 +1,97 @@
+"""Writes files so that neither readers nor a crash nor a full disk ever leave half of one.
+
+The contents go to a new file in the same folder, which then replaces the target in one step. With `durable`, the file
+and its name are flushed to the disk (fsync): needed for data that exists nowhere else. Without it, a power failure may
+lose the write, or leave an empty file in the place of the old one; enough for what is computed again if missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from streamchat.base import paths
+
+PRIVATE = 0o600
+"""Mode of a file that only the user can read."""
+SHARED = 0o666
+"""Mode of a file for others, too; the umask applies."""
+_WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_HOME"
+_BY_ERRNO = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "your disk quota is used up; free some of it",
+    errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
+    errno.EIO: "the disk reports an error; check it, and copy the folder to another one",
+    errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.ENAMETOOLONG: "the path is too long; choose another folder with STREAMCHAT_HOME",
+    errno.ENOTDIR: "a part of its path is a file; choose another folder with STREAMCHAT_HOME",
+    errno.EEXIST: "a file has the name of its folder; move that file aside",
+}
+
+
+def advice_on(code: int | None) -> str:
+    """Return what to do about the errno of a failed write."""
+    return _BY_ERRNO.get(code or 0, _WRITABLE)
+
+
+@contextmanager
+def atomic_write(target: Path, *, durable: bool, mode: int = PRIVATE) -> Iterator[Path]:
+    """Yield a new empty file to write, which replaces `target` if the block succeeds and is deleted otherwise.
+
+    Args:
+        target: Its folder is created if missing, readable only by the user.
+        durable: Whether the file must survive a power failure from then on.
+        mode: Permissions of the new file.
+
+    Raises:
+        OSError: The file cannot be written or renamed; `target` is unchanged. See `advice_on`.
+    """
+    paths.private_dir(target.parent)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield partial
+        if durable:
+            paths.fsync(partial)
+        os.replace(partial, target)
+        if durable:
+            paths.fsync(target.parent)
+    finally:
+        for left in target.parent.glob(f"{glob.escape(partial.name)}*"):  # a database's journal included
+            with suppress(OSError):
+                left.unlink()
+
+
+def write_text(target: Path, text: str, *, durable: bool, mode: int = PRIVATE) -> None:
+    """Replace `target` by `text` in UTF-8; see `atomic_write`. Characters that cannot be encoded become `?`."""
+    with atomic_write(target, durable=durable, mode=mode) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_json(target: Path, value: Any, *, durable: bool, indent: int | None = None) -> None:
+    """Replace `target` by `value` as JSON in ASCII; see `atomic_write`."""
+    write_text(target, json.dumps(value, indent=indent), durable=durable)
+
+
+def write_new(target: Path, text: str, *, durable: bool) -> None:
+    """Write a new private file like `write_text`.
+
+    Raises:
+        FileExistsError: `target` exists, also if another process has just created it.
+        OSError: The file cannot be written; no `target` is left.
+    """
+    with open(target, "x", opener=paths.private_opener):
+        pass  # the name is taken
+    try:
+        write_text(target, text, durable=durable)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
