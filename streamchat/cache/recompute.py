@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from streamchat.base.errors import CacheError, UnsupportedModelError
-from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
@@ -21,6 +20,7 @@ from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.probe import plain_forward
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.token_ids import counting_ids, position_ids
 
 CHECK_TOKENS, CHECK_CUT = 16, 6
 
@@ -106,18 +106,13 @@ def fit_recompute(model: Any, reason: str) -> PositionFit:
     Raises:
         UnsupportedModelError: Prefill in two chunks gives other logits than in one.
     """
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.arange(5, 5 + CHECK_TOKENS, device=device)[None] % vocabulary
+    ids = counting_ids(model, CHECK_TOKENS, 5)
     cache, whole = plain_forward(model, ids, None)
     refuse_unknown_layers(cache)
     if any(kind_of(layer) not in ("full", "sliding") for layer in cache.layers):
         raise UnsupportedModelError(f"{reason}, and its recurrent state cannot be rebuilt at each eviction")
     again, _ = plain_forward(model, ids[:, :CHECK_CUT], None)
-    positions = None
-    if "position_ids" in parameter_names(model):
-        positions = torch.arange(CHECK_CUT, CHECK_TOKENS, device=device)[None]
-    _, rest = plain_forward(model, ids[:, CHECK_CUT:], positions, again)
+    _, rest = plain_forward(model, ids[:, CHECK_CUT:], position_ids(model, CHECK_CUT, CHECK_TOKENS - CHECK_CUT), again)
     spread = whole.std().item() or 1.0
     difference = (rest - whole[:, CHECK_CUT:]).square().mean().sqrt().item() / spread
     if difference > (1e-3 if model.dtype == torch.float32 else 0.2):

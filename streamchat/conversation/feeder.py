@@ -12,6 +12,7 @@ from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.token_ids import input_device
 from streamchat.conversation.log import TokenLog
 from streamchat.decode.install import tokens_at_once
 
@@ -33,7 +34,7 @@ class Feeder:
 
     def __init__(self, model: Any, cache: StreamingCache, log: TokenLog) -> None:
         self.model, self.cache, self.log = model, cache, log
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         sixteen_bit_cpu = self.device.type == "cpu" and model.dtype != torch.float32
         self.padded_to = PADDED_TO if sixteen_bit_cpu and cache.croppable else 1
         """Chunks are padded to a multiple of this length if the cache has room."""

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.token_ids import input_device
 from streamchat.decode.cuda_graph import CapturedStep, CudaGraphs, Graphs
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.native_step import CompiledStep, kernels_support
@@ -32,7 +33,7 @@ def install(model: Any) -> bool:
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
     hooks on its inner modules do not run on the short path.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
     if spread or device.type not in ("cpu", "cuda"):
         return False
@@ -71,7 +72,7 @@ def install_captured(model: Any, graphs: Graphs) -> bool:
     step = static_step(model)
     if step is None:
         return False
-    captured = CapturedStep(step, model.get_input_embeddings().weight.device, model.dtype, graphs)
+    captured = CapturedStep(step, input_device(model), model.dtype, graphs)
     plain = model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:

@@ -39,10 +39,12 @@ def forward_error(model: Any) -> str:
     """Return the error of a forward pass over a few tokens, or ''. Layers on several devices may be incompatible."""
     import torch
 
-    ids = torch.arange(8, device=model.get_input_embeddings().weight.device)[None]
+    from streamchat.cache.token_ids import counting_ids
+
+    ids = counting_ids(model, 8)
     try:
         with torch.inference_mode():
-            out = model(ids % model.config.get_text_config().vocab_size, use_cache=True)
+            out = model(ids, use_cache=True)
             torch.isfinite(out.logits).all().item()  # waits for the devices
     except Exception as error:  # model code and drivers raise errors of any kind
         return short(error)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamchat.cache.token_ids import as_input
 from streamchat.quantization.linear import always_quantized, never_quantized
 from streamchat.quantization.weights import GROUP, int4_codes
 
@@ -76,7 +77,7 @@ def divergence(model: Any, tokenizer: Any) -> float:
 def predictions(model: Any, tokenizer: Any) -> Tensor:
     """Return (tokens, vocabulary) log probabilities, float32, for 256 tokens of an English text."""
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
-    tokens = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+    tokens = as_input(model, ids)
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 

@@ -16,6 +16,7 @@ from streamchat.cache.layers.kinds import kind_of
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.selfcheck import SelfCheck
 from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.token_ids import as_input
 from streamchat.verify.measure import hook_count
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.reference import RerotatingReference, prefill_logits
@@ -104,7 +105,7 @@ def check_memory(run: ModeRun, cache_size: int) -> Check:
 
 def check_logits(model: Any, fit: PositionFit, run: ModeRun, cache_size: int, num_sink_tokens: int) -> Check:
     """Compare the logits of the manual loop with the slow reference, at every step."""
-    ids = torch.tensor([run.ids], device=model.get_input_embeddings().weight.device)
+    ids = as_input(model, run.ids)
     ours, theirs = [], []
     if fit.method == "recompute":
         name = "manual: logits equal those of a prefill of all cached tokens"

@@ -22,6 +22,7 @@ from streamchat.cache.arguments import cache_keyword, given_cache
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.token_ids import as_input
 from streamchat.verify.measure import layer_lengths, storage_bytes
 
 CHUNK = 8
@@ -61,8 +62,7 @@ def run_pitfalls(
         cache_size: The budget of all methods but the growing cache.
         num_sink_tokens: Number of tokens at the start that no method evicts.
     """
-    device = model.get_input_embeddings().weight.device
-    tokens = torch.tensor([ids], device=device)
+    tokens = as_input(model, ids)
 
     def plain(name: str, handling: Callable[[Any, Counter], Any] | None = None) -> PitfallResult:
         cache, counter = DynamicCache(config=model.config), Counter()

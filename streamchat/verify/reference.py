@@ -15,6 +15,7 @@ from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.layers.kinds import kind_of
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.rotation import TensorRotation, difference
+from streamchat.cache.token_ids import input_device
 
 
 class RerotatingReference:
@@ -38,7 +39,7 @@ class RerotatingReference:
         self._fed = 0
         self._cache = _RecordingCache(config=model.config)
         self._layers = [i for i, layer in enumerate(self._cache.layers) if kind_of(layer) != "recurrent"]
-        self._cached_at = torch.empty(0, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        self._cached_at = torch.empty(0, dtype=torch.long, device=input_device(model))
         self._originals: dict[tuple[int, str], Tensor] = {}
 
     @torch.inference_mode()

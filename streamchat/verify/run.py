@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from streamchat.base.errors import ConfigError
 from streamchat.cache.context import context_length
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.selfcheck import SelfCheck, self_check
 from streamchat.cache.positions.strategy import choose_fit
+from streamchat.cache.token_ids import as_input
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain
@@ -78,8 +77,7 @@ def verify(
             f"cache_size = {cache_size} is too large: this model can use {fit.position_limit} positions; cache_size "
             f"must be at most {fit.position_limit}"
         )
-    device = model.get_input_embeddings().weight.device
-    prompt = torch.tensor([list(ids[:prompt_tokens])], device=device)
+    prompt = as_input(model, ids[:prompt_tokens])
     progress("Loop without eviction")
     addressable = context_length(model.config) or 1 << 62
     plain = run_plain(model, prompt, min(new_tokens, addressable - prompt_tokens))

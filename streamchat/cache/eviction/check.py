@@ -17,6 +17,7 @@ from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.streaming import StreamingCache
+from streamchat.cache.token_ids import random_ids
 
 SINKS = 4
 SIZES = (32, 16)
@@ -73,11 +74,8 @@ def _schedule(cache: StreamingCache) -> list[int]:
 
 def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
     """Return the float32 logits (n, vocabulary) of each forward."""
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.config.get_text_config().vocab_size
     steps = _schedule(cache)
-    generator = torch.Generator().manual_seed(11)
-    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, sum(steps)), generator=generator).to(device)
+    ids = random_ids(model, sum(steps), seed=11)
     logits = []
     with StreamingHook(model, cache):
         for index, chunk in enumerate(torch.split(ids, steps, dim=1)):

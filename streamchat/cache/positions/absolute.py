@@ -18,6 +18,7 @@ from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.probe import plain_forward, rotary_modules
+from streamchat.cache.token_ids import random_ids
 
 TOKENS = 8
 FURTHEST = 1 << 20
@@ -67,13 +68,11 @@ def _bounds(starts: list[int], same: list[bool]) -> tuple[int, int | None]:
 
 def _same(model: Any, starts: list[int]) -> list[bool]:
     """Return, for each start, whether the same tokens give the same logits there as at 0."""
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(5))
-    small = torch.arange(TOKENS, device=device)
-    positions = torch.tensor(starts, device=device)[:, None] + small
+    ids = random_ids(model, TOKENS, seed=5)
+    small = torch.arange(TOKENS, device=ids.device)
+    positions = torch.tensor(starts, device=ids.device)[:, None] + small
     with _small_rotary_positions(model, small):
-        _, logits = plain_forward(model, ids.to(device).expand(len(starts), -1), positions)
+        _, logits = plain_forward(model, ids.expand(len(starts), -1), positions)
     logits = logits.cpu()
     spread = logits[0].std().clamp_min(1e-9)
     tolerance = SAME.get(model.dtype, SAME_16_BIT)

@@ -27,6 +27,7 @@ from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_lay
 from streamchat.cache.layers.layer import LayerRotation
 from streamchat.cache.positions.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
 from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
+from streamchat.cache.token_ids import counting_ids, input_device, position_ids
 
 # Largest rounding error, as a share of the tensor's maximum. Correct fits measure 6e-7, 1.3e-3, 1.2e-2; wrong ones
 # 0.29 and more.
@@ -79,7 +80,7 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
         UnsupportedModelError: Its positions are not (only) rotations of cached tensors, or its cache has layers that
             cannot be evicted from.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     positions = torch.tensor(PROBE_POSITIONS, device=device)
     ids = torch.full((len(positions), 1), token, device=device)
@@ -122,21 +123,14 @@ def _needs_single_steps(model: Any, cache: Any, token: int) -> bool:
     """Return whether a chunk on a filled cache gives other logits than its tokens one by one (a transformers bug)."""
     if all(kind_of(layer) in ("full", "sliding") for layer in cache.layers):
         return False
-    device = model.get_input_embeddings().weight.device
-    ids = torch.arange(token, token + 12, device=device)[None] % model.config.get_text_config().vocab_size
+    ids = counting_ids(model, 12, token)
     at_once, _ = plain_forward(model, ids[:, :8], None)
     one_by_one, _ = plain_forward(model, ids[:, :8], None)
-    _, chunk = plain_forward(model, ids[:, 8:], _positions(model, 8, 4), at_once)
+    _, chunk = plain_forward(model, ids[:, 8:], position_ids(model, 8, 4), at_once)
     for i in range(8, 12):
-        _, single = plain_forward(model, ids[:, i : i + 1], _positions(model, i, 1), one_by_one)
+        _, single = plain_forward(model, ids[:, i : i + 1], position_ids(model, i, 1), one_by_one)
     spread = chunk.std().item() or 1.0
     return (chunk[:, -1] - single[:, -1]).abs().max().item() / spread > 50 * TOLERANCE.get(model.dtype, 3e-2)
-
-
-def _positions(model: Any, first: int, count: int) -> Tensor | None:
-    if "position_ids" not in parameter_names(model):
-        return None
-    return torch.arange(first, first + count, device=model.get_input_embeddings().weight.device)[None]
 
 
 def _fit_layers(
@@ -160,9 +154,8 @@ def _index_error(model: Any, layers: list[LayerRotation], token: int) -> float:
 
     Deeper layers are not compared: recurrent layers and learned softmax sinks make them differ legitimately.
     """
-    device = model.get_input_embeddings().weight.device
     with recorded_block_input(model) as inputs:
-        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), token, device=device), None)
+        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), token, device=input_device(model)), None)
     error = _deviation(inputs[0][0], inputs[0][0][:1]) if inputs else 0.0
     layer = cache.layers[0]
     if kind_of(layer) == "recurrent" or not isinstance(layer, DynamicLayer):

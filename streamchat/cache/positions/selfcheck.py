@@ -19,6 +19,7 @@ from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.layers.kinds import kind_of
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.rotation import difference
+from streamchat.cache.token_ids import random_ids
 
 PROMPT_TOKENS = 24
 # one token instead of eight is too noisy in bfloat16
@@ -51,15 +52,11 @@ def self_check(model: Any, fit: PositionFit) -> SelfCheck:
     if "position_ids" not in parameter_names(model):
         # nothing can be moved, and nothing needs to be: `fit_positions` found no cached tensor with a position
         return SelfCheck(0.0, 0.0, 0.0, 0.0, not fit.rotates)
-    device = model.get_input_embeddings().weight.device
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(min(3, vocabulary - 1), vocabulary, (1, PROMPT_TOKENS + CHUNK_TOKENS), generator=generator)
-    ids = ids.to(device)
+    ids = random_ids(model, PROMPT_TOKENS + CHUNK_TOKENS, seed=3)
     name = cache_keyword(model)
 
     def run(cache: Any, tokens: Tensor, first: int) -> Tensor:
-        positions = torch.arange(first, first + tokens.shape[1], device=device)[None]
+        positions = torch.arange(first, first + tokens.shape[1], device=ids.device)[None]
         logits = model(input_ids=tokens, position_ids=positions, use_cache=True, **{name: cache}).logits
         return torch.as_tensor(logits[0]).float()
 
