@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeError
 from streamchat.cache.arguments import by_keyword, cache_keyword, given_cache, given_tokens, parameter_names
 from streamchat.cache.recompute import RecomputingCache
+from streamchat.cache.room import quarter_of_room
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.wrappers import causal_lm
 
@@ -117,8 +118,8 @@ class StreamingHook:
     def _feed_first_chunks(self, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Feed all but the last chunk of an input that does not fit; sets the last chunk in `kwargs` and returns it."""
         cache, count = self.cache, tokens.shape[1]
-        room = cache.cache_size - max(cache.num_sink_tokens, cache.num_retained)
-        fits = count <= (room if cache.length else cache.cache_size)
+        retained = max(cache.num_sink_tokens, cache.num_retained)
+        fits = count <= cache.cache_size - (retained if cache.length else 0)
         one_by_one = cache.fit.single_steps and cache.length > 0 and count > 1
         if fits and not one_by_one:
             return tokens
@@ -129,8 +130,7 @@ class StreamingHook:
                     "empty (a bug in transformers' recurrent layers); feed them one at a time"
                 )
             return tokens  # `make_room` raises, with the number of tokens that fit
-        # A quarter of the room, so that each chunk still attends to much of the text before it.
-        size = 1 if cache.fit.single_steps else max(1, room // 4)
+        size = 1 if cache.fit.single_steps else quarter_of_room(cache.cache_size, retained, count)
         name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
         chunks = torch.split(tokens, size, dim=1)
         for chunk in chunks[:-1]:

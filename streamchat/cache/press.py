@@ -18,8 +18,9 @@ from streamchat.cache.context import context_length
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
-from streamchat.cache.positions.probe import rotary_modules
+from streamchat.cache.positions.probe import rope_kinds, rotary_modules
 from streamchat.cache.positions.strategy import choose_fit, make_cache
+from streamchat.cache.room import budget_from_ratio
 from streamchat.cache.streaming import EvictionOptions, StreamingCache
 from streamchat.cache.wrappers import causal_lm
 
@@ -130,7 +131,7 @@ class StreamingPress:
         self._hook.calls = 0
         self._replace("forward", _hooked_forward(self.causal_lm, self._hook))
         self._replace("generate", _checked_generate(self))
-        if any(_is_longrope(module) for module in rotary_modules(self.causal_lm)):
+        if any("longrope" in rope_kinds(module) for module in rotary_modules(self.causal_lm)):
             # Phi-3's version drops the cache when the text exceeds the range of its short factors; our positions do not
             plain: Any = GenerationMixin.prepare_inputs_for_generation
             self._replace("prepare_inputs_for_generation", plain.__get__(self.causal_lm))
@@ -297,9 +298,4 @@ def _budget(context: int | None, sinks: int, cache_size: int | None, ratio: floa
         raise ConfigError(f"compression_ratio = {ratio} must be at least 0 and below 1")
     if context is None:
         raise ConfigError("compression_ratio needs a model with a known context length; give cache_size instead")
-    return max(sinks + 10, int(context * (1 - ratio)))
-
-
-def _is_longrope(module: Any) -> bool:
-    kinds = getattr(module, "rope_type", "")
-    return "longrope" in (kinds.values() if isinstance(kinds, dict) else [kinds])
+    return budget_from_ratio(context, ratio, sinks)

@@ -17,6 +17,7 @@ from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
 from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.room import quarter_of_room
 
 # up to this position the phase error in float32 stays below 1e-3 of the logits' spread
 POSITION_LIMIT = 4096
@@ -392,7 +393,7 @@ class StreamingCache(DynamicCache):
 
     def _block(self) -> int:
         """Return the minimum number of tokens per token-level eviction."""
-        return min(self.options.block, max(1, (self.cache_size - self.num_retained) // 4))
+        return quarter_of_room(self.cache_size, self.num_retained, self.options.block)
 
     def _rebase_if_needed(self, incoming: int) -> None:
         if self.length and self.next_position + incoming > self.position_limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamchat.base.errors import ConfigError
+from streamchat.cache.room import budget_from_ratio
 from streamchat.config.loader import SESSION_ORIGIN, Configuration
 
 
@@ -25,7 +26,7 @@ def resolve_cache_size(configuration: Configuration, context: int | None) -> tup
                 f"{place}: compression_ratio needs a model with a known context length, and this one has none; set "
                 "cache_size instead"
             )
-        size = max(sinks + 10, int(context * (1 - settings.compression_ratio)))
+        size = budget_from_ratio(context, settings.compression_ratio, sinks)
         if size > context:
             raise ConfigError(
                 f"{configuration.origin('num_sink_tokens')}: num_sink_tokens = {sinks} is too large for this model's "

@@ -18,6 +18,7 @@ from streamchat.cache.eviction.policy import Run
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.room import quarter_of_room
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.config.settings import Settings
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
@@ -289,7 +290,7 @@ class Conversation:
             self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
             self.ttft_s = self.decode_tps = None
-            reserve = min(self.settings.max_new_tokens, (self.cache.cache_size - self.cache.num_retained) // 4)
+            reserve = quarter_of_room(self.cache.cache_size, self.cache.num_retained, self.settings.max_new_tokens)
             self.cache.begin_turn(len(prompt), reserve if reply is None else len(encoded.reply))
             logits = self._prefill(turn, prompt, cancelled)
             if reply is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.room import quarter_of_room
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
 from streamchat.conversation.log import TokenLog
@@ -129,5 +130,4 @@ class Feeder:
     def _chunk_size(self) -> int:
         if self.cache.fit.single_steps and self.cache.length:
             return 1
-        # A quarter of the room: if a prompt is larger than the cache, each chunk still attends to the tokens before it.
-        return min(PREFILL_CHUNK, max(1, (self.cache.cache_size - self.cache.num_retained) // 4))
+        return quarter_of_room(self.cache.cache_size, self.cache.num_retained, PREFILL_CHUNK)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from streamchat.cache.positions.probe import rope_kinds
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.parts import Backend, Op, layer_norm
 from streamchat.decode.spec import NormSpec, model_spec
@@ -58,7 +59,7 @@ class StaticLayer:
 
 def static_step(model: Any) -> Step | None:
     """Return the step of `model` on `StaticLayer`s, for `bind`; None if the model is not supported."""
-    changing = any(getattr(module, "rope_type", None) in CHANGING_ROPES for module in model.modules())
+    changing = any(kind in CHANGING_ROPES for module in model.modules() for kind in rope_kinds(module))
     spec = model_spec(model)
     return None if changing or spec is None else decode_step(spec, STATIC)
 

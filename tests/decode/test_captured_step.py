@@ -289,6 +289,12 @@ def test_ropes_that_change_with_the_length_are_not_recorded(rope: str) -> None:
     assert "forward" not in model.__dict__
 
 
+def test_a_rope_that_changes_in_one_kind_of_layer_is_not_recorded_either() -> None:
+    model = make("llama")
+    model.model.rotary_emb.rope_type = {"full_attention": "dynamic", "sliding_attention": "default"}
+    assert not install_captured(model, RecordedGraphs())
+
+
 def test_other_families_and_models_on_several_devices_keep_their_forward() -> None:
     assert not install_captured(build("gemma"), RecordedGraphs())
     spread = make("llama")

@@ -25,7 +25,13 @@ from streamchat.cache.arguments import parameter_names
 from streamchat.cache.context import context_length
 from streamchat.cache.layers.kinds import device_of, kind_of, refuse_unknown_layers
 from streamchat.cache.layers.layer import LayerRotation
-from streamchat.cache.positions.probe import plain_forward, recorded_block_input, recorded_rotary_calls, rotary_modules
+from streamchat.cache.positions.probe import (
+    plain_forward,
+    recorded_block_input,
+    recorded_rotary_calls,
+    rope_kinds,
+    rotary_modules,
+)
 from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
 from streamchat.cache.token_ids import counting_ids, input_device, position_ids
 
@@ -210,9 +216,8 @@ def _position_limit(model: nn.Module) -> int | None:
         table = getattr(module, "embed_positions", None)
         if isinstance(table, Tensor):
             limits.append(table.shape[0])
-        kinds = getattr(module, "rope_type", "")
-        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
-            if "dynamic" in str(kind):
+        for kind in rope_kinds(module):
+            if "dynamic" in kind:
                 limits.append(int(cast(Any, module).original_max_seq_len))
             if kind == "longrope":
                 limits += longrope_limits(module)

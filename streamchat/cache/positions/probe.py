@@ -19,6 +19,14 @@ def rotary_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if "rotary" in type(module).__name__.lower()]
 
 
+def rope_kinds(module: nn.Module) -> list[str]:
+    """Return the RoPE types of a rotary module, one per layer type if they differ; none for other modules."""
+    kinds = getattr(module, "rope_type", None)
+    if isinstance(kinds, dict):
+        return list(map(str, kinds.values()))
+    return [] if kinds is None else [str(kinds)]
+
+
 @contextmanager
 def recorded_rotary_calls(model: nn.Module) -> Iterator[list[RotaryCall]]:
     """Context manager: record the calls of rotary modules, in order."""
