@@ -5,18 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from streamchat.base.events import ModelLoading
+from streamchat.base.progress import Progress
 from streamchat.frontend.progress import ProgressLine
-
-
-class Progress(Protocol):
-    """Reports a stage and how much of it is done."""
-
-    def __call__(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        """Show the progress."""
-        ...
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
+from streamchat.base.progress import Progress
 from streamchat.benchmarks import compare
 from streamchat.cli import flags
-from streamchat.cli.loading import Progress, loading_line
+from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, print_page
 from streamchat.commands import bench_step
 from streamchat.commands.bench_step import Result

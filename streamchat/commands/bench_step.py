@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.devices import device_type, is_spread
 from streamchat.base.errors import ConfigError
-from streamchat.cli.loading import Progress
+from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:

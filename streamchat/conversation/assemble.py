@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
+from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.models.load import LoadedModel
 
-Progress = Callable[[str, int, int, str], None]
-"""(stage, done, total, unit), see `ModelLoading`."""
 Load = Callable[[Configuration, Progress], "LoadedModel"]
 
 
@@ -64,7 +63,7 @@ def assemble(
     context = context_length(loaded.model.config)
     cache_size, note = resolve_cache_size(configuration, context)
     chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
-    progress("Checking positions", 0, 0, "")
+    progress("Checking positions")
     fit = choose_checked_fit(loaded.model)
     conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
     info = ev.ModelInfo(

@@ -30,7 +30,7 @@ from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.pins import SMALLEST_WINDOW, set_pin
 from streamchat.conversation.reasoning import learn_reasoning
 from streamchat.conversation.reply import ReplyText
-from streamchat.conversation.rollback import REACH, Rollback, UndoResult, free_memory, is_out_of_memory
+from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, new_generator
 from streamchat.conversation.segments import segments
 from streamchat.conversation.template.chat_format import ChatFormat
@@ -302,7 +302,7 @@ class Conversation:
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
             if is_out_of_memory(error):
-                free_memory(self._device)
+                release_memory(self._device)
                 raise TurnError(
                     f"out of memory in turn {number} ({len(prompt)} tokens); it was rolled back; try a shorter message "
                     "or a smaller --cache-size"

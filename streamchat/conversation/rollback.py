@@ -58,7 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
-def free_memory(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Release the accelerator memory that torch's allocator has cached."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -174,7 +174,7 @@ class Rollback:
                 if not is_out_of_memory(error):
                     raise
                 _log.warning("not enough memory to prefill %s", smaller.runs)
-                free_memory(self._feeder.device)
+                release_memory(self._feeder.device)
                 smaller = half_of(smaller, self._cache, self._log)
         return self._cache.length
 

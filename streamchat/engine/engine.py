@@ -223,7 +223,7 @@ class Engine:
         _log.error("%s: %s\n%s", title, message, details)
         self._emit(ev.EngineFailed(title, message, int(exit_code), details))
 
-    def _progress(self, stage: str, done: int, total: int, unit: str) -> None:
+    def _progress(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         if self._closing.is_set():
             raise _Closing
         self._emit(ev.ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))

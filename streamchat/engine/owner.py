@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError, describe_unexpected
+from streamchat.base.progress import Progress
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Load, Progress, StartedConversation, assemble
+from streamchat.conversation.assemble import Load, StartedConversation, assemble
 from streamchat.sessions.archive import ActiveConversation, Archive, OpenStore
 from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
@@ -110,7 +111,7 @@ class Owner:
             then: Called before `ModelReady` is emitted, so that front ends see its effect by then.
         """
         started = time.perf_counter()
-        self._progress("Starting", 0, 0, "")
+        self._progress("Starting")
         same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
         previous = self.conversation
         loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)

@@ -20,7 +20,8 @@ def test_the_budget_of_a_ratio(context: int, ratio: float, sinks: int, budget: i
 
 
 @pytest.mark.parametrize(
-    ("cache_size", "retained", "most", "size"), [(64, 4, 512, 15), (4096, 4, 512, 512), (16, 14, 512, 1), (16, 16, 9, 1)]
+    ("cache_size", "retained", "most", "size"),
+    [(64, 4, 512, 15), (4096, 4, 512, 512), (16, 14, 512, 1), (16, 16, 9, 1)],
 )
 def test_a_quarter_of_the_room(cache_size: int, retained: int, most: int, size: int) -> None:
     assert quarter_of_room(cache_size, retained, most) == size

@@ -185,7 +185,7 @@ def test_cache_folder_that_cannot_be_written(wheel: Path, tmp_path: Path, monkey
 
 
 def test_cancelled_fetch_leaves_nothing_and_ends_pip(slow_index: SlowIndex) -> None:
-    def cancel(_stage: str, done: int, _total: int, _unit: str) -> None:
+    def cancel(_stage: str, done: int = 0, _total: int = 0, _unit: str = "") -> None:
         if done > 0:
             assert running_pips(models_dir())
             raise KeyboardInterrupt
@@ -233,7 +233,7 @@ def test_second_process_waits_for_the_first(slow_index: SlowIndex) -> None:
     assert slow_index.sent.wait(60)
     said: list[str] = []
 
-    def listen(stage: str, _done: int, _total: int, _unit: str) -> None:
+    def listen(stage: str, _done: int = 0, _total: int = 0, _unit: str = "") -> None:
         said.append(stage)
         slow_index.go_on.set()
 

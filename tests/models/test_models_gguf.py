@@ -108,7 +108,7 @@ def test_cancelled_conversion_leaves_nothing(gguf_file: Path) -> None:
     class CancelledError(Exception):
         pass
 
-    def cancel(_stage: str, done: int, _total: int, _unit: str) -> None:
+    def cancel(_stage: str, done: int = 0, _total: int = 0, _unit: str = "") -> None:
         if done == 5:
             raise CancelledError
 

@@ -160,7 +160,7 @@ def test_cancelled_fetch_goes_on_where_it_stopped(fake_hub: FakeHub, pythia: Pat
     class CancelledError(Exception):
         pass
 
-    def cancel(_stage: str, done: int, total: int, unit: str) -> None:
+    def cancel(_stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         if unit and done > total * 0.9:
             raise CancelledError
 

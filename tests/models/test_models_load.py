@@ -113,7 +113,7 @@ def test_progress_may_cancel(folder: Path) -> None:
     class CancelledError(Exception):
         pass
 
-    def cancel(stage: str, _done: int, _total: int, _unit: str) -> None:
+    def cancel(stage: str, _done: int = 0, _total: int = 0, _unit: str = "") -> None:
         if stage == "Loading tiny-llama":
             raise CancelledError
 
