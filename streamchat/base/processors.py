@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+from streamchat.base.cgroups import group_folders, read_lines
 
 
 def usable_processors() -> int:
@@ -25,45 +24,22 @@ def allowed_processors() -> int:
     return os.cpu_count() or 1
 
 
-def processor_quota(cgroups: Path | None = None, membership: Path | None = None) -> float | None:
-    """Return the CPU quota of the Linux control groups, in processors; None without one and on other systems.
-
-    Args:
-        cgroups: Mount point of the cgroup file systems.
-        membership: File that lists the groups of this process, as lines `number:controllers:path`.
-    """
-    cgroups, membership = cgroups or CGROUPS, membership or MEMBERSHIP
-    found: list[float] = []
-    for line in _lines(membership):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:  # version 2, alone or next to version 1
-            mounts, read = [cgroups, cgroups / "unified"], _unified_quota
-        elif "cpu" in controllers.split(","):
-            mounts, read = [cgroups / controllers, cgroups / "cpu"], _old_quota
-        else:
-            continue
-        for mount in mounts:
-            # a container may have its own group mounted as the root while the path is that of the host
-            found += [quota for folder in _up(mount, path) if (quota := read(folder)) is not None]
-    return min(found, default=None)
-
-
-def _up(mount: Path, path: str) -> list[Path]:
-    """Return the folders of a group and of its parents: a quota limits all groups below it."""
-    folder = mount / path.lstrip("/")
-    return [folder, *(each for each in folder.parents if each == mount or mount in each.parents)]
+def processor_quota() -> float | None:
+    """Return the CPU quota of the Linux control groups, in processors; None without one and on other systems."""
+    readers = {1: _old_quota, 2: _unified_quota}
+    found = (readers[version](folder) for folder, version in group_folders("cpu"))
+    return min((quota for quota in found if quota is not None), default=None)
 
 
 def _unified_quota(folder: Path) -> float | None:
     """Read `cpu.max` of version 2: `max 100000`, or `150000 100000` in microseconds."""
-    words = " ".join(_lines(folder / "cpu.max")).split()
+    words = " ".join(read_lines(folder / "cpu.max")).split()
     return _ratio(words[0], words[1]) if len(words) == 2 else None
 
 
 def _old_quota(folder: Path) -> float | None:
     """Read `cpu.cfs_quota_us` (-1 without a limit) and `cpu.cfs_period_us` of version 1."""
-    quota, period = (" ".join(_lines(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    quota, period = (" ".join(read_lines(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
     return _ratio(quota, period)
 
 
@@ -71,10 +47,3 @@ def _ratio(quota: str, period: str) -> float | None:
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return None  # "max", "-1", nothing
     return int(quota) / int(period)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

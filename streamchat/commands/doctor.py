@@ -188,14 +188,13 @@ def _device(report: Report) -> Rows:
 
     from streamchat.models import device as devices
 
-    memory = psutil.virtual_memory()
     rows: Rows = {
         "devices": devices.available_devices(),
         "cpu": platform.processor() or platform.machine(),
         "processors": _processors(),
         "threads of torch": torch.get_num_threads(),
-        "memory bytes": int(memory.total),
-        "free bytes": int(memory.available),
+        "memory bytes": int(psutil.virtual_memory().total),
+        "free bytes": devices.free_memory("cpu"),
         "bfloat16 on cpu": devices.cpu_has_bfloat16(),
         "cpu kernels": _kernels(),
     }

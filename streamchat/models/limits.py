@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from streamchat.base.cgroups import group_folders
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 
 START_BYTES = 1_250_000_000
 """Address space of Python with torch and transformers before any model (1.0 GB measured with two threads)."""
-PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
@@ -54,41 +53,24 @@ def _address_space_left() -> int | None:
 
 def _cgroup_left() -> int | None:
     """Return the bytes left in the tightest enclosing cgroup, or None without a limit. File caches count as free."""
-    left = [limit - used for folder, names in _cgroup_folders() for limit, used in _limit_and_use(folder, names)]
-    return min(left, default=None)
+    left = (_left_in(folder, NAMES[version]) for folder, version in group_folders("memory"))
+    return min((size for size in left if size is not None), default=None)
 
 
 Names = tuple[str, str, str]
 """Files with the limit and the usage of a cgroup, and the field of `memory.stat` that the kernel can reclaim."""
-_V2: Names = ("memory.max", "memory.current", "inactive_file")
-_V1: Names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+NAMES: dict[int, Names] = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
-def _cgroup_folders() -> Iterator[tuple[Path, Names]]:
-    try:
-        lines = PROC.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            root, names = CGROUPS, _V2
-        elif "memory" in controllers.split(","):
-            root, names = CGROUPS / "memory", _V1
-        else:
-            continue
-        inside = Path(path.lstrip("/"))
-        for folder in (inside, *inside.parents):  # inside a container, the path may be the host's
-            yield root / folder, names
-
-
-def _limit_and_use(folder: Path, names: Names) -> Iterator[tuple[int, int]]:
+def _left_in(folder: Path, names: Names) -> int | None:
     limit_file, use_file, droppable = names
     try:
         limit = int((folder / limit_file).read_text(encoding="utf-8"))
         used = int((folder / use_file).read_text(encoding="utf-8"))
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-        yield limit, used - int(stat.get(droppable, 0))
+        return limit - used + int(stat.get(droppable, 0))
     except (OSError, ValueError):
-        return  # no such cgroup here, or "max"
+        return None  # no such cgroup here, or "max"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from streamchat.base import cgroups as groups
+from streamchat.cli import main as cli
 from streamchat.models import limits
 
 GB = 10**9
@@ -17,10 +20,10 @@ GB = 10**9
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cgroup tree of ours, without any limit yet."""
-    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(groups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(groups, "MEMBERSHIP", tmp_path / "proc")
     monkeypatch.setattr(limits, "_address_space_limit", lambda: None)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB}))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 64 * GB, "total": 80 * GB}))
     return tmp_path
 
 
@@ -34,11 +37,12 @@ def write_cgroup(folder: Path, names: tuple[str, str, str], limit: str, used: in
 @pytest.mark.parametrize(
     ("line", "at", "names"),
     [
-        ("0::/user/chat", "user/chat", limits._V2),
-        ("0::/user/chat", "user", limits._V2),  # the limit of a parent counts, too
-        ("0::/of/the/host", "", limits._V2),  # inside a container
-        ("4:memory:/docker/1", "memory/docker/1", limits._V1),
-        ("7:cpu,memory:/a", "memory", limits._V1),
+        ("0::/user/chat", "user/chat", limits.NAMES[2]),
+        ("0::/user/chat", "user", limits.NAMES[2]),  # the limit of a parent counts, too
+        ("0::/of/the/host", "", limits.NAMES[2]),  # inside a container
+        ("4:memory:/docker/1", "memory/docker/1", limits.NAMES[1]),
+        ("7:cpu,memory:/a", "memory", limits.NAMES[1]),
+        ("7:cpu,memory:/a", "cpu,memory/a", limits.NAMES[1]),  # without the link from `memory`
     ],
 )
 def test_a_cgroup_limits_the_memory(cgroups: Path, line: str, at: str, names: tuple[str, str, str]) -> None:
@@ -47,10 +51,18 @@ def test_a_cgroup_limits_the_memory(cgroups: Path, line: str, at: str, names: tu
     assert limits.available_memory() == 3 * GB // 2
 
 
+def test_doctor_shows_the_memory_that_a_model_may_use(cgroups: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cgroups / "proc").write_text("0::/\n")
+    write_cgroup(cgroups, limits.NAMES[2], str(3 * GB), used=2 * GB, cached=0)
+    cli.main(["doctor", "--json"])
+    device = json.loads(capsys.readouterr().out)["device"]
+    assert (device["memory bytes"], device["free bytes"]) == (80 * GB, GB)
+
+
 def test_no_limit_leaves_the_machine_s_memory(cgroups: Path) -> None:
     assert limits.available_memory() == 64 * GB
     (cgroups / "proc").write_text("0::/user\n")
-    write_cgroup(cgroups / "user", limits._V2, "max", used=2 * GB, cached=0)
+    write_cgroup(cgroups / "user", limits.NAMES[2], "max", used=2 * GB, cached=0)
     assert limits.available_memory() == 64 * GB
 
 

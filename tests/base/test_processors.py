@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamchat.base import processors
+from streamchat.base import cgroups
 from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.benchmarks import pools
 from streamchat.cli import main as cli
@@ -46,12 +46,17 @@ def write(path: Path, text: str) -> None:
         ("0::/\n", {"cpu.max": "100000 0\n"}, None),
     ],
 )
-def test_the_limits_of_control_groups(tmp_path: Path, groups: str, files: dict[str, str], quota: float | None) -> None:
+def test_the_limits_of_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str], quota: float | None
+) -> None:
     for name, text in files.items():
         write(tmp_path / "fs" / name, text)
     write(tmp_path / "cgroup", groups)
-    assert processor_quota(tmp_path / "fs", tmp_path / "cgroup") == quota
-    assert processor_quota(tmp_path / "no", tmp_path / "none") is None
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "cgroup")
+    assert processor_quota() == quota
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "none")
+    assert processor_quota() is None
 
 
 @pytest.fixture
@@ -59,8 +64,8 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen processors, eight of them allowed, time for five and a half."""
     write(tmp_path / "fs" / "cpu.max", "550000 100000\n")
     write(tmp_path / "cgroup", "0::/\n")
-    monkeypatch.setattr(processors, "CGROUPS", tmp_path / "fs")
-    monkeypatch.setattr(processors, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "cgroup")
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
 
@@ -72,7 +77,7 @@ def test_the_smallest_limit_counts(limited: None, monkeypatch: pytest.MonkeyPatc
     assert usable_processors() == 1
     assert pools.default_workers() == 1
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
-    monkeypatch.setattr(processors, "MEMBERSHIP", Path("nowhere"))
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
     assert usable_processors() == 16
 
 
@@ -100,7 +105,7 @@ def test_doctor_says_why_not_all_are_used(
 
     assert row() == "5 of 16: this process may run on 8 and has a quota of 5.5 (cgroup)"
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(processors, "MEMBERSHIP", Path("nowhere"))
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
     assert row() == "8"
 
 
