@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def config_dir() -> Path:
 def cache_dir() -> Path:
     """Return the folder of fetched and converted models; safe to delete. It may not exist yet."""
     return _root("cache", _DIRS.user_cache_dir)
+
+
+def cache_path(folder: str, key: str | bytes, ending: str) -> Path:
+    """Return the path in `folder` of the cache for what `key` identifies: the start of its SHA-256, and `ending`."""
+    digest = hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+    return cache_dir() / folder / f"{digest[:32]}{ending}"
 
 
 def data_dir() -> Path:

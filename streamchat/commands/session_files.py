@@ -84,7 +84,7 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
         kept = []
         changed, problems = delete_from_backups(store.path, info.id)
     gone = store.delete(info.id)
-    also = f", also from {_count(changed)}" if changed else ""
+    also = f", also from {plural(changed, 'backup')}" if changed else ""
     print_line(f"{info.id} was deleted{also}.")
     if kept:
         print_line(_until(kept))
@@ -100,17 +100,16 @@ def _is_in_backups_only(store: Store, name: str) -> bool:
 
 def _delete_left_over(store: Store, session: str) -> int:
     changed, problems = delete_from_backups(store.path, session)
-    print_line(f"{session} was deleted from {_count(changed)}.")
+    print_line(f"{session} was deleted from {plural(changed, 'backup')}.")
     return _end(store, problems)
 
 
 def _until(kept: Sequence[Backup]) -> str:
     """Describe when the backups that still contain a session will be replaced."""
-    contain = "still contains it" if len(kept) == 1 else "still contain it"
     until = f"daily backups are replaced over the next {KEEP} days with a chat"
     if any(not backup.is_daily for backup in kept):
         until = f"some of them remain until you delete them from {kept[0].path.parent}"
-    return f"{_count(len(kept))} {contain}: {until}."
+    return f"{plural(len(kept), 'backup still contains', 'backups still contain')} it: {until}."
 
 
 def _end(store: Store, problems: Sequence[str]) -> int:
@@ -119,10 +118,6 @@ def _end(store: Store, problems: Sequence[str]) -> int:
     for aside in set_aside(store.path):
         print_line(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK
-
-
-def _count(number: int) -> str:
-    return "1 backup" if number == 1 else f"{number} backups"
 
 
 # --- repairing and backups --------------------------------------------------------------------------------------

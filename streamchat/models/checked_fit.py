@@ -52,8 +52,7 @@ def verdict_file(model: Any) -> Path:
         "transformers": transformers.__version__,
         "code": _code_digest(),
     }
-    text = json.dumps(conditions, sort_keys=True, default=str)
-    return paths.cache_dir() / "verdicts" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True, default=str), ".json")
 
 
 def _device_summary(model: Any) -> str:

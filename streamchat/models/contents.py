@@ -104,8 +104,7 @@ def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
 
 
 def _record_file(file: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
-    return paths.cache_dir() / "digests" / f"{name}.json"
+    return paths.cache_path("digests", os.fsencode(file), ".json")
 
 
 def _read_record(file: Path) -> tuple[tuple[int, ...], str] | None:

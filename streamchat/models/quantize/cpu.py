@@ -92,8 +92,7 @@ def quantized_folder(model: Any, kind: Kind) -> Path:
     """Return the folder of this model's quantized copy, which depends on the weights, the kernels and the format."""
     layout = "compiled" if kernels() is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
     conditions = [model_fingerprint(model), kind, FORMAT, layout]
-    digest = hashlib.sha256(json.dumps(conditions).encode()).hexdigest()[:32]
-    return paths.cache_dir() / "weights" / f"{digest}-{kind}"
+    return paths.cache_path("weights", json.dumps(conditions), f"-{kind}")
 
 
 def _obstacle(model: Any, device: str) -> str:
