@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from streamchat.base.events import Part, Segment
+from streamchat.base.events import Segment, SegmentPart
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.conversation.log import TokenLog, TurnRecord
@@ -33,7 +33,7 @@ def segments(ledger: Ledger, log: TokenLog, *, sinks: int, pins: Iterable[Run]) 
     return tuple(found)
 
 
-def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, int]]:
+def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[SegmentPart, int, int, int]]:
     """Yield (part, turn, first, stop) of each message that a run of the ledger touches, oldest first."""
     system_stop = log.turns[0].start if log.turns else len(log)
     if system_stop:
@@ -46,7 +46,7 @@ def _messages(ledger: Ledger, log: TokenLog) -> Iterator[tuple[Part, int, int, i
                 yield from _parts_of(turn, len(log))
 
 
-def _parts_of(turn: TurnRecord, end: int) -> Iterator[tuple[Part, int, int, int]]:
+def _parts_of(turn: TurnRecord, end: int) -> Iterator[tuple[SegmentPart, int, int, int]]:
     stop = end if turn.end is None else turn.end
     reply = stop if turn.reply_start is None else min(turn.reply_start, stop)
     yield "user", turn.number, turn.start, reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from streamchat.base.events import CacheState, Part, Segment
+from streamchat.base.events import CacheState, Segment, SegmentPart
 
 Visibility = Literal["visible", "partial", "evicted"]
 
@@ -33,7 +33,7 @@ class ContextView:
     """Per-turn view of one `CacheState`."""
 
     def __init__(self, cache: CacheState) -> None:
-        self._segments: dict[tuple[Part, int], Segment] = {}
+        self._segments: dict[tuple[SegmentPart, int], Segment] = {}
         for segment in cache.segments:
             if segment.turn:
                 self._segments[segment.part, segment.turn] = segment

@@ -13,7 +13,7 @@ from streamchat.cache.arguments import by_keyword, given_tokens, parameter_names
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One forward of the model, observed from outside."""
 
     number: int
@@ -54,8 +54,8 @@ def storage_bytes(cache: Any) -> int:
 
 
 @contextmanager
-def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[Step]]:
-    """Context manager: record one `Step` per forward of `model`.
+def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[RecordedStep]]:
+    """Context manager: record one `RecordedStep` per forward of `model`.
 
     Enter it before any hook that evicts: `before` is then read before that hook runs.
 
@@ -63,7 +63,7 @@ def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[
         model: The causal LM.
         cache: Returns the cache to read.
     """
-    steps: list[Step] = []
+    steps: list[RecordedStep] = []
     names = parameter_names(model)
     running: list[tuple[int, int]] = []
 
@@ -73,7 +73,7 @@ def recorded_steps(model: nn.Module, cache: Callable[[], Any]) -> Iterator[list[
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         fed, before = running.pop()
-        steps.append(Step(len(steps) + 1, fed, before, layer_lengths(cache()), storage_bytes(cache())))
+        steps.append(RecordedStep(len(steps) + 1, fed, before, layer_lengths(cache()), storage_bytes(cache())))
 
     handles = [
         model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),

@@ -17,7 +17,7 @@ from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
-from streamchat.verify.measure import Step, hook_count, recorded_steps
+from streamchat.verify.measure import RecordedStep, hook_count, recorded_steps
 
 Mode = Literal["plain", "manual", "generate"]
 
@@ -27,7 +27,7 @@ class ModeRun:
     """The recorded run of one mode."""
 
     mode: Mode
-    steps: list[Step]
+    steps: list[RecordedStep]
     ids: list[int]
     """Prompt and greedily chosen tokens; the last one was not fed."""
     logits: list[Tensor]

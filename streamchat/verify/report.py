@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.verify.measure import Step
+from streamchat.verify.measure import RecordedStep
 from streamchat.verify.modes import ModeRun
 from streamchat.verify.pitfalls import PitfallResult
 from streamchat.verify.run import Verification
@@ -80,7 +80,7 @@ def _steps_text(run: ModeRun, cache_size: int, all_steps: bool) -> str:
     return "\n".join(lines)
 
 
-def _relevant(steps: list[Step], cache_size: int) -> list[Step]:
+def _relevant(steps: list[RecordedStep], cache_size: int) -> list[RecordedStep]:
     """Return the first and last steps, and those around the one at which the budget is reached."""
     full = next((step.number for step in steps if step.before + step.fed > cache_size), 0)
     wanted = {1, 2, full - 1, full, full + 1, len(steps) - 1, len(steps)}

@@ -11,7 +11,7 @@ Trigger = Literal["between_turns", "prefill", "decode"]
 """When tokens were evicted: making room before a turn, during prefill, or during decoding."""
 
 
-Part = Literal["sinks", "system", "user", "assistant"]
+SegmentPart = Literal["sinks", "system", "user", "assistant"]
 """Contents of a run of cache slots: attention sinks, the system block, or one message of a turn."""
 
 
@@ -19,7 +19,7 @@ Part = Literal["sinks", "system", "user", "assistant"]
 class Segment:
     """The cached part of one message. A message without a segment is evicted completely."""
 
-    part: Part
+    part: SegmentPart
     turn: int
     """0 for sinks and the system block."""
     tokens: int

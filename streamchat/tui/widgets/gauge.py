@@ -17,18 +17,19 @@ FULL, EMPTY = "█", "░"
 
 
 @dataclass(frozen=True)
-class Part:
+class GaugePart:
     """One part of the cache budget."""
 
     name: str
     tokens: int
 
 
-def parts_of(cache: CacheState) -> list[Part]:
+def parts_of(cache: CacheState) -> list[GaugePart]:
     """The parts of the cache budget, in order."""
     free = max(0, cache.cache_size - cache.length)
     return [
-        Part(name, count) for name, count in zip(PARTS, (cache.sinks, cache.pinned, cache.window, free), strict=True)
+        GaugePart(name, count)
+        for name, count in zip(PARTS, (cache.sinks, cache.pinned, cache.window, free), strict=True)
     ]
 
 
@@ -79,7 +80,7 @@ class Gauge(Widget):
         parts = parts_of(self._cache)
         cells = share_cells([part.tokens for part in parts], width)
         if not any(cells):
-            parts, cells = [Part("free", 0)], [width]
+            parts, cells = [GaugePart("free", 0)], [width]
         segments = []
         for part, count in zip(parts, cells, strict=True):
             style: Style = self.get_component_rich_style(f"gauge--{part.name}")
