@@ -99,7 +99,7 @@ def examine(args: argparse.Namespace) -> Report:
     def settings(report: Report) -> Rows:
         nonlocal configuration
         configuration = flags.configuration_of(args, announce=False)
-        return _settings(configuration, flags.config_file_of(args))
+        return _settings(configuration)
 
     section("versions", _versions)
     section("settings", settings)
@@ -170,7 +170,7 @@ def _unsupported_versions() -> list[str]:
     return wrong
 
 
-def _settings(configuration: Configuration, explicit: Path | None) -> Rows:
+def _settings(configuration: Configuration) -> Rows:
     file = configuration.file
     rows: Rows = {"file": str(file) if file else f"none; {loader.user_file()} would be read"}
     if configuration.local_notice:

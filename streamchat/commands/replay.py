@@ -21,6 +21,7 @@ from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.sanitize import one_line, printable
+from streamchat.base.signals import on_signals
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
 from streamchat.replay.durations import parse_duration
@@ -291,12 +292,8 @@ def _stopping(run: Run, view: Any) -> Iterator[None]:
         else:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals((signal.SIGINT, signal.SIGTERM), stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------

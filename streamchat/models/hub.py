@@ -9,7 +9,6 @@ import contextlib
 import fnmatch
 import http.client
 import json
-import shutil
 import ssl
 import threading
 import urllib.error
@@ -26,6 +25,7 @@ from streamchat.models import catalogue
 from streamchat.models.folder import CONFIG, INDEX, WEIGHTS, check_kind, shard_names
 from streamchat.models.hub_cache import cached_snapshot, endpoint, hub_cache_dir, offline_variable
 from streamchat.models.quiet import quiet
+from streamchat.models.staging import check_space
 
 PROBE_S = 4.0
 ANSWER_S = 10.0
@@ -72,7 +72,9 @@ def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
         config = _small_json(repo_id, CONFIG, files)
         check_kind(config, repo_id)
         wanted = _files_to_fetch(repo_id, files)
-        _check_space(repo_id, sum(wanted.values()))
+        folder = hub_cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        check_space(folder, sum(wanted.values()), repo_id, "HF_HOME")
         _download(repo_id, wanted, progress)
     snapshot = cached_snapshot(repo_id)
     if snapshot is None:
@@ -213,17 +215,6 @@ def _small_json(repo_id: str, name: str, files: dict[str, int]) -> dict[str, Any
     except ValueError as error:
         raise UnsupportedModelError(f"{name} of {repo_id} is not JSON; choose another model") from error
     return content if isinstance(content, dict) else {}
-
-
-def _check_space(repo_id: str, need: int) -> None:
-    folder = hub_cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise ModelNotFoundError(
-            f"{repo_id} needs {human_bytes(need)} in {folder} and {human_bytes(free)} are free; make room, or set "
-            "HF_HOME to a folder on another disk"
-        )
 
 
 def _download(repo_id: str, wanted: dict[str, int], progress: Progress) -> None:

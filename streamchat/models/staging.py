@@ -132,13 +132,13 @@ def _exclusive(target: Path, what: str, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def check_space(folder: Path, need_bytes: int, what: str) -> None:
-    """Raise ModelNotFoundError if the disk of `folder` has less than `need_bytes` free."""
+def check_space(folder: Path, need_bytes: int, what: str, variable: str = "STREAMCHAT_HOME") -> None:
+    """Raise ModelNotFoundError if the disk of `folder`, which `variable` sets, has less than `need_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise ModelNotFoundError(
             f"{what} needs up to {human_bytes(need_bytes)} of disk space in {folder} and {human_bytes(free)} are free; "
-            "make room, or set STREAMCHAT_HOME to a folder on another disk"
+            f"make room, or set {variable} to a folder on another disk"
         )
 
 

@@ -16,6 +16,7 @@ from typing import cast
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable, without_blank_ends
+from streamchat.base.signals import on_signals
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend import mentions
@@ -36,7 +37,6 @@ from streamchat.repl.terminal import (
     Terminal,
     as_before,
     between_prompts,
-    on_signals,
     terminal_modes,
 )
 from streamchat.repl.toolbar import toolbar_text

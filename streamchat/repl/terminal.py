@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 from prompt_toolkit import print_formatted_text
@@ -139,21 +138,6 @@ def _paste_marks(on: bool) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.write("\x1b[?2004h" if on else "\x1b[?2004l")
             sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def on_signals(numbers: tuple[int, ...], action: Callable[[int], None]) -> Iterator[None]:
-    """Call `action` with the signal number, in the main thread, for each of `numbers`."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        action(number)
-
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTSTP",) if hasattr(signal, name))

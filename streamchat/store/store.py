@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,10 +73,6 @@ class Store:
         if self._database is None:
             raise StoreError(f"{self.path} was closed; open it again")
         return self._database
-
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        return self._open.writer
 
     def snapshot_path(self, session: str) -> Path:
         """Return the path of a session's cache snapshot, whether it exists or not."""

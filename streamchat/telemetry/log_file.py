@@ -35,8 +35,7 @@ class PrivateLogHandler(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         paths.private_dir(Path(self.baseFilename).parent)
-        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=paths.private_opener)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Only note the error: a full disk or a read-only home must not print over the chat."""

@@ -118,7 +118,7 @@ def bad_session() -> str:
     with Store() as store:
         session = a_session(store, f"title {BAD}")
         store.write(session, turns=[a_turn(1, f"question {BAD}", f"answer {BAD}")])
-        store._connection.execute("UPDATE sessions SET model_name = ?", (f"model {BAD}",))
+        store._open.writer.execute("UPDATE sessions SET model_name = ?", (f"model {BAD}",))
     return session
 
 

@@ -430,13 +430,13 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
         chat.wait(ev.ModelReady)
         chat.turn("one")
         recorder: Any = chat.engine._owner.archive.recorder
-        limit = recorder.store._connection.execute("PRAGMA page_count").fetchone()[0]
-        recorder.store._connection.execute(f"PRAGMA max_page_count = {limit}")
+        limit = recorder.store._open.writer.execute("PRAGMA page_count").fetchone()[0]
+        recorder.store._open.writer.execute(f"PRAGMA max_page_count = {limit}")
         for _ in range(3):
             chat.turn("a long message " * 300)
         [told] = [notice.text for notice in chat.of(ev.Notice) if "not saved" in notice.text]
         assert "database or disk is full; free some disk space" in told
-        recorder.store._connection.execute("PRAGMA max_page_count = 100000")
+        recorder.store._open.writer.execute("PRAGMA max_page_count = 100000")
         chat.turn("two")
         assert any("saved again" in notice.text for notice in chat.of(ev.Notice))
         assert [event.works for event in chat.of(ev.SavingChanged)] == [False, True]
@@ -521,13 +521,13 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
     assert killed.state == "running"
     with Store(database) as store:
         row = "(SELECT id FROM turns WHERE number = 3)"
-        store._connection.execute(f"UPDATE messages SET text = 'x' WHERE role = 'assistant' AND turn = {row}")
+        store._open.writer.execute(f"UPDATE messages SET text = 'x' WHERE role = 'assistant' AND turn = {row}")
         sql = "UPDATE turns SET state = 'running', ids = ?, stats = NULL, finish_reason = NULL WHERE number = 3"
         from streamchat.store.records import pack_ids
 
-        store._connection.execute(sql, (pack_ids(killed.ids),))
+        store._open.writer.execute(sql, (pack_ids(killed.ids),))
         held = [(0, killed.start + len(killed.ids))]
-        store._connection.execute("UPDATE sessions SET held = ?", (json.dumps(held),))
+        store._open.writer.execute("UPDATE sessions SET held = ?", (json.dumps(held),))
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         last = resumed.turns[-1]
@@ -578,7 +578,7 @@ def test_an_undo_that_could_not_be_written_is_written_when_leaving(database: Pat
     with running(store=database) as chat:
         said(chat, QUESTIONS[:3])
         recorder: Any = chat.engine._owner.archive.recorder
-        connection = recorder.store._connection
+        connection = recorder.store._open.writer
         connection.execute("PRAGMA query_only = ON")
         chat.engine.undo()
         chat.wait(ev.TurnUndone)

@@ -219,7 +219,7 @@ def test_deleting_takes_all_of_it(store: Store) -> None:
     assert store.search("needle") == []
     assert not store.snapshot_path(session).exists()
     for table in ("turns", "messages", "evictions"):
-        assert store._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] == 0
+        assert store._open.writer.execute(f"SELECT count(*) FROM {table}").fetchone()[0] == 0
     assert store.check() == ""
 
 
@@ -270,8 +270,8 @@ def test_an_older_file_is_migrated_and_a_failed_step_changes_nothing(
     good = "ALTER TABLE sessions ADD COLUMN mood TEXT NOT NULL DEFAULT 'calm';"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS[:version], good))
     with Store(path) as store:
-        assert store._connection.execute("PRAGMA user_version").fetchone()[0] == version + 1
-        assert store._connection.execute("SELECT mood FROM sessions").fetchone()[0] == "calm"
+        assert store._open.writer.execute("PRAGMA user_version").fetchone()[0] == version + 1
+        assert store._open.writer.execute("SELECT mood FROM sessions").fetchone()[0] == "calm"
         assert store.load(session).turns[0].text == "kept"
 
 
@@ -300,11 +300,11 @@ def test_many_may_open_a_new_file_at_once(path: Path) -> None:
 def test_a_full_disk_writes_all_or_nothing(store: Store) -> None:
     session = a_session(store)
     store.write(session, turns=[a_turn(1, "one")])
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store._open.writer.execute("PRAGMA page_count").fetchone()[0]
+    store._open.writer.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="database or disk is full; free some disk space"):
         store.write(session, turns=[a_turn(2, "small"), a_turn(3, "x " * 20_000)])
-    store._connection.execute("PRAGMA max_page_count = 100000")
+    store._open.writer.execute("PRAGMA max_page_count = 100000")
     assert [turn.text for turn in store.load(session).turns] == ["one"]
     store.write(session, turns=[a_turn(2, "two")])
     assert len(store.load(session).turns) == 2

@@ -207,7 +207,7 @@ def test_a_migration_is_backed_up_under_its_version(path: Path, monkeypatch: pyt
     connection.close()
     with Store(path) as store:
         assert store.check() == ""
-        assert store._connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS) > 1
+        assert store._open.writer.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS) > 1
 
 
 def test_a_program_that_comes_second_keeps_the_backup_of_the_first(path: Path) -> None:
@@ -498,7 +498,7 @@ def test_words_that_could_not_leave_at_once_leave_later(path: Path) -> None:
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM sessions").fetchone()
     with Store(path) as store:
-        store._connection.execute("PRAGMA busy_timeout = 50")
+        store._open.writer.execute("PRAGMA busy_timeout = 50")
         assert not store.delete(session)
         assert pending_mark(path).exists()
         reader.close()

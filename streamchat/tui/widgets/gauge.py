@@ -27,10 +27,8 @@ class GaugePart:
 def parts_of(cache: CacheState) -> list[GaugePart]:
     """The parts of the cache budget, in order."""
     free = max(0, cache.cache_size - cache.length)
-    return [
-        GaugePart(name, count)
-        for name, count in zip(PARTS, (cache.sinks, cache.pinned, cache.window, free), strict=True)
-    ]
+    counts = (cache.sinks, cache.pinned, cache.window, free)
+    return [GaugePart(name, count) for name, count in zip(PARTS, counts, strict=True)]
 
 
 def share_cells(counts: list[int], width: int) -> list[int]:
