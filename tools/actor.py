@@ -24,6 +24,14 @@ from streamchat.store.store import Store
 Emit = Callable[[dict[str, Any]], None]
 
 
+def save_conversation(store: Store, title: str, turn: StoredTurn) -> None:
+    """Save a conversation of one turn."""
+    session = store.create(
+        title, model="m", model_name="m", dtype="", fingerprint="", tokenizer="", settings={}, system_ids=[]
+    )
+    store.write(session, turns=[turn])
+
+
 class Actor:
     """Carries out commands on one database.
 
@@ -67,18 +75,8 @@ class Actor:
     def do_write(self, *titles: str) -> None:
         """Save a conversation of one turn for each title, in which the word is said."""
         for title in titles:
-            session = self.store.create(
-                title,
-                model="m",
-                model_name="m",
-                dtype="float32",
-                fingerprint="f",
-                tokenizer="t",
-                settings={},
-                system_ids=[],
-            )
-            self.store.write(
-                session, turns=[StoredTurn(1, f"say {title}", f"{title} it is", 0, 1, 2, array("i", [1] * 9))]
+            save_conversation(
+                self.store, title, StoredTurn(1, f"say {title}", f"{title} it is", 0, 1, 2, array("i", [1] * 9))
             )
             self._emit({"saved": title})
 

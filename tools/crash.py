@@ -48,6 +48,7 @@ from streamchat.store import database as databases
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from tests.support.real_engine import tiny_loaded
+from tools.actor import save_conversation
 
 POINTS = ("prefill", "reply", "transaction", "snapshot", "between", "time")
 NEIGHBOUR = "neighbour "
@@ -156,17 +157,7 @@ def neighbour(database: Path, told: int, rng: random.Random) -> None:
         with Store(database) as store:
             for _ in range(rng.randint(1, 3)):
                 title = f"{NEIGHBOUR}{rng.randrange(10**12)}"
-                session = store.create(
-                    title,
-                    model="m",
-                    model_name="m",
-                    dtype="",
-                    fingerprint="",
-                    tokenizer="",
-                    settings={},
-                    system_ids=[],
-                )
-                store.write(session, turns=[StoredTurn(1, title, "yes", 0, 0, 0, array("i"))])
+                save_conversation(store, title, StoredTurn(1, title, "yes", 0, 0, 0, array("i")))
                 os.write(told, f"{title}\n".encode())
         time.sleep(rng.uniform(0.0, 0.2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ pytestmark = [
 ]
 SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, and torch finds fewer here")
 PLACE = "cuda"
-
-
-@pytest.fixture(autouse=True)
-def _exact_products() -> Iterator[None]:
-    """float32 products without TF32, as on a CPU."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def small_cache(model: object) -> StreamingCache:

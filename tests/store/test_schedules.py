@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.program import run_tool
 from tools.schedules import Loss, Oracle
 
 
@@ -15,20 +15,10 @@ from tools.schedules import Loss, Oracle
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_forty_schedules(tmp_path: Path) -> None:
     memory = Path("/dev/shm")  # where it is there, nobody waits for the disk
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tools.schedules", "--schedules", "40", "--seed", "7"),
-            *("--folder", str(memory if memory.is_dir() else tmp_path)),
-        ],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("40 schedules in ")
-    assert "none lost, none extra, all found, no fault in any file" in done.stdout
+    folder = str(memory if memory.is_dir() else tmp_path)
+    printed = run_tool("schedules", "--schedules", "40", "--seed", "7", "--folder", folder)
+    assert printed.startswith("40 schedules in ")
+    assert "none lost, none extra, all found, no fault in any file" in printed
 
 
 def test_the_oracle_finds_each_kind_of_loss() -> None:

@@ -124,6 +124,11 @@ class Driver:
             await self.pilot.press("escape")
         await self.pilot.press("enter")
 
+    async def begin(self, text: str) -> None:
+        """Send the first message and wait for the first word of its reply."""
+        await self.enter(text)
+        await self.until(lambda: self.turns and self.turns[0].reply_text)
+
     async def ask(self, text: str) -> Turn:
         """Send a message and wait for the end of its turn."""
         done = self.finished

@@ -29,6 +29,14 @@ def run(
     return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, env=env)
 
 
+def run_tool(name: str, *arguments: str) -> str:
+    """What `python -m tools.NAME` prints; it must succeed."""
+    command, root = [sys.executable, "-m", f"tools.{name}", *arguments], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @contextmanager
 def face(*arguments: str, shows: str, replies: Sequence[object] = ()) -> Iterator[pexpect.spawn[str]]:
     """The program on a terminal of 80 x 24."""

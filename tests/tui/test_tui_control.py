@@ -116,8 +116,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
     Path("long.txt").write_text("\n".join(f"line {number}" for number in range(205)))
     engine = ScriptedEngine([Reply("one two", hold_after=1)])
     async with driving(engine) as driver:
-        await driver.enter("go")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("go")
         await driver.enter("see @long.txt")
         assert driver.chat._outbox.queued is not None
         await driver.pilot.press("up")

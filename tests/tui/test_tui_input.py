@@ -192,8 +192,7 @@ async def test_arrows_and_enter_choose_a_command() -> None:
 async def test_escape_closes_the_list_first() -> None:
     engine = ScriptedEngine([Reply("one two", hold_after=1)])
     async with driving(engine) as driver:
-        await driver.enter("go")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("go")
         await driver.pilot.press("slash", "escape")
         assert not completions(driver).shown
         assert ("stop_reply", ()) not in engine.calls
@@ -287,8 +286,7 @@ async def test_copy() -> None:
 async def test_ctrl_c_copies_a_selection_first() -> None:
     engine = ScriptedEngine([Reply("one two", hold_after=1)])
     async with driving(engine) as driver:
-        await driver.enter("go")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("go")
         await driver.write("abc")
         await driver.pilot.press("shift+left", "shift+left", "ctrl+c")
         assert driver.app.clipboard == "bc"
@@ -338,8 +336,7 @@ async def test_quit_while_loading() -> None:
 async def test_quit_while_streaming() -> None:
     engine = ScriptedEngine([Reply("word " * 2000, tokens_per_s=100)])
     async with driving(engine) as driver:
-        await driver.enter("go")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("go")
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 0
@@ -365,8 +362,7 @@ async def test_quit_does_not_wait_for_a_stuck_engine(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("streamchat.tui.app.CLOSE_S", 0.05)
     engine = ScriptedEngine([Reply("one two", hold_after=1)], stuck=True)
     async with driving(engine) as driver:
-        await driver.enter("go")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("go")
         await driver.pilot.press("ctrl+q")
         await driver.until(lambda: not driver.app.is_running)
         assert engine._thread is not None

@@ -94,8 +94,7 @@ async def test_nothing_to_take_back() -> None:
 
 async def test_what_works_on_turns_waits_for_the_reply() -> None:
     async with driving(ScriptedEngine([Reply("a slow reply", hold_after=1)])) as driver:
-        await driver.enter("one")
-        await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
+        await driver.begin("one")
         for command in ("/undo", "/retry", "/edit x", "/compact", "/keep x", "/resume abc"):
             await driver.enter(command)
             assert driver.toasts[-1] == f"{command.split()[0]} is not available: a reply is in progress"
