@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -209,6 +210,20 @@ def test_the_list_is_private_and_a_damaged_one_trusts_nothing(folder: Path) -> N
         trust.store_file().write_bytes(damaged)
         assert not trust.is_trusted(folder / "config.toml", data)
         assert loader.load(environ={}).settings.metrics_port == 0
+
+
+def test_a_full_disk_loses_no_earlier_decision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    trust.trust(folder / "a.toml", b"a")
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "fsync", full)
+        with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\); free some disk space$"):
+            trust.trust(folder / "b.toml", b"b")
+    assert trust.is_trusted(folder / "a.toml", b"a")
+    assert not trust.is_trusted(folder / "b.toml", b"b")
+    assert os.listdir(trust.store_file().parent) == [trust.store_file().name]
 
 
 @pytest.mark.parametrize("content", [None, "[tool]\nname = 'x'\n"])

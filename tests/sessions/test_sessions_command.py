@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
 from streamchat.sessions.export import export, read_export
@@ -196,3 +197,17 @@ def test_unknown_actions_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "lsit")
     assert code == 2
     assert "lsit" in err
+
+
+def test_an_export_that_fails_leaves_no_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    session = saved()
+    monkeypatch.setattr(paths, "fsync", full)
+    code, _, said = run(capsys, "export", session, "--output", str(tmp_path / "out.md"))
+    assert code == 5
+    assert "out.md cannot be written (No space left on device)" in said
+    assert list(tmp_path.glob("*.md*")) == []

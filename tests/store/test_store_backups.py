@@ -603,6 +603,17 @@ def test_an_empty_database_beside_backups_is_said(path: Path, capsys: pytest.Cap
     assert run(capsys, "list")[2] == ""
 
 
+def test_the_mark_of_a_deletion_is_on_the_disk_before_the_text_is_deleted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure the deletion may hold: then the text must still be known to be in the file."""
+    flushed: list[Path] = []
+    monkeypatch.setattr(paths, "fsync", flushed.append)
+    mark_pending(path)
+    assert [each.is_dir() for each in flushed] == [False, True]
+    assert flushed[1] == pending_mark(path).parent
+
+
 def test_a_backup_that_fails_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(path, "sea")
 
