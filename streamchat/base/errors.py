@@ -130,6 +130,11 @@ def short(error: object, limit: int = 160) -> str:
     return (text if len(text) <= limit else text[: limit - 1].rstrip() + "…").rstrip(".")
 
 
+def class_and_text(error: BaseException) -> str:
+    """Return the class and the first line of an unexpected error: 'ValueError: a broken kernel'."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 @contextmanager
 def refuse(what: str, advice: str) -> Iterator[None]:
     """Turn any error of a library that reads a model's files into one sentence.

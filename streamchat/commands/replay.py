@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import parse_whole_number, plural
+from streamchat.base.requests import Stop
 from streamchat.base.sanitize import one_line, printable
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
@@ -286,7 +287,7 @@ def _stopping(run: Run, view: Any) -> Iterator[None]:
         if presses == 1:
             view.print_message("stopping after this turn; Ctrl+C again stops the reply")
         elif presses == 2:
-            run.engine.stop_reply()
+            run.engine.send(Stop())
         else:
             raise KeyboardInterrupt
 

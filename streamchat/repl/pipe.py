@@ -13,6 +13,7 @@ from typing import BinaryIO, TextIO
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
+from streamchat.base.requests import Submit
 from streamchat.base.sanitize import printable
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend import mentions
@@ -66,7 +67,7 @@ class Pipe:
             result = registry.run(context, line)
             message = registry.unescape(line) if result is None else self._message_of(result)
             if message:
-                self._engine.submit(message)
+                self._engine.send(Submit(message))
                 code = self._until(turn_done)
             elif result is None:
                 continue
