@@ -10,6 +10,7 @@ StreamchatError
 │   ├── CacheFullError         the budget is reached and nothing may be evicted
 │   └── CacheNotSeenError      a forward pass ran under the hook without the streaming cache
 ├── OutputError            stdout cannot be written, for example to a full disk        exit 1
+├── WireError              another process wrote no valid request or event             exit 1
 ├── TurnError              one turn failed and was rolled back; the chat continues     exit 1
 └── StoreError             saved sessions cannot be read or written                    exit 5
     └── SessionError           a session does not exist, or is open elsewhere
@@ -104,6 +105,12 @@ class TurnError(StreamchatError):
     title = "The turn failed"
 
 
+class WireError(StreamchatError):
+    """Another process, or another version, wrote no valid request, event or record of figures."""
+
+    title = "Not a valid message"
+
+
 class OutputError(StreamchatError):
     """stdout cannot be written, for example to a full disk. Not an `OSError`, which argparse and others suppress."""
 
@@ -130,9 +137,16 @@ def short(error: object, limit: int = 160) -> str:
     return (text if len(text) <= limit else text[: limit - 1].rstrip() + "…").rstrip(".")
 
 
-def class_and_text(error: BaseException) -> str:
-    """Return the class and the first line of an unexpected error: 'ValueError: a broken kernel'."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def first_line(error: object) -> str:
+    """Return the first line of an error's text that is not blank; the name of its type if there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+def describe_unexpected(error: BaseException) -> str:
+    """Return `ValueError: the first line of its text` for an error that was not written for the user."""
+    name, text = type(error).__name__, first_line(error)
+    return name if text == name else f"{name}: {text}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, class_and_text
+from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
 from streamchat.base.requests import Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -127,7 +127,7 @@ class Engine:
         except MemoryError:
             self._fail("Out of memory", OUT_OF_MEMORY, ExitCode.MODEL)
         except BaseException as error:
-            self._fail("The engine failed", f"unexpected {class_and_text(error)}", ExitCode.FAILURE)
+            self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:
             self._owner.host.end()
             self._emit(ev.EngineClosed())

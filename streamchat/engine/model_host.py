@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, SessionError, StreamchatError, class_and_text
+from streamchat.base.errors import ConfigError, SessionError, StreamchatError, describe_unexpected
 from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -150,7 +150,7 @@ class ModelHost:
             self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
         except Exception as error:
             _log.exception("switching to %s failed", name)
-            text = f"{name} could not be loaded ({class_and_text(error)}); keeping the current model"
+            text = f"{name} could not be loaded ({describe_unexpected(error)}); keeping the current model"
             self._emit(ev.Notice(text, "error"))
         else:
             self._archive.start(self.active)
@@ -209,7 +209,7 @@ class ModelHost:
         except Exception as error:
             _log.warning("opening %s failed", session, exc_info=True)
             known = isinstance(error, StreamchatError)
-            what = str(error) if known else f"{session} could not be opened ({class_and_text(error)})"
+            what = str(error) if known else f"{session} could not be opened ({describe_unexpected(error)})"
             if self.conversation is previous:
                 what += "; the current conversation continues"
             else:

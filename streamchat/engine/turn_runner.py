@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, StreamchatError, TurnError, class_and_text
+from streamchat.base.errors import ConfigError, StreamchatError, TurnError, describe_unexpected
 from streamchat.engine.jobs import Job, JobQueue
 from streamchat.engine.model_host import ModelHost
 from streamchat.engine.status_sampler import StatusSampler
@@ -77,7 +77,7 @@ class TurnRunner:
             return self._failed_outcome("error", str(error))
         except Exception as error:
             _log.exception("turn failed")
-            return self._failed_outcome("error", f"the turn failed and was rolled back: {class_and_text(error)}")
+            return self._failed_outcome("error", f"the turn failed and was rolled back: {describe_unexpected(error)}")
 
     def replace(self, job: Job, text: str | None = None) -> None:
         """Undo the newest turn and reply to `text` instead; None replies to its own message again."""
@@ -184,7 +184,7 @@ class TurnRunner:
             self._emit(ev.Notice(str(error), "warning"))
         except Exception as error:
             _log.exception("summarizing failed")
-            self._emit(ev.Notice(f"summarizing failed: {class_and_text(error)}", "error"))
+            self._emit(ev.Notice(f"summarizing failed: {describe_unexpected(error)}", "error"))
         finally:
             self._jobs.finish(job)
         self._emit(summary)

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import StoreError, WireError
 from streamchat.base.formatting import plural
-from streamchat.base.saved_figures import InvalidFiguresError, load_figures
+from streamchat.base.wire import from_record
 from streamchat.config.settings import Settings
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
@@ -265,8 +265,8 @@ class Archive:
 
 def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
     """Return the figures of a turn; None if they are damaged or from another version."""
-    with suppress(InvalidFiguresError):
-        return None if stats is None else load_figures(ev.TurnStats, stats)
+    with suppress(WireError):
+        return None if stats is None else from_record(ev.TurnStats, stats)
     return None
 
 

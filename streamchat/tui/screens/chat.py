@@ -152,8 +152,8 @@ class ChatScreen(ReadingScreen):
                 await self._engine_idle()
             case ev.Notice(level="error") if self._outbox.phase is Phase.LOADING and self.chat_app.board.info:
                 await self._engine_idle()  # /model failed
-            case ev.SettingChanged(name="thinking", value=value):
-                self.conversation.thinking = value
+            case ev.SettingChanged(name="thinking"):
+                self.conversation.thinking = self.chat_app.engine.settings.thinking
             case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(restored_message=text) if text:
                 self.prompt.restore_text(self.chat_app.registry.escape(text))
             case ev.SummaryReady(text=text) if text:
