@@ -10,7 +10,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streamchat.base import events, requests, wire
@@ -62,7 +62,6 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     return {int: INT64, float: st.floats(), bool: st.booleans(), type(None): st.none()}[hint]
 
 
-@settings(max_examples=40)
 @given(st.data())
 @pytest.mark.parametrize("kind", [*all_requests(), *all_events()], ids=lambda kind: kind.__name__)
 def test_every_message_comes_back_as_it_was(kind: type[Any], data: st.DataObject) -> None:

@@ -200,8 +200,8 @@ class SessionCommands:
         with self._open_store() as store:
             if not argument:
                 return SlashResult(f"{one_line(store.find(session).title)} ({session})")
-            store.rename(session, " ".join(argument.split()))
-        return SlashResult(f"title changed to “{' '.join(argument.split())}”")
+            title = store.rename(session, argument)
+        return SlashResult(f"title changed to “{title}”")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/export [FILE]`."""
