@@ -123,6 +123,13 @@ class OpenSession:
     """The model that the user agreed to load, if only an imported file named it."""
 
 
+@dataclass(frozen=True)
+class SetTitle:
+    """Change the title of the saved session: a `Notice`, of level 'warning' with the reason if it cannot be changed."""
+
+    text: str
+
+
 TurnRequest = Submit | Retry | Edit | Quote | Compact
 """Requests that run the model. The engine is busy until they are done, and `Stop` cancels them."""
 Request = (
@@ -137,5 +144,6 @@ Request = (
     | SwitchModel
     | CountTokens
     | OpenSession
+    | SetTitle
 )
 """Every request. `Owner.handle` must have a case for each; mypy reports a missing one."""

@@ -76,6 +76,8 @@ class Owner:
                 self.host.switch_model(name)
             case rq.OpenSession(session, agreed_model):
                 self.host.open_session(session, agreed_model)
+            case rq.SetTitle(text):
+                self.archive.set_title(text)
             case rq.CountTokens(text):
                 tokens = len(self.host.active.conversation.encoder.text(encodable(text)))
                 self._emit(ev.TextCounted(text, tokens))

@@ -13,7 +13,7 @@ import pexpect
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Request, Retry, Undo
+from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Request, Retry, SetTitle, Undo
 from streamchat.store.store import Store
 from tests.support.desk import Desk
 from tests.support.program import FACE
@@ -85,6 +85,8 @@ def test_sessions_resume_and_title() -> None:
     assert "is saved after its first turn" in desk.say("/title x").text
     desk.board.apply(ev.SessionOpened(sea))
     assert desk.say("/title").text == f"The sea ({sea})"
+    assert not desk.say("/rename Of the  sea").error
+    assert desk.engine.sent[-1] == SetTitle("Of the  sea")
     assert desk.say(f"/resume {sea}").text == f"{sea} is already open"
     assert "(this one)" in desk.say("/sessions sea").text
 

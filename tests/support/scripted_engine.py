@@ -198,6 +198,8 @@ class ScriptedEngine:
                 self._do_switch(name)
             case rq.CountTokens(text):
                 self.emit(ev.TextCounted(text, len(tokens_of(text))))
+            case rq.SetTitle(text):
+                self.emit(ev.Notice(f"title changed to “{' '.join(text.split())}”"))
             case rq.OpenSession(session):
                 self._do_resume(session)
             case rq.Stop():

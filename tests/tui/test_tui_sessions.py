@@ -8,7 +8,7 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from streamchat.base import events as ev
-from streamchat.base.requests import OpenSession, Quote
+from streamchat.base.requests import OpenSession, Quote, SetTitle
 from streamchat.config.settings import Settings
 from streamchat.store.store import Store
 from streamchat.tui.outbox import Phase
@@ -239,9 +239,8 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         assert "must end in .md, .jsonl, .json" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/title  Of the   sea ")
-        await driver.until(lambda: "“Of the sea”" in driver.outputs[-1])
-    with Store() as store:
-        assert store.find(sea).title == "Of the sea"
+        await driver.until(lambda: any("title changed to “Of the sea”" in line for line in driver.lines))
+        assert driver.sent(SetTitle) == [SetTitle("Of the   sea")]
 
 
 async def test_a_resumed_conversation_has_no_welcome_in_it() -> None:

@@ -10,7 +10,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.paths import user_path
-from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Retry, Undo
+from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Retry, SetTitle, Undo
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
 from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
@@ -76,7 +76,14 @@ class SessionCommands:
                 asks_engine=True,
                 needs_idle=True,
             ),
-            SlashCommand("title", "[TEXT]", "show or change the title of this conversation", self.title, ("rename",)),
+            SlashCommand(
+                "title",
+                "[TEXT]",
+                "show or change the title of this conversation",
+                self.title,
+                ("rename",),
+                asks_engine=True,
+            ),
             SlashCommand("export", "[FILE]", "write the conversation to a file: .md, .jsonl or .json", self.export),
         ):
             registry.add(command)
@@ -197,11 +204,11 @@ class SessionCommands:
     def title(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/title [TEXT]`."""
         session = self._saved(context)
+        if argument:
+            context.engine.send(SetTitle(argument))
+            return SlashResult()
         with self._open_store() as store:
-            if not argument:
-                return SlashResult(f"{one_line(store.find(session).title)} ({session})")
-            title = store.rename(session, argument)
-        return SlashResult(f"title changed to “{title}”")
+            return SlashResult(f"{one_line(store.find(session).title)} ({session})")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/export [FILE]`."""
