@@ -256,13 +256,15 @@ def finished_turns(told: list[str]) -> dict[int, str]:
 
 def state_of(chat: Chat) -> tuple[list[int], list[tuple[int, int]]]:
     """The ids of the whole conversation, and the runs of them that are in the cache."""
-    conversation = chat.owner.host.active.conversation
+    conversation = chat.owner.conversation
+    assert conversation is not None
     return conversation.log.ids.tolist(), list(conversation.cache.ledger.runs)
 
 
 def compare(chat: Chat, loaded: LoadedModel, *, exact: bool) -> None:
     """The cache against the saved ids, and against a plain forward over what it holds."""
-    conversation = chat.owner.host.active.conversation
+    conversation = chat.owner.conversation
+    assert conversation is not None
     cache, log = conversation.cache, conversation.log
     assert cache.lengths == [cache.length] * len(cache.streaming_layers)
     assert cache.ledger.next_index == len(log)

@@ -77,8 +77,8 @@ class Engine:
 
     @property
     def conversation(self) -> Conversation | None:
-        """The active conversation. Only for subscribers, which are called on the engine's thread."""
-        return self._owner.host.conversation
+        """The active conversation. Only for `streamchat replay`, on the engine's thread; not for front ends."""
+        return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
         """Call `sink` with every event, on the engine's thread; return a function that unsubscribes it."""

@@ -6,7 +6,7 @@ Nothing here may be called from another thread; use `Engine`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
@@ -18,6 +18,9 @@ from streamchat.engine.model_host import ModelHost
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.engine.turn_runner import TurnRunner
 from streamchat.sessions.archive import Archive, OpenStore
+
+if TYPE_CHECKING:  # torch is imported on the engine's thread only
+    from streamchat.conversation.conversation import Conversation
 
 
 class Owner:
@@ -46,6 +49,11 @@ class Owner:
         self.host = ModelHost(configuration, load, self.archive, self._emit, progress)
         self.status = StatusSampler(self.host, jobs, self.archive, publish)
         self._turns = TurnRunner(self.host, jobs, self.archive, self.status, self._emit)
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """The active conversation; None until the first model is loaded."""
+        return self.host.conversation
 
     def handle(self, job: Job) -> None:
         """Carry out a request, up to its last event."""

@@ -141,7 +141,7 @@ class RandomChat:
     def conversation(self) -> Any:
         """The one on the engine."""
         assert self.owner is not None
-        return self.owner.host.conversation
+        return self.owner.conversation
 
     # --- beginning and ending ---------------------------------------------------------------------------------
 

@@ -29,8 +29,10 @@ def tiny_loaded(template: str | None = CHATML, family: str = "llama", notes: tup
 
 
 def conversation_of(engine: Engine) -> Conversation:
-    """The one of a loaded model. It belongs to the engine's thread: look at it there, or while nothing runs."""
-    return engine._owner.host.active.conversation
+    """The conversation of an engine that has loaded its model and is idle: not for front ends."""
+    conversation = engine._owner.conversation
+    assert conversation is not None
+    return conversation
 
 
 class Watched:
