@@ -37,9 +37,11 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base import paths
+from streamchat.base.requests import Request, Submit, Undo
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.feeder import Feeder
+from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
@@ -61,16 +63,27 @@ class Chat:
     """A conversation without threads: what `Engine` has on its thread."""
 
     owner: Owner
+    jobs: JobQueue
     events: list[ev.Event]
+
+    def send(self, request: Request) -> None:
+        """What the engine's thread does with a request."""
+        self.jobs.put(request)
+        job = self.jobs.get(0)
+        assert job is not None
+        self.owner.handle(job)
 
 
 def open_chat(loaded: LoadedModel, database: Path, session: str | None, **settings: Any) -> Chat:
     """Begin a conversation, or resume one."""
     events: list[ev.Event] = []
     chosen = Settings(**({"max_new_tokens": 24, "temperature": 1.0, "snapshot_turns": 2} | settings))
-    owner = Owner(Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database))
-    owner.start(session)
-    return Chat(owner, events)
+    jobs = JobQueue()
+    owner = Owner(
+        Configuration(chosen), lambda *_: loaded, events.append, lambda *_: None, lambda: Store(database), jobs
+    )
+    owner.host.start(session)
+    return Chat(owner, jobs, events)
 
 
 # --- the process that is killed ---------------------------------------------------------------------------------
@@ -135,7 +148,7 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
             with Store(database) as store:
                 store.search("dragon")
         text = " ".join(rng.choices(WORDS, k=rng.choice((2, 5, 30))))
-        chat.owner.run_turn(text, lambda: False, on_done=lambda: None)
+        chat.send(Submit(text))
         finished = chat.events[-1]
         while not isinstance(finished, ev.TurnFinished):
             chat.events.pop()
@@ -145,9 +158,9 @@ def talk(loaded: LoadedModel, database: Path, session: str | None, told: int, rn
         between()
         if rng.random() < 0.15:
             os.write(told, b"undoing\n")
-            chat.owner.undo()
+            chat.send(Undo())
             os.write(told, b"undone\n")
-    chat.owner.end()
+    chat.owner.host.end()
 
 
 def neighbour(database: Path, told: int, rng: random.Random) -> None:
@@ -204,13 +217,13 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
     fresh = resumed.prefilled > 0
     compare(chat, loaded, exact=pure(chat) or not saved.evictions)
     state = state_of(chat)
-    chat.owner.end()
+    chat.owner.host.end()
     with Store(database) as store:
         store.snapshot_path(session).unlink(missing_ok=True)
     again = open_chat(loaded, database, session, cache_size=size)
     compare(again, loaded, exact=pure(again))
     assert state == state_of(again)
-    again.owner.end()
+    again.owner.host.end()
     return "read again" if fresh else "from the snapshot"
 
 

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from streamchat.base.requests import Pin
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
@@ -34,7 +35,7 @@ async def take(path: Path, columns: int, rows: int, theme: str) -> None:
             await driver.enter(question)
             await driver.answered(number, 120)
             if number == PINNED:
-                driver.app.engine.pin(PINNED)
+                driver.app.engine.send(Pin(PINNED))
         await driver.pilot.pause(0.5)
         path.write_text(driver.app.export_screenshot(title="streamchat"), encoding="utf-8")
 

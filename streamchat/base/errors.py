@@ -10,6 +10,7 @@ StreamchatError
 │   ├── CacheFullError         the budget is reached and nothing may be evicted
 │   └── CacheNotSeenError      a forward pass ran under the hook without the streaming cache
 ├── OutputError            stdout cannot be written, for example to a full disk        exit 1
+├── WireError              another process wrote no valid request or event             exit 1
 ├── TurnError              one turn failed and was rolled back; the chat continues     exit 1
 └── StoreError             saved sessions cannot be read or written                    exit 5
     └── SessionError           a session does not exist, or is open elsewhere
@@ -102,6 +103,12 @@ class TurnError(StreamchatError):
     """One turn failed and was rolled back."""
 
     title = "The turn failed"
+
+
+class WireError(StreamchatError):
+    """Another process, or another version, wrote no valid request, event or record of figures."""
+
+    title = "Not a valid message"
 
 
 class OutputError(StreamchatError):

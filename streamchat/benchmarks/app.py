@@ -17,6 +17,7 @@ from textual import events
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
+from streamchat.base.requests import Submit
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
 from streamchat.engine.engine import Engine
@@ -155,7 +156,7 @@ def _run_headless(engine: Engine) -> ev.TurnStats:
     """Generate one reply without a front end."""
     outcome = _Outcome(engine)
     engine.start()
-    engine.submit(QUESTION)
+    engine.send(Submit(QUESTION))
     outcome.finished.wait(TIMEOUT_S)
     engine.close(CLOSE_S)
     return outcome.stats

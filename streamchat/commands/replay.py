@@ -20,6 +20,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import parse_whole_number, plural
+from streamchat.base.requests import Stop
 from streamchat.base.sanitize import one_line, printable
 from streamchat.base.signals import on_signals
 from streamchat.cli import flags
@@ -288,7 +289,7 @@ def _stopping(run: Run, view: Any) -> Iterator[None]:
         if presses == 1:
             view.print_message("stopping after this turn; Ctrl+C again stops the reply")
         elif presses == 2:
-            run.engine.stop_reply()
+            run.engine.send(Stop())
         else:
             raise KeyboardInterrupt
 

@@ -177,11 +177,7 @@ def _show(store: Store, info: SessionInfo) -> None:
 
 
 def _rename(store: Store, info: SessionInfo, title: str) -> None:
-    title = " ".join(title.split())
-    if not title:
-        raise ConfigError("a title needs at least one character")
-    store.rename(info.id, title)
-    print_line(f"{info.id} is now named “{title}”.")
+    print_line(f"{info.id} is now named “{one_line(store.rename(info.id, title))}”.")
 
 
 def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
-from streamchat.base.sanitize import encodable
+from streamchat.base.requests import Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, load_from_settings
+from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
 from streamchat.sessions.archive import OpenStore
 
@@ -27,20 +26,6 @@ _log = logging.getLogger(__name__)
 IDLE_INTERVAL_S = 1.0
 SAVING_S = 60.0
 """How much longer `close` waits while the cache is written to the disk."""
-
-
-@dataclass
-class _Turn:
-    text: str | None
-    """None = retry the last message."""
-    replacing: bool = False
-    """Undo the newest turn first."""
-    reply: str | None = None
-    """Reply supplied by the caller (not generated)."""
-    pin: bool = False
-    summary: bool = False
-    """Summarize the turns to be evicted next, without adding a turn."""
-    cancel: threading.Event = field(default_factory=threading.Event)
 
 
 class _Closing(Exception):
@@ -67,13 +52,10 @@ class Engine:
         session: str | None = None,
         agreed_model: str = "",
     ) -> None:
-        self._owner = Owner(configuration, load, self._emit, self._progress, open_store)
+        self._jobs = JobQueue()
+        self._owner = Owner(configuration, load, self._emit, self._progress, open_store, self._jobs)
         self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []
-        self._requests: queue.SimpleQueue[_Turn | Callable[[], None] | None] = queue.SimpleQueue()
-        self._turns: list[_Turn] = []
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="streamchat-engine", daemon=True)
 
     # --- requests, from any thread ----------------------------------------------------------------------------
@@ -81,13 +63,12 @@ class Engine:
     @property
     def settings(self) -> Settings:
         """The current settings."""
-        return self._owner.settings
+        return self._owner.host.settings
 
     @property
     def busy(self) -> bool:
         """Whether a turn is running or queued."""
-        with self._lock:
-            return bool(self._turns)
+        return self._jobs.busy
 
     @property
     def saving(self) -> bool:
@@ -96,7 +77,7 @@ class Engine:
 
     @property
     def conversation(self) -> Conversation | None:
-        """The active conversation. Only for subscribers, which are called on the engine's thread."""
+        """The active conversation. Only for `streamchat replay`, on the engine's thread; not for front ends."""
         return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
@@ -117,80 +98,13 @@ class Engine:
         """Start loading the model."""
         self._thread.start()
 
-    def submit(self, text: str) -> None:
-        """Queue a user message."""
-        self._queue(_Turn(encodable(text)))
-
-    def retry(self) -> None:
-        """Undo the newest turn and reply to its message again."""
-        self._queue(_Turn(None, replacing=True))
-
-    def edit(self, text: str) -> None:
-        """Undo the newest turn and send `text` instead."""
-        self._queue(_Turn(encodable(text), replacing=True))
-
-    def quote(self, text: str, reply: str, pin: bool) -> None:
-        """Run a turn with a given reply, and pin it if `pin`."""
-        self._queue(_Turn(encodable(text), reply=encodable(reply), pin=pin))
-
-    def _queue(self, turn: _Turn) -> None:
-        with self._lock:
-            self._turns.append(turn)
-        self._requests.put(turn)
-
-    def undo(self, to_edit: bool = False) -> None:
-        """Undo the newest turn."""
-        self._requests.put(lambda: self._owner.undo_as_asked(to_edit))
-
-    def compact(self) -> None:
-        """Summarize the turns to be evicted next."""
-        self._queue(_Turn(None, summary=True))
-
-    def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Resume a saved session."""
-        self._requests.put(lambda: self._owner.open_session(session, agreed_model))
-
-    def stop_reply(self) -> None:
-        """Stop the running turn, or cancel the first queued one."""
-        with self._lock:
-            if self._turns:
-                self._turns[0].cancel.set()
-
-    def clear(self) -> None:
-        """Clear the conversation."""
-        self._requests.put(self._owner.start_over)
-
-    def set_system_prompt(self, text: str) -> None:
-        """Start over with another system prompt."""
-        self._requests.put(lambda: self._owner.start_over(system_prompt=encodable(text)))
-
-    def set_option(self, name: str, value: Any) -> None:
-        """Change a live setting from the next turn on."""
-        self._requests.put(lambda: self._owner.set_option(name, value))
-
-    def pin(self, turn: int) -> None:
-        """Pin a turn in the cache."""
-        self._requests.put(lambda: self._owner.set_pin(turn, True))
-
-    def unpin(self, turn: int) -> None:
-        """Unpin a turn."""
-        self._requests.put(lambda: self._owner.set_pin(turn, False))
-
-    def switch_model(self, name: str) -> None:
-        """Load another model and start over with it."""
-        self._requests.put(lambda: self._owner.switch_model(name))
-
-    def count_tokens(self, text: str) -> None:
-        """Count the tokens of a text."""
-        self._requests.put(lambda: self._owner.count(text))
+    def send(self, request: Request) -> None:
+        """Queue a request; `Stop` takes effect at once."""
+        self._jobs.put(request)
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything; return whether the thread ended in time. Waits longer while the cache is being saved."""
-        self._closing.set()
-        with self._lock:
-            for turn in self._turns:
-                turn.cancel.set()
-        self._requests.put(None)
+        self._jobs.close()
         if self._thread.ident is None:
             return True
         if self._thread is not threading.current_thread():
@@ -203,8 +117,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._owner.start(self._session, self._agreed_model)
-            self._owner.sample_status()
+            self._owner.host.start(self._session, self._agreed_model)
+            self._owner.status.sample()
             self._serve()
         except _Closing:
             pass
@@ -215,7 +129,7 @@ class Engine:
         except BaseException as error:
             self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:
-            self._owner.end()
+            self._owner.host.end()
             self._emit(ev.EngineClosed())
 
     def _fail(self, title: str, message: str, exit_code: ExitCode) -> None:
@@ -224,36 +138,17 @@ class Engine:
         self._emit(ev.EngineFailed(title, message, int(exit_code), details))
 
     def _progress(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
-        if self._closing.is_set():
+        if self._jobs.closed:
             raise _Closing
         self._emit(ev.ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
 
     def _serve(self) -> None:
-        while not self._closing.is_set():
-            try:
-                request = self._requests.get(timeout=IDLE_INTERVAL_S)
-            except queue.Empty:
-                self._owner.sample_status()
-                continue
-            if isinstance(request, _Turn):
-                self._run_turn(request)
-            elif request is not None:
-                request()
-                self._owner.sample_status()
-
-    def _run_turn(self, turn: _Turn) -> None:
-        def on_done() -> None:
-            with self._lock:
-                self._turns.remove(turn)
-
-        if turn.summary:
-            self._owner.compact(turn.cancel.is_set, on_done)
-            return
-        cancelled = turn.cancel.is_set
-        if turn.replacing and not cancelled():
-            self._owner.replace_turn(turn.text, cancelled, on_done=on_done)
-        else:
-            self._owner.run_turn(turn.text or "", cancelled, reply=turn.reply, pin=turn.pin, on_done=on_done)
+        while not self._jobs.closed:
+            job = self._jobs.get(IDLE_INTERVAL_S)
+            if job is not None:
+                self._owner.handle(job)
+            elif not self._jobs.closed:
+                self._owner.status.sample()
 
     def _emit(self, event: ev.Event) -> None:
         for sink in list(self._sinks):

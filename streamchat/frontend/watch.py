@@ -12,8 +12,8 @@ from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.base import paths
-from streamchat.base.errors import SessionError, StoreError
-from streamchat.base.saved_figures import InvalidFiguresError, load_figures
+from streamchat.base.errors import SessionError, StoreError, WireError
+from streamchat.base.wire import from_record
 from streamchat.frontend.status import StatusBoard
 from streamchat.store.database import database_path
 from streamchat.store.lock import is_open
@@ -30,13 +30,11 @@ def decode_sample(record: Mapping[str, Any]) -> tuple[ev.StatusSampled, ev.Model
     """Decode the live figures and the model info that the recorder wrote.
 
     Raises:
-        InvalidFiguresError: The record is damaged or from another version.
+        WireError: The record is damaged or from another version.
     """
     fields = dict(record)
     info = fields.pop("info", None)
-    for name, kind in (("cache", ev.CacheState), ("memory", ev.MemoryState)):
-        fields[name] = load_figures(kind, fields.get(name))
-    return load_figures(ev.StatusSampled, fields), None if info is None else load_figures(ev.ModelInfo, info)
+    return from_record(ev.StatusSampled, fields), None if info is None else from_record(ev.ModelInfo, info)
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class Watcher:
         """Apply live figures; False if they are not readable."""
         try:
             sample, info = decode_sample(record)
-        except InvalidFiguresError:
+        except WireError:
             return False
         if info is not None and self.board.info is None:
             self.board.apply(ev.ModelReady(info, 0.0))
@@ -156,8 +154,8 @@ class Watcher:
     def _apply(self, news: list[dict[str, Any]]) -> None:
         for record in news:
             try:
-                stats = load_figures(ev.TurnStats, record)
-            except InvalidFiguresError:  # damaged or from another version
+                stats = from_record(ev.TurnStats, record)
+            except WireError:  # damaged or from another version
                 continue
             self._turn = stats.turn
             self.board.apply(ev.TurnFinished(stats, stats.finish_reason, ""))

@@ -13,6 +13,7 @@ from typing import BinaryIO, TextIO
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import human_bytes
+from streamchat.base.requests import CountTokens, Submit
 from streamchat.base.sanitize import printable
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend import mentions
@@ -66,7 +67,7 @@ class Pipe:
             result = registry.run(context, line)
             message = registry.unescape(line) if result is None else self._message_of(result)
             if message:
-                self._engine.submit(message)
+                self._engine.send(Submit(message))
                 code = self._until(turn_done)
             elif result is None:
                 continue
@@ -76,7 +77,7 @@ class Pipe:
                 self._answer(result)
                 if result.quit:
                     break
-                code = self._drain()
+                code = self._wait_for_command()
             if code is not None:
                 return code
         code = self._drain()
@@ -108,6 +109,11 @@ class Pipe:
             code = self._handle(event)
             if code is not None or done_when(event):
                 return code
+
+    def _wait_for_command(self) -> int | None:
+        """Handle events until the engine has carried out a command; returns an exit code if the engine ended before."""
+        self._engine.send(CountTokens(""))  # requests are answered in order
+        return self._until(lambda event: isinstance(event, ev.TextCounted))
 
     def _drain(self) -> int | None:
         """Handle queued events; returns an exit code if the engine ended."""

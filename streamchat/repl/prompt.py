@@ -15,6 +15,7 @@ from typing import cast
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.requests import Stop, Submit
 from streamchat.base.sanitize import printable, without_blank_ends
 from streamchat.base.signals import on_signals
 from streamchat.config.loader import Configuration
@@ -166,7 +167,7 @@ class Prompt:
         if expanded.notice:
             self._terminal.line(expanded.notice, "warning")
         self._begin()
-        self._engine.submit(expanded.text)
+        self._engine.send(Submit(expanded.text))
         # restore the text as typed, without the contents of files
         return given if await self._wait(turn_done) else ""
 
@@ -209,7 +210,7 @@ class Prompt:
                 self._ready, self._loading = True, False
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C was pressed before the turn started
-                    self._engine.stop_reply()
+                    self._engine.send(Stop())
             case ev.TurnFinished() | ev.TurnUndone() | ev.SummaryReady() | ev.ConversationResumed():
                 self._recent.append(event)
             case ev.Notice() if event.level != "info":
@@ -271,7 +272,7 @@ class Prompt:
     def _stop(self) -> None:
         self._interrupts += 1
         if self._interrupts == 1:
-            self._engine.stop_reply()
+            self._engine.send(Stop())
         elif self._interrupts == 2:
             self._terminal.line("\nstopping ...; press Ctrl+C again to exit immediately", "info")
         else:

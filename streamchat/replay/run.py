@@ -16,6 +16,7 @@ from streamchat.base import events as ev
 from streamchat.base.atomic_files import write_json, write_text
 from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.paths import private_opener
+from streamchat.base.requests import Clear, Quote, SetSystemPrompt, Submit, Undo
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.script import Step
 
@@ -163,9 +164,9 @@ class Run:
                     return
                 self._step = step
                 if step.reply is None:
-                    self.engine.submit(step.text)
+                    self.engine.send(Submit(step.text))
                 else:
-                    self.engine.quote(step.text, step.reply, False)
+                    self.engine.send(Quote(step.text, step.reply, pin=False))
                 finished = self._wait_for(ev.TurnFinished)
                 if finished is None:
                     return
@@ -181,16 +182,16 @@ class Run:
         if not isinstance(resumed, ev.ConversationResumed):
             return False
         for _ in resumed.turns[turns:]:
-            self.engine.undo()
+            self.engine.send(Undo())
             if self._wait_for(ev.TurnUndone) is None:
                 return False
         return True
 
     def _start_conversation(self, step: Step) -> bool:
         if step.system is not None:
-            self.engine.set_system_prompt(step.system)
+            self.engine.send(SetSystemPrompt(step.system))
         else:
-            self.engine.clear()
+            self.engine.send(Clear())
         return self._wait_for(ev.ConversationCleared, ev.Notice) is not None
 
     def _wait_for(self, *kinds: type[ev.Event]) -> ev.Event | None:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import ConfigError, StoreError, WireError
 from streamchat.base.formatting import plural
-from streamchat.base.saved_figures import InvalidFiguresError, load_figures
+from streamchat.base.wire import from_record
 from streamchat.config.settings import Settings
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
@@ -132,6 +132,16 @@ class Archive:
         self.changed = True
         if self.recorder is not None:
             self.recorder.record_undo(number)
+
+    def set_title(self, text: str) -> None:
+        """Change the title of the current session; emit a notice with the title, or why it did not change."""
+        if self._store is None or self.session is None:
+            self._emit(ev.Notice("The title cannot change: this conversation is not saved.", "warning"))
+            return
+        try:
+            self._emit(ev.Notice(f"title changed to “{self._store.rename(self.session, text)}”"))
+        except (ConfigError, StoreError) as error:
+            self._emit(ev.Notice(str(error), "warning"))
 
     def flush_and_snapshot(self, active: ActiveConversation | None) -> None:
         """Flush everything to disk before switching away."""
@@ -265,8 +275,8 @@ class Archive:
 
 def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
     """Return the figures of a turn; None if they are damaged or from another version."""
-    with suppress(InvalidFiguresError):
-        return None if stats is None else load_figures(ev.TurnStats, stats)
+    with suppress(WireError):
+        return None if stats is None else from_record(ev.TurnStats, stats)
     return None
 
 

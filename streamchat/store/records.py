@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from streamchat.base.errors import ConfigError
+from streamchat.base.sanitize import one_line
+
+MAX_TITLE = 200
 Run = tuple[int, int]
 """`[first, stop)` of token log indices."""
 TurnState = Literal["running", "done"]
@@ -16,6 +20,20 @@ TurnState = Literal["running", "done"]
 def clean(text: str) -> str:
     """Replace lone surrogates (from undecodable input), which SQLite rejects."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def checked_title(text: str) -> str:
+    """Return the title that a user gave to a session, on one line.
+
+    Raises:
+        ConfigError: It shows nothing, or is too long.
+    """
+    title = clean(" ".join(text.split()))
+    if not one_line(title):
+        raise ConfigError("a title needs at least one visible character")
+    if len(title) > MAX_TITLE:
+        raise ConfigError(f"a title of {len(title):,} characters is too long; use at most {MAX_TITLE}")
+    return title
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

@@ -22,6 +22,7 @@ from streamchat.store.records import (
     StoredEviction,
     StoredSession,
     StoredTurn,
+    checked_title,
     clean,
     pack_ids,
 )
@@ -219,10 +220,16 @@ class Store:
                 (session, time.time(), json.dumps(dict(sample))),
             )
 
-    def rename(self, session: str, title: str) -> None:
-        """Change the title of a session."""
+    def rename(self, session: str, text: str) -> str:
+        """Change the title of a session to `text`, on one line; return the title.
+
+        Raises:
+            ConfigError: `text` is not a title.
+        """
+        title = checked_title(text)
         with self._open.write() as connection:
-            connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (clean(title), session))
+            connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (title, session))
+        return title
 
     def delete(self, session: str) -> bool:
         """Delete a session, its cache snapshot, and its text in all files of the database.

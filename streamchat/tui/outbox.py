@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from streamchat.base.events import Event
+from streamchat.base.requests import Submit
 from streamchat.engine.protocol import ChatEngine
 
 
@@ -103,4 +104,4 @@ class Outbox:
 
     def _submit(self, message: Message) -> None:
         self.phase, self._submitted = Phase.REPLYING, message
-        self._engine.submit(message.text)
+        self._engine.send(Submit(message.text))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.requests import SwitchModel
 from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
 from streamchat.frontend import editor, file_access, mentions
@@ -75,7 +76,7 @@ def test_commands_with_files_are_refused(refused: Path) -> None:
         assert result.error, text
         assert result.text.endswith(f"is off {WHY}"), text
     assert desk.offered("/read ") == desk.offered("/model /") == desk.offered("/model ./") == []
-    assert desk.engine.calls == []
+    assert desk.engine.sent == []
     assert sorted(refused.rglob("*")) == before
     with pytest.raises(ConfigError, match=f"the editor is off {WHY}"):
         editor.edit("text")
@@ -89,7 +90,7 @@ def test_models_by_name_are_not(refused: Path) -> None:
     names = ("default", "pythia-410m", "someone/else", started_with)
     for name in names:
         assert not desk.say(f"/model {name}").error
-    assert desk.engine.calls == [("switch_model", (name,)) for name in names]
+    assert desk.engine.sent == [SwitchModel(name) for name in names]
 
 
 def test_an_export_is_downloaded(refused: Path) -> None:

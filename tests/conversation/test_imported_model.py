@@ -10,6 +10,7 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
+from streamchat.base.requests import OpenSession
 from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -151,10 +152,10 @@ def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evi
     with running(load, store=database_path()) as chat:
         chat.wait(ev.ModelReady)
         chat.turn("ours")
-        chat.engine.open_session(session)
+        chat.engine.send(OpenSession(session))
         assert f"`/resume {session} yes` loads it; the current conversation continues" in chat.wait(ev.Notice).text
         assert loaded == ["default"]
-        chat.engine.open_session(session, evil)
+        chat.engine.send(OpenSession(session, evil))
         chat.wait(ev.ConversationResumed)
         assert loaded == ["default", evil]
     with Store() as store:
@@ -169,7 +170,7 @@ def test_another_model_given_once_stays_the_conversations_own(tmp_path: Path, ev
     session = imported(tmp_path, evil)
     settings = {"model": "pythia-410m"}
     with running(lambda *_: tiny_loaded(), start=False, store=database_path(), session=session, **settings) as chat:
-        configuration = chat.engine._owner._configuration
+        configuration = chat.engine._owner.host._configuration
         object.__setattr__(configuration, "origins", {"model": "--model"})
         chat.engine.start()
         chat.wait(ev.ConversationResumed)
@@ -183,7 +184,7 @@ def test_resume_in_a_chat_takes_a_yes(tmp_path: Path, evil: str) -> None:
     desk.say(f"/resume {session}")
     desk.say(f"/resume {session} yes")
     assert desk.say(f"/resume {session} perhaps").error
-    assert desk.engine.calls == [("open_session", (session,)), ("open_session", (session, evil))]
+    assert desk.engine.sent == [OpenSession(session), OpenSession(session, evil)]
 
 
 def test_show_and_list_say_that_it_is_imported(tmp_path: Path, evil: str, capsys: pytest.CaptureFixture[str]) -> None:

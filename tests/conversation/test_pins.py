@@ -8,6 +8,7 @@ import pytest
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ModelNotFoundError
+from streamchat.base.requests import Pin, SetSystemPrompt, SwitchModel, Unpin
 from tests.support import toy_tokenizer as toy
 from tests.support.real_engine import Watched, running, tiny_loaded
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.smoke
 
 def segments_of(watched: Watched) -> dict[tuple[str, int], ev.Segment]:
     """The newest ones, checked against the layers."""
-    conversation: Any = watched.engine.conversation
+    conversation: Any = watched.conversation
     state = conversation.state()
     assert sum(segment.tokens for segment in state.segments) == state.length == max(conversation.cache.lengths)
     return {(segment.part, segment.turn): segment for segment in state.segments}
@@ -60,7 +61,7 @@ def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
     with running(cache_size=256, max_new_tokens=8) as watched:
         watched.turn("remember me")
         tokens, before = held(watched, 1), watched.conversation.state().pinned
-        watched.engine.pin(1)
+        watched.engine.send(Pin(1))
         pinned = watched.wait(ev.TurnPinned)
         assert (pinned.turn, pinned.pinned, pinned.tokens) == (1, True, tokens)
         assert pinned.cache.pinned == before + tokens
@@ -69,7 +70,7 @@ def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
         assert held(watched, 2) == 0
         assert held(watched, 1) == tokens
         assert segments_of(watched)["user", 1].pinned
-        watched.engine.unpin(1)
+        watched.engine.send(Unpin(1))
         assert not watched.wait(ev.TurnPinned, 2).pinned
         for _ in range(3):
             watched.turn("something else " * 3)
@@ -77,17 +78,17 @@ def test_a_pinned_turn_stays_and_leaves_again_when_unpinned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "turn", "sentence"),
+    ("request_", "sentence"),
     [
-        ("pin", 9, "turn 9 does not exist; the conversation has 1"),
-        ("unpin", 1, "turn 1 is not pinned"),
-        ("pin", 1, "tokens) would leave"),
+        (Pin(9), "turn 9 does not exist; the conversation has 1"),
+        (Unpin(1), "turn 1 is not pinned"),
+        (Pin(1), "tokens) would leave"),
     ],
 )
-def test_what_cannot_be_pinned_is_said(request_: str, turn: int, sentence: str) -> None:
+def test_what_cannot_be_pinned_is_said(request_: Pin | Unpin, sentence: str) -> None:
     with running(cache_size=128, max_new_tokens=4) as watched:
         watched.turn("word " * (20 if sentence.startswith("tokens") else 2))
-        getattr(watched.engine, request_)(turn)
+        watched.engine.send(request_)
         notice = watched.wait(ev.Notice)
         assert sentence in notice.text
         assert notice.level == "warning"
@@ -99,7 +100,7 @@ def test_a_forgotten_turn_cannot_be_pinned() -> None:
         for _ in range(6):
             watched.turn("word " * 8)
         assert held(watched, 1) == 0
-        watched.engine.pin(1)
+        watched.engine.send(Pin(1))
         assert watched.wait(ev.Notice).text == "turn 1 cannot be pinned: it was evicted from the cache"
 
 
@@ -111,15 +112,15 @@ def test_another_model_takes_over_and_begins_anew() -> None:
 
     with running(load) as watched:
         watched.turn("hello")
-        before = watched.engine.conversation
+        before = watched.conversation
         assert before is not None
-        watched.engine.switch_model("missing")
+        watched.engine.send(SwitchModel("missing"))
         assert "missing is not a model" in watched.wait(ev.Notice).text
-        assert watched.engine.conversation is before
+        assert watched.conversation is before
         assert watched.turn("still there?").stats.turn == 2
-        watched.engine.switch_model("other")
+        watched.engine.send(SwitchModel("other"))
         watched.wait(ev.ModelReady, 2)
-        after: Any = watched.engine.conversation
+        after: Any = watched.conversation
         assert after.model.config.model_type == "gpt_neox"
         assert watched.engine.settings.model == "other"
         assert not before.model._forward_pre_hooks
@@ -130,10 +131,10 @@ def test_another_model_takes_over_and_begins_anew() -> None:
 def test_what_another_system_prompt_brings_with_it_is_said() -> None:
     with running(lambda *_: tiny_loaded(toy.LAST_SYSTEM)) as chat:
         chat.wait(ev.ModelReady)
-        chat.engine.set_system_prompt("Be brief.")
+        chat.engine.send(SetSystemPrompt("Be brief."))
         chat.wait(ev.ConversationCleared)
         assert ["moves the system prompt" in chat.wait(ev.Notice).text] == [True]
-        chat.engine.set_system_prompt("Be kind.")
+        chat.engine.send(SetSystemPrompt("Be kind."))
         chat.wait(ev.ConversationCleared, 2)
         chat.turn("x")
         assert len(chat.of(ev.Notice)) == 1

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
+from streamchat.base.requests import SwitchModel
 from tests.support.real_engine import running, tiny_loaded
 
 
@@ -30,7 +31,7 @@ def test_the_old_model_is_freed(frozen: bool) -> None:
             for number in range(2, 4):
                 if frozen:
                     gc.freeze()  # as the app does
-                watched.engine.switch_model("another")
+                watched.engine.send(SwitchModel("another"))
                 watched.wait(ev.ModelReady, number)
                 assert [model() is not None for model in models] == [False] * (number - 1) + [True]
     finally:

@@ -13,6 +13,7 @@ import pytest
 
 import tests
 from streamchat.base import events as ev
+from streamchat.base.requests import Undo
 from streamchat.cli import main as cli
 from streamchat.config import loader
 from streamchat.conversation.assemble import load_from_settings
@@ -103,7 +104,7 @@ def test_resuming_continues_exactly(home: Path, expected: dict[str, Any]) -> Non
         resumed = chat.wait(ev.ConversationResumed)
         assert (resumed.session, resumed.prefilled) == (session, 0)
         assert [turn.text for turn in resumed.turns] == expected["messages"]
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         assert conversation.log.ids_at(conversation.cache.ledger.runs) == expected["cached_ids"]
         for message in expected["next"]:
             chat.turn(message)
@@ -117,7 +118,7 @@ def test_the_last_turn_can_be_undone_after_resuming(home: Path, expected: dict[s
     database = home / "data" / "streamchat.db"
     with running(load_from_settings, store=database, session=expected["session"], **MACHINE) as chat:
         chat.wait(ev.ConversationResumed)
-        chat.engine.undo()
+        chat.engine.send(Undo())
         assert chat.wait(ev.TurnUndone).text == expected["messages"][-1]
 
 

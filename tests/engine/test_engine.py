@@ -11,6 +11,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode, ModelNotFoundError
+from streamchat.base.requests import Clear, SetOption, SetSystemPrompt, Stop, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
@@ -49,7 +50,7 @@ def test_a_conversation_far_beyond_the_cache() -> None:
 
 def test_the_order_of_events_of_a_run() -> None:
     with running(start=False) as chat:
-        chat.engine.submit("hi")  # before anything is loaded
+        chat.engine.send(Submit("hi"))  # before anything is loaded
         busy = [chat.engine.busy]
         chat.engine.start()
         chat.wait(ev.TurnFinished)
@@ -80,8 +81,8 @@ def test_a_new_seed_counts_from_the_next_turn_on() -> None:
     with running(temperature=1.0) as chat:
         replies = []
         for seed in (5, 5, 6):
-            chat.engine.clear()
-            chat.engine.set_option("seed", seed)
+            chat.engine.send(Clear())
+            chat.engine.send(SetOption("seed", seed))
             replies.append(chat.turn("one").reply)
     assert replies[0] == replies[1] != replies[2]
 
@@ -89,10 +90,10 @@ def test_a_new_seed_counts_from_the_next_turn_on() -> None:
 def test_settings_system_prompt_and_clear_take_effect_in_order() -> None:
     with running(temperature=0.0, max_new_tokens=40) as chat:
         first = chat.turn("What is the capital of France?")
-        chat.engine.clear()
-        chat.engine.set_option("max_new_tokens", 3)
+        chat.engine.send(Clear())
+        chat.engine.send(SetOption("max_new_tokens", 3))
         second = chat.turn("What is the capital of France?")
-        chat.engine.set_system_prompt("Answer in one word.")
+        chat.engine.send(SetSystemPrompt("Answer in one word."))
         third = chat.turn("What is the capital of France?")
         assert chat.engine.settings.system_prompt == "Answer in one word."
         assert chat.engine.settings.max_new_tokens == 3
@@ -106,7 +107,7 @@ def test_settings_system_prompt_and_clear_take_effect_in_order() -> None:
 def test_a_system_prompt_that_does_not_fit_changes_nothing() -> None:
     with running() as chat:
         chat.turn("remember the dragon")
-        chat.engine.set_system_prompt("very long " * 200)
+        chat.engine.send(SetSystemPrompt("very long " * 200))
         chat.wait(ev.Notice)
         assert chat.turn("go on").stats.turn == 2
         notice = chat.of(ev.Notice)[-1]
@@ -119,26 +120,26 @@ def test_a_system_prompt_that_does_not_fit_changes_nothing() -> None:
 
 def test_stop_ends_the_running_turn_only() -> None:
     with running(max_new_tokens=100_000) as chat:
-        chat.engine.submit("tell me everything")
-        chat.engine.submit("and then?")
+        chat.engine.send(Submit("tell me everything"))
+        chat.engine.send(Submit("and then?"))
         chat.wait(ev.TextDelta)
-        chat.engine.stop_reply()
+        chat.engine.send(Stop())
         first = chat.wait(ev.TurnFinished)
         assert first.finish_reason == "cancelled"
         assert not first.rolled_back
         assert first.reply
         chat.wait(ev.TurnStarted, 2)
-        chat.engine.stop_reply()
+        chat.engine.send(Stop())
         assert chat.wait(ev.TurnFinished, 2).finish_reason == "cancelled"
-        chat.engine.stop_reply()  # nothing runs: nothing happens
-        chat.engine.set_option("max_new_tokens", 2)
+        chat.engine.send(Stop())  # nothing runs: nothing happens
+        chat.engine.send(SetOption("max_new_tokens", 2))
         assert chat.turn("hello").finish_reason in ("length", "stop")
 
 
 def test_a_turn_that_waits_can_be_taken_back() -> None:
     with running(start=False) as chat:
-        chat.engine.submit("never asked")
-        chat.engine.stop_reply()
+        chat.engine.send(Submit("never asked"))
+        chat.engine.send(Stop())
         chat.engine.start()
         finished = chat.wait(ev.TurnFinished)
         assert (finished.rolled_back, finished.text, finished.stats.cache_len > 0) == (True, "never asked", True)
@@ -148,7 +149,7 @@ def test_a_turn_that_waits_can_be_taken_back() -> None:
 def test_a_turn_that_fails_is_taken_back_and_said_and_the_chat_goes_on() -> None:
     with running(temperature=0.0) as chat:
         chat.turn("one")
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before = conversation.state()
         ids = conversation.log.ids[:]
 
@@ -183,7 +184,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_engine_with_its_sentence(
         raise error
 
     with running(load) as chat:
-        chat.engine.submit("hi")
+        chat.engine.send(Submit("hi"))
         failed = chat.wait(ev.EngineFailed)
         chat.wait(ev.EngineClosed)
         assert (failed.exit_code, failed.message) == (code, sentence)
@@ -209,7 +210,7 @@ def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> Non
     ) as chat:
         for number in range(8):
             chat.turn(f"story {number} about the sea")
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         cache = conversation.cache
         assert cache.compression_count >= 3
         chat.engine.close(30)
@@ -227,7 +228,7 @@ def test_a_roll_back_on_models_that_cannot_be_cut_or_moved(family: str) -> None:
     with running(other_model(family), temperature=0.0, cache_size=128, repetition_penalty=1.0) as chat:
         for text in ("one", "two", "three"):
             chat.turn(text)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before, ids = conversation.state(), conversation.log.ids[:]
 
         def fail(*args: Any) -> None:
@@ -265,8 +266,8 @@ def test_closing_while_the_model_loads_waits_for_no_model() -> None:
 
 def test_closing_ends_a_running_reply_and_drops_what_waits() -> None:
     with running(max_new_tokens=100_000) as chat:
-        chat.engine.submit("tell me everything")
-        chat.engine.submit("never reached")
+        chat.engine.send(Submit("tell me everything"))
+        chat.engine.send(Submit("never reached"))
         chat.wait(ev.TextDelta)
         assert chat.engine.close(30)
         assert chat.wait(ev.TurnFinished).finish_reason == "cancelled"
@@ -308,8 +309,8 @@ def test_only_the_engine_s_thread_touches_the_model() -> None:
         model: Any = chat.conversation.model
         model.register_forward_pre_hook(lambda *_: threads.add(threading.current_thread().name))
         chat.turn("hi")
-        chat.engine.clear()
-        chat.engine.set_system_prompt("short")
+        chat.engine.send(Clear())
+        chat.engine.send(SetSystemPrompt("short"))
         chat.wait(ev.ConversationCleared, 2)
     assert threads == {"streamchat-engine"}
     assert not torch.is_inference_mode_enabled()

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pexpect
 import pytest
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Request, Retry, SetTitle, Undo
 from streamchat.store.store import Store
 from tests.support.desk import Desk
 from tests.support.program import FACE
@@ -21,29 +23,29 @@ from tests.support.saved_sessions import stored
 @pytest.mark.parametrize(
     ("line", "call"),
     [
-        ("/undo", ("undo", (False,))),
-        ("/retry", ("retry", ())),
-        ("/again", ("retry", ())),
-        ("/edit a new text", ("edit", ("a new text",))),
-        ("/edit", ("undo", (True,))),
-        ("/compact", ("compact", ())),
-        ("/keep the sea is green", ("quote", ("Remember this about our conversation so far:\n\nthe sea is green",
-                                              "Noted.", True))),
+        ("/undo", Undo(False)),
+        ("/retry", Retry()),
+        ("/again", Retry()),
+        ("/edit a new text", Edit("a new text")),
+        ("/edit", Undo(True)),
+        ("/compact", Compact()),
+        ("/keep the sea is green", Quote("Remember this about our conversation so far:\n\nthe sea is green",
+                                          "Noted.", True)),
     ],
 )  # fmt: skip
-def test_what_each_asks_of_the_engine(line: str, call: tuple[str, tuple[object, ...]]) -> None:
+def test_what_each_asks_of_the_engine(line: str, call: Request) -> None:
     desk = Desk()
     result = desk.say(line)
     assert not result.error
     assert result.done_when is not None
-    assert desk.engine.calls == [call]
+    assert desk.engine.sent == [call]
 
 
 def test_without_a_turn_there_is_nothing_to_change() -> None:
     desk = Desk(turns=0)
     for line in ("/retry", "/edit", "/edit x"):
         assert desk.say(line).error
-    assert desk.engine.calls == []
+    assert desk.engine.sent == []
 
 
 def test_recall_quote_and_keep() -> None:
@@ -60,11 +62,12 @@ def test_recall_quote_and_keep() -> None:
     assert desk.say("/keep 7").error
     desk.say("/quote 1")
     desk.say("/keep 1")
-    (_, first), (_, second) = desk.engine.calls
-    assert first[1:] == ("Noted.", False)
-    assert second[1:] == ("Noted.", True)
-    assert str(first[0]).startswith("Remember what you said ")
-    assert str(first[0]).endswith("\n\n> It is\n> very green")
+    first, second = desk.engine.sent
+    assert isinstance(first, Quote)
+    assert first.text.startswith("Remember what you said ")
+    assert first.text.endswith("\n\n> It is\n> very green")
+    assert (first.reply, first.pin) == ("Noted.", False)
+    assert second == replace(first, pin=True)
 
 
 def test_sessions_resume_and_title() -> None:
@@ -78,10 +81,12 @@ def test_sessions_resume_and_title() -> None:
     assert desk.say("/resume").error
     assert desk.say("/resume zzz").error
     assert desk.say(f"/resume {sea[:5]}").done_when is not None
-    assert desk.engine.calls == [("open_session", (sea,))]
+    assert desk.engine.sent == [OpenSession(sea)]
     assert "is saved after its first turn" in desk.say("/title x").text
     desk.board.apply(ev.SessionOpened(sea))
     assert desk.say("/title").text == f"The sea ({sea})"
+    assert not desk.say("/rename Of the  sea").error
+    assert desk.engine.sent[-1] == SetTitle("Of the  sea")
     assert desk.say(f"/resume {sea}").text == f"{sea} is already open"
     assert "(this one)" in desk.say("/sessions sea").text
 

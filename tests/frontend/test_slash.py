@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Clear, Pin, Request, SetOption, SetSystemPrompt, SwitchModel, Unpin
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import parse
 from tests.support.desk import Desk
@@ -16,23 +17,23 @@ from tests.support.desk import Desk
 @pytest.mark.parametrize(
     ("text", "call"),
     [
-        ("/clear", ("clear", ())),
-        ("/new", ("clear", ())),
-        ("/system Be brief.", ("set_system_prompt", ("Be brief.",))),
-        ("/system none", ("set_system_prompt", ("",))),
-        ("/set temperature 0.2", ("set_option", ("temperature", 0.2))),
-        ("/set top-k=40", ("set_option", ("top_k", 40))),
-        ("/set thinking show", ("set_option", ("thinking", "show"))),
-        ("/model pythia-410m", ("switch_model", ("pythia-410m",))),
-        ("/pin", ("pin", (3,))),
-        ("/pin 2", ("pin", (2,))),
-        ("/unpin 2", ("unpin", (2,))),
+        ("/clear", Clear()),
+        ("/new", Clear()),
+        ("/system Be brief.", SetSystemPrompt("Be brief.")),
+        ("/system none", SetSystemPrompt("")),
+        ("/set temperature 0.2", SetOption("temperature", 0.2)),
+        ("/set top-k=40", SetOption("top_k", 40)),
+        ("/set thinking show", SetOption("thinking", "show")),
+        ("/model pythia-410m", SwitchModel("pythia-410m")),
+        ("/pin", Pin(3)),
+        ("/pin 2", Pin(2)),
+        ("/unpin 2", Unpin(2)),
     ],
 )
-def test_commands_ask_the_engine(text: str, call: tuple[str, tuple[Any, ...]]) -> None:
+def test_commands_ask_the_engine(text: str, call: Request) -> None:
     desk = Desk()
     assert not desk.say(text).error
-    assert desk.engine.calls == [call]
+    assert desk.engine.sent == [call]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_wrong_ones_are_one_sentence_and_ask_nothing(text: str, sentence: str) -
     result = desk.say(text)
     assert result.error
     assert sentence in result.text
-    assert desk.engine.calls == []
+    assert desk.engine.sent == []
 
 
 def test_pinning_before_anything_was_said() -> None:
@@ -67,7 +68,7 @@ def test_unpinning_needs_no_number_where_one_is_pinned() -> None:
     desk = Desk()
     desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5)))
     desk.say("/unpin")
-    assert desk.engine.calls == [("unpin", (2,))]
+    assert desk.engine.sent == [Unpin(2)]
     assert desk.offered("/unpin ") == ["/unpin 2"]
     assert desk.offered("/pin ") == ["/pin 3"]
     desk.board.cache = ev.CacheState(segments=(ev.Segment("user", 2, 5, 5, True), ev.Segment("user", 3, 5, 5, True)))

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
+from streamchat.base.requests import Pin, Undo
 from streamchat.cli import main as cli
 from streamchat.frontend.watch import Watcher, find_monitored
 from streamchat.sessions import snapshot as snapshots
@@ -62,8 +63,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running(store=folder / "streamchat.db", cache_size=96) as chat:
         for text in ("tell me of the sea", "and of a dragon", "and a knight", "why so?", "again"):
             chat.turn(text)
-        chat.engine.pin(4)
-        chat.engine.undo()
+        chat.engine.send(Pin(4))
+        chat.engine.send(Undo())
         chat.wait(ev.TurnUndone)
         chat.turn("the hill")
     return folder
@@ -150,7 +151,7 @@ def resumed(path: Path) -> tuple[ev.ConversationResumed | None, list[str], list[
             return None, [failed[0].message], []
         finished = chat.turn("and then?")
         assert not finished.rolled_back, finished
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         cache, log = conversation.cache, conversation.log
         assert cache.ledger.next_index == len(log)
         assert cache.lengths == [cache.length] * len(cache.lengths)

@@ -13,6 +13,7 @@ import pytest
 import streamchat.conversation.conversation as conversation_module
 from streamchat.base import events as ev
 from streamchat.base.errors import TurnError
+from streamchat.base.requests import OpenSession, Submit
 from streamchat.base.thinking import plain_text, split
 from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
@@ -44,7 +45,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
     narrator, pieces = Narrator(lambda: thinking), list[Piece]()
     engine.subscribe(lambda event: pieces.extend(narrator.pieces_for(event)))
     engine.start()
-    engine.submit("why?")
+    engine.send(Submit("why?"))
     assert engine.wait_idle()
     engine.close()
     return pieces
@@ -93,7 +94,7 @@ def test_turns_of_a_resumed_conversation_are_split(thinking: str, texts: list[st
     engine = ScriptedEngine()
     engine.sessions["abc"] = [("why?", BOTH), ("and?", OPEN)]
     engine.start()
-    engine.open_session("abc")
+    engine.send(OpenSession("abc"))
     assert engine.wait_event(ev.ConversationResumed)
     resumed = next(event for event in engine.events if isinstance(event, ev.ConversationResumed))
     engine.close()
@@ -119,7 +120,7 @@ async def test_the_app_shows_resumed_turns_as_the_setting_says() -> None:
     engine = ScriptedEngine(settings=Settings(thinking="hide"))
     engine.sessions["abc"] = [("why?", BOTH), ("and?", OPEN), ("so?", "Yes.")]
     async with driving(engine) as driver:
-        engine.open_session("abc")
+        engine.send(OpenSession("abc"))
         await driver.until(lambda: len(driver.turns) == 3 and "Yes." in driver.screen_text)
         assert "It is so." in driver.screen_text
         assert "wonder" not in driver.screen_text

@@ -15,6 +15,19 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
+from streamchat.base.requests import (
+    Clear,
+    Compact,
+    CountTokens,
+    Edit,
+    OpenSession,
+    Pin,
+    Quote,
+    Retry,
+    SetOption,
+    Submit,
+    Undo,
+)
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.store import Store
@@ -36,7 +49,7 @@ def said(chat: Watched, questions: list[str]) -> list[str]:
 
 
 def logits_of(chat: Watched) -> torch.Tensor:
-    conversation: Any = chat.engine.conversation
+    conversation: Any = chat.conversation
     logits: torch.Tensor = conversation.next_logits().clone()
     return logits
 
@@ -69,7 +82,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
     with running(load, store=database, **sampling) as chat:
         said(chat, QUESTIONS)
         session = session_of(database)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         left = conversation.state()
         assert (left.compressions > 0) == (size == 96)
         ids = conversation.log.ids.tolist()
@@ -82,7 +95,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
         assert resumed.prefilled == 0
         assert resumed.session == session
         assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
-        conversation = chat.engine.conversation
+        conversation = chat.conversation
         assert conversation.log.ids.tolist() == ids
         assert conversation.state() == left
         assert chat.engine.settings.cache_size == size
@@ -92,7 +105,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
 
 def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path) -> None:
     with a_session(database, cache_size=96) as (chat, session):
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         held, ids = conversation.cache.ledger.runs, conversation.log.ids.tolist()
         compressions = conversation.cache.compression_count
         model = conversation.model
@@ -103,7 +116,7 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.prefilled == sum(stop - first for first, stop in held)
         assert "because no cache was saved with it" in chat.wait(ev.Notice).text
-        conversation = chat.engine.conversation
+        conversation = chat.conversation
         assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
         assert conversation.cache.compression_count == compressions
         assert conversation.cache.pins == ((0, conversation.system_tokens),)
@@ -204,7 +217,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert len(resumed.turns) == 5
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
@@ -223,7 +236,7 @@ def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: 
         pass
     with running(lambda *_: tiny_loaded(template), store=database, session=session, cache_size=512) as chat:
         chat.wait(ev.ConversationResumed)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         tokenizer = conversation.tokenizer
         messages = []
         for turn in conversation.log.turns:
@@ -236,15 +249,15 @@ def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: 
 
 def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> None:
     with a_session(database, QUESTIONS[:3], cache_size=512) as (chat, session):
-        chat.engine.pin(2)
+        chat.engine.send(Pin(2))
         chat.wait(ev.TurnPinned)
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert {s.turn for s in resumed.cache.segments if s.turn and s.pinned} == {2}
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         starts = [turn.start for turn in conversation.log.turns]
         for number in (3, 2):
-            chat.engine.undo()
+            chat.engine.send(Undo())
             undone = chat.wait(ev.TurnUndone, 4 - number)
             assert (undone.turn, undone.restored, undone.prefilled) == (number, 0, 0)
             assert conversation.cache.ledger.runs == [(0, starts[number - 1])]
@@ -266,7 +279,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
         patch.setattr(real_engine, "Configuration", lambda s, o, f: Configuration(s, {"cache_size": "--cache-size"}, f))
         with running(store=database, session=session, cache_size=160) as chat:
             resumed = chat.wait(ev.ConversationResumed)
-            conversation: Any = chat.engine.conversation
+            conversation: Any = chat.conversation
             assert resumed.cache.length <= 160
             assert resumed.cache.first_visible_turn > 1
             assert "does not fit into 160" in chat.wait(ev.Notice).text
@@ -311,11 +324,11 @@ def test_a_message_is_on_the_disk_before_its_reply_begins_and_the_reply_as_it_st
 def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
     with running(store=database, cache_size=160) as chat:
         said(chat, QUESTIONS[:2])
-        chat.engine.pin(2)
-        chat.engine.set_option("temperature", 0.25)
+        chat.engine.send(Pin(2))
+        chat.engine.send(SetOption("temperature", 0.25))
         said(chat, QUESTIONS * 2)
         told = chat.of(ev.TokensEvicted)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         pins = conversation.cache.pins
         session = session_of(database)
     assert len(told) > 2
@@ -336,14 +349,14 @@ def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
 def test_undo_retry_and_edit_on_the_disk(database: Path) -> None:
     with running(store=database, temperature=1.0, cache_size=512) as chat:
         said(chat, QUESTIONS[:3])
-        chat.engine.undo()
+        chat.engine.send(Undo())
         undone = chat.wait(ev.TurnUndone)
         assert (undone.turn, undone.text, undone.replaced) == (3, QUESTIONS[2], False)
         first = chat.of(ev.TurnFinished)[1].reply
-        again = chat.turn("", lambda _: chat.engine.retry())
+        again = chat.turn("", lambda _: chat.engine.send(Retry()))
         assert (again.text, again.stats.turn) == (QUESTIONS[1], 2)
         assert again.reply != first  # another draw
-        other = chat.turn("And of the knight?", chat.engine.edit)
+        other = chat.turn("And of the knight?", lambda text: chat.engine.send(Edit(text)))
         assert other.stats.turn == 2
         session = session_of(database)
     with Store(database) as store:
@@ -362,29 +375,29 @@ def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
     with running(store=database, session=session) as chat:
         chat.wait(ev.ConversationResumed)
         for number in (5, 4):
-            chat.engine.undo()
+            chat.engine.send(Undo())
             assert chat.wait(ev.TurnUndone, 6 - number).turn == number
         undone = chat.of(ev.TurnUndone)
         assert all(event.prefilled == 0 for event in undone)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         assert len(conversation.log) == conversation.log.turns[-1].end == conversation.cache.ledger.next_index
 
 
 def test_nothing_to_replace_gives_the_text_back(database: Path) -> None:
     with running(store=database) as chat:
-        finished = chat.turn("hello", chat.engine.edit)
+        finished = chat.turn("hello", lambda text: chat.engine.send(Edit(text)))
         assert (finished.finish_reason, finished.rolled_back, finished.text) == ("error", True, "hello")
         assert "nothing to undo yet" in finished.message
-        chat.engine.undo()
+        chat.engine.send(Undo())
         assert "nothing to undo yet" in chat.wait(ev.Notice).text
 
 
 def test_clear_begins_another_session_and_empty_ones_are_not_kept(database: Path) -> None:
     with running(store=database) as chat:
         said(chat, QUESTIONS[:1])
-        chat.engine.clear()
+        chat.engine.send(Clear())
         said(chat, QUESTIONS[1:3])
-        chat.engine.clear()
+        chat.engine.send(Clear())
         chat.wait(ev.ConversationCleared, 2)
     with Store(database) as store:
         assert [(s.title, s.turns, s.opened_by) for s in store.sessions()] == [
@@ -410,15 +423,15 @@ def test_opening_another_session_in_a_running_chat(database: Path) -> None:
         chat.wait(ev.ModelReady)
         chat.turn("something else")
         ours = session_of(database)
-        chat.engine.open_session(session)
+        chat.engine.send(OpenSession(session))
         assert chat.wait(ev.ConversationResumed).prefilled == 0
         assert chat.engine.settings.cache_size == 96
         chat.turn("go on")
-        chat.engine.open_session("zzzzzz")
+        chat.engine.send(OpenSession("zzzzzz"))
         assert "no saved session has the id 'zzzzzz'; " in chat.wait(ev.Notice).text
         assert "the current conversation continues" in chat.of(ev.Notice)[-1].text
         assert chat.turn("still here").stats.turn == 7
-        chat.engine.open_session(ours)
+        chat.engine.send(OpenSession(ours))
         assert chat.wait(ev.ConversationResumed, 2).cache.cache_size == 512
         assert chat.turn("still there").stats.turn == 2
     with Store(database) as store:
@@ -459,7 +472,7 @@ def test_a_snapshot_every_so_many_turns(database: Path) -> None:
         moments: list[int] = []
         for question in QUESTIONS:
             chat.turn(question)
-            chat.engine.count_tokens("x")  # after the snapshot
+            chat.engine.send(CountTokens("x"))  # after the snapshot
             chat.wait(ev.TextCounted, len(moments) + 1)
             with Store(database) as store:
                 path = store.snapshot_path(session_of(database))
@@ -473,7 +486,7 @@ def test_a_snapshot_every_so_many_turns(database: Path) -> None:
 def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> None:
     with running(store=database, cache_size=512) as chat:
         chat.turn("one")
-        finished = chat.turn("", lambda _: chat.engine.quote("> the sea is green", "Noted.", True))
+        finished = chat.turn("", lambda _: chat.engine.send(Quote("> the sea is green", "Noted.", True)))
         assert (finished.text, finished.reply) == ("> the sea is green", "Noted.")
         assert chat.wait(ev.TurnPinned).turn == 2
 
@@ -481,9 +494,9 @@ def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> 
 def test_a_summary_changes_nothing(database: Path) -> None:
     with running(store=database, cache_size=128) as chat:
         said(chat, QUESTIONS)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before = (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state())
-        chat.engine.compact()
+        chat.engine.send(Compact())
         summary = chat.wait(ev.SummaryReady)
         assert summary.text
         first, last = summary.turns
@@ -491,7 +504,7 @@ def test_a_summary_changes_nothing(database: Path) -> None:
         assert (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state()) == before
         assert not chat.engine.busy
     with running() as chat:
-        chat.engine.compact()
+        chat.engine.send(Compact())
         assert chat.wait(ev.SummaryReady).text == ""
         assert "nothing to summarize" in chat.wait(ev.Notice).text
 
@@ -513,7 +526,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
     """As after a crash: the turn is still running in the store."""
     monkeypatch.setattr("streamchat.sessions.recorder.BATCH_S", 0.0)
     with a_session(database, QUESTIONS[:2], cache_size=512, max_new_tokens=30) as (chat, session):
-        chat.engine.submit("a long story")
+        chat.engine.send(Submit("a long story"))
         chat.wait(ev.TextDelta, len(chat.of(ev.TextDelta)) + 10)
         with Store(database) as store:
             killed = store.load(session).turns[-1]
@@ -531,7 +544,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         last = resumed.turns[-1]
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         opening = len(conversation.encoder.reply_opening())
         written = len(killed.ids) - (killed.reply_start - killed.start) - opening
         assert last.finish_reason == "cancelled"
@@ -558,7 +571,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
         assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
         assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")
@@ -580,7 +593,7 @@ def test_an_undo_that_could_not_be_written_is_written_when_leaving(database: Pat
         recorder: Any = chat.engine._owner.archive.recorder
         connection = recorder.store._open.writer
         connection.execute("PRAGMA query_only = ON")
-        chat.engine.undo()
+        chat.engine.send(Undo())
         chat.wait(ev.TurnUndone)
         assert any("not saved" in notice.text for notice in chat.of(ev.Notice))
         connection.execute("PRAGMA query_only = OFF")

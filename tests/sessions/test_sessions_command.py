@@ -57,7 +57,14 @@ def test_showing_marks_what_is_forgotten(capsys: pytest.CaptureFixture[str]) -> 
 def test_renaming_and_deleting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     session = saved()
     assert run(capsys, "rename", session, " A  new\nname ")[1] == f"{session} is now named “A new name”.\n"
-    assert run(capsys, "rename", session, "  ")[0] == 2
+    for title, sentence in (
+        ("  ", "a title needs at least one visible character"),
+        ("\u200b\x1b[1m", "a title needs at least one visible character"),
+        ("x" * 201, "a title of 201 characters is too long; use at most 200"),
+    ):
+        code, _, err = run(capsys, "rename", session, title)
+        assert (code, sentence in err) == (2, True), err
+    assert run(capsys, "rename", session, "x" * 200)[0] == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     code, _, err = run(capsys, "delete", session)
     assert (code, "cannot be undone; give --yes" in err) == (2, True)

@@ -12,6 +12,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
@@ -25,6 +26,7 @@ from streamchat.tui.widgets.turn import Turn
 from tests.support.scripted_engine import ScriptedEngine
 
 E = TypeVar("E", bound=ev.Event)
+R = TypeVar("R", bound=Request)
 NASTY = "arr[0] = [/INST] [bold] [/usr/bin/x] [red"
 
 
@@ -143,6 +145,9 @@ class Driver:
 
     def emitted(self, kind: type[E]) -> list[E]:
         return [event for event in self.engine.events if isinstance(event, kind)]
+
+    def sent(self, kind: type[R]) -> list[R]:
+        return [request for request in self.engine.sent if isinstance(request, kind)]
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,12 @@ import torch
 import streamchat.conversation.conversation as conversations
 import streamchat.conversation.rollback as rollbacks
 from streamchat.base import events as ev
+from streamchat.base import requests as rq
 from streamchat.base.errors import ConfigError
 from streamchat.cache import checkpoint
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
 from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
@@ -82,6 +85,18 @@ class Machine:
         if self.stop[0] == "memory" and not self.fired and self.forwards >= self.stop[1]:
             self.fired = True
             raise torch.OutOfMemoryError("no memory left, as planned")
+
+
+class PlannedStop(threading.Event):
+    """Set when the plan says so."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    def is_set(self) -> bool:
+        """Asked before each forward."""
+        return self._machine.cancelled()
 
 
 @dataclass
@@ -151,9 +166,12 @@ class RandomChat:
         loaded = LoadedModel(self.model, self.tokenizer, "tiny", "tests", "cpu", "float32", ())
         configuration = Configuration(self.settings, {"cache_size": "--cache-size"}, None)
         database = self.folder / "chats.db"
-        self.owner = Owner(configuration, lambda *_: loaded, self.hear, lambda *_: None, lambda: Store(database))
+        self.jobs = JobQueue()
+        self.owner = Owner(
+            configuration, lambda *_: loaded, self.hear, lambda *_: None, lambda: Store(database), self.jobs
+        )
         self._watching = False
-        self.owner.start(session)
+        self.owner.host.start(session)
         self._watching = True
         if session is None:
             self.started_over()
@@ -176,7 +194,7 @@ class RandomChat:
         """Leave in order."""
         self.machine.arm(("", 0))
         if self.owner is not None:
-            self.owner.end()
+            self.owner.host.end()
         self.owner = None
 
     @contextmanager
@@ -320,57 +338,56 @@ class RandomChat:
         finally:
             self.machine.arm(("", 0))
 
-    def _turn(self, step: Step, **more: Any) -> None:
+    def _send(self, request: rq.Request) -> None:
+        """What the engine's thread does with a request."""
         assert self.owner is not None
-        self.owner.run_turn(step.text, self.machine.cancelled, on_done=lambda: None, **more)
+        self.jobs.put(request)
+        job = self.jobs.get(0)
+        assert job is not None
+        job.cancelled = PlannedStop(self.machine)
+        self.owner.handle(job)
 
     def do_turn(self, step: Step) -> None:
         """A message."""
-        self._turn(step)
+        self._send(rq.Submit(step.text))
 
     def do_quote(self, step: Step) -> None:
         """A message with a given reply, pinned."""
         stays = len(self.oracle.said)
-        self._pinning(lambda: self._turn(step, reply="Noted.", pin=True), lambda: len(self.oracle.said) > stays)
+        self._pinning(
+            lambda: self._send(rq.Quote(step.text, "Noted.", pin=True)), lambda: len(self.oracle.said) > stays
+        )
 
     def do_undo(self, step: Step) -> None:
         """Take the newest turn back."""
-        assert self.owner is not None
-        self.owner.undo_as_asked(to_edit=False)
+        self._send(rq.Undo())
 
     def do_retry(self, step: Step) -> None:
         """Another try."""
-        self._replace(step, None)
+        self._replace(rq.Retry())
 
     def do_edit(self, step: Step) -> None:
         """Another message in place of the newest."""
-        self._replace(step, step.text)
+        self._replace(rq.Edit(step.text))
 
-    def _replace(self, step: Step, text: str | None) -> None:
-        owner, count = self.owner, len(self.oracle.said)
-        assert owner is not None
-        was_pinned = count in self.oracle.pinned
-
-        def replace_turn() -> None:
-            owner.replace_turn(text, self.machine.cancelled, on_done=lambda: None)
-
-        if was_pinned:
-            self._pinning(replace_turn, lambda: len(self.oracle.said) == count)
+    def _replace(self, request: rq.Retry | rq.Edit) -> None:
+        count = len(self.oracle.said)
+        if count in self.oracle.pinned:
+            self._pinning(lambda: self._send(request), lambda: len(self.oracle.said) == count)
         else:
-            replace_turn()
+            self._send(request)
             require(count not in self.oracle.pinned, "turn", count, "is pinned, and its forerunner was not")
 
     def do_reopen(self, step: Step) -> None:
         """Have the newest message back, change it, send it."""
-        owner, count = self.owner, len(self.oracle.said)
-        assert owner is not None
+        count = len(self.oracle.said)
         was_pinned = count in self.oracle.pinned
-        owner.undo_as_asked(to_edit=True)
+        self._send(rq.Undo(to_edit=True))
         self.fed = 0
         if was_pinned:
-            self._pinning(lambda: self._turn(step), lambda: len(self.oracle.said) == count)
+            self._pinning(lambda: self._send(rq.Submit(step.text)), lambda: len(self.oracle.said) == count)
         else:
-            self._turn(step)
+            self._send(rq.Submit(step.text))
 
     def _pinning(self, do: Callable[[], None], stays: Callable[[], bool]) -> None:
         """The turn that comes is pinned, unless it does not stay or there is no room."""
@@ -383,28 +400,25 @@ class RandomChat:
 
     def do_pin(self, step: Step) -> None:
         """Keep a turn."""
-        assert self.owner is not None
         oracle, number = self.oracle, min(step.turn, len(self.oracle.said))
         held = oracle.tokens.held
         tokens = [i for i in held[oracle.sinks :] if number and oracle.turn_of(i) == number]
         free = self.size - len(oracle.retained(held)) - len(tokens)
         allowed = tokens and number not in oracle.pinned and free >= max(8, self.size // 4)
-        self.owner.set_pin(number, True)
+        self._send(rq.Pin(number))
         require(not allowed or number in oracle.pinned, "turn", number, "was not pinned")
 
     def do_unpin(self, step: Step) -> None:
         """Let a turn leave again."""
-        assert self.owner is not None
         number = min(step.turn, len(self.oracle.said))
-        self.owner.set_pin(number, False)
+        self._send(rq.Unpin(number))
         require(number not in self.oracle.pinned, "turn", number, "is still pinned")
 
     def do_compact(self, step: Step) -> None:
         """A summary, which changes nothing."""
-        assert self.owner is not None
         self._hidden = True
         try:
-            self.owner.compact(self.machine.cancelled, lambda: None)
+            self._send(rq.Compact())
         finally:
             self._hidden = False
 
@@ -419,10 +433,10 @@ class RandomChat:
     def _start_over(self, system_prompt: str | None) -> None:
         assert self.owner is not None
         at, self._watching = len(self.events), False
-        self.owner.start_over(system_prompt=system_prompt)
+        self._send(rq.Clear() if system_prompt is None else rq.SetSystemPrompt(system_prompt))
         self._watching = True
         if any(isinstance(event, ev.ConversationCleared) for event in self.events[at:]):
-            self.settings = replace(self.settings, system_prompt=self.owner.settings.system_prompt)
+            self.settings = replace(self.settings, system_prompt=self.owner.host.settings.system_prompt)
             self.started_over()
 
     def do_resume(self, step: Step) -> None:

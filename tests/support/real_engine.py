@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import Conversation
@@ -25,6 +26,13 @@ def tiny_loaded(template: str | None = CHATML, family: str = "llama", notes: tup
     """A tiny random model and tokenizer, as `load_model` returns them."""
     tokenizer: Any = toy_tokenizer(template)
     return LoadedModel(tiny_model(family, vocab_size=VOCABULARY), tokenizer, "tiny", "tests", "cpu", "float32", notes)
+
+
+def conversation_of(engine: Engine) -> Conversation:
+    """The conversation of an engine that has loaded its model and is idle: not for front ends."""
+    conversation = engine._owner.conversation
+    assert conversation is not None
+    return conversation
 
 
 class Watched:
@@ -44,8 +52,7 @@ class Watched:
     @property
     def conversation(self) -> Conversation:
         """The one of a loaded model."""
-        assert self.engine.conversation is not None
-        return self.engine.conversation
+        return conversation_of(self.engine)
 
     def of(self, kind: type[E]) -> list[E]:
         """Events of one class so far."""
@@ -58,9 +65,12 @@ class Watched:
         return self.of(kind)[count - 1]
 
     def turn(self, text: str, how: Callable[[str], object] | None = None) -> ev.TurnFinished:
-        """Say `text`, by `submit` or another way, and wait for the end of the turn."""
+        """Say `text`, by `Submit` or another way, and wait for the end of the turn."""
         count = len(self.of(ev.TurnFinished)) + 1
-        (how or self.engine.submit)(text)
+        if how is None:
+            self.engine.send(Submit(text))
+        else:
+            how(text)
         return self.wait(ev.TurnFinished, count)
 
 

@@ -8,7 +8,7 @@ space that follows it. Nothing sleeps unless a rate is asked for; a test that mu
     engine = ScriptedEngine(["Hello!", Reply("a slow one", tokens_per_s=20)])
     engine.subscribe(events.append)
     engine.start()
-    engine.submit("hi")
+    engine.send(Submit("hi"))
     assert engine.wait_idle()
 """
 
@@ -20,9 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 from streamchat.base import events as ev
+from streamchat.base import requests as rq
 from streamchat.config.settings import Settings
 from tests.support.scripted_cache import ScriptedCache
 
@@ -39,7 +40,7 @@ class Reply:
     tokens_per_s: float | None = None
     """Rate of this reply; None = the engine's, 0 = as fast as possible."""
     finish_reason: ev.FinishReason = "stop"
-    """'stop' or 'length'; 'cancelled' comes from `stop_reply`, 'error' from `error`."""
+    """'stop' or 'length'; 'cancelled' comes from `Stop`, 'error' from `error`."""
     error: str = ""
     """The turn fails with this sentence after `text` was streamed, and is rolled back."""
     hold_after: int | None = None
@@ -91,10 +92,8 @@ class ScriptedEngine:
         self._sample_s = sample_s
         self._told_speed = speed
 
-        self.submitted: list[str] = []
-        """Texts given to `submit`, in order."""
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        """Every request made by the face, in order, with its arguments."""
+        self.sent: list[rq.Request] = []
+        """Every request of the front end, in order."""
         self.events: list[ev.Event] = []
         """Every event emitted, in order."""
 
@@ -115,9 +114,9 @@ class ScriptedEngine:
         self._turn = 0
         self._said: list[tuple[str, str]] = []
         self.summary = "They spoke of the sea."
-        """What `compact` answers."""
+        """What `Compact` answers."""
         self.sessions: dict[str, list[tuple[str, str]]] = {}
-        """What `open_session` knows: turns by id."""
+        """What `OpenSession` knows: turns by id."""
         self._speed: tuple[float | None, float | None] = (None, None)
         system_tokens = len(tokens_of(self._settings.system_prompt))
         self.cache = ScriptedCache(self._settings.cache_size, self._settings.num_sink_tokens, system_tokens)
@@ -148,95 +147,65 @@ class ScriptedEngine:
 
     def start(self) -> None:
         """Start the thread and load."""
-        self.calls.append(("start", ()))
         if self._thread is None and not self._closing.is_set():
             self._thread = threading.Thread(target=self._run, name="scripted-engine", daemon=True)
             self._thread.start()
 
-    def submit(self, text: str) -> None:
-        """Queue a user message."""
-        self.calls.append(("submit", (text,)))
-        self.submitted.append(text)
-        self._ask(lambda: self._do_turn(text))
+    def send(self, request: rq.Request) -> None:
+        """Queue a request; `Stop` takes effect at once."""
+        self.sent.append(request)
+        match request:
+            case rq.Stop():
+                if self._running:
+                    self._stop.set()
+                return
+            case rq.SetSystemPrompt(text):
+                self._settings = replace(self._settings, system_prompt=text)
+            case rq.SetOption(name, value):
+                changed: dict[str, Any] = {name: value}
+                self._settings = replace(self._settings, **changed)
+            case rq.Submit() | rq.Retry() | rq.Edit() | rq.Quote():
+                with self._lock:
+                    self._pending += 1
+                    self._idle.clear()
+            case _:
+                pass
+        self._requests.put(lambda: self._do(request))
 
-    def _ask(self, request: Callable[[], None]) -> None:
-        with self._lock:
-            self._pending += 1
-            self._idle.clear()
-        self._requests.put(request)
-
-    def stop_reply(self) -> None:
-        """Stop the running turn soon."""
-        self.calls.append(("stop_reply", ()))
-        if self._running:
-            self._stop.set()
-
-    def clear(self) -> None:
-        """Forget the conversation."""
-        self.calls.append(("clear", ()))
-        self._requests.put(self._do_clear)
-
-    def set_system_prompt(self, text: str) -> None:
-        """Start over with another system prompt."""
-        self.calls.append(("set_system_prompt", (text,)))
-        self._settings = replace(self._settings, system_prompt=text)
-        self._requests.put(self._do_clear)
-
-    def set_option(self, name: str, value: Any) -> None:
-        """Change a live setting."""
-        self.calls.append(("set_option", (name, value)))
-        self._settings = replace(self._settings, **{name: value})
-        self._requests.put(lambda: self.emit(ev.SettingChanged(name, value)))
-
-    def pin(self, turn: int) -> None:
-        """Keep a turn."""
-        self.calls.append(("pin", (turn,)))
-        self._requests.put(lambda: self._do_pin(turn, True))
-
-    def unpin(self, turn: int) -> None:
-        """Let a turn leave again."""
-        self.calls.append(("unpin", (turn,)))
-        self._requests.put(lambda: self._do_pin(turn, False))
-
-    def switch_model(self, name: str) -> None:
-        """Load another model; 'missing' fails."""
-        self.calls.append(("switch_model", (name,)))
-        self._requests.put(lambda: self._do_switch(name))
-
-    def count_tokens(self, text: str) -> None:
-        """Measure a text."""
-        self.calls.append(("count_tokens", (text,)))
-        self._requests.put(lambda: self.emit(ev.TextCounted(text, len(tokens_of(text)))))
-
-    def undo(self, to_edit: bool = False) -> None:
-        """Take the newest turn back."""
-        self.calls.append(("undo", (to_edit,)))
-        self._requests.put(lambda: self._do_undo(to_edit=to_edit))
-
-    def retry(self) -> None:
-        """Answer the newest message again."""
-        self.calls.append(("retry", ()))
-        self._ask(lambda: self._do_replace(None))
-
-    def edit(self, text: str) -> None:
-        """Replace the newest message."""
-        self.calls.append(("edit", (text,)))
-        self._ask(lambda: self._do_replace(text))
-
-    def quote(self, text: str, reply: str, pin: bool) -> None:
-        """A turn with a given reply."""
-        self.calls.append(("quote", (text, reply, pin)))
-        self._ask(lambda: self._do_quote(text, reply, pin))
-
-    def compact(self) -> None:
-        """Tell the scripted summary of the oldest two turns."""
-        self.calls.append(("compact", ()))
-        self._requests.put(lambda: self.emit(ev.SummaryReady(self.summary, (1, 2) if self.summary else (0, 0))))
-
-    def open_session(self, session: str, agreed_model: str = "") -> None:
-        """Go on with the conversation in `sessions`."""
-        self.calls.append(("open_session", (session, agreed_model) if agreed_model else (session,)))
-        self._requests.put(lambda: self._do_resume(session))
+    def _do(self, request: rq.Request) -> None:
+        match request:
+            case rq.Submit(text):
+                self._do_turn(text)
+            case rq.Retry():
+                self._do_replace(None)
+            case rq.Edit(text):
+                self._do_replace(text)
+            case rq.Quote(text, reply, pin):
+                self._do_quote(text, reply, pin)
+            case rq.Compact():
+                self.emit(ev.SummaryReady(self.summary, (1, 2) if self.summary else (0, 0)))
+            case rq.Undo(to_edit):
+                self._do_undo(to_edit=to_edit)
+            case rq.Clear() | rq.SetSystemPrompt():
+                self._do_clear()
+            case rq.SetOption(name, value):
+                self.emit(ev.SettingChanged(name, value))
+            case rq.Pin(turn):
+                self._do_pin(turn, True)
+            case rq.Unpin(turn):
+                self._do_pin(turn, False)
+            case rq.SwitchModel(name):
+                self._do_switch(name)
+            case rq.CountTokens(text):
+                self.emit(ev.TextCounted(text, len(tokens_of(text))))
+            case rq.SetTitle(text):
+                self.emit(ev.Notice(f"title changed to “{' '.join(text.split())}”"))
+            case rq.OpenSession(session):
+                self._do_resume(session)
+            case rq.Stop():
+                pass
+            case _:
+                assert_never(request)
 
     @property
     def saving(self) -> bool:
@@ -245,7 +214,6 @@ class ScriptedEngine:
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Stop everything and end the thread; returns whether it ended in time."""
-        self.calls.append(("close", (timeout_s,)))
         self._closing.set()
         self._requests.put(lambda: None)
         if self._thread is None:
@@ -255,6 +223,16 @@ class ScriptedEngine:
         return not self._thread.is_alive()
 
     # --- what a test does ---------------------------------------------------------------------------------------
+
+    @property
+    def submitted(self) -> list[str]:
+        """Texts of the messages, in order."""
+        return [request.text for request in self.sent if isinstance(request, rq.Submit)]
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
 
     def release(self) -> None:
         """Let the held moment (loading or reply) go on."""

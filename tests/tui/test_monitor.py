@@ -15,6 +15,7 @@ from textual.widgets import DataTable
 from streamchat.base import events as ev
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, SessionError
+from streamchat.base.requests import CountTokens
 from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
 from streamchat.frontend.watch import Watcher, decode_sample, find_monitored, monitored_sessions
@@ -50,7 +51,7 @@ def test_a_running_chat_is_followed() -> None:
         assert watcher.poll()
         assert watcher.board.turns == 3
         chat.turn(TURNS[3])
-        chat.engine.count_tokens("x")  # after the last sample of the turn
+        chat.engine.send(CountTokens("x"))  # after the last sample of the turn
         chat.wait(ev.TextCounted)
         assert watcher.poll()
         finished = chat.of(ev.TurnFinished)
@@ -185,7 +186,7 @@ def test_metrics_are_what_the_events_say() -> None:
             chat.engine.subscribe(MetricsObserver(metrics))
             for text in TURNS[:5]:
                 chat.turn(text)
-            chat.engine.count_tokens("x")
+            chat.engine.send(CountTokens("x"))
             chat.wait(ev.TextCounted)
             figures = fetched(metrics.port)
             finished = [event.stats for event in chat.of(ev.TurnFinished)]

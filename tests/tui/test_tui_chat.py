@@ -6,6 +6,7 @@ import pytest
 from textual.widgets import Markdown
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Stop
 from streamchat.config.settings import Settings
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.gauge import Gauge
@@ -117,7 +118,7 @@ async def test_stop_keeps_what_was_said_and_the_chat_goes_on(key: str) -> None:
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text == "one two ")
         await driver.pilot.press(key)
         await driver.until(lambda: driver.finished == 1)
-        assert ("stop_reply", ()) in engine.calls
+        assert Stop() in engine.sent
         assert driver.turns[0].reply_text == "one two "
         assert driver.turns[0].figures_text.startswith("stopped · 2 tokens")
         assert (await driver.ask("more")).reply_text == "again"

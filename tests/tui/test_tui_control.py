@@ -11,6 +11,7 @@ import pytest
 from textual.events import Paste
 
 from streamchat.base import paths
+from streamchat.base.requests import CountTokens, Submit, SwitchModel
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.tui.app import StreamchatApp
@@ -49,7 +50,7 @@ async def test_a_short_message_is_not_measured() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.write("hello")
         await driver.pilot.pause(0.5)
-        assert "count_tokens" not in {name for name, _ in driver.engine.calls}
+        assert not any(isinstance(request, CountTokens) for request in driver.engine.sent)
 
 
 async def test_a_short_message_with_a_long_file_is_measured_with_it() -> None:
@@ -141,7 +142,7 @@ async def test_enter_sends_the_folder_of_a_model() -> None:
         for typed in ("/model ./tiny", "/model ./tiny/"):
             await driver.write(typed)
             await driver.pilot.press("enter")
-            assert ("switch_model", (typed.removeprefix("/model "),)) in driver.engine.calls
+            assert SwitchModel(typed.removeprefix("/model ")) in driver.engine.sent
             assert driver.prompt.text == ""
         await driver.write("/model ./ti")
         await driver.pilot.press("enter")
@@ -463,7 +464,7 @@ async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
         driver = Driver(app, engine, pilot)
         await driver.ready()
         assert not driver.prompt.display
-        engine.submit("from a script")
+        engine.send(Submit("from a script"))
         await driver.until(lambda: [turn.reply_text for turn in driver.turns] == ["A reply."])
         names = {command.title for command in app.get_system_commands(app.screen)}
         assert {"Copy last reply", "Context map", "Theme", "Quit"} <= names
@@ -478,7 +479,7 @@ async def test_looking_on_there_is_no_input_and_nothing_to_change() -> None:
         }
         await pilot.press("x", "enter", "ctrl+r", "ctrl+l")
         assert app.screen is driver.chat
-        engine.submit("and again")
+        engine.send(Submit("and again"))
         await driver.until(lambda: len(driver.turns) == 2)
         assert engine.submitted == ["from a script", "and again"]
     assert engine.close()

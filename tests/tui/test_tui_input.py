@@ -9,6 +9,7 @@ import pytest
 from textual import events
 
 from streamchat.base import paths
+from streamchat.base.requests import Stop
 from streamchat.config.settings import Settings
 from streamchat.tui.history import MAX_ENTRIES, PromptHistory
 from streamchat.tui.screens.help import HelpScreen
@@ -195,9 +196,9 @@ async def test_escape_closes_the_list_first() -> None:
         await driver.begin("go")
         await driver.pilot.press("slash", "escape")
         assert not completions(driver).shown
-        assert ("stop_reply", ()) not in engine.calls
+        assert Stop() not in engine.sent
         await driver.pilot.press("escape")
-        assert ("stop_reply", ()) in engine.calls
+        assert Stop() in engine.sent
 
 
 @pytest.mark.slow
@@ -290,9 +291,9 @@ async def test_ctrl_c_copies_a_selection_first() -> None:
         await driver.write("abc")
         await driver.pilot.press("shift+left", "shift+left", "ctrl+c")
         assert driver.app.clipboard == "bc"
-        assert ("stop_reply", ()) not in engine.calls
+        assert Stop() not in engine.sent
         await driver.pilot.press("ctrl+c")
-        assert ("stop_reply", ()) in engine.calls
+        assert Stop() in engine.sent
         assert driver.prompt.text == "abc"
 
 
@@ -304,7 +305,7 @@ async def test_ctrl_c_twice_quits() -> None:
         await driver.pilot.press("ctrl+c")
         await driver.until(lambda: not driver.app.is_running)
     assert driver.app.return_value == 0
-    assert any(name == "close" for name, _ in driver.engine.calls)
+    assert driver.engine.closing
 
 
 @pytest.mark.slow

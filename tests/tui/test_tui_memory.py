@@ -9,6 +9,7 @@ import pytest
 from textual.widgets import Sparkline, Static
 
 from streamchat.base.events import CacheState, Segment
+from streamchat.base.requests import Pin, Submit, Unpin
 from streamchat.config.settings import Settings
 from streamchat.tui.widgets.context_map import ContextMap, describe, layout
 from streamchat.tui.widgets.edge import ContextEdge
@@ -74,7 +75,7 @@ async def test_messages_fade_one_by_one() -> None:
 async def test_pins_are_marked_and_stay() -> None:
     async with driving(engine(), settings=SMALL) as driver:
         await driver.ask("keep this")
-        driver.engine.pin(1)
+        driver.engine.send(Pin(1))
         await driver.until(lambda: driver.turns[0].visibility.pinned)
         assert "You · 1 · ◆ pinned" in driver.screen_text
         for number in range(2, 9):
@@ -83,7 +84,7 @@ async def test_pins_are_marked_and_stay() -> None:
         assert driver.turns[0].visibility.complete
         number, _ = edges(driver)[0]
         assert number > 2  # the window, not the pinned turn
-        driver.engine.unpin(1)
+        driver.engine.send(Unpin(1))
         await driver.until(lambda: not driver.turns[0].visibility.pinned)
 
 
@@ -152,7 +153,7 @@ async def test_the_map_is_walked_with_keys() -> None:
         assert not driver.conversation.following
         await driver.pilot.press("p")
         await driver.until(lambda: driver.turns[5].visibility.pinned)
-        assert driver.engine.calls[-1] == ("pin", (6,))
+        assert driver.engine.sent[-1] == Pin(6)
         await driver.pilot.press("p")
         await driver.until(lambda: not driver.turns[5].visibility.pinned)
         await driver.pilot.press(*["left"] * 40)
@@ -292,7 +293,7 @@ async def test_two_thousand_turns_stay_few_widgets() -> None:
         counts = []
         for batch in range(20):
             for number in range(100):
-                driver.engine.submit(f"question {batch}.{number}")
+                driver.engine.send(Submit(f"question {batch}.{number}"))
             await driver.until(lambda: driver.finished == (batch + 1) * 100 + 1, "the batch", 60)  # noqa: B023
             counts.append(len(list(driver.app.screen.walk_children())))
         assert max(counts) < 700  # some 10 a turn

@@ -8,6 +8,7 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from streamchat.base import events as ev
+from streamchat.base.requests import OpenSession, Quote, SetTitle
 from streamchat.config.settings import Settings
 from streamchat.store.store import Store
 from streamchat.tui.outbox import Phase
@@ -116,9 +117,11 @@ async def test_recall_finds_while_one_types_and_enter_puts_it_before_the_model()
         await driver.pilot.press("down")
         assert rows.highlighted == 1
         await driver.pilot.press("enter")
-        await driver.until(lambda: engine.calls[-1][0] == "quote")
-        text, reply, pin = engine.calls[-1][1]
-        assert (text.startswith("Remember what "), "a dragon" in text, reply, pin) == (True, True, "Noted.", False)
+        await driver.until(lambda: bool(driver.sent(Quote)))
+        [quote] = driver.sent(Quote)
+        assert quote.text.startswith("Remember what ")
+        assert "a dragon" in quote.text
+        assert (quote.reply, quote.pin) == ("Noted.", False)
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text == "Noted.")
         await idle(driver)
 
@@ -133,7 +136,7 @@ async def test_recall_with_words_and_pinning() -> None:
         await driver.until(lambda: driver.app.screen.query_one(OptionList).option_count == 2)
         await driver.pilot.press("ctrl+k")
         await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
-        assert engine.calls[-1][1][2] is True
+        assert [quote.pin for quote in driver.sent(Quote)] == [True]
         await driver.until(lambda: driver.turns[0].visibility.pinned)
 
 
@@ -165,7 +168,7 @@ async def test_a_conversation_is_chosen_and_goes_on() -> None:
         await driver.until(lambda: [info.id for info in screen._rows] == [sea])
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.app.board.turns == 30)
-        assert engine.calls[-1] == ("open_session", (sea,))
+        assert engine.sent[-1] == OpenSession(sea)
         await driver.until(lambda: [turn.number for turn in driver.turns] == list(range(21, 31)))
         assert driver.turns[-1].reply_text == "answer 30"
         assert driver.turns[-1].figures_text == "5 tokens · 20.0 tok/s · first token 100 ms"
@@ -204,9 +207,8 @@ async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:
         await idle(driver)
         await driver.pilot.press("backspace", "!", "enter")
         await driver.until(lambda: bool(driver.emitted(ev.TurnPinned)))
-        text, reply, pin = next(args for name, args in engine.calls if name == "quote")
-        assert text == "Remember this about our conversation so far:\n\nThey spoke of the sea!"
-        assert (reply, pin) == ("Noted.", True)
+        text = "Remember this about our conversation so far:\n\nThey spoke of the sea!"
+        assert driver.sent(Quote) == [Quote(text, "Noted.", pin=True)]
 
 
 async def test_a_message_that_was_never_answered_is_in_the_input_again() -> None:
@@ -236,9 +238,8 @@ async def test_the_id_is_in_the_panel_and_export_writes_a_file() -> None:
         assert "must end in .md, .jsonl, .json" in driver.toasts[-1]
         driver.prompt.clear()
         await driver.enter("/title  Of the   sea ")
-        await driver.until(lambda: "“Of the sea”" in driver.outputs[-1])
-    with Store() as store:
-        assert store.find(sea).title == "Of the sea"
+        await driver.until(lambda: any("title changed to “Of the sea”" in line for line in driver.lines))
+        assert driver.sent(SetTitle) == [SetTitle("Of the   sea")]
 
 
 async def test_a_resumed_conversation_has_no_welcome_in_it() -> None:

@@ -18,6 +18,7 @@ import pytest
 import textual
 
 import tests
+from streamchat.base.requests import Pin
 from streamchat.config.settings import Settings
 from tests.support.app_driver import Driver, driving
 from tests.support.scripted_engine import ScriptedEngine
@@ -50,7 +51,7 @@ async def talk(driver: Driver) -> None:
     """A conversation with all there is: evictions, a pin, code, a table, reasoning, a command."""
     for question in ("What is there to see?", "Write a function that adds.", "Tell me about the sea.", "And more?"):
         await driver.ask(question)
-    driver.engine.pin(2)
+    driver.engine.send(Pin(2))
     await driver.ask("Really?")
     await driver.ask("And the end?")
     await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())

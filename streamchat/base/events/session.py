@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from streamchat.base.events.cache import CacheState
 from streamchat.base.events.event import Event
 from streamchat.base.events.model import ModelInfo
 from streamchat.base.events.turn import FinishReason
+from streamchat.base.requests import SettingValue
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SettingChanged(Event):
     """`/set` changed a setting; the next turn uses it."""
 
     name: str
-    value: Any
+    value: SettingValue
 
 
 @dataclass(frozen=True)

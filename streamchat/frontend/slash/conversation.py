@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from streamchat.base.requests import Clear, SetSystemPrompt
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
 
 
 def _clear(context: SlashContext, argument: str) -> SlashResult:
-    context.engine.clear()
+    context.engine.send(Clear())
     return SlashResult()
 
 
 def _system(context: SlashContext, argument: str) -> SlashResult:
     if not argument:
         return SlashResult(_system_words(context))
-    context.engine.set_system_prompt("" if argument.lower() == "none" else argument)
+    context.engine.send(SetSystemPrompt("" if argument.lower() == "none" else argument))
     return SlashResult()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamchat.base.requests import SwitchModel
 from streamchat.frontend import file_access
 from streamchat.frontend.model_names import complete_model
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
@@ -10,7 +11,7 @@ from streamchat.frontend.slash.registry import SlashCommand, SlashContext, Slash
 def _model(context: SlashContext, argument: str) -> SlashResult:
     if argument:
         _require_allowed(context, argument)
-        context.engine.switch_model(argument)
+        context.engine.send(SwitchModel(argument))
         return SlashResult()
     info = context.board.info
     if info is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streamchat.base.formatting import parse_whole_number, plural
+from streamchat.base.requests import Pin, Unpin
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
 
 
@@ -10,14 +11,14 @@ def _pin(context: SlashContext, argument: str) -> SlashResult:
     turn = _turn_of(context, argument)
     if isinstance(turn, SlashResult):
         return turn
-    context.engine.pin(turn)
+    context.engine.send(Pin(turn))
     return SlashResult()
 
 
 def _unpin(context: SlashContext, argument: str) -> SlashResult:
     pinned = _pinned_turns(context)
     if not argument and len(pinned) == 1:
-        context.engine.unpin(pinned[0])
+        context.engine.send(Unpin(pinned[0]))
         return SlashResult()
     if not argument and pinned:
         turns = ", ".join(map(str, pinned))
@@ -25,7 +26,7 @@ def _unpin(context: SlashContext, argument: str) -> SlashResult:
     turn = _turn_of(context, argument)
     if isinstance(turn, SlashResult):
         return turn
-    context.engine.unpin(turn)
+    context.engine.send(Unpin(turn))
     return SlashResult()
 
 

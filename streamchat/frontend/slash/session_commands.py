@@ -10,6 +10,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.paths import user_path
+from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Retry, SetTitle, Undo
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
 from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
@@ -75,7 +76,14 @@ class SessionCommands:
                 asks_engine=True,
                 needs_idle=True,
             ),
-            SlashCommand("title", "[TEXT]", "show or change the title of this conversation", self.title, ("rename",)),
+            SlashCommand(
+                "title",
+                "[TEXT]",
+                "show or change the title of this conversation",
+                self.title,
+                ("rename",),
+                asks_engine=True,
+            ),
             SlashCommand("export", "[FILE]", "write the conversation to a file: .md, .jsonl or .json", self.export),
         ):
             registry.add(command)
@@ -84,14 +92,14 @@ class SessionCommands:
 
     def undo(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/undo`."""
-        context.engine.undo()
+        context.engine.send(Undo())
         return SlashResult(done_when=undo_done)
 
     def retry(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/retry`."""
         if not context.board.turns:
             return SlashResult("no reply to regenerate yet", error=True)
-        context.engine.retry()
+        context.engine.send(Retry())
         return SlashResult(done_when=turn_done)
 
     def edit(self, context: SlashContext, argument: str) -> SlashResult:
@@ -99,9 +107,9 @@ class SessionCommands:
         if not context.board.turns:
             return SlashResult("no message to edit yet", error=True)
         if not argument:
-            context.engine.undo(to_edit=True)
+            context.engine.send(Undo(to_edit=True))
             return SlashResult(done_when=undo_done)
-        context.engine.edit(argument)
+        context.engine.send(Edit(argument))
         return SlashResult(done_when=turn_done)
 
     # --- search and quote -----------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ class SessionCommands:
         found = self._chosen(argument)
         if found is None:
             return SlashResult(self._which("/quote", argument), error=True)
-        context.engine.quote(quote_prompt(found, time.time()), QUOTE_REPLY, False)
+        context.engine.send(Quote(quote_prompt(found, time.time()), QUOTE_REPLY, pin=False))
         return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
@@ -133,7 +141,7 @@ class SessionCommands:
         if not argument or (argument.isdecimal() and found is None):
             return SlashResult(self._which("/keep", argument), error=True)
         text = note_prompt(argument) if found is None else quote_prompt(found, time.time())
-        context.engine.quote(text, QUOTE_REPLY, True)
+        context.engine.send(Quote(text, QUOTE_REPLY, pin=True))
         return SlashResult(done_when=turn_done)
 
     def _chosen(self, argument: str) -> SearchHit | None:
@@ -150,7 +158,7 @@ class SessionCommands:
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/compact`."""
-        context.engine.compact()
+        context.engine.send(Compact())
         return SlashResult(done_when=summary_done)
 
     # --- sessions -------------------------------------------------------------------------------------------------
@@ -182,10 +190,8 @@ class SessionCommands:
         session = info.id
         if session == context.board.session:
             return SlashResult(f"{session} is already open")
-        if answer:
-            context.engine.open_session(session, portable_model_name(str(info.settings.get("model", ""))))
-        else:
-            context.engine.open_session(session)
+        agreed_model = portable_model_name(str(info.settings.get("model", ""))) if answer else ""
+        context.engine.send(OpenSession(session, agreed_model))
         return SlashResult(done_when=resume_done)
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
@@ -198,11 +204,11 @@ class SessionCommands:
     def title(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/title [TEXT]`."""
         session = self._saved(context)
+        if argument:
+            context.engine.send(SetTitle(argument))
+            return SlashResult()
         with self._open_store() as store:
-            if not argument:
-                return SlashResult(f"{one_line(store.find(session).title)} ({session})")
-            store.rename(session, " ".join(argument.split()))
-        return SlashResult(f"title changed to “{' '.join(argument.split())}”")
+            return SlashResult(f"{one_line(store.find(session).title)} ({session})")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/export [FILE]`."""

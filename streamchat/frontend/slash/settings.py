@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamchat.base.requests import SetOption
 from streamchat.config import loader
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
@@ -28,7 +29,7 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
             error=True,
         )
     checked = loader.check_value(name, loader.parse_text(name, value, "/set"), "/set")
-    context.engine.set_option(name, checked)
+    context.engine.send(SetOption(name, checked))
     return SlashResult(f"{name} = {checked}, starting with the next turn")
 
 

@@ -16,6 +16,7 @@ from textual.widgets import Footer
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
+from streamchat.base.requests import CountTokens, Pin, Quote, Stop, Unpin
 from streamchat.base.sanitize import one_line, printable, without_blank_ends
 from streamchat.config.keymap import key_names
 from streamchat.frontend import mentions
@@ -66,7 +67,7 @@ class ChatScreen(ReadingScreen):
         self._narrator: Narrator | None = None
         self._hint = self._end_hint = ""
         self._keys_shown: tuple[Phase, bool] | None = None
-        self._message_size = MessageSize(lambda text: self.chat_app.engine.count_tokens(text))
+        self._message_size = MessageSize(lambda text: self.chat_app.engine.send(CountTokens(text)))
         self._pause_timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -151,8 +152,8 @@ class ChatScreen(ReadingScreen):
                 await self._engine_idle()
             case ev.Notice(level="error") if self._outbox.phase is Phase.LOADING and self.chat_app.board.info:
                 await self._engine_idle()  # /model failed
-            case ev.SettingChanged(name="thinking", value=value):
-                self.conversation.thinking = value
+            case ev.SettingChanged(name="thinking"):
+                self.conversation.thinking = self.chat_app.engine.settings.thinking
             case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(restored_message=text) if text:
                 self.prompt.restore_text(self.chat_app.registry.escape(text))
             case ev.SummaryReady(text=text) if text:
@@ -267,7 +268,7 @@ class ChatScreen(ReadingScreen):
             self._toast(f"/{command.name} is not available: {why}", "warning")
             return False
         if starts_over and self._outbox.phase is Phase.REPLYING:
-            app.engine.stop_reply()  # otherwise the reply would be completed first
+            app.engine.send(Stop())  # otherwise the reply would be completed first
         result = app.registry.run(registry.SlashContext(app.engine, app.board), text)
         assert result is not None
         if result.error:
@@ -313,7 +314,7 @@ class ChatScreen(ReadingScreen):
                 return
             self._outbox.begin_command(turn_done)
             text = quote_prompt(choice.found, time.time())
-            self.chat_app.engine.quote(text, QUOTE_REPLY, choice.action == "keep")
+            self.chat_app.engine.send(Quote(text, QUOTE_REPLY, choice.action == "keep"))
             self._show_keys()
 
         thinking = self.chat_app.engine.settings.thinking
@@ -396,8 +397,7 @@ class ChatScreen(ReadingScreen):
     @on(ContextMap.PinRequested)
     def _pin_turn(self, message: ContextMap.PinRequested) -> None:
         message.stop()
-        engine = self.chat_app.engine
-        (engine.pin if message.pinned else engine.unpin)(message.turn)
+        self.chat_app.engine.send(Pin(message.turn) if message.pinned else Unpin(message.turn))
 
     @on(ContextMap.Closed)
     def _back_to_input(self) -> None:
@@ -415,7 +415,7 @@ class ChatScreen(ReadingScreen):
         """Stop the reply; a queued message returns to the input."""
         self._restore_queued(self._outbox.recall_queued())
         if self._outbox.phase is Phase.REPLYING:
-            self.chat_app.engine.stop_reply()
+            self.chat_app.engine.send(Stop())
             if self._narrator is not None and self._narrator.current is not None:
                 self._narrator.current.set_status("stopping")
 

@@ -1,0 +1,149 @@
+"""What a front end asks of the engine: small frozen dataclasses, one per request.
+
+`ChatEngine.send` takes them in order; the engine answers with events. Importing this module loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SettingValue = str | int | float | bool
+"""Value of a setting that can change during a chat."""
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Reply to a user message: `TurnStarted` ... `TurnFinished`. Allowed before `ModelReady`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Undo the newest turn and reply to its message again: `TurnUndone`, then as for `Submit`.
+
+    Without a turn, a `TurnFinished` with an error follows.
+    """
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Undo the newest turn and reply to `text` instead; events as for `Retry`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Run a turn with a given reply; events as for `Submit`, then `TurnPinned` if `pin`."""
+
+    text: str
+    reply: str
+    pin: bool
+
+
+@dataclass(frozen=True)
+class Compact:
+    """Summarize the turns to be evicted next: `SummaryReady`. The conversation does not change."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stop the running turn, or the first queued one, at once and without waiting in the queue.
+
+    Text that was shown is kept; a turn without any is rolled back.
+    """
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Undo the newest turn: `TurnUndone`, or a `Notice` with the reason why not."""
+
+    to_edit: bool = False
+    """The user wants to edit the message; passed on with the event."""
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Clear the conversation; keep model, system prompt and settings: `ConversationCleared`."""
+
+
+@dataclass(frozen=True)
+class SetSystemPrompt:
+    """Start over with another system prompt, pinned at the start of the cache: `ConversationCleared`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SetOption:
+    """Change a live setting, which the sender has checked, from the next turn on: `SettingChanged`."""
+
+    name: str
+    value: SettingValue
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Pin a turn in the cache: `TurnPinned`, or a `Notice` with the reason why not."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class Unpin:
+    """Unpin a turn: `TurnPinned`, or a `Notice` with the reason why not."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class SwitchModel:
+    """Load another model and start over with it: `ModelLoading` ... `ConversationCleared`, `ModelReady`.
+
+    If it cannot be loaded, a `Notice` says why, and the conversation continues with the old model.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CountTokens:
+    """Count the tokens of a text: `TextCounted`, once the engine is idle."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """Resume a saved session: `ConversationResumed`, or a `Notice` of level 'error' with the reason why not."""
+
+    session: str
+    agreed_model: str = ""
+    """The model that the user agreed to load, if only an imported file named it."""
+
+
+@dataclass(frozen=True)
+class SetTitle:
+    """Change the title of the saved session: a `Notice`, of level 'warning' with the reason if it cannot be changed."""
+
+    text: str
+
+
+TurnRequest = Submit | Retry | Edit | Quote | Compact
+"""Requests that run the model. The engine is busy until they are done, and `Stop` cancels them."""
+Request = (
+    TurnRequest
+    | Stop
+    | Undo
+    | Clear
+    | SetSystemPrompt
+    | SetOption
+    | Pin
+    | Unpin
+    | SwitchModel
+    | CountTokens
+    | OpenSession
+    | SetTitle
+)
+"""Every request. `Owner.handle` must have a case for each; mypy reports a missing one."""

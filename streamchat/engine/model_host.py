@@ -1,0 +1,249 @@
+"""Loads models, and starts, clears and resumes conversations on them. Runs on the engine's thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from streamchat.base import events as ev
+from streamchat.base.errors import ConfigError, SessionError, StreamchatError, describe_unexpected
+from streamchat.base.progress import Progress
+from streamchat.base.requests import SettingValue
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import Load, StartedConversation, assemble
+from streamchat.sessions.archive import ActiveConversation, Archive
+from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
+from streamchat.telemetry.memory import free_unused
+
+if TYPE_CHECKING:  # torch is imported on the engine's thread only
+    from streamchat.conversation.conversation import Conversation
+    from streamchat.models.load import LoadedModel
+
+_log = logging.getLogger(__name__)
+
+
+class ModelHost:
+    """Owns the model and the active conversation.
+
+    Args:
+        configuration: Settings and their origins, for messages.
+        load: Loads the model.
+        archive: Saves and restores conversations.
+        emit: Records and publishes an event.
+        progress: Reports the progress of loading; may raise to stop it.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        load: Load,
+        archive: Archive,
+        emit: Callable[[ev.Event], None],
+        progress: Progress,
+    ) -> None:
+        self._configuration, self._load, self._archive = configuration, load, archive
+        self._emit, self._progress = emit, progress
+        self._loaded: LoadedModel | None = None
+        self.settings = configuration.settings
+        self.conversation: Conversation | None = None
+        """None until the first model is loaded."""
+        self.info: ev.ModelInfo | None = None
+        self.device = "cpu"
+        self.pin_next = False
+        """Whether to pin the next turn, because it replaces a pinned one."""
+
+    @property
+    def active(self) -> ActiveConversation:
+        """The active conversation with its model and settings. There is one once `start` has returned."""
+        assert self.conversation is not None
+        assert self.info is not None
+        return ActiveConversation(self.conversation, self.info, self.settings)
+
+    # --- start and end -----------------------------------------------------------------------------------------
+
+    def start(self, session: str | None, agreed_model: str = "") -> None:
+        """Load the model and start a new conversation, or resume the saved `session` (see `open_session`).
+
+        Raises:
+            StreamchatError: No conversation could be started.
+        """
+        self._archive.open(required=session is not None)
+        if session is None:
+            self._prepare(self._configuration)
+            self._archive.start(self.active)
+            if sentence := self._archive.unclean_exit_notice():
+                self._emit(ev.Notice(sentence))
+        else:
+            self._open_session(session, agreed_model)
+
+    def end(self) -> None:
+        """Save everything and close."""
+        try:
+            self._flush_and_snapshot()
+            self._archive.close()
+        except Exception:
+            _log.exception("saving at the end failed")
+        if self.conversation is not None:
+            self.conversation.close()
+
+    def _flush_and_snapshot(self) -> None:
+        """Flush the active conversation to disk before switching away."""
+        self._archive.flush_and_snapshot(None if self.conversation is None else self.active)
+
+    # --- the model ---------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self, configuration: Configuration, *, reuse: bool = False, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Start a conversation on the model of `configuration`, and emit `ModelReady`.
+
+        Args:
+            configuration: Settings and their origins.
+            reuse: Reuse the loaded model if it is the same.
+            then: Called before `ModelReady` is emitted, so that front ends see its effect by then.
+        """
+        started = time.perf_counter()
+        self._progress("Starting", 0, 0, "")
+        same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
+        previous = self.conversation
+        loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)
+        if same and previous is not None:
+            previous.close()  # only one hook per model
+        try:
+            assembled = assemble(configuration, loaded, self._emit, self._progress)
+        except BaseException:
+            if same and previous is not None:
+                previous.reopen()
+            raise
+        self._install(configuration, loaded, assembled)
+        if not same:
+            self._archive.release_model()
+        if previous is not None:
+            previous.close()
+            previous = None
+            free_unused()
+            self._emit(ev.ConversationCleared(self.settings.system_prompt, assembled.info.pinned_tokens))
+        load_s = time.perf_counter() - started
+        then()
+        self._emit(ev.ModelReady(assembled.info, load_s))
+        for text in assembled.notes:
+            self._emit(ev.Notice(text))
+
+    def _install(self, configuration: Configuration, loaded: LoadedModel, assembled: StartedConversation) -> None:
+        self._loaded, self.info, self.conversation = loaded, assembled.info, assembled.conversation
+        self._configuration, self.settings = configuration, configuration.settings
+        self.device = assembled.device
+        self.pin_next = False
+
+    def switch_model(self, name: str) -> None:
+        """Load another model and start over with it; keep the old one if that fails."""
+        settings = replace(self.settings, model=name)
+        origins = {**self._configuration.origins, "model": "/model"}
+        self._flush_and_snapshot()
+        try:
+            self._prepare(replace(self._configuration, settings=settings, origins=origins))
+        except StreamchatError as error:
+            _log.warning("switching to %s failed", name, exc_info=True)
+            self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
+        except Exception as error:
+            _log.exception("switching to %s failed", name)
+            text = f"{name} could not be loaded ({describe_unexpected(error)}); keeping the current model"
+            self._emit(ev.Notice(text, "error"))
+        else:
+            self._archive.start(self.active)
+
+    # --- conversations -----------------------------------------------------------------------------------------
+
+    def start_over(self, *, system_prompt: str | None = None) -> None:
+        """Clear the conversation; its session stays saved."""
+        from streamchat.conversation.template.format import choose_format
+
+        conversation, settings = self.active.conversation, self.settings
+        if system_prompt is not None:
+            settings = replace(settings, system_prompt=system_prompt)
+        before = conversation.encoder.format
+        self._flush_and_snapshot()
+        try:
+            chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
+            conversation.start_over(chat_format)
+        except ConfigError as error:
+            self._emit(ev.Notice(f"Nothing has changed: {error}", "error"))
+            return
+        self.settings = conversation.settings = settings
+        self.pin_next = False
+        self._archive.start(self.active)
+        self._emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
+        for note in chat_format.notes:
+            if note not in before.notes:  # caused by the new system prompt
+                self._emit(ev.Notice(note))
+
+    def set_option(self, name: str, value: SettingValue) -> None:
+        """Change a live setting."""
+        conversation = self.active.conversation
+        change: dict[str, Any] = {name: value}
+        self.settings = conversation.settings = replace(self.settings, **change)
+        if name == "seed":
+            conversation.reseed()
+        self._emit(ev.SettingChanged(name, value))
+
+    def open_session(self, session: str, agreed_model: str = "") -> None:
+        """Close the current session, which stays saved, and resume another one.
+
+        Args:
+            session: Session id.
+            agreed_model: The model that the user agreed to load, if only an imported file named it.
+        """
+        if self._archive.recorder is None:
+            self._emit(ev.Notice("Sessions are not saved in this run, so none can be opened.", "error"))
+            return
+        if session == self._archive.session:
+            self._emit(ev.Notice(f"The session {session} is already open."))
+            return
+        self._flush_and_snapshot()
+        previous = self.conversation
+        try:
+            self._open_session(session, agreed_model)
+        except Exception as error:
+            _log.warning("opening %s failed", session, exc_info=True)
+            known = isinstance(error, StreamchatError)
+            what = str(error) if known else f"{session} could not be opened ({describe_unexpected(error)})"
+            if self.conversation is previous:
+                what += "; the current conversation continues"
+            else:
+                what += "; it stays saved, and a new conversation was started"
+                self._archive.start(self.active)
+                self._emit(ev.ModelReady(self.active.info, 0.0))
+            self._emit(ev.Notice(what, "error"))
+
+    def _open_session(self, session: str, agreed_model: str) -> None:
+        claimed = self._archive.claim(session)
+        model = foreign_model(self._configuration, claimed.info)
+        if model and model != agreed_model:
+            claimed.lock.release()
+            sentence = foreign_model_notice(claimed.info, model)
+            raise SessionError(f"{sentence}; `/resume {session} yes` loads it")
+        sentences: list[str] = []
+
+        def restore() -> None:
+            event, notices = self._archive.restore(self.active, claimed)
+            sentences.extend(notices)
+            self._emit(ev.SessionOpened(event.session))
+            self._emit(event)
+
+        try:
+            self._prepare(resumed_configuration(self._configuration, claimed.info), reuse=True, then=restore)
+        except BaseException:
+            claimed.lock.release()
+            raise
+        for text in sentences:
+            self._emit(ev.Notice(text))
+
+
+def _same_model(one: Settings, other: Settings) -> bool:
+    """Return whether both settings load the same weights in the same way."""
+    names = ("model", "device", "dtype", "weights", "kernels", "attention")
+    return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -1,0 +1,61 @@
+"""Samples cache, speed and memory for status displays, on the engine's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from streamchat.base import events as ev
+from streamchat.engine.jobs import JobQueue
+from streamchat.engine.model_host import ModelHost
+from streamchat.sessions.archive import Archive
+from streamchat.telemetry.memory import device_memory, process_rss
+
+STATUS_INTERVAL_S = 0.5
+
+
+class StatusSampler:
+    """Publishes the live figures of the active conversation.
+
+    Args:
+        host: Has model and conversation.
+        jobs: Knows whether a turn is running.
+        archive: Publishes the figures for other processes.
+        publish: Sends an event to the front ends.
+    """
+
+    def __init__(self, host: ModelHost, jobs: JobQueue, archive: Archive, publish: Callable[[ev.Event], None]) -> None:
+        self._host, self._jobs, self._archive, self._publish = host, jobs, archive, publish
+        self._last = 0.0
+
+    def sample_if_due(self) -> None:
+        """Publish the figures if the last ones are old."""
+        if time.perf_counter() - self._last >= STATUS_INTERVAL_S:
+            self.sample()
+
+    def sample(self) -> None:
+        """Publish the figures now; nothing before the first conversation."""
+        conversation = self._host.conversation
+        if conversation is None:
+            return
+        self._last = time.perf_counter()
+        sample = ev.StatusSampled(
+            cache=conversation.state(),
+            memory=self.memory(),
+            ttft_s=conversation.ttft_s,
+            decode_tps=conversation.decode_tps,
+            busy=self._jobs.running,
+        )
+        self._archive.record_status(sample, self._host.info)
+        self._publish(sample)
+
+    def memory(self) -> ev.MemoryState:
+        """Return the memory of the process and of the model's device."""
+        device = device_memory(self._host.device)
+        return ev.MemoryState(
+            rss_bytes=process_rss(),
+            device=self._host.device,
+            allocated_bytes=device.allocated if device else None,
+            reserved_bytes=device.reserved if device else None,
+            total_bytes=device.total if device else None,
+        )
