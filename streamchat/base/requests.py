@@ -77,7 +77,7 @@ class SetSystemPrompt:
 
 @dataclass(frozen=True)
 class SetOption:
-    """Change a live setting, which the sender has checked, from the next turn on: `SettingChanged`."""
+    """Change a live setting from the next turn on: `SettingChanged`, or a `Notice` with the reason why not."""
 
     name: str
     value: SettingValue

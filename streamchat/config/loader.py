@@ -174,6 +174,14 @@ def parse_text(name: str, text: str, source: str) -> Any:
     return text
 
 
+def check_live(name: str) -> None:
+    """Check that a setting can change during a chat; raises ConfigError."""
+    if name not in setting_fields():
+        raise ConfigError(f"{name[:80]} is not a setting; /set lists the settings you can change here")
+    if not spec_of(name).live:
+        raise ConfigError(f"{name} cannot change during a chat; start with {flag_of(name)} or set it in config.toml")
+
+
 def check_value(name: str, value: Any, source: str) -> Any:
     """Check one value against its declaration and return it in the declared type; raises ConfigError."""
     default, spec = default_of(name), spec_of(name)

@@ -12,7 +12,7 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError, StreamchatError, describe_unexpected
 from streamchat.base.progress import Progress
 from streamchat.base.requests import SettingValue
-from streamchat.config.loader import Configuration
+from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, StartedConversation, assemble
 from streamchat.sessions.archive import ActiveConversation, Archive
@@ -182,7 +182,13 @@ class ModelHost:
                 self._emit(ev.Notice(note))
 
     def set_option(self, name: str, value: SettingValue) -> None:
-        """Change a live setting."""
+        """Change a live setting; emit a notice if the setting or the value is not allowed."""
+        try:
+            check_live(name)
+            value = check_value(name, value, "/set")
+        except ConfigError as error:
+            self._emit(ev.Notice(str(error), "warning"))
+            return
         conversation = self.active.conversation
         change: dict[str, Any] = {name: value}
         self.settings = conversation.settings = replace(self.settings, **change)

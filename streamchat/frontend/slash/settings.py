@@ -19,15 +19,9 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
     if not name:
         rows = [f"{key} = {getattr(settings, key)}  ({spec_of(key).legal()})" for key in _live_settings()]
         return SlashResult("\n".join(rows))
-    if name not in setting_fields():
-        return SlashResult(f"{name} is not a setting; /set lists the settings you can change here", error=True)
-    if not value:
+    if not value and name in setting_fields():
         return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
-    if not spec_of(name).live:
-        return SlashResult(
-            f"{name} cannot change during a chat; start with {loader.flag_of(name)} or set it in config.toml",
-            error=True,
-        )
+    loader.check_live(name)
     checked = loader.check_value(name, loader.parse_text(name, value, "/set"), "/set")
     context.engine.send(SetOption(name, checked))
     return SlashResult(f"{name} = {checked}, starting with the next turn")
