@@ -24,7 +24,7 @@ from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import report_failure
 from streamchat.repl.render import Narrator, Piece
 
-QUIET = {"stats", "past_message", "past_reply"}
+QUIET = {"figures", "ready", "aside", "past_message", "past_reply"}
 """Kinds of lines that a pipe does not print; `--stats-json` has the figures."""
 
 

@@ -29,8 +29,11 @@ STYLE = Style.from_dict(
         "warning": "ansiyellow",
         "error": "ansired",
         "info": "dim",
+        "ready": "dim",
         "thought": "dim italic",
-        "stats": "dim",
+        "figures": "dim",
+        "cut": "ansiyellow",
+        "aside": "dim",
         "answer": "",
     }
 )

@@ -318,7 +318,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
     engine = ScriptedEngine(["word " * 30] * 5, settings=settings)
     async with driving(engine) as driver:
         await driver.ask("one")
-        await driver.until(lambda: driver.figures("cache")["length"] == "41 / 128 · 32 %")
+        await driver.until(lambda: driver.figures("cache")["cached"] == "41 / 128 · 32 %")
         assert driver.figures("evicted")["compressions"] == "0"
         assert driver.figures("memory") == {"VRAM": "n/a (on CPU)", "process memory": "612 MB"}
         totals = driver.figures("totals")
@@ -329,7 +329,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
         state = engine.cache.state()
         await driver.until(lambda: driver.app.board.cache == state)
-        assert driver.figures("cache") == {"length": f"{state.length} / 128 · {100 * state.length // 128} %"}
+        assert driver.figures("cache") == {"cached": f"{state.length} / 128 · {100 * state.length // 128} %"}
         assert driver.figures("evicted") == {
             "compressions": str(state.compressions),
             "tokens evicted": str(state.tokens_evicted),

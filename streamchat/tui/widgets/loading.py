@@ -7,8 +7,7 @@ from textual.containers import Vertical
 from textual.widgets import ProgressBar
 
 from streamchat.base.events import ModelLoading
-from streamchat.base.formatting import human_bytes
-from streamchat.base.sanitize import one_line
+from streamchat.frontend.messages import loading_text
 from streamchat.tui.widgets.text import Verbatim
 
 
@@ -23,14 +22,7 @@ class LoadingPanel(Vertical):
 
     def show(self, event: ModelLoading) -> None:
         """Update stage and progress."""
-        stage = one_line(event.stage)
-        if event.total and event.unit == "bytes":
-            stage += f"  {human_bytes(event.done)} of {human_bytes(event.total)}"
-        elif event.total:
-            stage += f"  {event.done:,} of {event.total:,}"
-        elif event.done:
-            stage += f"  {human_bytes(event.done) if event.unit == 'bytes' else f'{event.done:,}'}"
-        self.query_one(".stage", Verbatim).show(stage)
+        self.query_one(".stage", Verbatim).show(loading_text(event))
         self.query_one(ProgressBar).update(total=event.total or None, progress=min(event.done, event.total or 0))
 
     @property

@@ -7,6 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat.base.thinking import word_count
+from streamchat.frontend.messages import thought_for
 from streamchat.tui.widgets.text import Verbatim
 
 
@@ -52,8 +53,7 @@ class Thinking(Vertical):
     def _show(self) -> None:
         if not self.is_mounted:
             return
-        count = word_count(self.text)
-        state = f"thought for {count}" if self._done else f"thinking · {count}"
+        state = thought_for(self.text) if self._done else f"thinking · {word_count(self.text)}"
         self.query_one(".line", Verbatim).show(f"{'▾' if self.unfolded else '▸'} {state}")
         thoughts = self.query_one(".thoughts", Verbatim)
         thoughts.display = self.unfolded
