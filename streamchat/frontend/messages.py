@@ -94,7 +94,7 @@ def turn_figures(turn: ev.TurnFinished | ev.SavedTurn) -> str:
     if turn.finish_reason == "cancelled":
         reason = "stopped"
     elif turn.finish_reason == "length":
-        reason = f"stopped at the limit of {plural(stats.new_tokens, 'token')} (/set max_new_tokens)"
+        reason = "stopped at the limit (/set max_new_tokens)"
     elif not turn.reply:
         reason = "empty reply"
     figures = figures_line(stats.new_tokens, stats.decode_tps, stats.ttft_s)

@@ -72,7 +72,7 @@ class TypedHistory:
             yield
         except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
             reason = getattr(error, "strerror", None) or type(error).__name__
-            self.problem = f"input history is disabled: {self._path} ({reason})"
+            self.problem = self.problem or f"input history is disabled: {self._path} ({reason})"
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _import_and_trim(path: Path) -> None:
         if room < 0:
             kept = kept[index + 1 :]
             break
-    if kept and (is_new or len(kept) < len(entries)):
+    if len(kept) < len(entries) or (is_new and kept):
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # its permissions may be wider
         paths.write_private(fresh, "".join(map(_line_of, kept)))

@@ -66,8 +66,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
 )
 def test_the_prompt_shows_reasoning_as_the_setting_says(reply: str, thinking: str, written: str) -> None:
     pieces = pieces_of(reply, thinking)
-    figures = [piece for piece in pieces if "first token" in piece.text]
-    assert "".join(piece.text for piece in pieces if piece not in figures) == written
+    assert "".join(piece.text for piece in pieces if piece.kind not in ("ready", "figures")) == written
 
 
 @pytest.mark.parametrize("thinking", ["hide", "collapse"])
