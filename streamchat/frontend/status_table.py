@@ -111,8 +111,7 @@ def _memory_short(memory: ev.MemoryState | None) -> str:
         return "memory n/a"
     if memory.allocated_bytes is None:
         return f"memory {human_bytes(memory.rss_bytes)}"
-    total = f" of {human_bytes(memory.total_bytes)}" if memory.total_bytes else ""
-    return f"VRAM {human_bytes(memory.allocated_bytes)}{total}"
+    return f"VRAM {human_bytes(memory.allocated_bytes)}"
 
 
 def _cached(board: StatusBoard) -> Row:

@@ -10,7 +10,7 @@ import pytest
 from streamchat.base import events as ev
 from streamchat.commands.replay_view import View, log_line
 from streamchat.config.settings import Settings
-from streamchat.frontend.messages import EVICTED_RESTORED, figures_line, turn_figures
+from streamchat.frontend.messages import EVICTED_RESTORED, figures_line, loading_text, turn_figures
 from streamchat.frontend.presenter import SILENT, Line, present
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.pipe import Pipe
@@ -186,8 +186,8 @@ async def test_panels_of_the_app_show_the_sentences_of_the_prompt() -> None:
     engine = ScriptedEngine(hold_loading=True)
     async with driving(engine, ready=False) as driver:
         await driver.until(lambda: driver.conversation.query(LoadingPanel))
-        loading = driver.emitted(ev.ModelLoading)[-1]
-        await driver.until(lambda: driver.conversation.query_one(LoadingPanel).text == present(loading).text)
+        loading = loading_text(driver.emitted(ev.ModelLoading)[-1])
+        await driver.until(lambda: driver.conversation.query_one(LoadingPanel).text == loading)
         engine.release()
         await driver.until(lambda: driver.conversation.query(Welcome))
         [ready] = printed(driver.emitted(ev.ModelReady)[0])
