@@ -8,7 +8,6 @@ from streamchat.base.sanitize import one_line
 from streamchat.base.thinking import THINK, split, word_count
 from streamchat.frontend.status_table import cache_short
 from streamchat.store.records import SearchHit, SessionInfo
-from streamchat.telemetry.log_file import log_path
 
 EXCERPT_WORDS = 24
 QUOTE_REPLY = "Noted."
@@ -109,11 +108,6 @@ def figures_line(new_tokens: int, decode_tps: float | None, ttft_s: float | None
     if ttft_s is not None:
         parts.append(f"first token {human_seconds(ttft_s)}")
     return " · ".join(parts)
-
-
-def turn_failed_sentence(event: ev.TurnFinished) -> str:
-    """Why a turn failed, and where the log is."""
-    return f"{event.message or TURN_FAILED} (the log is {log_path()})"
 
 
 def prefill_text(event: ev.PrefillProgress) -> str:

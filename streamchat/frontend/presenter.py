@@ -12,34 +12,23 @@ from typing import Literal
 from streamchat.base import events as ev
 from streamchat.base.sanitize import one_line
 from streamchat.frontend import messages
+from streamchat.telemetry.log_file import log_path
 
-LineKind = Literal["info", "warning", "error", "eviction", "figures", "cut", "ready", "progress", "failure"]
+Kind = Literal["info", "warning", "error", "eviction", "figures", "cut", "ready", "progress", "failure"]
 """`figures`: a finished turn; `cut`: the same, with a reply that was cut off; `ready`: the loaded model; `progress`: of
 loading or prefill; `failure`: the engine has ended."""
-
-SILENT = (
-    ev.TurnStarted,
-    ev.TextDelta,
-    ev.StatusSampled,
-    ev.SettingChanged,
-    ev.TextCounted,
-    ev.SessionOpened,
-    ev.SavingChanged,
-    ev.EngineClosed,
-)
-"""Events without a line: they are the conversation itself or figures, or a command or a notice reports them."""
 
 
 @dataclass(frozen=True)
 class Line:
     """A line for the user, safe to print."""
 
-    kind: LineKind
+    kind: Kind
     text: str
 
 
 def present(event: ev.Event) -> Line | None:
-    """Return the line that reports `event`; None for events that no line reports."""
+    """Return the line that reports `event`; None for those that are figures, text or the result of a command."""
     line = _line(event)
     return None if line is None else Line(line.kind, one_line(line.text))
 
@@ -76,7 +65,7 @@ def _line(event: ev.Event) -> Line | None:
 
 def _finished(event: ev.TurnFinished) -> Line:
     if event.finish_reason == "error":
-        return Line("error", messages.turn_failed_sentence(event))
+        return Line("error", f"{event.message or messages.TURN_FAILED} (the log is {log_path()})")
     if event.rolled_back:
         return Line("info", messages.STOPPED_EARLY)
     return Line("cut" if was_cut(event.finish_reason) else "figures", messages.turn_figures(event))

@@ -33,14 +33,37 @@ def status_table(board: StatusBoard, prefill: ev.PrefillProgress | None = None) 
     Args:
         prefill: Progress of a running prefill.
     """
-    return {
-        "cache": [_cached(board)],
-        "evicted": _evicted(board.cache),
-        "speed": _speed(board, prefill),
+    cache, info = board.cache, board.info
+    share = f" · {100 * cache.length // cache.cache_size} %" if cache.cache_size else ""
+    cached = f"{cache.length:,} / {cache.cache_size:,}{share}" if info is not None else UNKNOWN
+    table = {
+        "cache": [Row("cached", cached, strong=True)],
+        "evicted": [
+            Row("compressions", f"{cache.compressions:,}"),
+            Row("tokens evicted", f"{cache.tokens_evicted:,}"),
+            Row("KV cache", human_bytes(cache.kv_bytes)),
+        ],
+        "speed": [  # of the current or last turn
+            Row("tok/s", f"{board.decode_tps:.1f}" if board.decode_tps is not None else UNKNOWN, strong=True),
+            Row("first token", human_seconds(board.ttft_s) if board.ttft_s is not None else UNKNOWN),
+        ],
         "memory": memory_rows(board.memory),
-        "totals": _totals(board),
-        "model": _model(board.info),
+        "totals": [
+            Row("turns", f"{board.turns:,}"),
+            Row("prompt tokens", f"{board.prompt_tokens:,}"),
+            Row("generated tokens", f"{board.new_tokens:,}"),
+        ],
+        "model": _model_rows(info) if info is not None else [],
     }
+    if cache.tokens_evicted:  # before the first eviction this is less than the allocation
+        table["evicted"].append(Row("without eviction", human_bytes(cache.full_kv_bytes)))
+    if prefill is not None:
+        table["speed"].append(Row("prefill", f"{prefill.done:,} / {prefill.total:,}"))
+    if board.uptime_s is not None:
+        table["totals"].append(Row("uptime", human_duration(board.uptime_s)))
+    if board.session is not None:
+        table["totals"].append(Row("saved as", board.session))
+    return table
 
 
 def status_rows(board: StatusBoard) -> list[Row]:
@@ -114,52 +137,7 @@ def _memory_short(memory: ev.MemoryState | None) -> str:
     return f"VRAM {human_bytes(memory.allocated_bytes)}"
 
 
-def _cached(board: StatusBoard) -> Row:
-    cache = board.cache
-    if board.info is None:
-        return Row("cached", UNKNOWN, strong=True)
-    share = f" · {100 * cache.length // cache.cache_size} %" if cache.cache_size else ""
-    return Row("cached", f"{cache.length:,} / {cache.cache_size:,}{share}", strong=True)
-
-
-def _evicted(cache: ev.CacheState) -> list[Row]:
-    rows = [
-        Row("compressions", f"{cache.compressions:,}"),
-        Row("tokens evicted", f"{cache.tokens_evicted:,}"),
-        Row("KV cache", human_bytes(cache.kv_bytes)),
-    ]
-    if cache.tokens_evicted:  # before the first eviction this is less than the allocation
-        rows.append(Row("without eviction", human_bytes(cache.full_kv_bytes)))
-    return rows
-
-
-def _speed(board: StatusBoard, prefill: ev.PrefillProgress | None) -> list[Row]:
-    """Tokens per second and time to first token, for the current or last turn."""
-    rows = [
-        Row("tok/s", f"{board.decode_tps:.1f}" if board.decode_tps is not None else UNKNOWN, strong=True),
-        Row("first token", human_seconds(board.ttft_s) if board.ttft_s is not None else UNKNOWN),
-    ]
-    if prefill is not None:
-        rows.append(Row("prefill", f"{prefill.done:,} / {prefill.total:,}"))
-    return rows
-
-
-def _totals(board: StatusBoard) -> list[Row]:
-    rows = [
-        Row("turns", f"{board.turns:,}"),
-        Row("prompt tokens", f"{board.prompt_tokens:,}"),
-        Row("generated tokens", f"{board.new_tokens:,}"),
-    ]
-    if board.uptime_s is not None:
-        rows.append(Row("uptime", human_duration(board.uptime_s)))
-    if board.session is not None:
-        rows.append(Row("saved as", board.session))
-    return rows
-
-
-def _model(info: ev.ModelInfo | None) -> list[Row]:
-    if info is None:
-        return []
+def _model_rows(info: ev.ModelInfo) -> list[Row]:
     return [
         Row("device", one_line(info.device)),
         Row("dtype", info.precision),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -91,12 +92,9 @@ def _import_and_trim(path: Path) -> None:
     """Read the files of version 0.1 if `path` does not exist; rewrite it if it exceeds the limits."""
     is_new = not path.exists()
     entries = _old_entries(path.parent) if is_new else _entries_of(path)
-    kept, room = entries[-MAX_ENTRIES:], MAX_CHARACTERS
-    for index, (_, text) in reversed([*enumerate(kept)]):
-        room -= len(text)
-        if room < 0:
-            kept = kept[index + 1 :]
-            break
+    totals = accumulate(len(text) for _, text in reversed(entries))
+    count = min(MAX_ENTRIES, sum(total <= MAX_CHARACTERS for total in totals))
+    kept = entries[len(entries) - count :]
     if len(kept) < len(entries) or (is_new and kept):
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)  # its permissions may be wider

@@ -14,9 +14,9 @@ from streamchat.base.formatting import plural
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
 from streamchat.frontend.messages import EVICTED_RESTORED, thought_for
-from streamchat.frontend.presenter import Line, LineKind, merge_evictions, present
+from streamchat.frontend.presenter import Kind, Line, merge_evictions, present
 
-Kind = LineKind | Literal["reply", "thought", "end", "aside", "answer", "past_message", "past_reply"]
+PieceKind = Kind | Literal["reply", "thought", "end", "aside", "answer", "past_message", "past_reply"]
 RESUMED_TURNS = 3
 """Turns of a resumed session to print."""
 
@@ -25,7 +25,7 @@ RESUMED_TURNS = 3
 class Piece:
     """A piece of output."""
 
-    kind: Kind
+    kind: PieceKind
     """`reply` and `thought`: append the text verbatim; `end`: the reply has ended, the text ends an open line;
     all others: print a separate line."""
     text: str = ""
@@ -96,7 +96,7 @@ class Narrator:
         rest = [*self._parts.feed(self._stream.end()), *self._parts.end()]
         pieces = self._reply_pieces(rest) if self._streaming else []
         if self._thoughts and not self._last_character and self._thinking() != "show" and not event.rolled_back:
-            self._deferred = [*only_thought_pieces(self._thoughts), *self._deferred]
+            self._deferred = [*thought_pieces(self._thoughts, "hide", has_answer=False), *self._deferred]
         # an empty reply prints an empty line, a turn that was rolled back prints none
         line_open = self._last_character != "\n" if self._last_character else not event.rolled_back
         pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._deferred]
@@ -123,24 +123,19 @@ def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
     for turn in event.turns[-RESUMED_TURNS:]:
         pieces.append(Piece("past_message", printable(turn.text)))
         thoughts, answer = split(printable(turn.reply))
-        if thoughts and (answer or thinking == "show"):
-            pieces += thought_pieces(thoughts, thinking)
-        elif thoughts:
-            pieces += only_thought_pieces(thoughts)
+        if thoughts:
+            pieces += thought_pieces(thoughts, thinking, has_answer=bool(answer))
         if answer or not thoughts:
             pieces.append(Piece("past_reply", answer))
     return [*pieces, *as_pieces(present(event))]
 
 
-def thought_pieces(thoughts: str, thinking: str) -> list[Piece]:
-    """The reasoning before an answer, displayed according to the setting `thinking`."""
+def thought_pieces(thoughts: str, thinking: str, *, has_answer: bool = True) -> list[Piece]:
+    """The reasoning of a reply, displayed according to the setting `thinking`; without an answer, never nothing."""
     if thinking == "show":
         return [Piece("thought", f"{thoughts}\n\n")]
+    if not has_answer:
+        return [Piece("aside", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]
     if thinking == "collapse":
         return [Piece("aside", f"({thought_for(thoughts)}; /set thinking show prints them)")]
     return []
-
-
-def only_thought_pieces(thoughts: str) -> list[Piece]:
-    """Notice for a reply that has reasoning but no answer."""
-    return [Piece("aside", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]

@@ -276,7 +276,7 @@ class ChatScreen(ReadingScreen):
         if result.insert:
             self.prompt.restore_text(result.insert)
         if result.text:
-            await self.conversation.add(CommandOutput(text, result.text, error=False))
+            await self.conversation.add(CommandOutput(text, result.text))
             self.conversation.follow()
         if result.quit:
             await app.action_quit()

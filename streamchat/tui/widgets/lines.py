@@ -38,30 +38,21 @@ class EvictionLine(Verbatim):
 
 
 class CommandOutput(Vertical):
-    """A slash command and its output."""
+    """A slash command above its output."""
 
-    def __init__(self, command: str, text: str, error: bool) -> None:
-        super().__init__(classes="-error" if error else "")
-        self._command, self._text = one_line(command), text
-
-    def compose(self) -> ComposeResult:
-        """The command above its output."""
-        yield Verbatim(f"› {self._command}", classes="command")
-        if self._text:
-            yield Folded(self._text, lines=60, classes="output")
+    def __init__(self, command: str, text: str) -> None:
+        self.text = text
+        output = [Folded(text, lines=60, classes="output")] if text else []
+        super().__init__(Verbatim(f"› {one_line(command)}", classes="command"), *output)
 
 
 class SystemPrompt(Vertical):
-    """The system prompt, which is never evicted."""
+    """The system prompt, which is never evicted: a heading above the folded text."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.text = text
-
-    def compose(self) -> ComposeResult:
-        """A heading above the folded text."""
-        yield Verbatim("System prompt · pinned, never evicted", classes="heading")
-        yield Folded(self.text, lines=3, classes="body")
+        heading = Verbatim("System prompt · pinned, never evicted", classes="heading")
+        super().__init__(heading, Folded(text, lines=3, classes="body"))
 
 
 class Welcome(Vertical):

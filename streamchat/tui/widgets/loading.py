@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import ProgressBar
 
@@ -14,11 +13,10 @@ from streamchat.tui.widgets.text import Verbatim
 class LoadingPanel(Vertical):
     """The stage, a progress bar, and bytes if they are known."""
 
-    def compose(self) -> ComposeResult:
-        """Stage, bar and hint."""
-        yield Verbatim("Starting", classes="stage")
-        yield ProgressBar(show_percentage=False, show_eta=False)
-        yield Verbatim("you can type already; your message is sent when the model is ready", classes="hint")
+    def __init__(self) -> None:
+        hint = Verbatim("you can type already; your message is sent when the model is ready", classes="hint")
+        bar = ProgressBar(show_percentage=False, show_eta=False)
+        super().__init__(Verbatim("Starting", classes="stage"), bar, hint)
 
     def show(self, event: ModelLoading) -> None:
         """Update stage and progress."""

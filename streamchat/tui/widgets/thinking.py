@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from textual import events
-from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat.base.thinking import word_count
@@ -12,18 +11,13 @@ from streamchat.tui.widgets.text import Verbatim
 
 
 class Thinking(Vertical):
-    """Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
+    """A heading above the text. Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
 
     def __init__(self, *, unfolded: bool) -> None:
-        super().__init__()
+        super().__init__(Verbatim("", classes="line"), Verbatim("", classes="thoughts"))
         self.text = ""
         self._done = False
         self.unfolded = unfolded
-
-    def compose(self) -> ComposeResult:
-        """A heading above the text."""
-        yield Verbatim("", classes="line")
-        yield Verbatim("", classes="thoughts")
 
     def on_mount(self) -> None:
         """Show the reasoning so far."""

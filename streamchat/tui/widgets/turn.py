@@ -30,16 +30,11 @@ _LABELS: dict[Visibility, str] = {
 
 
 class UserMessage(Vertical):
-    """The user's message."""
+    """The user's message: a heading above the text; long text is folded."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.text = text
-
-    def compose(self) -> ComposeResult:
-        """A heading above the text; long text is folded."""
-        yield Verbatim("You", classes="heading")
-        yield Folded(self.text, lines=16, classes="body")
+        super().__init__(Verbatim("You", classes="heading"), Folded(text, lines=16, classes="body"))
 
 
 class Turn(Vertical):
