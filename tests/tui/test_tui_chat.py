@@ -376,7 +376,7 @@ async def test_narrow_and_wide() -> None:
         line = driver.chat.query_one(StatusLine)
         await driver.ask("hello")
         assert (line.display, driver.sidebar.display) == (True, False)
-        assert "/1,024 cached · 0 compressions · RAM 612 MB" in line.text
+        assert "/1,024 · 0 compressions · memory 612 MB" in line.text
         await driver.pilot.press("ctrl+b")
         assert (line.display, driver.sidebar.display) == (False, True)
         await driver.pilot.press("ctrl+b")
