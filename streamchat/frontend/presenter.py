@@ -14,16 +14,19 @@ from streamchat.base.sanitize import one_line
 from streamchat.frontend import messages
 from streamchat.telemetry.log_file import log_path
 
-Kind = Literal["info", "warning", "error", "eviction", "figures", "cut", "ready", "progress", "failure"]
-"""`figures`: a finished turn; `cut`: the same, with a reply that was cut off; `ready`: the loaded model; `progress`: of
-loading or prefill; `failure`: the engine has ended."""
+EventKind = Literal["info", "warning", "error", "eviction", "figures", "cut", "ready", "progress", "failure"]
+"""Kinds of lines about events. `figures`: a finished turn; `cut`: the same, with a reply that was cut off; `ready`: the
+loaded model; `progress`: of loading or prefill; `failure`: the engine has ended."""
+TextKind = Literal["reply", "thought", "end", "aside", "answer", "past_message", "past_reply"]
+"""Kinds for text on a terminal. `reply`, `thought`: append the text; `end`: the reply has ended, the text ends an open
+line; all others are separate lines."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line for the user, safe to print."""
+    """A line for the user, or a piece of one, safe to print."""
 
-    kind: Kind
+    kind: EventKind | TextKind
     text: str
 
 

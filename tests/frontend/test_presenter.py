@@ -14,7 +14,7 @@ from streamchat.frontend.messages import EVICTED_RESTORED, figures_line, loading
 from streamchat.frontend.presenter import Line, present
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.pipe import Pipe
-from streamchat.repl.render import Narrator, Piece
+from streamchat.repl.render import Narrator
 from streamchat.replay.run import Totals
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
@@ -158,7 +158,7 @@ def test_figures_of_a_replayed_turn() -> None:
 # --- the front ends ---------------------------------------------------------------------------------------------
 
 
-def printed(event: ev.Event) -> list[Piece]:
+def printed(event: ev.Event) -> list[Line]:
     """What the prompt prints for one event outside of a reply."""
     return [piece for piece in Narrator(lambda: "hide").pieces_for(event) if piece.kind != "end"]
 
@@ -183,7 +183,7 @@ async def test_app_and_prompt_show_the_same_sentences() -> None:
             assert line is not None
             driver.engine.emit(event)
             await driver.until(partial(shown, driver, line.text), line.text)
-            assert Piece(line.kind, line.text) in printed(event)
+            assert Line(line.kind, line.text) in printed(event)
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ async def test_panels_of_the_app_show_the_sentences_of_the_prompt() -> None:
         await driver.until(lambda: driver.conversation.query(Welcome))
         [ready] = printed(driver.emitted(ev.ModelReady)[0])
         facts, capacity = (line.text for line in [*driver.conversation.query_one(Welcome).query(Verbatim)][1:3])
-        assert ready == Piece("ready", f"{facts}. {capacity.partition('.')[0]}.")
+        assert ready == Line("ready", f"{facts}. {capacity.partition('.')[0]}.")
         engine.fail("the cache is on fire")
         await driver.until(lambda: driver.conversation.query(FailurePanel))
         assert driver.conversation.query_one(FailurePanel).event.message == "the cache is on fire"
@@ -211,14 +211,14 @@ def test_the_prompt_merges_and_defers() -> None:
     assert shown == []
     pieces = narrator.pieces_for(ev.TextDelta(5, "so"))
     merged = "turns 1-2 are no longer in context (240 tokens evicted, 380 of 512 cached)"
-    assert pieces == [Piece("eviction", merged), Piece("reply", "so")]
+    assert pieces == [Line("eviction", merged), Line("reply", "so")]
     assert narrator.pieces_for(ev.Notice("later")) == []
     last = finished("error", rolled_back=True, message="no")
-    assert narrator.pieces_for(last)[:2] == [Piece("end", "\n"), Piece("info", "later")]
+    assert narrator.pieces_for(last)[:2] == [Line("end", "\n"), Line("info", "later")]
     between = ev.TokensEvicted(9, (0, 9), (1,), (), 500, 491, "between_turns")
     for event in (ev.TurnStarted(5, "a", 1), between):
         narrator.pieces_for(event)
-    assert Piece("eviction", EVICTED_RESTORED) in narrator.pieces_for(last)
+    assert Line("eviction", EVICTED_RESTORED) in narrator.pieces_for(last)
 
 
 def test_a_pipe_reports_what_is_cut_off_but_no_figures() -> None:
