@@ -25,12 +25,12 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Format a short duration: 45 ms, 1.3 s, 4 min 05 s."""
+    """Format a short duration: 45 ms, 1.3 s; from a minute on as `human_duration`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return human_duration(seconds)
 
 
 def human_when(then: float, now: float) -> str:
