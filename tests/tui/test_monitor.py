@@ -101,6 +101,7 @@ def test_once_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "state              not running" in out
     assert "turns              1\n" in out
+    assert "uptime" not in out  # that of another process is unknown
     assert cli.main(["monitor", "--list"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("1 turn  Tell me of the sea")
 

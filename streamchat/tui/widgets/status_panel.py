@@ -43,10 +43,6 @@ class StatusPanel(VerticalScroll, can_focus=False):
             "Model", Static("loading", id="model-name", markup=False), Figures(id="model"), id="section-model"
         )
 
-    def on_mount(self) -> None:
-        """Clear the description of the map selection."""
-        self._describe("")
-
     @property
     def sections(self) -> list[Section]:
         """All sections, in order."""
@@ -74,10 +70,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
     def on_context_map_chosen(self, message: ContextMap.Chosen) -> None:
         """Describe the selected segment."""
         message.stop()
-        self._describe(message.description)
-
-    def _describe(self, words: str) -> None:
-        self.query_one("#map-words", Static).update(words)
+        self.query_one("#map-words", Static).update(message.description)
 
     def _draw(self, name: str, values: list[float]) -> None:
         chart = self.query_one(name, Sparkline)
