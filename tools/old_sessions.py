@@ -216,20 +216,18 @@ def cached_ids(home: Path, session: str) -> list[int]:
 
 
 def write_settings(folder: Path) -> dict[str, Any]:
-    """Write `config.toml` with every setting and the two files of input history; return the settings."""
+    """Write `config.toml` with every setting and the input history; return the settings."""
     from streamchat.config import loader, settings
-    from streamchat.repl.history import PrivateHistory
-    from streamchat.tui.history import PromptHistory
+    from streamchat.frontend.typed_history import TypedHistory
 
     (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
     missing = [name for name in settings.setting_fields() if f"\n{name} = " not in CONFIG]
     if missing:
         raise SystemExit(f"CONFIG lacks settings: {', '.join(missing)}")
     os.environ["STREAMCHAT_HOME"] = str(folder)
-    app, prompt = PromptHistory.open(wanted=True), PrivateHistory()
+    typed = TypedHistory.open(wanted=True)
     for text in TYPED:
-        app.add(text)
-        prompt.store_string(text)
+        typed.add(text)
     return asdict(loader.load(config_file=folder / "config.toml", environ={}).settings)
 
 

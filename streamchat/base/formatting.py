@@ -25,12 +25,12 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Format a short duration: 45 ms, 1.3 s, 4 min 05 s."""
+    """Format a short duration: 45 ms, 1.3 s; from a minute on as `human_duration`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return human_duration(seconds)
 
 
 def human_when(then: float, now: float) -> str:
@@ -45,3 +45,28 @@ def human_when(then: float, now: float) -> str:
     if ago < 14 * 86400:
         return f"{plural(int(ago // 86400), 'day')} ago"
     return time.strftime("%Y-%m-%d", time.localtime(then))
+
+
+def human_duration(seconds: float) -> str:
+    """Format a long duration: 42 s, 3 min 05 s, 1 h 02 min, 2 d 3 h."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h} h"
+    if hours:
+        return f"{hours} h {m:02} min"
+    return f"{m} min {s:02} s" if minutes else f"{s} s"
+
+
+def human_count(count: int) -> str:
+    """Format a large count: 134515008 -> '134.5 M'."""
+    for unit, size in (("B", 1_000_000_000), ("M", 1_000_000), ("k", 1_000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def human_speed(tokens_per_s: float) -> str:
+    """Format the speed of generation: 35.1 tok/s."""
+    return f"{tokens_per_s:.1f} tok/s"

@@ -49,7 +49,7 @@ def data_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """Return the folder of prompt history and logs. It may not exist yet."""
+    """Return the folder of input history and logs. It may not exist yet."""
     return _root("state", _DIRS.user_state_dir)
 
 

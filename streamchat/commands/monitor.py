@@ -8,10 +8,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ExitCode, SessionError
-from streamchat.base.formatting import human_bytes, human_seconds, human_when, plural
+from streamchat.base.formatting import human_when, plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.sanitize import one_line
 from streamchat.cli import flags
+from streamchat.frontend.status_table import Row, rows_text, status_rows
 from streamchat.frontend.watch import MonitoredSession, Watcher, find_monitored, monitored_sessions
 
 if TYPE_CHECKING:
@@ -79,24 +80,12 @@ def _once(what: MonitoredSession, as_json: bool) -> int:
         sys.stdout.write(json_line(watcher.as_dict()) + "\n")
         return ExitCode.OK
     board, info = watcher.board, watcher.session.info
-    cache = board.cache
-    compressions = plural(cache.compressions, "compression")
     rows = [
-        ("conversation", f"{info.title} ({watcher.session.name})"),
-        ("state", "running" if watcher.session.running else "not running"),
-        ("model", f"{info.model_name} ({info.dtype})"),
-        ("turns", f"{board.turns:,} ({board.prompt_tokens:,} tokens prefilled, {board.new_tokens:,} generated)"),
-        (
-            "cache",
-            f"{cache.length:,} / {plural(cache.cache_size, 'token')}, {compressions}",
-        ),
+        Row("conversation", one_line(f"{info.title} ({watcher.session.name})")),
+        Row("state", "running" if watcher.session.running else "not running"),
+        *([] if board.info is not None else [Row("model", one_line(f"{info.model_name} ({info.dtype})"))]),
+        *status_rows(board),
+        *(Row("violated", one_line(violation)) for violation in watcher.violations),
     ]
-    if board.memory is not None:
-        rows.append(("process memory", human_bytes(board.memory.rss_bytes)))
-    if board.ttft_s is not None:
-        rows.append(("first token", human_seconds(board.ttft_s)))
-    if board.decode_tps is not None:
-        rows.append(("speed", f"{board.decode_tps:.1f} tok/s"))
-    rows += [("violated", violation) for violation in watcher.violations]
-    sys.stdout.write("".join(f"{label:<15} {one_line(value)}\n" for label, value in rows))
+    sys.stdout.write(rows_text(rows) + "\n")
     return ExitCode.OK

@@ -19,10 +19,13 @@ from rich.progress import (
 from rich.text import Text
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.formatting import plural
 from streamchat.base.sanitize import one_line
+from streamchat.frontend.messages import figures_line
+from streamchat.frontend.presenter import present
 from streamchat.frontend.progress import ProgressLine
-from streamchat.replay.run import line_of
+from streamchat.frontend.status import StatusBoard
+from streamchat.frontend.status_table import cache_short, short_forms
 
 if TYPE_CHECKING:
     from streamchat.replay.run import Totals
@@ -76,20 +79,15 @@ class View:
             if self._bar is not None and self._task is not None:
                 self._bar.start_task(self._task)
                 self._bar.start()
-        elif isinstance(event, ev.Notice) and event.level != "info":
-            self.print_message(event.text)
+        elif isinstance(event, ev.Notice) and (line := present(event)) is not None and line.kind != "info":
+            self.print_message(line.text)
 
     def turn(self, row: dict[str, Any], totals: Totals) -> None:
         """Show a finished turn."""
         if self._bar is not None and self._task is not None:
-            speed = f"{row['decode_tps']:.1f} tok/s · " if row["decode_tps"] else ""
-            figures = (
-                f"{speed}cache {row['cache_len']:,}/{row['cache_size']:,} · "
-                f"{plural(totals.compressions, 'compression')} · {human_bytes(row['rss_bytes'])}"
-            )
-            self._bar.update(self._task, advance=1, figures=figures)
+            self._bar.update(self._task, advance=1, figures=" · ".join(short_forms(_board(row, totals))))
         elif not self._quiet:
-            self._write(line_of(row, totals))
+            self._write(log_line(row, totals))
 
     def print_message(self, text: str) -> None:
         """Print a sentence above the bar."""
@@ -102,3 +100,18 @@ class View:
                 self._bar.console.print(Text(line))
             else:
                 print(line, file=self._stream, flush=True)
+
+
+def log_line(row: dict[str, Any], totals: Totals) -> str:
+    """Format a turn of a replay as a line of the log."""
+    figures = figures_line(row["new_tokens"] or row["given_tokens"], row["decode_tps"], row["ttft_s"])
+    cache = cache_short(row["cache_len"], row["cache_size"])
+    prompt, compressions = plural(row["prompt_tokens"], "prompt token"), plural(totals.compressions, "compression")
+    return f"turn {totals.turns:,}: {prompt} · {figures} · {cache} · {compressions}"
+
+
+def _board(row: dict[str, Any], totals: Totals) -> StatusBoard:
+    """The figures after a turn; compressions are those of the whole run."""
+    cache = ev.CacheState(row["cache_len"], row["cache_size"], compressions=totals.compressions)
+    memory = ev.MemoryState(row["rss_bytes"], allocated_bytes=row["vram_bytes"])
+    return StatusBoard(cache=cache, memory=memory, decode_tps=row["decode_tps"])

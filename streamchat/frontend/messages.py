@@ -1,14 +1,123 @@
-"""User-facing messages for sessions and undo, shared by all front ends."""
+"""The sentences of all front ends: about events (see `presenter`), sessions, search results and quotes."""
 
 from __future__ import annotations
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_seconds, human_when, plural
+from streamchat.base.formatting import human_bytes, human_count, human_seconds, human_speed, human_when, plural
 from streamchat.base.sanitize import one_line
-from streamchat.base.thinking import THINK, split
+from streamchat.base.thinking import THINK, split, word_count
+from streamchat.frontend.status_table import cache_short
 from streamchat.store.records import SearchHit, SessionInfo
 
 EXCERPT_WORDS = 24
+QUOTE_REPLY = "Noted."
+"""The supplied reply to a quoted message."""
+SUMMARY_HINT = "Edit the summary if you like, then pin it with /keep."
+TURN_FAILED = "the turn failed and was rolled back"
+STOPPED_EARLY = "Stopped before the reply started; turn undone."
+EVICTED_RESTORED = "tokens evicted for it were restored"
+"""After the end of a turn that was rolled back."""
+
+
+# --- the model and its cache ----------------------------------------------------------------------------------
+
+
+def loading_text(event: ev.ModelLoading) -> str:
+    """`Fetching SmolLM2-135M-Instruct: 46.5 MB of 92.9 MB (50 %)`."""
+    stage = one_line(event.stage)
+    if not event.total:
+        return f"{stage}: {human_bytes(event.done)}" if event.unit == "bytes" and event.done else f"{stage} ..."
+    share = f"{100 * event.done // event.total} %"
+    if event.unit == "bytes":
+        return f"{stage}: {human_bytes(event.done)} of {human_bytes(event.total)} ({share})"
+    return f"{stage} ... {share}"
+
+
+def model_facts(event: ev.ModelReady) -> str:
+    """`SmolLM2-135M-Instruct · 134.5 M weights (269 MB in memory) · bfloat16 on cpu · ready in 2.1 s`."""
+    info = event.info
+    weights = f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)} in memory)"
+    place = f"{info.precision} on {one_line(info.device)}"
+    return " · ".join([one_line(info.name), weights, place, f"ready in {human_seconds(event.load_s)}"])
+
+
+def cache_capacity(info: ev.ModelInfo) -> str:
+    """The cache budget and what is retained of it from the start."""
+    system = f", system prompt {plural(info.pinned_tokens, 'token')}" if info.pinned_tokens else ""
+    return f"The cache holds {plural(info.cache_size, 'token')} ({plural(info.num_sink_tokens, 'sink')}{system})."
+
+
+def eviction_sentence(event: ev.TokensEvicted) -> str:
+    """Which turns are no longer in context, and how full the cache is now."""
+    tokens = plural(event.count, "token")
+    partly = [turn for turn in event.turns if turn not in event.turns_gone]
+    parts = []
+    if event.turns_gone:
+        verb = "is" if len(event.turns_gone) == 1 else "are"
+        parts.append(f"{format_turns(event.turns_gone)} {verb} no longer in context")
+    if partly:
+        parts.append(f"{format_turns(partly)} {'is' if len(partly) == 1 else 'are'} now only partly in context")
+    what = "; ".join(parts) if parts else "older text is now out of context"
+    size = f"{event.cache.cache_size:,}" if event.cache.cache_size else "?"
+    return f"{what} ({tokens} evicted, {event.cache_len_after:,} of {size} cached)"
+
+
+def format_turns(turns: tuple[int, ...] | list[int]) -> str:
+    """(1, 2, 3) -> 'turns 1-3', (4,) -> 'turn 4', (1, 2, 5) -> 'turns 1-2, 5'."""
+    runs: list[list[int]] = []
+    for turn in sorted(turns):
+        if runs and turn == runs[-1][1] + 1:
+            runs[-1][1] = turn
+        else:
+            runs.append([turn, turn])
+    words = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{'turn' if len(turns) == 1 else 'turns'} {words}"
+
+
+def pinned_sentence(event: ev.TurnPinned) -> str:
+    """Confirmation of `/pin` and `/unpin`."""
+    what = "pinned: it is never evicted" if event.pinned else "unpinned"
+    return f"Turn {event.turn} ({plural(event.tokens, 'token')}) is {what}."
+
+
+# --- turns ----------------------------------------------------------------------------------------------------
+
+
+def turn_figures(turn: ev.TurnFinished | ev.SavedTurn) -> str:
+    """The line of figures of a finished turn, after the reason if its reply was cut off, empty or supplied."""
+    stats = turn.stats if isinstance(turn, ev.TurnFinished) else turn
+    cache = cache_short(stats.cache_len, stats.cache_size) if isinstance(stats, ev.TurnStats) else ""
+    if turn.reply and not stats.new_tokens and stats.ttft_s is None and turn.finish_reason == "stop":
+        return " · ".join(filter(None, ["reply supplied, not generated", cache]))
+    reason = ""
+    if turn.finish_reason == "cancelled":
+        reason = "stopped"
+    elif turn.finish_reason == "length":
+        reason = "stopped at the limit (/set max_new_tokens)"
+    elif not turn.reply:
+        reason = "empty reply"
+    figures = figures_line(stats.new_tokens, stats.decode_tps, stats.ttft_s)
+    return " · ".join(filter(None, [reason, figures, cache]))
+
+
+def figures_line(new_tokens: int, decode_tps: float | None, ttft_s: float | None) -> str:
+    """`12 tokens · 35.1 tok/s · first token 45 ms`."""
+    parts = [plural(new_tokens, "token")]
+    if decode_tps is not None:
+        parts.append(human_speed(decode_tps))
+    if ttft_s is not None:
+        parts.append(f"first token {human_seconds(ttft_s)}")
+    return " · ".join(parts)
+
+
+def prefill_text(event: ev.PrefillProgress) -> str:
+    """`prefill: 512 of 2,048 tokens`."""
+    return f"prefill: {event.done:,} of {plural(event.total, 'token')}"
+
+
+def thought_for(thoughts: str) -> str:
+    """The length of a reply's reasoning: `thought for 12 words`."""
+    return f"thought for {word_count(thoughts)}"
 
 
 def undone_sentence(event: ev.TurnUndone) -> str:
@@ -22,6 +131,16 @@ def undone_sentence(event: ev.TurnUndone) -> str:
         tokens = plural(event.prefilled, "token was", "tokens were")
         text += f" {tokens} prefilled again in {human_seconds(event.seconds)}."
     return text
+
+
+# --- conversations and sessions -------------------------------------------------------------------------------
+
+
+def cleared_sentence(event: ev.ConversationCleared) -> str:
+    """Confirmation of `/clear` and `/system`."""
+    if not event.pinned_tokens:
+        return "New conversation."
+    return f"New conversation; the system prompt is pinned ({plural(event.pinned_tokens, 'token')})."
 
 
 def resumed_sentence(event: ev.ConversationResumed) -> str:
@@ -72,7 +191,3 @@ def quote_prompt(found: SearchHit, now: float) -> str:
 def note_prompt(text: str) -> str:
     """The prompt that gives the model a summary or a note to keep."""
     return f"Remember this about our conversation so far:\n\n{text}"
-
-
-QUOTE_REPLY = "Noted."
-"""The supplied reply to a quoted message."""

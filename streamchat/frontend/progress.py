@@ -7,8 +7,7 @@ import shutil
 from typing import TextIO
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_bytes
-from streamchat.base.sanitize import one_line
+from streamchat.frontend.messages import loading_text
 
 QUARTERS = 4
 
@@ -29,7 +28,7 @@ class ProgressLine:
         """Show the progress of loading."""
         if self._stream is None:
             return
-        text = progress_text(event)
+        text = loading_text(event)
         if self._live:
             columns = max(10, shutil.get_terminal_size().columns - 1)
             self._write("\r" + text[:columns].ljust(min(len(self._shown), columns)))
@@ -50,14 +49,3 @@ class ProgressLine:
         assert self._stream is not None
         self._stream.write(text)
         self._stream.flush()
-
-
-def progress_text(event: ev.ModelLoading) -> str:
-    """`Fetching SmolLM2-135M-Instruct: 46.5 MB of 92.9 MB (50 %)`."""
-    stage = one_line(event.stage)
-    if not event.total:
-        return f"{stage}: {human_bytes(event.done)}" if event.unit == "bytes" and event.done else f"{stage} ..."
-    share = f"{100 * event.done // event.total} %"
-    if event.unit == "bytes":
-        return f"{stage}: {human_bytes(event.done)} of {human_bytes(event.total)} ({share})"
-    return f"{stage} ... {share}"

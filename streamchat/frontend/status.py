@@ -1,4 +1,4 @@
-"""Current figures of a chat, computed from its events; the toolbar, the sidebar and `/stats` share them."""
+"""Current figures of a chat, computed from its events; `status_table` has their labels and formats."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from streamchat.base import events as ev
-from streamchat.base.devices import devices_of
-from streamchat.base.formatting import human_bytes, plural
 
 SERIES_LIMIT = 256
 
@@ -115,40 +113,3 @@ class StatusBoard:
     def _reset_counts(self) -> None:
         self._turns.clear()
         self.turns = self.prompt_tokens = self.new_tokens = 0
-
-
-def retained_summary(info: ev.ModelInfo) -> str:
-    """`4 sinks, system prompt 17 tokens`: the tokens retained from the start."""
-    system = f", system prompt {plural(info.pinned_tokens, 'token')}" if info.pinned_tokens else ""
-    return f"{plural(info.num_sink_tokens, 'sink')}{system}"
-
-
-def cache_summary(cache: ev.CacheState) -> str:
-    """`4 sinks, 17 system prompt, 30 pinned, 200 window`; `pinned` counts turns that the user pinned."""
-    system = sum(segment.tokens for segment in cache.segments if segment.part == "system")
-    parts = [plural(cache.sinks, "sink")]
-    if system:
-        parts.append(f"{system:,} system prompt")
-    if cache.pinned > system:
-        parts.append(f"{cache.pinned - system:,} pinned")
-    return ", ".join([*parts, f"{cache.window:,} window"])
-
-
-def memory_figures(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
-    """(label, value) rows for VRAM (`n/a` on a CPU) and process memory."""
-    if memory is None:
-        return [("memory", "n/a")]
-    rows: list[tuple[str, str]] = []
-    if memory.allocated_bytes is not None:
-        rows.append(("VRAM allocated", human_bytes(memory.allocated_bytes)))
-        if memory.reserved_bytes is not None:
-            rows.append(("VRAM reserved", human_bytes(memory.reserved_bytes)))
-        if memory.total_bytes is not None:
-            count = len(devices_of(memory.device))
-            rows.append(
-                (f"VRAM of {count} devices" if count > 1 else "VRAM of device", human_bytes(memory.total_bytes))
-            )
-    else:
-        rows.append(("VRAM", "n/a (on CPU)"))
-    rows.append(("process memory", human_bytes(memory.rss_bytes)))
-    return rows

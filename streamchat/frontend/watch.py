@@ -138,8 +138,8 @@ class Watcher:
             sample, info = decode_sample(record)
         except WireError:
             return False
-        if info is not None and self.board.info is None:
-            self.board.apply(ev.ModelReady(info, 0.0))
+        if info is not None:
+            self.board.info = info  # no `ModelReady`: the uptime is that of the other process
         self.board.apply(sample)
         self.board.session = self.session.info.id
         return True

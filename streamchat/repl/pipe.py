@@ -17,15 +17,16 @@ from streamchat.base.requests import CountTokens, Submit
 from streamchat.base.sanitize import printable
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend import mentions
+from streamchat.frontend.presenter import Line
 from streamchat.frontend.progress import ProgressLine
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext, SlashResult
 from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.repl.failure import report_failure
-from streamchat.repl.render import Narrator, Piece
+from streamchat.repl.render import Narrator
 
-QUIET = {"stats", "past_message", "past_reply"}
+QUIET = {"figures", "ready", "aside", "past_message", "past_reply"}
 """Kinds of lines that a pipe does not print; `--stats-json` has the figures."""
 
 
@@ -141,9 +142,9 @@ class Pipe:
                 pass
         return None
 
-    def _show(self, piece: Piece) -> None:
+    def _show(self, piece: Line) -> None:
         if piece.kind == "answer":
-            piece = Piece("end", piece.text + "\n")
+            piece = Line("end", piece.text + "\n")
         if piece.kind in ("reply", "thought", "end"):
             if self._out is not None and piece.text:
                 self._out.write(piece.text)

@@ -27,10 +27,11 @@ from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.suspend import stop_process
+from streamchat.frontend.typed_history import TypedHistory
 from streamchat.repl.failure import report_failure
-from streamchat.repl.history import make_history
+from streamchat.repl.history import PromptToolkitHistory
 from streamchat.repl.keys import interrupt_character
-from streamchat.repl.render import Narrator, ready_sentence
+from streamchat.repl.render import Narrator
 from streamchat.repl.session import InputLine
 from streamchat.repl.terminal import (
     ENDING_SIGNALS,
@@ -72,7 +73,7 @@ class Prompt:
         self._context = SlashContext(engine, self._board)
         self._keys = configuration.keys
         self._interrupt_key = interrupt_character(self._keys)
-        self._history, self._history_note = make_history(configuration.settings.history)
+        self._typed = TypedHistory.open(configuration.settings.history)
         self._changed = asyncio.Event()
         self._input: InputLine | None = None
 
@@ -122,11 +123,13 @@ class Prompt:
         with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts(self._interrupt_key):
             self._engine.start()
             await self._until(lambda: self._ready)
-        self._input = InputLine(self._registry, self._context, self._history, self._toolbar, self._keys)
+        self._input = InputLine(
+            self._registry, self._context, PromptToolkitHistory(self._typed), self._toolbar, self._keys
+        )
         if self._failure is not None:  # the engine failed before the input existed
             raise _EngineGone
-        if self._history_note:
-            self._terminal.line(self._history_note, "warning")
+        if self._typed.problem:
+            self._terminal.line(self._typed.problem, "warning")
         text = ""
         while True:
             given = await self._input.ask(text)
@@ -205,8 +208,9 @@ class Prompt:
         for piece in self._narrator.pieces_for(event):
             self._terminal.show(piece)
         match event:
-            case ev.ModelReady(info=info):
-                self._terminal.line(ready_sentence(info), "info")
+            case ev.ModelReady():
+                if not self._ready:
+                    self._terminal.line("/help lists the commands.", "info")
                 self._ready, self._loading = True, False
             case ev.TurnStarted():
                 if self._interrupts:  # Ctrl+C was pressed before the turn started

@@ -1,4 +1,4 @@
-"""Converts events to output pieces: streamed reply text and notices. Does no I/O.
+"""Converts events to lines and pieces of lines: notices and streamed reply text. Does no I/O.
 
 A notice never interrupts a streamed reply: evictions (merged into one line) and notices are deferred until it ends.
 """
@@ -6,37 +6,20 @@ A notice never interrupts a streamed reply: evictions (merged into one line) and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_seconds, plural
+from streamchat.base.formatting import plural
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split, word_count
-from streamchat.frontend.evictions import eviction_sentence, merge_evictions
-from streamchat.frontend.messages import resumed_sentence, undone_sentence
-from streamchat.frontend.status import retained_summary
-from streamchat.telemetry.log_file import log_path
+from streamchat.frontend.messages import EVICTED_RESTORED, thought_for
+from streamchat.frontend.presenter import Line, merge_evictions, present
 
-Kind = Literal[
-    "reply", "thought", "end", "eviction", "info", "warning", "error", "stats", "answer", "past_message", "past_reply"
-]
 RESUMED_TURNS = 3
 """Turns of a resumed session to print."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A piece of output."""
-
-    kind: Kind
-    """`reply` and `thought`: append the text verbatim; `end`: the reply has ended, the text ends an open line;
-    all others: print a separate line."""
-    text: str = ""
-
-
 class Narrator:
-    """Turns the events of one engine into pieces, in order.
+    """Turns the events of one engine into lines and pieces of lines, in order.
 
     Args:
         thinking: Returns the setting `thinking`: how reasoning is displayed.
@@ -47,12 +30,12 @@ class Narrator:
         self._stream, self._parts = PrintableStream(), ThinkingStream()
         self._thoughts = ""  # reasoning since the last answer text
         self._evicted: ev.TokensEvicted | None = None
-        self._deferred: list[Piece] = []
+        self._deferred: list[Line] = []
         self._streaming = False
         self._last_character = ""  # last printed character of this reply
         self._reported_eviction = False  # an eviction of this turn was reported
 
-    def pieces_for(self, event: ev.Event) -> list[Piece]:
+    def pieces_for(self, event: ev.Event) -> list[Line]:
         """The pieces to print for `event`."""
         match event:
             case ev.TurnStarted():
@@ -60,7 +43,7 @@ class Narrator:
                 self._streaming, self._last_character, self._thoughts, self._reported_eviction = False, "", "", False
             case ev.TokensEvicted(trigger="between_turns") if not self._streaming:
                 self._reported_eviction = True
-                return [Piece("eviction", eviction_sentence(event))]
+                return as_pieces(present(event))
             case ev.TokensEvicted():
                 self._evicted = merge_evictions(self._evicted, event)
             case ev.TextDelta(text=text):
@@ -70,135 +53,76 @@ class Narrator:
                 return [*before, *self._reply_pieces(self._parts.feed(self._stream.feed(text)))]
             case ev.TurnFinished():
                 return self._finish(event)
-            case ev.Notice(text=text, level=level):
-                piece = Piece(level, printable(text))
-                if not self._streaming:
-                    return [piece]
-                self._deferred.append(piece)
-            case ev.ConversationCleared():
-                return [Piece("info", cleared_sentence(event))]
-            case ev.TurnUndone() if not event.replaced or event.restored or event.prefilled:
-                return [Piece("info", undone_sentence(event))]
+            case ev.Notice() if self._streaming:
+                self._deferred += as_pieces(present(event))
             case ev.SummaryReady(text=text) if text:
-                return [
-                    Piece("answer", printable(text)),
-                    Piece("info", "edit it if you like, then /keep pins it"),
-                ]
+                return [Line("answer", printable(text)), *as_pieces(present(event))]
             case ev.ConversationResumed():
                 return resumed_pieces(event, self._thinking())
-            case ev.TurnPinned():
-                what = "pinned: it is never evicted" if event.pinned else "unpinned"
-                return [Piece("info", f"turn {event.turn} ({plural(event.tokens, 'token')}) is {what}")]
             case _:
-                pass
+                return as_pieces(present(event))
         return []
 
-    def _reply_pieces(self, parts: list[Part]) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _reply_pieces(self, parts: list[Part]) -> list[Line]:
+        pieces: list[Line] = []
         for part in parts:
             if part.kind == "thought":
                 self._thoughts += part.text
                 if self._thinking() == "show":
-                    pieces.append(Piece("thought", part.text))
+                    pieces.append(Line("thought", part.text))
                 continue
             if self._thoughts:
                 shown = self._thinking() == "show"
-                pieces += [Piece("thought", "\n\n")] if shown else thought_pieces(self._thoughts, self._thinking())
+                pieces += [Line("thought", "\n\n")] if shown else thought_pieces(self._thoughts, self._thinking())
                 self._thoughts = ""
             self._last_character = part.text[-1:] or self._last_character
-            pieces.append(Piece("reply", part.text))
+            pieces.append(Line("reply", part.text))
         return pieces
 
-    def _finish(self, event: ev.TurnFinished) -> list[Piece]:
+    def _finish(self, event: ev.TurnFinished) -> list[Line]:
         rest = [*self._parts.feed(self._stream.end()), *self._parts.end()]
         pieces = self._reply_pieces(rest) if self._streaming else []
         if self._thoughts and not self._last_character and self._thinking() != "show" and not event.rolled_back:
-            self._deferred = [*only_thought_pieces(self._thoughts), *self._deferred]
+            self._deferred = [*thought_pieces(self._thoughts, "hide", has_answer=False), *self._deferred]
         # an empty reply prints an empty line, a turn that was rolled back prints none
         line_open = self._last_character != "\n" if self._last_character else not event.rolled_back
-        pieces += [Piece("end", "\n" if line_open else ""), *self._eviction(), *self._deferred]
+        pieces += [Line("end", "\n" if line_open else ""), *self._eviction(), *self._deferred]
         self._deferred, self._streaming = [], False
         if event.rolled_back and self._reported_eviction:
-            pieces.append(Piece("eviction", "tokens evicted for it were restored"))
-        reason = reason_piece(event)
-        return [*pieces, *([reason] if reason else []), Piece("stats", stats_line(event.stats))]
+            pieces.append(Line("eviction", EVICTED_RESTORED))
+        return [*pieces, *as_pieces(present(event))]
 
-    def _eviction(self) -> list[Piece]:
+    def _eviction(self) -> list[Line]:
         event, self._evicted = self._evicted, None
-        return [Piece("eviction", eviction_sentence(event))] if event else []
+        return as_pieces(present(event)) if event else []
 
 
-def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Piece]:
+def as_pieces(line: Line | None) -> list[Line]:
+    """The pieces of a line. Progress and a failure go to stderr separately."""
+    return [] if line is None or line.kind in ("progress", "failure") else [Line(line.kind, line.text)]
+
+
+def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Line]:
     """The latest turns of a resumed session, and how it was resumed."""
     pieces = []
     if len(event.turns) > RESUMED_TURNS:
-        pieces.append(Piece("stats", f"({plural(len(event.turns) - RESUMED_TURNS, 'earlier turn')})"))
+        pieces.append(Line("aside", f"({plural(len(event.turns) - RESUMED_TURNS, 'earlier turn')})"))
     for turn in event.turns[-RESUMED_TURNS:]:
-        pieces.append(Piece("past_message", printable(turn.text)))
+        pieces.append(Line("past_message", printable(turn.text)))
         thoughts, answer = split(printable(turn.reply))
-        if thoughts and (answer or thinking == "show"):
-            pieces += thought_pieces(thoughts, thinking)
-        elif thoughts:
-            pieces += only_thought_pieces(thoughts)
+        if thoughts:
+            pieces += thought_pieces(thoughts, thinking, has_answer=bool(answer))
         if answer or not thoughts:
-            pieces.append(Piece("past_reply", answer))
-    return [*pieces, Piece("info", printable(resumed_sentence(event)))]
+            pieces.append(Line("past_reply", answer))
+    return [*pieces, *as_pieces(present(event))]
 
 
-def thought_pieces(thoughts: str, thinking: str) -> list[Piece]:
-    """The reasoning before an answer, displayed according to the setting `thinking`."""
+def thought_pieces(thoughts: str, thinking: str, *, has_answer: bool = True) -> list[Line]:
+    """The reasoning of a reply, displayed according to the setting `thinking`; without an answer, never nothing."""
     if thinking == "show":
-        return [Piece("thought", f"{thoughts}\n\n")]
+        return [Line("thought", f"{thoughts}\n\n")]
+    if not has_answer:
+        return [Line("aside", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]
     if thinking == "collapse":
-        return [Piece("stats", f"(thought for {word_count(thoughts)}; /set thinking show prints them)")]
+        return [Line("aside", f"({thought_for(thoughts)}; /set thinking show prints them)")]
     return []
-
-
-def only_thought_pieces(thoughts: str) -> list[Piece]:
-    """Notice for a reply that has reasoning but no answer."""
-    return [Piece("stats", f"({ONLY_REASONING}: {word_count(thoughts)}; /set thinking show prints them)")]
-
-
-def reason_piece(event: ev.TurnFinished) -> Piece | None:
-    """Notice for a turn that did not end normally; None for one that did."""
-    match event.finish_reason:
-        case "length":
-            return Piece(
-                "warning", f"the reply was cut off after {plural(event.stats.new_tokens, 'token')} (max_new_tokens)"
-            )
-        case "cancelled" if event.rolled_back:
-            return Piece("info", "stopped before the reply started; turn undone")
-        case "cancelled":
-            return Piece("info", "stopped; the partial reply is part of the conversation")
-        case "error":
-            message = printable(event.message) or "the turn failed and was rolled back"
-            return Piece("error", f"{message} (the log is {log_path()})")
-        case _:
-            return None
-
-
-def stats_line(stats: ev.TurnStats) -> str:
-    """`12 tokens · 35.1 tok/s · first token 45 ms · cache 300/1,024`."""
-    parts = [plural(stats.new_tokens, "token")]
-    if stats.decode_tps is not None:
-        parts.append(f"{stats.decode_tps:.1f} tok/s")
-    if stats.ttft_s is not None:
-        parts.append(f"first token {human_seconds(stats.ttft_s)}")
-    parts.append(f"cache {stats.cache_len:,}/{stats.cache_size:,}")
-    return " · ".join(parts)
-
-
-def cleared_sentence(event: ev.ConversationCleared) -> str:
-    """Confirmation of `/clear` and `/system`."""
-    if not event.pinned_tokens:
-        return "new conversation"
-    return f"new conversation; the system prompt is pinned ({plural(event.pinned_tokens, 'token')})"
-
-
-def ready_sentence(info: ev.ModelInfo) -> str:
-    """The loaded model and its cache, printed at the start."""
-    text = (
-        f"{info.name} on {info.device}, {info.precision}; cache {plural(info.cache_size, 'token')} "
-        f"({retained_summary(info)}); /help lists the commands"
-    )
-    return printable(text)

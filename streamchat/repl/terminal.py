@@ -15,7 +15,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from streamchat.base.ascii_text import in_encoding
 from streamchat.base.sanitize import printable
-from streamchat.repl.render import Piece
+from streamchat.frontend.presenter import Line
 
 Modes = list[Any]
 """As returned by `termios.tcgetattr`."""
@@ -28,8 +28,11 @@ STYLE = Style.from_dict(
         "warning": "ansiyellow",
         "error": "ansired",
         "info": "dim",
+        "ready": "dim",
         "thought": "dim italic",
-        "stats": "dim",
+        "figures": "dim",
+        "cut": "ansiyellow",
+        "aside": "dim",
         "answer": "",
     }
 )
@@ -42,7 +45,7 @@ class Terminal:
         self._dumb = is_dumb_terminal()
         self._labelled = False
 
-    def show(self, piece: Piece) -> None:
+    def show(self, piece: Line) -> None:
         """Write one piece. Safe while a prompt is active: prompt-toolkit redraws it below."""
         if piece.kind == "thought":
             self.line(piece.text, "thought", end="")

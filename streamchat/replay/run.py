@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.atomic_files import write_json, write_text
-from streamchat.base.formatting import human_seconds, plural
 from streamchat.base.paths import private_opener
 from streamchat.base.requests import Clear, Quote, SetSystemPrompt, Submit, Undo
 from streamchat.replay.invariants import Inspector, Violation
@@ -324,15 +323,3 @@ def restored_totals(rows: list[dict[str, Any]]) -> Totals:
         totals.tokens_evicted += max(0, row["tokens_evicted"] - before[1])
         before = (row["compressions"], row["tokens_evicted"])
     return totals
-
-
-def line_of(row: dict[str, Any], totals: Totals) -> str:
-    """Format a turn as a log line."""
-    speed = f"{row['decode_tps']:.1f} tok/s" if row["decode_tps"] else "- tok/s"
-    written = row["new_tokens"] or row["given_tokens"]
-    first = human_seconds(row["ttft_s"]) if row["ttft_s"] is not None else "-"
-    return (
-        f"turn {totals.turns:,}: {row['prompt_tokens']:,} + {written:,} tokens, {speed}, "
-        f"first token {first}, cache {row['cache_len']:,}/{row['cache_size']:,}, "
-        f"{plural(totals.compressions, 'compression')}"
-    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamchat.base import events as ev
-from streamchat.frontend.evictions import merge_evictions
+from streamchat.frontend.messages import turn_figures
+from streamchat.frontend.presenter import merge_evictions, was_cut
 from streamchat.tui.transcript import FinishedTurn
-from streamchat.tui.widgets.turn import turn_figures, was_cut
 
 RENDERED_TURNS = 4
 """Newest turns of a batch that are still rendered."""
@@ -73,6 +73,6 @@ def _finished_turn(inside: Sequence[ev.Event]) -> FinishedTurn:
         started.text,
         finished.reply,
         turn_figures(finished),
-        was_cut(finished),
+        was_cut(finished.finish_reason),
         tuple((event, after) for after, event in evicted.items()),
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import plural
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.messages import resumed_sentence, undone_sentence
+from streamchat.frontend.presenter import present
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.lines import FailurePanel, Welcome
@@ -60,33 +59,27 @@ class Narrator:
                     await self.current.add(text)
             case ev.TurnFinished():
                 await self._finish(event)
-            case ev.Notice(text=text, level=level):
-                if level == "error":
-                    await self._loaded()  # /model failed
-                await self._conversation.add_notice(one_line(text), level)
-                if level != "info":
-                    self._toast(text, level)
+            case ev.Notice(level="error"):
+                await self._loaded()  # /model failed
             case ev.ConversationCleared():
                 self.current, self._resumed = None, False
                 await self._conversation.start_over(event.system_prompt)
-                await self._conversation.add_notice("New conversation; model and settings are unchanged.")
             case ev.TurnUndone():
                 await self._conversation.undo_turn(event.turn)
-                if not event.replaced or event.prefilled:
-                    await self._conversation.add_notice(undone_sentence(event))
             case ev.ConversationResumed():
                 await self._loaded()
                 self.current, self._resumed = None, True
                 self._conversation.model = one_line(event.info.name)
                 await self._conversation.resume(map(from_saved_turn, event.turns), event.system_prompt)
-                await self._conversation.add_notice(one_line(resumed_sentence(event)))
-            case ev.TurnPinned(turn=turn, pinned=pinned, tokens=tokens):
-                what = "pinned: it is never evicted" if pinned else "unpinned"
-                await self._conversation.add_notice(f"Turn {turn} ({plural(tokens, 'token')}) is {what}.")
             case ev.EngineFailed():
                 await self._fail(event)
             case _:
                 pass
+        line = present(event)
+        if line is not None and line.kind in ("info", "warning", "error"):
+            await self._conversation.add_notice(line.text, line.kind)
+            if line.kind != "info":
+                self._toast(line.text, line.kind)
 
     async def _load(self, event: ev.ModelLoading) -> None:
         if self._loading is None:
@@ -103,7 +96,7 @@ class Narrator:
         await self._loaded()
         self._conversation.model = one_line(event.info.name)
         if not self._resumed:
-            await self._conversation.add(Welcome(event.info, event.load_s))
+            await self._conversation.add(Welcome(event))
 
     async def _finish(self, event: ev.TurnFinished) -> None:
         turn, self.current = self.current, None
@@ -113,10 +106,6 @@ class Narrator:
         elif turn is not None:
             await turn.finish(event)
             await self._conversation.finish_turn(turn)
-        if event.finish_reason == "error":
-            message = one_line(event.message) or "the turn failed and was rolled back"
-            await self._conversation.add_notice(message, "error")
-            self._toast(message, "error")
 
     async def _fail(self, event: ev.EngineFailed) -> None:
         await self._loaded()

@@ -24,9 +24,11 @@ from streamchat.config.keymap import KEYS, display_keys
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import _template_prompt
+from streamchat.frontend.messages import cache_capacity
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.frontend.status import StatusBoard, cache_summary, retained_summary
+from streamchat.frontend.status import StatusBoard
+from streamchat.frontend.status_table import cache_summary
 from streamchat.repl.toolbar import toolbar_text
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
@@ -75,8 +77,8 @@ def test_the_toolbar_counts() -> None:
 
 
 def test_what_is_pinned_and_by_whom() -> None:
-    info = cast(ev.ModelInfo, SimpleNamespace(num_sink_tokens=4, pinned_tokens=17))
-    assert retained_summary(info) == "4 sinks, system prompt 17 tokens"
+    info = cast(ev.ModelInfo, SimpleNamespace(cache_size=1024, num_sink_tokens=4, pinned_tokens=17))
+    assert cache_capacity(info) == "The cache holds 1,024 tokens (4 sinks, system prompt 17 tokens)."
     system = ev.Segment("system", 0, 17, 17, pinned=True)
     pinned = ev.Segment("user", 1, 30, 30, pinned=True)
     cache = ev.CacheState(sinks=4, pinned=17, window=100, segments=(system,))

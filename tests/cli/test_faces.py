@@ -75,7 +75,7 @@ def ended(child: pexpect.spawn[str]) -> tuple[int | None, int | None, str]:
 def test_the_app_uses_the_whole_terminal_and_follows_its_size() -> None:
     child = app_on_a_terminal({"replies": ["Hello there."]}, shows="▾ Cache")  # not at 80 columns
     child.setwinsize(24, 80)
-    child.expect("cached")  # the status line, in its place
+    child.expect("cache ")  # the status line, in its place
     child.setwinsize(5, 20)
     child.setwinsize(40, 140)
     child.expect("▾ Cache")
@@ -117,7 +117,7 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
             await driver.answered(number)
         cache = conversation_of(engine).cache
         await driver.until(
-            lambda: driver.figures("cache")["length"].startswith(f"{cache.lengths[0]} / 128 "), "the figures"
+            lambda: driver.figures("cache")["cached"].startswith(f"{cache.lengths[0]} / 128 "), "the figures"
         )
         assert cache.lengths == [cache.length] * 3
         assert driver.figures("evicted")["compressions"] == str(cache.compression_count)

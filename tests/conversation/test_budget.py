@@ -14,8 +14,9 @@ from streamchat.cache.context import context_length
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.budget import resolve_cache_size
-from streamchat.frontend.evictions import eviction_sentence, format_turns
-from streamchat.frontend.status import StatusBoard, memory_figures
+from streamchat.frontend.messages import eviction_sentence, format_turns
+from streamchat.frontend.status import StatusBoard
+from streamchat.frontend.status_table import memory_rows
 from streamchat.sessions.settings import resumed_configuration
 from tests.support.tiny import config_of
 
@@ -113,10 +114,12 @@ def test_eviction_sentences() -> None:
 
 
 def test_memory_labels_say_which_number_it_is() -> None:
-    assert memory_figures(None) == [("memory", "n/a")]
-    assert memory_figures(ev.MemoryState(5_000_000)) == [("VRAM", "n/a (on CPU)"), ("process memory", "5.0 MB")]
-    gpu = ev.MemoryState(1000, "cuda", 2000, 3000, 80_000_000_000)
-    assert memory_figures(gpu) == [
+    def shown(memory: ev.MemoryState | None) -> list[tuple[str, str]]:
+        return [(row.label, row.value) for row in memory_rows(memory)]
+
+    assert shown(None) == [("memory", "n/a")]
+    assert shown(ev.MemoryState(5_000_000)) == [("VRAM", "n/a (on CPU)"), ("process memory", "5.0 MB")]
+    assert shown(ev.MemoryState(1000, "cuda", 2000, 3000, 80_000_000_000)) == [
         ("VRAM allocated", "2.0 kB"),
         ("VRAM reserved", "3.0 kB"),
         ("VRAM of device", "80.0 GB"),

@@ -146,7 +146,7 @@ def test_the_prompt_stops_and_goes_on(how: str) -> None:
         sh.child.send("typed in the reply")
         assert "typed" not in sh.drawn()  # not echoed: the modes are those of before
         sh.child.send("\x03")
-        sh.child.expect("stopped; the partial reply")
+        sh.child.expect("stopped · ")
         sh.child.expect("typed in the reply")  # and not lost
 
 

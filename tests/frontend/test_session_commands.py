@@ -135,7 +135,7 @@ def test_the_prompt_takes_back_tries_again_and_offers_texts() -> None:
     child.expect(r"you> [^\n]*/keep They spoke of the sea")
     child.send("\r")
     child.expect("Noted")
-    child.expect(r"turn 2 \(.* is pinned")
+    child.expect(r"Turn 2 \(.* is pinned")
     child.expect("you> ")
     child.sendeof()
     child.expect(pexpect.EOF)

@@ -81,7 +81,7 @@ def test_answers() -> None:
     assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Sampling temperature")
     assert "min_p = 0.0" in desk.say("/set").text
     assert desk.say("/model").text == "default is loading"
-    assert "cache length" in desk.say("/stats").text
+    assert "cached  " in desk.say("/stats").text
     assert desk.say("/quit").quit
     for command in desk.registry:
         assert f"/{command.name}" in desk.say("/help").text

@@ -16,7 +16,7 @@ from streamchat.base.devices import device_type, devices_of, is_spread, join_dev
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.cli import main as cli
 from streamchat.config.settings import spec_of
-from streamchat.frontend.status import memory_figures
+from streamchat.frontend.status_table import memory_rows
 from streamchat.models import device as devices
 from streamchat.models import spread
 from streamchat.telemetry.memory import DeviceMemory, device_memory, peak_memory
@@ -158,7 +158,7 @@ def test_figures_of_several_gpus_are_sums(two: Gpus) -> None:
     both = device_memory("cuda:0,1")
     assert both == DeviceMemory(4 * GB, 5 * GB, 40 * GB)
     state = ev.MemoryState(1000, "cuda:0,1", both.allocated, both.reserved, both.total)
-    assert memory_figures(state) == [
+    assert [(row.label, row.value) for row in memory_rows(state)] == [
         ("VRAM allocated", "4.0 GB"),
         ("VRAM reserved", "5.0 GB"),
         ("VRAM of 2 devices", "40.0 GB"),

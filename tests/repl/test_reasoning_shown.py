@@ -19,8 +19,9 @@ from streamchat.commands import sessions as sessions_command
 from streamchat.config.settings import Settings
 from streamchat.conversation.summarize import summarize
 from streamchat.frontend.messages import excerpt, quote_prompt, search_hit_line
+from streamchat.frontend.presenter import Line
 from streamchat.repl.pipe import Pipe
-from streamchat.repl.render import Narrator, Piece, resumed_pieces
+from streamchat.repl.render import Narrator, resumed_pieces
 from streamchat.sessions.export import export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
@@ -39,10 +40,10 @@ OPEN = f"<think>\n{THOUGHTS}"
 # --- the prompt and the pipe ------------------------------------------------------------------------------------
 
 
-def pieces_of(reply: str, thinking: str) -> list[Piece]:
+def pieces_of(reply: str, thinking: str) -> list[Line]:
     """What a narrator makes of one turn with this reply."""
     engine = ScriptedEngine([reply])
-    narrator, pieces = Narrator(lambda: thinking), list[Piece]()
+    narrator, pieces = Narrator(lambda: thinking), list[Line]()
     engine.subscribe(lambda event: pieces.extend(narrator.pieces_for(event)))
     engine.start()
     engine.send(Submit("why?"))
@@ -67,8 +68,7 @@ def pieces_of(reply: str, thinking: str) -> list[Piece]:
 )
 def test_the_prompt_shows_reasoning_as_the_setting_says(reply: str, thinking: str, written: str) -> None:
     pieces = pieces_of(reply, thinking)
-    figures = [piece for piece in pieces if "first token" in piece.text]
-    assert "".join(piece.text for piece in pieces if piece not in figures) == written
+    assert "".join(piece.text for piece in pieces if piece.kind not in ("ready", "figures")) == written
 
 
 @pytest.mark.parametrize("thinking", ["hide", "collapse"])

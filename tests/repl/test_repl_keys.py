@@ -221,7 +221,7 @@ def test_a_paste_in_a_reply_survives_its_stop() -> None:
         child.send("\x1b[200~    def f():\n        return 1\x1b[201~")
         time.sleep(0.3)
         child.send(CTRL_C)
-        child.expect("stopped; the partial reply")
+        child.expect("stopped · ")
         child.expect("return 1")
         child.send("\r")
         assert sent(child, 2)[1] == "    def f():\n        return 1"

@@ -85,7 +85,7 @@ class Driver:
     @property
     def outputs(self) -> list[str]:
         """Answers of slash commands."""
-        return [output._text for output in self.conversation.query(CommandOutput)]
+        return [output.text for output in self.conversation.query(CommandOutput)]
 
     @property
     def toasts(self) -> list[str]:

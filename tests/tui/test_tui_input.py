@@ -11,7 +11,7 @@ from textual import events
 from streamchat.base import paths
 from streamchat.base.requests import Stop
 from streamchat.config.settings import Settings
-from streamchat.tui.history import MAX_ENTRIES, PromptHistory
+from streamchat.tui.history import PromptHistory
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.turn import Turn
@@ -103,7 +103,7 @@ async def test_history_across_restarts() -> None:
         await driver.ask("first")
         await driver.ask("second\nwith two lines")
         await driver.enter("/stats")
-    file = paths.state_dir() / "history.jsonl"
+    file = paths.state_dir() / "typed.jsonl"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == [
         "first",
@@ -134,18 +134,7 @@ async def test_history_can_be_off() -> None:
         await driver.ask("secret")
         await driver.pilot.press("up")
         assert driver.prompt.text == "secret"  # in memory
-    assert not (paths.state_dir() / "history.jsonl").exists()
-
-
-def test_history_survives_damage_and_stays_short() -> None:
-    file = paths.private_dir(paths.state_dir()) / "history.jsonl"
-    lines = [json.dumps({"text": f"entry {number}"}) for number in range(MAX_ENTRIES * 2)]
-    file.write_text("\n".join([*lines, "{broken", '["other"]', '{"text": 5}']) + "\n")
-    history = PromptHistory(file)
-    assert len(history.entries) == MAX_ENTRIES
-    assert history.entries[-1] == f"entry {MAX_ENTRIES * 2 - 1}"
-    assert len(file.read_text().splitlines()) == MAX_ENTRIES
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not (paths.state_dir() / "typed.jsonl").exists()
 
 
 async def test_history_that_cannot_be_kept_is_said() -> None:

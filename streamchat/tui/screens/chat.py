@@ -23,7 +23,6 @@ from streamchat.frontend import mentions
 from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.slash import registry
 from streamchat.frontend.slash.session_commands import turn_done
-from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bindings import hint
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import collapse_turns
@@ -158,7 +157,6 @@ class ChatScreen(ReadingScreen):
                 self.prompt.restore_text(self.chat_app.registry.escape(text))
             case ev.SummaryReady(text=text) if text:
                 self.prompt.restore_text(f"/keep {printable(text)}")
-                self._toast("the summary is in the input: edit it if you like, Enter pins it", "information")
             case ev.TextCounted(text=text, tokens=tokens):
                 self._message_size.counted(text, tokens)
                 self._show_size()
@@ -184,13 +182,10 @@ class ChatScreen(ReadingScreen):
         """Restore the message of a turn that was rolled back to the input or the history."""
         if self.prompt.is_blank:
             self.prompt.put(self._outbox.typed(event.text))
-            where = "your message is back in the input"
+            where = "back in the input"
         else:
-            where = "your message is in the history (Up)"
-        if event.finish_reason == "cancelled":
-            await self.conversation.add_notice(f"Stopped before the reply started; turn undone; {where}.")
-        else:
-            await self.conversation.add_notice(f"The turn was rolled back; {where}. Log: {log_path()}.")
+            where = "in the history (Up)"
+        await self.conversation.add_notice(f"Your message is {where}.")
 
     def _show_figures(self) -> None:
         board = self.chat_app.board
@@ -282,7 +277,7 @@ class ChatScreen(ReadingScreen):
         if result.insert:
             self.prompt.restore_text(result.insert)
         if result.text:
-            await self.conversation.add(CommandOutput(text, result.text, error=False))
+            await self.conversation.add(CommandOutput(text, result.text))
             self.conversation.follow()
         if result.quit:
             await app.action_quit()

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.cells import cell_len
 from textual.content import Content
 from textual.visual import VisualType
 from textual.widgets import Static
 
-
-@dataclass(frozen=True)
-class Figure:
-    """One row."""
-
-    label: str
-    value: str
-    mark: str = ""
-    """Style of a square before the label; '' for none."""
-    strong: bool = False
+from streamchat.frontend.status_table import Row
 
 
 class Figures(Static):
@@ -27,14 +17,14 @@ class Figures(Static):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
         super().__init__(markup=False, id=id, classes=classes)
-        self._figures: tuple[Figure, ...] = ()
+        self._figures: tuple[Row, ...] = ()
 
     @property
     def figures(self) -> dict[str, str]:
         """Label -> value, as shown."""
         return {figure.label: figure.value for figure in self._figures}
 
-    def show(self, figures: Sequence[Figure]) -> None:
+    def show(self, figures: Sequence[Row]) -> None:
         """Replace the rows."""
         rows = tuple(figures)
         if rows != self._figures:
@@ -47,18 +37,16 @@ class Figures(Static):
         width = max(1, self.content_size.width or 32)
         return Content("\n").join(self._row(figure, width) for figure in self._figures)
 
-    def _wraps(self, figures: Sequence[Figure]) -> list[bool]:
+    def _wraps(self, figures: Sequence[Row]) -> list[bool]:
         width = self.content_size.width or 32
         return [not self._fits(figure, width) for figure in figures]
 
     @staticmethod
-    def _fits(figure: Figure, width: int) -> bool:
-        mark = 2 if figure.mark else 0
-        return mark + cell_len(figure.label) + 1 + cell_len(figure.value) <= width
+    def _fits(figure: Row, width: int) -> bool:
+        return cell_len(figure.label) + 1 + cell_len(figure.value) <= width
 
-    def _row(self, figure: Figure, width: int) -> Content:
-        mark = Content.assemble(("■ ", figure.mark)) if figure.mark else Content("")
-        left = Content.assemble(mark, (figure.label, "$foreground 60%"))
+    def _row(self, figure: Row, width: int) -> Content:
+        left = Content.assemble((figure.label, "$foreground 60%"))
         value = Content.styled(figure.value, "bold $foreground" if figure.strong else "$foreground")
         gap = width - left.cell_length - value.cell_length
         if gap >= 1:

@@ -6,13 +6,11 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat import __version__
-from streamchat.base.events import EngineFailed, ModelInfo, TokensEvicted
-from streamchat.base.formatting import human_bytes, human_seconds, plural
+from streamchat.base.events import EngineFailed, ModelReady, TokensEvicted
 from streamchat.base.sanitize import one_line
-from streamchat.frontend.evictions import eviction_sentence, merge_evictions
-from streamchat.frontend.status import retained_summary
+from streamchat.frontend.messages import cache_capacity, eviction_sentence, model_facts
+from streamchat.frontend.presenter import merge_evictions
 from streamchat.tui.bindings import hint
-from streamchat.tui.widgets.status_panel import human_count
 from streamchat.tui.widgets.text import Folded, Verbatim
 
 
@@ -40,54 +38,36 @@ class EvictionLine(Verbatim):
 
 
 class CommandOutput(Vertical):
-    """A slash command and its output."""
+    """A slash command above its output."""
 
-    def __init__(self, command: str, text: str, error: bool) -> None:
-        super().__init__(classes="-error" if error else "")
-        self._command, self._text = one_line(command), text
-
-    def compose(self) -> ComposeResult:
-        """The command above its output."""
-        yield Verbatim(f"› {self._command}", classes="command")
-        if self._text:
-            yield Folded(self._text, lines=60, classes="output")
+    def __init__(self, command: str, text: str) -> None:
+        self.text = text
+        output = [Folded(text, lines=60, classes="output")] if text else []
+        super().__init__(Verbatim(f"› {one_line(command)}", classes="command"), *output)
 
 
 class SystemPrompt(Vertical):
-    """The system prompt, which is never evicted."""
+    """The system prompt, which is never evicted: a heading above the folded text."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.text = text
-
-    def compose(self) -> ComposeResult:
-        """A heading above the folded text."""
-        yield Verbatim("System prompt · pinned, never evicted", classes="heading")
-        yield Folded(self.text, lines=3, classes="body")
+        heading = Verbatim("System prompt · pinned, never evicted", classes="heading")
+        super().__init__(heading, Folded(text, lines=3, classes="body"))
 
 
 class Welcome(Vertical):
     """The loaded model and first steps."""
 
-    def __init__(self, info: ModelInfo, load_s: float) -> None:
+    def __init__(self, event: ModelReady) -> None:
         super().__init__()
-        self._info, self._load_s = info, load_s
+        self._event = event
 
     def compose(self) -> ComposeResult:
         """Model figures and key hints."""
-        info = self._info
         yield Verbatim(f"streamchat {__version__}", classes="heading")
-        facts = [
-            one_line(info.name),
-            f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)} in memory)",
-            f"{info.precision} on {one_line(info.device)}",
-            f"ready in {human_seconds(self._load_s)}",
-        ]
-        yield Verbatim(" · ".join(facts), classes="facts")
+        yield Verbatim(model_facts(self._event), classes="facts")
         yield Verbatim(
-            f"The cache holds {plural(info.cache_size, 'token')} ({retained_summary(info)}). "
-            "The oldest messages are evicted and shown faded.",
-            classes="hint",
+            f"{cache_capacity(self._event.info)} The oldest messages are evicted and shown faded.", classes="hint"
         )
         send, newline, help_, leave = (
             hint(self.app, key_id) for key_id in ("prompt.send", "prompt.newline", "app.help", "app.quit")

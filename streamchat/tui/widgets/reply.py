@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
-from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Markdown
@@ -95,8 +94,8 @@ class Reply(Vertical):
     """
 
     def __init__(self, model: str, thinking: ShowThinking = "collapse") -> None:
-        super().__init__()
-        self._model, self._mode = model, thinking
+        super().__init__(Verbatim(model, classes="heading"), ReplyMarkdown())
+        self._mode = thinking
         self._printable = PrintableStream()
         self._parts = ThinkingStream()
         self._stream: MarkdownStream | None = None
@@ -105,11 +104,6 @@ class Reply(Vertical):
         """The complete reply, including reasoning."""
         self.text = ""
         """The answer as shown, without reasoning."""
-
-    def compose(self) -> ComposeResult:
-        """The model name above the text."""
-        yield Verbatim(self._model, classes="heading")
-        yield ReplyMarkdown()
 
     async def add(self, text: str) -> None:
         """Append text."""

@@ -8,8 +8,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from streamchat.base.events import PrefillProgress
-from streamchat.base.formatting import human_bytes, plural
 from streamchat.frontend.status import StatusBoard
+from streamchat.frontend.status_table import short_forms
 from streamchat.tui.widgets.gauge import Gauge
 
 
@@ -21,20 +21,10 @@ class StatusLine(Horizontal):
         yield Gauge(id="line-gauge")
         yield Static("", id="line-text", markup=False)
 
-    def show(self, board: StatusBoard, reading: PrefillProgress | None = None) -> None:
+    def show(self, board: StatusBoard, prefill: PrefillProgress | None = None) -> None:
         """Update the line."""
-        cache, memory = board.cache, board.memory
-        self.query_one(Gauge).show(cache)
-        parts = [f"{cache.length:,}/{cache.cache_size:,} cached", plural(cache.compressions, "compression")]
-        if memory is not None and memory.allocated_bytes is not None:
-            parts.append(f"VRAM {human_bytes(memory.allocated_bytes)}")
-        elif memory is not None:
-            parts.append(f"RAM {human_bytes(memory.rss_bytes)}")
-        if reading is not None and reading.done < reading.total:
-            parts.append(f"prefill {reading.done:,}/{reading.total:,}")
-        elif board.decode_tps is not None:
-            parts.append(f"{board.decode_tps:.1f} tok/s")
-        text = " · ".join(parts) if board.info is not None else "the model is loading"
+        self.query_one(Gauge).show(board.cache)
+        text = " · ".join(short_forms(board, prefill)) if board.info is not None else "the model is loading"
         self.query_one("#line-text", Static).update(Content(text), layout=False)  # always one line
 
     @property

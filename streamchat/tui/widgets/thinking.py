@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from textual import events
-from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from streamchat.base.thinking import word_count
+from streamchat.frontend.messages import thought_for
 from streamchat.tui.widgets.text import Verbatim
 
 
 class Thinking(Vertical):
-    """Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
+    """A heading above the text. Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
 
     def __init__(self, *, unfolded: bool) -> None:
-        super().__init__()
+        super().__init__(Verbatim("", classes="line"), Verbatim("", classes="thoughts"))
         self.text = ""
         self._done = False
         self.unfolded = unfolded
-
-    def compose(self) -> ComposeResult:
-        """A heading above the text."""
-        yield Verbatim("", classes="line")
-        yield Verbatim("", classes="thoughts")
 
     def on_mount(self) -> None:
         """Show the reasoning so far."""
@@ -52,8 +47,7 @@ class Thinking(Vertical):
     def _show(self) -> None:
         if not self.is_mounted:
             return
-        count = word_count(self.text)
-        state = f"thought for {count}" if self._done else f"thinking · {count}"
+        state = thought_for(self.text) if self._done else f"thinking · {word_count(self.text)}"
         self.query_one(".line", Verbatim).show(f"{'▾' if self.unfolded else '▸'} {state}")
         thoughts = self.query_one(".thoughts", Verbatim)
         thoughts.display = self.unfolded

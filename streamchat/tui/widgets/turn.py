@@ -10,10 +10,11 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widget import Widget
 
-from streamchat.base.events import FinishReason, PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
-from streamchat.base.formatting import human_seconds, plural
+from streamchat.base.events import PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
 from streamchat.base.sanitize import one_line
 from streamchat.config.settings import Thinking
+from streamchat.frontend.messages import prefill_text, turn_figures
+from streamchat.frontend.presenter import was_cut
 from streamchat.frontend.visibility import TurnVisibility, Visibility
 from streamchat.tui.bindings import hint
 from streamchat.tui.transcript import FinishedTurn
@@ -29,16 +30,11 @@ _LABELS: dict[Visibility, str] = {
 
 
 class UserMessage(Vertical):
-    """The user's message."""
+    """The user's message: a heading above the text; long text is folded."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         self.text = text
-
-    def compose(self) -> ComposeResult:
-        """A heading above the text; long text is folded."""
-        yield Verbatim("You", classes="heading")
-        yield Folded(self.text, lines=16, classes="body")
+        super().__init__(Verbatim("You", classes="heading"), Folded(text, lines=16, classes="body"))
 
 
 class Turn(Vertical):
@@ -96,7 +92,7 @@ class Turn(Vertical):
 
     def show_prefill(self, event: PrefillProgress) -> None:
         """Show the progress of the prefill."""
-        self._figures.show(f"prefill: {event.done:,} of {event.total:,} tokens")
+        self._figures.show(prefill_text(event))
 
     async def add_eviction(self, event: TokensEvicted) -> None:
         """Show an eviction during this turn."""
@@ -161,7 +157,7 @@ class Turn(Vertical):
         if self._reply is not None:
             await self._reply.finish(event.reply)
         self._last_eviction = None
-        self._figures.set_class(was_cut(event), "-cut")
+        self._figures.set_class(was_cut(event.finish_reason), "-cut")
         self._figures.show(turn_figures(event))
 
     def show_visibility(self, visibility: TurnVisibility) -> None:
@@ -208,39 +204,6 @@ def _fade(message: Widget, visibility: Visibility) -> None:
     message.set_class(visibility == "evicted", "-evicted")
 
 
-def was_cut(event: TurnFinished) -> bool:
-    """Whether the reply was cut off: stopped, or at the token limit."""
-    return event.finish_reason in ("length", "cancelled")
-
-
 def from_saved_turn(turn: SavedTurn) -> FinishedTurn:
     """Convert a saved turn."""
-    figures = _figures_line(turn.finish_reason, turn.reply, turn.new_tokens, turn.decode_tps, turn.ttft_s)
-    cut = turn.finish_reason in ("length", "cancelled")
-    return FinishedTurn(turn.number, turn.text, turn.reply, figures, cut)
-
-
-def turn_figures(event: TurnFinished) -> str:
-    """Tokens, speed and time to first token, and why the reply was cut off, if it was."""
-    stats = event.stats
-    return _figures_line(event.finish_reason, event.reply, stats.new_tokens, stats.decode_tps, stats.ttft_s)
-
-
-def _figures_line(
-    reason: FinishReason, reply: str, new_tokens: int, decode_tps: float | None, ttft_s: float | None
-) -> str:
-    if reply and not new_tokens and ttft_s is None and reason == "stop":
-        return "reply supplied, not generated"
-    parts = []
-    if reason == "cancelled":
-        parts.append("stopped")
-    elif reason == "length":
-        parts.append(f"stopped at the limit of {new_tokens:,} tokens (/set max_new_tokens)")
-    elif not reply:
-        parts.append("empty reply")
-    parts.append(plural(new_tokens, "token"))
-    if decode_tps is not None:
-        parts.append(f"{decode_tps:.1f} tok/s")
-    if ttft_s is not None:
-        parts.append(f"first token {human_seconds(ttft_s)}")
-    return " · ".join(parts)
+    return FinishedTurn(turn.number, turn.text, turn.reply, turn_figures(turn), was_cut(turn.finish_reason))
