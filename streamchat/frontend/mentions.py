@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from streamchat.base.errors import ConfigError
-from streamchat.base.formatting import plural
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
 from streamchat.base.text_files import read_text

@@ -121,7 +121,7 @@ def test_every_reader_of_users_files_follows_the_policy(tmp_path: Path) -> None:
     assert read_documents([str(script)])[0].text.endswith("}]}\n")
     assert "grüß" in mentions.read_file(str(script))
     config = put('[streamchat]\n[generation]\nsystem_prompt = "grüß"\n', "own.toml")
-    with pytest.raises(ConfigError, match=r"unknown key generation\.system_prompt"):  # so it was decoded
+    with pytest.raises(ConfigError, match=r"system_prompt belongs in \[chat\]"):  # so it was decoded
         loader.load(config_file=config, environ={})
     put('primary = "#0178D4"\n', "blue.toml")
     themes, problems = user_themes(tmp_path)

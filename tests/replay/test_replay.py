@@ -123,7 +123,7 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
     ("argv", "sentence"),
     [
         ([], "no input: give at least one FILE"),
-        (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
+        (["missing.jsonl"], "missing.jsonl: no such file"),
         (["empty"], "contains no user messages"),
         (["words", "--repeat", "0"], "--repeat 0 must be at least 1, or 'forever'"),
         (["words", "--duration", "soon"], "--duration soon is not a duration; give for example"),

@@ -11,7 +11,8 @@ import pytest
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import main as cli
 from streamchat.replay.script import read_scripts
-from streamchat.sessions.transcripts import Record, TranscriptError, message_of, read_records
+from streamchat.sessions.transcripts.messages import TranscriptError, message_of
+from streamchat.sessions.transcripts.values import Record, read_records
 from streamchat.store.store import Store
 
 SHAREGPT = {
