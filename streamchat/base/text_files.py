@@ -67,9 +67,7 @@ def read_text(
             content = file.read(-1 if max_bytes is None else max_bytes + 1)
         if max_bytes is not None and len(content) > max_bytes:
             size = human_bytes(max(len(content), path.stat().st_size))
-            raise ConfigError(
-                f"{shown} is too large ({size}; the limit is {human_bytes(max_bytes)}); use a part of it"
-            )
+            raise ConfigError(f"{shown} is too large ({size}; the limit is {human_bytes(max_bytes)}); use a part of it")
     except FileNotFoundError:
         raise ConfigError(f"{shown}: no such file") from None
     except (OSError, ValueError) as error:

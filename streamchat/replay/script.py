@@ -91,7 +91,8 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
             script.dialogues.append(dialogue)
         else:
             problems.append((transcript.line, "it contains no user messages"))
-    script.problems += [Problem(f"{path}:{line}", reason) for line, reason in sorted(problems, key=lambda each: each[0])]
+    problems.sort(key=lambda each: each[0])
+    script.problems += [Problem(f"{path}:{line}", reason) for line, reason in problems]
 
 
 def _system_prompt(transcript: Transcript) -> str | None:

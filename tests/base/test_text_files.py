@@ -101,7 +101,7 @@ def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("hé".encode("utf-16"))))
     assert read_stdin().text == "hé"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\0")))
-    with pytest.raises(ConfigError, match="^standard input is not a text file"):
+    with pytest.raises(ConfigError, match=r"^standard input is not a text file"):
         read_stdin(guess=True)
 
 

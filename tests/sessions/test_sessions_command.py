@@ -18,7 +18,6 @@ from streamchat.store.records import CacheMark
 from streamchat.store.store import Store
 from tests.support.saved_sessions import saved
 
-
 ONE = b'{"messages": [{"role": "user", "content": "a"}]}'
 
 

@@ -67,7 +67,7 @@ class Transcript:
     messages: list[Message]
     line: int = 0
     about: dict[str, Any] = field(default_factory=dict)
-    """What the file says about it, unchecked: `title`, `model_name`, and in exports of streamchat `model` and `settings`."""
+    """What the file says about it, unchecked: `title` and `model_name`, and in our exports `model` and `settings`."""
     skipped: Counter[str] = field(default_factory=Counter)
     """What has no text and was skipped: singular noun -> number."""
 
@@ -88,7 +88,8 @@ def conversation_of(record: dict[str, Any], skipped: Counter[str] | None = None)
     if system is not None and not isinstance(system, str):
         raise TranscriptError('"system" must be a string')
     head = [Message("system", system)] if system else []
-    return Transcript([*head, *(message_of(message, skipped) for message in messages)], about={"title": record.get("title")})
+    read = [message_of(message, skipped) for message in messages]
+    return Transcript([*head, *read], about={"title": record.get("title")})
 
 
 def message_of(message: Any, skipped: Counter[str] | None = None) -> Message:
