@@ -150,7 +150,7 @@ def _replay(
     from streamchat.telemetry.observer import observe
 
     session = rows[-1]["session"] if rows else ""
-    engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None)
+    engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None, audit=True)
     turns = steps(script, fresh=args.fresh, teacher_forced=args.teacher_forced, repeat=repeat)
     total = None if repeat is None else script.turns * repeat
     if args.max_turns is not None:

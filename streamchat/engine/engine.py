@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError
@@ -18,9 +18,6 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.engine.owner import Owner
 from streamchat.sessions.archive import OpenStore
-
-if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.conversation.conversation import Conversation
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +53,7 @@ class Engine:
         open_store: Opens the store of saved sessions; None saves nothing.
         session: The saved session to resume; None starts a new one.
         agreed_model: The model that the user agreed to load for it, if only an imported file named it.
+        audit: Emit `CacheAudited` with every event that may change the cache.
     """
 
     def __init__(
@@ -66,8 +64,14 @@ class Engine:
         open_store: OpenStore | None = None,
         session: str | None = None,
         agreed_model: str = "",
+        audit: bool = False,
     ) -> None:
-        self._owner = Owner(configuration, load, self._emit, self._progress, open_store)
+        publish: Callable[[ev.Event], None] = self._emit
+        if audit:
+            from streamchat.conversation.audit import Auditor
+
+            publish = Auditor(self._emit, lambda: self._owner.conversation)
+        self._owner = Owner(configuration, load, publish, self._progress, open_store)
         self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []
         self._requests: queue.SimpleQueue[_Turn | Callable[[], None] | None] = queue.SimpleQueue()
@@ -93,11 +97,6 @@ class Engine:
     def saving(self) -> bool:
         """Whether the cache is being written to the disk; closing waits for it."""
         return self._owner.archive.saving.is_set()
-
-    @property
-    def conversation(self) -> Conversation | None:
-        """The active conversation. Only for subscribers, which are called on the engine's thread."""
-        return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
         """Call `sink` with every event, on the engine's thread; return a function that unsubscribes it."""

@@ -111,7 +111,7 @@ class Run:
     """One run of steps.
 
     Args:
-        engine: An engine that has not been started.
+        engine: An engine that audits and has not been started.
         steps: The turns.
         folder: Folder for the files.
         inspector: Checks of the invariants; its reports come on the engine's thread.
@@ -136,6 +136,8 @@ class Run:
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
     _step: Step | None = None
     _evictions: list[tuple[int, int]] = field(default_factory=list)
+    _reply_tokens: int = 0
+    """Tokens of the running turn after its prompt."""
     _dumps: int = 0
     _counts: tuple[int, int] = (0, 0)
     """Latest compressions and evicted tokens of the conversation."""
@@ -211,8 +213,7 @@ class Run:
     # --- on the engine's thread -----------------------------------------------------------------------------------
 
     def _on_event(self, event: ev.Event) -> None:
-        conversation = self.engine.conversation
-        self.inspector.observe(event, conversation)
+        self.inspector.observe(event)
         match event:
             case ev.ModelReady(info=info):
                 self.info = info
@@ -223,16 +224,16 @@ class Run:
             case ev.ConversationResumed(cache=cache) | ev.TurnUndone(cache=cache):
                 self._counts = (cache.compressions, cache.tokens_evicted)
             case ev.TurnStarted():
-                self._evictions = []
+                self._evictions, self._reply_tokens = [], 0
             case ev.TokensEvicted(runs=runs):
                 self._evictions += runs
+            case ev.CacheAudited(after="turn", turn=turn) if turn is not None and turn.prompt_end is not None:
+                self._reply_tokens = (turn.end or 0) - turn.prompt_end
             case ev.EngineFailed():
                 self.failure = event
-            case ev.TurnFinished() if conversation is not None:
-                self.inspector.check_turn(event, conversation)
             case _:
                 pass
-        if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress):
+        if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress | ev.CacheAudited):
             self._events.put(event)
 
     # --- files ----------------------------------------------------------------------------------------------------
@@ -245,10 +246,7 @@ class Run:
         if finished.rolled_back:
             totals.failed += 1
         else:
-            conversation = self.engine.conversation
-            if step.reply is not None and conversation is not None:
-                turn = conversation.log.turns[-1]
-                given = (turn.end or 0) - (turn.start + stats.prompt_tokens)
+            given = 0 if step.reply is None else self._reply_tokens
             totals.prompt_tokens += stats.prompt_tokens
             totals.new_tokens += stats.new_tokens
             totals.given_tokens += given
@@ -273,22 +271,13 @@ class Run:
         self._dumps += 1
         if self._dumps > MAX_DUMPS:
             return None
-        conversation, step = self.engine.conversation, self._step
+        audit, step = self.inspector.audit, self._step
         path = self.folder.path / f"violation-{self._dumps:02}-{violation.name}.json"
         record: dict[str, Any] = {"violation": asdict(violation), "step": None if step is None else asdict(step)}
-        if conversation is not None:
-            cache = conversation.cache
-            record["cache"] = {
-                "lengths": cache.lengths,
-                "ledger": cache.ledger.runs,
-                "next_index": cache.ledger.next_index,
-                "pins": cache.pins,
-                "compressions": cache.compression_count,
-                "kv_bytes": cache.kv_bytes,
-                "evicted_by_events": self.inspector._evicted,
-            }
-            record["ids_held"] = conversation.log.ids_at(cache.ledger.runs)
-            record["settings"] = asdict(conversation.settings)
+        record["settings"] = asdict(self.engine.settings)
+        if audit is not None:
+            record["cache"] = {**asdict(audit), "evicted_by_events": self.inspector.evicted}
+            record["ids_held"] = record["cache"].pop("ids")
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
         write_private(path, json.dumps(record, indent=1))
         return path

@@ -18,7 +18,7 @@ from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
 from tests.support.app_driver import driving
 from tests.support.program import FACE, output_of
-from tests.support.real_engine import tiny_loaded
+from tests.support.real_engine import conversation_of, tiny_loaded
 
 
 def test_a_pipe_gets_the_replies_and_nothing_else() -> None:
@@ -115,9 +115,7 @@ async def test_the_app_on_a_real_engine_shows_what_the_layers_hold() -> None:
         for number in range(1, 9):
             await driver.enter(f"Tell me story {number} about the sea and the dragon.")
             await driver.answered(number)
-        conversation = engine.conversation
-        assert conversation is not None
-        cache = conversation.cache
+        cache = conversation_of(engine).cache
         await driver.until(
             lambda: driver.figures("cache")["length"].startswith(f"{cache.lengths[0]} / 128 "), "the figures"
         )

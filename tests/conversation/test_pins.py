@@ -16,7 +16,7 @@ pytestmark = pytest.mark.smoke
 
 def segments_of(watched: Watched) -> dict[tuple[str, int], ev.Segment]:
     """The newest ones, checked against the layers."""
-    conversation: Any = watched.engine.conversation
+    conversation: Any = watched.conversation
     state = conversation.state()
     assert sum(segment.tokens for segment in state.segments) == state.length == max(conversation.cache.lengths)
     return {(segment.part, segment.turn): segment for segment in state.segments}
@@ -111,15 +111,15 @@ def test_another_model_takes_over_and_begins_anew() -> None:
 
     with running(load) as watched:
         watched.turn("hello")
-        before = watched.engine.conversation
+        before = watched.conversation
         assert before is not None
         watched.engine.switch_model("missing")
         assert "missing is not a model" in watched.wait(ev.Notice).text
-        assert watched.engine.conversation is before
+        assert watched.conversation is before
         assert watched.turn("still there?").stats.turn == 2
         watched.engine.switch_model("other")
         watched.wait(ev.ModelReady, 2)
-        after: Any = watched.engine.conversation
+        after: Any = watched.conversation
         assert after.model.config.model_type == "gpt_neox"
         assert watched.engine.settings.model == "other"
         assert not before.model._forward_pre_hooks

@@ -103,7 +103,7 @@ def test_resuming_continues_exactly(home: Path, expected: dict[str, Any]) -> Non
         resumed = chat.wait(ev.ConversationResumed)
         assert (resumed.session, resumed.prefilled) == (session, 0)
         assert [turn.text for turn in resumed.turns] == expected["messages"]
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         assert conversation.log.ids_at(conversation.cache.ledger.runs) == expected["cached_ids"]
         for message in expected["next"]:
             chat.turn(message)

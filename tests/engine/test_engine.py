@@ -148,7 +148,7 @@ def test_a_turn_that_waits_can_be_taken_back() -> None:
 def test_a_turn_that_fails_is_taken_back_and_said_and_the_chat_goes_on() -> None:
     with running(temperature=0.0) as chat:
         chat.turn("one")
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before = conversation.state()
         ids = conversation.log.ids[:]
 
@@ -209,7 +209,7 @@ def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> Non
     ) as chat:
         for number in range(8):
             chat.turn(f"story {number} about the sea")
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         cache = conversation.cache
         assert cache.compression_count >= 3
         chat.engine.close(30)
@@ -227,7 +227,7 @@ def test_a_roll_back_on_models_that_cannot_be_cut_or_moved(family: str) -> None:
     with running(other_model(family), temperature=0.0, cache_size=128, repetition_penalty=1.0) as chat:
         for text in ("one", "two", "three"):
             chat.turn(text)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before, ids = conversation.state(), conversation.log.ids[:]
 
         def fail(*args: Any) -> None:

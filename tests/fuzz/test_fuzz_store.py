@@ -150,7 +150,7 @@ def resumed(path: Path) -> tuple[ev.ConversationResumed | None, list[str], list[
             return None, [failed[0].message], []
         finished = chat.turn("and then?")
         assert not finished.rolled_back, finished
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         cache, log = conversation.cache, conversation.log
         assert cache.ledger.next_index == len(log)
         assert cache.lengths == [cache.length] * len(cache.lengths)

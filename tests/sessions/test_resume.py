@@ -36,7 +36,7 @@ def said(chat: Watched, questions: list[str]) -> list[str]:
 
 
 def logits_of(chat: Watched) -> torch.Tensor:
-    conversation: Any = chat.engine.conversation
+    conversation: Any = chat.conversation
     logits: torch.Tensor = conversation.next_logits().clone()
     return logits
 
@@ -69,7 +69,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
     with running(load, store=database, **sampling) as chat:
         said(chat, QUESTIONS)
         session = session_of(database)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         left = conversation.state()
         assert (left.compressions > 0) == (size == 96)
         ids = conversation.log.ids.tolist()
@@ -82,7 +82,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
         assert resumed.prefilled == 0
         assert resumed.session == session
         assert [(turn.number, turn.text) for turn in resumed.turns] == list(enumerate(QUESTIONS, 1))
-        conversation = chat.engine.conversation
+        conversation = chat.conversation
         assert conversation.log.ids.tolist() == ids
         assert conversation.state() == left
         assert chat.engine.settings.cache_size == size
@@ -92,7 +92,7 @@ def test_resuming_gives_the_same_logits_and_the_same_next_replies(database: Path
 
 def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path) -> None:
     with a_session(database, cache_size=96) as (chat, session):
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         held, ids = conversation.cache.ledger.runs, conversation.log.ids.tolist()
         compressions = conversation.cache.compression_count
         model = conversation.model
@@ -103,7 +103,7 @@ def test_without_a_snapshot_the_ids_that_were_held_are_read_again(database: Path
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.prefilled == sum(stop - first for first, stop in held)
         assert "because no cache was saved with it" in chat.wait(ev.Notice).text
-        conversation = chat.engine.conversation
+        conversation = chat.conversation
         assert (conversation.cache.ledger.runs, conversation.log.ids.tolist()) == (held, ids)
         assert conversation.cache.compression_count == compressions
         assert conversation.cache.pins == ((0, conversation.system_tokens),)
@@ -204,7 +204,7 @@ def test_another_tokenizer_reads_the_texts(database: Path) -> None:
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert len(resumed.turns) == 5
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         text = conversation.tokenizer.decode(conversation.log.ids.tolist())
         assert "User: Tell me of the sea." in text
         assert "<|im_start|>" not in text
@@ -223,7 +223,7 @@ def test_another_tokenizer_reads_replies_where_its_template_puts_them(database: 
         pass
     with running(lambda *_: tiny_loaded(template), store=database, session=session, cache_size=512) as chat:
         chat.wait(ev.ConversationResumed)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         tokenizer = conversation.tokenizer
         messages = []
         for turn in conversation.log.turns:
@@ -241,7 +241,7 @@ def test_another_tokenizer_keeps_pins_and_what_undo_needs(database: Path) -> Non
     with running(lambda *_: tiny_loaded(template=None), store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert {s.turn for s in resumed.cache.segments if s.turn and s.pinned} == {2}
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         starts = [turn.start for turn in conversation.log.turns]
         for number in (3, 2):
             chat.engine.undo()
@@ -266,7 +266,7 @@ def test_a_smaller_budget_keeps_the_newest_whole_turns(database: Path) -> None:
         patch.setattr(real_engine, "Configuration", lambda s, o, f: Configuration(s, {"cache_size": "--cache-size"}, f))
         with running(store=database, session=session, cache_size=160) as chat:
             resumed = chat.wait(ev.ConversationResumed)
-            conversation: Any = chat.engine.conversation
+            conversation: Any = chat.conversation
             assert resumed.cache.length <= 160
             assert resumed.cache.first_visible_turn > 1
             assert "does not fit into 160" in chat.wait(ev.Notice).text
@@ -315,7 +315,7 @@ def test_evictions_settings_and_pins_are_on_the_disk(database: Path) -> None:
         chat.engine.set_option("temperature", 0.25)
         said(chat, QUESTIONS * 2)
         told = chat.of(ev.TokensEvicted)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         pins = conversation.cache.pins
         session = session_of(database)
     assert len(told) > 2
@@ -366,7 +366,7 @@ def test_undo_reaches_back_behind_a_resume(database: Path) -> None:
             assert chat.wait(ev.TurnUndone, 6 - number).turn == number
         undone = chat.of(ev.TurnUndone)
         assert all(event.prefilled == 0 for event in undone)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         assert len(conversation.log) == conversation.log.turns[-1].end == conversation.cache.ledger.next_index
 
 
@@ -481,7 +481,7 @@ def test_a_quoted_text_is_read_with_a_given_reply_and_pinned(database: Path) -> 
 def test_a_summary_changes_nothing(database: Path) -> None:
     with running(store=database, cache_size=128) as chat:
         said(chat, QUESTIONS)
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         before = (conversation.log.ids.tolist(), list(conversation.cache.ledger.runs), conversation.state())
         chat.engine.compact()
         summary = chat.wait(ev.SummaryReady)
@@ -531,7 +531,7 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
     with running(store=database, session=session) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         last = resumed.turns[-1]
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         opening = len(conversation.encoder.reply_opening())
         written = len(killed.ids) - (killed.reply_start - killed.start) - opening
         assert last.finish_reason == "cancelled"
@@ -558,7 +558,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
         assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
-        conversation: Any = chat.engine.conversation
+        conversation: Any = chat.conversation
         text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
         assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nquestion 1<|im_end|>")
         assert text.endswith("<|im_start|>assistant\nanswer 2<|im_end|>\n")

@@ -27,6 +27,13 @@ def tiny_loaded(template: str | None = CHATML, family: str = "llama", notes: tup
     return LoadedModel(tiny_model(family, vocab_size=VOCABULARY), tokenizer, "tiny", "tests", "cpu", "float32", notes)
 
 
+def conversation_of(engine: Engine) -> Conversation:
+    """The conversation of an engine that has loaded its model and is idle: not for front ends."""
+    conversation = engine._owner.conversation
+    assert conversation is not None
+    return conversation
+
+
 class Watched:
     """An engine and what it said."""
 
@@ -44,8 +51,7 @@ class Watched:
     @property
     def conversation(self) -> Conversation:
         """The one of a loaded model."""
-        assert self.engine.conversation is not None
-        return self.engine.conversation
+        return conversation_of(self.engine)
 
     def of(self, kind: type[E]) -> list[E]:
         """Events of one class so far."""
@@ -71,6 +77,7 @@ def running(
     *,
     store: Path | None = None,
     session: str | None = None,
+    audit: bool = False,
     **settings: Any,
 ) -> Iterator[Watched]:
     """An engine with these settings, saving into the database `store`; closed at the end."""
@@ -81,6 +88,7 @@ def running(
         load or (lambda *_: tiny_loaded()),
         open_store=None if store is None else lambda: Store(store),
         session=session,
+        audit=audit,
     )
     watched = Watched(engine)
     try:

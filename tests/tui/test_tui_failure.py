@@ -21,7 +21,7 @@ from streamchat.telemetry.log_file import log_path, start_logging
 from streamchat.tui.widgets.lines import FailurePanel
 from tests.support.app_driver import Driver, driving
 from tests.support.program import output_of
-from tests.support.real_engine import tiny_loaded
+from tests.support.real_engine import conversation_of, tiny_loaded
 
 SETTINGS = Settings(cache_size=128, max_new_tokens=6, seed=1)
 
@@ -60,9 +60,7 @@ def nan(output: Any) -> Any:
 async def test_a_turn_that_fails_is_said_and_the_chat_goes_on(hook: Callable[..., Any], sentence: str) -> None:
     async with real() as driver:
         await driver.ask("The sea.")
-        conversation = driver.real_engine.conversation
-        assert conversation is not None
-        handle = conversation.model.register_forward_hook(hook)
+        handle = conversation_of(driver.real_engine).model.register_forward_hook(hook)
         await driver.enter("The dragon and the king.")
         await driver.until(lambda: any("The turn was rolled back" in line for line in driver.lines))
         handle.remove()
