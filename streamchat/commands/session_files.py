@@ -10,6 +10,7 @@ from pathlib import Path
 from streamchat.base.errors import ConfigError, ExitCode, SessionError, StoreError
 from streamchat.base.formatting import human_bytes, human_when, plural
 from streamchat.base.sanitize import one_line, printable
+from streamchat.cli.main import print_message
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
 from streamchat.store.health import HealthReport, examine
@@ -22,11 +23,6 @@ from streamchat.store.store import Store
 def print_line(text: str) -> None:
     """Print one line on stdout."""
     sys.stdout.write(printable(text) + "\n")
-
-
-def warn(text: str) -> None:
-    """Print one line on stderr."""
-    print(f"streamchat: {one_line(text)}", file=sys.stderr)
 
 
 # --- delete -----------------------------------------------------------------------------------------------------
@@ -84,7 +80,7 @@ def _delete(store: Store, info: SessionInfo, keep_backups: bool) -> int:
         kept = []
         changed, problems = delete_from_backups(store.path, info.id)
     gone = store.delete(info.id)
-    also = f", also from {_count(changed)}" if changed else ""
+    also = f", also from {plural(changed, 'backup')}" if changed else ""
     print_line(f"{info.id} was deleted{also}.")
     if kept:
         print_line(_until(kept))
@@ -100,7 +96,7 @@ def _is_in_backups_only(store: Store, name: str) -> bool:
 
 def _delete_left_over(store: Store, session: str) -> int:
     changed, problems = delete_from_backups(store.path, session)
-    print_line(f"{session} was deleted from {_count(changed)}.")
+    print_line(f"{session} was deleted from {plural(changed, 'backup')}.")
     return _end(store, problems)
 
 
@@ -110,19 +106,15 @@ def _until(kept: Sequence[Backup]) -> str:
     until = f"daily backups are replaced over the next {KEEP} days with a chat"
     if any(not backup.is_daily for backup in kept):
         until = f"some of them remain until you delete them from {kept[0].path.parent}"
-    return f"{_count(len(kept))} {contain}: {until}."
+    return f"{plural(len(kept), 'backup')} {contain}: {until}."
 
 
 def _end(store: Store, problems: Sequence[str]) -> int:
     for problem in problems:
-        warn(problem)
+        print_message(problem)
     for aside in set_aside(store.path):
         print_line(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK
-
-
-def _count(number: int) -> str:
-    return "1 backup" if number == 1 else f"{number} backups"
 
 
 # --- repairing and backups --------------------------------------------------------------------------------------
