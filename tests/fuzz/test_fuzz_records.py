@@ -35,8 +35,35 @@ HEADS = st.fixed_dictionaries(
     {"streamchat": st.just(1) | ANYTHING},
     optional={"title": ANYTHING, "model": ANYTHING, "model_name": ANYTHING, "settings": SETTINGS | ANYTHING},
 )
+NODES = st.fixed_dictionaries(
+    {"parent": st.sampled_from(["a", "b", "c", None]) | ANYTHING},
+    optional={
+        "message": st.fixed_dictionaries(
+            {"author": st.fixed_dictionaries({"role": ROLES}) | ANYTHING},
+            optional={
+                "content": st.fixed_dictionaries(
+                    {"content_type": st.sampled_from(["text", "multimodal_text", "code"]) | ANYTHING},
+                    optional={"parts": st.lists(TEXTS | ANYTHING, max_size=3) | ANYTHING, "text": TEXTS | ANYTHING},
+                )
+                | ANYTHING,
+                "recipient": st.just("all") | ANYTHING,
+                "create_time": ANYTHING,
+                "metadata": ANYTHING,
+            },
+        )
+        | ANYTHING
+    },
+)
+TREES = st.fixed_dictionaries(
+    {
+        "mapping": st.dictionaries(st.sampled_from(["a", "b", "c"]), NODES, max_size=3) | ANYTHING,
+        "current_node": st.sampled_from(["a", "b", None]) | ANYTHING,
+    },
+    optional={"title": TEXTS | ANYTHING, "default_model_slug": TEXTS | ANYTHING},
+)
 RECORDS = (
     MESSAGES
+    | TREES
     | HEADS
     | st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=4) | ANYTHING}, optional={"title": ANYTHING})
     | st.fixed_dictionaries({"turns": st.lists(TEXTS, max_size=3) | ANYTHING})

@@ -135,8 +135,8 @@ def skip(what: str, skipped: Counter[str]) -> str:
 
 
 def counted(skipped: Counter[str]) -> str:
-    """Return what was skipped, for a message: "2 images, 1 file"."""
-    return ", ".join(plural(count, what) for what, count in skipped.items())
+    """Return what was skipped, most first, for a message: "2 images, 1 file"."""
+    return ", ".join(plural(count, what) for what, count in skipped.most_common())
 
 
 def short_json(value: Any) -> str:
