@@ -100,6 +100,25 @@ class Totals:
     compressions: int = 0
     tokens_evicted: int = 0
 
+    def __post_init__(self) -> None:
+        self._counts = (0, 0)  # compressions and evicted tokens of the conversation so far
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a turn by its row."""
+        self.turns += 1
+        if row["conversation"] != self.conversations:
+            self.conversations, self._counts = row["conversation"], (0, 0)
+        if row["failed"] is not None:
+            self.failed += 1
+            return
+        self.prompt_tokens += row["prompt_tokens"]
+        self.new_tokens += row["new_tokens"]
+        self.given_tokens += row["given_tokens"]
+        compressions, evicted = self._counts
+        self.compressions += max(0, row["compressions"] - compressions)
+        self.tokens_evicted += max(0, row["tokens_evicted"] - evicted)
+        self._counts = (row["compressions"], row["tokens_evicted"])
+
     @property
     def tokens(self) -> int:
         """Number of tokens that went through the cache."""
@@ -139,8 +158,6 @@ class Run:
     _reply_tokens: int = 0
     """Tokens of the running turn after its prompt."""
     _dumps: int = 0
-    _counts: tuple[int, int] = (0, 0)
-    """Latest compressions and evicted tokens of the conversation."""
 
     def __post_init__(self) -> None:
         self.engine.subscribe(self._on_event)
@@ -219,10 +236,6 @@ class Run:
                 self.info = info
             case ev.SessionOpened(session=session):
                 self.session = session
-            case ev.ConversationCleared():
-                self._counts = (0, 0)
-            case ev.ConversationResumed(cache=cache) | ev.TurnUndone(cache=cache):
-                self._counts = (cache.compressions, cache.tokens_evicted)
             case ev.TurnStarted():
                 self._evictions, self._reply_tokens = [], 0
             case ev.TokensEvicted(runs=runs):
@@ -239,32 +252,20 @@ class Run:
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _row(self, step: Step, finished: ev.TurnFinished) -> dict[str, Any]:
-        stats, totals = finished.stats, self.totals
-        given = 0
-        totals.turns += 1
-        totals.conversations += step.starts
-        if finished.rolled_back:
-            totals.failed += 1
-        else:
-            given = 0 if step.reply is None else self._reply_tokens
-            totals.prompt_tokens += stats.prompt_tokens
-            totals.new_tokens += stats.new_tokens
-            totals.given_tokens += given
-            compressions, evicted = self._counts
-            totals.compressions += max(0, stats.compressions - compressions)
-            totals.tokens_evicted += max(0, stats.tokens_evicted - evicted)
-            self._counts = (stats.compressions, stats.tokens_evicted)
-        return {
+        kept = step.reply is not None and not finished.rolled_back
+        row = {
             "index": step.index,
             "at": time.time(),
             "place": step.place,
-            "conversation": totals.conversations,
+            "conversation": self.totals.conversations + step.starts,
             "session": self.session,
-            **stats.as_dict(),
-            "given_tokens": given,
+            **finished.stats.as_dict(),
+            "given_tokens": self._reply_tokens if kept else 0,
             "evicted": [list(run) for run in self._evictions],
             "failed": finished.message if finished.rolled_back else None,
         }
+        self.totals.add(row)
+        return row
 
     def dump(self, violation: Violation) -> Path | None:
         """Write what is needed to reproduce a violation. Runs on the engine's thread, when the violation is found."""
@@ -300,21 +301,9 @@ def versions() -> dict[str, str]:
 
 def restored_totals(rows: list[dict[str, Any]]) -> Totals:
     """Return the totals over the turns of an earlier process."""
-    totals, before, conversation = Totals(), (0, 0), 0
+    totals = Totals()
     for row in rows:
-        totals.turns += 1
-        if row["conversation"] != conversation:
-            conversation, before = row["conversation"], (0, 0)
-        totals.conversations = conversation
-        if row["failed"] is not None:
-            totals.failed += 1
-            continue
-        totals.prompt_tokens += row["prompt_tokens"]
-        totals.new_tokens += row["new_tokens"]
-        totals.given_tokens += row["given_tokens"]
-        totals.compressions += max(0, row["compressions"] - before[0])
-        totals.tokens_evicted += max(0, row["tokens_evicted"] - before[1])
-        before = (row["compressions"], row["tokens_evicted"])
+        totals.add(row)
     return totals
 
 

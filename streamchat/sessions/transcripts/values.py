@@ -37,15 +37,16 @@ def read_records(text: str) -> list[Record] | None:
     rows = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     if not rows:
         return []
-    lines = [_record(number, line) for number, line in rows]
+    first = _record(*rows[0])
     is_json = rows[0][1].lstrip()[0] in "{["
-    if is_json and not lines[0].problem and not (len(rows) == 1 and isinstance(lines[0].value, list)):
-        return lines
-    if is_json:
+    if is_json and (first.problem or (len(rows) == 1 and isinstance(first.value, list))):
         try:
             return _whole(text)
         except (ValueError, RecursionError) as error:
             failure = error
+    lines = [first, *(_record(number, line) for number, line in rows[1:])]
+    if is_json and not first.problem:
+        return lines
     if any(format_of(record.value) for record in lines):
         return lines
     if not is_json:
