@@ -10,7 +10,6 @@ from pathlib import Path
 from streamchat.base.errors import ConfigError, ExitCode, SessionError, StoreError
 from streamchat.base.formatting import human_bytes, human_when, plural
 from streamchat.base.sanitize import one_line, printable
-from streamchat.cli.main import print_message
 from streamchat.store.backup import KEEP, Backup, backup_folder, backups, problem_of
 from streamchat.store.database import database_path
 from streamchat.store.health import HealthReport, examine
@@ -23,6 +22,11 @@ from streamchat.store.store import Store
 def print_line(text: str) -> None:
     """Print one line on stdout."""
     sys.stdout.write(printable(text) + "\n")
+
+
+def warn(text: str) -> None:
+    """Print one line on stderr."""
+    print(f"streamchat: {one_line(text)}", file=sys.stderr)
 
 
 # --- delete -----------------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def _until(kept: Sequence[Backup]) -> str:
 
 def _end(store: Store, problems: Sequence[str]) -> int:
     for problem in problems:
-        print_message(problem)
+        warn(problem)
     for aside in set_aside(store.path):
         print_line(f"{aside}, a database that restore-backup moved aside, may still contain it; delete it yourself.")
     return ExitCode.STORE if problems else ExitCode.OK

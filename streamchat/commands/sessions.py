@@ -15,7 +15,6 @@ from streamchat.base.jsonlines import json_line
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line, printable
 from streamchat.base.thinking import plain_text
-from streamchat.cli.main import print_message
 from streamchat.commands import session_files
 from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
@@ -123,7 +122,7 @@ def _list(store: Store, args: argparse.Namespace) -> None:
         return
     if not found:
         if not words and (lost := empty_database_notice(store.path)):
-            print_message(lost)
+            session_files.warn(lost)
         print_line(
             f"No saved session contains {words!r}." if words else "No saved sessions yet; `streamchat` starts one."
         )
@@ -158,7 +157,7 @@ def _load(store: Store, info: SessionInfo) -> StoredSession:
     """Load the whole session; report damaged parts on stderr."""
     session = store.load(info.id)
     if session.damage:
-        print_message(f"parts of {info.id} are damaged in the database and skipped: {', '.join(session.damage)}")
+        session_files.warn(f"parts of {info.id} are damaged in the database and skipped: {', '.join(session.damage)}")
     return session
 
 
@@ -216,7 +215,7 @@ def _import(store: Store, path: Path, *, every: bool) -> None:
         print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes it.")
     skipped = sum((imported.skipped for imported in sessions), Counter[str]())
     if skipped:
-        print_message(f"only text can be imported; skipped: {counted(skipped)}")
+        session_files.warn(f"only text can be imported; skipped: {counted(skipped)}")
 
 
 def _save(store: Store, imported: ImportedSession) -> str:
