@@ -14,6 +14,7 @@ from streamchat.base.text_files import decode_text, read_stdin, read_text
 from streamchat.benchmarks.texts import read_documents
 from streamchat.config import loader
 from streamchat.frontend import mentions
+from streamchat.frontend.editor import edit
 from streamchat.replay.script import read_scripts
 from streamchat.sessions.transcripts.imported import read_sessions
 from streamchat.tui.themes import user_themes
@@ -105,7 +106,7 @@ def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
         read_stdin(guess=True)
 
 
-def test_every_reader_of_users_files_follows_the_policy(tmp_path: Path) -> None:
+def test_every_reader_of_users_files_follows_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that PowerShell or Notepad wrote as UTF-16 is read everywhere; a binary one nowhere."""
 
     def put(text: str, name: str) -> Path:
@@ -120,6 +121,8 @@ def test_every_reader_of_users_files_follows_the_policy(tmp_path: Path) -> None:
     assert read_sessions(script)[0].turns[0].text == "grüß"
     assert read_documents([str(script)])[0].text.endswith("}]}\n")
     assert "grüß" in mentions.read_file(str(script))
+    monkeypatch.setenv("VISUAL", f"cp {script}")
+    assert "grüß" in edit("")
     config = put('[streamchat]\n[generation]\nsystem_prompt = "grüß"\n', "own.toml")
     with pytest.raises(ConfigError, match=r"system_prompt belongs in \[chat\]"):  # so it was decoded
         loader.load(config_file=config, environ={})
