@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ConfigError
-from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
+from streamchat.base.text_files import STDIN, DecodedText, read_stdin, read_text
 from streamchat.conversation.encoding import TextEncoder
 from streamchat.verify.text import help_topics
 
-# longest first, because the byte order mark of UTF-32 starts with that of UTF-16
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-FALLBACK = "windows-1252"
 MAX_BYTES = 200_000_000
 """Maximum bytes of one file: a tokenizer needs about ten times as much memory."""
 
@@ -73,56 +62,13 @@ def read_documents(paths: Sequence[str]) -> list[Document]:
 
 
 def _read(path: str) -> Document:
-    shown = one_line(path)
-    try:
-        if path == "-":
-            name, content = "standard input", sys.stdin.buffer.read()
-        else:
-            file = Path(path).expanduser()
-            if file.is_dir():
-                raise ConfigError(f"{shown} is a folder; give the text files in it")
-            if (size := file.stat().st_size) > MAX_BYTES:
-                raise ConfigError(
-                    f"{shown} has {human_bytes(size)}, more than the maximum of {human_bytes(MAX_BYTES)}; split it"
-                )
-            name, content = one_line(file.name), file.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{shown}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    text, notes = decode(content, name)
-    return Document(name, text, tuple(notes))
+    if path == STDIN:
+        return _document("standard input", read_stdin(guess=True))
+    return _document(one_line(user_path(path).name), read_text(path, max_bytes=MAX_BYTES, guess=True))
 
 
-def decode(content: bytes, name: str) -> tuple[str, list[str]]:
-    """Return the text of `content` with normalized line ends, and notes about the decoding.
-
-    Uses the encoding of a byte order mark, else UTF-8, else Windows-1252 with undefined bytes replaced by U+FFFD.
-
-    Raises:
-        ConfigError: `content` is not text.
-    """
-    notes = []
-    encoding = next((known for mark, known in _MARKS if content.startswith(mark)), None)
-    if encoding is None and b"\0" in content:
-        raise ConfigError(f"{name} is not a text file (byte {content.index(0)} is NUL)")
-    try:
-        text = content.decode(encoding or "utf-8")
-        if encoding not in (None, "utf-8-sig"):
-            notes.append(f"{name} is {encoding.upper()}.")
-        elif encoding:
-            notes.append(f"{name} starts with a byte order mark, which was removed.")
-    except UnicodeDecodeError as error:
-        if encoding is not None and encoding != "utf-8-sig":
-            raise ConfigError(f"{name} starts as {encoding.upper()} and is damaged at byte {error.start}") from None
-        text = content.removeprefix(codecs.BOM_UTF8).decode(FALLBACK, errors="replace")
-        lost = text.count("\ufffd")
-        unknown = f", with {plural(lost, 'undefined byte')} replaced by U+FFFD" if lost else ""
-        notes.append(f"{name} is not UTF-8 (byte {error.start}); it was decoded as Windows-1252{unknown}.")
-    if "\r" in text:
-        notes.append(f"{name} has carriage returns; its line ends were normalized.")
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text, notes
+def _document(name: str, decoded: DecodedText) -> Document:
+    return Document(name, decoded.text, tuple(f"{name} {note}." for note in decoded.notes))
 
 
 def tokenize(document: Document, tokenizer: Any, max_tokens: int) -> Tokens:

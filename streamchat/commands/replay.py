@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import write_json
-from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.requests import Stop
 from streamchat.base.sanitize import one_line, printable
@@ -26,12 +25,12 @@ from streamchat.base.signals import on_signals
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
 from streamchat.replay.durations import parse_duration
-from streamchat.replay.script import FORMATS, Script, read_scripts, steps
+from streamchat.replay.script import FORMATS, Script, read_scripts
 
 if TYPE_CHECKING:
     from streamchat.cli.flags import Subparsers
-    from streamchat.replay.invariants import Violation
     from streamchat.replay.run import Run, RunFolder
+    from streamchat.replay.runner import Plan
 
 SAVED_ARGUMENTS = (
     "files",
@@ -45,9 +44,6 @@ SAVED_ARGUMENTS = (
     "max_drift",
 )
 """Arguments that `--resume-run` takes from the resumed run."""
-
-SAVE_STATE_EVERY = 25
-"""Turns between two writes of the state of the invariants."""
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -131,101 +127,57 @@ def run(args: argparse.Namespace) -> int:
         about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
         write_json(folder.about, {**about, "settings": asdict(configuration.settings)}, durable=True, indent=1)
-    return _replay(args, configuration, folder, script, rows, repeat, until)
+    from streamchat.replay.runner import Plan
+
+    plan = Plan(
+        configuration,
+        script,
+        folder,
+        rows,
+        fresh=args.fresh,
+        teacher_forced=args.teacher_forced,
+        repeat=repeat,
+        max_turns=args.max_turns,
+        time_limit_s=until,
+        drift=args.max_drift / 100,
+    )
+    return _replay(plan, quiet=args.quiet, tui=args.tui)
 
 
-def _replay(
-    args: argparse.Namespace,
-    configuration: Configuration,
-    folder: RunFolder,
-    script: Script,
-    rows: list[dict[str, Any]],
-    repeat: int | None,
-    until: float | None,
-) -> int:
+def _replay(plan: Plan, *, quiet: bool, tui: bool) -> int:
     from streamchat.base.events import Notice
     from streamchat.commands.replay_view import View
-    from streamchat.engine.engine import Engine
-    from streamchat.replay.invariants import Inspector
-    from streamchat.replay.report import make_report, write_report
-    from streamchat.replay.run import Run, restored_totals
-    from streamchat.store.store import Store
-    from streamchat.telemetry.observer import observe
+    from streamchat.replay.runner import Runner
 
-    session = rows[-1]["session"] if rows else ""
-    engine = Engine(configuration, open_store=lambda: Store(folder.store), session=session or None)
-    turns = steps(script, fresh=args.fresh, teacher_forced=args.teacher_forced, repeat=repeat)
-    total = None if repeat is None else script.turns * repeat
-    if args.max_turns is not None:
-        total = args.max_turns if total is None else min(total, args.max_turns)
-        turns = islice(turns, min(args.max_turns, sys.maxsize))
-    view = View(sys.stderr, total, quiet=args.quiet or args.tui, done=len(rows))
+    view = View(sys.stderr, plan.total, quiet=quiet or tui, done=len(plan.rows))
 
-    def on_violation(violation: Violation) -> None:
-        path = replay_run.dump(violation)
-        where = f"; see {path}" if path else ""
-        if metrics is not None:
-            metrics.violations.labels(violation.name).inc()
-        text = f"violated: {violation.name} at turn {violation.turn}: {one_line(violation.detail)}{where}"
-        if args.tui:
-            engine.publish(Notice(text, "error"))
+    def on_violation(text: str) -> None:
+        if tui:
+            runner.run.engine.publish(Notice(text, "error"))
         else:
             view.print_message(text)
 
-    def on_turn(row: dict[str, Any]) -> None:
-        view.turn(row, replay_run.totals)
-        if replay_run.totals.turns % SAVE_STATE_EVERY == 0 or not inspector.holds:
-            folder.save_state(inspector.state())
-
-    inspector = Inspector(args.max_drift / 100, on_violation)
-    inspector.resume(folder.read_state(), len(rows))
-    replay_run = Run(engine, islice(turns, len(rows), None), folder, inspector, on_turn, until)
-    replay_run.totals = restored_totals(rows)
-    replay_run.session = session
-    if session:
-        replay_run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
-    if not args.tui:
-        engine.subscribe(view.loading)
-    metrics = observe(engine, configuration.settings)
-    for problem in script.problems[:10]:
+    runner = Runner(plan, view.turn, on_violation)
+    problems = plan.script.problems
+    for problem in problems[:10]:
         view.print_message(f"skipped: {problem}")
-    if len(script.problems) > 10:
-        view.print_message(f"skipped: {plural(len(script.problems) - 10, 'more line')}")
-    if args.tui:
-        _run_in_app(replay_run, configuration)
+    if len(problems) > 10:
+        view.print_message(f"skipped: {plural(len(problems) - 10, 'more line')}")
+    if tui:
+        _run_in_app(runner.run, plan.configuration)
     else:
-        with view, _stopping(replay_run, view):
-            replay_run.run()
-    engine.close(60.0)
-    if metrics is not None:
-        metrics.close()
-    rows = folder.rows()  # not kept in memory during the run: a week has very many
-    if replay_run.failure is not None and not rows:
-        view.print_message(replay_run.failure.message)
-        return replay_run.failure.exit_code
-    inspector.check_trends()
-    folder.save_state(inspector.state())
-    ended = _end_reason(replay_run, until, total)
-    report = make_report(
-        about=json.loads(folder.about.read_text(encoding="utf-8")),
-        settings=asdict(configuration.settings),
-        model=asdict(replay_run.info) if replay_run.info is not None else {"name": "?", "dtype": "?", "device": "?"},
-        totals=replay_run.totals,
-        invariants=inspector.invariants.values(),
-        rows=rows,
-        problems=[str(problem) for problem in script.problems],
-        ended=ended,
-    )
-    as_json, as_html = write_report(folder.path, report, rows)
-    _print(report, as_json, as_html)
-    if replay_run.failure is not None:
-        return replay_run.failure.exit_code
-    if not inspector.holds:
-        return ExitCode.CHECK_FAILED
-    return ExitCode.INTERRUPTED if replay_run.stop.is_set() else ExitCode.OK
+        runner.run.engine.subscribe(view.loading)
+        with view, _stopping(runner.run, view):
+            runner.run.run()
+    finished = runner.finish()
+    if finished.report is not None:
+        _print(finished.report, *finished.files)
+    elif runner.run.failure is not None:
+        view.print_message(runner.run.failure.message)
+    return finished.exit_code
 
 
-def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
+def _print(report: dict[str, Any], as_html: Path, as_json: Path) -> None:
     totals = report["totals"]
     lines = [
         f"{plural(totals['turns'], 'turn')}, {plural(totals['tokens'], 'token')}, "
@@ -241,19 +193,6 @@ def _print(report: dict[str, Any], as_json: Path, as_html: Path) -> None:
         lines.append(f"  {check['name']:<{width}}  {state:<13}  {one_line(detail)}".rstrip())
     lines += [f"report: {as_html}", f"        {as_json}"]
     sys.stdout.write(printable("\n".join(lines)) + "\n")
-
-
-def _end_reason(run: Run, until: float | None, total: int | None) -> str:
-    if run.failure is not None:
-        return f"failed: {run.failure.message}"
-    if run.stop.is_set():
-        return "stopped by the user"
-    if until is not None and (total is None or run.totals.turns < total):
-        return "time limit reached"
-    refused = run.totals.failed
-    return (
-        f"all turns replayed; {plural(refused, 'turn was', 'turns were')} refused" if refused else "all turns replayed"
-    )
 
 
 def _run_in_app(replay_run: Run, configuration: Configuration) -> None:

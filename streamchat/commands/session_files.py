@@ -45,7 +45,7 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
     except SessionError:
         if keep_backups or not _is_in_backups_only(store, name):
             raise
-        if not _is_agreed(name, f"Delete {name}, which exists only in backups", yes):
+        if not _may_delete(name, f"{name}, which exists only in backups", yes):
             return _nothing_deleted()
         return _delete_left_over(store, name)
     try:
@@ -56,19 +56,22 @@ def delete(store: Store, name: str, *, yes: bool, keep_backups: bool) -> int:
         ) from None
     try:
         turns = plural(info.turns, "turn")
-        if not _is_agreed(info.id, f"Delete “{one_line(info.title)}” ({turns})", yes):
+        if not _may_delete(info.id, f"“{one_line(info.title)}” ({turns})", yes):
             return _nothing_deleted()
         return _delete(store, info, keep_backups)
     finally:
         lock.release()
 
 
-def _is_agreed(session: str, question: str, yes: bool) -> bool:
-    if yes:
-        return True
+def _may_delete(session: str, what: str, yes: bool) -> bool:
+    return yes or _is_agreed(f"Delete {what} permanently?", f"deleting {session} cannot be undone; give --yes")
+
+
+def _is_agreed(question: str, refusal: str) -> bool:
+    """Ask the user; raise ConfigError with `refusal` if stdin is not a terminal."""
     if not sys.stdin.isatty():
-        raise ConfigError(f"deleting {session} cannot be undone; give --yes")
-    return input(f"{question} permanently? [y/N] ").strip().lower() in ("y", "yes")
+        raise ConfigError(refusal)
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _nothing_deleted() -> int:
@@ -186,10 +189,8 @@ def _may_replace(database: Path, when: str) -> bool:
     if findings.problems or not findings.sessions:
         return True
     state = f"the database is intact and has {plural(findings.sessions, 'session')}"
-    if not sys.stdin.isatty():
-        raise ConfigError(f"{state}; give --yes to replace it with the backup of {when}")
-    question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}? [y/N] "
-    return input(question).strip().lower() in ("y", "yes")
+    question = f"{state[0].upper()}{state[1:]}. Replace it with the backup of {when}?"
+    return _is_agreed(question, f"{state}; give --yes to replace it with the backup of {when}")
 
 
 def _backup(name: str | None) -> Backup:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.errors import ConfigError, ExitCode, StoreError
 from streamchat.base.formatting import human_when, plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.paths import user_path
@@ -17,7 +18,9 @@ from streamchat.base.thinking import plain_text
 from streamchat.commands import session_files
 from streamchat.commands.session_files import print_line
 from streamchat.frontend.messages import session_line
-from streamchat.sessions.export import export, read_export, turn_visibility, write_export
+from streamchat.sessions.transcripts.export import export, turn_visibility, write_export
+from streamchat.sessions.transcripts.imported import ImportedSession, read_sessions
+from streamchat.sessions.transcripts.messages import counted
 from streamchat.store.lock import is_open
 from streamchat.store.records import SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
@@ -62,10 +65,11 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "--format", choices=("markdown", "jsonl", "replay"), default="markdown", help="default: markdown"
     )
     exporting.add_argument("-o", "--output", metavar="FILE", help="new file (default: stdout)")
-    importing = actions.add_parser("import", help="import a session that was exported as jsonl or replay")
+    importing = actions.add_parser("import", help="import conversations of streamchat or another program")
     importing.add_argument(
-        "file", metavar="FILE", help="exported file, or conversations of another program in that format"
+        "file", metavar="FILE", help="an export of streamchat or ChatGPT, or JSON in the format of OpenAI or ShareGPT"
     )
+    importing.add_argument("--all", action="store_true", help="import every conversation of the file as a session")
     actions.add_parser("backups", help="list the backups of the database")
     actions.add_parser("repair", help="rebuild the indexes of the database")
     restoring = actions.add_parser("restore-backup", help="move the database aside and replace it with a backup")
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
             case "export":
                 _export(store, store.find(args.id), args)
             case "import":
-                _import(store, user_path(args.file))
+                _import(store, user_path(args.file), every=args.all)
             case _:
                 _list(store, args)
     return ExitCode.OK
@@ -195,8 +199,22 @@ def _export(store: Store, info: SessionInfo, args: argparse.Namespace) -> None:
         sys.stdout.buffer.write(text.encode())
 
 
-def _import(store: Store, path: Path) -> None:
-    imported = read_export(path)
+def _import(store: Store, path: Path, *, every: bool) -> None:
+    sessions = read_sessions(path)
+    if len(sessions) > 1 and not every:
+        raise StoreError(
+            f"{path} has {len(sessions):,} conversations; --all imports each as a session; nothing was imported"
+        )
+    for imported in sessions:
+        session = _save(store, imported)
+        turns = plural(len(imported.turns), "turn was", "turns were")
+        print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes it.")
+    skipped = sum((imported.skipped for imported in sessions), Counter[str]())
+    if skipped:
+        session_files.warn(f"only text can be imported; skipped: {counted(skipped)}")
+
+
+def _save(store: Store, imported: ImportedSession) -> str:
     session = store.create(
         imported.title,
         model=imported.model,
@@ -208,5 +226,4 @@ def _import(store: Store, path: Path) -> None:
         system_ids=[],
     )
     store.write(session, turns=imported.turns)
-    turns = plural(len(imported.turns), "turn was", "turns were")
-    print_line(f"{session}: {turns} imported; `streamchat --resume {session}` resumes it.")
+    return session

@@ -19,6 +19,7 @@ from typing import Any
 
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.suggestions import did_you_mean
+from streamchat.base.text_files import decode_text
 from streamchat.config import keymap, trust
 from streamchat.config.settings import setting_fields, spec_of
 
@@ -111,19 +112,15 @@ def _has_our_table(data: bytes) -> bool:
     """Whether `data` has a `[streamchat]` table. A broken file that seems to have one counts: parsing reports it."""
     if len(data) <= MAX_BYTES:
         try:
-            return isinstance(tomllib.loads(data.decode("utf-8-sig")).get("streamchat"), dict)
-        except (ValueError, RecursionError):
+            return isinstance(tomllib.loads(decode_text(data, "").text).get("streamchat"), dict)
+        except (ConfigError, ValueError, RecursionError):
             pass
     return _HEAD.search(data.decode("utf-8", "replace")) is not None
 
 
 def _tables(file: Path, data: bytes) -> dict[str, Any]:
     try:
-        return tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file}: the configuration file is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
+        return tomllib.loads(decode_text(data, f"{file}: the configuration file").text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError; numbers and nesting beyond Python's limits
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, StreamchatError, describe_unexpected
@@ -17,9 +16,6 @@ from streamchat.conversation.assemble import Load, load_from_settings
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.owner import Owner
 from streamchat.sessions.archive import OpenStore
-
-if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.conversation.conversation import Conversation
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +37,7 @@ class Engine:
         open_store: Opens the store of saved sessions; None saves nothing.
         session: The saved session to resume; None starts a new one.
         agreed_model: The model that the user agreed to load for it, if only an imported file named it.
+        audit: Emit `CacheAudited` with every event that may change the cache.
     """
 
     def __init__(
@@ -51,9 +48,15 @@ class Engine:
         open_store: OpenStore | None = None,
         session: str | None = None,
         agreed_model: str = "",
+        audit: bool = False,
     ) -> None:
+        publish: Callable[[ev.Event], None] = self._emit
+        if audit:
+            from streamchat.conversation.audit import Auditor
+
+            publish = Auditor(self._emit, lambda: self._owner.conversation)
         self._jobs = JobQueue()
-        self._owner = Owner(configuration, load, self._emit, self._progress, open_store, self._jobs)
+        self._owner = Owner(configuration, load, publish, self._progress, open_store, self._jobs)
         self._session, self._agreed_model = session, agreed_model
         self._sinks: list[Callable[[ev.Event], None]] = []
         self._thread = threading.Thread(target=self._run, name="streamchat-engine", daemon=True)
@@ -74,11 +77,6 @@ class Engine:
     def saving(self) -> bool:
         """Whether the cache is being written to the disk; closing waits for it."""
         return self._owner.archive.saving.is_set()
-
-    @property
-    def conversation(self) -> Conversation | None:
-        """The active conversation. Only for `streamchat replay`, on the engine's thread; not for front ends."""
-        return self._owner.conversation
 
     def subscribe(self, sink: Callable[[ev.Event], None]) -> Callable[[], None]:
         """Call `sink` with every event, on the engine's thread; return a function that unsubscribes it."""

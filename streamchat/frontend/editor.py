@@ -11,6 +11,7 @@ from pathlib import Path
 
 from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.search_path import users_environment
+from streamchat.base.text_files import read_text
 from streamchat.frontend import file_access
 
 VARIABLES = ("VISUAL", "EDITOR")
@@ -40,7 +41,7 @@ def edit(text: str, aside: AbstractContextManager[object] | None = None) -> str:
             raise ConfigError(f"the editor {words[0]} could not be started ({reason_of(error)})") from None
         if code:
             raise ConfigError(f"the editor {words[0]} exited with code {code}; the message is unchanged")
-        return file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        return read_text(file, guess=True).text.rstrip("\n")
     finally:
         file.unlink(missing_ok=True)
 

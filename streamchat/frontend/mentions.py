@@ -22,6 +22,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
+from streamchat.base.text_files import read_text
 from streamchat.frontend import file_access
 from streamchat.frontend.code_spans import code_spans
 
@@ -143,33 +144,12 @@ def read_file(name: str) -> str:
         ConfigError: The file does not exist, is not a regular file, is too large or not UTF-8 text, or file access is
             refused.
     """
-    path, shown = user_path(name), one_line(name)
+    shown = one_line(name)
     file_access.require(f"@{shown} (\\@ sends a literal @)")
-    try:
-        if path.is_dir():
-            raise ConfigError(f"{shown} is a folder; choose a file in it")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{shown} is not a regular file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(
-                f"{shown} is too large ({human_bytes(size)}; the limit is {human_bytes(MAX_BYTES)}); send a part of it"
-            )
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{shown}: no such file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{shown} cannot be read ({reason})") from None
-    if b"\0" in content:
-        raise ConfigError(f"{shown} is not a text file")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    text = read_text(name, max_bytes=MAX_BYTES, regular=True).text
     if not text.strip():
         raise ConfigError(f"{shown} is empty")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
 
 
 def file_block(name: str, text: str) -> str:

@@ -1,27 +1,21 @@
 """Invariants of a run, checked at every turn. A violation is reported with its values.
 
-The checks run on the engine's thread, between turns, and read the layers themselves. The evicted ranges are collected
-from events only, independently of the cache's ledger.
+The checks judge from events alone, so that a recorded run can be judged again. What the layers contain comes from
+`CacheAudited`; the evicted ranges come from `TokensEvicted`, independently of the cache's ledger.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes
 from streamchat.cache.eviction.policy import merged_runs
-from streamchat.conversation.template.reference import Reference
-from streamchat.conversation.template.rendering import UnusableTemplateError
-from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 from streamchat.replay.trend import Trend, trend
-
-if TYPE_CHECKING:
-    from streamchat.conversation.conversation import Conversation
 
 WINDOW = 400
 """Turns over which times are checked."""
@@ -98,7 +92,7 @@ def all_invariants(drift: float) -> dict[str, Invariant]:
 
 @dataclass
 class Inspector:
-    """Checks a run. Call `observe` for every event and `check_turn` after each turn, on the engine's thread.
+    """Checks a run of an engine that audits. Call `observe` for every event, in order.
 
     Args:
         drift: Allowed growth of times over the window, as a share.
@@ -108,11 +102,14 @@ class Inspector:
     drift: float
     report: Callable[[Violation], None]
     invariants: dict[str, Invariant] = field(default_factory=dict)
+    audit: ev.CacheAudited | None = None
+    """The latest audit."""
+    evicted: list[tuple[int, int]] = field(default_factory=list)
+    """Runs of log indices that events reported as evicted."""
     _turn: int = 0
     """Current turn of the run, counted from 1."""
     _process_turns: int = 0
     """Turns in this process."""
-    _evicted: list[tuple[int, int]] = field(default_factory=list)
     _storage: tuple[int, int] | None = None
     """Id of the cache object, and bytes of its buffers."""
     _rss: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY_WINDOW))
@@ -122,7 +119,6 @@ class Inspector:
     """Seconds per token, with a cache that has evicted."""
     _all_decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _drifting: set[str] = field(default_factory=set)
-    _reference: Reference | None = None
 
     def __post_init__(self) -> None:
         self.invariants = all_invariants(self.drift)
@@ -145,25 +141,25 @@ class Inspector:
                 for key, value in saved.items():
                     setattr(self.invariants[name], key, value)
 
-    def observe(self, event: ev.Event, conversation: Conversation | None) -> None:
-        """Track evictions, and check the layers if the cache has just changed."""
+    def observe(self, event: ev.Event) -> None:
+        """Track evictions; check the layers after each eviction, and everything after each turn."""
         match event:
             case ev.ConversationCleared():
-                self._evicted = []
-            case ev.ConversationResumed() | ev.TurnUndone():
-                # earlier evictions are known only from the cache
-                self._evicted = []
-                if conversation is not None:
-                    self._evicted = _gaps(conversation.cache.ledger.runs, len(conversation.log))
+                self.evicted = []
             case ev.TokensEvicted(runs=runs):
-                self._evicted = merged_runs([*self._evicted, *runs])
-                if conversation is not None:
-                    self._check_lengths(conversation)
+                self.evicted = merged_runs([*self.evicted, *runs])
+            case ev.CacheAudited(after=after):
+                self.audit = event
+                if after == "eviction":
+                    self._check_lengths(event)
+                elif after in ("undo", "resume"):  # earlier evictions are known only from the cache
+                    self.evicted = _gaps(event.ledger, event.log_tokens)
+            case ev.TurnFinished():
+                self._check_turn(event)
             case _:
                 pass
 
-    def check_turn(self, event: ev.TurnFinished, conversation: Conversation) -> None:
-        """Run all checks that are possible after a turn."""
+    def _check_turn(self, event: ev.TurnFinished) -> None:
         self._turn += 1
         self._process_turns += 1
         stats = event.stats
@@ -174,10 +170,11 @@ class Inspector:
         else:
             self._check("turns", True)
             self._check("logits-finite", True)
-        self._check_lengths(conversation, stats.cache_len)
-        self._check_storage(conversation)
-        if not event.rolled_back:
-            self._check_ids(conversation)
+        if self.audit is not None:
+            self._check_lengths(self.audit, stats.cache_len)
+            self._check_storage(self.audit)
+            if not event.rolled_back:
+                self._check_ids(self.audit)
         if self._process_turns > MEMORY_WARM_UP:
             self._rss.append(stats.rss_bytes)
             if stats.vram_bytes is not None:
@@ -232,14 +229,12 @@ class Inspector:
             self._drifting.add(name)
             self._check(name, False, text)
 
-    def _check_lengths(self, conversation: Conversation, reported: int | None = None) -> None:
-        cache = conversation.cache
-        lengths = cache.lengths
-        equal = set(lengths) == {cache.length} and reported in (None, cache.length)
+    def _check_lengths(self, audit: ev.CacheAudited, reported: int | None = None) -> None:
+        length = sum(stop - first for first, stop in audit.ledger)
         self._check(
             "layer-lengths",
-            equal and cache.length <= cache.cache_size,
-            f"lengths: layers {_short(lengths)}, ledger {cache.length}, budget {cache.cache_size}"
+            set(audit.lengths) == {length} and reported in (None, length) and length <= audit.cache_size,
+            f"lengths: layers {_short(audit.lengths)}, ledger {length}, budget {audit.cache_size}"
             + ("" if reported is None else f", reported {reported}"),
         )
 
@@ -259,8 +254,8 @@ class Inspector:
             slow = took > STALL_TIMES * usual and took > usual + STALL_S
             self._check("turn-time", not slow, f"it took {took:.1f} s; the usual time for its tokens is {usual:.2f} s")
 
-    def _check_storage(self, conversation: Conversation) -> None:
-        now = (id(conversation.cache), conversation.cache.kv_bytes)
+    def _check_storage(self, audit: ev.CacheAudited) -> None:
+        now = (audit.cache_id, audit.kv_bytes)
         if self._storage is None or self._storage[0] != now[0]:
             self._storage = now
         self._check(
@@ -269,54 +264,18 @@ class Inspector:
             f"the buffers have {human_bytes(now[1])}, but had {human_bytes(self._storage[1])}",
         )
 
-    def _check_ids(self, conversation: Conversation) -> None:
-        log, cache = conversation.log, conversation.cache
-        expected = _gaps(self._evicted, len(log))
-        if list(cache.ledger.runs) != expected:
+    def _check_ids(self, audit: ev.CacheAudited) -> None:
+        expected = _gaps(self.evicted, audit.log_tokens)
+        if list(audit.ledger) != expected:
             self._check(
-                "cached-ids", False, f"cached runs {_short(cache.ledger.runs)}, but {_short(expected)} by the events"
+                "cached-ids", False, f"cached runs {_short(audit.ledger)}, but {_short(expected)} by the events"
             )
-            return
-        detail = self._difference(conversation)
-        self._check("cached-ids", not detail, f"turn {log.turns[-1].number}: {detail}")
-
-    def _difference(self, conversation: Conversation) -> str:
-        """Return how the newest turn in the token log differs from its rendering by the chat template; '' if equal."""
-        log, encoder, tokenizer = conversation.log, conversation.encoder, conversation.tokenizer
-        turn = log.turns[-1]
-        if turn.prompt_end is None:
-            return ""
-        prompt = conversation.settings.system_prompt
-        if self._reference is None or self._reference.format != encoder.format:
-            self._reference = Reference(tokenizer, encoder.format, prompt)
-        # Do not render a long conversation as a whole: the first turn and the one before the newest are enough.
-        earlier = log.turns[:-1] if len(log.turns) <= 3 else [log.turns[0], log.turns[-2]]
-        history = [(before.text, before.reply) for before in earlier]
-        start = earlier[-1].start if earlier else 0
-        ids = log.ids[start : turn.end].tolist()
-        fed = FedTurn(history, turn.text, turn.reply, ids, turn.prompt_end - start, turn.given)
-        try:
-            detail = turn_difference(self._reference, tokenizer, encoder.control_ids, fed)
-        except UnusableTemplateError:  # the template raises for the texts of this turn
-            return ""
-        if detail or (turn.given and "newest-turn" not in encoder.format.fallbacks):
-            return detail
-        reply = log.ids[turn.prompt_end : turn.end].tolist()
-        close = encoder.close(turn.reply)  # plain text in some templates, which decoding would show
-        if close and reply[-len(close) :] == close:
-            del reply[-len(close) :]
-        fed_text = tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        is_same = _same_text(fed_text, turn.reply) or _same_text(conversation.text_of(reply), turn.reply)
-        return "" if is_same else f"the reply {turn.reply[-200:]!r} is fed as {fed_text[-200:]!r}"
+        elif audit.turn is not None:
+            detail = audit.turn.difference
+            self._check("cached-ids", not detail, f"turn {audit.turn.number}: {detail}")
 
 
-def _same_text(fed: str, shown: str) -> bool:
-    """Compare without surrounding white space and truncated characters, which are not shown."""
-    fed, shown = fed.strip().rstrip("\N{REPLACEMENT CHARACTER}"), shown.strip().rstrip("\N{REPLACEMENT CHARACTER}")
-    return fed == shown
-
-
-def _gaps(runs: list[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
+def _gaps(runs: Sequence[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
     """Return the parts of `[0, stop)` that are not in the ascending runs."""
     out, at = [], 0
     for first, end in runs:

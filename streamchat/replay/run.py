@@ -96,6 +96,25 @@ class Totals:
     compressions: int = 0
     tokens_evicted: int = 0
 
+    def __post_init__(self) -> None:
+        self._counts = (0, 0)  # compressions and evicted tokens of the conversation so far
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a turn by its row."""
+        self.turns += 1
+        if row["conversation"] != self.conversations:
+            self.conversations, self._counts = row["conversation"], (0, 0)
+        if row["failed"] is not None:
+            self.failed += 1
+            return
+        self.prompt_tokens += row["prompt_tokens"]
+        self.new_tokens += row["new_tokens"]
+        self.given_tokens += row["given_tokens"]
+        compressions, evicted = self._counts
+        self.compressions += max(0, row["compressions"] - compressions)
+        self.tokens_evicted += max(0, row["tokens_evicted"] - evicted)
+        self._counts = (row["compressions"], row["tokens_evicted"])
+
     @property
     def tokens(self) -> int:
         """Number of tokens that went through the cache."""
@@ -107,7 +126,7 @@ class Run:
     """One run of steps.
 
     Args:
-        engine: An engine that has not been started.
+        engine: An engine that audits and has not been started.
         steps: The turns.
         folder: Folder for the files.
         inspector: Checks of the invariants; its reports come on the engine's thread.
@@ -132,9 +151,9 @@ class Run:
     _events: queue.SimpleQueue[ev.Event] = field(default_factory=queue.SimpleQueue)
     _step: Step | None = None
     _evictions: list[tuple[int, int]] = field(default_factory=list)
+    _reply_tokens: int = 0
+    """Tokens of the running turn after its prompt."""
     _dumps: int = 0
-    _counts: tuple[int, int] = (0, 0)
-    """Latest compressions and evicted tokens of the conversation."""
 
     def __post_init__(self) -> None:
         self.engine.subscribe(self._on_event)
@@ -207,84 +226,55 @@ class Run:
     # --- on the engine's thread -----------------------------------------------------------------------------------
 
     def _on_event(self, event: ev.Event) -> None:
-        conversation = self.engine.conversation
-        self.inspector.observe(event, conversation)
+        self.inspector.observe(event)
         match event:
             case ev.ModelReady(info=info):
                 self.info = info
             case ev.SessionOpened(session=session):
                 self.session = session
-            case ev.ConversationCleared():
-                self._counts = (0, 0)
-            case ev.ConversationResumed(cache=cache) | ev.TurnUndone(cache=cache):
-                self._counts = (cache.compressions, cache.tokens_evicted)
             case ev.TurnStarted():
-                self._evictions = []
+                self._evictions, self._reply_tokens = [], 0
             case ev.TokensEvicted(runs=runs):
                 self._evictions += runs
+            case ev.CacheAudited(after="turn", turn=turn) if turn is not None and turn.prompt_end is not None:
+                self._reply_tokens = (turn.end or 0) - turn.prompt_end
             case ev.EngineFailed():
                 self.failure = event
-            case ev.TurnFinished() if conversation is not None:
-                self.inspector.check_turn(event, conversation)
             case _:
                 pass
-        if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress):
+        if not isinstance(event, ev.TextDelta | ev.StatusSampled | ev.PrefillProgress | ev.CacheAudited):
             self._events.put(event)
 
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _row(self, step: Step, finished: ev.TurnFinished) -> dict[str, Any]:
-        stats, totals = finished.stats, self.totals
-        given = 0
-        totals.turns += 1
-        totals.conversations += step.starts
-        if finished.rolled_back:
-            totals.failed += 1
-        else:
-            conversation = self.engine.conversation
-            if step.reply is not None and conversation is not None:
-                turn = conversation.log.turns[-1]
-                given = (turn.end or 0) - (turn.start + stats.prompt_tokens)
-            totals.prompt_tokens += stats.prompt_tokens
-            totals.new_tokens += stats.new_tokens
-            totals.given_tokens += given
-            compressions, evicted = self._counts
-            totals.compressions += max(0, stats.compressions - compressions)
-            totals.tokens_evicted += max(0, stats.tokens_evicted - evicted)
-            self._counts = (stats.compressions, stats.tokens_evicted)
-        return {
+        kept = step.reply is not None and not finished.rolled_back
+        row = {
             "index": step.index,
             "at": time.time(),
             "place": step.place,
-            "conversation": totals.conversations,
+            "conversation": self.totals.conversations + step.starts,
             "session": self.session,
-            **stats.as_dict(),
-            "given_tokens": given,
+            **finished.stats.as_dict(),
+            "given_tokens": self._reply_tokens if kept else 0,
             "evicted": [list(run) for run in self._evictions],
             "failed": finished.message if finished.rolled_back else None,
         }
+        self.totals.add(row)
+        return row
 
     def dump(self, violation: Violation) -> Path | None:
         """Write what is needed to reproduce a violation. Runs on the engine's thread, when the violation is found."""
         self._dumps += 1
         if self._dumps > MAX_DUMPS:
             return None
-        conversation, step = self.engine.conversation, self._step
+        audit, step = self.inspector.audit, self._step
         path = self.folder.path / f"violation-{self._dumps:02}-{violation.name}.json"
         record: dict[str, Any] = {"violation": asdict(violation), "step": None if step is None else asdict(step)}
-        if conversation is not None:
-            cache = conversation.cache
-            record["cache"] = {
-                "lengths": cache.lengths,
-                "ledger": cache.ledger.runs,
-                "next_index": cache.ledger.next_index,
-                "pins": cache.pins,
-                "compressions": cache.compression_count,
-                "kv_bytes": cache.kv_bytes,
-                "evicted_by_events": self.inspector._evicted,
-            }
-            record["ids_held"] = conversation.log.ids_at(cache.ledger.runs)
-            record["settings"] = asdict(conversation.settings)
+        record["settings"] = asdict(self.engine.settings)
+        if audit is not None:
+            record["cache"] = {**asdict(audit), "evicted_by_events": self.inspector.evicted}
+            record["ids_held"] = record["cache"].pop("ids")
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
         write_json(path, record, durable=True, indent=1)
         return path
@@ -307,19 +297,7 @@ def versions() -> dict[str, str]:
 
 def restored_totals(rows: list[dict[str, Any]]) -> Totals:
     """Return the totals over the turns of an earlier process."""
-    totals, before, conversation = Totals(), (0, 0), 0
+    totals = Totals()
     for row in rows:
-        totals.turns += 1
-        if row["conversation"] != conversation:
-            conversation, before = row["conversation"], (0, 0)
-        totals.conversations = conversation
-        if row["failed"] is not None:
-            totals.failed += 1
-            continue
-        totals.prompt_tokens += row["prompt_tokens"]
-        totals.new_tokens += row["new_tokens"]
-        totals.given_tokens += row["given_tokens"]
-        totals.compressions += max(0, row["compressions"] - before[0])
-        totals.tokens_evicted += max(0, row["tokens_evicted"] - before[1])
-        before = (row["compressions"], row["tokens_evicted"])
+        totals.add(row)
     return totals

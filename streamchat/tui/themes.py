@@ -12,7 +12,8 @@ from textual.theme import Theme
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import write_text
-from streamchat.base.errors import reason_of
+from streamchat.base.errors import ConfigError
+from streamchat.base.text_files import read_text
 
 _COLORS = [
     "primary",
@@ -39,8 +40,8 @@ def user_themes(folder: Path | None = None) -> tuple[list[Theme], list[str]]:
             themes.append(_theme(file))
         except ValueError as error:
             problems.append(f"{file}: not a valid theme: {error}")
-        except OSError as error:
-            problems.append(f"{file}: cannot be read ({reason_of(error)})")
+        except ConfigError as error:
+            problems.append(str(error))
     return themes, problems
 
 
@@ -66,7 +67,7 @@ def _theme_file() -> Path:
 
 
 def _theme(file: Path) -> Theme:
-    given: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    given: dict[str, Any] = tomllib.loads(read_text(file).text)
     known = {field.name for field in fields(Theme)} - {"name"}
     for name, value in given.items():
         if name not in known:

@@ -19,7 +19,6 @@ from streamchat.base.ascii_text import ERRORS, in_encoding
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.cli import main as cli
-from streamchat.commands.replay import _end_reason
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -30,6 +29,7 @@ from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.status_table import cache_summary
 from streamchat.repl.toolbar import toolbar_text
+from streamchat.replay.runner import end_reason
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
 from streamchat.reports.terminal import text_of
@@ -131,7 +131,7 @@ def test_refused_turns_are_counted_at_the_end_of_a_replay() -> None:
     def why(failed: int) -> str:
         totals = SimpleNamespace(turns=4, failed=failed)
         stop = SimpleNamespace(is_set=lambda: False)
-        return _end_reason(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
+        return end_reason(cast(Any, SimpleNamespace(failure=None, stop=stop, totals=totals)), None, 4)
 
     assert why(0) == "all turns replayed"
     assert why(1) == "all turns replayed; 1 turn was refused"

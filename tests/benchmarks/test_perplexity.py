@@ -19,7 +19,7 @@ from streamchat.benchmarks.perplexity import default_segment, losses_in, score_a
 from streamchat.benchmarks.policies import Policy, parse_policies
 from streamchat.benchmarks.score import Scores, perplexity, score
 from streamchat.benchmarks.streams import open_stream
-from streamchat.benchmarks.texts import Document, Tokens, decode, tokenize
+from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cli import main as cli
 from tests.support.models_help import make_tokenizer, save, tiny_llama
@@ -201,30 +201,15 @@ def test_wrong_policies(text: str, words: str) -> None:
 # --- texts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "text", "note"),
-    [
-        (b"plain\n", "plain\n", ""),
-        ("\u00e4\n".encode(), "\u00e4\n", ""),
-        ("\u00e4\n".encode("utf-8-sig"), "\u00e4\n", "starts with a byte order mark"),
-        ("\u00e4\r\nb\rc".encode(), "\u00e4\nb\nc", "has carriage returns"),
-        ("\u00e4\u20ac".encode("cp1252"), "\u00e4\u20ac", "is not UTF-8 (byte 0); it was decoded as Windows-1252."),
-        (b"a\x81b\xe4", "a\ufffdb\u00e4", "with 1 undefined byte replaced by U+FFFD"),
-        ("h\u00e9\n".encode("utf-16"), "h\u00e9\n", "is UTF-16."),
-        ("h\u00e9".encode("utf-32"), "h\u00e9", "is UTF-32."),
-        (b"\xef\xbb\xbfa\xff", "a\u00ff", "is not UTF-8"),
-    ],
-)
-def test_encodings(content: bytes, text: str, note: str) -> None:
-    found, notes = decode(content, "x.txt")
-    assert found == text
-    assert (len(notes) == 1 and note in notes[0]) if note else not notes
-
-
-@pytest.mark.parametrize("content", [b"a\0b", b"\xff\xfea", b"\x7fELF\0\0"])
-def test_what_is_not_text(content: bytes) -> None:
-    with pytest.raises(ConfigError, match=r"not a text file|damaged"):
-        decode(content, "x.bin")
+def test_what_was_done_to_a_file_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes("\u00e4\r\n".encode("cp1252"))
+    [found] = read_documents([str(path)])
+    assert (found.name, found.text) == ("x.txt", "\u00e4\n")
+    assert found.notes == (
+        "x.txt is not UTF-8 (byte 0); it was decoded as Windows-1252.",
+        "x.txt has carriage returns; its line ends were normalized.",
+    )
 
 
 def test_a_text_cannot_hold_control_tokens_and_begins_as_the_tokenizer_begins_texts() -> None:
@@ -336,7 +321,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["missing.txt"], "missing.txt: no such file"),
-        (["."], ". is a folder; give the text files in it"),
+        (["."], ". is a folder; choose a file in it"),
         (["short.txt"], "nothing to score: short.txt has fewer than two tokens"),
         (["zero.bin"], "zero.bin is not a text file (byte 1 is NUL)"),
         (["--chunk", "0"], "--chunk 0 must be at least 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_the_engine_itself_refuses_and_loads_what_was_agreed(tmp_path: Path, evi
 
 def test_another_model_given_once_stays_the_conversations_own(tmp_path: Path, evil: str) -> None:
     session = imported(tmp_path, evil)
-    settings = {"model": "pythia-410m"}
+    settings: dict[str, Any] = {"model": "pythia-410m"}
     with running(lambda *_: tiny_loaded(), start=False, store=database_path(), session=session, **settings) as chat:
         configuration = chat.engine._owner.host._configuration
         object.__setattr__(configuration, "origins", {"model": "--model"})

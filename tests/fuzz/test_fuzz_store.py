@@ -23,7 +23,7 @@ from streamchat.base.requests import Pin, Undo
 from streamchat.cli import main as cli
 from streamchat.frontend.watch import Watcher, find_monitored
 from streamchat.sessions import snapshot as snapshots
-from streamchat.sessions.export import export
+from streamchat.sessions.transcripts.export import export
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
 from tests.support.real_engine import running

@@ -22,7 +22,7 @@ from streamchat.frontend.messages import excerpt, quote_prompt, search_hit_line
 from streamchat.frontend.presenter import Line
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, resumed_pieces
-from streamchat.sessions.export import export
+from streamchat.sessions.transcripts.export import export
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from streamchat.tui.widgets.thinking import Thinking

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
+from streamchat.base.requests import Quote, Undo
 from streamchat.cli import main as cli
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.template import format as template_module
@@ -123,7 +124,7 @@ def test_a_run_goes_on_after_it_was_killed(tiny: None, replay: Callable[..., Ran
     ("argv", "sentence"),
     [
         ([], "no input: give at least one FILE"),
-        (["missing.jsonl"], "missing.jsonl cannot be read: No such file"),
+        (["missing.jsonl"], "missing.jsonl: no such file"),
         (["empty"], "contains no user messages"),
         (["words", "--repeat", "0"], "--repeat 0 must be at least 1, or 'forever'"),
         (["words", "--duration", "soon"], "--duration soon is not a duration; give for example"),
@@ -429,15 +430,82 @@ def test_a_model_that_fails_has_its_own_exit_code(tmp_path: Path, capsys: pytest
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_events_of_a_clean_run_leave_no_account() -> None:
-    """What was evicted is known from the events alone, merged."""
+def test_the_account_of_evictions_comes_from_the_events_alone() -> None:
     told: list[Any] = []
     inspector = invariants.Inspector(0.25, told.append)
     for runs in (((10, 20),), ((20, 25), (30, 31)), ((25, 30),)):
-        event = ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs=runs)
-        inspector.observe(event, None)
-    assert invariants._gaps(inspector._evicted, 40) == [(0, 10), (31, 40)]
-    inspector.observe(ev.ConversationCleared(), None)
-    assert invariants._gaps(inspector._evicted, 40) == [(0, 40)]
+        inspector.observe(ev.TokensEvicted(1, (0, 1), (), (), 2, 1, "decode", runs=runs))
+    assert invariants._gaps(inspector.evicted, 40) == [(0, 10), (31, 40)]
+    inspector.observe(ev.ConversationCleared())
+    assert invariants._gaps(inspector.evicted, 40) == [(0, 40)]
     assert invariants._gaps([(0, 40)], 40) == []
     assert told == []
+
+
+# --- recorded runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recorded() -> tuple[ev.Event, ...]:
+    """Events of an audited engine: a supplied reply, an undone turn, and a message longer than the cache."""
+    with real_engine.running(audit=True, cache_size=96, max_new_tokens=8) as chat:
+        for number, text in enumerate(TURNS[:8]):
+            chat.turn(text, (lambda text: chat.engine.send(Quote(text, "It is deep.", False))) if number == 3 else None)
+            if number == 5:
+                chat.engine.send(Undo())
+        chat.turn("far too long " * 400)
+    return tuple(chat.events)
+
+
+def judged(events: Iterable[ev.Event]) -> tuple[invariants.Inspector, list[invariants.Violation]]:
+    told: list[invariants.Violation] = []
+    inspector = invariants.Inspector(0.25, told.append)
+    for event in events:
+        inspector.observe(event)
+    return inspector, told
+
+
+def test_a_recorded_run_is_judged_as_the_run_was(recorded: tuple[ev.Event, ...]) -> None:
+    inspector, told = judged(recorded)
+    assert told == []
+    audits = [event for event in recorded if isinstance(event, ev.CacheAudited)]
+    evictions = sum(isinstance(event, ev.TokensEvicted) for event in recorded)
+    assert evictions > 2
+    assert [audit.after for audit in audits if audit.after != "eviction"] == [*["turn"] * 6, "undo", *["turn"] * 3]
+    assert inspector.invariants["layer-lengths"].checked == evictions + 9
+    assert inspector.invariants["cached-ids"].checked == 9
+    assert json.loads(json.dumps([asdict(audit) for audit in audits]))[-1]["lengths"] == list(audits[-1].lengths)
+
+
+@pytest.mark.parametrize(
+    ("after", "name", "harm"),
+    [
+        ("turn", "layer-lengths", lambda audit: {"lengths": (audit.lengths[0] + 1, *audit.lengths[1:])}),
+        ("eviction", "layer-lengths", lambda audit: {"lengths": (*audit.lengths[:-1], audit.lengths[-1] - 1)}),
+        ("turn", "layer-lengths", lambda audit: {"cache_size": audit.lengths[0] - 1}),
+        ("turn", "storage", lambda audit: {"kv_bytes": audit.kv_bytes + 1}),
+        ("turn", "cached-ids", lambda audit: {"ledger": ((0, 3), (4, audit.ledger[0][1] + 1), *audit.ledger[1:])}),
+        ("turn", "cached-ids", lambda audit: {"turn": replace(audit.turn, difference="another opening")}),
+    ],
+)
+def test_a_harmed_recording_is_caught(recorded: tuple[ev.Event, ...], after: str, name: str, harm: Any) -> None:
+    last = max(at for at, event in enumerate(recorded) if isinstance(event, ev.CacheAudited) and event.after == after)
+    audit = recorded[last]
+    _, told = judged([*recorded[:last], replace(audit, **harm(audit)), *recorded[last + 1 :]])
+    assert [violation.name for violation in told] == [name]
+
+
+def test_the_audited_lengths_are_those_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the ledger's, nor another counter's: one layer holds a token more, and nothing else says so."""
+    with after_turn(monkeypatch, 1, grow_one_layer), real_engine.running(audit=True) as chat:
+        chat.turn(TURNS[0])
+    [audit] = chat.of(ev.CacheAudited)
+    length = sum(stop - first for first, stop in audit.ledger)
+    assert audit.lengths == (length, length + 1, *audit.lengths[2:])
+    assert len(audit.ids) == length
+
+
+def test_an_engine_audits_only_on_request() -> None:
+    with real_engine.running() as chat:
+        chat.turn(TURNS[0])
+    assert chat.of(ev.CacheAudited) == []

@@ -57,7 +57,7 @@ def test_mt_bench_messages_and_text(tmp_path: Path) -> None:
 
 
 def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
-    from streamchat.sessions.export import export
+    from streamchat.sessions.transcripts.export import export
     from streamchat.store.store import Store
     from tests.support.saved_sessions import saved
 
@@ -103,12 +103,15 @@ def test_broken_lines_are_told_with_their_place(tmp_path: Path, line: str, reaso
 
 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
-    script = script_of(tmp_path, b"caf\xe9\nfine")
-    assert script.problems == [
-        Problem(str(tmp_path / "script"), "not all of it is UTF-8 text; the bytes were replaced")
-    ]
-    assert said(script) == [[("caf\N{REPLACEMENT CHARACTER}", None), ("fine", None)]]
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    cafe = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    for content, read, how in (
+        (cafe.encode("latin-1"), cafe, "(byte 3); it was decoded as Windows-1252"),
+        (f"{cafe} {cafe} {cafe}".encode()[:-1], f"{cafe} {cafe} caf\ufffd", "(byte 15); 1 damaged byte became U+FFFD"),
+    ):
+        script = script_of(tmp_path, content + b"\nfine")
+        assert script.problems == [Problem(str(tmp_path / "script"), f"it is not UTF-8 {how}")]
+        assert said(script) == [[(read, None), ("fine", None)]]
+    with pytest.raises(ConfigError, match="missing: no such file"):
         read_scripts([tmp_path / "missing"])
 
 

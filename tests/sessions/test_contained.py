@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from streamchat.sessions.contained import contained, literal
-from streamchat.sessions.export import export
+from streamchat.sessions.transcripts.contained import contained, literal
+from streamchat.sessions.transcripts.export import export
 from streamchat.store.records import SessionInfo, StoredSession, StoredTurn
 
 OPEN = [
@@ -137,7 +137,7 @@ def test_what_becomes_of_each() -> None:
 
 
 def test_a_message_that_resists_is_shown_as_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.sessions.contained.PASSES", 0)
+    monkeypatch.setattr("streamchat.sessions.transcripts.contained.PASSES", 0)
     assert contained("# A\n````\n<b>") == "`````text\n# A\n````\n<b>\n````\n`````".replace("<b>\n````\n", "<b>\n")
     check_document("# A\n````", "<b>")
 

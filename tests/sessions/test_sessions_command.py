@@ -12,11 +12,14 @@ import pytest
 from streamchat.base import paths
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
-from streamchat.sessions.export import export, read_export
+from streamchat.sessions.transcripts.export import export
+from streamchat.sessions.transcripts.imported import read_sessions
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark
 from streamchat.store.store import Store
 from tests.support.saved_sessions import saved
+
+ONE = b'{"messages": [{"role": "user", "content": "a"}]}'
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -143,12 +146,13 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
         ),
         (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted are '),
         (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: unknown role "x"'),
-        (b'{"messages": []}\n{"messages": []}', "has 2 conversations; give a file with only one; nothing was imported"),
-        (b"Hello there", "is plain text, not JSON; nothing was imported"),
+        (b"\n".join([ONE] * 2), "has 2 conversations; --all imports each as a session; nothing was imported"),
+        (b"Hello there", "it is plain text, not JSON; nothing was imported"),
         (b'{"messages": ["hello"]}', 'line 1: a message needs "role"'),
         (b'{"streamchat": 7}', "unknown format 7; this streamchat reads format 1"),
         (b"\n\n", "has no messages"),
-        (b"\xff\xfe{\0", "is not UTF-8 text"),
+        (b"caf\xe9", "is not UTF-8 text"),
+        (b"\xff\xfe{\0", "starts like JSON but is invalid: line 1, column 2"),
         (b"[" * 100_000, "starts like JSON but is invalid: it is nested too deeply; nothing was imported"),
         (
             b"[note] hello",
@@ -175,10 +179,10 @@ def test_importing_pairs_up_messages(tmp_path: Path) -> None:
     file = tmp_path / "file.jsonl"
     rows = [("assistant", "hello"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("user", "e")]
     file.write_text("\ufeff" + "".join(json.dumps({"role": r, "content": c}) + "\n" for r, c in rows), encoding="utf-8")
-    turns = read_export(file).turns
+    turns = read_sessions(file)[0].turns
     assert [(t.number, t.text, t.reply) for t in turns] == [(1, "", "hello"), (2, "a\n\nb", "c\n\nd"), (3, "e", "")]
-    with pytest.raises(StoreError, match="cannot be read: No such file"):
-        read_export(tmp_path / "missing")
+    with pytest.raises(StoreError, match="missing: no such file; nothing was imported"):
+        read_sessions(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["last", "zzzzzz"])

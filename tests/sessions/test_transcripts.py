@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.cli import main as cli
 from streamchat.replay.script import read_scripts
-from streamchat.sessions.transcripts import Record, TranscriptError, message_of, read_records
+from streamchat.sessions.transcripts.formats import FORMATS, KINDS, unknown
+from streamchat.sessions.transcripts.imported import read_sessions
+from streamchat.sessions.transcripts.messages import TranscriptError, message_of
+from streamchat.sessions.transcripts.values import Record, read_records
 from streamchat.store.store import Store
 
 SHAREGPT = {
@@ -171,3 +175,63 @@ def test_records_know_their_lines() -> None:
     assert read_records('[\n\n{"a": 1}, {"b":\n 2},\n3]') == [Record(3, {"a": 1}), Record(3, {"b": 2}), Record(5, 3)]
     assert read_records("[]") == []
     assert read_records("plain") is None
+
+
+def test_pictures_are_named_by_an_import_and_refuse_a_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Part of a script would be another conversation; a saved one is for reading, too."""
+    parts = [{"type": "text", "text": "What is it?"}, *[{"type": "image_url", "image_url": {"url": "x"}}] * 2]
+    messages = [{"role": "user", "content": [*parts, {"type": "input_audio"}]}, {"role": "assistant", "content": "A"}]
+    path = put(tmp_path, json.dumps({"messages": messages}))
+    dialogues, problems = said(path)
+    assert (dialogues, len(problems)) == ([], 1)
+    assert 'has a part of type "image_url"; only text can be replayed' in problems[0]
+    assert cli.main(["sessions", "import", str(path)]) == ExitCode.OK
+    assert capsys.readouterr().err == "streamchat: only text can be imported; skipped: 2 images, 1 audio recording\n"
+    with Store() as store:
+        [turn] = store.load(store.find("last").id).turns
+    assert turn.text == "What is it?\n[image]\n[image]\n[audio recording]"
+
+
+def test_the_times_of_messages_are_kept(tmp_path: Path) -> None:
+    rows = [{"role": "user", "content": "a", "at": 1.5}, {"role": "assistant", "content": "b", "at": True}]
+    for text in (json.dumps({"messages": rows}), "\n".join(map(json.dumps, rows))):
+        [session] = read_sessions(put(tmp_path, text))
+        assert session.turns[0].started == 1.5
+    rows[0]["at"] = float("nan")
+    [session] = read_sessions(put(tmp_path, json.dumps({"messages": rows})))
+    assert session.turns[0].started == pytest.approx(time.time(), abs=60)
+
+
+def test_each_header_starts_a_session(tmp_path: Path) -> None:
+    rows = [
+        {"streamchat": 1, "title": "one"},
+        {"role": "user", "content": "a"},
+        {"streamchat": 1, "title": "two", "settings": {"system_prompt": "S"}},
+        {"role": "user", "content": "b"},
+    ]
+    path = put(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert [(session.title, session.turns[0].text) for session in read_sessions(path)] == [("one", "a"), ("two", "b")]
+    assert said(path) == ([(None, [("a", None)]), ("S", [("b", None)])], [])
+
+
+def test_the_docs_and_the_messages_list_every_format() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
+    for each in FORMATS:
+        assert f"| `{each.name}` | `{each.record.replace(' or ', '` or `')}` | {each.what} |" in docs
+        assert each.record in unknown(None)
+    assert [name for name in KINDS if f"| `{name}` |" not in docs] == []
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_every_encoding_and_line_end(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "talk.json"
+    said_in_file = "gr\u00fc\u00df \u2028 \U0001f600"
+    row = {"messages": [{"role": "user", "content": said_in_file}, {"role": "assistant", "content": "b"}]}
+    for text in (json.dumps([row, row], ensure_ascii=False, indent=1), "\n".join([json.dumps(row)] * 2)):
+        path.write_bytes(text.replace("\n", end).encode(encoding, "surrogatepass"))
+        dialogues, problems = said(path)
+        assert (len(dialogues), problems) == (2, [])
+        assert [session.turns[0].text for session in read_sessions(path)] == [said_in_file] * 2

@@ -371,7 +371,7 @@ def test_the_same_process_is_no_exception(tmp_path: Path) -> None:
 
 def test_no_torch_and_no_textual(path: Path) -> None:
     code = (
-        "import sys; from streamchat.store.store import Store; import streamchat.sessions.export; "
+        "import sys; from streamchat.store.store import Store; import streamchat.sessions.transcripts.export; "
         "print([name for name in ('torch', 'textual', 'transformers') if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)

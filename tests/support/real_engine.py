@@ -81,6 +81,7 @@ def running(
     *,
     store: Path | None = None,
     session: str | None = None,
+    audit: bool = False,
     **settings: Any,
 ) -> Iterator[Watched]:
     """An engine with these settings, saving into the database `store`; closed at the end."""
@@ -91,6 +92,7 @@ def running(
         load or (lambda *_: tiny_loaded()),
         open_store=None if store is None else lambda: Store(store),
         session=session,
+        audit=audit,
     )
     watched = Watched(engine)
     try:

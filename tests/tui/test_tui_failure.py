@@ -60,8 +60,7 @@ def nan(output: Any) -> Any:
 async def test_a_turn_that_fails_is_said_and_the_chat_goes_on(hook: Callable[..., Any], sentence: str) -> None:
     async with real() as driver:
         await driver.ask("The sea.")
-        conversation = conversation_of(driver.real_engine)
-        handle = conversation.model.register_forward_hook(hook)
+        handle = conversation_of(driver.real_engine).model.register_forward_hook(hook)
         await driver.enter("The dragon and the king.")
         await driver.until(lambda: "Your message is back in the input." in driver.lines)
         handle.remove()

@@ -4,6 +4,7 @@ Every front end (app, prompt, pipe, replay, log) consumes this stream and has no
 loads no torch. Sizes are in tokens, times in seconds, memory in bytes.
 """
 
+from streamchat.base.events.audit import AuditedTurn, AuditMoment, CacheAudited
 from streamchat.base.events.cache import (
     CacheState,
     MemoryState,
@@ -38,6 +39,9 @@ from streamchat.base.events.turn import (
 )
 
 __all__ = [
+    "AuditMoment",
+    "AuditedTurn",
+    "CacheAudited",
     "CacheState",
     "ConversationCleared",
     "ConversationResumed",

@@ -15,8 +15,8 @@ from streamchat.base.sanitize import one_line
 from streamchat.frontend import file_access
 from streamchat.frontend.messages import QUOTE_REPLY, note_prompt, quote_prompt, search_hit_line, session_line
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
-from streamchat.sessions.export import FORMATS, export, write_export
 from streamchat.sessions.settings import portable_model_name
+from streamchat.sessions.transcripts.export import FORMATS, export, write_export
 from streamchat.store.records import SearchHit
 from streamchat.store.store import Store
 

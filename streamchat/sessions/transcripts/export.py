@@ -1,0 +1,156 @@
+"""Exports a saved session as Markdown for people or JSON lines for programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from streamchat.base.atomic_files import write_new
+from streamchat.base.errors import StoreError
+from streamchat.base.formatting import plural
+from streamchat.base.jsonlines import json_line
+from streamchat.base.thinking import ONLY_REASONING, split
+from streamchat.sessions.transcripts.contained import contained, literal
+from streamchat.store.records import StoredSession, StoredTurn
+
+Format = Literal["markdown", "jsonl", "replay"]
+FORMATS: dict[str, Format] = {".md": "markdown", ".jsonl": "jsonl", ".json": "replay"}
+"""Format by file name extension."""
+VERSION = 1
+
+
+def export(session: StoredSession, kind: Format) -> str:
+    """Return the whole text of the file.
+
+    `markdown` is for reading and marks where the model's context starts; `jsonl` has everything that `imported`
+    needs, one message per line; `replay` is one line {"messages": [...]}, the format of `streamchat replay` and many
+    data sets.
+    """
+    if kind == "markdown":
+        return "\n".join(_markdown(session)) + "\n"
+    if kind == "replay":
+        return json_line({"id": session.info.id, "messages": _messages(session)}) + "\n"
+    return "".join(json_line(row) + "\n" for row in _rows(session))
+
+
+def write_export(path: Path, text: str) -> None:
+    """Write a new file that only the user can read.
+
+    Raises:
+        StoreError: The file exists or cannot be written.
+    """
+    try:
+        write_new(path, text, durable=True)  # its session may be deleted next
+    except FileExistsError:
+        raise StoreError(f"{path} already exists; choose another name") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StoreError(f"{path} cannot be written ({reason}); choose another name") from error
+
+
+def _system_prompt(session: StoredSession) -> str:
+    return str(session.info.settings.get("system_prompt") or "")
+
+
+def _sinks(session: StoredSession) -> int:
+    sinks = session.info.settings.get("num_sink_tokens", 0)
+    return sinks if isinstance(sinks, int) else 0
+
+
+def _messages(session: StoredSession) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": prompt}] if (prompt := _system_prompt(session)) else []
+    for turn in session.turns:
+        messages.append({"role": "user", "content": turn.text})
+        if turn.reply:
+            messages.append({"role": "assistant", "content": turn.reply})
+    return messages
+
+
+def _rows(session: StoredSession) -> Iterator[dict[str, Any]]:
+    info = session.info
+    yield {
+        "streamchat": VERSION,
+        "id": info.id,
+        "title": info.title,
+        "created": info.created,
+        "model": info.model,
+        "model_name": info.model_name,
+        "settings": dict(info.settings),
+    }
+    for turn in session.turns:
+        about = {"turn": turn.number, "at": turn.started}
+        yield {"role": "user", "content": turn.text, **about}
+        more = {"finish_reason": turn.finish_reason} if turn.finish_reason else {}
+        yield {"role": "assistant", "content": turn.reply, **about, **more}
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------
+
+
+def turn_visibility(session: StoredSession) -> dict[int, Literal["seen", "partly", "forgotten"]]:
+    """Return how much of each turn is cached, by turn number; sinks do not count."""
+    sinks = _sinks(session)
+    answer: dict[int, Literal["seen", "partly", "forgotten"]] = {}
+    for turn in session.turns:
+        first, stop = max(turn.start, sinks), turn.start + len(turn.ids)
+        cached = sum(max(0, min(stop, b) - max(first, a)) for a, b in session.info.held)
+        answer[turn.number] = "seen" if cached >= stop - first else "partly" if cached > 0 else "forgotten"
+    return answer
+
+
+def _markdown(session: StoredSession) -> Iterator[str]:
+    info = session.info
+    yield f"# {literal(info.title)}"
+    yield ""
+    turns = plural(len(session.turns), "turn")
+    yield f"{literal(info.model_name)}, {_date(info.created)} to {_date(info.updated)}, {turns}"
+    if prompt := _system_prompt(session):
+        yield ""
+        yield "## System prompt"
+        yield ""
+        yield contained(prompt)
+    seen = turn_visibility(session)
+    forgotten_before = any(state == "forgotten" for state in seen.values())
+    edge = next(
+        (turn.number for turn in session.turns if seen[turn.number] != "forgotten" and not _is_pinned(session, turn)),
+        None,
+    )
+    for turn in session.turns:
+        if turn.number == edge and (forgotten_before or seen[turn.number] == "partly"):
+            yield ""
+            yield "---"
+            yield ""
+            yield "*The model's context starts here: it no longer sees the turns above, except pinned ones.*"
+            yield ""
+            yield "---"
+        pinned = " (pinned)" if _is_pinned(session, turn) else ""
+        yield ""
+        yield f"## {turn.number}. You{pinned}"
+        yield ""
+        yield contained(turn.text)
+        yield ""
+        yield f"## {turn.number}. {literal(info.model_name)}"
+        yield ""
+        yield from _reply(turn.reply, str(info.settings.get("thinking", "")))
+
+
+def _reply(reply: str, thinking: str) -> Iterator[str]:
+    """Yield the answer, preceded by the reasoning as a quotation unless it is hidden."""
+    thoughts, answer = split(reply)
+    if thoughts and thinking != "hide":
+        yield "> *Reasoning*"
+        yield ">"
+        yield from (f"> {line}".rstrip() for line in contained(thoughts).splitlines())
+        yield ""
+    yield contained(answer) or (f"*({ONLY_REASONING})*" if thoughts else "*(no reply)*")
+
+
+def _is_pinned(session: StoredSession, turn: StoredTurn) -> bool:
+    first = max(turn.start, _sinks(session))
+    return any(a <= first and turn.start + len(turn.ids) <= b for a, b in session.info.pins)
+
+
+def _date(then: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(then))

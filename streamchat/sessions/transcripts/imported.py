@@ -1,0 +1,115 @@
+"""Makes sessions of the conversations of a file, or refuses all of it."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.text_files import read_text
+from streamchat.config.loader import check_value
+from streamchat.config.settings import setting_fields
+from streamchat.sessions.transcripts.export import VERSION
+from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError
+from streamchat.sessions.transcripts.reader import TranscriptFile, read_transcripts
+from streamchat.sessions.transcripts.values import scalar_in
+from streamchat.store.records import StoredTurn, clean
+from streamchat.store.rows import LATEST
+
+
+class ImportedSession:
+    """A session read from a file.
+
+    Args:
+        transcript: The conversation.
+        title: Its title if the file gives none.
+    """
+
+    def __init__(self, transcript: Transcript, title: str) -> None:
+        about = transcript.about
+        self.title = " ".join((_text(about, "title") or title).split()) or "imported"
+        self.model = _text(about, "model") or "default"
+        self.model_name = " ".join(_text(about, "model_name").split()) or self.model
+        self.settings = _legal_settings(about.get("settings"))
+        system = [message.text for message in transcript.messages if message.role == "system"]
+        if system:
+            self.settings |= _legal_settings({"system_prompt": clean(system[-1])})
+        self.turns = _turns([message for message in transcript.messages if message.role != "system"])
+        self.skipped = transcript.skipped
+        """What has no text and was skipped: singular noun -> number."""
+
+
+def read_sessions(path: Path) -> list[ImportedSession]:
+    """Read all conversations of a file that have messages: one or more.
+
+    Raises:
+        StoreError: The file or one of its records cannot be read; the message has the line.
+    """
+    try:
+        text = read_text(path).text
+        file = read_transcripts(text, skip_media=True)
+        _check(file, text)
+    except ConfigError as error:
+        raise StoreError(f"{error}; nothing was imported") from None
+    except TranscriptError as error:
+        where = f"{path}, line {error.line}" if error.line else f"{path}"
+        raise StoreError(f"{where}: {error}; nothing was imported") from None
+    sessions = [ImportedSession(transcript, path.stem) for transcript in file.transcripts]
+    if not (sessions := [session for session in sessions if session.turns]):
+        raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
+    return sessions
+
+
+def _check(file: TranscriptFile, text: str) -> None:
+    """Raise `TranscriptError` unless every record is part of a conversation with replies."""
+    if file.kind == "text" and file.transcripts:
+        scalar = scalar_in(text)
+        raise TranscriptError(scalar or "it is plain text, not JSON", 1 if scalar else 0)
+    if file.problems:
+        raise TranscriptError(file.problems[0].reason, file.problems[0].line)
+    for transcript in file.transcripts:
+        if file.kind == "mt-bench":
+            raise TranscriptError("it has only user messages", transcript.line)
+        if (version := transcript.about.get("streamchat", VERSION)) != VERSION:
+            raise TranscriptError(f"unknown format {version}; this streamchat reads format {VERSION}")
+
+
+def _text(about: dict[str, Any], name: str) -> str:
+    value = about.get(name)
+    return clean(value) if isinstance(value, str) else ""
+
+
+def _legal_settings(given: Any) -> dict[str, Any]:
+    """Return the settings that this version accepts. Unknown ones are ignored, so that the import still works."""
+    settings: dict[str, Any] = {}
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if name in setting_fields():
+            with suppress(ConfigError):
+                settings[name] = check_value(name, value, "the file")
+    return settings
+
+
+def _moment(at: Any) -> float:
+    """Return `at` if it is a time in seconds since 1970, else the current time."""
+    legal = isinstance(at, int | float) and not isinstance(at, bool) and 0 <= at <= LATEST
+    return float(at) if legal else time.time()
+
+
+def _turns(messages: list[Message]) -> list[StoredTurn]:
+    """Pair user and assistant messages. Consecutive messages of one role are joined; a missing one is empty."""
+    turns: list[StoredTurn] = []
+    last = ""
+    for message in messages:
+        role, content, at = message.role, clean(message.text), _moment(message.at)
+        if role == "user" and last == "user":
+            turns[-1].text += "\n\n" + content
+        elif role == "user" or not turns:
+            text, reply = (content, "") if role == "user" else ("", content)
+            turns.append(StoredTurn(len(turns) + 1, text, reply, 0, 0, 0, array("i"), started=at, finished=at))
+        else:
+            turns[-1].reply += ("\n\n" if turns[-1].reply else "") + content
+        last = role
+    return turns
