@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError
+from streamchat.base.errors import ConfigError, SessionError, StreamchatError, TurnError, TurnFailure
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
@@ -22,7 +22,8 @@ from streamchat.sessions.settings import foreign_model, foreign_model_notice, re
 from streamchat.telemetry.memory import device_memory, free_unused, process_rss
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.conversation.conversation import Conversation, TurnOutcome
+    from streamchat.conversation.conversation import Conversation
+    from streamchat.conversation.generation import TurnOutcome
     from streamchat.models.load import LoadedModel
 
 _log = logging.getLogger(__name__)
@@ -239,18 +240,18 @@ class Owner:
         assert conversation is not None
         self._busy = True
         if cancelled():
-            outcome = self._failed_outcome("cancelled", "")
+            outcome = self._failed_outcome("cancelled")
         else:
             try:
                 outcome = conversation.run_turn(text, cancelled, reply)
             except TurnError as error:
                 _log.warning("turn failed", exc_info=True)
-                outcome = self._failed_outcome("error", str(error))
+                outcome = self._failed_outcome("error", str(error), error.failure)
             except Exception as error:
                 _log.exception("turn failed")
                 first = (str(error).splitlines() or [""])[0]
                 outcome = self._failed_outcome(
-                    "error", f"the turn failed and was rolled back: {type(error).__name__}: {first}"
+                    "error", f"the turn failed and was rolled back: {type(error).__name__}: {first}", "other"
                 )
         self.archive.changed |= not outcome.rolled_back
         self._busy = False
@@ -283,14 +284,14 @@ class Owner:
 
     def refuse_turn(self, text: str, message: str) -> None:
         """Emit `TurnFinished` with an error for a turn that cannot start."""
-        self._finish(text, self._failed_outcome("error", message))
+        self._finish(text, self._failed_outcome("error", message, "other"))
 
-    def _failed_outcome(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
-        from streamchat.conversation.conversation import TurnOutcome
+    def _failed_outcome(self, reason: ev.FinishReason, message: str = "", failure: TurnFailure = "") -> TurnOutcome:
+        from streamchat.conversation.generation import TurnOutcome
 
         assert self.conversation is not None
         number = len(self.conversation.log.turns) + 1
-        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message)
+        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message, failure=failure)
 
     def _finish(self, text: str, outcome: TurnOutcome) -> None:
         self.sample_status()
@@ -302,6 +303,7 @@ class Owner:
                 text=text,
                 rolled_back=outcome.rolled_back,
                 message=outcome.message,
+                failure=outcome.failure,
             )
         )
 
