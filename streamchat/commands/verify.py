@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
         "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
     )
-    flags.add_setting_flags(parser, ("model", "device", "attention", "num_sink_tokens"))
+    flags.add_setting_flags(parser, ("model", "device", "attention", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
     own.add_argument(
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             device=settings.device,
             dtype=settings.dtype,
             attention=settings.attention,
+            kernels=settings.kernels,
             progress=progress,
         )
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
