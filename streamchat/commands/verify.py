@@ -59,20 +59,13 @@ def run(args: argparse.Namespace) -> int:
     with loading_line() as progress:
         progress("Starting torch")
 
-        from streamchat.models.load import load_model
+        from streamchat.models.load import load_from_settings
         from streamchat.models.quiet import quiet
         from streamchat.verify.report import as_dict, as_text
         from streamchat.verify.run import verify
         from streamchat.verify.text import help_topic_ids
 
-        loaded = load_model(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            kernels=settings.kernels,
-            progress=progress,
-        )
+        loaded = load_from_settings(settings, progress, weights="native")
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():

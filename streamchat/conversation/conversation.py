@@ -203,9 +203,7 @@ class Conversation:
         return self._read(ids).shown
 
     def _read(self, ids: Sequence[int]) -> ReplyText:
-        text = self._new_text()
-        text.read(ids)
-        return text
+        return self._new_text().read(ids)
 
     def _new_text(self) -> ReplyText:
         return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reply_format)

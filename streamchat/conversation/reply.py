@@ -96,12 +96,13 @@ class ReplyText:
             del self._ends[tokens:]
         return more
 
-    def read(self, ids: Iterable[int]) -> None:
-        """Add the ids of a whole reply, and end it."""
+    def read(self, ids: Iterable[int]) -> ReplyText:
+        """Add the ids of a whole reply, and end it; return the object itself."""
         for token in ids:
             self.ended_by(token)
             self.push(token)
         self.finish()
+        return self
 
     def kept(self) -> KeptReply:
         """Return the part that stays in the cache, so that it matches the text that was shown. Call after `finish`."""

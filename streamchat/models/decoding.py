@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from streamchat.base.progress import Progress
@@ -10,17 +9,6 @@ from streamchat.decode.install import install
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models.fingerprint import set_contents_digest
 from streamchat.models.quantize.cpu import use_weights
-from streamchat.quantization.linear import quantized_bytes
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a model decodes; the fields are those of `LoadedModel`."""
-
-    weights: str
-    quantized_bytes: int
-    kernels: Kernels | None
-    notes: tuple[str, ...]
 
 
 def prepare_decoding(
@@ -33,7 +21,7 @@ def prepare_decoding(
     name: str,
     digest: str,
     progress: Progress,
-) -> Decoding:
+) -> tuple[str, Kernels | None, tuple[str, ...]]:
     """Quantize layers of `model` if `weights` says so, and install a decode step.
 
     Args:
@@ -46,6 +34,9 @@ def prepare_decoding(
         digest: Digest of the files that the model was loaded from.
         progress: Called with the stage; may raise to cancel.
 
+    Returns:
+        "native", "int8" or "int4"; the compiled kernels that the model uses, if any; and notes for the user.
+
     Raises:
         ConfigError: The weights are not possible here.
     """
@@ -56,4 +47,4 @@ def prepare_decoding(
     set_contents_digest(model, digest)
     used, notes = use_weights(model, tokenizer, weights, device=device, name=name, kernels=kernels, progress=progress)
     install(model, compiled)
-    return Decoding(used, quantized_bytes(model), compiled, notes)
+    return used, compiled, notes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from streamchat.base.progress import Progress as Progress
 from streamchat.base.progress import silent
+from streamchat.config.settings import Settings
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
 from streamchat.models.limits import check_start
@@ -78,6 +79,7 @@ def load_model(
         from streamchat.models.decoding import prepare_decoding
         from streamchat.models.fallback import load_weights
         from streamchat.models.read import check_config, read_tokenizer
+        from streamchat.quantization.linear import quantized_bytes
 
         check_config(plan)
         tokenizer = read_tokenizer(plan)
@@ -85,7 +87,7 @@ def load_model(
     progress(f"Loading {done.name}", 0, 0, "")
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
-    decoding = prepare_decoding(
+    used, compiled, decoding_notes = prepare_decoding(
         model,
         tokenizer,
         weights=weights,
@@ -103,10 +105,24 @@ def load_model(
         done.source.repo_id or done.source.location,
         done.device,
         done.dtype,
-        (*done.dtype_notes, *done.notes, *decoding.notes),
-        decoding.weights,
-        decoding.quantized_bytes,
-        decoding.kernels,
+        (*done.dtype_notes, *done.notes, *decoding_notes),
+        used,
+        quantized_bytes(model),
+        compiled,
+    )
+
+
+def load_from_settings(settings: Settings, progress: Progress | None = None, **changes: Any) -> LoadedModel:
+    """Load the model that `settings` name, in the way that they say; `changes` replace single settings."""
+    chosen = replace(settings, **changes)
+    return load_model(
+        chosen.model,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        attention=chosen.attention,
+        weights=chosen.weights,
+        kernels=chosen.kernels,
+        progress=progress,
     )
 
 
