@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from streamchat.base import paths
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.spec import model_spec
-from streamchat.kernels import build, library, sealed
+from streamchat.kernels import build, library, operations, sealed
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.kernels.operations import (
@@ -180,6 +181,42 @@ def test_activations_and_norms_are_those_of_torch() -> None:
         )
         plain = torch.nn.functional.layer_norm if is_layer_norm else torch.nn.functional.rms_norm
         torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_structures_and_constants_are_those_of_the_sources() -> None:
+    """What Python repeats of the C code: members with their order and types, and numbers."""
+    header = (build.SOURCES / "operations.h").read_text(encoding="utf-8")
+    types = {"int": ctypes.c_int, "long": ctypes.c_long, "float": ctypes.c_float}
+    structures = re.findall(r"typedef struct \{([^{}]*)\} (\w+);", header)
+    assert [name for _, name in structures] == ["Product", "Attention", "Norm", "Activation"]
+    for body, name in structures:
+        members = []
+        for declaration in body.strip().removesuffix(";").split(";"):
+            kind, names = declaration.split(None, 2)[-2:] if "const" in declaration else declaration.split(None, 1)
+            for member in names.split(","):
+                pointer = "*" in member
+                members.append((member.strip(" *"), ctypes.c_void_p if pointer else types[kind]))
+        assert getattr(operations, name)._fields_ == members
+    numbers: dict[str, int] = {}
+    for source in build.SOURCES.iterdir():
+        for body in re.findall(r"enum \{([^}]*)\}", source.read_text(encoding="utf-8")):
+            for at, member in enumerate(body.split(",")):
+                name, _, value = member.partition("=")
+                numbers[name.strip()] = int(value or at)
+    numbers["MAX_HEAD_DIM"] = numbers["MAX_DIM"]
+    names = (
+        "PRODUCT",
+        "ATTENTION",
+        "NORM",
+        "ACTIVATION",
+        "SILU",
+        "GELU",
+        "MAX_HEAD_DIM",
+        "MAX_QUERIES",
+        "GROUP",
+        "TILE",
+    )
+    assert {name: getattr(operations, name) for name in names} == {name: numbers[name] for name in names}
 
 
 # --- in a model ------------------------------------------------------------------------------------------------
