@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Literal
 
 
 class ExitCode(IntEnum):
@@ -99,10 +100,23 @@ class CacheNotSeenError(CacheError, RuntimeError):
     """A forward pass ran under the streaming hook without the streaming cache."""
 
 
+TurnFailure = Literal["", "not_finite", "out_of_memory", "cache_full", "other"]
+"""Why a turn failed; '' if it did not. `not_finite`: the model produced NaN or infinite logits."""
+
+
 class TurnError(StreamchatError):
-    """One turn failed and was rolled back."""
+    """One turn failed and was rolled back.
+
+    Args:
+        message: One sentence for the user.
+        failure: Why it failed.
+    """
 
     title = "The turn failed"
+
+    def __init__(self, message: str, failure: TurnFailure = "other") -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class WireError(StreamchatError):

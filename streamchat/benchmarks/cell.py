@@ -29,6 +29,7 @@ class ModelSpec:
     device: str
     dtype: str
     attention: str
+    kernels: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Cell:
     @property
     def id(self) -> str:
         """Id that is the same for the same inputs."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        inputs = asdict(self)
+        if self.model.kernels == "auto":
+            del inputs["model"]["kernels"]  # results from before the setting existed are continued
+        text = json.dumps(inputs, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -138,7 +142,9 @@ def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
 
     if not _loaded_model or _loaded_model[0][0] != spec:
         _loaded_model.clear()
-        loaded = load_model(spec.name, device=spec.device, dtype=spec.dtype, attention=spec.attention)
+        loaded = load_model(
+            spec.name, device=spec.device, dtype=spec.dtype, attention=spec.attention, kernels=spec.kernels
+        )
         with quiet():
             _loaded_model.append((spec, loaded, choose_checked_fit(loaded.model)))
     return _loaded_model[0][1], _loaded_model[0][2]

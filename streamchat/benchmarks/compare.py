@@ -124,20 +124,13 @@ def _methods(
     from streamchat.benchmarks.methods import Generate, make_methods
     from streamchat.benchmarks.peers import find_peers
     from streamchat.models.checked_fit import choose_checked_fit
-    from streamchat.models.load import load_model
+    from streamchat.models.load import load_from_settings
 
     sinks = configuration.settings.num_sink_tokens
     known = make_methods(loaded.model, choose_checked_fit(loaded.model), size, sinks)
     methods = [method for method in known if method.name in names]
     if args.float32:
-        settings = configuration.settings
-        whole = load_model(
-            settings.model,
-            device=settings.device,
-            dtype="float32",
-            attention=settings.attention,
-            kernels=settings.kernels,
-        )
+        whole = load_from_settings(configuration.settings, dtype="float32", weights="native")
         methods.append(Generate(whole.model, "float32"))
     if not args.peers:
         return methods, []

@@ -94,7 +94,7 @@ class Stream:
     ) -> None:
         model = loaded.model
         self._clock = clock
-        self.model, self.short_path = model, short_path
+        self.model, self.short_path, self._kernels = model, short_path, loaded.kernels
         options, fit = EvictionOptions(block=EVICTION_BLOCK), choose_checked_fit(model)
         self.cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)
         self._hook = StreamingHook(model, self.cache)
@@ -118,7 +118,7 @@ class Stream:
         times = []
         uninstall(self.model)
         if self.short_path:
-            install(self.model)
+            install(self.model, self._kernels)
         with self._hook:
             for _ in range(count):
                 started = self._clock()

@@ -177,18 +177,9 @@ def _torch_threads(count: int | None) -> Iterator[None]:
 
 def _load_on(device: str, weights: str, configuration: Configuration, progress: Progress) -> LoadedModel:
     """Load the model with another device and weights than the settings name."""
-    from streamchat.models.load import load_model
+    from streamchat.models.load import load_from_settings
 
-    settings = configuration.settings
-    return load_model(
-        settings.model,
-        device=device,
-        dtype=settings.dtype,
-        attention=settings.attention,
-        weights=weights,
-        kernels=settings.kernels,
-        progress=progress,
-    )
+    return load_from_settings(configuration.settings, progress, device=device, weights=weights)
 
 
 def _cache_size(configuration: Configuration, loaded: LoadedModel) -> int:

@@ -72,7 +72,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "if there is a problem.",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "cache_size", "plain"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "cache_size", "plain"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def examine(args: argparse.Namespace) -> Report:
 
     section("versions", _versions)
     section("settings", settings)
-    section("device", _device)
+    section("device", lambda report: _device(configuration))
     section("terminal", lambda report: _terminal(configuration))
     section("files", _files)
     section("chat", lambda report: _chat(configuration))
@@ -182,7 +182,7 @@ def _settings(configuration: Configuration) -> Rows:
     return rows
 
 
-def _device(report: Report) -> Rows:
+def _device(configuration: Configuration) -> Rows:
     import psutil
     import torch
 
@@ -196,7 +196,7 @@ def _device(report: Report) -> Rows:
         "memory bytes": int(psutil.virtual_memory().total),
         "free bytes": devices.free_memory("cpu"),
         "bfloat16 on cpu": devices.cpu_has_bfloat16(),
-        "cpu kernels": _kernels(),
+        "cpu kernels": _kernels(configuration),
     }
     for name in devices.gpus() if torch.cuda.is_available() else ():
         about = torch.cuda.get_device_properties(name)
@@ -221,10 +221,12 @@ def _processors() -> str:
     return f"{usable} of {there}: this process {' and '.join(reasons)}" if reasons else str(usable)
 
 
-def _kernels() -> str:
+def _kernels(configuration: Configuration) -> str:
     """Describe the CPU decode kernels. They are compiled when a model is loaded, not here."""
     from streamchat.kernels import build
 
+    if configuration.settings.kernels == "torch":
+        return f"PyTorch: kernels = torch ({configuration.origin('kernels')})"
     try:
         compiler, made = build.find_compiler(), build.library_path()
     except build.KernelsUnavailableError as error:

@@ -69,18 +69,11 @@ def run(args: argparse.Namespace) -> int:
     with loading_line() as progress:
         progress("Starting torch")
 
-        from streamchat.models.load import load_model
+        from streamchat.models.load import load_from_settings
 
-        loaded = load_model(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            # policies are compared on the original model unless quantized weights are requested
-            weights=settings.weights if configuration.is_explicit("weights") else "native",
-            kernels=settings.kernels,
-            progress=progress,
-        )
+        # policies are compared on the original model unless quantized weights are requested
+        weights = settings.weights if configuration.is_explicit("weights") else "native"
+        loaded = load_from_settings(settings, progress, weights=weights)
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
     return _score(args, loaded, tokens, policies, [*loaded.notes, *notes], folder)

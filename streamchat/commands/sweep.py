@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         description="Score texts under every combination in worker processes, and recommend a budget and a number of "
         "sinks. Results are saved in --out as they arrive: the same command continues a stopped run.",
     )
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "kernels"))
     grid = parser.add_argument_group("grid (comma-separated lists)")
     grid.add_argument("--models", metavar="LIST", help="model names (default: the value of --model)")
     grid.add_argument(
@@ -111,7 +111,8 @@ def _work(args: argparse.Namespace) -> Work:
     if args.ray and args.workers:
         raise ConfigError("--workers applies to this machine; --ray uses the workers of its cluster; give one of them")
     names = _words(args.models, "--models") if args.models else [settings.model]
-    models = [ModelSpec(name, settings.device, settings.dtype, settings.attention) for name in names]
+    how = (settings.device, settings.dtype, settings.attention, settings.kernels)
+    models = [ModelSpec(name, *how) for name in names]
     kinds = _kinds(args.policies)
     policies = grid(kinds, _numbers(args.cache_sizes, "--cache-sizes"), _numbers(args.sinks, "--sinks"))
     return cells_of(models, policies, read_documents(args.files), args.max_tokens, args.chunk)

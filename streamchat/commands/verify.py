@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
         "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
     )
-    flags.add_setting_flags(parser, ("model", "device", "attention", "num_sink_tokens"))
+    flags.add_setting_flags(parser, ("model", "device", "attention", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
     own.add_argument(
@@ -59,19 +59,13 @@ def run(args: argparse.Namespace) -> int:
     with loading_line() as progress:
         progress("Starting torch")
 
-        from streamchat.models.load import load_model
+        from streamchat.models.load import load_from_settings
         from streamchat.models.quiet import quiet
         from streamchat.verify.report import as_dict, as_text
         from streamchat.verify.run import verify
         from streamchat.verify.text import help_topic_ids
 
-        loaded = load_model(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            progress=progress,
-        )
+        loaded = load_from_settings(settings, progress, weights="native")
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():

@@ -30,18 +30,9 @@ class StartedConversation:
 
 def load_from_settings(configuration: Configuration, progress: Progress) -> LoadedModel:
     """Load the model that the settings name."""
-    from streamchat.models.load import load_model
+    from streamchat.models import load
 
-    settings = configuration.settings
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        attention=settings.attention,
-        weights=settings.weights,
-        kernels=settings.kernels,
-        progress=progress,
-    )
+    return load.load_from_settings(configuration.settings, progress)
 
 
 def assemble(

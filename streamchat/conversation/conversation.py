@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
-from streamchat.base.formatting import plural
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.cache.room import quarter_of_room
 from streamchat.cache.streaming import EvictionOptions
 from streamchat.config.settings import Settings
+from streamchat.conversation.cache_view import cache_view, pinned_tokens
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
-from streamchat.conversation.ends import EndWatch, find_ends
 from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import unpinned_notice
-from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
-from streamchat.conversation.pins import SMALLEST_WINDOW, set_pin
-from streamchat.conversation.reasoning import learn_reasoning
-from streamchat.conversation.reply import ReplyText
+from streamchat.conversation.generation import Cancelled, Generation, TurnOutcome, close_reply, require_room
+from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
+from streamchat.conversation.pins import require_window, set_pin
+from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
-from streamchat.conversation.sampling import Sampler, new_generator
-from streamchat.conversation.segments import segments
+from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
 from streamchat.conversation.template.chat_format import ChatFormat
-from streamchat.conversation.template.reply_shape import learn_shape
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
-
-
-class Cancelled(Exception):
-    """The user stopped the turn during prefill."""
-
-
-@dataclass
-class TurnOutcome:
-    """How a turn ended."""
-
-    turn: int
-    reply: str
-    finish_reason: ev.FinishReason
-    prompt_tokens: int
-    new_tokens: int
-    ttft_s: float | None
-    decode_tps: float | None
-    rolled_back: bool = False
-    message: str = ""
 
 
 class Conversation:
@@ -74,6 +48,7 @@ class Conversation:
         settings: The current settings.
         cache_size: The cache budget in tokens.
         emit: Called with every event, on the caller's thread.
+        sampler: Makes the sampler of each reply.
 
     Raises:
         ConfigError: The system prompt leaves no room for a window.
@@ -88,8 +63,9 @@ class Conversation:
         settings: Settings,
         cache_size: int,
         emit: Callable[[ev.Event], None],
+        sampler: SamplerFactory = Sampler,
     ) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.model, self.tokenizer, self.settings, self.sampler = model, tokenizer, settings, sampler
         self._emit = emit
         self.log = TokenLog()
         self.cache = make_cache(
@@ -112,8 +88,7 @@ class Conversation:
         self._generator = new_generator(settings.seed, self._device)
         self._hook = StreamingHook(model, self.cache)
         self._hook.attach()
-        self.ttft_s: float | None = None
-        self.decode_tps: float | None = None
+        self._speed = Speed()
         self._text: ReplyText | None = None
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
@@ -132,29 +107,21 @@ class Conversation:
     @property
     def pinned_tokens(self) -> int:
         """Tokens of the system block and of pinned turns beyond the sinks."""
-        return self.cache.num_retained - min(self.cache.length, self.cache.num_sink_tokens)
+        return pinned_tokens(self.cache)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds to the first token of the running or latest reply."""
+        return self._speed.ttft_s
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Tokens per second of the running or latest reply."""
+        return self._speed.decode_tps
 
     def state(self) -> ev.CacheState:
         """Return the current state of the cache, read back from its layers."""
-        cache = self.cache
-        length = max(cache.lengths, default=0)
-        sinks = min(length, cache.num_sink_tokens)
-        pinned = self.pinned_tokens
-        first_kept = cache.ledger.index_at(cache.prefix)
-        return ev.CacheState(
-            length=length,
-            cache_size=cache.cache_size,
-            sinks=sinks,
-            pinned=pinned,
-            window=length - sinks - pinned,
-            compressions=cache.compression_count,
-            tokens_evicted=cache.tokens_evicted,
-            tokens_seen=cache.ledger.next_index,
-            kv_bytes=cache.kv_bytes,
-            full_kv_bytes=cache.token_bytes * cache.ledger.next_index,
-            first_visible_turn=self.log.first_turn_from(first_kept) if cache.tokens_evicted else 0,
-            segments=segments(cache.ledger, self.log, sinks=cache.num_sink_tokens, pins=cache.pins),
-        )
+        return cache_view(self.cache, self.log)
 
     # --- operations -------------------------------------------------------------------------------------------
 
@@ -166,28 +133,13 @@ class Conversation:
         """
         encoder = ChatEncoder(self.tokenizer, chat_format)
         block = encoder.system_block()
-        most = self.cache.cache_size - max(len(block), self.cache.num_sink_tokens)
-        if most < SMALLEST_WINDOW:
-            sinks, size = self.cache.num_sink_tokens, self.cache.cache_size
-            least = max(len(block), sinks) + SMALLEST_WINDOW
-            if len(block) > sinks:
-                what = f"the system prompt ({plural(len(block), 'token')}) leaves"
-                cure = "shorten it or set"
-            else:
-                what = f"num_sink_tokens = {sinks} leaves"
-                cure = "lower it or set"
-            raise ConfigError(
-                f"{what} {max(0, most)} of cache_size = {size} for the conversation, and it needs "
-                f"{SMALLEST_WINDOW}; {cure} cache_size to at least {least}"
-            )
+        require_window(self.cache, len(block))
         self.encoder = encoder
-        shape = learn_shape(self.tokenizer, encoder)
-        self._ends = find_ends(self.model, self.tokenizer, shape)
-        self._reasoning = learn_reasoning(self.tokenizer, shape)
+        self._reply_format = learn_reply_format(self.model, self.tokenizer, encoder)
         self.cache.reset()
         self.log.clear()
         self.rollback.clear()
-        self.ttft_s = self.decode_tps = None
+        self._speed = Speed()
         self.system_tokens = len(block)
         if block:
             self._feeder.feed(block)
@@ -243,23 +195,18 @@ class Conversation:
 
     def close_cut_reply(self, ids: Sequence[int]) -> None:
         """Close the newest turn, whose reply was cut off; `ids` are the reply's ids, the last of cache and log."""
-        self._close_reply(self.log.turns[-1], self._read(ids), list(ids), len(self.log) - len(ids))
+        start = len(self.log) - len(ids)
+        close_reply(self._feeder, self.encoder, self.log.turns[-1], self._read(ids), list(ids), start)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Return the text that a reply with these ids shows."""
         return self._read(ids).shown
 
     def _read(self, ids: Sequence[int]) -> ReplyText:
-        text, ends = self._new_text(), EndWatch(self._ends, self.tokenizer)
-        for token in ids:
-            ends.ended_by(token)
-            text.push(token)
-        text.finish()
-        text.cut(ends.length)
-        return text
+        return self._new_text().read(ids)
 
     def _new_text(self) -> ReplyText:
-        return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reasoning)
+        return ReplyText(self.tokenizer, self.encoder.format.stop_strings, self._reply_format)
 
     def run_turn(self, text: str, cancelled: Callable[[], bool], reply: str | None = None) -> TurnOutcome:
         """Prefill `text`, generate a reply, close the turn. Emits events up to, but not including, `TurnFinished`.
@@ -273,30 +220,23 @@ class Conversation:
             TurnError: The turn failed and was rolled back.
         """
         started = time.perf_counter()
-        number = self.log.turns[-1].number + 1 if self.log.turns else 1
-        first = not self.log.turns
-        if self.encoder.format.renew is not None:
-            self.encoder = ChatEncoder(self.tokenizer, self.encoder.format.renew())
-        encoded = self.encoder.encoded(text, first, reply, "." if first else self.log.turns[-1].reply)
-        prompt = encoded.prompt
-        self._refuse_if_full(number, len(prompt) + len(encoded.reply))
-        at = len(self.log)
-        turn = TurnRecord(number, at, at + encoded.message_start, at + encoded.reply_start, text=text)
-        turn.prompt_end, turn.given = at + len(prompt), reply is not None
-        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.ttft_s, self.decode_tps)
+        turn, encoded = self._new_turn(text, reply)
+        number, prompt = turn.number, encoded.prompt
+        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self._speed)
         self.log.turns.append(turn)
         try:
-            self._text = None
+            generation = Generation(
+                self._feeder, self.encoder, turn, self._new_text(), self.settings, self._emit, cancelled, started
+            )
+            self._text = generation.text
             self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
-            self.ttft_s = self.decode_tps = None
-            reserve = quarter_of_room(self.cache.cache_size, self.cache.num_retained, self.settings.max_new_tokens)
-            self.cache.begin_turn(len(prompt), reserve if reply is None else len(encoded.reply))
-            logits = self._prefill(turn, prompt, cancelled)
+            self._speed = generation.speed
+            logits = generation.prefill(prompt, None if reply is None else len(encoded.reply))
             if reply is None:
-                outcome = self._generate_reply(turn, logits, started, len(prompt), cancelled)
+                outcome = generation.generate(logits, self.sampler(self.settings, self._device, self._generator))
             else:
-                outcome = self._feed_reply(turn, reply, encoded)
+                outcome = generation.feed_reply(reply, encoded.reply)
         except BaseException as error:
             self.undo()
             if isinstance(error, Cancelled):
@@ -305,7 +245,8 @@ class Conversation:
                 release_memory(self._device)
                 raise TurnError(
                     f"out of memory in turn {number} ({len(prompt)} tokens); it was rolled back; try a shorter message "
-                    "or a smaller --cache-size"
+                    "or a smaller --cache-size",
+                    "out_of_memory",
                 ) from error
             raise
         if outcome.rolled_back:
@@ -331,122 +272,27 @@ class Conversation:
         result = self.rollback.undo(turn)
         if restore_rng and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
-        self.ttft_s, self.decode_tps = turn.before.ttft_s, turn.before.decode_tps
-        if result.unpinned:
-            self._emit(ev.Notice(unpinned_notice(result.unpinned, self.cache.cache_size)))
-        if result.missing:
-            self._emit(
-                ev.Notice(
-                    f"Out of memory: {result.missing:,} of {result.missing + self.cache.length:,} tokens could not be "
-                    "restored to the cache; use /clear, or resume with a smaller --cache-size"
-                )
-            )
+        self._speed = turn.before.speed
+        for sentence in result.notices(self.cache):
+            self._emit(ev.Notice(sentence))
         return result
-
-    def _refuse_if_full(self, number: int, prompt_tokens: int) -> None:
-        """With `on_full = "stop"`, raise `TurnError` without room for the prompt, one reply token and the close."""
-        size = self.cache.cache_size
-        needed, free = prompt_tokens + 1 + len(self.encoder.close()), size - self.cache.length
-        if self.settings.on_full == "stop" and needed > free:
-            raise TurnError(
-                f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; "
-                "use /clear to start over, or on_full = evict to drop old turns"
-            )
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 
-    def _prefill(self, turn: TurnRecord, prompt: list[int], cancelled: Callable[[], bool]) -> Tensor:
-        def after_chunk(done: int) -> None:
-            if done:
-                self._emit(ev.PrefillProgress(turn.number, done, len(prompt)))
-            if done < len(prompt) and cancelled():
-                raise Cancelled
+    def _new_turn(self, text: str, reply: str | None) -> tuple[TurnRecord, EncodedTurn]:
+        """Encode the next turn; return its record and its ids.
 
-        return self._feeder.feed(prompt, after_chunk)
-
-    def _generate_reply(
-        self, turn: TurnRecord, logits: Tensor, started: float, prompt_tokens: int, cancelled: Callable[[], bool]
-    ) -> TurnOutcome:
-        settings = self.settings
-        sampler = Sampler(settings, self._device, self._generator)
-        text = self._text = self._new_text()
-        ends = EndWatch(self._ends, self.tokenizer)
-        reply_start = len(self.log)
-        ids: list[int] = []
-        reason: ev.FinishReason = "length"
-        first_at = last_at = None
-        limit = settings.max_new_tokens
-        if settings.on_full == "stop":
-            limit = min(limit, self.cache.cache_size - self.cache.length - len(self.encoder.close()))
-        while len(ids) < limit:
-            if cancelled():
-                reason = "cancelled"
-                break
-            if ids:
-                logits = self._feeder.forward(ids[-1:])
-            token = sampler(self._require_finite(logits), self._recent(sampler.window))
-            last_at = time.perf_counter()
-            if first_at is None:
-                first_at = last_at
-                self.ttft_s = first_at - started
-            else:
-                self.decode_tps = len(ids) / (last_at - first_at)
-            if ends.ended_by(token):
-                reason = "stop"
-                break
-            ids.append(token)
-            self._show(turn, text.push(token))
-            if text.stopped:
-                reason = "stop"
-                break
-        self._show(turn, text.finish())
-        text.cut(ends.length)
-        rolled_back = reason == "cancelled" and not text.shown
-        if not rolled_back:
-            self._close_reply(turn, text, ids, reply_start)
-        return TurnOutcome(
-            turn.number, text.shown, reason, prompt_tokens, len(ids), self.ttft_s, self.decode_tps, rolled_back
-        )
-
-    def _close_reply(self, turn: TurnRecord, text: ReplyText, ids: list[int], reply_start: int) -> None:
-        """Cut log and cache to exactly what was shown, and close the message."""
-        kept = text.kept()
-        fed = len(self.log) - reply_start
-        if kept.tokens < fed:
-            self._truncate(reply_start + kept.tokens)
-        before = text.written.removesuffix(kept.rest)
-        self._feeder.feed(ids[fed : kept.tokens] + self.encoder.close(before, kept.rest))
-        turn.end, turn.reply = len(self.log), text.shown
-
-    def _feed_reply(self, turn: TurnRecord, reply: str, encoded: EncodedTurn) -> TurnOutcome:
-        """Feed a given reply."""
-        self._show(turn, reply)
-        if encoded.reply:
-            self._require_finite(self._feeder.feed(encoded.reply))
-        turn.end, turn.reply = len(self.log), reply
-        return TurnOutcome(turn.number, reply, "stop", len(encoded.prompt), 0, None, None)
-
-    def _show(self, turn: TurnRecord, text: str) -> None:
-        if text:
-            self._emit(ev.TextDelta(turn.number, text))
-
-    def _require_finite(self, logits: Tensor) -> Tensor:
-        # the maximum is NaN if any logit is NaN, and infinite if one is +inf
-        if not math.isfinite(float(logits.max())):
-            raise TurnError(
-                "the model produced NaN/inf logits; the turn was rolled back, and --dtype float32 usually helps"
-            )
-        return logits
-
-    def _recent(self, window: int) -> list[int]:
-        control = self.encoder.control_ids
-        return [token for token in self.log.ids[-window:] if token not in control] if window else []
-
-    def _truncate(self, index: int) -> None:
-        """Cut log and cache at log index `index`, where a stop string ended the reply."""
-        if self.cache.croppable:
-            self.cache.crop_from(index)
-            self.log.cut(index)
-        else:
-            self.log.cut(index)
-            self._feeder.rebuild(index)
+        Raises:
+            TurnError: The cache is full.
+        """
+        latest = self.log.turns[-1] if self.log.turns else None
+        number = 1 if latest is None else latest.number + 1
+        if self.encoder.format.renew is not None:
+            self.encoder = ChatEncoder(self.tokenizer, self.encoder.format.renew())
+        encoded = self.encoder.encoded(text, latest is None, reply, "." if latest is None else latest.reply)
+        prompt, at = encoded.prompt, len(self.log)
+        if self.settings.on_full == "stop":
+            require_room(self.cache, self.encoder, number, len(prompt) + len(encoded.reply))
+        turn = TurnRecord(number, at, at + encoded.message_start, at + encoded.reply_start, text=text)
+        turn.prompt_end, turn.given = at + len(prompt), reply is not None
+        return turn, encoded

@@ -59,11 +59,16 @@ class Feeder:
         after_chunk(done)
         return logits
 
-    def rebuild(self, stop: int) -> None:
-        """Crop the cache at log index `stop` by prefilling the cached tokens before it again.
+    def cut(self, stop: int) -> None:
+        """Cut log and cache at log index `stop`.
 
-        For models with a recurrent state, which cannot be cropped. The state then contains cached tokens only.
+        A recurrent state cannot be cropped: the cached tokens before `stop` are prefilled again, and the state then
+        contains cached tokens only.
         """
+        self.log.cut(stop)
+        if self.cache.croppable:
+            self.cache.crop_from(stop)
+            return
         runs = [(first, min(last, stop)) for first, last in self.cache.ledger.runs if first < stop]
         self.prefill_runs(runs, stop)
 

@@ -14,6 +14,16 @@ if TYPE_CHECKING:  # the log itself needs no torch
     from torch import Tensor
 
 
+@dataclass
+class Speed:
+    """Speed of a turn, up to now."""
+
+    ttft_s: float | None = None
+    """From the start of the turn to the first token of the reply; None without one."""
+    decode_tps: float | None = None
+    """Tokens per second after the first one; None with fewer than two."""
+
+
 @dataclass(frozen=True)
 class TurnStart:
     """State before a turn, for undo."""
@@ -21,8 +31,8 @@ class TurnStart:
     cache: CacheMark
     generator: Tensor | None = None
     """State of the random generator."""
-    ttft_s: float | None = None
-    decode_tps: float | None = None
+    speed: Speed = field(default_factory=Speed)
+    """That of the turn before."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import plural
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.log import TokenLog, TurnRecord
@@ -58,3 +59,23 @@ def set_pin(cache: StreamingCache, log: TokenLog, number: int, pinned: bool) -> 
         )
     cache.pin(first, turn.end)
     return tokens
+
+
+def require_window(cache: StreamingCache, system_tokens: int) -> None:
+    """Refuse a system block of `system_tokens` tokens, or sinks, that leave no room for a conversation.
+
+    Raises:
+        ConfigError: They leave fewer than `SMALLEST_WINDOW` tokens of the budget.
+    """
+    sinks, size = cache.num_sink_tokens, cache.cache_size
+    retained = max(system_tokens, sinks)
+    if size - retained >= SMALLEST_WINDOW:
+        return
+    if system_tokens > sinks:
+        what, cure = f"the system prompt ({plural(system_tokens, 'token')}) leaves", "shorten it"
+    else:
+        what, cure = f"num_sink_tokens = {sinks} leaves", "lower it"
+    raise ConfigError(
+        f"{what} {max(0, size - retained)} of cache_size = {size} for the conversation, and it needs "
+        f"{SMALLEST_WINDOW}; {cure} or set cache_size to at least {retained + SMALLEST_WINDOW}"
+    )

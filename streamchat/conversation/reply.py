@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from streamchat.conversation.detokenizer import Detokenizer
-from streamchat.conversation.reasoning import ReasoningFormat, ReplyReader
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.ends import Ends, EndWatch, find_ends
+from streamchat.conversation.reasoning import ReasoningFormat, ReplyReader, learn_reasoning
 from streamchat.conversation.stops import StopMatcher
+from streamchat.conversation.template.reply_shape import learn_shape
+
+
+@dataclass(frozen=True)
+class ReplyFormat:
+    """What ends the replies of a model, and how it marks reasoning."""
+
+    ends: Ends
+    reasoning: ReasoningFormat
+
+
+def learn_reply_format(model: Any, tokenizer: Any, encoder: ChatEncoder) -> ReplyFormat:
+    """Return the format of the replies of `model`, learned from its chat template."""
+    shape = learn_shape(tokenizer, encoder)
+    return ReplyFormat(find_ends(model, tokenizer, shape), learn_reasoning(tokenizer, shape))
 
 
 @dataclass(frozen=True)
@@ -21,14 +39,16 @@ class KeptReply:
 
 
 class ReplyText:
-    """Converts sampled ids to text to show, with `<think>` tags around the reasoning.
+    """Converts sampled ids to text to show, with `<think>` tags around the reasoning, and finds the end of the reply.
 
     White space at the start is not shown, but stays in the ids.
     """
 
-    def __init__(self, tokenizer: Any, stop_strings: tuple[str, ...], reasoning: ReasoningFormat) -> None:
+    def __init__(self, tokenizer: Any, stop_strings: tuple[str, ...], reply_format: ReplyFormat) -> None:
+        reasoning = reply_format.reasoning
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(stop_strings)
+        self._watch = EndWatch(reply_format.ends, tokenizer)
         self._silent = reasoning.silent
         self._reader = None if reasoning.plain else ReplyReader(reasoning)
         self._passed = ""
@@ -48,6 +68,10 @@ class ReplyText:
         """The model's text up to a stop string, with its own tags and white space at the start."""
         return self._passed
 
+    def ended_by(self, token: int) -> bool:
+        """Return whether `token` ends the reply; it is then not part of it. Call before `push`."""
+        return self._watch.ended_by(token)
+
     def push(self, token: int) -> str:
         """Add an id; return more text to show."""
         mark = token in self._silent if self._reader is None else self._reader.is_mark(token)
@@ -59,15 +83,26 @@ class ReplyText:
         return self._show(self._reader.mark(token)) if self._reader is not None else ""
 
     def finish(self) -> str:
-        """Return the text held back as a possible start of a stop string. An unfinished character is dropped."""
-        more = self._pass(self._stops.flush())
-        return more + self._show(self._reader.end()) if self._reader is not None else more
+        """End the reply; return the text held back as a possible start of a stop string.
 
-    def cut(self, tokens: int) -> None:
-        """Cut the reply after `tokens` ids; the ids after them have shown no text. Call after `finish`."""
+        An unfinished character is dropped, and so are ids at the end that belong to no message and have shown no text.
+        """
+        more = self._pass(self._stops.flush())
+        if self._reader is not None:
+            more += self._show(self._reader.end())
+        tokens = self._watch.length
         if tokens < len(self._ends):
             self._passed = self._passed[: self._ends[tokens - 1][0] if tokens else 0]
             del self._ends[tokens:]
+        return more
+
+    def read(self, ids: Iterable[int]) -> ReplyText:
+        """Add the ids of a whole reply, and end it; return the object itself."""
+        for token in ids:
+            self.ended_by(token)
+            self.push(token)
+        self.finish()
+        return self
 
     def kept(self) -> KeptReply:
         """Return the part that stays in the cache, so that it matches the text that was shown. Call after `finish`."""

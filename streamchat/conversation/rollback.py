@@ -15,7 +15,7 @@ from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
-from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of
+from streamchat.conversation.fitting import CacheSelection, fit_to_budget, half_of, unpinned_notice
 from streamchat.conversation.log import TokenLog, TurnRecord, TurnStart
 from streamchat.store.records import CacheMark
 
@@ -36,6 +36,18 @@ class UndoResult:
     """Tokens that could not be cached again for lack of memory."""
     unpinned: tuple[int, ...] = ()
     """Turns whose pins no longer fit."""
+
+    def notices(self, cache: StreamingCache) -> list[str]:
+        """Return sentences for the user about what could not be restored to `cache`."""
+        notices = []
+        if self.unpinned:
+            notices.append(unpinned_notice(self.unpinned, cache.cache_size))
+        if self.missing:
+            notices.append(
+                f"Out of memory: {self.missing:,} of {self.missing + cache.length:,} tokens could not be restored to "
+                "the cache; use /clear, or resume with a smaller --cache-size"
+            )
+        return notices
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ from streamchat.config.settings import Settings
 REPETITION_WINDOW = 64
 FIRST_CANDIDATES = 64
 """Number of candidates to start with; multiplied by 8 while the filters drop none of them."""
+
+
+class TokenSampler(Protocol):
+    """Chooses the next token."""
+
+    @property
+    def window(self) -> int:
+        """Number of recent tokens that it needs; 0 = none."""
+        ...
+
+    def __call__(self, logits: Tensor, recent: Sequence[int]) -> int:
+        """Return the next token id, from logits (vocab_size,) and the ids of recent text without control tokens."""
+        ...
+
+
+SamplerFactory = Callable[[Settings, torch.device, torch.Generator], TokenSampler]
+"""(current settings, device of the logits, random generator shared by all turns) -> the sampler of one reply."""
 
 
 class Sampler:

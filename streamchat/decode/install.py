@@ -20,28 +20,32 @@ from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.spec import model_spec
 from streamchat.decode.static import static_step
-from streamchat.kernels.library import kernels
+from streamchat.kernels.library import Kernels
 
 # Arguments that a step honors or may ignore; a call with any other argument runs the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
-def install(model: Any) -> bool:
+def install(model: Any, kernels: Kernels | None) -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
     hooks on its inner modules do not run on the short path.
+
+    Args:
+        model: A causal LM in eval mode; its `forward` is replaced.
+        kernels: Compiled kernels for a CPU, if they support the whole model; None for PyTorch's.
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
     if spread or device.type not in ("cpu", "cuda"):
         return False
-    return _install_short(model) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
+    return _install_short(model, kernels) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
 
 
-def _install_short(model: Any) -> bool:
-    step = _cpu_step(model)
+def _install_short(model: Any, kernels: Kernels | None) -> bool:
+    step = _cpu_step(model, kernels)
     if step is None:
         return False
 
@@ -58,13 +62,12 @@ def _install_short(model: Any) -> bool:
     return True
 
 
-def _cpu_step(model: Any) -> Step | CompiledStep | None:
-    """Return a step of compiled kernels if they exist and support the whole model, else of PyTorch's."""
+def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None:
+    """Return a step of compiled kernels if there are any and they support the whole model, else of PyTorch's."""
     spec = model_spec(model)
     if spec is None:
         return None
-    compiled = kernels()
-    return CompiledStep(spec, compiled) if compiled is not None and kernels_support(spec) else decode_step(spec)
+    return CompiledStep(spec, kernels) if kernels is not None and kernels_support(spec) else decode_step(spec)
 
 
 def install_captured(model: Any, graphs: Graphs) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from streamchat.decode.spec import BlockSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GELU, SILU, Activation, Attention, Norm, Product, program
-from streamchat.quantization.linear import QuantizedLinear
+from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
 from streamchat.quantization.weights import BITS, QuantizedWeight
 
 ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
@@ -163,25 +163,27 @@ class Program:
     def _product(self, name: str, layers: tuple[Any, ...], x: Tensor) -> Tensor:
         """Append the products of `x` (n, in) with `layers`; returns their outputs, concatenated: (n, sum of out)."""
         out = self._workspace.buffer(name, x.shape[0], sum(layer.out_features for layer in layers))
-        whole = _quantized_together(layers)
+        whole = quantized_together(layers)
         if whole is not None:
-            self._append_product(BITS[whole.kind], whole.data, whole.scales, _bias(layers), x, out)
+            self._append_product(layers, whole, x, out)
             return out
         first = 0
         for layer in layers:
             to = out[:, first : first + layer.out_features]
-            quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
-            if quantized is None:
-                weight = layer.weight.detach().contiguous()
-                self._append_product(8 * weight.element_size(), weight, None, _bias((layer,)), x, to)
-            else:
-                self._append_product(BITS[quantized.kind], quantized.data, quantized.scales, _bias((layer,)), x, to)
+            self._append_product((layer,), layer.quantized if isinstance(layer, QuantizedLinear) else None, x, to)
             first += layer.out_features
         return out
 
     def _append_product(
-        self, bits: int, data: Tensor, scales: Tensor | None, bias: Tensor | None, x: Tensor, out: Tensor
+        self, layers: tuple[Any, ...], quantized: QuantizedWeight | None, x: Tensor, out: Tensor
     ) -> None:
+        """Append one product with the `quantized` weights of all `layers`, or with the own ones of a single layer."""
+        if quantized is None:
+            data, scales = layers[0].weight.detach().contiguous(), None
+            bits = 8 * data.element_size()
+        else:
+            data, scales, bits = quantized.data, quantized.scales, BITS[quantized.kind]
+        bias = joined_bias(layers, torch.float32)
         product = Product(
             data=data.data_ptr(),
             scales=None if scales is None else scales.data_ptr(),
@@ -204,26 +206,8 @@ class Program:
 
 def _scratch_size(model: ModelSpec, kernels: Kernels, tokens: int, threads: int) -> int:
     """Scratch size in floats: maximum over operations."""
-    sizes: list[int] = [tokens * kernels.product_scratch(model.head.in_features)]
+    sizes: list[int] = [tokens * kernels.product_scratch(layer.in_features) for layer in model.linear_layers]
     for block in model.blocks:
         groups = block.num_heads // block.num_kv_heads
         sizes.append(kernels.attention_scratch(block.num_kv_heads, groups, block.head_dim, threads))
-        layers: tuple[Any, ...] = (*block.qkv_proj, block.o_proj, *block.up_proj, block.down_proj)
-        sizes += [tokens * kernels.product_scratch(layer.in_features) for layer in layers]
     return max(sizes)
-
-
-def _quantized_together(layers: tuple[Any, ...]) -> QuantizedWeight | None:
-    """Return the quantized matrix that all of `layers` are parts of, in this order; None if there is none."""
-    if not all(isinstance(layer, QuantizedLinear) for layer in layers):
-        return None
-    whole: QuantizedWeight = layers[0].whole
-    return whole if all(layer.whole is whole for layer in layers) else None
-
-
-def _bias(layers: tuple[Any, ...]) -> Tensor | None:
-    """(sum of out_features,) float32; None if no layer has a bias."""
-    if all(layer.bias is None for layer in layers):
-        return None
-    rows = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float() for layer in layers]
-    return torch.cat(rows)

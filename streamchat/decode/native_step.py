@@ -34,15 +34,8 @@ def kernels_support(model: ModelSpec) -> bool:
         groups, rest = divmod(block.num_heads, block.num_kv_heads)
         if rest or groups > MAX_QUERIES or block.head_dim > MAX_HEAD_DIM:
             return False
-    plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in _layers(model))
+    plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in model.linear_layers)
     return plain and model.dtype in (torch.bfloat16, torch.float32)
-
-
-def _layers(model: ModelSpec) -> list[Any]:
-    layers: list[Any] = [model.head]
-    for block in model.blocks:
-        layers += [*block.qkv_proj, block.o_proj, *block.up_proj, block.down_proj]
-    return layers
 
 
 class CompiledStep:
@@ -54,7 +47,7 @@ class CompiledStep:
 
     def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
         self._model, self._kernels = model, kernels
-        quantized = all(isinstance(layer, QuantizedLinear) for layer in _layers(model))
+        quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
         self.max_tokens = QUANTIZED_TOKENS if quantized else NATIVE_TOKENS
         self._table: Any = model.embedding.weight
         self._empty = [

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.decode.spec import NormSpec
-from streamchat.quantization.linear import QuantizedLinear
+from streamchat.quantization.linear import joined_bias, quantized_together
 from streamchat.quantization.weights import GROUP
 
 Op = Callable[[Tensor], Tensor]
@@ -31,21 +31,15 @@ class Backend:
 
 def projection(*layers: Any) -> Op:
     """(1, in) -> (1, sum of out): outputs of `layers`, concatenated; one product if they were quantized together."""
-    quantized = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
-    whole = quantized[0].whole if quantized else None
-    if whole is None or any(layer.whole is not whole for layer in quantized) or len(quantized) != len(layers):
+    whole = quantized_together(layers)
+    if whole is None:
         return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
     data, scales, multiply = whole.data, whole.scales, whole.multiply
-    half = layers[0].weight.dtype == torch.bfloat16
-    biases = [layer.bias for layer in layers]
-    if any(bias is not None for bias in biases):
-        rows = [
-            torch.zeros(layer.out_features, dtype=layer.weight.dtype) if layer.bias is None else layer.bias
-            for layer in layers
-        ]
-        bias = torch.cat(rows)
+    dtype: torch.dtype = layers[0].weight.dtype
+    bias = joined_bias(layers, dtype)
+    if bias is not None:
         return lambda x: multiply(x) + bias
-    if not half:
+    if dtype != torch.bfloat16 or whole.kernels is not None:
         return multiply
     if whole.kind == "int8":
         return lambda x: torch._weight_int8pack_mm(x, data, scales)

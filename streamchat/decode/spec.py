@@ -59,6 +59,14 @@ class ModelSpec:
     head: nn.Module
     dtype: torch.dtype
 
+    @property
+    def linear_layers(self) -> list[Any]:
+        """All layers that are a product with a weight matrix."""
+        layers: list[Any] = [self.head]
+        for block in self.blocks:
+            layers += [*block.qkv_proj, block.o_proj, *block.up_proj, block.down_proj]
+        return layers
+
 
 def model_spec(model: Any) -> ModelSpec | None:
     """Return the spec of `model` (a causal LM of transformers, in eval mode); None if it is not supported.

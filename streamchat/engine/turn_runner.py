@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, StreamchatError, TurnError, describe_unexpected
+from streamchat.base.errors import ConfigError, StreamchatError, TurnError, TurnFailure, describe_unexpected
 from streamchat.engine.jobs import Job, JobQueue
 from streamchat.engine.model_host import ModelHost
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.sessions.archive import Archive
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.conversation.conversation import TurnOutcome
+    from streamchat.conversation.generation import TurnOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -69,15 +69,16 @@ class TurnRunner:
 
     def _outcome(self, job: Job, text: str, reply: str | None) -> TurnOutcome:
         if job.cancelled.is_set():
-            return self._failed_outcome("cancelled", "")
+            return self._failed_outcome("cancelled")
         try:
             return self._host.active.conversation.run_turn(text, job.cancelled.is_set, reply)
         except TurnError as error:
             _log.warning("turn failed", exc_info=True)
-            return self._failed_outcome("error", str(error))
+            return self._failed_outcome("error", str(error), error.failure)
         except Exception as error:
             _log.exception("turn failed")
-            return self._failed_outcome("error", f"the turn failed and was rolled back: {describe_unexpected(error)}")
+            why = f"the turn failed and was rolled back: {describe_unexpected(error)}"
+            return self._failed_outcome("error", why, "other")
 
     def replace(self, job: Job, text: str | None = None) -> None:
         """Undo the newest turn and reply to `text` instead; None replies to its own message again."""
@@ -86,16 +87,16 @@ class TurnRunner:
                 before = self.undo(replaced=True)
             except ConfigError as error:
                 self._jobs.finish(job)
-                self._finish(text or "", self._failed_outcome("error", str(error)))
+                self._finish(text or "", self._failed_outcome("error", str(error), "other"))
                 return
             text = before if text is None else text
         self.run(job, text or "")
 
-    def _failed_outcome(self, reason: ev.FinishReason, message: str) -> TurnOutcome:
-        from streamchat.conversation.conversation import TurnOutcome
+    def _failed_outcome(self, reason: ev.FinishReason, message: str = "", failure: TurnFailure = "") -> TurnOutcome:
+        from streamchat.conversation.generation import TurnOutcome
 
         number = len(self._host.active.conversation.log.turns) + 1
-        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message)
+        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message, failure=failure)
 
     def _finish(self, text: str, outcome: TurnOutcome) -> None:
         self._status.sample()
@@ -107,6 +108,7 @@ class TurnRunner:
                 text=text,
                 rolled_back=outcome.rolled_back,
                 message=outcome.message,
+                failure=outcome.failure,
             )
         )
 

@@ -31,26 +31,20 @@ class Kernels:
         return self  # copies of a model share the library
 
 
-_allowed = True
-
-
-def allow(choice: str) -> None:
-    """Set the `kernels` setting for this process: `auto` uses compiled kernels if available, `torch` does not."""
-    global _allowed
-    _allowed = choice == "auto"
-
-
-def kernels() -> Kernels | None:
+def load_kernels(setting: str) -> Kernels | None:
     """Return the compiled kernels, compiling them at first use (about 2 s).
 
-    Returns None if there are none; `why_unavailable()` says why.
+    Returns None if there are none; `why_unavailable` says why.
+
+    Args:
+        setting: The `kernels` setting: `auto` uses compiled kernels if available, `torch` does not.
     """
-    return _loaded()[0] if _allowed else None
+    return _loaded()[0] if setting == "auto" else None
 
 
-def why_unavailable() -> str:
-    """Return why there are no compiled kernels; '' if there are."""
-    return _loaded()[1] if _allowed else "kernels = 'torch' was chosen"
+def why_unavailable(setting: str) -> str:
+    """Return why `load_kernels` returns None; '' if it does not."""
+    return _loaded()[1] if setting == "auto" else f"kernels = {setting!r} was chosen"
 
 
 @functools.cache

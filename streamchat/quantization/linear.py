@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,20 @@ class QuantizedConv1D(_QuantizedLayer, Conv1D):
             return out
         rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
         return rows.view(*x.shape[:-1], -1)
+
+
+def quantized_together(layers: Sequence[nn.Module]) -> QuantizedWeight | None:
+    """Return the quantized matrix that all of `layers` are parts of, in this order; None if there is none."""
+    wholes = [layer.whole if isinstance(layer, QuantizedLinear) else None for layer in layers]
+    return wholes[0] if all(whole is wholes[0] for whole in wholes) else None
+
+
+def joined_bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
+    """Return the biases of `layers`, (sum of out_features,) of `dtype`; None if no layer has one."""
+    if all(layer.bias is None for layer in layers):
+        return None
+    rows = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
+    return torch.cat([row.to(dtype) for row in rows])
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedConv1D]:

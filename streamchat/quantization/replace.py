@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from streamchat.kernels.library import Kernels
 from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, quantized_layers
 from streamchat.quantization.weights import TILE_ROWS, Kind, QuantizedWeight, can_quantize, quantize
 
@@ -31,12 +32,14 @@ def groups(model: nn.Module, kind: Kind) -> list[tuple[str, ...]]:
     return result
 
 
-def quantize_group(model: nn.Module, group: tuple[str, ...], kind: Kind) -> QuantizedWeight:
-    """Return the concatenated weights of `group`, quantized. The output layer is int8 even if `kind` is int4."""
+def quantize_group(model: nn.Module, group: tuple[str, ...], kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
+    """Return the concatenated weights of `group`, quantized for these kernels (None: PyTorch's).
+
+    The output layer is int8 even if `kind` is int4.
+    """
     weights = [_weight(model.get_submodule(name)) for name in group]
-    return quantize(
-        torch.cat([weight.detach() for weight in weights if weight is not None]), kind_of(model, group, kind)
-    )
+    whole = torch.cat([weight.detach() for weight in weights if weight is not None])
+    return quantize(whole, kind_of(model, group, kind), kernels)
 
 
 def kind_of(model: Any, group: tuple[str, ...], kind: Kind) -> Kind:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from streamchat.kernels.library import Kernels, kernels
+from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GROUP as GROUP
 from streamchat.kernels.operations import TILE, Product, program
 
@@ -37,7 +37,7 @@ class QuantizedWeight:
     scales: Tensor
     """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
 
-    kernels: Kernels | None = field(default_factory=kernels, repr=False, compare=False)
+    kernels: Kernels | None = field(repr=False, compare=False)
     """The compiled kernels that multiply; None for PyTorch's. Tiled weights need them."""
 
     @property
@@ -92,12 +92,13 @@ class QuantizedWeight:
         For int4, `first` must be a multiple of `TILE_ROWS`, and `stop` too unless it is the end.
         """
         if self.kind == "int8":
-            return QuantizedWeight("int8", self.data[first:stop], self.scales[first:stop])
+            return QuantizedWeight("int8", self.data[first:stop], self.scales[first:stop], self.kernels)
         if self.tiled:
-            return QuantizedWeight("int4", self.data[first // TILE : stop // TILE], self.scales)
+            return QuantizedWeight("int4", self.data[first // TILE : stop // TILE], self.scales, self.kernels)
         assert first % TILE_ROWS == 0
         assert stop % TILE_ROWS == 0 or stop == self.rows
-        return QuantizedWeight("int4", self.data[first:stop], self.scales[:, first:stop].contiguous())
+        scales = self.scales[:, first:stop].contiguous()
+        return QuantizedWeight("int4", self.data[first:stop], scales, self.kernels)
 
 
 def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
@@ -105,8 +106,8 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
     return columns % GROUP == 0 and (kind == "int8" or rows % TILE == 0)
 
 
-def quantize(weight: Tensor, kind: Kind) -> QuantizedWeight:
-    """Quantize a (rows, columns) matrix of any float dtype on the CPU.
+def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
+    """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
 
     int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1) exactly, even after
     rounding to bfloat16: the smallest and largest weight of a group have codes 0 and 15.
@@ -118,23 +119,23 @@ def quantize(weight: Tensor, kind: Kind) -> QuantizedWeight:
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
     weight = weight.float().contiguous()
-    return _int8(weight) if kind == "int8" else _int4(weight)
+    return _int8(weight, kernels) if kind == "int8" else _int4(weight, kernels)
 
 
-def _int8(weight: Tensor) -> QuantizedWeight:
+def _int8(weight: Tensor, kernels: Kernels | None) -> QuantizedWeight:
     scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
     # clamp: if the scale was rounded down, the largest weight exceeds 127 scales
     codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
-    return QuantizedWeight("int8", codes.to(torch.int8), scales)
+    return QuantizedWeight("int8", codes.to(torch.int8), scales, kernels)
 
 
-def _int4(weight: Tensor) -> QuantizedWeight:
+def _int4(weight: Tensor, kernels: Kernels | None) -> QuantizedWeight:
     rows, columns = weight.shape
     codes, scales = int4_codes(weight)
-    if kernels() is not None:
-        return QuantizedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16))
+    if kernels is not None:
+        return QuantizedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16), kernels)
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
-    return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous())
+    return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous(), kernels)
 
 
 def _tiles(codes: Tensor, scales: Tensor) -> Tensor:

@@ -164,9 +164,8 @@ class Inspector:
         self._process_turns += 1
         stats = event.stats
         if event.finish_reason == "error":
-            finite = "NaN/inf logits" not in event.message
             self._check("turns", False, event.message)
-            self._check("logits-finite", finite, event.message)
+            self._check("logits-finite", event.failure != "not_finite", event.message)
         else:
             self._check("turns", True)
             self._check("logits-finite", True)

@@ -138,9 +138,9 @@ def test_refused_turns_are_counted_at_the_end_of_a_replay() -> None:
     assert why(3) == "all turns replayed; 3 turns were refused"
 
 
-def test_too_many_sinks_do_not_blame_a_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_sinks_do_not_blame_a_system_prompt() -> None:
     with pytest.raises(ConfigError) as error:
-        make_chat(monkeypatch, cache_size=16, num_sink_tokens=15)
+        make_chat(cache_size=16, num_sink_tokens=15)
     assert str(error.value).startswith("num_sink_tokens = 15 leaves 1 of cache_size = 16 for the conversation")
     assert "system prompt" not in str(error.value)
 

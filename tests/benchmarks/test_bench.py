@@ -129,7 +129,7 @@ def test_others_have_the_model_s_own_weights() -> None:
     for packed in (False, True):
         if packed:
             names = groups(model, "int8")
-            replace(model, {group: quantize_group(model, group, "int8") for group in names})
+            replace(model, {group: quantize_group(model, group, "int8", None) for group in names})
         for method in plain:
             method.start()
             token = method.prefill(IDS[:20])

@@ -14,7 +14,7 @@ from streamchat.benchmarks import decode
 from streamchat.benchmarks.decode import compare_ends, full_stream, measure_step
 from streamchat.benchmarks.decode_profile import compiled_step, measure_parts, profile_token
 from streamchat.cli import main as cli
-from streamchat.kernels.library import kernels, why_unavailable
+from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.models.load import LoadedModel, load_model
 from tests.support.models_help import save, tiny_llama
 
@@ -61,7 +61,7 @@ def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
     assert min(times) > 0
 
 
-@pytest.mark.skipif(kernels() is None, reason=why_unavailable())
+@pytest.mark.skipif(load_kernels("auto") is None, reason=why_unavailable("auto"))
 def test_the_parts_of_a_token_are_timed_by_kind(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="bfloat16", weights="int8")
     stream = full_stream(loaded, cache_size=32)

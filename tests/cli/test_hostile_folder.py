@@ -19,7 +19,7 @@ import pytest
 import streamchat
 from streamchat.base import child_processes, search_path
 from streamchat.kernels import build
-from streamchat.kernels.library import kernels
+from streamchat.kernels.library import load_kernels
 from streamchat.kernels.sealed import open_sealed
 from streamchat.models.bundled import default
 from tests.support.models_help import save, tiny_llama
@@ -138,7 +138,7 @@ def test_commands_run_nothing_of_it(hostile: Path, model: list[str], tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(kernels() is None, reason="needs a compiler")
+@pytest.mark.skipif(load_kernels("auto") is None, reason="needs a compiler")
 def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
     hostile: Path, model: list[str], tmp_path: Path
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_first_start_compiles_and_checks_kernels_and_runs_nothing_of_it(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(kernels() is None, reason="needs a compiler")
+@pytest.mark.skipif(load_kernels("auto") is None, reason="needs a compiler")
 def test_a_check_whose_python_is_planted_is_not_passed(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the folder looked in, the planted module would end the check without an error."""
     monkeypatch.setattr(child_processes, "python", lambda *arguments: [sys.executable, *arguments])
@@ -221,7 +221,9 @@ def test_a_local_ray_cluster_runs_nothing_of_it(hostile: Path, model: list[str],
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None or kernels() is None, reason="needs strace and a compiler")
+@pytest.mark.skipif(
+    shutil.which("strace") is None or load_kernels("auto") is None, reason="needs strace and a compiler"
+)
 def test_no_file_of_it_is_opened(hostile: Path, model: list[str], tmp_path: Path) -> None:
     """As the system sees it, the compiler, linker and loader included."""
     (tmp_path / "script.txt").write_text("hello\n")

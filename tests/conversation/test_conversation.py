@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
+from streamchat.conversation.conversation import Conversation
 from tests.support import toy_tokenizer as toy
 from tests.support.scripted_model import make_chat
 from tests.support.toy_tokenizer import CHATML, THINKING
@@ -30,10 +33,8 @@ def rendered(chat: Any, turns: list[tuple[str, str]]) -> list[int]:
     return ids
 
 
-def test_the_cache_holds_the_rendered_conversation_and_turns_feed_only_their_own_tokens(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    chat = make_chat(monkeypatch)
+def test_the_cache_holds_the_rendered_conversation_and_turns_feed_only_their_own_tokens() -> None:
+    chat = make_chat()
     turns = [("What is the capital?", "Paris."), ("And then?", f"The sea {EMOJI}."), ("Thanks", "Welcome")]
     for i, (question, answer) in enumerate(turns):
         before = len(chat.conversation.log)
@@ -49,8 +50,8 @@ def test_the_cache_holds_the_rendered_conversation_and_turns_feed_only_their_own
     assert "".join(event.text for event in chat.of(ev.TextDelta)) == "".join(answer for _, answer in turns)
 
 
-def test_a_template_that_drops_thinking_from_history_is_never_rendered_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=THINKING)
+def test_a_template_that_drops_thinking_from_history_is_never_rendered_again() -> None:
+    chat = make_chat(template=THINKING)
     chat.say("one", "first")
     chat.say("two", "second")
     assert chat.cached_text == (
@@ -60,8 +61,8 @@ def test_a_template_that_drops_thinking_from_history_is_never_rendered_again(mon
 
 
 @pytest.mark.parametrize("name", ["CHATML", "INSIDE", "OPEN_REASONING", "CHANNELS", "HEADINGS", "LINES"])
-def test_replies_that_are_given_stand_where_the_template_puts_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    chat = make_chat(monkeypatch, template=getattr(toy, name))
+def test_replies_that_are_given_stand_where_the_template_puts_them(name: str) -> None:
+    chat = make_chat(template=getattr(toy, name))
     messages = []
     for question, answer in [("Name a color.", "Blue."), ("Another.", " Red.\n"), ("Thanks", "<b>You're</b> welcome")]:
         chat.conversation.run_turn(question, lambda: False, reply=answer)
@@ -74,8 +75,8 @@ def test_replies_that_are_given_stand_where_the_template_puts_them(monkeypatch: 
     assert chat.conversation.log.turns[-1].reply == "<b>You're</b> welcome"
 
 
-def test_each_turn_has_the_time_it_began_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=toy.CLOCK)
+def test_each_turn_has_the_time_it_began_at() -> None:
+    chat = make_chat(template=toy.CLOCK)
     begun = datetime.now()
     chat.say("one", "first")
     between = datetime.now()
@@ -85,8 +86,8 @@ def test_each_turn_has_the_time_it_began_at(monkeypatch: pytest.MonkeyPatch) -> 
     assert f"{begun:%H:%M:%S.%f}" < times[0] < f"{between:%H:%M:%S.%f}" < times[1]
 
 
-def test_whole_turns_leave_between_turns_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=200, max_new_tokens=20, system_prompt="Finish every answer with PLUM.")
+def test_whole_turns_leave_between_turns_oldest_first() -> None:
+    chat = make_chat(cache_size=200, max_new_tokens=20, system_prompt="Finish every answer with PLUM.")
     head = chat.conversation.cache.prefix
     for i in range(12):
         chat.say(f"question number {i}", f"answer {i}")
@@ -114,7 +115,7 @@ def test_whole_turns_leave_between_turns_oldest_first(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("factor", [1, 3])
 def test_no_layer_is_ever_over_budget(monkeypatch: pytest.MonkeyPatch, family: str, factor: int) -> None:
     """A prompt and a reply each larger than the cache, watched inside every forward."""
-    chat = make_chat(monkeypatch, cache_size=64, family=family, max_new_tokens=1000)
+    chat = make_chat(cache_size=64, family=family, max_new_tokens=1000)
     cache = chat.conversation.cache
     seen: list[int] = []
     update = cache.update
@@ -135,8 +136,8 @@ def test_no_layer_is_ever_over_budget(monkeypatch: pytest.MonkeyPatch, family: s
     assert triggers >= {"prefill", "decode"}
 
 
-def test_token_level_cuts_begin_at_whole_characters_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=64)
+def test_token_level_cuts_begin_at_whole_characters_and_messages() -> None:
+    chat = make_chat(cache_size=64)
     prefix = chat.conversation.cache.prefix
     checked = 0
 
@@ -156,8 +157,8 @@ def test_token_level_cuts_begin_at_whole_characters_and_messages(monkeypatch: py
 
 
 @pytest.mark.parametrize("evict", ["turns", "tokens"])
-def test_the_paper_s_rolling_window_is_a_choice(monkeypatch: pytest.MonkeyPatch, evict: str) -> None:
-    chat = make_chat(monkeypatch, cache_size=128, evict=evict, max_new_tokens=10)
+def test_the_paper_s_rolling_window_is_a_choice(evict: str) -> None:
+    chat = make_chat(cache_size=128, evict=evict, max_new_tokens=10)
     for i in range(8):
         chat.say(f"question {i}", f"answer {i}")
         chat.check()
@@ -174,8 +175,8 @@ def state_of(chat: Any) -> tuple[Any, ...]:
     return chat.cached, len(chat.conversation.log), cache.turn_starts[:], cache.next_position, keys
 
 
-def test_a_stop_while_reading_takes_the_turn_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=1024)
+def test_a_stop_while_reading_takes_the_turn_back() -> None:
+    chat = make_chat(cache_size=1024)
     chat.say("first", "reply")
     before = state_of(chat)
     calls = iter([False, True])
@@ -190,11 +191,9 @@ def test_a_stop_while_reading_takes_the_turn_back(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_stop_in_a_reply_keeps_what_was_shown_and_closes_the_turn(
-    monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_a_stop_in_a_reply_keeps_what_was_shown_and_closes_the_turn(after: int) -> None:
     """At any token, also in the middle of a character: cache, transcript and screen say the same."""
-    chat = make_chat(monkeypatch)
+    chat = make_chat()
     count = 0
 
     def cancelled() -> bool:
@@ -213,9 +212,9 @@ def test_a_stop_in_a_reply_keeps_what_was_shown_and_closes_the_turn(
     assert chat.cached == rendered(chat, [("hi", shown), ("and", "more")])
 
 
-def test_a_reply_ends_at_its_limit_without_a_broken_character(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_ends_at_its_limit_without_a_broken_character() -> None:
     for limit in range(1, 9):
-        chat = make_chat(monkeypatch, max_new_tokens=limit)
+        chat = make_chat(max_new_tokens=limit)
         outcome = chat.say("hi", f"a{EMOJI}b")
         assert outcome.finish_reason == "length"
         assert outcome.new_tokens == limit
@@ -224,9 +223,9 @@ def test_a_reply_ends_at_its_limit_without_a_broken_character(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("end", [0, 1, 2])
-def test_every_end_token_ends_the_reply(monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+def test_every_end_token_ends_the_reply(end: int) -> None:
     """The listed ones, and the one that would open the next message."""
-    chat = make_chat(monkeypatch)
+    chat = make_chat()
     chat.conversation.model.generation_config.eos_token_id = [0, 2]
     chat.conversation.start_over(chat.conversation.encoder.format)
     ids = chat.tokenizer("fine", add_special_tokens=False)["input_ids"]
@@ -235,8 +234,8 @@ def test_every_end_token_ends_the_reply(monkeypatch: pytest.MonkeyPatch, end: in
     assert chat.cached == rendered(chat, [("hi", "fine")])
 
 
-def test_a_stop_string_inside_a_token_leaves_neither_screen_nor_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=None, max_new_tokens=50)
+def test_a_stop_string_inside_a_token_leaves_neither_screen_nor_cache() -> None:
+    chat = make_chat(template=None, max_new_tokens=50)
     outcome = chat.say("Hi", " I am fine.\nUser: and you?")
     assert outcome.reply == "I am fine."
     assert outcome.finish_reason == "stop"
@@ -246,10 +245,10 @@ def test_a_stop_string_inside_a_token_leaves_neither_screen_nor_cache(monkeypatc
     assert chat.cached_text == "User: Hi\nAssistant: I am fine.\nUser: Good\nAssistant: Yes\n"
 
 
-def test_text_before_a_stop_string_in_the_same_token_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_before_a_stop_string_in_the_same_token_stays() -> None:
     from dataclasses import replace
 
-    chat = make_chat(monkeypatch)
+    chat = make_chat()
     chat.conversation.start_over(replace(chat.conversation.encoder.format, stop_strings=("ris",)))
     ids = chat.tokenizer("The capital of France is Paris", add_special_tokens=False)["input_ids"]
     assert len(ids) < 12  # 'Paris' or its parts are tokens of the toy tokenizer
@@ -266,7 +265,7 @@ def test_text_before_a_stop_string_in_the_same_token_stays(monkeypatch: pytest.M
 def test_running_out_of_memory_takes_the_turn_back_and_the_chat_goes_on(
     monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    chat = make_chat(monkeypatch)
+    chat = make_chat()
     chat.say("first", "reply")
     before = state_of(chat)
     broken = chat.conversation.model.model.layers[layer].mlp
@@ -284,20 +283,55 @@ def test_running_out_of_memory_takes_the_turn_back_and_the_chat_goes_on(
     assert chat.cached == rendered(chat, [("first", "reply"), ("second", "works")])
 
 
-def test_output_that_is_not_a_number_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch)
+def test_output_that_is_not_a_number_is_said() -> None:
+    chat = make_chat()
     chat.conversation.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(TurnError, match="NaN/inf logits"):
         chat.say("hi", "x")
     chat.check()
 
 
-def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_is_an_argument_and_sees_recent_text_without_control_tokens() -> None:
+    chat = make_chat()
+    chat.say("hi", "hello")
+    seen: list[Any] = []
+
+    class Watching:
+        window = 6
+
+        def __init__(self, *given: Any) -> None:
+            seen.append(given)
+
+        def __call__(self, logits: Tensor, recent: Sequence[int]) -> int:
+            seen.append(list(recent))
+            return int(chat.tokenizer.eos_token_id)
+
+    conversation = chat.conversation
+    conversation.close()  # one hook per model
+    again = Conversation(
+        conversation.model,
+        chat.tokenizer,
+        conversation.cache.fit,
+        conversation.encoder.format,
+        conversation.settings,
+        64,
+        chat.events.append,
+        Watching,
+    )
+    again.run_turn("ab", lambda: False)
+    assert seen[0] == (again.settings, torch.device("cpu"), again._generator)
+    text = chat.tokenizer.decode(seen[1])
+    assert 0 < len(seen[1]) < 6
+    assert "<|im_" not in text
+    assert again.log.ids[-6:].count(chat.tokenizer.eos_token_id) == 1
+
+
+def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers() -> None:
     with pytest.raises(
         ConfigError, match=r"the system prompt \(\d\d+ tokens\) leaves 0 of cache_size = 64.*at least \d+"
     ):
-        make_chat(monkeypatch, cache_size=64, system_prompt="very long instructions " * 10)
-    chat = make_chat(monkeypatch, cache_size=64)
+        make_chat(cache_size=64, system_prompt="very long instructions " * 10)
+    chat = make_chat(cache_size=64)
     chat.say("hi", "x")
     before = chat.cached
     from streamchat.conversation.template.format import choose_format
@@ -307,8 +341,8 @@ def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers(monk
     assert chat.cached == before
 
 
-def test_starting_over_forgets_everything_but_the_system_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=CHATML)
+def test_starting_over_forgets_everything_but_the_system_prompt() -> None:
+    chat = make_chat(template=CHATML)
     fresh = chat.cached
     chat.say("hi", "x")
     chat.conversation.start_over(chat.conversation.encoder.format)
@@ -317,16 +351,16 @@ def test_starting_over_forgets_everything_but_the_system_prompt(monkeypatch: pyt
     chat.check()
 
 
-def test_the_hook_is_removed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch)
+def test_the_hook_is_removed_at_the_end() -> None:
+    chat = make_chat()
     hooks = chat.conversation.model._forward_pre_hooks
     assert len(hooks) == 2  # the test's own and ours
     chat.conversation.close()
     assert len(hooks) == 1
 
 
-def test_a_chat_that_must_not_forget_stops_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=80, on_full="stop", max_new_tokens=60)
+def test_a_chat_that_must_not_forget_stops_with_both_numbers() -> None:
+    chat = make_chat(cache_size=80, on_full="stop", max_new_tokens=60)
     outcomes, refusal = [], ""
     while not refusal:
         try:

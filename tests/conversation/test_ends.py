@@ -41,9 +41,9 @@ ANALYSIS = "<|channel|>analysis<|message|>They greet me.<|end|>"
 FINAL = "<|start|>assistant<|channel|>final<|message|>Good day."
 
 
-def channels(monkeypatch: pytest.MonkeyPatch, template: str = CHANNELS, **more: Any) -> Chat:
+def channels(template: str = CHANNELS, **more: Any) -> Chat:
     """A chat on a model that writes channels."""
-    return make_chat(monkeypatch, template=template, control=MARKS, **({"eos": "<|return|>"} | more))
+    return make_chat(template=template, control=MARKS, **({"eos": "<|return|>"} | more))
 
 
 def ids(chat: Chat, text: str) -> list[int]:
@@ -59,10 +59,8 @@ def said(chat: Chat) -> str:
 
 @pytest.mark.parametrize("template", [CHANNELS, FINAL_ONLY])
 @pytest.mark.parametrize("eos", ["<|return|>", ("<|return|>", "<|end|>", "<|call|>")])
-def test_a_reply_of_several_messages_goes_on_to_its_answer(
-    monkeypatch: pytest.MonkeyPatch, template: str, eos: str | tuple[str, ...]
-) -> None:
-    chat = channels(monkeypatch, template, eos=eos)
+def test_a_reply_of_several_messages_goes_on_to_its_answer(template: str, eos: str | tuple[str, ...]) -> None:
+    chat = channels(template, eos=eos)
     outcome = chat.say("Hello", ids(chat, f"{ANALYSIS}{FINAL}<|return|>"))
     assert not chat.script  # all of it was sampled
     assert (outcome.reply, outcome.finish_reason) == ("<think>\nThey greet me.\n</think>\n\nGood day.", "stop")
@@ -77,10 +75,8 @@ def test_a_reply_of_several_messages_goes_on_to_its_answer(
 
 @pytest.mark.parametrize("template", [CHANNELS, FINAL_ONLY])
 @pytest.mark.parametrize("role", ["user", "developer", "tool to=assistant"])
-def test_a_message_of_somebody_else_ends_the_reply_before_it(
-    monkeypatch: pytest.MonkeyPatch, template: str, role: str
-) -> None:
-    chat = channels(monkeypatch, template)
+def test_a_message_of_somebody_else_ends_the_reply_before_it(template: str, role: str) -> None:
+    chat = channels(template)
     outcome = chat.say("Hello", ids(chat, f"{ANALYSIS}{FINAL}<|end|><|start|>{role}<|message|>And you?<|return|>"))
     assert chat.script  # it did not go on
     assert (outcome.reply, outcome.finish_reason) == ("<think>\nThey greet me.\n</think>\n\nGood day.", "stop")
@@ -89,8 +85,8 @@ def test_a_message_of_somebody_else_ends_the_reply_before_it(
 
 
 @pytest.mark.parametrize("family", ["llama", "falcon_h1"])
-def test_the_reply_is_cut_back_where_the_cache_cannot_be(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    chat = channels(monkeypatch, family=family)
+def test_the_reply_is_cut_back_where_the_cache_cannot_be(family: str) -> None:
+    chat = channels(family=family)
     chat.say("Hello", ids(chat, f"{ANALYSIS}{FINAL}<|end|><|start|>user"))
     assert said(chat).removesuffix("<|end|>").endswith(FINAL)
     assert len(chat.conversation.log) == chat.conversation.cache.ledger.next_index
@@ -123,10 +119,8 @@ def test_the_reply_is_cut_back_where_the_cache_cannot_be(monkeypatch: pytest.Mon
         ("<|channel|>final<|message|>A <|message> sign, <|end|", ("", "A <|message> sign, <|end|")),
     ],
 )  # fmt: skip
-def test_channels_are_split_however_the_reply_ends(
-    monkeypatch: pytest.MonkeyPatch, written: str, shown: tuple[str, str]
-) -> None:
-    chat = channels(monkeypatch)
+def test_channels_are_split_however_the_reply_ends(written: str, shown: tuple[str, str]) -> None:
+    chat = channels()
     script = ids(chat, written)
     outcome = chat.say("Hello", [*script, *ids(chat, "<|return|>")])
     assert split(outcome.reply) == shown
@@ -139,8 +133,8 @@ def test_channels_are_split_however_the_reply_ends(
     chat.check()
 
 
-def test_stopped_and_cut_off_reasoning_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = channels(monkeypatch, max_new_tokens=12)
+def test_stopped_and_cut_off_reasoning_is_no_answer() -> None:
+    chat = channels(max_new_tokens=12)
     script = ids(chat, ANALYSIS + FINAL)
     outcome = chat.say("Hello", script)
     assert outcome.finish_reason == "length"
@@ -157,8 +151,8 @@ def test_stopped_and_cut_off_reasoning_is_no_answer(monkeypatch: pytest.MonkeyPa
     chat.check()
 
 
-def test_the_user_s_mark_ends_a_reply_whose_reasoning_has_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=ROLES, eos="<|endoftext|>")
+def test_the_user_s_mark_ends_a_reply_whose_reasoning_has_a_role() -> None:
+    chat = make_chat(template=ROLES, eos="<|endoftext|>")
     text = "thinker\nWell.<|im_end|>\n<|im_start|>assistant\nGood day."
     outcome = chat.say("Hello", ids(chat, f"{text}<|im_end|>\n<|im_start|>user\nAnd you?"))
     assert chat.script
@@ -170,49 +164,47 @@ def test_the_user_s_mark_ends_a_reply_whose_reasoning_has_a_role(monkeypatch: py
 
 @pytest.mark.parametrize("template", [CHATML, NO_SYSTEM])
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
-def test_in_a_reply_of_one_message_the_marks_of_messages_end_it(
-    monkeypatch: pytest.MonkeyPatch, template: str, end: str
-) -> None:
+def test_in_a_reply_of_one_message_the_marks_of_messages_end_it(template: str, end: str) -> None:
     """A model that does not list its closing token, or skips it, does not write the user's part."""
-    chat = make_chat(monkeypatch, template=template, eos="<|endoftext|>")
+    chat = make_chat(template=template, eos="<|endoftext|>")
     outcome = chat.say("Hello", ids(chat, f"Good day.{end}user\nAnd you?"))
     assert (outcome.reply, outcome.finish_reason) == ("Good day.", "stop")
     assert said(chat).endswith("Good day.<|im_end|>\n")
 
 
-def test_every_listed_end_token_ends_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_listed_end_token_ends_a_reply() -> None:
     for end in ("<|return|>", "<|call|>"):
-        chat = channels(monkeypatch, eos=("<|return|>", "<|call|>"))
+        chat = channels(eos=("<|return|>", "<|call|>"))
         assert chat.say("Hello", ids(chat, f"{FINAL[len('<|start|>assistant') :]}{end}more")).reply == "Good day."
 
 
-def test_a_template_that_writes_the_newest_message_otherwise_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_writes_the_newest_message_otherwise_hides_no_end() -> None:
     """What stands in a past message and not in the newest one is no part of the reply."""
     template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
         "{% if loop.last and m['role'] == 'user' %} (newest){% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    chat = make_chat(monkeypatch, template=template, eos=("<|endoftext|>", "<|im_end|>"))
+    chat = make_chat(template=template, eos=("<|endoftext|>", "<|im_end|>"))
     assert chat.say("Hello", ids(chat, "Good day.<|im_end|>\n<|im_start|>user")).reply == "Good day."
     assert chat.say("Hello", ids(chat, "Good day.<|im_start|>user")).reply == "Good day."
 
 
-def test_a_closing_text_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closing_text_ends_nothing() -> None:
     """A template may close messages with blank lines, which a reply has as well."""
     template = (
         "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}### assistant:\n{% endif %}"
     )
-    chat = make_chat(monkeypatch, template=template, eos="<|endoftext|>")
+    chat = make_chat(template=template, eos="<|endoftext|>")
     outcome = chat.say("Hello", ids(chat, "One.\n\nTwo.<|endoftext|>"))
     assert outcome.reply == "One.\n\nTwo."
 
 
-def test_a_user_mark_behind_white_space_ends_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_mark_behind_white_space_ends_a_reply() -> None:
     template = (
         "{% for m in messages %}\n<|{{ m['role'] }}|>\n{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}\n<|assistant|>\n{% endif %}"
     )
-    chat = make_chat(monkeypatch, template=template, control=("<|user|>", "<|assistant|>"), eos="<|endoftext|>")
+    chat = make_chat(template=template, control=("<|user|>", "<|assistant|>"), eos="<|endoftext|>")
     assert chat.say("Hello", ids(chat, "Good day.\n<|user|>\nAnd you?")).reply.rstrip() == "Good day."

@@ -58,21 +58,19 @@ def reply(chat: Chat, text: str) -> str:
 )  # fmt: skip
 @pytest.mark.parametrize("added", [(), ("<think>", "</think>")])
 @pytest.mark.parametrize("key", ["", "reasoning_content"])
-def test_the_prompt_opens_the_reasoning(
-    monkeypatch: pytest.MonkeyPatch, written: str, shown: tuple[str, str], added: tuple[str, ...], key: str
-) -> None:
+def test_the_prompt_opens_the_reasoning(written: str, shown: tuple[str, str], added: tuple[str, ...], key: str) -> None:
     opening = "<think>\n" if key else ""
-    chat = make_chat(monkeypatch, template=template(opening, "\n</think>\n\n", prompt="<think>\n"), added=added)
+    chat = make_chat(template=template(opening, "\n</think>\n\n", prompt="<think>\n"), added=added)
     assert split(reply(chat, written)) == shown
 
 
-def test_a_block_that_the_prompt_opens_and_closes_leaves_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=THINKING)
+def test_a_block_that_the_prompt_opens_and_closes_leaves_the_answer() -> None:
+    chat = make_chat(template=THINKING)
     assert reply(chat, "Good day.") == "Good day."
 
 
-def test_a_reply_in_an_open_block_is_saved_with_its_tags(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=template(prompt="<think>\n"))
+def test_a_reply_in_an_open_block_is_saved_with_its_tags() -> None:
+    chat = make_chat(template=template(prompt="<think>\n"))
     assert reply(chat, "Well.\n</think>\n\nGood day.") == "<think>\nWell.\n</think>\n\nGood day."
     assert chat.conversation.log.turns[-1].reply == "<think>\nWell.\n</think>\n\nGood day."
 
@@ -94,54 +92,52 @@ TAGS = [
 @pytest.mark.parametrize("kind", ["special", "added", "text"])
 @pytest.mark.parametrize("opened", [False, True])
 def test_what_the_template_writes_around_reasoning_is_recognized(
-    monkeypatch: pytest.MonkeyPatch, tags: tuple[str, str], kind: str, opened: bool
+    tags: tuple[str, str], kind: str, opened: bool
 ) -> None:
     tokens: dict[str, Any] = {"special": {"control": tags}, "added": {"added": tags}, "text": {}}[kind]
     prompt = tags[0] if opened else ""
-    chat = make_chat(monkeypatch, template=template(*tags, prompt=prompt), **tokens)
+    chat = make_chat(template=template(*tags, prompt=prompt), **tokens)
     before = "" if opened else tags[0]
     assert split(reply(chat, f"{before}Well, a < b.{tags[1]}Good day.")) == ("Well, a < b.", "Good day.")
 
 
 @pytest.mark.parametrize("key", ["thinking", "reasoning"])
-def test_templates_look_for_reasoning_under_several_names(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_templates_look_for_reasoning_under_several_names(key: str) -> None:
     tags = TAGS[-1]
-    chat = make_chat(monkeypatch, template=template(*tags, key=key), control=tags)
+    chat = make_chat(template=template(*tags, key=key), control=tags)
     assert split(reply(chat, f"{tags[0]}Well.{tags[1]}Good day.")) == ("Well.", "Good day.")
 
 
 @pytest.mark.parametrize("tags", TAGS[:-1])
 @pytest.mark.parametrize("kind", ["control", "added"])
-def test_known_tags_of_a_vocabulary_are_recognized(
-    monkeypatch: pytest.MonkeyPatch, tags: tuple[str, str], kind: str
-) -> None:
+def test_known_tags_of_a_vocabulary_are_recognized(tags: tuple[str, str], kind: str) -> None:
     vocabulary: dict[str, Any] = {kind: tags}
-    chat = make_chat(monkeypatch, template=CHATML, **vocabulary)
+    chat = make_chat(template=CHATML, **vocabulary)
     assert split(reply(chat, f"{tags[0]}Well.{tags[1]}\n\nGood day.")) == ("Well.", "Good day.")
 
 
-def test_a_named_channel_in_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=CHATML, control=("<|channel>", "<channel|>"))
+def test_a_named_channel_in_special_tokens() -> None:
+    chat = make_chat(template=CHATML, control=("<|channel>", "<channel|>"))
     assert split(reply(chat, "<|channel>thought\nWell.<channel|>Good day.")) == ("Well.", "Good day.")
 
 
-def test_special_tokens_are_recognized_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=CHATML, control=("<think>", "</think>"))
+def test_special_tokens_are_recognized_anywhere() -> None:
+    chat = make_chat(template=CHATML, control=("<think>", "</think>"))
     assert split(reply(chat, "<think>One.</think><think>Two.</think>Good <think>three</think>day.")) == (
         "One.\n\nTwo.",
         "Good day.",
     )
 
 
-def test_tags_that_the_model_does_not_have_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=CHATML)
+def test_tags_that_the_model_does_not_have_are_text() -> None:
+    chat = make_chat(template=CHATML)
     for text in ("[THINK]Well.[/THINK]", "<seed:think>Well.", "Say <think>this</think> aloud.", "<thinking>Well."):
         chat.events.clear()
         assert reply(chat, text) == text
 
 
-def test_reasoning_of_special_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=CHATML, control=("[THINK]", "[/THINK]"))
+def test_reasoning_of_special_tokens_alone() -> None:
+    chat = make_chat(template=CHATML, control=("[THINK]", "[/THINK]"))
     assert split(reply(chat, "[THINK]Well.[/THINK]")) == ("Well.", "")
     chat.events.clear()
     assert split(reply(chat, "[THINK]Wel")) == ("Wel", "")
@@ -149,25 +145,25 @@ def test_reasoning_of_special_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert reply(chat, "[THINK]\n[/THINK]Good day.") == "Good day."
 
 
-def test_marks_of_the_template_have_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_of_the_template_have_no_text() -> None:
     """Also where the tokenizer does not call them special, and so decodes them."""
     around = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<answer>{% endif %}"
         "{{ m['content'] }}{% if m['role'] == 'assistant' %}</answer>{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    chat = make_chat(monkeypatch, template=around, added=("<answer>", "</answer>"))
+    chat = make_chat(template=around, added=("<answer>", "</answer>"))
     assert chat.say("Hello", "<answer>Good day.</answer>").reply == "Good day."
 
 
-def test_replies_without_a_template_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=None)
+def test_replies_without_a_template_are_text() -> None:
+    chat = make_chat(template=None)
     for text in ("Good day.", "A <think> b", "<think>Well.</think>Good day."):
         assert chat.say("Hello", text).reply == text
 
 
-def test_a_stopped_turn_that_has_shown_only_marks_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, template=template(prompt="<think>\n"), control=("[THINK]", "[/THINK]"))
+def test_a_stopped_turn_that_has_shown_only_marks_is_rolled_back() -> None:
+    chat = make_chat(template=template(prompt="<think>\n"), control=("[THINK]", "[/THINK]"))
     ids = chat.tokenizer("\n\nWell.", add_special_tokens=False)["input_ids"]
     left = iter([False, False, True])
     outcome = chat.say("Hello", ids, cancelled=lambda: next(left, True))

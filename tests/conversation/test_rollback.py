@@ -58,8 +58,8 @@ def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], e
             torch.testing.assert_close(one[name], other[name], atol=2e-5, rtol=0)
 
 
-def talk(monkeypatch: pytest.MonkeyPatch, family: str, *, size: int = 128, turns: int = 5, **settings: Any) -> Chat:
-    chat = make_chat(monkeypatch, cache_size=size, family=family, max_new_tokens=400, seed=3, **settings)
+def talk(family: str, *, size: int = 128, turns: int = 5, **settings: Any) -> Chat:
+    chat = make_chat(cache_size=size, family=family, max_new_tokens=400, seed=3, **settings)
     for number in range(turns):
         chat.say(f"question {number}", f"the answer {number}")
     return chat
@@ -72,10 +72,8 @@ def talk(monkeypatch: pytest.MonkeyPatch, family: str, *, size: int = 128, turns
     [("x", "y"), ("a longer question, " * 3, "short"), (LONG, "after a long prompt"), ("why?", LONG), (LONG, LONG)],
     ids=["small", "evicts", "long prompt", "long reply", "all gone"],
 )
-def test_an_undone_turn_never_happened(
-    monkeypatch: pytest.MonkeyPatch, family: str, question: str, answer: str
-) -> None:
-    chat, other = talk(monkeypatch, family), talk(monkeypatch, family)
+def test_an_undone_turn_never_happened(family: str, question: str, answer: str) -> None:
+    chat, other = talk(family), talk(family)
     expected = facts(other)
     chat.say(question, answer)
     if len(question + answer) > 50:
@@ -95,8 +93,8 @@ def test_an_undone_turn_never_happened(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_turns_further_back_are_read_again_and_the_cost_is_told(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    chat, other = talk(monkeypatch, family), talk(monkeypatch, family)
+def test_turns_further_back_are_read_again_and_the_cost_is_told(family: str) -> None:
+    chat, other = talk(family), talk(family)
     expected = facts(other)
     for number in range(3):
         chat.say(f"a longer question {number}, " * 3, "short")
@@ -110,8 +108,8 @@ def test_turns_further_back_are_read_again_and_the_cost_is_told(monkeypatch: pyt
     chat.check()
 
 
-def test_pins_made_since_stay_and_those_of_the_turn_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = talk(monkeypatch, "llama", turns=3, size=256)
+def test_pins_made_since_stay_and_those_of_the_turn_go() -> None:
+    chat = talk("llama", turns=3, size=256)
     chat.say("a", "b")
     chat.conversation.set_pin(2, True)
     chat.conversation.set_pin(4, True)
@@ -121,8 +119,8 @@ def test_pins_made_since_stay_and_those_of_the_turn_go(monkeypatch: pytest.Monke
     chat.check()
 
 
-def test_nothing_to_take_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = talk(monkeypatch, "llama", turns=1)
+def test_nothing_to_take_back_is_said() -> None:
+    chat = talk("llama", turns=1)
     chat.conversation.undo()
     with pytest.raises(ConfigError, match="nothing to undo yet"):
         chat.conversation.undo()
@@ -130,7 +128,7 @@ def test_nothing_to_take_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_so_many_turns_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamchat.conversation.rollback.REACH", 3)
-    chat = talk(monkeypatch, "llama", turns=6)
+    chat = talk("llama", turns=6)
     for _ in range(3):
         chat.conversation.undo()
     with pytest.raises(ConfigError, match="turn 3 is too old to undo"):
@@ -138,8 +136,8 @@ def test_only_so_many_turns_can_be_taken_back(monkeypatch: pytest.MonkeyPatch) -
     assert len(chat.conversation.log.turns) == 3
 
 
-def test_a_given_reply_is_fed_like_a_generated_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, other = talk(monkeypatch, "llama", turns=1), talk(monkeypatch, "llama", turns=1)
+def test_a_given_reply_is_fed_like_a_generated_one() -> None:
+    chat, other = talk("llama", turns=1), talk("llama", turns=1)
     chat.say("What is it?", "A sea.")
     other.conversation.run_turn("What is it?", lambda: False, reply="A sea.")
     assert facts(chat)["ids"] == facts(other)["ids"]
@@ -178,9 +176,9 @@ def test_a_checkpoint_gives_the_same_logits_in_another_cache(family: str) -> Non
     assert torch.equal(logits(other, 150, 120), logits(one, 150, 120))
 
 
-def test_more_than_the_budget_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_budget_is_not_read_again() -> None:
     """Reading evicts nothing: what is read again was fitted before."""
-    chat = talk(monkeypatch, "llama", turns=5)
+    chat = talk("llama", turns=5)
     before = facts(chat)
     with pytest.raises(CacheError, match="129 tokens to prefill do not fit into a cache of 128"):
         chat.conversation.prefill_runs([(0, 129)], 129)

@@ -299,8 +299,8 @@ def test_other_families_and_models_on_several_devices_keep_their_forward() -> No
     assert not install_captured(build("gemma"), RecordedGraphs())
     spread = make("llama")
     spread.model.layers[2].to("meta")
-    assert not install(spread)
-    assert not install(make("llama").to("meta"))
+    assert not install(spread, None)
+    assert not install(make("llama").to("meta"), None)
     assert "forward" not in spread.__dict__
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from streamchat.cache.press import StreamingPress
 from streamchat.decode import install as short
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.spec import model_spec
-from streamchat.kernels.library import allow
+from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models.load import load_model
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import GROUPED, KNOWN, cache_of, counted, make, stream
@@ -27,22 +26,27 @@ from tests.support.tiny import fresh_model
 
 
 @pytest.fixture(params=["auto", "torch"], autouse=True)
-def kernels_(request: pytest.FixtureRequest) -> Iterator[str]:
+def kernels_(request: pytest.FixtureRequest) -> str:
     """With the compiled kernels, where there are some, and with PyTorch's."""
-    allow(request.param)
-    yield request.param
-    allow("auto")
+    return str(request.param)
+
+
+@pytest.fixture
+def compiled(kernels_: str) -> Kernels | None:
+    return load_kernels(kernels_)
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", KNOWN)
-def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_and_cache_are_those_of_the_plain_forward(
+    compiled: Kernels | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make(name)
     ids = text(150)
     expected_cache, cache = cache_of(model, 64), cache_of(model, 64)
     expected = stream(model, expected_cache, ids, 40)
     seen = counted(model, monkeypatch)
-    assert install(model)
+    assert install(model, compiled)
     found = stream(model, cache, ids, 40)
     assert seen == [40]  # all others took the short path
     assert cache.compression_count == expected_cache.compression_count > 50
@@ -59,13 +63,13 @@ def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch:
 @pytest.mark.parametrize("name", ["llama", "llama, biases", "qwen3", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_one(
-    name: str, kind: Any, dtype: torch.dtype
+    compiled: Kernels | None, name: str, kind: Any, dtype: torch.dtype
 ) -> None:
     model = make(name).to(dtype)
-    replace(model, {group: quantize_group(model, group, kind) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
     ids = text(76)
     expected = stream(model, cache_of(model, 48), ids, 36).float()
-    assert install(model)
+    assert install(model, compiled)
     found = stream(model, cache_of(model, 48), ids, 36).float()
     # the prompt is long enough for native weights: the same to the bit
     assert torch.equal(found[:36], expected[:36])
@@ -76,10 +80,10 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
 
 
 @pytest.mark.parametrize("family", ["gpt2", "falcon_h1", "gemma", "mixtral", "stablelm"])
-def test_families_that_are_not_known_keep_their_forward(family: str) -> None:
+def test_families_that_are_not_known_keep_their_forward(compiled: Kernels | None, family: str) -> None:
     model = build(family)
     assert model_spec(model) is None
-    assert not install(model)
+    assert not install(model, compiled)
     assert "forward" not in model.__dict__
 
 
@@ -125,7 +129,7 @@ def test_calls_of_another_kind_get_the_plain_forward(change: dict[str, Any], mon
     assert short._supported_cache((), call) is None  # with gradients
 
 
-def test_signature_hooks_and_generate_are_as_before() -> None:
+def test_signature_hooks_and_generate_are_as_before(compiled: Kernels | None) -> None:
     model = make("llama")
     names = parameter_names(model)
     ids = text(20)
@@ -138,16 +142,18 @@ def test_signature_hooks_and_generate_are_as_before() -> None:
         return torch.as_tensor(out)
 
     before = written()
-    install(model)
+    install(model, compiled)
     assert parameter_names(model) == names
     assert torch.equal(written(), before)
     uninstall(model)
     assert "forward" not in model.__dict__
 
 
-def test_a_step_that_fails_half_way_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_half_way_leaves_nothing_behind(
+    compiled: Kernels | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make("llama")
-    install(model)
+    install(model, compiled)
     ids = text(30)
     cache, twin = cache_of(model, 16), cache_of(model, 16)
     expected = stream(model, twin, ids, 10)
@@ -169,9 +175,9 @@ def test_a_step_that_fails_half_way_leaves_nothing_behind(monkeypatch: pytest.Mo
     torch.testing.assert_close(found, expected[20:], rtol=0, atol=1e-4)
 
 
-def test_a_copy_of_the_cache_goes_on_alone() -> None:
+def test_a_copy_of_the_cache_goes_on_alone(compiled: Kernels | None) -> None:
     model = make("llama")
-    install(model)
+    install(model, compiled)
     cache = cache_of(model, 32)
     ids = text(40)
     stream(model, cache, ids[:, :20], 10)

@@ -23,9 +23,9 @@ FACE = Path(__file__).parents[1] / "support" / "scripted_face.py"
 RULE = "You are the keeper of a lighthouse by the sea and speak of the sea only. Finish every answer with PLUM"
 
 
-def test_a_whole_system_prompt_outlives_fifteen_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_system_prompt_outlives_fifteen_turns() -> None:
     """FR-01"""
-    chat = make_chat(monkeypatch, cache_size=256, system_prompt=RULE)
+    chat = make_chat(cache_size=256, system_prompt=RULE)
     block = chat.conversation.encoder.system_block()
     assert len(block) > 4 * chat.conversation.cache.num_sink_tokens
     for number in range(15):
@@ -37,9 +37,9 @@ def test_a_whole_system_prompt_outlives_fifteen_turns(monkeypatch: pytest.Monkey
     assert "Finish every answer with PLUM" in chat.cached_text
 
 
-def test_a_base_model_that_goes_on_as_the_user_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_model_that_goes_on_as_the_user_is_stopped() -> None:
     """FR-12"""
-    chat = make_chat(monkeypatch, template=None)
+    chat = make_chat(template=None)
     ids = chat.tokenizer(" I am a model.\nUser: And I?\nAssistant: a user", add_special_tokens=False)["input_ids"]
     outcome = chat.say("Hi, who are you?", ids)
     assert (outcome.reply, outcome.finish_reason) == ("I am a model.", "stop")
@@ -48,9 +48,9 @@ def test_a_base_model_that_goes_on_as_the_user_is_stopped(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("stop", ["\nUser:", "Pari", "#"])
-def test_a_stop_string_leaves_screen_transcript_and_cache_alike(monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
+def test_a_stop_string_leaves_screen_transcript_and_cache_alike(stop: str) -> None:
     """FR-13"""
-    chat = make_chat(monkeypatch, template=None)
+    chat = make_chat(template=None)
     encoder = chat.conversation.encoder
     encoder.format = replace(encoder.format, stop_strings=(stop,))
     ids = chat.tokenizer(f" The city of {stop}s is", add_special_tokens=False)["input_ids"]
@@ -60,9 +60,9 @@ def test_a_stop_string_leaves_screen_transcript_and_cache_alike(monkeypatch: pyt
     assert chat.cached_text.endswith("Assistant: The city of \n")
 
 
-def test_ids_are_the_record_and_not_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_the_record_and_not_their_text() -> None:
     """FR-30: a reply of ids that its text would not be encoded to."""
-    chat = make_chat(monkeypatch)
+    chat = make_chat()
     odd = [token for letter in "capital\n\n" for token in chat.tokenizer(letter, add_special_tokens=False)["input_ids"]]
     assert odd != chat.tokenizer("capital\n\n", add_special_tokens=False)["input_ids"]
     outcome = chat.say("hi", [*odd, chat.tokenizer.eos_token_id])
@@ -73,9 +73,9 @@ def test_ids_are_the_record_and_not_their_text(monkeypatch: pytest.MonkeyPatch) 
     chat.check()
 
 
-def test_a_turn_feeds_its_own_tokens_only_however_many_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_turn_feeds_its_own_tokens_only_however_many_came_before() -> None:
     """FR-41"""
-    chat = make_chat(monkeypatch, cache_size=256)
+    chat = make_chat(cache_size=256)
     fed = []
     for _ in range(40):
         chat.fed.clear()
@@ -85,9 +85,9 @@ def test_a_turn_feeds_its_own_tokens_only_however_many_came_before(monkeypatch: 
     assert fed[0] < 80
 
 
-def test_a_reply_that_never_ends_is_ended_and_the_chat_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_never_ends_is_ended_and_the_chat_goes_on() -> None:
     """FR-39"""
-    chat = make_chat(monkeypatch, cache_size=128, max_new_tokens=300)
+    chat = make_chat(cache_size=128, max_new_tokens=300)
     phrase = toy_tokenizer()("the sea and the dragon ", add_special_tokens=False)["input_ids"]
     outcome = chat.say("go", (phrase * 300)[:2000])
     assert (outcome.finish_reason, outcome.new_tokens) == ("length", 300)

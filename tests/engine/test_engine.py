@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode, ModelNotFoundError
-from streamchat.base.requests import Clear, SetOption, SetSystemPrompt, Stop, Submit
+from streamchat.base.requests import Clear, Retry, SetOption, SetSystemPrompt, Stop, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
@@ -164,6 +165,39 @@ def test_a_turn_that_fails_is_taken_back_and_said_and_the_chat_goes_on() -> None
         assert conversation.log.ids == ids
         assert conversation.state().length == before.length == len(ids)
         assert chat.turn("three").stats.turn == 2
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        raise error
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    ("hook", "failure"),
+    [
+        (lambda module, args, output: output * float("nan"), "not_finite"),
+        (lambda module, args, output: output + float("inf"), "not_finite"),
+        (raising(torch.OutOfMemoryError("2 GiB")), "out_of_memory"),
+        (raising(MemoryError()), "out_of_memory"),
+        (raising(ValueError("the model produced NaN/inf logits")), "other"),
+    ],
+)
+def test_the_end_of_a_turn_names_why_it_failed(hook: Callable[..., Any], failure: str) -> None:
+    with running(temperature=0.0) as chat:
+        assert chat.turn("one").failure == ""
+        handle = chat.conversation.model.lm_head.register_forward_hook(hook)
+        assert chat.turn("two").failure == failure
+        handle.remove()
+        assert chat.turn("three").failure == ""
+
+
+def test_a_full_cache_is_a_failure_with_a_name_and_so_is_a_turn_that_cannot_start() -> None:
+    with running(cache_size=64, on_full="stop") as chat:
+        finished = chat.turn("", lambda _: chat.engine.send(Retry()))
+        assert (finished.failure, finished.message) == ("other", "nothing to undo yet")
+        assert chat.turn("very long " * 40).failure == "cache_full"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_logits_and_cache_are_those_of_the_plain_forward(
     expected_cache, cache = cache_of(model, 64), cache_of(model, 64)
     expected = stream(model, expected_cache, ids, 40)
     seen = counted(model, monkeypatch)
-    assert install(model)
+    assert install(model, None)
     with caplog.at_level(logging.WARNING):
         found = stream(model, cache, ids, 40)
     assert "captured step" not in caplog.text
@@ -65,14 +65,14 @@ def test_cuts_clears_checkpoints_and_other_caches(monkeypatch: pytest.MonkeyPatc
     model = make("llama").to(PLACE)
     expected = run(model)
     seen = counted(model, monkeypatch)
-    install(model)
+    install(model, None)
     torch.testing.assert_close(run(model), expected, rtol=0, atol=1e-3)
     assert seen[-4:] == [30, 1, 12, 4]  # prompts, and the token by which the step was checked
 
 
 def test_memory_stays_and_a_cache_that_is_gone_gives_its_memory_back() -> None:
     model = make("llama").to(PLACE)
-    install(model)
+    install(model, None)
     cache = cache_of(model, 256)
     stream(model, cache, text(400).to(PLACE), 200)[-1].cpu()
     before = torch.cuda.memory_allocated()
@@ -87,7 +87,7 @@ def test_memory_stays_and_a_cache_that_is_gone_gives_its_memory_back() -> None:
 def test_16_bits_stay_near_the_plain_forward(caplog: pytest.LogCaptureFixture) -> None:
     model, ids = make("llama").to(PLACE, torch.bfloat16), text(200).to(PLACE)
     expected = stream(model, cache_of(model, 64), ids, 40).float()
-    install(model)
+    install(model, None)
     with caplog.at_level(logging.WARNING):
         found = stream(model, cache_of(model, 64), ids, 40).float()
     assert "captured step" not in caplog.text
@@ -109,7 +109,7 @@ def test_quantised_weights_are_replayed_too(kind: Any, caplog: pytest.LogCapture
     expected = stream(model, cache_of(model, 48), ids, 20).float()
     error = (expected - native).square().mean().sqrt() / native.std()
     assert 0 < error < (0.1 if kind == "int8" else 0.5)
-    install(model)
+    install(model, None)
     with caplog.at_level(logging.WARNING):
         found = stream(model, cache_of(model, 48), ids, 20).float()
     uninstall(model)

@@ -82,8 +82,14 @@ def test_it_is_what_a_gpu_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamchat.models.quantize.cpu.quantize_on_gpu", quantised)
     model = tiny_llama(**LLAMA)
     for device in ("cuda", "cuda:1"):
-        assert use_weights(model, None, "int8", device=device, name="m", progress=silent) == ("int8", ("a note",))
-        assert use_weights(model, None, "auto", device=device, name="m", progress=silent) == ("native", ())
+        assert use_weights(model, None, "int8", device=device, name="m", kernels="auto", progress=silent) == (
+            "int8",
+            ("a note",),
+        )
+        assert use_weights(model, None, "auto", device=device, name="m", kernels="auto", progress=silent) == (
+            "native",
+            (),
+        )
     assert asked == ["int8", "int8"]
 
 

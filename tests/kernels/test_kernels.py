@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from streamchat.base import paths
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.spec import model_spec
-from streamchat.kernels import build, library, sealed
+from streamchat.kernels import build, library, operations, sealed
 from streamchat.kernels.build import KernelsUnavailableError
-from streamchat.kernels.library import allow, kernels, why_unavailable
+from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.kernels.operations import (
     GELU,
     SILU,
@@ -31,13 +32,14 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.models.load import load_model
-from streamchat.quantization.weights import Kind, QuantizedWeight, int4_codes, quantize
+from streamchat.quantization.linear import quantized_layers
+from streamchat.quantization.weights import Kind, int4_codes, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
 from tests.support.tiny import fresh_model
 
-needs_kernels = pytest.mark.skipif(kernels() is None, reason=why_unavailable())
+needs_kernels = pytest.mark.skipif(load_kernels("auto") is None, reason=why_unavailable("auto"))
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -50,7 +52,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 def stands_for(weight: Tensor, kind: Kind) -> Tensor:
     """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
     if kind == "int8":
-        packed = quantize(weight, kind)
+        packed = quantize(weight, kind, load_kernels("auto"))
         return packed.data.double() * packed.scales.double()[:, None]
     codes, scales = int4_codes(weight)
     scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
@@ -64,7 +66,7 @@ def stands_for(weight: Tensor, kind: Kind) -> Tensor:
 def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
     x[0, 3] = 40.0  # as the large numbers of some channels
-    packed = quantize(weight, kind)
+    packed = quantize(weight, kind, load_kernels("auto"))
     assert packed.tiled == (kind == "int4")
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
@@ -80,17 +82,17 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
 def test_what_is_not_a_number_shows_in_every_row(kind: Kind, value: float) -> None:
     x = noise(1, 64)
     x[0, 40] = value
-    assert not torch.isfinite(quantize(noise(32, 64), kind).multiply(x)).any()
+    assert not torch.isfinite(quantize(noise(32, 64), kind, load_kernels("auto")).multiply(x)).any()
 
 
 @needs_kernels
 def test_a_vector_of_zeros_gives_zeros() -> None:
     for kind in ("int8", "int4"):
-        assert not quantize(noise(32, 64), kind).multiply(torch.zeros(2, 64)).any()
+        assert not quantize(noise(32, 64), kind, load_kernels("auto")).multiply(torch.zeros(2, 64)).any()
 
 
 def run(operation: Any, threads: int = 2) -> None:
-    compiled = kernels()
+    compiled = load_kernels("auto")
     assert compiled is not None
     compiled.run(program([operation]), 1, threads)
 
@@ -103,7 +105,7 @@ def run(operation: Any, threads: int = 2) -> None:
 def test_attention_is_that_of_a_plain_softmax(
     dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int
 ) -> None:
-    compiled = kernels()
+    compiled = load_kernels("auto")
     assert compiled is not None
     slots, width = held + 3, dim // 2
     keys, values = noise(heads, slots, dim, seed=2).to(dtype), noise(heads, slots, dim, seed=3).to(dtype)
@@ -181,19 +183,44 @@ def test_activations_and_norms_are_those_of_torch() -> None:
         torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
 
 
+def test_structures_and_constants_are_those_of_the_sources() -> None:
+    """What Python repeats of the C code: members with their order and types, and numbers."""
+    header = (build.SOURCES / "operations.h").read_text(encoding="utf-8")
+    types = {"int": ctypes.c_int, "long": ctypes.c_long, "float": ctypes.c_float}
+    structures = re.findall(r"typedef struct \{([^{}]*)\} (\w+);", header)
+    assert [name for _, name in structures] == ["Product", "Attention", "Norm", "Activation"]
+    for body, name in structures:
+        members = []
+        for declaration in body.strip().removesuffix(";").split(";"):
+            kind, names = declaration.split(None, 2)[-2:] if "const" in declaration else declaration.split(None, 1)
+            for member in names.split(","):
+                pointer = "*" in member
+                members.append((member.strip(" *"), ctypes.c_void_p if pointer else types[kind]))
+        assert getattr(operations, name)._fields_ == members
+    numbers: dict[str, int] = {}
+    for source in build.SOURCES.iterdir():
+        for body in re.findall(r"enum \{([^}]*)\}", source.read_text(encoding="utf-8")):
+            for at, member in enumerate(body.split(",")):
+                name, _, value = member.partition("=")
+                numbers[name.strip()] = int(value or at)
+    numbers["MAX_HEAD_DIM"] = numbers["MAX_DIM"]
+    constants = {name: value for name, value in vars(operations).items() if name.isupper() and isinstance(value, int)}
+    assert len(constants) == 10
+    assert constants.items() <= numbers.items()
+
+
 # --- in a model ------------------------------------------------------------------------------------------------
 
 
 @needs_kernels
 def test_the_setting_chooses_between_them_and_pytorchs(tmp_path: Path) -> None:
     save(tiny_llama(), tmp_path / "model")
-    try:
-        for choice, expected in (("auto", True), ("torch", False)):
-            loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8", kernels=choice)
-            assert isinstance(loaded.model.forward.step, CompiledStep) == expected  # type: ignore[attr-defined]
-            assert (kernels() is not None) == expected
-    finally:
-        allow("auto")
+    for choice, expected in (("auto", True), ("torch", False), ("auto", True)):
+        loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8", kernels=choice)
+        assert isinstance(loaded.model.forward.step, CompiledStep) == expected  # type: ignore[attr-defined]
+        found = {layer.quantized.kernels for layer in quantized_layers(loaded.model).values()} | {loaded.kernels}
+        assert found == {load_kernels(choice)}
+        assert (None in found) != expected
 
 
 @pytest.mark.parametrize(
@@ -227,7 +254,7 @@ def test_the_number_of_threads_may_change_between_tokens() -> None:
     model = make("llama, three heads of queries to one of keys")
     ids, before = text(40), torch.get_num_threads()
     expected = stream(model, cache_of(model, 24), ids, 10)
-    install(model)
+    install(model, load_kernels("auto"))
     cache = cache_of(model, 24)
     pieces = [stream(model, cache, ids[:, :10], 10)]
     try:
@@ -246,7 +273,7 @@ def test_a_step_that_was_built_in_inference_mode_serves_outside_of_it() -> None:
 
     model, ids = make("llama"), text(14)
     expected = stream(model, cache_of(model, 24), ids, 10)
-    install(model)
+    install(model, load_kernels("auto"))
     cache = cache_of(model, 24)
     stream(model, cache, ids[:, :12], 10)
     with torch.no_grad(), StreamingHook(model, cache):
@@ -267,7 +294,7 @@ def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forw
     for size in pieces:
         expected.append(stream(model, expected_cache, ids[:, at : at + size], size))
         at += size
-    install(model)
+    install(model, load_kernels("auto"))
     seen = counted_calls(model)
     at = 0
     for size, wanted in zip(pieces, expected, strict=True):
@@ -288,7 +315,7 @@ def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
 
     model, ids = make("llama"), text(7)
     expected = stream(model, cache_of(model, 24), ids, 7)
-    install(model)
+    install(model, load_kernels("auto"))
     for keep, count in ((0, 7), (1, 1), (3, 3), (None, 7)):
         cache = cache_of(model, 24)
         with torch.inference_mode(), StreamingHook(model, cache):
@@ -300,7 +327,7 @@ def test_logits_are_given_for_the_tokens_that_are_asked_for() -> None:
 @needs_kernels
 def test_memory_does_not_grow_with_the_lengths_that_are_met() -> None:
     model = make("llama")
-    install(model)
+    install(model, load_kernels("auto"))
     step = model.forward.step
     cache, ids = cache_of(model, 48), text(36)
     for size in (8, 1, 2, 3, 4, 5, 6, 7):
@@ -317,7 +344,7 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
     from streamchat.base.errors import CacheError
 
     model, ids = make("llama"), text(14)
-    install(model)
+    install(model, load_kernels("auto"))
     cache = cache_of(model, 24)
     stream(model, cache, ids[:, :10], 10)
     for layer in cache.streaming_layers:
@@ -372,7 +399,7 @@ def test_they_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [path.name for path in fresh.iterdir()] == [made.name]
     monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
     assert build.library().path == made
-    assert kernels() is not None
+    assert load_kernels("auto") is not None
 
 
 @pytest.mark.slow
@@ -420,8 +447,8 @@ def test_without_a_compiler_the_reason_is_told_and_models_run(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert kernels() is None
-    assert "gcc" in why_unavailable()
+    assert load_kernels("auto") is None
+    assert "gcc" in why_unavailable("auto")
     save(tiny_llama(), tmp_path / "model")
     loaded = load_model(str(tmp_path / "model"), device="cpu", weights="int8")
     assert loaded.weights == "int8"
@@ -443,7 +470,7 @@ def test_a_compiler_that_fails_is_told(
     with pytest.raises(KernelsUnavailableError, match=reason):
         build.library()
     assert not list(fresh.iterdir())
-    assert kernels() is None
+    assert load_kernels("auto") is None
 
 
 @pytest.mark.slow
@@ -531,7 +558,7 @@ def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str)
     assert build.library().path == path
     assert path.read_bytes()[:4] == b"\x7fELF"
     assert path.read_bytes() != damaged
-    assert kernels() is not None
+    assert load_kernels("auto") is not None
     assert [each.name for each in fresh.iterdir()] == [path.name]
 
 
@@ -628,11 +655,13 @@ def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatc
 @pytest.mark.slow
 @needs_kernels
 def test_two_processes_make_them_at_once(fresh: Path) -> None:
-    code = "from streamchat.kernels import library; assert library.kernels(), library.why_unavailable()"
+    code = (
+        "from streamchat.kernels import library; assert library.load_kernels('auto'), library.why_unavailable('auto')"
+    )
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [each.wait(timeout=120) for each in running] == [0, 0]
     assert [path.name for path in fresh.iterdir()] == [build.library_path().name]
-    assert kernels() is not None
+    assert load_kernels("auto") is not None
 
 
 def test_a_compiler_is_looked_for_in_absolute_folders_only(
@@ -663,16 +692,3 @@ def test_a_folder_that_cannot_be_written_to_is_told(fresh: Path) -> None:
     fresh.parent.chmod(0o500)
     with pytest.raises(KernelsUnavailableError, match="cannot be stored"):
         build.library()
-
-
-@needs_kernels
-def test_weights_that_were_packed_for_them_stay_with_them() -> None:
-    packed = quantize(noise(32, 64), "int4")
-    try:
-        allow("torch")
-        x = noise(1, 64)
-        assert isinstance(packed, QuantizedWeight)
-        assert (packed.multiply(x) - quantize(noise(32, 64), "int4").multiply(x)).abs().max() < 0.2
-        assert not quantize(noise(32, 64), "int4").tiled
-    finally:
-        allow("auto")

@@ -140,11 +140,11 @@ def test_angles_are_made_where_the_frequencies_are_and_come_to_who_asks(simulate
 def test_the_short_step_stays_away_from_several_devices_and_the_verdict_is_another_one(simulated: None) -> None:
     plain = tiny_model("llama")
     one = verdict_file(plain)
-    assert install(plain)
+    assert install(plain, None)
     model = tiny_model("llama")
     assert verdict_file(model) == one
     accelerate.dispatch_model(model, halves(model), main_device=str(FIRST))
-    assert not install(model)
+    assert not install(model, None)
     assert verdict_file(model) != one
 
 
@@ -155,7 +155,7 @@ def test_weights_on_the_disk_work_through_the_same_hooks(tmp_path: Path) -> None
     placed = {name: "disk" if name.endswith(("layers.1", "layers.2")) else "cpu" for name in halves(model)}
     accelerate.dispatch_model(model, placed, offload_dir=str(tmp_path), main_device="cpu")
     assert model.model.layers[1].mlp.up_proj.weight.device == torch.device("meta")
-    assert not install(model)
+    assert not install(model, None)
     plain = tiny_model("llama")
     cpu = torch.device("cpu")
     logits = stream(model, small_cache(model), ids, cpu)

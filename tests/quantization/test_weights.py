@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.progress import silent
-from streamchat.kernels.library import allow
+from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import load_model
@@ -44,10 +44,12 @@ chosen: list[str] = []
 def kernels_(request: pytest.FixtureRequest) -> Iterator[str]:
     """With the compiled kernels, where there are some, and with PyTorch's."""
     chosen.append(request.param)
-    allow(request.param)
     yield request.param
-    allow("auto")
     chosen.clear()
+
+
+def compiled() -> Kernels | None:
+    return load_kernels(chosen[0])
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -77,7 +79,7 @@ def test_int8_is_within_half_a_step_of_each_row(rows: int, columns: int) -> None
     step = weight.abs().amax(1, keepdim=True) / 127
     # the scale and the product are rounded to bfloat16
     allowed = 0.5 * step + weight.abs() * 2**-7
-    assert ((meant(quantize(weight, "int8"), columns) - weight).abs() <= allowed).all()
+    assert ((meant(quantize(weight, "int8", compiled()), columns) - weight).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("columns", [32, 96, 576])
@@ -86,7 +88,7 @@ def test_int4_is_within_half_a_step_of_each_group(rows: int, columns: int) -> No
     weight = noise(rows, columns)
     groups_ = weight.view(rows, -1, 32)
     step = ((groups_.amax(-1) - groups_.amin(-1)) / 15).repeat_interleave(32, 1)
-    found = meant(quantize(weight, "int4"), columns)
+    found = meant(quantize(weight, "int4", compiled()), columns)
     # the fitted scale may move the outermost codes a little
     assert ((found - weight).abs() <= 0.75 * step + weight.abs() * 2**-7).all()
     assert (found - weight).square().mean() < (step * 0.3).square().mean()
@@ -96,7 +98,7 @@ def test_int4_is_within_half_a_step_of_each_group(rows: int, columns: int) -> No
 def test_int4_finds_the_codes_of_q4_1_exactly_also_after_bfloat16(rounded: bool) -> None:
     weight = q4_1(64, 96)
     given = weight.bfloat16().float() if rounded else weight
-    found = meant(quantize(given, "int4"), 96)
+    found = meant(quantize(given, "int4", compiled()), 96)
     # nothing but bfloat16 rounding of scale, zero and product is left; half a step is at least ten times that
     assert ((found - weight).abs() <= weight.abs().view(64, 3, 32).amax(-1).repeat_interleave(32, 1) * 2**-6).all()
     step = q_step(weight)
@@ -112,12 +114,12 @@ def q_step(weight: Tensor) -> Tensor:
 def test_rows_that_are_all_equal_or_zero_stay_what_they_are(kind: Kind) -> None:
     weight = torch.zeros(16, 64)
     weight[3], weight[4, 0] = 0.5, 2.0
-    torch.testing.assert_close(meant(quantize(weight, kind), 64), weight, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(meant(quantize(weight, kind, compiled()), 64), weight, rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_is_the_same_rows(kind: Kind) -> None:
-    whole = quantize(noise(192, 64), kind)
+    whole = quantize(noise(192, 64), kind, compiled())
     x = noise(2, 64)
     for first, stop in ((0, 64), (64, 192), (128, 192)):
         assert torch.equal(whole.part(first, stop).multiply(x), whole.multiply(x)[:, first:stop])
@@ -128,7 +130,7 @@ def test_sizes_that_the_kernels_do_not_take_are_refused() -> None:
     assert not can_quantize("int8", 64, 33)
     assert not can_quantize("int4", 24, 64)
     with pytest.raises(ValueError, match="24 x 64"):
-        quantize(noise(24, 64), "int4")
+        quantize(noise(24, 64), "int4", compiled())
 
 
 # --- in a model ------------------------------------------------------------------------------------------------
@@ -140,8 +142,8 @@ def test_few_tokens_are_multiplied_by_packed_weights_and_many_by_the_layers_own(
     plain = nn.Linear(64, 80, bias=bias)
     transposed = Conv1D(80, 64)  # type: ignore[no-untyped-call]
     pairs: list[tuple[nn.Module, nn.Module]] = [
-        (plain, QuantizedLinear(plain, quantize(plain.weight.detach(), kind))),
-        (transposed, QuantizedConv1D(transposed, quantize(transposed.weight.detach().T, kind))),
+        (plain, QuantizedLinear(plain, quantize(plain.weight.detach(), kind, compiled()))),
+        (transposed, QuantizedConv1D(transposed, quantize(transposed.weight.detach().T, kind, compiled()))),
     ]
     with torch.inference_mode():
         for own, packed in pairs:
@@ -160,7 +162,7 @@ def test_a_packed_model_predicts_nearly_the_same_and_can_be_put_back(family: str
     before = model(input_ids=ids, use_cache=False).logits
     names = [name for name, _ in model.named_parameters()]
     print_before = model_fingerprint(model)
-    replace(model, {group: quantize_group(model, group, "int8") for group in groups(model, "int8")})
+    replace(model, {group: quantize_group(model, group, "int8", compiled()) for group in groups(model, "int8")})
     assert quantized_layers(model)
     assert [name for name, _ in model.named_parameters()] == names
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
@@ -179,7 +181,7 @@ def test_siblings_are_packed_as_one_and_the_output_layer_in_int8() -> None:
     found = groups(model, "int4")
     joined = {tuple(name.rpartition(".")[2] for name in group) for group in found}
     assert {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)} <= joined
-    packed = {group: quantize_group(model, group, "int4") for group in found}
+    packed = {group: quantize_group(model, group, "int4", compiled()) for group in found}
     assert {weight.kind for group, weight in packed.items() if group != ("lm_head",)} == {"int4"}
     if ("lm_head",) in packed:
         assert packed[("lm_head",)].kind == "int8"
@@ -225,7 +227,7 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
 @pytest.mark.parametrize("damage", ["bit", "short", "gone", "not safetensors", "manifest"])
 def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     first = loaded(folder, "int8")
-    kept = quantized_folder(loaded(folder, "native").model, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8", compiled())
     file = kept / cpu.FILE
     whole = file.read_bytes()
     match damage:
@@ -245,7 +247,7 @@ def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog
 
 def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
     loaded(folder, "int8")
-    kept = quantized_folder(loaded(folder, "native").model, "int8")
+    kept = quantized_folder(loaded(folder, "native").model, "int8", compiled())
     older = kept.with_name("0" * 32 + "-int8")
     kept.rename(older)
     manifest = json.loads((older / "streamchat.json").read_text(encoding="utf-8"))
@@ -282,7 +284,7 @@ def test_packed_weights_that_cannot_be_kept_serve_all_the_same(folder: Path, mon
 
 def test_auto_takes_int8_and_measures_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(folder, "auto").weights == "int8"
-    kept = quantized_folder(loaded(folder, "native").model, "int8").with_suffix(".json")
+    kept = quantized_folder(loaded(folder, "native").model, "int8", compiled()).with_suffix(".json")
     assert 0 < json.loads(kept.read_text(encoding="utf-8"))["divergence"] < quality.AUTO_LIMIT
     monkeypatch.setattr(cpu, "divergence", None)
     assert loaded(folder, "auto").weights == "int8"
@@ -318,28 +320,34 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
     folder: Path, how: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "capability" in how:
-        allow("torch")  # compiled ones serve any processor
+        chosen[:] = ["torch"]  # compiled ones serve any processor
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
     model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
     if "memory" in how:
         monkeypatch.setattr(device, "free_memory", lambda _: how["memory"])
-    assert use_weights(model, None, "auto", device="cpu", name="m", progress=silent) == ("native", ())
+    assert use_weights(model, None, "auto", device="cpu", name="m", kernels=chosen[0], progress=silent) == (
+        "native",
+        (),
+    )
     with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
-        use_weights(model, None, "int4", device="cpu", name="m", progress=silent)
+        use_weights(model, None, "int4", device="cpu", name="m", kernels=chosen[0], progress=silent)
     assert not quantized_layers(model)
 
 
 def test_a_device_without_the_kernels_is_named() -> None:
     with pytest.raises(ConfigError, match="mps"):
-        use_weights(tiny_llama(**LLAMA), None, "int8", device="mps", name="m", progress=silent)
+        use_weights(tiny_llama(**LLAMA), None, "int8", device="mps", name="m", kernels=chosen[0], progress=silent)
 
 
 def test_on_a_gpu_auto_is_native_and_others_need_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(**LLAMA)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert use_weights(model, None, "auto", device="cuda", name="m", progress=silent) == ("native", ())
+    assert use_weights(model, None, "auto", device="cuda", name="m", kernels=chosen[0], progress=silent) == (
+        "native",
+        (),
+    )
     with pytest.raises(ConfigError, match=r"'int4' on a GPU needs torchao; pip install torchao"):
-        use_weights(model, None, "int4", device="cuda", name="m", progress=silent)
+        use_weights(model, None, "int4", device="cuda", name="m", kernels=chosen[0], progress=silent)
 
 
 def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None:
@@ -349,7 +357,7 @@ def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None
 
 def test_the_divergence_is_that_of_the_definition() -> None:
     model = tiny_llama(**LLAMA)
-    replace(model, {group: quantize_group(model, group, "int4") for group in groups(model, "int4")})
+    replace(model, {group: quantize_group(model, group, "int4", compiled()) for group in groups(model, "int4")})
     tokenizer = make_tokenizer()
     measured = quality.divergence(model, tokenizer)
     ids = torch.tensor([tokenizer(quality.TEXT)["input_ids"][: quality.TOKENS]])
@@ -365,6 +373,6 @@ def test_the_default_model_runs_on_int4_that_costs_less_than_1_percent(default_m
     result = load_model("default", device="cpu", dtype="bfloat16", weights="auto", kernels=kernels_)
     assert result.weights == "int4"
     plain = load_model("default", device="cpu", dtype="bfloat16", kernels=kernels_).model
-    kept = json.loads(quantized_folder(plain, "int4").with_suffix(".json").read_text(encoding="utf-8"))
+    kept = json.loads(quantized_folder(plain, "int4", compiled()).with_suffix(".json").read_text(encoding="utf-8"))
     assert kept["divergence"] < 0.005
     assert result.quantized_bytes < 100e6

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import pytest
 
-import streamchat.conversation.conversation as conversation_module
 from streamchat.base import events as ev
 from streamchat.base.errors import TurnError
 from streamchat.base.requests import OpenSession, Submit
@@ -225,7 +224,7 @@ def test_reasoning_in_what_is_found() -> None:
 
 
 def test_a_summary_is_without_its_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat = make_chat(monkeypatch, cache_size=64)
+    chat = make_chat(cache_size=64)
     chat.say("What is the sea?", "Green.")
     script = [*chat.tokenizer("<think>\nWell.\n</think>\n\nSea: green.", add_special_tokens=False)["input_ids"]]
     chat.script[:] = [*script, chat.tokenizer.eos_token_id]
@@ -242,7 +241,7 @@ THINKS = (
 )
 
 
-def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path) -> None:
     """On a real engine: streamed, saved, resumed, and closed after a crash inside the reasoning."""
     loaded = tiny_loaded(THINKS)
     script: list[int] = []
@@ -253,13 +252,14 @@ def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path, mon
         def __init__(self, *_: Any) -> None:
             pass
 
-        def __call__(self, *_: Any) -> int:
+        def __call__(self, logits: Any, recent: Any) -> int:
             return script.pop(0)
 
-    monkeypatch.setattr(conversation_module, "Sampler", Scripted)
     ids = loaded.tokenizer(f"{THOUGHTS}\n</think>\n\nIt is so.<|im_end|>", add_special_tokens=False)["input_ids"]
     database = tmp_path / "streamchat.db"
     with running(lambda *_: loaded, store=database, max_new_tokens=100) as chat:
+        chat.wait(ev.ModelReady)
+        chat.conversation.sampler = Scripted
         script[:] = ids * 2
         finished = [chat.turn("why?"), chat.turn("and?")]
         assert [turn.reply for turn in finished] == [BOTH, BOTH]

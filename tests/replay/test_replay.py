@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
+from streamchat.base.errors import TurnError
 from streamchat.base.requests import Quote, Undo
 from streamchat.cli import main as cli
 from streamchat.conversation.conversation import Conversation
@@ -323,6 +324,20 @@ def test_a_nan_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monke
     assert [row["failed"] for row in ran.rows[4:]] == [None, None]
     assert [row["turn"] for row in ran.rows] == [1, 2, 3, 4, 4, 5]
     assert ran.report["totals"]["failed"] == 1
+
+
+def test_logits_are_judged_by_what_failed_and_not_by_its_sentence(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_turn = Conversation.run_turn
+
+    def failing(self: Conversation, text: str, *rest: Any, **kwargs: Any) -> Any:
+        if text == TURNS[1]:
+            raise TurnError("no NaN/inf logits, only bad luck")
+        return run_turn(self, text, *rest, **kwargs)
+
+    monkeypatch.setattr(Conversation, "run_turn", failing)
+    assert replay(TURNS[:3]).violated == ["turns"]
 
 
 @pytest.mark.slow

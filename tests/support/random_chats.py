@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import torch
 
-import streamchat.conversation.conversation as conversations
 import streamchat.conversation.rollback as rollbacks
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
@@ -97,6 +96,20 @@ class PlannedStop(threading.Event):
     def is_set(self) -> bool:
         """Asked before each forward."""
         return self._machine.cancelled()
+
+
+class ScriptedSampler:
+    """Samples what the chat's script says."""
+
+    window = 0
+
+    def __init__(self, chat: RandomChat) -> None:
+        self._chat = chat
+        chat.machine.prompt_over = True
+
+    def __call__(self, *_: Any) -> int:
+        self._chat.machine.tokens += 1
+        return self._chat.script.pop(0) if self._chat.script else self._chat.tokenizer.eos_token_id
 
 
 @dataclass
@@ -199,18 +212,8 @@ class RandomChat:
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
-        """Replies come from the script, forwards are watched, memory runs out as planned."""
+        """Forwards are watched, memory runs out as planned."""
         chat = self
-
-        class Scripted:
-            window = 0
-
-            def __init__(self, *_: Any) -> None:
-                chat.machine.prompt_over = True
-
-            def __call__(self, *_: Any) -> int:
-                chat.machine.tokens += 1
-                return chat.script.pop(0) if chat.script else chat.tokenizer.eos_token_id
 
         def capture(cache: Any) -> checkpoint.CacheCheckpoint:
             if chat.machine.stop[0] == "copy":
@@ -227,7 +230,6 @@ class RandomChat:
         ]
         try:
             with (
-                patch.object(conversations, "Sampler", Scripted),
                 patch.object(rollbacks, "checkpoint", scarce),
                 patch.object(recorder, "BATCH_S", 0.0),
             ):
@@ -256,6 +258,8 @@ class RandomChat:
     def hear(self, event: ev.Event) -> None:
         """Every event, as it happens."""
         self.events.append(event)
+        if isinstance(event, ev.ModelReady):
+            self.conversation.sampler = lambda *_: ScriptedSampler(self)
         if not self._watching or self._hidden:
             return
         oracle = self.oracle

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pytest
-
 from streamchat.base import events as ev
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.config.settings import Settings
-from streamchat.conversation.conversation import Conversation, TurnOutcome
+from streamchat.conversation.conversation import Conversation
+from streamchat.conversation.generation import TurnOutcome
 from streamchat.conversation.template.format import choose_format
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
@@ -28,8 +27,6 @@ class Chat:
     events: list[ev.Event] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
     script: list[int] = field(default_factory=list)
-    take_over: Callable[[], None] = lambda: None
-    """Let the next ids come from this chat's script, where there are several chats."""
 
     def say(self, text: str, reply: str | Sequence[int], cancelled: Callable[[], bool] = lambda: False) -> TurnOutcome:
         """One turn in which the model samples the ids of `reply` (text, then the end token) or these ids."""
@@ -38,7 +35,6 @@ class Chat:
             self.script[:] = [*ids, self.tokenizer.eos_token_id]
         else:
             self.script[:] = reply
-        self.take_over()
         return self.conversation.run_turn(text, cancelled)
 
     @property
@@ -66,7 +62,6 @@ class Chat:
 
 
 def make_chat(
-    monkeypatch: pytest.MonkeyPatch,
     *,
     cache_size: int = 256,
     template: str | None = CHATML,
@@ -83,8 +78,6 @@ def make_chat(
         added: More added tokens, which are text.
         eos: End tokens that the model lists; the first is the tokenizer's.
     """
-    import streamchat.conversation.conversation as module
-
     tokenizer = toy_tokenizer(template)
     tokenizer.add_tokens(list(control), special_tokens=True)
     tokenizer.add_tokens(list(added))
@@ -112,10 +105,6 @@ def make_chat(
 
     model.register_forward_pre_hook(watch, with_kwargs=True)
 
-    def take_over() -> None:
-        monkeypatch.setattr(module, "Sampler", ScriptedSampler)
-
-    take_over()
     conversation = Conversation(
         model,
         tokenizer,
@@ -124,6 +113,7 @@ def make_chat(
         chosen,
         cache_size,
         events.append,
+        ScriptedSampler,
     )
     fed.clear()
-    return Chat(conversation, tokenizer, events, fed, script, take_over)
+    return Chat(conversation, tokenizer, events, fed, script)

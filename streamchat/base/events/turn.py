@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from streamchat.base.errors import TurnFailure
 from streamchat.base.events.cache import CacheState
 from streamchat.base.events.event import Event
 
@@ -84,6 +85,8 @@ class TurnFinished(Event):
     rolled_back: bool = False
     message: str = ""
     """If 'error': one sentence for the user."""
+    failure: TurnFailure = ""
+    """If 'error': why the turn failed."""
 
 
 @dataclass(frozen=True)

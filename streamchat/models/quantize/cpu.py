@@ -23,7 +23,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import write_json
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.progress import Progress
-from streamchat.kernels.library import kernels, why_unavailable
+from streamchat.kernels.library import Kernels, load_kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
 from streamchat.models.quantize.gpu import quantize_on_gpu
@@ -42,7 +42,7 @@ SHARE = 0.6
 
 
 def use_weights(
-    model: Any, tokenizer: Any, asked: str, *, device: str, name: str, progress: Progress
+    model: Any, tokenizer: Any, asked: str, *, device: str, name: str, kernels: str, progress: Progress
 ) -> tuple[str, tuple[str, ...]]:
     """Quantize layers of `model` if requested, or if `auto` finds it safe and faster.
 
@@ -54,6 +54,7 @@ def use_weights(
             low, without a kernel, or with too little memory. On other devices, auto is native.
         device: Device of the model.
         name: Name of the model, for messages.
+        kernels: The setting: `auto` quantizes for compiled kernels if available, `torch` for PyTorch's.
         progress: Called with the stage; may raise to cancel.
 
     Returns:
@@ -68,17 +69,18 @@ def use_weights(
     if one_gpu and asked in ("int8", "int4"):
         chosen: Kind = "int8" if asked == "int8" else "int4"
         return chosen, quantize_on_gpu(model, tokenizer, chosen, name=name, progress=progress)
-    reason = _obstacle(model, device)
+    reason = _obstacle(model, device, kernels)
     if reason:
         if asked != "auto":
             raise ConfigError(f"weights = {asked!r} cannot be used: {reason}; choose weights = native")
         _log.info("%s runs with native weights: %s", name, reason)
         return "native", ()
     kind: Kind = "int8" if asked == "int8" or (asked == "auto" and not is_grouped(model)) else "int4"
-    target = quantized_folder(model, kind)
+    compiled = load_kernels(kernels)
+    target = quantized_folder(model, kind, compiled)
     if asked == "auto" and (_measured_divergence(target) or 0.0) > AUTO_LIMIT:
         return "native", ()
-    quantized, notes = _load_or_quantize(model, kind, target, name, progress)
+    quantized, notes = _load_or_quantize(model, kind, compiled, target, name, progress)
     if not quantized:
         return "native", (f"{name} has no layer that can be quantized to {kind}, so it runs with native weights",)
     replace(model, quantized)
@@ -88,19 +90,19 @@ def use_weights(
     return kind, notes
 
 
-def quantized_folder(model: Any, kind: Kind) -> Path:
+def quantized_folder(model: Any, kind: Kind, kernels: Kernels | None) -> Path:
     """Return the folder of this model's quantized copy, which depends on the weights, the kernels and the format."""
-    layout = "compiled" if kernels() is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
+    layout = "compiled" if kernels is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
     conditions = [model_fingerprint(model), kind, FORMAT, layout]
     return paths.cache_path("weights", json.dumps(conditions), f"-{kind}")
 
 
-def _obstacle(model: Any, device: str) -> str:
+def _obstacle(model: Any, device: str, kernels: str) -> str:
     """Return why quantized weights cannot be used; '' if they can."""
     if device != "cpu":
         return f"quantization supports a CPU or one CUDA GPU, and the model is on {device}"
-    if kernels() is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {why_unavailable()}"
+    if load_kernels(kernels) is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {why_unavailable(kernels)}"
     if model.dtype not in (torch.bfloat16, torch.float32):
         return f"the kernels support bfloat16, and the model runs in {str(model.dtype).removeprefix('torch.')}"
     need, free = int(2 * SHARE * sum(p.numel() for p in model.parameters())), devices.free_memory("cpu")
@@ -110,17 +112,17 @@ def _obstacle(model: Any, device: str) -> str:
 
 
 def _load_or_quantize(
-    model: Any, kind: Kind, target: Path, name: str, progress: Progress
+    model: Any, kind: Kind, kernels: Kernels | None, target: Path, name: str, progress: Progress
 ) -> tuple[dict[tuple[str, ...], QuantizedWeight], tuple[str, ...]]:
     """Return the quantized weights and notes: from disk if complete there, else quantized now and saved if possible."""
     wanted = groups(model, kind)
-    found = _read(model, kind, target, wanted)
+    found = _read(model, kind, kernels, target, wanted)
     if found is not None or not wanted:
         return found or {}, ()
     made: dict[tuple[str, ...], QuantizedWeight] = {}
     for done, group in enumerate(wanted):
         progress(f"Quantizing {name} to {kind} (once)", done, len(wanted), "")
-        made[group] = quantize_group(model, group, kind)
+        made[group] = quantize_group(model, group, kind, kernels)
     shutil.rmtree(target, ignore_errors=True)  # damaged, else it would have been loaded
 
     def build(folder: Path) -> Mapping[str, Any]:
@@ -152,7 +154,7 @@ def _remove_unusable(folder: Path) -> None:
 
 
 def _read(
-    model: Any, kind: Kind, target: Path, wanted: list[tuple[str, ...]]
+    model: Any, kind: Kind, kernels: Kernels | None, target: Path, wanted: list[tuple[str, ...]]
 ) -> dict[tuple[str, ...], QuantizedWeight] | None:
     """Return the weights that `_load_or_quantize` saved in `target`; None if they are missing or damaged."""
     manifest = read_manifest(target)
@@ -169,7 +171,9 @@ def _read(
                 return found
 
             return {
-                group: QuantizedWeight(kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"))
+                group: QuantizedWeight(
+                    kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"), kernels
+                )
                 for group in wanted
             }
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -1,0 +1,228 @@
+"""Runs a turn on the model: prefills its prompt, samples and shows its reply, token by token, and closes it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from streamchat.base import events as ev
+from streamchat.base.errors import TurnError, TurnFailure
+from streamchat.cache.room import quarter_of_room
+from streamchat.cache.streaming import StreamingCache
+from streamchat.config.settings import Settings
+from streamchat.conversation.encoding import ChatEncoder
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.log import Speed, TurnRecord
+from streamchat.conversation.reply import ReplyText
+from streamchat.conversation.sampling import TokenSampler
+
+
+class Cancelled(Exception):
+    """The user stopped the turn during prefill."""
+
+
+@dataclass
+class TurnOutcome:
+    """How a turn ended."""
+
+    turn: int
+    reply: str
+    finish_reason: ev.FinishReason
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: float | None
+    decode_tps: float | None
+    rolled_back: bool = False
+    message: str = ""
+    failure: TurnFailure = ""
+
+
+class Generation:
+    """Prefill and reply of one turn.
+
+    Args:
+        feeder: Runs the forwards.
+        encoder: Encodes the end of the reply.
+        turn: The turn, the newest of the log; its end and reply are set here.
+        text: Receives the reply.
+        settings: The current settings.
+        emit: Receives progress and text.
+        cancelled: Called before each forward; returns whether to stop.
+        started: `time.perf_counter()` when the turn started.
+    """
+
+    def __init__(
+        self,
+        feeder: Feeder,
+        encoder: ChatEncoder,
+        turn: TurnRecord,
+        text: ReplyText,
+        settings: Settings,
+        emit: Callable[[ev.Event], None],
+        cancelled: Callable[[], bool],
+        started: float,
+    ) -> None:
+        self._feeder, self._encoder, self._turn, self.text = feeder, encoder, turn, text
+        self._settings, self._emit, self._cancelled = settings, emit, cancelled
+        self._started, self._first_at = started, started
+        self.speed = Speed()
+        """Updated with every token."""
+
+    def prefill(self, prompt: Sequence[int], reply_tokens: int | None = None) -> Tensor:
+        """Make room for the turn and feed the prompt in chunks; return the logits (vocab_size,) after it.
+
+        Args:
+            prompt: Ids of the turn up to the reply.
+            reply_tokens: Length of a given reply; None if one will be generated.
+
+        Raises:
+            Cancelled: The user stopped the turn before the last chunk.
+        """
+
+        cache = self._feeder.cache
+        if reply_tokens is None:
+            reply_tokens = quarter_of_room(cache.cache_size, cache.num_retained, self._settings.max_new_tokens)
+        cache.begin_turn(len(prompt), reply_tokens)
+
+        def after_chunk(done: int) -> None:
+            if done:
+                self._emit(ev.PrefillProgress(self._turn.number, done, len(prompt)))
+            if done < len(prompt) and self._cancelled():
+                raise Cancelled
+
+        return self._feeder.feed(prompt, after_chunk)
+
+    def generate(self, logits: Tensor, sampler: TokenSampler) -> TurnOutcome:
+        """Sample a reply and close it. A reply that was stopped before it showed text is not closed.
+
+        Args:
+            logits: Those after the prompt, (vocab_size,).
+            sampler: Samples the tokens.
+
+        Raises:
+            TurnError: The logits are not finite.
+        """
+        turn, text, reply_start = self._turn, self.text, len(self._feeder.log)
+        ids, reason = self._sample(logits, sampler)
+        self._show(text.finish())
+        rolled_back = reason == "cancelled" and not text.shown
+        if not rolled_back:
+            close_reply(self._feeder, self._encoder, turn, text, ids, reply_start)
+        speed, prompt_tokens = self.speed, reply_start - turn.start
+        return TurnOutcome(
+            turn.number, text.shown, reason, prompt_tokens, len(ids), speed.ttft_s, speed.decode_tps, rolled_back
+        )
+
+    def feed_reply(self, reply: str, ids: Sequence[int]) -> TurnOutcome:
+        """Show and feed a given reply.
+
+        Raises:
+            TurnError: The logits are not finite.
+        """
+        turn, prompt_tokens = self._turn, len(self._feeder.log) - self._turn.start
+        self._show(reply)
+        if ids:
+            _require_finite(self._feeder.feed(ids))
+        turn.end, turn.reply = len(self._feeder.log), reply
+        return TurnOutcome(turn.number, reply, "stop", prompt_tokens, 0, None, None)
+
+    def _sample(self, logits: Tensor, sampler: TokenSampler) -> tuple[list[int], ev.FinishReason]:
+        """Return the ids of a reply, of which the newest may not be fed yet, and why it ended."""
+        ids: list[int] = []
+        limit = self._limit()
+        while len(ids) < limit:
+            if self._cancelled():
+                return ids, "cancelled"
+            if ids:
+                logits = self._feeder.forward(ids[-1:])
+            token = sampler(_require_finite(logits), self._recent(sampler.window))
+            self._measure(len(ids))
+            if self.text.ended_by(token):
+                return ids, "stop"
+            ids.append(token)
+            self._show(self.text.push(token))
+            if self.text.stopped:
+                return ids, "stop"
+        return ids, "length"
+
+    def _limit(self) -> int:
+        """Return the maximum number of tokens of the reply."""
+        limit, cache = self._settings.max_new_tokens, self._feeder.cache
+        if self._settings.on_full == "stop":
+            limit = min(limit, cache.cache_size - cache.length - len(self._encoder.close()))
+        return limit
+
+    def _show(self, text: str) -> None:
+        """Emit more text of the reply, if there is any."""
+        if text:
+            self._emit(ev.TextDelta(self._turn.number, text))
+
+    def _measure(self, before: int) -> None:
+        """Update the speed after a token was sampled; `before` is the number of tokens before it."""
+        now = time.perf_counter()
+        if before:
+            self.speed.decode_tps = before / (now - self._first_at)
+        else:
+            self._first_at, self.speed.ttft_s = now, now - self._started
+
+    def _recent(self, window: int) -> list[int]:
+        """Return the newest `window` ids of the conversation, without control tokens."""
+        control = self._encoder.control_ids
+        return [token for token in self._feeder.log.ids[-window:] if token not in control] if window else []
+
+
+def close_reply(
+    feeder: Feeder, encoder: ChatEncoder, turn: TurnRecord, text: ReplyText, ids: list[int], reply_start: int
+) -> None:
+    """Cut log and cache to exactly what the reply has shown, and close its message and the turn.
+
+    Args:
+        feeder: Has the log and the cache.
+        encoder: Encodes the end of the message.
+        turn: The newest turn.
+        text: The finished reply.
+        ids: Ids of the reply, from its start in the log on; the newest may not be fed yet.
+        reply_start: Log index of the first of them.
+    """
+    kept = text.kept()
+    fed = len(feeder.log) - reply_start
+    if kept.tokens < fed:
+        feeder.cut(reply_start + kept.tokens)
+    before = text.written.removesuffix(kept.rest)
+    feeder.feed(ids[fed : kept.tokens] + encoder.close(before, kept.rest))
+    turn.end, turn.reply = len(feeder.log), text.shown
+
+
+def require_room(cache: StreamingCache, encoder: ChatEncoder, number: int, prompt_tokens: int) -> None:
+    """Require free room for the prompt of turn `number`, one reply token and the close.
+
+    Raises:
+        TurnError: The cache is too full.
+    """
+    size = cache.cache_size
+    needed, free = prompt_tokens + 1 + len(encoder.close()), size - cache.length
+    if needed > free:
+        raise TurnError(
+            f"the cache is full: turn {number} needs at least {needed} tokens, and {free} of {size} are free; "
+            "use /clear to start over, or on_full = evict to drop old turns",
+            "cache_full",
+        )
+
+
+def _require_finite(logits: Tensor) -> Tensor:
+    """Return `logits`.
+
+    Raises:
+        TurnError: They contain NaN or +inf.
+    """
+    # the maximum is NaN if any logit is NaN, and infinite if one is +inf
+    if not math.isfinite(float(logits.max())):
+        raise TurnError(
+            "the model produced NaN/inf logits; the turn was rolled back, and --dtype float32 usually helps",
+            "not_finite",
+        )
+    return logits

@@ -1,0 +1,96 @@
+"""Plans how a model is loaded: from which folder, on which device, in which dtype. Loads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from streamchat.base.devices import is_spread
+from streamchat.base.progress import Progress
+from streamchat.models import device as devices
+from streamchat.models.folder import Contents, inspect
+from streamchat.models.hub_cache import older_note
+from streamchat.models.resolve import Source, resolve, shadowing_note
+from streamchat.models.staging import read_manifest
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What to load, on which device and in which dtype."""
+
+    source: Source
+    folder: Path
+    """In the format of transformers."""
+    contents: Contents
+    device: str
+    dtype: str
+    attention: str
+    dtype_notes: tuple[str, ...] = ()
+    """Notes for the user about the dtype."""
+    notes: tuple[str, ...] = ()
+    """Notes about source and device."""
+
+    @property
+    def name(self) -> str:
+        """Display name of the model."""
+        return self.source.name
+
+    def check_memory(self) -> None:
+        """Require enough free memory on the device.
+
+        Raises:
+            ModelNotFoundError: There is too little.
+        """
+        devices.check_memory(self.contents.parameters, self.dtype, self.device, self.name)
+
+    def in_safe_dtype(self) -> LoadPlan:
+        """Return the plan for a model that overflows in float16."""
+        dtype = "bfloat16" if self.device != "cpu" or devices.cpu_has_bfloat16() else "float32"
+        return replace(self, dtype=dtype, dtype_notes=(f"{self.name} overflows in float16, so it runs in {dtype}",))
+
+
+def make_plan(name: str, *, device: str, dtype: str, attention: str, progress: Progress) -> LoadPlan:
+    """Return the plan for the model that `name` means; fetch or convert it first if needed. See `load_model`."""
+    source = resolve(name)
+    shadowing = shadowing_note(name, source)
+    # check the device before fetching anything
+    progress("Starting torch", 0, 0, "")
+    devices.limit_threads()
+    chosen_device = devices.choose_device(device)
+    chosen_dtype, dtype_notes = devices.choose_dtype(dtype, chosen_device)
+    folder = _local_folder(source, name, progress)
+    notes = [*filter(None, [shadowing]), *_source_notes(source, folder)]
+    contents = inspect(folder)
+    if device == "auto" and chosen_device == "cuda":
+        chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)
+        if is_spread(chosen_device):
+            notes.append(f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
+    plan = LoadPlan(source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes))
+    plan.check_memory()
+    return plan
+
+
+def _local_folder(source: Source, asked: str, progress: Progress) -> Path:
+    """Return the local folder in transformers' format; fetch or convert the model if needed."""
+    if source.kind == "bundled":
+        from streamchat.models.bundled.default import ensure_default_model
+
+        return ensure_default_model(progress)
+    if source.kind == "gguf":
+        from streamchat.models.gguf.convert import converted_copy
+
+        return converted_copy(Path(source.location), progress=progress)
+    if source.kind == "hub":
+        from streamchat.models.hub import fetch_from_hub
+
+        return fetch_from_hub(source.location, asked, progress=progress)
+    return Path(source.location)
+
+
+def _source_notes(source: Source, folder: Path) -> tuple[str, ...]:
+    """Return notes for the user about the source of the model."""
+    if source.kind == "gguf":
+        return tuple((read_manifest(folder) or {}).get("notes", ()))
+    if source.kind == "hub-cache" and (note := older_note(source.repo_id, folder)):
+        return (note,)
+    return ()

@@ -1,0 +1,129 @@
+"""Reads tokenizer and weights of a model folder with transformers, and refuses what is not a causal language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamchat.base.devices import is_spread
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.models import device as devices
+from streamchat.models.plan import LoadPlan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_config(plan: LoadPlan) -> None:
+    """Refuse what transformers cannot load as a causal language model, with the reason."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    kind = str(plan.contents.config.get("model_type") or "")
+    library: Any = modeling_auto
+    configs: Any = transformers.CONFIG_MAPPING
+    if kind not in configs:
+        if plan.contents.config.get("auto_map"):
+            raise UnsupportedModelError(
+                f"{plan.name} ({kind or 'no model_type'}) requires trust_remote_code, which streamchat does not "
+                "allow; choose a model that transformers supports itself"
+            )
+        raise UnsupportedModelError(
+            f"{plan.name} is of type {kind!r}, which transformers {transformers.__version__} does not support; "
+            "choose another model"
+        )
+    if kind not in library.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{plan.name} is of type {kind!r}, which is not a causal language model; choose one that is"
+        )
+
+
+def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
+    """Return the tokenizer.
+
+    Raises:
+        ModelNotFoundError: It cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    library: Any = AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerBase = library.from_pretrained(
+            str(plan.folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"The tokenizer of {plan.name} in {plan.folder} cannot be read ({short(error)}); fetch the model again"
+        ) from error
+    return tokenizer
+
+
+def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Return the model in eval mode on the device of `plan`, and notes for the user.
+
+    Raises:
+        ModelNotFoundError: It does not fit into memory.
+        UnsupportedModelError: It cannot be loaded as a causal language model, or lacks weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    library: Any = AutoModelForCausalLM
+    notes: tuple[str, ...] = ()
+    spread: dict[str, Any] = {}
+    if is_spread(plan.device):
+        from streamchat.models.spread import spread_arguments
+
+        spread = spread_arguments(plan.device)
+
+    def read(how: str) -> tuple[Any, dict[str, Any]]:
+        result: tuple[Any, dict[str, Any]] = library.from_pretrained(
+            str(plan.folder),
+            dtype=devices.torch_dtype(plan.dtype),
+            attn_implementation=how,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **spread,
+        )
+        return result
+
+    try:
+        try:
+            model, info = read(plan.attention)
+        except (ValueError, ImportError) as error:
+            if plan.attention == "eager" or "scaled_dot_product_attention" not in str(error):
+                raise
+            model, info = read("eager")
+            notes = (f"{plan.name} has no {plan.attention} attention, so it runs with eager attention",)
+        _check_complete(info, plan)
+        if not spread:
+            model = model.to(plan.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelNotFoundError(
+            f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
+        ) from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if "Cannot allocate memory" in str(error):  # safetensors has no specific error for it
+            raise ModelNotFoundError(
+                f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
+            ) from error
+        raise UnsupportedModelError(
+            f"{plan.name} in {plan.folder} cannot be loaded as a causal language model ({short(error)}); choose "
+            "another model"
+        ) from error
+    model.eval()
+    model.requires_grad_(False)
+    return model, notes
+
+
+def _check_complete(info: dict[str, Any], plan: LoadPlan) -> None:
+    """Refuse a model with missing weights, which transformers would silently fill with random numbers."""
+    for kind, words in (("missing_keys", "lacks"), ("mismatched_keys", "has the wrong shape for")):
+        if keys := sorted(str(key) for key in info.get(kind) or ()):
+            raise UnsupportedModelError(
+                f"{plan.name} {words} {len(keys)} of the weights of a causal language model ({keys[0]} is the "
+                "first), so its output would be nonsense; choose a complete model"
+            )
