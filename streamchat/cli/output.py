@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from streamchat.reports.page import Page
 
 
-def add_output_flags(group: argparse._ArgumentGroup) -> None:
+LAST_LINE = "print all figures as a JSON object in the last line"
+
+
+def add_output_flags(group: argparse._ArgumentGroup, json_help: str = LAST_LINE) -> None:
     """Add `--charts`, `--out` and `--json`."""
     group.add_argument(
         "--charts",
@@ -23,7 +26,18 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--out", metavar="DIR", help="write JSON, an HTML page, and charts (with matplotlib) to this folder"
     )
-    group.add_argument("--json", action="store_true", help="print all figures as a JSON object in the last line")
+    group.add_argument("--json", action="store_true", help=json_help)
+
+
+def output_folder(args: argparse.Namespace) -> Path | None:
+    """Return the folder of `--out`, created if missing; None without the flag.
+
+    Raises:
+        ConfigError: It cannot be created or written.
+    """
+    from streamchat.reports.page import prepare_folder
+
+    return None if args.out is None else prepare_folder(args.out)
 
 
 def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> None:

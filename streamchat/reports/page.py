@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,27 +23,46 @@ class Table:
     """Text in rows and columns; the first column has the row names."""
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
     caption: str = ""
     """Meaning of the columns, if their names are not enough."""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column has only numbers, and is therefore aligned to the right; never the first one."""
+        cells = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        return [bool(at) and all(map(_NUMBER.match, column)) for at, column in enumerate(cells)]
 
-@dataclass(frozen=True)
+
+def facts(title: str, values: Mapping[str, object], caption: str = "") -> Table:
+    """Return a table with one name and one value per row."""
+    return Table(title, ("", "value"), [(name, str(value)) for name, value in values.items()], caption)
+
+
+_NUMBER = re.compile(r"[-+]?\d|-?$")
+"""Start of a cell with a number, or without one."""
+
+
+@dataclass
 class Page:
     """The result of one run of a command."""
 
     name: str
     """File name without extension."""
     title: str
-    lines: tuple[str, ...]
+    lines: list[str] = field(default_factory=list)
     """What was run on what, one line each."""
-    tables: tuple[Table, ...]
-    pictures: tuple[Picture, ...]
-    notes: tuple[str, ...]
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Notes for the reader, one sentence each."""
-    data: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     """All figures, for programs."""
+    verdict: str = ""
+    """Result of the checks as a sentence, if the command checks anything."""
+    ok: bool = True
+    """Whether the checks passed."""
 
 
 def as_text(page: Page, width: int) -> str:
@@ -62,6 +82,9 @@ def as_text(page: Page, width: int) -> str:
     if page.notes:
         console.print()
         console.print(*page.notes, sep="\n", markup=False, highlight=False)
+    if page.verdict:
+        console.print()
+        console.print(page.verdict, markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in printable(out.getvalue()).splitlines())
 
 
@@ -71,8 +94,8 @@ def _rich_table(table: Table) -> Any:
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(table.columns):
-        drawn.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for name, numeric in zip(table.columns, table.numeric, strict=True):
+        drawn.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn
@@ -84,7 +107,7 @@ def as_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = "| --- |" + " ---: |" * (len(table.columns) - 1)
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |"
     return "\n".join([line(table.columns), rule, *map(line, table.rows)])
 
 

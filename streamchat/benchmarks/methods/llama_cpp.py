@@ -1,4 +1,4 @@
-"""Comparable programs, if they are installed: llama.cpp."""
+"""llama.cpp, a comparable program, if it is installed. `bench --peers` times it; it cannot be scored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from streamchat.benchmarks.methods import Method
+from streamchat.benchmarks.methods.stream import Stream
 
 BATCH = 512
 """Tokens per batch of llama.cpp; its default."""
 
 
-class LlamaCpp(Method):
+class LlamaCpp(Stream):
     """llama.cpp through llama-cpp-python, on the GGUF file of the model, with its context shift.
 
     Args:
@@ -60,9 +60,6 @@ class LlamaCpp(Method):
         values: Any = np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),))
         return int(values.argmax())
 
-    def decode_step(self, token: int) -> int:
-        return self.prefill([token])
-
     def _make_room(self, incoming: int) -> None:
         cached = self._llama.n_tokens
         excess = cached + incoming - self._cache_size
@@ -92,7 +89,7 @@ class LlamaCpp(Method):
 
 def find_peers(
     gguf: Path | None, cache_size: int, num_sink_tokens: int, threads: int
-) -> tuple[list[Method], list[str]]:
+) -> tuple[list[Stream], list[str]]:
     """Return the peers that can run here, and a note for each that cannot.
 
     Args:
