@@ -244,7 +244,7 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
     [
         (["--sinks", "a"], "--sinks: a is not a whole number"),
         (["--cache-sizes", ","], "--cache-sizes is empty"),
-        (["--policies", "sinks:64"], "sinks:64 is not a policy; choose from dense"),
+        (["--policies", "sinks:64"], "--methods sinks:64: give names only; other flags set budgets and sinks"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--tolerance", "2"], "--tolerance 2.0 must be from 0 to 1"),
         (["--ray", "local", "--workers", "2"], "--workers applies to this machine"),

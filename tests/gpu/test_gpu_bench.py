@@ -129,7 +129,7 @@ def test_the_whole_measurement_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_tables() -> None:
     speed, memory = tables_of(FIGURES)
-    values = {name: value for name, value in speed.rows}
+    values = {row[0]: row[1] for row in speed.rows}
     assert values["engine"] == "250.0 tok/s, 2.50 x generate"
     assert values["limit of the bandwidth"] == "1000.0 tok/s, 25.0% of it reached"
     assert memory.rows[-1] == ("100,352", "300.00", "320.00", "4.10")

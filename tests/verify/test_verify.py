@@ -224,7 +224,7 @@ def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     keeps_unmoved_sinks(monkeypatch)
     assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED.value == 4
     out = capsys.readouterr().out
-    assert f"FAIL  {LOGITS}" in out
+    assert f"FAIL   {LOGITS}" in out
     assert out.endswith("1 of 13 checks failed.\n")
 
 
