@@ -75,7 +75,7 @@ def test_every_method_is_timed_and_leaves_nothing_on_the_model(kind: str) -> Non
 
 
 def test_the_chat_s_cache_evicts_in_blocks_and_the_rolling_window_does_not() -> None:
-    lengths = {}
+    lengths: dict[str, list[int]] = {}
     for kind in ("sinks", "streamchat", *EVICTION_POLICIES):
         with opened(kind) as stream:
             lengths[kind] = []

@@ -46,6 +46,12 @@ KINDS = {
             "sinks and window by a hook that cuts keys and ignores positions: wrong output, see `streamchat ppl`",
             "no_rerotation.NoRerotation",
         ),
+        Kind(
+            "sliding-layers",
+            "the latest tokens, by transformers' own layers",
+            "sliding_layers.SlidingLayers",
+            ("BUDGET",),
+        ),
         Kind("recompute", "the window, prefilled again without a cache", "recompute.Recompute", ("BUDGET",)),
         Kind(
             "re-read",
