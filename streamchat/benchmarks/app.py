@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
             "drawing": f"{100 * figures.core_share:.1f} % of a core",
         },
     )
-    lines = heading(loaded, f"{figures.rounds} rounds of {figures.tokens} tokens")
+    lines = heading(loaded, f"{plural(figures.rounds, 'round')} of {figures.tokens} tokens")
     data = about("bench", loaded) | asdict(figures)
     return Page("bench-ui", "Responsiveness of the app", lines, [table], notes=[*loaded.notes], data=data)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import plural
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
 from streamchat.benchmarks.loading import Progress, about, cache_size, heading, load
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
             script = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
             chat = measure_chat(streams, script, turns, SAMPLES, args.limit, progress)
     sinks = configuration.settings.num_sink_tokens
-    lines = heading(loaded, f"budget {size:,} tokens", f"{sinks} sinks", f"{args.rounds} rounds after one to warm up")
+    lines = heading(
+        loaded, f"budget {size:,} tokens", f"{sinks} sinks", f"{plural(args.rounds, 'round')} after one to warm up"
+    )
     if loaded.weights != "native":
         lines.append(f"Methods other than streamchat's own cache use native weights, not {loaded.weights}.")
     data = about(

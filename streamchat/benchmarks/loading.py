@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.devices import device_type, devices_of
+from streamchat.base.formatting import plural
 from streamchat.config.loader import Configuration
 from streamchat.reports.machine import machine_line, processor, versions
 
@@ -77,7 +78,7 @@ def heading(loaded: LoadedModel, *more: str) -> list[str]:
     import torch
 
     weights = [] if loaded.weights == "native" else [f"{loaded.weights} weights"]
-    threads = [f"{torch.get_num_threads()} threads"] if loaded.device == "cpu" else []
+    threads = [plural(torch.get_num_threads(), "thread")] if loaded.device == "cpu" else []
     first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *threads, *more]
     return [", ".join(first), machine_line()]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from streamchat.base.formatting import human_bytes
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.benchmarks.figures import median_ms, paired_ratio
 from streamchat.benchmarks.loading import Progress, about, heading, load_in_thread
 from streamchat.cache import checkpoint
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
             "the transcript, in addition": f"{figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns",
         },
     )
-    lines = heading(loaded, f"{figures.tokens:,} tokens in the cache", f"{figures.rounds} rounds")
+    lines = heading(loaded, f"{figures.tokens:,} tokens in the cache", plural(figures.rounds, "round"))
     data = about("bench", loaded) | asdict(figures)
     return Page("bench-resume", "Resuming", lines, [table], notes=[*loaded.notes], data=data)
 

@@ -12,7 +12,7 @@ DEFAULT_CHUNK = 16
 
 
 def add_methods_flag(group: argparse._ArgumentGroup, default: str, form: str, names: Iterable[str]) -> None:
-    """Add `--methods`, which names the methods to compare; `--policies` is its name in earlier versions.
+    """Add `--methods`, which names the methods to compare; `--policies` was its name in `ppl` and `sweep`.
 
     Args:
         group: Where to add it.
@@ -20,10 +20,8 @@ def add_methods_flag(group: argparse._ArgumentGroup, default: str, form: str, na
         form: What an entry of the list looks like, for the help.
         names: Methods that the command knows.
     """
-    group.add_argument(
-        "--methods", default=default, metavar="LIST", help=f"{form} of {', '.join(names)} (default: {default})"
-    )
-    group.add_argument("--policies", dest="methods", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    text = f"{form} of {', '.join(names)} (default: {default})"
+    group.add_argument("--methods", "--policies", default=default, metavar="LIST", help=text)
 
 
 def summaries(names: Iterable[str]) -> str:

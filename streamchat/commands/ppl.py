@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import plural
 from streamchat.benchmarks.loading import about, heading, load
 from streamchat.benchmarks.methods.registry import SCORED, Method, parse_methods
 from streamchat.cli import flags
@@ -137,7 +138,7 @@ def _score(
             raise KeyboardInterrupt
         notes.append("Stopped early: missing methods and documents were not finished.")
     notes += _unscorable(results)
-    lines = heading(loaded, f"{args.chunk} tokens per forward pass for bounded methods")
+    lines = heading(loaded, f"{plural(args.chunk, 'token')} per forward pass for bounded methods")
     data = about("ppl", loaded, chunk=args.chunk)
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), data, lines, notes), args, folder)

@@ -35,5 +35,9 @@ def processor() -> str:
 
 def machine_line() -> str:
     """Return the versions and the processor as one line."""
-    names = ", ".join(f"{name} {found}" for name, found in versions().items() if name not in ("system", "textual"))
+    names = ", ".join(
+        f"{name.replace('python', 'Python')} {found}"
+        for name, found in versions().items()
+        if name not in ("system", "textual")
+    )
     return f"{names}; {processor()}"

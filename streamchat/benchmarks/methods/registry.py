@@ -43,7 +43,7 @@ KINDS = {
         ),
         Kind(
             "no-rerotation",
-            "sinks and window by a hook that cuts keys and ignores positions: wrong output, see `streamchat ppl`",
+            "sinks and window by a hook that cuts keys and ignores positions, the classic mistake",
             "no_rerotation.NoRerotation",
         ),
         Kind(
