@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with loading_line() as progress:
         progress("Starting torch")
 
+        from streamchat.benchmarks.pitfalls import run_pitfalls
         from streamchat.models.quiet import quiet
         from streamchat.reports.page import write
         from streamchat.verify.report import make_page
@@ -79,9 +80,11 @@ def run(args: argparse.Namespace) -> int:
                 cache_size=settings.cache_size,
                 num_sink_tokens=settings.num_sink_tokens,
                 new_tokens=args.new_tokens,
-                pitfall_ids=ids if args.show_pitfalls else (),
                 progress=progress,
             )
+            if args.show_pitfalls:
+                progress("The classic mistakes")
+                result.pitfalls = run_pitfalls(loaded.model, ids, result)
     model = {
         "name": loaded.name,
         "source": loaded.source,

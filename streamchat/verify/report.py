@@ -11,8 +11,7 @@ from streamchat.reports.machine import machine_line
 from streamchat.reports.page import Page, Table
 from streamchat.verify.measure import Step
 from streamchat.verify.modes import ModeRun
-from streamchat.verify.pitfalls import PitfallResult
-from streamchat.verify.run import Verification
+from streamchat.verify.run import PitfallResult, Verification
 
 TITLES = {
     "plain": "Custom loop, nothing evicted",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.benchmarks.pitfalls import run_pitfalls
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.layer import StreamingLayer
@@ -164,7 +165,7 @@ def test_logits_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_classic_mistakes_side_by_side() -> None:
-    dense, post_hook, cut, streaming = verified(pitfall_ids=IDS).pitfalls
+    dense, post_hook, cut, streaming = run_pitfalls(model_of("llama"), IDS, verified())
     assert (dense.counter, dense.length) == (0, 199)
     assert post_hook.counter > 10
     assert post_hook.length == 199
@@ -252,9 +253,9 @@ def test_the_default_model_is_verified_and_shows_the_pitfalls() -> None:
 
     loaded = load_model("default", dtype="float32")
     ids = help_topic_ids(loaded.tokenizer, 256)
-    result = verify(loaded.model, ids, cache_size=64, new_tokens=48, pitfall_ids=ids)
+    result = verify(loaded.model, ids, cache_size=64, new_tokens=48)
     assert failed(result) == set()
-    dense, post_hook, cut, streaming = result.pitfalls
+    dense, post_hook, cut, streaming = run_pitfalls(loaded.model, ids, result)
     assert post_hook.length == dense.length == 255
     assert cut.length == streaming.length == 64
     # measured: 12.1 dense, 13.1 streaming, 155 cut without moving positions

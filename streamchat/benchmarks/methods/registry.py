@@ -27,7 +27,7 @@ class Kind:
     sizes: tuple[str, ...] = ("BUDGET", "SINKS")
     """Numbers that may follow the name. Without a budget, the cache grows."""
     is_scored: bool = True
-    """Whether `ppl` and `sweep` offer it: not if it differs from another method only between turns."""
+    """Whether `ppl` and `sweep` offer it: not if its output always equals that of another method."""
 
 
 KINDS = {
@@ -45,6 +45,12 @@ KINDS = {
             "no-rerotation",
             "sinks and window by a hook that cuts keys and ignores positions, the classic mistake",
             "no_rerotation.NoRerotation",
+        ),
+        Kind(
+            "key-lists",
+            "a hook that shortens lists which caches no longer have: nothing is evicted",
+            "key_lists.KeyLists",
+            is_scored=False,
         ),
         Kind(
             "sliding-layers",

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from streamchat.benchmarks.methods.registry import KINDS, Method
@@ -96,6 +97,8 @@ class ModelStream(Stream):
     has_chat_weights = False
     """Whether quantized weights, which are streamchat's, belong to the method."""
     _cache: DynamicCache | None = None
+    compressions = 0
+    """Times that the method shortened the cache, by its own count."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class ModelStream(Stream):
 
     @abstractmethod
     def begin(self) -> DynamicCache | None:
-        """Return the cache of a new stream, if there is one, after attaching hooks with `enter`."""
+        """Return the cache of a new stream, if there is one, after attaching hooks."""
 
     def fitting(self, chunk: int) -> int:
         """Return how many of `chunk` tokens to feed per forward, so that each sees much of the text before it."""
@@ -127,11 +130,16 @@ class ModelStream(Stream):
         self.close()
         if self._native_weights:
             self.enter(never_quantized(self.model))
+        self.compressions = 0
         self._cache = self.begin()
 
     def enter(self, context: AbstractContextManager[Any]) -> None:
         """Enter a context until the stream is closed."""
         self._opened.enter_context(context)
+
+    def attach(self, handle: RemovableHandle) -> None:
+        """Remove a hook when the stream is closed."""
+        self._opened.callback(handle.remove)
 
     def close(self) -> None:
         self._opened.close()

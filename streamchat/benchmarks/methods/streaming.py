@@ -60,6 +60,7 @@ class RollingWindow(ModelStream):
 
     def _after_evict(self, _: Eviction) -> None:
         self._evicting_s += time.perf_counter() - self._evicting_since
+        self.compressions += 1
 
 
 class Chat(RollingWindow):
