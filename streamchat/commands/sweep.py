@@ -11,7 +11,7 @@ from streamchat.base.formatting import plural
 from streamchat.benchmarks.loading import machine
 from streamchat.benchmarks.methods.registry import SCORED, parse_kinds, split_list
 from streamchat.cli import flags
-from streamchat.cli.output import add_output_flags, print_page
+from streamchat.cli.output import add_output_flags, output_folder, print_page
 from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_least
 from streamchat.reports.machine import machine_line
 
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
         StreamchatError: A worker process died.
     """
     from streamchat.benchmarks.sweep import Journal
-    from streamchat.reports.page import prepare_folder
 
     work = _work(args)
-    folder = prepare_folder(args.out)
+    folder = output_folder(args)
+    assert folder is not None  # it has a default
     journal = Journal(folder / "sweep.jsonl")
     missing = [(cell, document) for cell, document in work if journal.result(cell) is None]
     if len(missing) < len(work):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import printable
-from streamchat.reports import figure, terminal
+from streamchat.reports import figure
 from streamchat.reports.chart import Picture
 
 
@@ -121,44 +119,9 @@ def as_html(page: Page) -> str:
     return environment.from_string(source).render(page=page, pictures=drawn, how=figure.HOW_TO_GET) + "\n"
 
 
-def prepare_folder(folder: str) -> Path:
-    """Return the folder for the files of a run, created if missing.
-
-    Raises:
-        ConfigError: It cannot be created or written.
-    """
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".streamchat-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be written ({error.strerror or error})") from None
-    return path
-
-
 def write(page: Page, folder: Path) -> list[Path]:
     """Write NAME.json and NAME.html, and NAME.svg and NAME.png of each chart if matplotlib is installed."""
     as_json, html = folder / f"{page.name}.json", folder / f"{page.name}.html"
     as_json.write_text(json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     html.write_text(as_html(page), encoding="utf-8")
     return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
-
-
-def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_color: bool) -> None:
-    """Print the page; with `folder`, write its files first. With `as_json`, the last line is a JSON object."""
-    width = shutil.get_terminal_size((100, 24)).columns
-    parts = [as_text(page, width)]
-    if charts:
-        color = out.isatty() and not no_color
-        encoding = out.encoding or "utf-8"
-        parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
-    text = "\n\n".join(parts)
-    if folder is not None:
-        written = write(page, folder)
-        missing = "" if figure.can_draw() or not page.pictures else f"; for charts: {figure.HOW_TO_GET}"
-        text += f"\n\nWritten to {folder}: {', '.join(path.name for path in written)}{missing}"
-    out.write(text + "\n")
-    if as_json:
-        out.write(json.dumps(page.data, ensure_ascii=False) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,9 +212,11 @@ def test_the_command_prints_tables_checks_and_verdict(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("tiny_here")
-def test_the_command_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--cache-size", "32", "--json"]) == 0
+def test_the_command_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["verify", "--cache-size", "32", "--json", "--out", str(tmp_path / "out")]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "verify.json").read_text()) == report
+    assert "All 13 checks passed." in (tmp_path / "out" / "verify.html").read_text()
     assert report["ok"] is True
     assert report["model"]["name"] == "tiny"
     assert report["modes"]["manual"]["steps"][-1]["layers"] == [32, 32, 32]
