@@ -1,26 +1,31 @@
-"""Responsiveness of the app: key-to-screen delay while a reply streams, and the cost of drawing for decoding.
+"""`streamchat bench --ui`: key-to-screen delay while a reply streams, and the cost of drawing for decoding.
 
 One run alternates between headless and the app with the same loaded model; only ratios between them are meaningful.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from textual import events
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StreamchatError
+from streamchat.base.formatting import plural
+from streamchat.base.progress import Progress
 from streamchat.base.requests import Submit
+from streamchat.benchmarks.figures import paired_ratio
+from streamchat.benchmarks.loading import about, heading, load_in_thread
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
 from streamchat.engine.engine import Engine
+from streamchat.reports.page import Page, facts
 from streamchat.tui.app import StreamchatApp, short_switch_interval
 from streamchat.tui.widgets.prompt import Prompt
 
@@ -52,9 +57,31 @@ class UiFigures:
     tokens: int
     """Tokens of each reply."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
-        return asdict(self)
+
+def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    """Measure the app.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        StreamchatError: A reply failed, or was too short to measure.
+    """
+    loaded = load_in_thread(configuration, progress)
+    figures = measure_ui(configuration, lambda *_: loaded, args.rounds, progress)
+    table = facts(
+        "The app while a reply streams",
+        {
+            "key to screen, median": f"{figures.key_to_screen_p50_ms:.1f} ms",
+            "key to screen, 95th percentile": f"{figures.key_to_screen_p95_ms:.1f} ms ({plural(figures.keys, 'key')})",
+            "decode in the app": f"{figures.app_tps:.1f} tok/s",
+            "decode headless": f"{figures.headless_tps:.1f} tok/s",
+            "app / headless": f"{figures.ratio:.3f}",
+            "app / headless while typing": f"{figures.typing_ratio:.3f}",
+            "drawing": f"{100 * figures.core_share:.1f} % of a core",
+        },
+    )
+    lines = heading(loaded, f"{plural(figures.rounds, 'round')} of {figures.tokens} tokens")
+    data = about("bench", loaded) | asdict(figures)
+    return Page("bench-ui", "Responsiveness of the app", lines, [table], notes=[*loaded.notes], data=data)
 
 
 def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: Callable[[str], None]) -> UiFigures:
@@ -97,8 +124,8 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
         keys=len(ordered),
         app_tps=statistics.median(in_app),
         headless_tps=statistics.median(headless),
-        ratio=statistics.median(a / b for a, b in zip(in_app, headless, strict=True)),
-        typing_ratio=statistics.median(a / b for a, b in zip(typed, headless, strict=True)),
+        ratio=paired_ratio(in_app, headless) or 0.0,
+        typing_ratio=paired_ratio(typed, headless) or 0.0,
         core_share=statistics.median(cores),
         rounds=rounds,
         tokens=tokens,

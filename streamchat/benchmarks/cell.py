@@ -1,4 +1,4 @@
-"""One cell of a sweep: a model, a policy and a text. Runs in a worker process."""
+"""One cell of a sweep: a model, a method and a text. Runs in a worker process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import StreamchatError
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.methods.registry import Method
 from streamchat.benchmarks.texts import Document
+from streamchat.cache.token_ids import input_device
 
 if TYPE_CHECKING:
     from streamchat.cache.positions.fit import PositionFit
@@ -22,7 +23,7 @@ DECODE_STEPS = 24
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelChoice:
     """Model to load, with its settings as text."""
 
     name: str
@@ -36,8 +37,8 @@ class ModelSpec:
 class Cell:
     """Inputs of one result."""
 
-    model: ModelSpec
-    policy: Policy
+    model: ModelChoice
+    method: Method
     document: str
     digest: str
     """SHA-256 of the text."""
@@ -50,13 +51,14 @@ class Cell:
         inputs = asdict(self)
         if self.model.kernels == "auto":
             del inputs["model"]["kernels"]  # results from before the setting existed are continued
+        inputs["policy"] = inputs.pop("method")  # its name in sweeps that earlier versions saved
         text = json.dumps(inputs, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
         """Display name."""
-        return f"{self.model.name}, {self.policy.name}, {self.document}"
+        return f"{self.model.name}, {self.method.name}, {self.document}"
 
 
 def digest_of(document: Document) -> str:
@@ -84,11 +86,10 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from streamchat.benchmarks.memory_estimate import measure_cost, require_memory
+    from streamchat.benchmarks.memory_estimate import check_memory
+    from streamchat.benchmarks.methods.stream import open_stream
     from streamchat.benchmarks.score import score
-    from streamchat.benchmarks.streams import open_stream
     from streamchat.benchmarks.texts import tokenize
-    from streamchat.models.device import free_memory
     from streamchat.models.quantize.weight_storage import stored_bytes
     from streamchat.models.quiet import quiet
 
@@ -98,15 +99,13 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     tokens = tokenize(document, loaded.tokenizer, cell.max_tokens)
     if len(tokens.ids) < 2:
         return {"error": f"{document.name} has fewer than two tokens"}
-    model, policy = loaded.model, cell.policy
+    model, method = loaded.model, cell.method
     with quiet():
-        eager = str(model.config._attn_implementation) == "eager"
-        free = free_memory(loaded.device)
-        require_memory([policy], len(tokens.ids), measure_cost(model), cell.chunk, eager, free)
-        device: Any = model.get_input_embeddings().weight.device
+        check_memory([method], len(tokens.ids), loaded, cell.chunk)
+        device: Any = input_device(model)
         ids = torch.tensor(tokens.ids, device=device)
         started = time.perf_counter()
-        with open_stream(policy, model, fit, cell.chunk) as stream:
+        with open_stream(method, model, fit, cell.chunk) as stream:
             scores = score(stream, ids)
             seconds = time.perf_counter() - started
             times = []
@@ -131,11 +130,11 @@ def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     }
 
 
-_loaded_model: list[tuple[ModelSpec, LoadedModel, PositionFit]] = []
+_loaded_model: list[tuple[ModelChoice, LoadedModel, PositionFit]] = []
 """The model that is loaded in this process, if any."""
 
 
-def _model(spec: ModelSpec) -> tuple[LoadedModel, PositionFit]:
+def _model(spec: ModelChoice) -> tuple[LoadedModel, PositionFit]:
     from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.load import load_model
     from streamchat.models.quiet import quiet

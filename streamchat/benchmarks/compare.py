@@ -1,204 +1,113 @@
-"""`streamchat bench` without --ui and --resume: compares decoding of handling a long conversation in one run."""
+"""`streamchat bench` without another mode: compares methods of handling a long conversation in one run."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import plural
+from streamchat.base.progress import Progress
+from streamchat.benchmarks.chat_text import make_turns
+from streamchat.benchmarks.compare_page import make_page
+from streamchat.benchmarks.loading import about, cache_size, heading, load
+from streamchat.benchmarks.methods.llama_cpp import find_peers
+from streamchat.benchmarks.methods.registry import KINDS, Method, make_method, parse_kinds, split_list
+from streamchat.benchmarks.methods.stream import Stream, open_stream
+from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
 from streamchat.config.loader import Configuration
+from streamchat.models.bundled.default import default_gguf
+from streamchat.models.checked_fit import choose_checked_fit
+from streamchat.models.load import LoadedModel
+from streamchat.models.quiet import quiet
+from streamchat.reports.page import Page
+from streamchat.verify.text import help_topic_ids
 
-if TYPE_CHECKING:
-    from streamchat.benchmarks.methods import Method
-    from streamchat.models.load import LoadedModel
-    from streamchat.reports.page import Page
-
-METHODS = ("streamchat", "generate", "re-read", "recompute", "cut")
 WORKLOADS = ("decode", "chat")
 SAMPLES = 3
 """Consecutive turns whose time to first token is measured, at each turn of --turns."""
 REPLY_TOKENS = 48
 
 
-def add_flags(group: argparse._ArgumentGroup) -> None:
-    """Add the flags of the comparison."""
-    group.add_argument("--peers", action="store_true", help="also llama.cpp, if llama-cpp-python is installed")
-    group.add_argument(
-        "--float32", action="store_true", help="also generate in float32, with a second copy of the model"
-    )
-    group.add_argument(
-        "--methods",
-        metavar="LIST",
-        help="methods to compare: streamchat, generate, re-read, recompute, cut (default: all)",
-    )
-    group.add_argument(
-        "--workloads", default="decode,chat", metavar="LIST", help="workloads: decode, chat (default: both)"
-    )
-    group.add_argument(
-        "--new-tokens", type=int, default=48, metavar="N", help="tokens generated per measurement (default: 48)"
-    )
-    group.add_argument(
-        "--turns",
-        default="5,50,500",
-        metavar="LIST",
-        help="turns of the chat at which the time to the first token is measured (default: 5,50,500)",
-    )
-    group.add_argument(
-        "--limit",
-        type=float,
-        default=20.0,
-        metavar="SECONDS",
-        help="skip turns whose time to first token would exceed this, or whose history takes more than six times as "
-        "long to process (default: 20)",
-    )
-
-
-def measure(
-    args: argparse.Namespace, configuration: Configuration, progress: Callable[..., None]
-) -> tuple[Page, Path | None]:
-    """Run the comparison; return its page, and the folder for its files if one was requested.
-
-    Args:
-        args: Arguments of the command line.
-        configuration: All settings.
-        progress: Called with progress messages.
+def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    """Run the comparison.
 
     Raises:
         ConfigError: A list or a number is invalid.
         ModelError: The model cannot be loaded, or cannot stream.
     """
-    from streamchat.reports.page import prepare_folder
-
-    wanted = _names(args.workloads, WORKLOADS, "--workloads")
+    wanted = split_list(args.workloads, "--workloads")
+    if wrong := [word for word in wanted if word not in WORKLOADS]:
+        raise ConfigError(f"--workloads: {wrong[0]} is not one of {', '.join(WORKLOADS)}")
     turns = _turns(args.turns)
-    if args.new_tokens < 2:
-        raise ConfigError(f"--new-tokens {args.new_tokens} must be at least 2")
-    if args.limit <= 0:
-        raise ConfigError(f"--limit {args.limit} must be above 0")
-    names = _names(args.methods, METHODS, "--methods") if args.methods else list(METHODS)
-    folder = None if args.out is None else prepare_folder(args.out)
-
-    from streamchat.cache.context import context_length
-    from streamchat.conversation.assemble import load_from_settings
-    from streamchat.conversation.budget import resolve_cache_size
-    from streamchat.models.quiet import quiet
-
-    loaded = load_from_settings(configuration, progress)
-    size, note = resolve_cache_size(configuration, context_length(loaded.model.config))
+    kinds = parse_kinds(args.methods, tuple(KINDS))
+    loaded = load(configuration, progress)
+    size, note = cache_size(configuration, loaded)
     with quiet():
-        methods, notes = _methods(args, configuration, loaded, size, names)
-        notes += [note] if note else []
-        return _measure(args, configuration, loaded, methods, wanted, turns, size, notes, progress), folder
-
-
-def _names(text: str, known: Sequence[str], flag: str) -> list[str]:
-    words = [word for word in (part.strip() for part in text.split(",")) if word]
-    if wrong := [word for word in words if word not in known]:
-        raise ConfigError(f"{flag}: {wrong[0]} is not one of {', '.join(known)}")
-    if not words:
-        raise ConfigError(f"{flag} is empty; choose from {', '.join(known)}")
-    return [word for word in known if word in words]
+        streams, notes = _streams(args, configuration, loaded, size, kinds, progress)
+        decode: Any = {}
+        chat: Any = {}
+        if "decode" in wanted:
+            ids = help_topic_ids(loaded.tokenizer, LATE * size)
+            ids = (ids * -(-LATE * size // len(ids)))[: LATE * size]  # the text may be shorter than a very large budget
+            # re-read prefills the history once per turn: for a text without turns, it is the same as dense
+            decoding = [stream for stream in streams if stream.name != "re-read"]
+            decode = measure_decode(decoding, ids, size, args.new_tokens, args.rounds, progress, loaded.device)
+        if "chat" in wanted:
+            script = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
+            chat = measure_chat(streams, script, turns, SAMPLES, args.limit, progress)
+    sinks = configuration.settings.num_sink_tokens
+    lines = heading(
+        loaded, f"budget {size:,} tokens", f"{sinks} sinks", f"{plural(args.rounds, 'round')} after one to warm up"
+    )
+    if loaded.weights != "native":
+        lines.append(f"Methods other than streamchat's own cache use native weights, not {loaded.weights}.")
+    data = about(
+        "bench", loaded, cache_size=size, num_sink_tokens=sinks, rounds=args.rounds, new_tokens=args.new_tokens
+    )
+    return make_page(streams, decode, chat, lines, [*loaded.notes, *filter(None, (*notes, note))], data)
 
 
 def _turns(text: str) -> list[int]:
-    words = [word for word in (part.strip() for part in text.split(",")) if word]
+    words = split_list(text, "--turns")
     if wrong := [word for word in words if not word.isdecimal() or int(word) < 1]:
         raise ConfigError(f"--turns: {wrong[0]} is not a turn number (turns count from 1)")
-    if not words:
-        raise ConfigError("--turns is empty; give turn numbers such as 5,50,500")
     found = sorted(set(map(int, words)))
-    close = [a for a, b in pairwise(found) if b - a < SAMPLES]
-    if close:
+    if close := [a for a, b in pairwise(found) if b - a < SAMPLES]:
         raise ConfigError(f"--turns: {close[0]} and the next one must be at least {SAMPLES} turns apart")
     return found
 
 
-def _methods(
-    args: argparse.Namespace, configuration: Configuration, loaded: LoadedModel, size: int, names: Sequence[str]
-) -> tuple[list[Method], list[str]]:
-    import torch
-
-    from streamchat.benchmarks.methods import Generate, make_methods
-    from streamchat.benchmarks.peers import find_peers
-    from streamchat.models.checked_fit import choose_checked_fit
-    from streamchat.models.load import load_from_settings
-
-    sinks = configuration.settings.num_sink_tokens
-    known = make_methods(loaded.model, choose_checked_fit(loaded.model), size, sinks)
-    methods = [method for method in known if method.name in names]
+def _streams(
+    args: argparse.Namespace,
+    configuration: Configuration,
+    loaded: LoadedModel,
+    size: int,
+    kinds: Sequence[str],
+    progress: Progress,
+) -> tuple[list[Stream], list[str]]:
+    """Return the streams to compare, and notes about those that cannot run here."""
+    fit, sinks = choose_checked_fit(loaded.model), configuration.settings.num_sink_tokens
+    methods = [make_method(kind, size, sinks) for kind in kinds]
+    streams: list[Stream] = [open_stream(method, loaded.model, fit, native_weights=True) for method in methods]
     if args.float32:
-        whole = load_from_settings(configuration.settings, dtype="float32", weights="native")
-        methods.append(Generate(whole.model, "float32"))
+        whole = load(configuration, progress, dtype="float32", weights="native")
+        streams.append(open_stream(Method("dense"), whole.model, fit))
+        streams[-1].name, streams[-1].description = "dense, float32", f"{streams[-1].description}, in float32"
     if not args.peers:
-        return methods, []
+        return streams, []
     peers, notes = find_peers(_gguf(configuration, loaded), size, sinks, torch.get_num_threads())
-    return [*methods, *peers], notes
+    return [*streams, *peers], notes
 
 
 def _gguf(configuration: Configuration, loaded: LoadedModel) -> Path | None:
     """Return the GGUF file that the model was loaded from, or None."""
-    from streamchat.models.bundled.default import default_gguf
-
     source = Path(loaded.source)
     if source.suffix == ".gguf" and source.exists():
         return source
-    if configuration.settings.model == "default" and default_gguf().exists():
-        return default_gguf()
-    return None
-
-
-def _measure(
-    args: argparse.Namespace,
-    configuration: Configuration,
-    loaded: LoadedModel,
-    methods: list[Method],
-    wanted: Sequence[str],
-    turns: Sequence[int],
-    size: int,
-    notes: list[str],
-    progress: Callable[..., None],
-) -> Page:
-    import torch
-
-    from streamchat.benchmarks.chat_text import make_turns
-    from streamchat.benchmarks.compare_page import make_page
-    from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
-    from streamchat.verify.text import help_topic_ids
-
-    decode: Any = {}
-    chat: Any = {}
-    if "decode" in wanted:
-        ids = help_topic_ids(loaded.tokenizer, LATE * size)
-        if len(ids) < LATE * size:  # the text is shorter than a very large budget
-            ids = (ids * -(-LATE * size // len(ids)))[: LATE * size]
-        # re-read prefills the history once per turn: for a text without turns, it is the same as `generate`
-        decoding = [method for method in methods if method.name != "re-read"]
-        decode = measure_decode(decoding, ids, size, args.new_tokens, args.rounds, progress, loaded.device)
-    if "chat" in wanted:
-        script = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
-        chat = measure_chat(methods, script, turns, SAMPLES, args.limit, progress)
-    where = f"{loaded.dtype} on {loaded.device}"
-    quantized = f", streamchat with {loaded.weights} weights" if loaded.weights != "native" else ""
-    threads = torch.get_num_threads() if loaded.device == "cpu" else 0
-    lines = [
-        f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}{quantized}, budget {size:,} tokens, "
-        f"{configuration.settings.num_sink_tokens} sinks, {args.rounds} rounds after one to warm up"
-    ]
-    about = {
-        "command": "bench",
-        "model": loaded.name,
-        "source": loaded.source,
-        "device": loaded.device,
-        "dtype": loaded.dtype,
-        "weights": loaded.weights,
-        "attention": str(loaded.model.config._attn_implementation),
-        "threads": threads,
-        "cache_size": size,
-        "num_sink_tokens": configuration.settings.num_sink_tokens,
-        "rounds": args.rounds,
-        "new_tokens": args.new_tokens,
-    }
-    return make_page(methods, decode, chat, lines, [*loaded.notes, *notes], about)
+    return default_gguf() if configuration.settings.model == "default" and default_gguf().exists() else None

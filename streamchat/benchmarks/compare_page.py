@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes, human_seconds
-from streamchat.benchmarks.methods import Method
+from streamchat.benchmarks.figures import paired_ratio, spread, summary
+from streamchat.benchmarks.methods.stream import Stream
 from streamchat.benchmarks.workloads import LATE, ChatFigures, DecodeFigures
 from streamchat.reports.chart import Bars, Chart, Picture, Series
 from streamchat.reports.page import Page, Table
@@ -16,7 +17,7 @@ OURS = "streamchat"
 
 
 def make_page(
-    methods: Sequence[Method],
+    streams: Sequence[Stream],
     decode: dict[str, DecodeFigures],
     chat: dict[str, ChatFigures],
     lines: Sequence[str],
@@ -47,14 +48,14 @@ def make_page(
             for name, each in chat.items()
             for turn, number in each.unreached.items()
         ]
-    descriptions = [f"{method.name}: {method.description}" for method in methods]
+    descriptions = [f"{stream.name}: {stream.description}" for stream in streams]
     return Page(
         "bench",
         "Benchmark",
-        (*lines, *descriptions),
-        tuple(tables),
-        tuple(pictures),
-        tuple(messages),
+        [*lines, *descriptions],
+        tables,
+        pictures,
+        messages,
         {
             **about,
             "decode": {name: _decode_data(name, decode) for name in decode},
@@ -63,30 +64,14 @@ def make_page(
     )
 
 
-def _spread(values: Sequence[float], digits: int = 1) -> str:
-    """Format the median, minimum and maximum: `24.1 (23.8-25.0)`."""
-    if not values:
-        return "-"
-    middle = f"{statistics.median(values):,.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
-
-
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float | None:
-    """Return the median of theirs / ours, one pair per round."""
-    if not theirs or not ours:
-        return None
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=False))
-
-
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f} x" if value < 10 else f"{value:.0f} x"
 
 
 def _share(parts: Sequence[float], wholes: Sequence[float]) -> str:
     """Format the median of part / whole in percent, one pair per round."""
-    if not parts or not wholes:
-        return "-"
-    return f"{100 * statistics.median(a / b for a, b in zip(parts, wholes, strict=False)):.1f} %"
+    ratio = paired_ratio(parts, wholes)
+    return "-" if ratio is None else f"{100 * ratio:.1f} %"
 
 
 def _ours_decode(decode: dict[str, DecodeFigures]) -> DecodeFigures:
@@ -102,12 +87,12 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
         rows.append(
             (
                 name,
-                _spread(each.prefill_tps, 0),
-                _spread(each.early_ms),
-                _spread(each.late_ms),
+                spread(each.prefill_tps, 0),
+                spread(each.early_ms),
+                spread(each.late_ms),
                 f"{1000 / late:,.1f}" if late else "-",
-                _times(_ratio(each.late_ms, ours.late_ms)),
-                _times(_ratio(each.late_ms, each.early_ms)),
+                _times(paired_ratio(each.late_ms, ours.late_ms)),
+                _times(paired_ratio(each.late_ms, each.early_ms)),
                 _share(each.evicting_ms, each.late_ms),
                 human_bytes(each.kv_bytes) if each.late_ms else "-",
                 f"{each.rss_bytes / 1e6:+,.0f} MB" if each.late_ms else "-",
@@ -132,7 +117,7 @@ def _decode_table(decode: dict[str, DecodeFigures], size: int) -> Table:
         f"{LATE * size:,} tokens of text. Medians over rounds, with minimum and maximum. Evictions: their share of the "
         "time per token there."
     )
-    return Table("Endless text", columns, tuple(rows), words)
+    return Table("Endless text", columns, rows, words)
 
 
 def _decode_pictures(decode: dict[str, DecodeFigures], size: int) -> list[Picture]:
@@ -148,14 +133,14 @@ def _chat_table(chat: dict[str, ChatFigures]) -> Table:
     rows = []
     for name, each in chat.items():
         last = max(each.seconds, default=None)
-        ratio = None if last is None else _ratio(each.seconds[last], ours.seconds.get(last, []))
-        cells = [_spread([1000 * value for value in each.seconds.get(turn, [])], 0) for turn in turns]
+        ratio = None if last is None else paired_ratio(each.seconds[last], ours.seconds.get(last, []))
+        cells = [spread([1000 * value for value in each.seconds.get(turn, [])], 0) for turn in turns]
         cached = human_bytes(each.kv_bytes[last]) if last is not None else "-"
         where = "" if last is None or last == turns[-1] else f" at turn {last}"
         rows.append((name, *cells, _times(ratio) + (where if ratio is not None else ""), cached))
     columns = ("chat", *(f"ms at turn {turn:,} ({history[turn]:,} tokens)" for turn in turns))
     words = "Time to the first token of the reply. Medians over consecutive turns, with minimum and maximum."
-    return Table("Time to first token", (*columns, "time / ours", "keys and values"), tuple(rows), words)
+    return Table("Time to first token", (*columns, "time / ours", "keys and values"), rows, words)
 
 
 def _chat_pictures(chat: dict[str, ChatFigures]) -> list[Picture]:
@@ -171,20 +156,16 @@ def _chat_pictures(chat: dict[str, ChatFigures]) -> list[Picture]:
     return [Chart("first-token", title, words, "turn", "milliseconds", tuple(series), log_x=True, log_y=True)]
 
 
-def _summary(values: Sequence[float]) -> dict[str, float] | None:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)} if values else None
-
-
 def _decode_data(name: str, decode: dict[str, DecodeFigures]) -> dict[str, Any]:
     each, ours = decode[name], _ours_decode(decode)
     return {
-        "prefill_tps": _summary(each.prefill_tps),
-        "early_ms": _summary(each.early_ms),
-        "late_ms": _summary(each.late_ms),
-        "time_to_ours": _ratio(each.late_ms, ours.late_ms),
-        "prefill_time_to_ours": _ratio(ours.prefill_tps, each.prefill_tps),
-        "late_to_early": _ratio(each.late_ms, each.early_ms),
-        "evicting_ms": _summary(each.evicting_ms) if each.evicting_ms else None,
+        "prefill_tps": summary(each.prefill_tps),
+        "early_ms": summary(each.early_ms),
+        "late_ms": summary(each.late_ms),
+        "time_to_ours": paired_ratio(each.late_ms, ours.late_ms),
+        "prefill_time_to_ours": paired_ratio(ours.prefill_tps, each.prefill_tps),
+        "late_to_early": paired_ratio(each.late_ms, each.early_ms),
+        "evicting_ms": summary(each.evicting_ms),
         "kv_bytes": each.kv_bytes,
         "rss_bytes": each.rss_bytes,
         "device_bytes": each.device_bytes,
@@ -196,10 +177,10 @@ def _chat_data(name: str, chat: dict[str, ChatFigures]) -> dict[str, Any]:
     each, ours = chat[name], chat.get(OURS, ChatFigures())
     return {
         "first_token_ms": {
-            str(turn): _summary([1000 * value for value in values]) for turn, values in each.seconds.items()
+            str(turn): summary([1000 * value for value in values]) for turn, values in each.seconds.items()
         },
         "time_to_ours": {
-            str(turn): _ratio(values, ours.seconds.get(turn, [])) for turn, values in each.seconds.items()
+            str(turn): paired_ratio(values, ours.seconds.get(turn, [])) for turn, values in each.seconds.items()
         },
         "history": {str(turn): length for turn, length in each.history.items()},
         "kv_bytes": {str(turn): cached for turn, cached in each.kv_bytes.items()},

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from streamchat.benchmarks.figures import median_ms
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.streaming import EvictionOptions
@@ -59,26 +58,8 @@ class StepFigures:
     prefill_native_tps: float
     """Prompt tokens per second on native weights."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
-        return asdict(self)
 
-    def as_text(self) -> str:
-        """Return the figures as a table; the last column is the speedup over transformers on native weights."""
-        rows = [
-            (f"engine, {self.weights} weights", self.engine_ms),
-            ("engine, native weights", self.native_ms),
-            (f"transformers' forward pass, {self.weights} weights", self.plain_ms),
-            ("transformers' forward pass, native weights", self.plain_native_ms),
-        ]
-        lines = [
-            f"{name:<44}{ms:8.2f} ms {1000 / ms:8.1f} tok/s {self.plain_native_ms / ms:6.2f} x" for name, ms in rows
-        ]
-        prefill = f"prefill {self.prefill_tps:.0f} tok/s, with native weights {self.prefill_native_tps:.0f} tok/s"
-        return "\n".join([*lines, prefill])
-
-
-class Stream:
+class EndlessReply:
     """One endless reply on a full cache, decoded with the default sampling.
 
     Args:
@@ -150,7 +131,7 @@ def measure_step(
         clock: Returns seconds; `time.thread_time` if one thread is used on a busy machine.
     """
     streams = {
-        (name, short): Stream(model, cache_size, short, clock, num_sink_tokens)
+        (name, short): EndlessReply(model, cache_size, short, clock, num_sink_tokens)
         for name, model in (("loaded", loaded), ("native", native))
         for short in (True, False)
     }
@@ -161,7 +142,7 @@ def measure_step(
     for _ in range(rounds):
         for key, stream in streams.items():
             times[key] += stream.decode(max(1, tokens // rounds))
-    median = {key: 1000 * statistics.median(values) for key, values in times.items()}
+    median = {key: median_ms(values) for key, values in times.items()}
     # the first stream of a model also pays for what its libraries compile
     prefill = {key: cache_size / streams[key, False].prefill_s for key in ("loaded", "native")}
     return StepFigures(
@@ -180,9 +161,9 @@ def measure_step(
 
 def full_stream(
     loaded: LoadedModel, *, cache_size: int, num_sink_tokens: int = 4, clock: Clock = time.perf_counter
-) -> Stream:
+) -> EndlessReply:
     """Return an endless reply as a chat decodes it, on a full cache, after the warm-up."""
-    stream = Stream(loaded, cache_size, True, clock, num_sink_tokens)
+    stream = EndlessReply(loaded, cache_size, True, clock, num_sink_tokens)
     stream.decode(WARM_UP)
     return stream
 
@@ -196,18 +177,8 @@ class FlatFigures:
     """Of the tokens `EARLY`."""
     late_ms: float
     """Of the last tokens, `LATE`."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
-        return asdict(self) | {"ratio": self.late_ms / self.early_ms}
-
-    def as_text(self) -> str:
-        """Return the figures as two lines."""
-        early, last = f"tokens {EARLY.start:,} to {EARLY.stop:,}", f"the last {-LATE.start:,} of {self.tokens:,}"
-        return (
-            f"{early:<30}{self.early_ms:8.3f} ms per token\n"
-            f"{last:<30}{self.late_ms:8.3f} ms per token {self.late_ms / self.early_ms:7.3f} x"
-        )
+    ratio: float
+    """Late / early."""
 
 
 def compare_ends(seconds: list[float]) -> FlatFigures:
@@ -216,5 +187,5 @@ def compare_ends(seconds: list[float]) -> FlatFigures:
     Args:
         seconds: Of each token; at least `MIN_FLAT`.
     """
-    early, late = (1000 * statistics.median(seconds[part]) for part in (EARLY, LATE))
-    return FlatFigures(len(seconds), early, late)
+    early, late = (median_ms(seconds[part]) for part in (EARLY, LATE))
+    return FlatFigures(len(seconds), early, late, late / early)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from streamchat.benchmarks.decode import Stream
+from streamchat.benchmarks.decode import EndlessReply
 from streamchat.decode.native_step import CompiledStep
 from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
 
@@ -19,15 +19,10 @@ _KINDS = {ATTENTION: "attention", NORM: "norms", ACTIVATION: "activations"}
 _BITS = {4: "int4", 8: "int8", 16: "bfloat16", 32: "float32"}
 
 
-def profile_token(stream: Stream, repeats: int) -> dict[str, float]:
+def profile_token(stream: EndlessReply, repeats: int) -> dict[str, float]:
     """Return milliseconds per token by operation: native kernels by kind if the model has them, else PyTorch's."""
     step = compiled_step(stream.model)
     return profile_operations(stream, repeats) if step is None else measure_parts(stream, step, repeats)
-
-
-def as_text(figures: dict[str, float]) -> str:
-    """Return the figures, one line each."""
-    return "\n".join(f"{name:<55}{ms:8.3f} ms" for name, ms in figures.items())
 
 
 def compiled_step(model: Any) -> CompiledStep | None:
@@ -36,7 +31,7 @@ def compiled_step(model: Any) -> CompiledStep | None:
     return step if isinstance(step, CompiledStep) else None
 
 
-def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dict[str, float]:
+def measure_parts(stream: EndlessReply, step: CompiledStep, repeats: int = 100) -> dict[str, float]:
     """Return median milliseconds of the whole token and of its operations by kind, each kind measured alone."""
     token = 1000 * statistics.median(stream.decode(repeats))
     threads = torch.get_num_threads()
@@ -56,7 +51,7 @@ def measure_parts(stream: Stream, step: CompiledStep, repeats: int = 100) -> dic
     return found
 
 
-def profile_operations(stream: Stream, repeats: int) -> dict[str, float]:
+def profile_operations(stream: EndlessReply, repeats: int) -> dict[str, float]:
     """Return the milliseconds per token of the slowest PyTorch operations, with their calls per token."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         stream.decode(repeats)

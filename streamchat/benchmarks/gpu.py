@@ -6,6 +6,7 @@ are possible as the bandwidth allows. The bandwidth is measured by copying.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -14,14 +15,25 @@ from typing import Any
 
 import torch
 
-from streamchat.base.errors import StreamchatError
-from streamchat.benchmarks.methods import Generate, Method, Streamchat
+from streamchat.base.devices import device_type, is_spread
+from streamchat.base.errors import ConfigError, StreamchatError
+from streamchat.base.progress import Progress
+from streamchat.benchmarks.loading import about, cache_size, device_name, heading, load
+from streamchat.benchmarks.methods.growing import Dense
+from streamchat.benchmarks.methods.registry import Method, make_method
+from streamchat.benchmarks.methods.stream import Stream
+from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import LATE, measure_decode
+from streamchat.config.loader import Configuration
 from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel
+from streamchat.models.quiet import quiet
+from streamchat.reports.page import Page, Table, facts
 from streamchat.telemetry.memory import device_memory
 from streamchat.verify.text import help_topic_ids
 
+UNTIL = 100_000
+"""Default of `--until`."""
 EARLY = 2_000
 """Tokens processed at the first reading of memory."""
 PROMPT, REPLY = 448, 64
@@ -76,6 +88,49 @@ class GpuFigures:
         return asdict(self) | {"limit_tps": self.limit_tps, "share_of_limit": self.engine_tps / self.limit_tps}
 
 
+def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    """Measure one GPU.
+
+    Raises:
+        ConfigError: There is no GPU, or another device or quantized weights are set.
+        ModelError: The model cannot be loaded, or cannot stream.
+        StreamchatError: The engine or `generate` failed.
+    """
+    settings = configuration.settings
+    if settings.weights not in ("auto", "native"):
+        raise ConfigError(f"--gpu measures native weights and weights = {settings.weights}; add --weights native")
+    device = _cuda_device(settings.device)
+    loaded = load(configuration, progress, device=device, weights="native")
+    if is_spread(loaded.device):
+        raise ConfigError(f"--gpu measures one GPU and the layers are on {loaded.device}; choose one with --device")
+    with quiet():
+        figures = measure(
+            loaded,
+            cache_size=cache_size(configuration, loaded)[0],
+            num_sink_tokens=settings.num_sink_tokens,
+            tokens=args.new_tokens,
+            rounds=args.rounds,
+            until=args.until or UNTIL,
+            progress=progress,
+        )
+    lines = heading(loaded, f"budget {figures.cache_size:,} tokens")
+    data = about("bench", loaded) | figures.as_dict()
+    return Page("bench-gpu", "One GPU", lines, tables_of(figures), notes=[*loaded.notes], data=data)
+
+
+def _cuda_device(device: str) -> str:
+    """Return the GPU for `--gpu`: the first one for `auto`.
+
+    Raises:
+        ConfigError: PyTorch finds no GPU, or the setting names another device.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("--gpu measures a GPU and PyTorch finds none here; use --decode to measure the CPU")
+    if device != "auto" and device_type(device) != "cuda":
+        raise ConfigError(f"--gpu measures a GPU and device = {device}; add --device cuda")
+    return "cuda" if device == "auto" else device
+
+
 def copy_bandwidth(device: str, size: int = COPIED, rounds: int = 10) -> float:
     """Return the bytes per second that a copy of `size` bytes reads and writes on `device`; the best of `rounds`."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -98,21 +153,20 @@ def weight_bytes_per_token(model: Any) -> int:
     return sum(p.nbytes for p in weights.values())
 
 
-def read_memory(method: Method, prompt: list[int], marks: list[int], device: str) -> list[MemoryReading]:
+def read_memory(stream: Stream, prompt: list[int], marks: list[int], device: str) -> list[MemoryReading]:
     """Run prompts and replies alternately; read memory and speed after each number of tokens in `marks`."""
     found = []
-    method.start()
     processed = 0
-    for mark in marks:
-        milliseconds = 0.0
-        while processed < mark:
-            token = method.prefill(prompt)
-            milliseconds = 1000 * statistics.median(method.decode_timed(token, REPLY))
-            processed += PROMPT + REPLY
-        memory = device_memory(device)
-        allocated, reserved = (memory.allocated, memory.reserved) if memory else (None, None)
-        found.append(MemoryReading(processed, allocated, reserved, method.kv_bytes, milliseconds))
-    method.close()
+    with stream:
+        for mark in marks:
+            milliseconds = 0.0
+            while processed < mark:
+                token = stream.prefill(prompt)
+                milliseconds = 1000 * statistics.median(stream.decode_timed(token, REPLY))
+                processed += PROMPT + REPLY
+            memory = device_memory(device)
+            allocated, reserved = (memory.allocated, memory.reserved) if memory else (None, None)
+            found.append(MemoryReading(processed, allocated, reserved, stream.kv_bytes, milliseconds))
     return found
 
 
@@ -147,7 +201,9 @@ def measure(
     bandwidth = copy_bandwidth(device, copied or COPIED)
     ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
-    ours, theirs = Streamchat(model, choose_checked_fit(model), cache_size, num_sink_tokens), Generate(model)
+    fit = choose_checked_fit(model)
+    ours = Chat(make_method("streamchat", cache_size, num_sink_tokens), model, fit)
+    theirs = Dense(Method("dense"), model, fit)
     decode = measure_decode([ours, theirs], ids[: LATE * cache_size], cache_size, tokens, rounds, progress, device)
     for name, figures in decode.items():
         if figures.failure:
@@ -158,7 +214,7 @@ def measure(
     return GpuFigures(
         model=loaded.name,
         device=device,
-        gpu=torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        gpu=device_name(device),
         dtype=loaded.dtype,
         cache_size=cache_size,
         engine_tps=1000 / statistics.median(engine.late_ms),
@@ -167,26 +223,29 @@ def measure(
         prefill_tps=statistics.median(engine.prefill_tps),
         generate_prefill_tps=statistics.median(generate.prefill_tps),
         bandwidth=bandwidth,
-        token_bytes=weight_bytes_per_token(model) + cache_size * ours._cache.token_bytes,
+        token_bytes=weight_bytes_per_token(model) + cache_size * ours.token_bytes,
         readings=readings,
     )
 
 
-def as_text(figures: GpuFigures) -> str:
-    """Return the figures as a table."""
+def tables_of(figures: GpuFigures) -> list[Table]:
+    """Return speed and memory as tables."""
     f = figures
+    speed = {
+        "engine": f"{f.engine_tps:.1f} tok/s, {f.engine_tps / f.generate_tps:.2f} x generate",
+        f"generate, {f.cache_size:,} cached": f"{f.generate_tps:.1f} tok/s",
+        f"generate, {LATE * f.cache_size:,} cached": f"{f.generate_late_tps:.1f} tok/s",
+        "limit of the bandwidth": f"{f.limit_tps:.1f} tok/s, {f.engine_tps / f.limit_tps:.1%} of it reached",
+        "bandwidth, measured": f"{f.bandwidth / 1e9:.1f} GB/s, {f.token_bytes / 1e6:,.1f} MB per token",
+        "prefill, engine": f"{f.prefill_tps:.0f} tok/s",
+        "prefill, generate": f"{f.generate_prefill_tps:.0f} tok/s",
+    }
     rows = [
-        f"{f.model}, {f.dtype} on {f.gpu}, budget {f.cache_size:,} tokens",
-        f"{'engine':<32}{f.engine_tps:10.1f} tok/s  {f.engine_tps / f.generate_tps:6.2f} x generate",
-        f"{f'generate, {f.cache_size:,} cached':<32}{f.generate_tps:10.1f} tok/s",
-        f"{f'generate, {LATE * f.cache_size:,} cached':<32}{f.generate_late_tps:10.1f} tok/s",
-        f"{'limit of the bandwidth':<32}{f.limit_tps:10.1f} tok/s  {f.engine_tps / f.limit_tps:6.1%} of it reached",
-        f"{'bandwidth, measured':<32}{f.bandwidth / 1e9:10.1f} GB/s   {f.token_bytes / 1e6:,.1f} MB per token",
-        f"{'prefill, engine / generate':<32}{f.prefill_tps:10.0f} / {f.generate_prefill_tps:.0f} tok/s",
+        (f"{each.processed:,}", _mb(each.allocated), _mb(each.reserved), f"{each.token_ms:.2f}") for each in f.readings
     ]
-    for reading in f.readings:
-        memory = "n/a (on CPU)" if reading.allocated is None else f"{reading.allocated / 1e6:,.2f} MB allocated"
-        reserved = "" if reading.reserved is None else f", {reading.reserved / 1e6:,.1f} MB reserved"
-        name = f"VRAM after {reading.processed:,} tokens"
-        rows.append(f"{name:<32}  {memory}{reserved}; {reading.token_ms:.2f} ms per token")
-    return "\n".join(rows)
+    columns = ("tokens processed", "MB allocated", "MB reserved", "ms per token")
+    return [facts("Speed", speed), Table("Memory over the stream", columns, rows)]
+
+
+def _mb(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:,.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,15 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
-from streamchat.benchmarks.policies import Policy
-from streamchat.benchmarks.streams import DENSE_CHUNK
+from streamchat.benchmarks.methods.registry import Method
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.token_ids import input_device
+from streamchat.conversation.feeder import PREFILL_CHUNK
+from streamchat.models.device import free_memory
+from streamchat.models.load import LoadedModel
 
 PROBE_TOKENS = 4
-DENSE = Policy("dense")
+DENSE = Method("dense")
 USABLE_SHARE = 0.9
 """Share of the free memory that may be used."""
 
@@ -43,7 +47,7 @@ class TokenCost:
 @torch.inference_mode()
 def measure_cost(model: Any) -> TokenCost:
     """Run `PROBE_TOKENS` tokens with a plain cache and measure its tensors."""
-    cache, device = DynamicCache(config=model.config), model.get_input_embeddings().weight.device
+    cache, device = DynamicCache(config=model.config), input_device(model)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocabulary
     model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache})
@@ -59,7 +63,7 @@ def measure_cost(model: Any) -> TokenCost:
     return TokenCost(tuple(sizes), tuple(windows), heads, groups, vocabulary)
 
 
-def predicted_bytes(policy: Policy, tokens: int, cost: TokenCost, chunk: int, eager: bool) -> int:
+def predicted_bytes(method: Method, tokens: int, cost: TokenCost, chunk: int, eager: bool) -> int:
     """Estimate the memory at the end of a text, in bytes, without the weights.
 
     Counts keys and values; for a growing cache, also one layer's copy of them (appending a token copies), and that copy
@@ -67,15 +71,15 @@ def predicted_bytes(policy: Policy, tokens: int, cost: TokenCost, chunk: int, ea
     logits of a chunk in the model's dtype and twice in float32.
 
     Args:
-        policy: How the cache is bounded.
+        method: How the cache is bounded.
         tokens: Length of the text.
         cost: Memory per token of this model.
         chunk: Tokens per forward.
         eager: Whether attention materializes its scores.
     """
-    cached = tokens if policy.kind == "dense" else min(tokens, policy.budget)
-    fed = max(chunk, DENSE_CHUNK) if policy.kind == "dense" else chunk
-    if policy.kind == "recompute":
+    cached = tokens if method.grows else min(tokens, method.budget)
+    fed = max(chunk, PREFILL_CHUNK) if method.grows else chunk
+    if method.kind == "recompute":
         fed = cached
     layer = max(cost.layer_bytes, default=0) * cached
     copies = layer * (1 + cost.heads // max(1, cost.key_value_heads))
@@ -83,13 +87,19 @@ def predicted_bytes(policy: Policy, tokens: int, cost: TokenCost, chunk: int, ea
     return cost.cache_bytes(cached) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
 
 
+def check_memory(methods: Sequence[Method], tokens: int, loaded: LoadedModel, chunk: int) -> None:
+    """Refuse methods that would not fit into the memory that is free now; see `require_memory`."""
+    eager = str(loaded.model.config._attn_implementation) == "eager"
+    require_memory(methods, tokens, measure_cost(loaded.model), chunk, eager, free_memory(loaded.device))
+
+
 def require_memory(
-    policies: list[Policy], tokens: int, cost: TokenCost, chunk: int, eager: bool, free: int | None
+    methods: Sequence[Method], tokens: int, cost: TokenCost, chunk: int, eager: bool, free: int | None
 ) -> None:
-    """Refuse policies that would not fit into memory, before anything runs.
+    """Refuse methods that would not fit into memory, before anything runs.
 
     Args:
-        policies: Policies that will run, one after the other.
+        methods: Methods that will run, one after the other.
         tokens: Length of the longest text.
         cost: Memory per token of this model.
         chunk: Tokens per forward.
@@ -97,19 +107,19 @@ def require_memory(
         free: Bytes that can be allocated; None if unknown.
 
     Raises:
-        ConfigError: A policy would not fit; the message has the sizes and how many tokens would fit.
+        ConfigError: A method would not fit; the message has the sizes and how many tokens would fit.
     """
     if free is None:
         return
     usable = int(USABLE_SHARE * free)
-    for policy in policies:
-        need = predicted_bytes(policy, tokens, cost, chunk, eager)
+    for method in methods:
+        need = predicted_bytes(method, tokens, cost, chunk, eager)
         if need <= usable:
             continue
-        what = f"{policy.name} over {tokens:,} tokens would take {human_bytes(need)} of memory and "
+        what = f"{method.name} over {tokens:,} tokens would take {human_bytes(need)} of memory and "
         what += f"{human_bytes(free)} are free"
-        if policy.kind != "dense":
-            raise ConfigError(f"{what}; give a smaller budget than {policy.budget}")
+        if not method.grows:
+            raise ConfigError(f"{what}; give a smaller budget than {method.budget}")
         # the first length that does not fit; a BOS token may be added to the requested tokens
         first = bisect.bisect_right(range(tokens), usable, key=lambda n: predicted_bytes(DENSE, n, cost, chunk, eager))
-        raise ConfigError(f"{what}; give --max-tokens {max(first - 2, 1)} or less, or leave dense out of --policies")
+        raise ConfigError(f"{what}; give --max-tokens {max(first - 2, 1)} or less, or leave dense out of --methods")

@@ -1,4 +1,4 @@
-"""Perplexity along a text under several policies. Each document is a separate stream under each policy."""
+"""Perplexity along a text under several methods. Each document is a separate stream under each method."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.methods.registry import Method
+from streamchat.benchmarks.methods.stream import open_stream
 from streamchat.benchmarks.score import Scores, perplexity, score
-from streamchat.benchmarks.streams import open_stream
 from streamchat.benchmarks.texts import Tokens
 from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.token_ids import input_device
 
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """One document under one policy."""
+    """One document under one method."""
 
-    policy: Policy
+    method: Method
     document: Tokens
     scores: Scores
 
@@ -36,28 +37,28 @@ def score_all(
     model: Any,
     fit: PositionFit,
     documents: Sequence[Tokens],
-    policies: Sequence[Policy],
+    methods: Sequence[Method],
     chunk: int,
-    tick: Callable[[Policy, Tokens, int], None],
+    tick: Callable[[Method, Tokens, int], None],
 ) -> Iterator[ScoredDocument]:
-    """Score every document under every policy, one after the other.
+    """Score every document under every method, one after the other.
 
     Args:
         model: A causal LM in eval mode.
         fit: `choose_fit(model)`.
         documents: Documents of at least two ids each.
-        policies: Ways to bound the cache.
-        chunk: Tokens per forward pass for bounded policies, which evict for that many at a time.
+        methods: Ways to bound the cache.
+        chunk: Tokens per forward pass for bounded methods, which evict for that many at a time.
         tick: Called with the number of tokens just fed.
     """
-    device = model.get_input_embeddings().weight.device
-    for policy in policies:
+    device = input_device(model)
+    for method in methods:
         for document in documents:
             ids = torch.tensor(document.ids, device=device)
             started = time.perf_counter()
-            with open_stream(policy, model, fit, chunk) as stream:
-                scores = score(stream, ids, lambda count, p=policy, d=document: tick(p, d, count))  # type: ignore[misc]
-            yield ScoredDocument(policy, document, replace(scores, seconds=time.perf_counter() - started))
+            with open_stream(method, model, fit, chunk) as stream:
+                scores = score(stream, ids, lambda count, p=method, d=document: tick(p, d, count))  # type: ignore[misc]
+            yield ScoredDocument(method, document, replace(scores, seconds=time.perf_counter() - started))
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def default_segment(length: int) -> int:
     return size
 
 
-def of_policy(results: Sequence[ScoredDocument], policy: Policy) -> list[ScoredDocument]:
-    """Return the results of one policy."""
-    return [result for result in results if result.policy == policy]
+def of_method(results: Sequence[ScoredDocument], method: Method) -> list[ScoredDocument]:
+    """Return the results of one method."""
+    return [result for result in results if result.method == method]
 
 
 def losses_in(results: Sequence[ScoredDocument], segment: Segment) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from streamchat.base.formatting import human_bytes, plural
-from streamchat.benchmarks.perplexity import ScoredDocument, Segment, curve, losses_in, of_policy
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.methods.registry import Method
+from streamchat.benchmarks.perplexity import ScoredDocument, Segment, curve, losses_in, of_method
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.page import Page, Table
@@ -22,7 +22,7 @@ def make_page(
     results: Sequence[ScoredDocument],
     parts: Sequence[Segment],
     about: dict[str, Any],
-    heading: str,
+    heading: Sequence[str],
     notes: Sequence[str],
 ) -> Page:
     """Build the page from all results.
@@ -34,15 +34,15 @@ def make_page(
         heading: Model, dtype and device, as text.
         notes: Notes for the reader.
     """
-    policies = list(dict.fromkeys(result.policy for result in results))
+    methods = list(dict.fromkeys(result.method for result in results))
     documents = list(dict.fromkeys(result.document.name for result in results))
-    tables = [_summary(results, policies), _by_segment(results, policies, parts)]
+    tables = [_summary(results, methods), _by_segment(results, methods, parts)]
     if len(documents) > 1:
-        tables.append(_by_document(results, policies, documents))
+        tables.append(_by_document(results, methods, documents))
     series = []
-    for policy in policies:
-        xs, ys = curve(of_policy(results, policy), POINTS, LEAST)
-        series.append(Series(policy.name, xs, ys))
+    for method in methods:
+        xs, ys = curve(of_method(results, method), POINTS, LEAST)
+        series.append(Series(method.name, xs, ys))
     picture = Chart(
         "log-perplexity",
         "Log-perplexity along the stream",
@@ -54,11 +54,11 @@ def make_page(
     return Page(
         "ppl",
         "Perplexity",
-        (heading, *_documents(results)),
-        tuple(tables),
-        (picture,),
-        tuple(notes),
-        {**about, **_data(results, policies, parts)},
+        [*heading, *_documents(results)],
+        tables,
+        [picture],
+        [*notes],
+        {**about, **_data(results, methods, parts)},
     )
 
 
@@ -81,15 +81,15 @@ def _of(results: Sequence[ScoredDocument]) -> float | None:
     return perplexity(np.concatenate([result.scores.losses for result in results]))
 
 
-def _summary(results: Sequence[ScoredDocument], policies: Sequence[Policy]) -> Table:
+def _summary(results: Sequence[ScoredDocument], methods: Sequence[Method]) -> Table:
     rows = []
-    for policy in policies:
-        own = of_policy(results, policy)
+    for method in methods:
+        own = of_method(results, method)
         scores = [result.scores for result in own]
         fed, seconds = sum(len(result.document.ids) for result in own), sum(each.seconds for each in scores)
         rows.append(
             (
-                policy.name,
+                method.name,
                 _number(_of(own)),
                 f"{sum(each.counted for each in scores):,}",
                 f"{max(each.longest for each in scores):,}",
@@ -97,32 +97,32 @@ def _summary(results: Sequence[ScoredDocument], policies: Sequence[Policy]) -> T
                 f"{fed / seconds:,.0f}" if seconds else "-",
             )
         )
-    columns = ("policy", "perplexity", "tokens scored", "longest cache", "keys and values", "tok/s")
-    return Table("By policy", columns, tuple(rows))
+    columns = ("method", "perplexity", "tokens scored", "longest cache", "keys and values", "tok/s")
+    return Table("By method", columns, rows)
 
 
-def _by_segment(results: Sequence[ScoredDocument], policies: Sequence[Policy], parts: Sequence[Segment]) -> Table:
+def _by_segment(results: Sequence[ScoredDocument], methods: Sequence[Method], parts: Sequence[Segment]) -> Table:
     rows = [
-        (part.name, *(_number(perplexity(losses_in(of_policy(results, policy), part))) for policy in policies))
+        (part.name, *(_number(perplexity(losses_in(of_method(results, method), part))) for method in methods))
         for part in parts
     ]
-    return Table("Perplexity by token of the stream", ("tokens", *(policy.name for policy in policies)), tuple(rows))
+    return Table("Perplexity by token of the stream", ("tokens", *(method.name for method in methods)), rows)
 
 
-def _by_document(results: Sequence[ScoredDocument], policies: Sequence[Policy], documents: Sequence[str]) -> Table:
-    found = {(result.document.name, result.policy): result.perplexity for result in results}
-    rows = [(name, *(_number(found.get((name, policy))) for policy in policies)) for name in documents]
-    return Table("Perplexity by document", ("document", *(policy.name for policy in policies)), tuple(rows))
+def _by_document(results: Sequence[ScoredDocument], methods: Sequence[Method], documents: Sequence[str]) -> Table:
+    found = {(result.document.name, result.method): result.perplexity for result in results}
+    rows = [(name, *(_number(found.get((name, method))) for method in methods)) for name in documents]
+    return Table("Perplexity by document", ("document", *(method.name for method in methods)), rows)
 
 
-def _data(results: Sequence[ScoredDocument], policies: Sequence[Policy], parts: Sequence[Segment]) -> dict[str, Any]:
-    def of(policy: Policy) -> dict[str, Any]:
-        own = of_policy(results, policy)
+def _data(results: Sequence[ScoredDocument], methods: Sequence[Method], parts: Sequence[Segment]) -> dict[str, Any]:
+    def of(method: Method) -> dict[str, Any]:
+        own = of_method(results, method)
         return {
-            "policy": policy.kind,
-            "spec": policy.spec,
-            "cache_size": policy.budget or None,
-            "num_sink_tokens": policy.sinks if policy.has_sinks else None,
+            "policy": method.kind,
+            "spec": method.spec,
+            "cache_size": method.budget or None,
+            "num_sink_tokens": method.sinks if method.has_sinks else None,
             "perplexity": _of(own),
             "tokens_scored": sum(result.scores.counted for result in own),
             "unscorable": sum(result.scores.unscorable for result in own),
@@ -144,4 +144,4 @@ def _data(results: Sequence[ScoredDocument], policies: Sequence[Policy], parts: 
             ],
         }
 
-    return {"policies": [of(policy) for policy in policies]}
+    return {"policies": [of(method) for method in methods]}

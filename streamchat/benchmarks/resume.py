@@ -1,7 +1,8 @@
-"""Cost of resuming: restoring a saved cache compared with prefilling its tokens again."""
+"""`streamchat bench --resume`: restoring a saved cache compared with prefilling its tokens again."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -9,15 +10,19 @@ from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from streamchat.base.formatting import human_bytes, plural
+from streamchat.base.progress import Progress
+from streamchat.benchmarks.figures import median_ms, paired_ratio
+from streamchat.benchmarks.loading import about, heading, load_in_thread
 from streamchat.cache import checkpoint
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import assemble
 from streamchat.conversation.conversation import Conversation
 from streamchat.models.load import LoadedModel
+from streamchat.reports.page import Page, facts
 from streamchat.sessions.snapshot import Snapshot, load, save
 from streamchat.store.records import CacheMark, StoredTurn
 from streamchat.store.store import Store
@@ -47,9 +52,29 @@ class ResumeFigures:
     """Loading `TRANSCRIPT_TURNS` saved turns from the store; only this grows with the number of turns."""
     rounds: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
-        return asdict(self)
+
+def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    """Measure resuming a full cache.
+
+    Raises:
+        ModelError: The model cannot be loaded, or cannot stream.
+    """
+    loaded = load_in_thread(configuration, progress)
+    figures = measure_resume(configuration, loaded, args.rounds, progress)
+    same = "bit-identical" if figures.same_logits else "NOT identical"
+    table = facts(
+        "Resuming a saved cache",
+        {
+            "saving": f"{figures.save_ms:.0f} ms, {human_bytes(figures.snapshot_bytes)}",
+            "resuming": f"{figures.resume_ms:.0f} ms; the next logits are {same}",
+            "prefill of the same tokens": f"{figures.prefill_ms:.0f} ms",
+            "prefill / resuming": f"{figures.ratio:.1f}",
+            "the transcript, in addition": f"{figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns",
+        },
+    )
+    lines = heading(loaded, f"{figures.tokens:,} tokens in the cache", plural(figures.rounds, "round"))
+    data = about("bench", loaded) | asdict(figures)
+    return Page("bench-resume", "Resuming", lines, [table], notes=[*loaded.notes], data=data)
 
 
 def measure_resume(
@@ -102,10 +127,10 @@ def measure_resume(
     return ResumeFigures(
         tokens=cache.length,
         snapshot_bytes=size,
-        save_ms=1000 * statistics.median(saving),
-        resume_ms=1000 * statistics.median(resuming),
-        prefill_ms=1000 * statistics.median(prefilling),
-        ratio=statistics.median(a / b for a, b in zip(prefilling, resuming, strict=True)),
+        save_ms=median_ms(saving),
+        resume_ms=median_ms(resuming),
+        prefill_ms=median_ms(prefilling),
+        ratio=paired_ratio(prefilling, resuming) or 0.0,
         same_logits=same,
         transcript_ms=1000 * _transcript_s(rounds),
         rounds=rounds,

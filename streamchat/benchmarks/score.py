@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamchat.benchmarks.streams import Stream
+from streamchat.benchmarks.methods.stream import ModelStream
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Negative log-likelihoods of one document under one policy."""
+    """Negative log-likelihoods of one document under one method."""
 
     losses: NDArray[np.float64]
     """(n - 1,) in nats: losses of tokens 1 .. n-1 of the ids; NaN if the model returned NaN or infinity."""
     unscorable: int
-    """NaN values in `losses`, plus tokens beyond the policy's limit."""
+    """NaN values in `losses`, plus tokens beyond the method's limit."""
     longest: int
     """Maximum number of tokens in any layer at any time."""
     kv_bytes: int
@@ -34,7 +34,7 @@ class Scores:
         return int(np.isfinite(self.losses).sum())
 
 
-def score(stream: Stream, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
+def score(stream: ModelStream, ids: Tensor, tick: Callable[[int], None] = lambda count: None) -> Scores:
     """Feed (n,) `ids` and score all but the first, each given the cached tokens before it.
 
     Args:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from streamchat.base import child_processes
 from streamchat.base.errors import StreamchatError
+from streamchat.base.progress import Progress
+from streamchat.benchmarks.figures import spread, summary
+from streamchat.benchmarks.loading import SETTINGS, machine
+from streamchat.config import loader
+from streamchat.config.loader import Configuration
+from streamchat.reports.machine import machine_line
+from streamchat.reports.page import Page, Table
 from streamchat.telemetry import trace
 
 SIZE = (40, 140)
@@ -22,8 +28,34 @@ PAINT, READY, TOKEN = "first paint", "model ready", "first token"
 QUIT = b"\x11"
 
 
-def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Return the median, minimum and maximum seconds of each stage, after one round to warm up the disk cache.
+STAGES = {
+    "python": "an empty Python",
+    "--help": "streamchat --help",
+    "a wrong flag": "a wrong flag",
+    PAINT: "first paint of the app",
+    READY: "model ready",
+    TOKEN: "first token of a reply to an immediate message",
+}
+
+
+def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    """Measure startup with the settings of the command line.
+
+    Raises:
+        StreamchatError: A start failed or took too long, or this system has no pseudo-terminals.
+    """
+    given = {name: getattr(args, name, None) for name in SETTINGS}
+    arguments = [f"{loader.flag_of(name)}={value}" for name, value in given.items() if value is not None]
+    samples = measure(arguments, args.rounds, progress)
+    rows = [(STAGES[name], spread(values, 2)) for name, values in samples.items()]
+    table = Table("Startup", ("", "seconds"), rows, "Medians over rounds, with minimum and maximum.")
+    lines = [f"streamchat {' '.join(arguments)}".rstrip(), machine_line()]
+    data = {name: summary(values, "_s") for name, values in samples.items()} | machine()
+    return Page("bench-startup", "Startup", lines, [table], data=data)
+
+
+def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], None]) -> dict[str, list[float]]:
+    """Return the seconds of each stage in each round, after one round to warm up the disk cache.
 
     Args:
         arguments: Settings for the chat, as on the command line.
@@ -47,27 +79,7 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
         for name, seconds in figures.items():
             if number:
                 samples.setdefault(name, []).append(seconds)
-    return {
-        name: {"median_s": statistics.median(values), "min_s": min(values), "max_s": max(values)}
-        for name, values in samples.items()
-    }
-
-
-def as_text(figures: dict[str, Any]) -> str:
-    """Format the figures, one line per stage."""
-    words = {
-        "python": "an empty Python",
-        "--help": "streamchat --help",
-        "a wrong flag": "a wrong flag",
-        PAINT: "first paint of the app",
-        READY: "model ready",
-        TOKEN: "first token of a reply to an immediate message",
-    }
-    width = max(map(len, words.values()))
-    return "\n".join(
-        f"{words[name]:<{width}}  {each['median_s']:6.2f} s ({each['min_s']:.2f}-{each['max_s']:.2f})"
-        for name, each in figures.items()
-    )
+    return samples
 
 
 def _wall(command: Sequence[str], code: int) -> float:

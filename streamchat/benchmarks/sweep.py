@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
-from streamchat.benchmarks.cell import Cell, ModelSpec, digest_of
-from streamchat.benchmarks.policies import Kind, Policy, make_policy
+from streamchat.benchmarks.cell import Cell, ModelChoice, digest_of
+from streamchat.benchmarks.methods.registry import Method, make_method
 from streamchat.benchmarks.texts import Document
 
 
-def grid(kinds: Sequence[Kind], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:
-    """Return all combinations as policies, each once.
+def grid(kinds: Sequence[str], budgets: Sequence[int], sinks: Sequence[int]) -> list[Method]:
+    """Return all combinations as methods, each once.
 
     Raises:
         ConfigError: A combination is impossible.
     """
-    found = [make_policy(kind, budget, sink) for kind in kinds for budget in budgets for sink in sinks]
+    found = [make_method(kind, budget, sink) for kind in kinds for budget in budgets for sink in sinks]
     return list(dict.fromkeys(found))
 
 
 def cells_of(
-    models: Sequence[ModelSpec],
-    policies: Sequence[Policy],
+    models: Sequence[ModelChoice],
+    methods: Sequence[Method],
     documents: Sequence[Document],
     max_tokens: int,
     chunk: int,
@@ -36,9 +36,9 @@ def cells_of(
     """Return all cells, grouped by model, so that workers rarely have to load another model."""
     digests = [digest_of(document) for document in documents]
     return [
-        (Cell(model, policy, document.name, digest, max_tokens, chunk), document)
+        (Cell(model, method, document.name, digest, max_tokens, chunk), document)
         for model in models
-        for policy in policies
+        for method in methods
         for document, digest in zip(documents, digests, strict=True)
     ]
 
@@ -86,10 +86,10 @@ class Journal:
 
 @dataclass(frozen=True)
 class Row:
-    """One model under one policy, over all documents."""
+    """One model under one method, over all documents."""
 
     model: str
-    policy: Policy
+    method: Method
     perplexity: float
     decode_ms: float | None
     """Median time of a single token at the end of a text, over documents."""
@@ -102,25 +102,25 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row for JSON."""
-        numbers = {"cache_size": self.policy.budget or None, "num_sink_tokens": self.policy.sinks}
-        rest = {key: value for key, value in asdict(self).items() if key != "policy"}
-        return {"policy": self.policy.kind, "spec": self.policy.spec, **numbers, **rest}
+        numbers = {"cache_size": self.method.budget or None, "num_sink_tokens": self.method.sinks}
+        rest = {key: value for key, value in asdict(self).items() if key != "method"}
+        return {"policy": self.method.kind, "spec": self.method.spec, **numbers, **rest}
 
 
 def rows_of(results: Iterable[tuple[Cell, dict[str, Any]]]) -> list[Row]:
-    """Return a row for each model and policy whose documents all succeeded."""
-    groups: dict[tuple[str, Policy], list[dict[str, Any]]] = {}
+    """Return a row for each model and method whose documents all succeeded."""
+    groups: dict[tuple[str, Method], list[dict[str, Any]]] = {}
     for cell, result in results:
-        groups.setdefault((cell.model.name, cell.policy), []).append(result)
+        groups.setdefault((cell.model.name, cell.method), []).append(result)
     rows = []
-    for (model, policy), parts in groups.items():
+    for (model, method), parts in groups.items():
         if any("error" in part for part in parts) or not sum(part["scored"] for part in parts):
             continue
         times = sorted(part["decode_ms"] for part in parts if part["decode_ms"] is not None)
         rows.append(
             Row(
                 model,
-                policy,
+                method,
                 math.exp(min(700.0, sum(part["loss"] for part in parts) / sum(part["scored"] for part in parts))),
                 times[len(times) // 2] if times else None,
                 sum(part["tokens"] for part in parts) / sum(part["seconds"] for part in parts),
@@ -144,15 +144,15 @@ class Recommendation:
     @property
     def text(self) -> str:
         """The recommendation as a sentence."""
-        policy, above = self.row.policy, self.row.perplexity / self.best.perplexity - 1
+        method, above = self.row.method, self.row.perplexity / self.best.perplexity - 1
         found = (
             f"the lowest of the grid ({self.row.perplexity:.2f})"
             if above < 5e-4
             else f"{100 * above:.1f} % above the lowest of the grid ({self.best.perplexity:.2f} with "
-            f"{self.best.policy.name})"
+            f"{self.best.method.name})"
         )
         return (
-            f"{self.row.model}: cache_size = {policy.budget}, num_sink_tokens = {policy.sinks}; perplexity "
+            f"{self.row.model}: cache_size = {method.budget}, num_sink_tokens = {method.sinks}; perplexity "
             f"{self.row.perplexity:.2f}, {found}."
         )
 
@@ -164,10 +164,10 @@ def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
     """
     found = []
     for model in dict.fromkeys(row.model for row in rows):
-        usable = [row for row in rows if row.model == model and row.policy.kind in ("sinks", "window")]
+        usable = [row for row in rows if row.model == model and row.method.kind in ("sinks", "window")]
         if not usable:
             continue
         best = min(usable, key=lambda row: row.perplexity)
         good = [row for row in usable if row.perplexity <= best.perplexity * (1 + tolerance)]
-        found.append(Recommendation(min(good, key=lambda row: (row.policy.budget, row.policy.sinks)), best))
+        found.append(Recommendation(min(good, key=lambda row: (row.method.budget, row.method.sinks)), best))
     return found

@@ -38,18 +38,18 @@ def make_page(
     return Page(
         "sweep",
         "Sweep",
-        tuple(lines),
-        tuple(tables),
-        tuple(pictures),
-        (*advice, *notes),
+        [*lines],
+        tables,
+        [*pictures],
+        [*advice, *notes],
         {
             **about,
             "rows": [row.as_dict() for row in rows],
             "recommendations": [
                 {
                     "model": each.row.model,
-                    "cache_size": each.row.policy.budget,
-                    "num_sink_tokens": each.row.policy.sinks,
+                    "cache_size": each.row.method.budget,
+                    "num_sink_tokens": each.row.method.sinks,
                     "perplexity": each.row.perplexity,
                     "lowest_perplexity": each.best.perplexity,
                 }
@@ -62,7 +62,7 @@ def make_page(
 def _table(model: str, rows: Sequence[Row]) -> Table:
     def of(row: Row) -> tuple[str, ...]:
         return (
-            row.policy.name,
+            row.method.name,
             f"{row.perplexity:.2f}" if row.perplexity < 1e5 else f"{row.perplexity:.1e}",
             f"{row.decode_ms:.1f}" if row.decode_ms is not None else "-",
             f"{row.score_tps:,.0f}",
@@ -70,16 +70,16 @@ def _table(model: str, rows: Sequence[Row]) -> Table:
             human_bytes(row.weight_bytes + row.kv_bytes),
         )
 
-    columns = ("policy", "perplexity", "ms per token", "scored tok/s", "keys and values", "with weights")
+    columns = ("method", "perplexity", "ms per token", "scored tok/s", "keys and values", "with weights")
     words = (
         "ms per token: median of single tokens at the end of the text. Processes that ran in parallel share the CPU."
     )
-    return Table(f"{model}, {rows[0].ran_in}", columns, tuple(map(of, rows)), words)
+    return Table(f"{model}, {rows[0].ran_in}", columns, [*map(of, rows)], words)
 
 
 def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[Heatmap]:
-    """Draw perplexity, time per token and memory over sinks and budget; a policy without sinks counts as 0 sinks."""
-    found = {(row.policy.sinks, row.policy.budget): row for row in rows if row.policy.kind in ("sinks", "window")}
+    """Draw perplexity, time per token and memory over sinks and budget; a method without sinks counts as 0 sinks."""
+    found = {(row.method.sinks, row.method.budget): row for row in rows if row.method.kind in ("sinks", "window")}
     sinks, budgets = sorted({key[0] for key in found}), sorted({key[1] for key in found})
     if len(found) < 2:
         return []

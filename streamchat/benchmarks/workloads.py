@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from streamchat.base.errors import StreamchatError
-from streamchat.benchmarks.methods import Method
+from streamchat.benchmarks.methods.stream import Stream
 from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 
 SLOW_TOKENS = 3
@@ -42,7 +42,7 @@ class DecodeFigures:
 
 
 def measure_decode(
-    methods: Sequence[Method],
+    streams: Sequence[Stream],
     ids: Sequence[int],
     cache_size: int,
     new_tokens: int,
@@ -53,7 +53,7 @@ def measure_decode(
     """Measure endless decoding. Each round runs all methods, so that they see the same state of the machine.
 
     Args:
-        methods: Methods to compare.
+        streams: Streams of the methods to compare, not started.
         ids: A text of at least `LATE` times `cache_size` tokens.
         cache_size: The cache budget in tokens, and the length of the prompt.
         new_tokens: Tokens to decode and time after each of the two lengths of text.
@@ -61,42 +61,40 @@ def measure_decode(
         progress: Called with progress messages.
         device: Device of the model.
     """
-    found = {method.name: DecodeFigures() for method in methods}
+    found = {stream.name: DecodeFigures() for stream in streams}
     for number in range(rounds + 1):
-        for method in methods:
-            figures = found[method.name]
+        for stream in streams:
+            figures = found[stream.name]
             if figures.failure:
                 continue
-            progress(f"Endless text, round {number} of {rounds}: {method.name}")
+            progress(f"Endless text, round {number} of {rounds}: {stream.name}")
             try:
                 with peak_memory(device) as peak:
-                    _decode_round(method, ids, cache_size, new_tokens, figures if number else DecodeFigures())
+                    _decode_round(stream, ids, cache_size, new_tokens, figures if number else DecodeFigures())
                 figures.device_bytes = peak()
             except (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 figures.failure = _short(error)
-            finally:
-                method.close()
     return found
 
 
-def _decode_round(method: Method, ids: Sequence[int], cache_size: int, new_tokens: int, figures: DecodeFigures) -> None:
+def _decode_round(stream: Stream, ids: Sequence[int], cache_size: int, new_tokens: int, figures: DecodeFigures) -> None:
     free_unused()
     before = process_rss()
-    count = min(new_tokens, SLOW_TOKENS) if method.has_slow_steps else new_tokens
-    method.start()
-    started = time.perf_counter()
-    token = method.prefill(ids[:cache_size])
-    figures.prefill_tps.append(cache_size / (time.perf_counter() - started))
-    # skip the first token, whose forward has another shape
-    figures.early_ms.append(1000 * statistics.median(method.decode_timed(token, count + 1)[1:]))
-    method.append(ids[cache_size : LATE * cache_size - 1])
-    token = method.decode_step(ids[LATE * cache_size - 1])
-    evicted_before = method.evicting_s
-    figures.late_ms.append(1000 * statistics.median(method.decode_timed(token, count + 1)[1:]))
-    if evicted_before is not None and method.evicting_s is not None:
-        figures.evicting_ms.append(1000 * (method.evicting_s - evicted_before) / (count + 1))
-    figures.kv_bytes = method.kv_bytes
-    figures.rss_bytes = max(figures.rss_bytes, process_rss() - before)
+    count = min(new_tokens, SLOW_TOKENS) if stream.has_slow_steps else new_tokens
+    with stream:
+        started = time.perf_counter()
+        token = stream.prefill(ids[:cache_size])
+        figures.prefill_tps.append(cache_size / (time.perf_counter() - started))
+        # skip the first token, whose forward has another shape
+        figures.early_ms.append(1000 * statistics.median(stream.decode_timed(token, count + 1)[1:]))
+        stream.append(ids[cache_size : LATE * cache_size - 1])
+        token = stream.decode_step(ids[LATE * cache_size - 1])
+        evicted_before = stream.evicting_s
+        figures.late_ms.append(1000 * statistics.median(stream.decode_timed(token, count + 1)[1:]))
+        if evicted_before is not None and stream.evicting_s is not None:
+            figures.evicting_ms.append(1000 * (stream.evicting_s - evicted_before) / (count + 1))
+        figures.kv_bytes = stream.kv_bytes
+        figures.rss_bytes = max(figures.rss_bytes, process_rss() - before)
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class ChatFigures:
 
 
 def measure_chat(
-    methods: Sequence[Method],
+    streams: Sequence[Stream],
     turns: Sequence[Turn],
     at: Sequence[int],
     samples: int,
@@ -137,7 +135,7 @@ def measure_chat(
     """Measure the time to the first token at given turns. Replies are supplied, so that all have the same history.
 
     Args:
-        methods: Methods to compare.
+        streams: Streams of the methods to compare, not started.
         turns: The chat; at least max(at) + samples - 1 turns.
         at: Turns to measure, counted from 1, ascending.
         samples: Consecutive turns that are timed at each of them.
@@ -146,26 +144,24 @@ def measure_chat(
         progress: Called with progress messages.
     """
     found = {}
-    for method in methods:
-        progress(f"Chat: {method.name}")
-        figures = found[method.name] = ChatFigures()
+    for stream in streams:
+        progress(f"Chat: {stream.name}")
+        figures = found[stream.name] = ChatFigures()
         try:
             # warm up: the first prompts of a process are slow
-            method.start()
-            for turn in turns[:2]:
-                method.prefill(turn.prompt, len(turn.reply))
-                method.append(turn.reply)
-            method.start()
-            _measure_turns(method, turns, at, samples, limit_s, figures, progress)
+            with stream:
+                for turn in turns[:2]:
+                    stream.prefill(turn.prompt, len(turn.reply))
+                    stream.append(turn.reply)
+            with stream:
+                _measure_turns(stream, turns, at, samples, limit_s, figures, progress)
         except (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             figures.failure = _short(error)
-        finally:
-            method.close()
     return found
 
 
 def _measure_turns(
-    method: Method,
+    stream: Stream,
     turns: Sequence[Turn],
     at: Sequence[int],
     samples: int,
@@ -184,9 +180,9 @@ def _measure_turns(
         deadline = time.perf_counter() + HISTORY_FACTOR * limit_s
         for number, turn in enumerate(earlier, start=done + 1):
             if number % 25 == 0:
-                progress(f"Chat: {method.name}, turn {number}")
+                progress(f"Chat: {stream.name}, turn {number}")
             # prompt and reply together, which is faster; `reserve` still marks the start of a turn
-            method.append([*turn.prompt, *turn.reply], 1)
+            stream.append([*turn.prompt, *turn.reply], 1)
             if time.perf_counter() > deadline:
                 figures.unreached[target] = number
                 figures.history[target] = history
@@ -194,15 +190,15 @@ def _measure_turns(
         length, times = history, []
         figures.history[target] = length
         for turn in turns[target - 1 : target - 1 + samples]:
-            progress(f"Chat: {method.name}, turn {target}")
+            progress(f"Chat: {stream.name}, turn {target}")
             started = time.perf_counter()
-            method.prefill(turn.prompt, len(turn.reply))
+            stream.prefill(turn.prompt, len(turn.reply))
             times.append(time.perf_counter() - started)
-            method.append(turn.reply)
+            stream.append(turn.reply)
             length += len(turn.prompt) + len(turn.reply)
         done = target - 1 + samples
         figures.seconds[target] = times
-        figures.kv_bytes[target] = method.kv_bytes
+        figures.kv_bytes[target] = stream.kv_bytes
 
 
 def _expected_s(figures: ChatFigures, history: int) -> float:

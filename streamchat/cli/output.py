@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from streamchat.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from streamchat.reports.page import Page
 
 
-def add_output_flags(group: argparse._ArgumentGroup) -> None:
+LAST_LINE = "print all figures as a JSON object in the last line"
+
+
+def add_output_flags(group: argparse._ArgumentGroup, json_help: str = LAST_LINE) -> None:
     """Add `--charts`, `--out` and `--json`."""
     group.add_argument(
         "--charts",
@@ -23,13 +30,43 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--out", metavar="DIR", help="write JSON, an HTML page, and charts (with matplotlib) to this folder"
     )
-    group.add_argument("--json", action="store_true", help="print all figures as a JSON object in the last line")
+    group.add_argument("--json", action="store_true", help=json_help)
+
+
+def output_folder(args: argparse.Namespace) -> Path | None:
+    """Return the folder of `--out`, created if missing; None without the flag.
+
+    Raises:
+        ConfigError: It cannot be created or written.
+    """
+    if args.out is None:
+        return None
+    path = Path(args.out).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".streamchat-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out {args.out} cannot be written ({error.strerror or error})") from None
+    return path
 
 
 def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> None:
-    """Print the page as the flags ask; with `folder`, also write its files."""
-    from streamchat.reports.page import show
+    """Print the page as the flags ask; with `folder`, write its files first."""
+    from streamchat.reports import figure, terminal
+    from streamchat.reports.page import as_text, write
 
-    charts = sys.stdout.isatty() if args.charts is None else args.charts
-    no_color = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    show(page, sys.stdout, charts=charts, as_json=args.json, folder=folder, no_color=no_color)
+    width = shutil.get_terminal_size((100, 24)).columns
+    parts = [as_text(page, width)]
+    if sys.stdout.isatty() if args.charts is None else args.charts:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        encoding = sys.stdout.encoding or "utf-8"
+        parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
+    if folder is not None:
+        written = ", ".join(path.name for path in write(page, folder))
+        missing = "" if figure.can_draw() or not page.pictures else f"; for charts: {figure.HOW_TO_GET}"
+        parts.append(f"Written to {folder}: {written}{missing}")
+    sys.stdout.write("\n\n".join(parts) + "\n")
+    if args.json:
+        sys.stdout.write(json.dumps(page.data, ensure_ascii=False) + "\n")

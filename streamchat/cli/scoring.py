@@ -1,12 +1,32 @@
-"""Flags for commands that score texts."""
+"""Flags for commands that measure methods on texts."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from streamchat.base.errors import ConfigError
+from streamchat.benchmarks.methods.registry import KINDS
 
 DEFAULT_CHUNK = 16
+
+
+def add_methods_flag(group: argparse._ArgumentGroup, default: str, form: str, names: Iterable[str]) -> None:
+    """Add `--methods`, which names the methods to compare; `--policies` was its name in `ppl` and `sweep`.
+
+    Args:
+        group: Where to add it.
+        default: Default list.
+        form: What an entry of the list looks like, for the help.
+        names: Methods that the command knows.
+    """
+    text = f"{form} of {', '.join(names)} (default: {default})"
+    group.add_argument("--methods", "--policies", default=default, metavar="LIST", help=text)
+
+
+def summaries(names: Iterable[str]) -> str:
+    """Describe methods for the help of a command: `dense (a growing cache), ...`."""
+    return ", ".join(f"{name} ({KINDS[name].summary})" for name in names)
 
 
 def add_text_flags(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, max_tokens: int) -> None:
@@ -29,7 +49,7 @@ def add_text_flags(parser: argparse.ArgumentParser, group: argparse._ArgumentGro
         type=int,
         default=DEFAULT_CHUNK,
         metavar="N",
-        help="tokens per forward pass for bounded policies; --chunk 1 reproduces decoding exactly but is slow "
+        help="tokens per forward pass for bounded methods; --chunk 1 reproduces decoding exactly but is slow "
         f"(default: {DEFAULT_CHUNK})",
     )
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.base.formatting import human_bytes
-from streamchat.base.progress import Progress
-from streamchat.benchmarks import compare
+from streamchat.benchmarks.loading import SETTINGS
+from streamchat.benchmarks.methods.registry import KINDS
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
-from streamchat.cli.output import add_output_flags, print_page
-from streamchat.commands import bench_step
-from streamchat.commands.bench_step import Result
-from streamchat.config import loader
-from streamchat.config.loader import Configuration
+from streamchat.cli.output import add_output_flags, output_folder, print_page
+from streamchat.cli.scoring import add_methods_flag, require_at_least, summaries
 
 if TYPE_CHECKING:
     from streamchat.cli.flags import Subparsers
-    from streamchat.models.load import LoadedModel
 
-SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
+METHODS = "streamchat,dense,re-read,recompute,no-rerotation"
+MODES = {
+    "ui": ("app", "measure the app"),
+    "startup": ("startup", "measure startup, from the command to the first token"),
+    "resume": ("resume", "measure resuming a full cache of --cache-size tokens"),
+    "decode": ("decode_page", "measure the decode step on the CPU"),
+    "gpu": ("gpu", "measure one GPU, with native weights"),
+}
+"""Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
+COMPARISON = "compare"
+"""The module that runs without any of these flags."""
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:
@@ -33,9 +35,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure speed and memory against other methods, the decode step, a GPU, the app, startup and resuming",
-        description="Benchmark on this machine with one loaded model. By default compares ways of handling a long "
-        "conversation: streamchat, transformers' generate with a growing cache, prefill of the whole history at each "
-        "turn, prefill of the window for each token, and a hook that crops keys without correcting positions. "
+        description="Benchmark on this machine with one loaded model. By default compares methods of handling a long "
+        f"conversation: {summaries(METHODS.split(','))}. "
         "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
         "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
         "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
@@ -46,18 +47,66 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     flags.add_setting_flags(parser, SETTINGS)
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
-    what.add_argument("--ui", action="store_true", help="measure the app")
-    what.add_argument("--startup", action="store_true", help="measure startup, from the command to the first token")
-    what.add_argument("--resume", action="store_true", help="measure resuming a full cache of --cache-size tokens")
-    what.add_argument("--decode", action="store_true", help="measure the decode step on the CPU")
-    what.add_argument("--gpu", action="store_true", help="measure one GPU, with native weights")
+    for name, (_, text) in MODES.items():
+        what.add_argument(f"--{name}", action="store_true", help=text)
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
-    compare.add_flags(parser.add_argument_group("comparison"))
-    bench_step.add_flags(parser)
+    _add_comparison_flags(parser.add_argument_group("comparison"))
+    _add_step_flags(parser.add_argument_group("decode step and GPU"))
     own.add_argument(
         "--max-new-tokens", default="128", metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
     )
     add_output_flags(own)
+
+
+def _add_comparison_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--peers", action="store_true", help="also llama.cpp, if llama-cpp-python is installed")
+    group.add_argument("--float32", action="store_true", help="also dense in float32, with a second copy of the model")
+    add_methods_flag(group, METHODS, "any", KINDS)
+    group.add_argument(
+        "--workloads", default="decode,chat", metavar="LIST", help="workloads: decode, chat (default: both)"
+    )
+    group.add_argument(
+        "--new-tokens", type=int, default=48, metavar="N", help="tokens generated per measurement (default: 48)"
+    )
+    group.add_argument(
+        "--turns",
+        default="5,50,500",
+        metavar="LIST",
+        help="turns of the chat at which the time to the first token is measured (default: 5,50,500)",
+    )
+    group.add_argument(
+        "--limit",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="skip turns whose time to first token would exceed this, or whose history takes more than six times as "
+        "long to process (default: 20)",
+    )
+
+
+def _add_step_flags(group: argparse._ArgumentGroup) -> None:
+    kind = group.add_mutually_exclusive_group()
+    kind.add_argument("--profile", action="store_true", help="with --decode: time per token by kind of operation")
+    kind.add_argument(
+        "--flat",
+        type=int,
+        metavar="TOKENS",
+        help="with --decode: decode one reply of this length and compare its last tokens with early ones",
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="with --decode: number of threads (default: as in a chat)"
+    )
+    group.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="with --decode --threads 1: count CPU time instead of elapsed time, for a busy machine",
+    )
+    group.add_argument(
+        "--until",
+        type=int,
+        metavar="TOKENS",
+        help="with --gpu: length of the stream over which memory is read (default: 100000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,84 +117,28 @@ def run(args: argparse.Namespace) -> int:
         ModelError: The model cannot be loaded, or cannot stream.
         StreamchatError: A reply failed, or was too short to measure.
     """
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds {args.rounds} must be at least 1")
-    bench_step.check_flags(args)
+    _check_flags(args)
     configuration = flags.configuration_of(args)
-    mode = next((_MODES[name] for name in _MODES if getattr(args, name)), None)
+    folder = output_folder(args)
+    mode = next((module for name, (module, _) in MODES.items() if getattr(args, name)), COMPARISON)
     with loading_line() as progress:
-        if mode is None:
-            page, folder = compare.measure(args, configuration, progress)
-        else:
-            figures, text = mode(args, configuration, progress)
-    if mode is None:
-        print_page(page, args, folder)
-    else:
-        sys.stdout.write(text + "\n" + (json.dumps(figures) + "\n" if args.json else ""))
+        progress("Starting torch")
+        page = import_module(f"streamchat.benchmarks.{mode}").run(args, configuration, progress)
+    print_page(page, args, folder)
     return ExitCode.OK
 
 
-def _load(configuration: Configuration, progress: Progress) -> LoadedModel:
-    """Load the model in a thread that ends, like an engine's.
-
-    If two OpenMP pools have more threads than there are cores, they sleep at each barrier, which makes decoding three
-    times slower.
-    """
-    from streamchat.conversation.assemble import load_from_settings
-
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(load_from_settings, configuration, progress).result()
-
-
-def _startup(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Result:
-    from streamchat.benchmarks import startup
-
-    arguments = [
-        f"{loader.flag_of(name)}={value}" for name in SETTINGS if (value := getattr(args, name, None)) is not None
-    ]
-    figures = startup.measure(arguments, args.rounds, progress)
-    return figures, startup.as_text(figures)
-
-
-def _ui(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Result:
-    from streamchat.benchmarks.app import measure_ui  # deferred: needs Textual
-
-    loaded = _load(configuration, progress)
-    figures = measure_ui(configuration, lambda *_: loaded, args.rounds, progress)
-    text = (
-        f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.rounds} rounds of {figures.tokens} tokens\n"
-        f"key to screen while streaming  p50 {figures.key_to_screen_p50_ms:.1f} ms, "
-        f"p95 {figures.key_to_screen_p95_ms:.1f} ms ({figures.keys} keys)\n"
-        f"decode in the app              {figures.app_tps:.1f} tok/s\n"
-        f"decode headless                {figures.headless_tps:.1f} tok/s\n"
-        f"app / headless                 {figures.ratio:.3f}, while typing {figures.typing_ratio:.3f}\n"
-        f"drawing                        {100 * figures.core_share:.1f} % of a core"
-    )
-    return figures.as_dict(), text
-
-
-def _resume(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Result:
-    from streamchat.benchmarks.resume import TRANSCRIPT_TURNS, measure_resume
-
-    loaded = _load(configuration, progress)
-    figures = measure_resume(configuration, loaded, args.rounds, progress)
-    same = "bit-identical" if figures.same_logits else "NOT identical"
-    text = (
-        f"{loaded.name}, {loaded.dtype} on {loaded.device}, {figures.tokens} tokens in the cache, "
-        f"{figures.rounds} rounds\n"
-        f"saving           {figures.save_ms:.0f} ms, {human_bytes(figures.snapshot_bytes)}\n"
-        f"resuming         {figures.resume_ms:.0f} ms; the next logits are {same}\n"
-        f"prefill          {figures.prefill_ms:.0f} ms\n"
-        f"ratio            {figures.ratio:.1f}\n"
-        f"the transcript   {figures.transcript_ms:.0f} ms for {TRANSCRIPT_TURNS:,} turns, in addition"
-    )
-    return figures.as_dict(), text
-
-
-_MODES: dict[str, Callable[[argparse.Namespace, Configuration, Progress], Result]] = {
-    "startup": _startup,
-    "ui": _ui,
-    "resume": _resume,
-    "decode": bench_step.measure_decode,
-    "gpu": bench_step.measure_gpu,
-}
+def _check_flags(args: argparse.Namespace) -> None:
+    """Check numbers, and that flags of one mode are not given for another; raises ConfigError."""
+    for name in ("profile", "flat", "threads", "cpu_time"):
+        if getattr(args, name) not in (None, False) and not args.decode:
+            raise ConfigError(f"--{name.replace('_', '-')} needs --decode")
+    if args.until is not None and not args.gpu:
+        raise ConfigError("--until needs --gpu")
+    if args.cpu_time and args.threads != 1:
+        raise ConfigError("--cpu-time counts the time of one thread; add --threads 1")
+    if args.cpu_time and args.profile:
+        raise ConfigError("--cpu-time does not work with --profile; choose one")
+    require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1)
+    if args.limit <= 0:
+        raise ConfigError(f"--limit {args.limit} must be above 0")

@@ -1,4 +1,4 @@
-"""`streamchat ppl`: perplexity of texts under several cache policies."""
+"""`streamchat ppl`: perplexity of texts under several methods."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.formatting import plural
+from streamchat.benchmarks.loading import about, heading, load
+from streamchat.benchmarks.methods.registry import SCORED, Method, parse_methods
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
-from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_at_least
+from streamchat.cli.output import add_output_flags, output_folder, print_page
+from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_least, summaries
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
     from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
-DEFAULT_POLICIES = "dense,sinks,window,no-rerotation"
+DEFAULT_METHODS = "dense,sinks,window,no-rerotation"
 DEFAULT_TOKENS = 4096
 
 
@@ -26,24 +29,16 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "ppl",
-        help="measure perplexity of texts under several cache policies",
-        description="Score texts token by token, each conditioned on the cached tokens, under each policy: dense (a "
-        "growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens, as in streamchat), "
-        "no-rerotation (the same tokens without correcting positions, the classic mistake), recompute (prefill of the "
-        "latest tokens without a cache).",
+        help="measure perplexity of texts under several ways to handle the cache",
+        description="Score texts token by token, each conditioned on the cached tokens, under each method: "
+        f"{summaries(SCORED)}.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS)
+    add_methods_flag(own, DEFAULT_METHODS, "NAME[:BUDGET[:SINKS]],...", SCORED)
     own.add_argument(
-        "--policies",
-        default=DEFAULT_POLICIES,
-        metavar="LIST",
-        help="KIND[:BUDGET[:SINKS]],... of dense, window, sinks, no-rerotation, recompute "
-        f"(default: {DEFAULT_POLICIES})",
-    )
-    own.add_argument(
-        "--cache-size", default="512", metavar="TOKENS", help="budget of policies that do not name one (default: 512)"
+        "--cache-size", default="512", metavar="TOKENS", help="budget of methods that do not name one (default: 512)"
     )
     own.add_argument("--segment", type=int, default=0, metavar="N", help="tokens per row of the table (default: 1/8)")
     add_output_flags(own)
@@ -53,30 +48,26 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code.
 
     Raises:
-        ConfigError: A policy, size or file is invalid, or the run would not fit into memory.
+        ConfigError: A method, size or file is invalid, or the run would not fit into memory.
         ModelError: The model cannot be loaded, or cannot stream.
     """
-    from streamchat.benchmarks.policies import parse_policies
     from streamchat.benchmarks.texts import read_documents
-    from streamchat.reports.page import prepare_folder
 
     configuration = flags.configuration_of(args)
     settings = configuration.settings
     require_at_least(args, max_tokens=0, chunk=1, segment=0)
-    policies = parse_policies(args.policies, settings.cache_size, settings.num_sink_tokens)
+    methods = parse_methods(args.methods, settings.cache_size, settings.num_sink_tokens)
     documents = read_documents(args.files)
-    folder = None if args.out is None else prepare_folder(args.out)
+    folder = output_folder(args)
     with loading_line() as progress:
         progress("Starting torch")
 
-        from streamchat.models.load import load_from_settings
-
-        # policies are compared on the original model unless quantized weights are requested
+        # methods are compared on the original model unless quantized weights are requested
         weights = settings.weights if configuration.is_explicit("weights") else "native"
-        loaded = load_from_settings(settings, progress, weights=weights)
+        loaded = load(configuration, progress, weights=weights)
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
-    return _score(args, loaded, tokens, policies, [*loaded.notes, *notes], folder)
+    return _score(args, loaded, tokens, methods, [*loaded.notes, *notes], folder)
 
 
 def _tokens(documents: Sequence[Document], loaded: LoadedModel, most: int) -> tuple[list[Tokens], list[str]]:
@@ -104,32 +95,28 @@ def _score(
     args: argparse.Namespace,
     loaded: LoadedModel,
     tokens: list[Tokens],
-    policies: list[Any],
+    methods: list[Method],
     notes: list[str],
     folder: Any,
 ) -> int:
     from streamchat.benchmarks import perplexity as ppl
-    from streamchat.benchmarks.memory_estimate import measure_cost, require_memory
+    from streamchat.benchmarks.memory_estimate import check_memory
     from streamchat.benchmarks.perplexity_page import make_page
     from streamchat.cache.context import context_length
     from streamchat.cli.progress_bar import Bar
     from streamchat.models.checked_fit import choose_checked_fit
-    from streamchat.models.device import free_memory
     from streamchat.models.quiet import quiet
     from streamchat.quantization.linear import always_quantized
 
     model = loaded.model
     longest = max(len(each.ids) for each in tokens)
-    attention = str(model.config._attn_implementation)
     with quiet():
         fit = choose_checked_fit(model)
-        require_memory(
-            policies, longest, measure_cost(model), args.chunk, attention == "eager", free_memory(loaded.device)
-        )
+        check_memory(methods, longest, loaded, args.chunk)
     context = context_length(model.config)
-    if context is not None and longest > context and any(policy.kind == "dense" for policy in policies):
+    if context is not None and longest > context and any(method.kind == "dense" for method in methods):
         notes.append(f"{loaded.name} was trained for {context:,} tokens; dense exceeds that from token {context:,} on.")
-    work = sum(len(each.ids) for each in tokens) * len(policies)
+    work = sum(len(each.ids) for each in tokens) * len(methods)
     results: list[ppl.ScoredDocument] = []
     stopped = False
     try:
@@ -139,9 +126,9 @@ def _score(
                 model,
                 fit,
                 tokens,
-                policies,
+                methods,
                 args.chunk,
-                lambda policy, document, count: bar.advance(f"{policy.name}, {document.name}", count),
+                lambda method, document, count: bar.advance(f"{method.name}, {document.name}", count),
             )
             results.extend(scored)
     except KeyboardInterrupt:
@@ -149,29 +136,18 @@ def _score(
     if stopped:
         if not results:
             raise KeyboardInterrupt
-        notes.append("Stopped early: missing policies and documents were not finished.")
+        notes.append("Stopped early: missing methods and documents were not finished.")
     notes += _unscorable(results)
-    about = {
-        "command": "ppl",
-        "model": loaded.name,
-        "source": loaded.source,
-        "device": loaded.device,
-        "dtype": loaded.dtype,
-        "weights": loaded.weights,
-        "attention": attention,
-        "chunk": args.chunk,
-    }
-    precision = f", {loaded.weights} weights" if loaded.weights != "native" else ""
-    where = f"{loaded.name}, {loaded.dtype} on {loaded.device}{precision}"
-    heading = f"{where}, {args.chunk} tokens per forward pass for bounded policies"
+    lines = heading(loaded, f"{plural(args.chunk, 'token')} per forward pass for bounded methods")
+    data = about("ppl", loaded, chunk=args.chunk)
     size = args.segment or ppl.default_segment(longest)
-    print_page(make_page(results, ppl.segments(longest, size), about, heading, notes), args, folder)
+    print_page(make_page(results, ppl.segments(longest, size), data, lines, notes), args, folder)
     return ExitCode.INTERRUPTED if stopped else ExitCode.OK
 
 
 def _unscorable(results: Sequence[Any]) -> list[str]:
     return [
-        f"{result.policy.name}, {result.document.name}: {result.scores.unscorable:,} tokens could not be scored (out "
+        f"{result.method.name}, {result.document.name}: {result.scores.unscorable:,} tokens could not be scored (out "
         "of positions, or the model returned NaN or inf)."
         for result in results
         if result.scores.unscorable

@@ -1,21 +1,23 @@
-"""`streamchat sweep`: perplexity, speed and memory over a grid of sinks, budgets, policies and models."""
+"""`streamchat sweep`: perplexity, speed and memory over a grid of sinks, budgets, methods and models."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.base.formatting import plural
+from streamchat.benchmarks.loading import machine
+from streamchat.benchmarks.methods.registry import SCORED, parse_kinds, split_list
 from streamchat.cli import flags
-from streamchat.cli.output import add_output_flags, print_page
-from streamchat.cli.scoring import add_text_flags, require_at_least
+from streamchat.cli.output import add_output_flags, output_folder, print_page
+from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_least
+from streamchat.reports.machine import machine_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamchat.benchmarks.policies import Kind
     from streamchat.benchmarks.pools import Work
     from streamchat.cli.flags import Subparsers
 
@@ -27,19 +29,14 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "sweep",
-        help="measure perplexity, speed and memory over sinks x budgets x policies x models",
+        help="measure perplexity, speed and memory over sinks x budgets x methods x models",
         description="Score texts under every combination in worker processes, and recommend a budget and a number of "
         "sinks. Results are saved in --out as they arrive: the same command continues a stopped run.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "kernels"))
     grid = parser.add_argument_group("grid (comma-separated lists)")
     grid.add_argument("--models", metavar="LIST", help="model names (default: the value of --model)")
-    grid.add_argument(
-        "--policies",
-        default="sinks",
-        metavar="LIST",
-        help="any of dense, window, sinks, no-rerotation, recompute (default: sinks)",
-    )
+    add_methods_flag(grid, "sinks", "any", SCORED)
     grid.add_argument("--sinks", default="0,1,4", metavar="LIST", help="sink counts (default: 0,1,4)")
     grid.add_argument(
         "--cache-sizes", default="256,512,1024", metavar="LIST", help="budgets in tokens (default: 256,512,1024)"
@@ -74,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
         StreamchatError: A worker process died.
     """
     from streamchat.benchmarks.sweep import Journal
-    from streamchat.reports.page import prepare_folder
 
     work = _work(args)
-    folder = prepare_folder(args.out)
+    folder = output_folder(args)
+    assert folder is not None  # it has a default
     journal = Journal(folder / "sweep.jsonl")
     missing = [(cell, document) for cell, document in work if journal.result(cell) is None]
     if len(missing) < len(work):
@@ -100,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _work(args: argparse.Namespace) -> Work:
-    from streamchat.benchmarks.cell import ModelSpec
+    from streamchat.benchmarks.cell import ModelChoice
     from streamchat.benchmarks.sweep import cells_of, grid
     from streamchat.benchmarks.texts import read_documents
 
@@ -110,37 +107,20 @@ def _work(args: argparse.Namespace) -> Work:
         raise ConfigError(f"--tolerance {args.tolerance} must be from 0 to 1")
     if args.ray and args.workers:
         raise ConfigError("--workers applies to this machine; --ray uses the workers of its cluster; give one of them")
-    names = _words(args.models, "--models") if args.models else [settings.model]
-    how = (settings.device, settings.dtype, settings.attention, settings.kernels)
-    models = [ModelSpec(name, *how) for name in names]
-    kinds = _kinds(args.policies)
-    policies = grid(kinds, _numbers(args.cache_sizes, "--cache-sizes"), _numbers(args.sinks, "--sinks"))
-    return cells_of(models, policies, read_documents(args.files), args.max_tokens, args.chunk)
-
-
-def _words(text: str, flag: str) -> list[str]:
-    found = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
-    if not found:
-        raise ConfigError(f"{flag} is empty; give a comma-separated list")
-    return found
+    names = split_list(args.models, "--models") if args.models else [settings.model]
+    models = [
+        ModelChoice(name, settings.device, settings.dtype, settings.attention, settings.kernels) for name in names
+    ]
+    kinds, budgets = parse_kinds(args.methods), _numbers(args.cache_sizes, "--cache-sizes")
+    methods = grid(kinds, budgets, _numbers(args.sinks, "--sinks"))
+    return cells_of(models, methods, read_documents(args.files), args.max_tokens, args.chunk)
 
 
 def _numbers(text: str, flag: str) -> list[int]:
-    words = _words(text, flag)
+    words = split_list(text, flag)
     if wrong := [word for word in words if not word.isdecimal()]:
         raise ConfigError(f"{flag}: {wrong[0]} is not a whole number")
     return [int(word) for word in words]
-
-
-def _kinds(text: str) -> list[Kind]:
-    from streamchat.benchmarks.policies import KINDS, Kind
-
-    known = get_args(Kind)
-    words = _words(text, "--policies")
-    if wrong := [word for word in words if word not in known]:
-        hint = "; give budgets with --cache-sizes and sinks with --sinks" if ":" in wrong[0] else ""
-        raise ConfigError(f"{wrong[0]} is not a policy; choose from {', '.join(known)}{hint}")
-    return [kind for kind in KINDS if kind in words]
 
 
 def _run_missing(args: argparse.Namespace, missing: Work, journal: Any) -> dict[str, str]:
@@ -173,8 +153,8 @@ def _print(
     known = [(cell, result) for cell, _ in work if (result := journal.result(cell)) is not None]
     whole = {cell for cell, _ in known}
     # a mean over some documents is not comparable with a mean over all
-    partial = {(cell.model, cell.policy) for cell, _ in work if cell not in whole}
-    rows = rows_of((cell, result) for cell, result in known if (cell.model, cell.policy) not in partial)
+    partial = {(cell.model, cell.method) for cell, _ in work if cell not in whole}
+    rows = rows_of((cell, result) for cell, result in known if (cell.model, cell.method) not in partial)
     if not rows:
         for problem in problems[:1]:
             raise StreamchatError(f"nothing could be measured: {problem}")
@@ -184,9 +164,10 @@ def _print(
     documents = list(dict.fromkeys(document.name for _, document in work))
     lines = [
         f"{plural(len(documents), 'document')} ({', '.join(documents)}), at most "
-        f"{args.max_tokens:,} tokens of each, {args.chunk} tokens per forward pass for bounded policies"
+        f"{args.max_tokens:,} tokens of each, {args.chunk} tokens per forward pass for bounded methods"
         if args.max_tokens
-        else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens per forward pass"
+        else f"{len(documents)} whole documents ({', '.join(documents)}), {args.chunk} tokens per forward pass",
+        machine_line(),
     ]
     notes = [f"Failed: {problem}" for problem in problems]
     if partial:
@@ -200,5 +181,6 @@ def _print(
         "failed": problems,
         "finished": len(known),
         "of": len(work),
+        **machine(),
     }
     print_page(make_page(rows, recommend(rows, args.tolerance), lines, notes, about), args, folder)

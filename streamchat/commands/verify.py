@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable
+from streamchat.benchmarks.loading import load
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
+from streamchat.cli.output import add_output_flags, output_folder, print_page
 
 if TYPE_CHECKING:
     from streamchat.cli.flags import Subparsers
@@ -44,7 +46,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "--show-pitfalls", action="store_true", help="also run the two classic mistakes and print their perplexity"
     )
     own.add_argument("--all-steps", action="store_true", help="print every step, not only the informative ones")
-    own.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_output_flags(own, json_help="one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,18 +56,21 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: The sizes are impossible.
         ModelError: The model cannot be loaded, or cannot stream.
     """
-    settings = flags.configuration_of(args).settings
+    configuration = flags.configuration_of(args)
+    settings = configuration.settings
     _check_sizes(settings.cache_size, settings.num_sink_tokens, args.new_tokens)
+    folder = output_folder(args)
     with loading_line() as progress:
         progress("Starting torch")
 
-        from streamchat.models.load import load_from_settings
+        from streamchat.benchmarks.pitfalls import run_pitfalls
         from streamchat.models.quiet import quiet
-        from streamchat.verify.report import as_dict, as_text
+        from streamchat.reports.page import write
+        from streamchat.verify.report import make_page
         from streamchat.verify.run import verify
         from streamchat.verify.text import help_topic_ids
 
-        loaded = load_from_settings(settings, progress, weights="native")
+        loaded = load(configuration, progress, weights="native")
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():
@@ -75,24 +80,27 @@ def run(args: argparse.Namespace) -> int:
                 cache_size=settings.cache_size,
                 num_sink_tokens=settings.num_sink_tokens,
                 new_tokens=args.new_tokens,
-                pitfall_ids=ids if args.show_pitfalls else (),
                 progress=progress,
             )
-    attention = str(loaded.model.config._attn_implementation)
-    about = {
+            if args.show_pitfalls:
+                progress("The classic mistakes")
+                result.pitfalls = run_pitfalls(loaded.model, ids, result)
+    model = {
         "name": loaded.name,
         "source": loaded.source,
         "device": loaded.device,
         "dtype": loaded.dtype,
-        "attention": attention,
+        "attention": str(loaded.model.config._attn_implementation),
     }
-    if args.json:
-        text = json.dumps(as_dict(result, about), indent=1)
-    else:
-        heading = f"{loaded.name}, {loaded.dtype} on {loaded.device}, {attention} attention"
-        text = as_text(result, heading, all_steps=args.all_steps)
-    sys.stdout.write(printable(text) + "\n")
-    return ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
+    code = ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
+    page = make_page(result, model, all_steps=args.all_steps)
+    if not args.json:
+        print_page(page, args, folder)
+        return code
+    if folder is not None:
+        write(page, folder)
+    sys.stdout.write(printable(json.dumps(page.data, indent=1)) + "\n")
+    return code
 
 
 def _check_sizes(cache_size: int, sinks: int, new_tokens: int | None) -> None:

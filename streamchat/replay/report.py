@@ -7,21 +7,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from streamchat.base.atomic_files import write_text
-from streamchat.base.formatting import human_bytes, human_seconds
+from streamchat.base.formatting import human_bytes, human_seconds, plural
 from streamchat.replay.invariants import Invariant
-from streamchat.replay.run import Totals, versions
-from streamchat.reports.chart import Chart, Series
-from streamchat.reports.figure import can_draw, svg_of
+from streamchat.replay.run import Totals
+from streamchat.reports.chart import Chart, Picture, Series
+from streamchat.reports.figure import can_draw
+from streamchat.reports.machine import machine_line, versions
+from streamchat.reports.page import Page, Table, as_html, facts
 
 SCHEMA = 1
 """Version of report.json; see docs/replay.md."""
 MAX_POINTS = 2000
 """Maximum points per plot."""
+MAX_PROBLEMS = 100
+"""Maximum unusable lines of scripts on the page."""
 
 
 def make_report(
@@ -84,55 +87,102 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write_report(folder: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[Path, Path]:
     """Write both files and return their paths."""
-    as_json, as_html = folder / "report.json", folder / "report.html"
+    as_json, html = folder / "report.json", folder / "report.html"
     write_text(as_json, json.dumps(report, indent=1) + "\n", durable=False)
-    write_text(as_html, html_of(report, rows), durable=False)
-    return as_json, as_html
+    write_text(html, as_html(make_page(report, rows)), durable=False)
+    return as_json, html
 
 
-def html_of(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Render the page."""
-    import jinja2
+def make_page(report: dict[str, Any], rows: list[dict[str, Any]]) -> Page:
+    """Build the page from the object of `report.json` and the rows of turns.jsonl."""
+    model, holds, size = report["model"], report["verdict"] == "all hold", report["settings"]["cache_size"]
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(report["written"]))
+    cached = f"{model['name']}, {model['dtype']} on {model['device']}, cache {size:,} tokens"
+    notes = [f"Not used: {problem}" for problem in report["problems"][:MAX_PROBLEMS]]
+    if left_out := len(report["problems"][MAX_PROBLEMS:]):
+        notes.append(f"Not used: {plural(left_out, 'more line')}.")
+    if not can_draw():
+        again = f"streamchat replay --resume-run FOLDER --max-turns {report['totals']['turns']}"
+        notes.append(f"Once matplotlib is installed, `{again}` writes this page again, with charts.")
+    return Page(
+        "report",
+        "streamchat replay",
+        [cached, machine_line(), f"written {written}; {report['ended']}"],
+        [
+            facts("Totals", _totals(report)),
+            _invariants(report["invariants"]),
+            _last_turns(rows[-20:]),
+            facts("Settings and versions", report["run"] | report["settings"] | report["versions"]),
+        ],
+        _charts(rows),
+        notes,
+        report,
+        "All invariants hold" if holds else "Violated",
+        holds,
+    )
 
-    source = (resources.files("streamchat.replay") / "report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": human_bytes, "seconds": human_seconds, "when": _when, "number": "{:,}".format}
-    return environment.from_string(source).render(report=report, charts=_charts(rows), rows=rows[-20:])
+
+def _totals(report: dict[str, Any]) -> dict[str, str]:
+    totals, figures = report["totals"], report["figures"]
+    formats: dict[str, tuple[str, str, Callable[[float], str]]] = {
+        "longest cache": ("cache_len", "max", "{:,} tokens".format),
+        "time to first token, median": ("ttft_s", "median", human_seconds),
+        "decode speed, median": ("decode_tps", "median", "{:.1f} tok/s".format),
+        "peak process memory": ("rss_bytes", "max", human_bytes),
+    }
+    names = ("turns", "conversations", "tokens", "compressions", "tokens_evicted")
+    return {name.replace("_", " "): f"{totals[name]:,}" for name in names} | {
+        title: show(figures[name][kind]) for title, (name, kind, show) in formats.items() if figures[name]
+    }
 
 
-def _when(then: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(then))
+def _invariants(checks: list[dict[str, Any]]) -> Table:
+    columns = ("invariant", "result", "what must hold", "checked", "violations", "first violation or last figures")
+    rows = []
+    for check in checks:
+        result = "VIOLATED" if not check["holds"] else "holds" if check["checked"] else "not checked"
+        counts = f"{check['checked']:,}", f"{check['violations']:,}"
+        rows.append((check["name"], result, check["what"], *counts, check["first"] or check["last"]))
+    return Table("Invariants", columns, rows)
+
+
+def _last_turns(rows: list[dict[str, Any]]) -> Table:
+    columns = ("turn", "script", "prompt", "reply", "cache", "first token", "tok/s", "end")
+    cells = [
+        (
+            f"{row['index'] + 1:,}",
+            row["place"],
+            str(row["prompt_tokens"]),
+            str(row["new_tokens"] or row["given_tokens"]),
+            f"{row['cache_len']} / {row['cache_size']}",
+            "-" if row["ttft_s"] is None else human_seconds(row["ttft_s"]),
+            f"{row['decode_tps']:.1f}" if row["decode_tps"] else "-",
+            row["failed"] or row["finish_reason"],
+        )
+        for row in rows
+    ]
+    return Table("The last turns", columns, cells)
 
 
 # --- plots --------------------------------------------------------------------------------------------------------
 
 
-def _charts(rows: list[dict[str, Any]]) -> list[dict[str, str]] | None:
-    """Return title, caption and SVG of each plot, or None if matplotlib is not installed."""
-    if not can_draw():
-        return None
+def _charts(rows: list[dict[str, Any]]) -> list[Picture]:
     thinned = rows[:: max(1, -(-len(rows) // MAX_POINTS))]
-    plots: list[tuple[str, str, str, Callable[[dict[str, Any]], float | None], bool]] = [
-        ("Cache length", "tokens", "Cached tokens per layer; dashed: the budget.", _of("cache_len"), False),
-        ("Compressions", "", "Evictions of the conversation so far.", _of("compressions"), False),
-        ("Process memory", "MB", "Resident memory of the process.", _of("rss_bytes", 1e-6), False),
-        ("Device memory", "MB", "Device memory in live tensors.", _of("vram_bytes", 1e-6), False),
-        ("Time to first token", "ms", "From the message to the first token of the reply.", _of("ttft_s", 1e3), True),
-        ("Decode speed", "tok/s", "Tokens per second after the first one.", _of("decode_tps"), True),
+    plots: list[tuple[str, str, str, str, float, bool]] = [
+        ("Cache length", "tokens", "Cached tokens per layer; dashed: the budget.", "cache_len", 1, False),
+        ("Compressions", "", "Evictions of the conversation so far.", "compressions", 1, False),
+        ("Process memory", "MB", "Resident memory of the process.", "rss_bytes", 1e-6, False),
+        ("Device memory", "MB", "Device memory in live tensors.", "vram_bytes", 1e-6, False),
+        ("Time to first token", "ms", "From the message to the first token of the reply.", "ttft_s", 1e3, True),
+        ("Decode speed", "tok/s", "Tokens per second after the first one.", "decode_tps", 1, True),
     ]
-    charts = []
-    for title, unit, words, figure, dots in plots:
-        points = [(row["index"] + 1, figure(row)) for row in thinned]
-        known = [(float(x), y) for x, y in points if y is not None]
+    charts: list[Picture] = []
+    for title, unit, words, name, scale, dots in plots:
+        known = [(float(row["index"] + 1), scale * row[name]) for row in thinned if row[name] is not None]
         if known:
             xs, ys = [x for x, _ in known], [y for _, y in known]
-            budget = float(thinned[-1]["cache_size"]) if title == "Cache length" else None
+            budget = float(thinned[-1]["cache_size"]) if name == "cache_len" else None
             series = Series(title, xs, ys, dots)
-            # the page shows the title and caption next to the plot
-            chart = Chart(title, "", words, "turn", unit, (series,), from_zero=True, line_at=budget)
-            charts.append({"title": title, "words": words, "svg": svg_of(chart, (6.4, 2.4))})
+            charts.append(Chart(name, title, words, "turn", unit, (series,), from_zero=True, line_at=budget))
     return charts
-
-
-def _of(name: str, scale: float = 1.0) -> Callable[[dict[str, Any]], float | None]:
-    return lambda row: None if row[name] is None else row[name] * scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import queue
 import threading
 import time
@@ -278,21 +277,6 @@ class Run:
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
         write_json(path, record, durable=True, indent=1)
         return path
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the software that affects a run."""
-    from importlib.metadata import version
-
-    from streamchat import __version__
-
-    names = ("torch", "transformers", "textual")
-    return {
-        "streamchat": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        "system": platform.platform(),
-    }
 
 
 def restored_totals(rows: list[dict[str, Any]]) -> Totals:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from streamchat.base.atomic_files import SHARED, write_text
-from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.sanitize import printable
-from streamchat.reports import figure, terminal
+from streamchat.reports import figure
 from streamchat.reports.chart import Picture
 
 
@@ -23,27 +22,46 @@ class Table:
     """Text in rows and columns; the first column has the row names."""
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
     caption: str = ""
     """Meaning of the columns, if their names are not enough."""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column has only numbers, and is therefore aligned to the right; never the first one."""
+        cells = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        return [bool(at) and all(map(_NUMBER.match, column)) for at, column in enumerate(cells)]
 
-@dataclass(frozen=True)
+
+def facts(title: str, values: Mapping[str, object], caption: str = "") -> Table:
+    """Return a table with one name and one value per row."""
+    return Table(title, ("", "value"), [(name, str(value)) for name, value in values.items()], caption)
+
+
+_NUMBER = re.compile(r"[-+]?\d|-?$")
+"""Start of a cell with a number, or without one."""
+
+
+@dataclass
 class Page:
     """The result of one run of a command."""
 
     name: str
     """File name without extension."""
     title: str
-    lines: tuple[str, ...]
+    lines: list[str] = field(default_factory=list)
     """What was run on what, one line each."""
-    tables: tuple[Table, ...]
-    pictures: tuple[Picture, ...]
-    notes: tuple[str, ...]
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Notes for the reader, one sentence each."""
-    data: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     """All figures, for programs."""
+    verdict: str = ""
+    """Result of the checks as a sentence, if the command checks anything."""
+    ok: bool = True
+    """Whether the checks passed."""
 
 
 def as_text(page: Page, width: int) -> str:
@@ -63,6 +81,9 @@ def as_text(page: Page, width: int) -> str:
     if page.notes:
         console.print()
         console.print(*page.notes, sep="\n", markup=False, highlight=False)
+    if page.verdict:
+        console.print()
+        console.print(page.verdict, markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in printable(out.getvalue()).splitlines())
 
 
@@ -72,8 +93,8 @@ def _rich_table(table: Table) -> Any:
     from rich.text import Text
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(table.columns):
-        drawn.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for name, numeric in zip(table.columns, table.numeric, strict=True):
+        drawn.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn
@@ -85,7 +106,7 @@ def as_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = "| --- |" + " ---: |" * (len(table.columns) - 1)
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |"
     return "\n".join([line(table.columns), rule, *map(line, table.rows)])
 
 
@@ -99,44 +120,9 @@ def as_html(page: Page) -> str:
     return environment.from_string(source).render(page=page, pictures=drawn, how=figure.HOW_TO_GET) + "\n"
 
 
-def prepare_folder(folder: str) -> Path:
-    """Return the folder for the files of a run, created if missing.
-
-    Raises:
-        ConfigError: It cannot be created or written.
-    """
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".streamchat-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be written ({reason_of(error)})") from None
-    return path
-
-
 def write(page: Page, folder: Path) -> list[Path]:
     """Write NAME.json and NAME.html, and NAME.svg and NAME.png of each chart if matplotlib is installed."""
     as_json, html = folder / f"{page.name}.json", folder / f"{page.name}.html"
     write_text(as_json, json.dumps(page.data, indent=1, ensure_ascii=False) + "\n", durable=False, mode=SHARED)
     write_text(html, as_html(page), durable=False, mode=SHARED)
     return [as_json, html, *(figure.save_pictures(folder, page.pictures) if figure.can_draw() else [])]
-
-
-def show(page: Page, out: TextIO, *, charts: bool, as_json: bool, folder: Path | None, no_color: bool) -> None:
-    """Print the page; with `folder`, write its files first. With `as_json`, the last line is a JSON object."""
-    width = shutil.get_terminal_size((100, 24)).columns
-    parts = [as_text(page, width)]
-    if charts:
-        color = out.isatty() and not no_color
-        encoding = out.encoding or "utf-8"
-        parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
-    text = "\n\n".join(parts)
-    if folder is not None:
-        written = write(page, folder)
-        missing = "" if figure.can_draw() or not page.pictures else f"; for charts: {figure.HOW_TO_GET}"
-        text += f"\n\nWritten to {folder}: {', '.join(path.name for path in written)}{missing}"
-    out.write(text + "\n")
-    if as_json:
-        out.write(json.dumps(page.data, ensure_ascii=False) + "\n")

@@ -1,15 +1,17 @@
-"""Formats a verification as text, and as one JSON object for scripts."""
+"""The page of a verification, and its JSON object for scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from streamchat.base.formatting import human_bytes, plural
+from streamchat.reports.chart import Chart, Picture, Series
+from streamchat.reports.machine import machine_line
+from streamchat.reports.page import Page, Table
 from streamchat.verify.measure import RecordedStep
 from streamchat.verify.modes import ModeRun
-from streamchat.verify.pitfalls import PitfallResult
-from streamchat.verify.run import Verification
+from streamchat.verify.run import PitfallResult, Verification
 
 TITLES = {
     "plain": "Custom loop, nothing evicted",
@@ -51,33 +53,49 @@ def as_dict(result: Verification, model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_text(result: Verification, heading: str, *, all_steps: bool = False) -> str:
-    """Return step tables, checks and verdict as text."""
+def make_page(result: Verification, model: dict[str, Any], *, all_steps: bool = False) -> Page:
+    """Return step tables, checks and verdict as a page.
+
+    Args:
+        result: The verification.
+        model: Name, source, device, dtype and attention of the model.
+        all_steps: Show every step, not only the informative ones.
+    """
+    heading = f"{model['name']}, {model['dtype']} on {model['device']}, {model['attention']} attention"
     budget = f"budget {result.cache_size} ({result.num_sink_tokens} sinks), positions by {result.fit.method}"
-    blocks = [f"{heading}\n{budget}"]
-    blocks += [_steps_text(run, result.cache_size, all_steps) for run in result.runs]
+    tables = [_steps_table(run, result.cache_size, all_steps) for run in result.runs]
     if result.pitfalls:
-        blocks.append(_pitfalls_text(result.pitfalls, result.cache_size))
-    rows = [f"  {'pass' if check.ok else 'FAIL'}  {check.name}\n        {check.detail}" for check in result.checks]
-    blocks.append("\n".join(["Checks", *rows]))
-    failed = sum(not check.ok for check in result.checks)
-    count = len(result.checks)
-    blocks.append(f"All {count} checks passed." if not failed else f"{failed} of {count} checks failed.")
-    return "\n\n".join(blocks)
+        tables.append(_pitfalls_table(result.pitfalls, result.cache_size))
+    checks = [("pass" if check.ok else "FAIL", check.name, check.detail) for check in result.checks]
+    tables.append(Table("Checks", ("", ""), [row for ok, name, detail in checks for row in ((ok, name), ("", detail))]))
+    failed, count = sum(not check.ok for check in result.checks), len(result.checks)
+    verdict = f"{failed} of {count} checks failed." if failed else f"All {count} checks passed."
+    data = as_dict(result, model)
+    lines, pictures = [heading, budget, machine_line()], [_chart(result.runs)]
+    return Page("verify", "Verification", lines, tables, pictures, data=data, verdict=verdict, ok=result.ok)
 
 
-def _steps_text(run: ModeRun, cache_size: int, all_steps: bool) -> str:
-    lines = [TITLES[run.mode], f"  {'step':>6}{'fed':>6}{'before':>8}{'after':>8}{'memory':>11}  read back"]
+def _chart(runs: Sequence[ModeRun]) -> Picture:
+    series = [
+        Series(TITLES[run.mode], [float(step.number) for step in run.steps], [float(step.after) for step in run.steps])
+        for run in runs
+    ]
+    words = "Length of the longest layer after each forward pass, read from its keys."
+    return Chart("cache-length", "Cache length", words, "step", "tokens", tuple(series), from_zero=True)
+
+
+def _steps_table(run: ModeRun, cache_size: int, all_steps: bool) -> Table:
+    rows: list[Sequence[str]] = []
     previous = 0
     for step in run.steps if all_steps else _relevant(run.steps, cache_size):
         if step.number > previous + 1:
-            lines.append(f"  {'...':>6}")
+            rows.append(("...", "", "", "", "", ""))
         previous = step.number
-        cells = f"{step.number:>6}{step.fed:>6}{step.before:>8}{step.after:>8}{human_bytes(step.storage_bytes):>11}"
-        lines.append(f"  {cells}  {_layers(step.lengths)}")
-    if run.mode != "plain":
-        lines.append(f"  {plural(run.compressions, 'compression')}, {plural(run.tokens_evicted, 'token')} evicted")
-    return "\n".join(lines)
+        numbers = map(str, (step.number, step.fed, step.before, step.after))
+        rows.append((*numbers, human_bytes(step.storage_bytes), _layers(step.lengths)))
+    counts = f"{plural(run.compressions, 'compression')}, {plural(run.tokens_evicted, 'token')} evicted"
+    columns = ("step", "fed", "before", "after", "memory", "read back")
+    return Table(TITLES[run.mode], columns, rows, "" if run.mode == "plain" else counts)
 
 
 def _relevant(steps: list[RecordedStep], cache_size: int) -> list[RecordedStep]:
@@ -95,12 +113,11 @@ def _layers(lengths: Iterable[int]) -> str:
     return ", ".join(f"{plural(n, 'layer')} x {length:,}" for length, n in counts.items())
 
 
-def _pitfalls_text(results: list[PitfallResult], cache_size: int) -> str:
-    width = max(len(each.name) for each in results)
-    head = f"  {'':<{width}}{'counter':>9}{'length':>8}{'memory':>11}{'perplexity':>12}"
+def _pitfalls_table(results: list[PitfallResult], cache_size: int) -> Table:
     rows = [
-        f"  {o.name:<{width}}{o.counter:>9}{o.length:>8}{human_bytes(o.storage_bytes):>11}{o.perplexity:>12.2f}"
-        for o in results
+        (each.name, str(each.counter), str(each.length), human_bytes(each.storage_bytes), f"{each.perplexity:.2f}")
+        for each in results
     ]
-    note = f"  (perplexity of the tokens after the first {cache_size}, on the same text)"
-    return "\n".join(["The classic mistakes, side by side", head, *rows, note])
+    words = f"Perplexity of the tokens after the first {cache_size}, on the same text."
+    columns = ("", "counter", "length", "memory", "perplexity")
+    return Table("The classic mistakes, side by side", columns, rows, words)

@@ -1,4 +1,4 @@
-"""Verifies one model: runs the modes, their checks, and optionally the pitfalls."""
+"""Verifies one model: runs the modes and their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from streamchat.cache.token_ids import as_input
 from streamchat.verify import checks
 from streamchat.verify.checks import Check
 from streamchat.verify.modes import ModeRun, run_generate, run_manual, run_plain
-from streamchat.verify.pitfalls import PitfallResult, run_pitfalls
+
+
+@dataclass(frozen=True)
+class PitfallResult:
+    """Result of one way to handle the cache."""
+
+    name: str
+    counter: int
+    """Its own count of compressions."""
+    length: int
+    """Length of the longest layer at the end."""
+    storage_bytes: int
+    perplexity: float
+    """Perplexity of the tokens after the first `cache_size`."""
 
 
 @dataclass
@@ -28,6 +41,7 @@ class Verification:
     runs: list[ModeRun]
     checks: list[Check]
     pitfalls: list[PitfallResult] = field(default_factory=list)
+    """Results of the classic mistakes, if they were run."""
 
     @property
     def ok(self) -> bool:
@@ -42,7 +56,6 @@ def verify(
     cache_size: int = 64,
     num_sink_tokens: int = 4,
     new_tokens: int | None = None,
-    pitfall_ids: Sequence[int] = (),
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Verification:
     """Run all modes and checks on `model`.
@@ -53,7 +66,6 @@ def verify(
         cache_size: The budget in tokens.
         num_sink_tokens: Number of tokens at the start that are never evicted.
         new_tokens: Tokens to generate; by default those that fill the budget plus 64.
-        pitfall_ids: A text to score under the two classic mistakes; empty = skip them.
         progress: Called with the name of each stage.
 
     Raises:
@@ -103,9 +115,4 @@ def verify(
         checks.check_generate(manual, generate, model.dtype),
         checks.check_hooks(model, fit, [plain, manual, generate]),
     ]
-    result = Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], results)
-    if pitfall_ids:
-        progress("The classic mistakes")
-        longest = min(len(pitfall_ids), addressable)
-        result.pitfalls = run_pitfalls(model, fit, list(pitfall_ids[:longest]), cache_size, num_sink_tokens)
-    return result
+    return Verification(cache_size, num_sink_tokens, fit, [plain, manual, generate], results)

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ExitCode
-from streamchat.benchmarks import peers
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
-from streamchat.benchmarks.methods import Method, Streamchat, make_methods
+from streamchat.benchmarks.methods import llama_cpp as peers
+from streamchat.benchmarks.methods.registry import make_method
+from streamchat.benchmarks.methods.stream import ModelStream, Stream, open_stream
+from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import ChatFigures, DecodeFigures, Turn, measure_chat, measure_decode
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
@@ -33,7 +35,7 @@ from tests.support.toy_tokenizer import toy_tokenizer
 
 BUDGET = 48
 IDS = random_ids(400)[0].tolist()
-NAMES = ["streamchat", "generate", "re-read", "recompute", "cut"]
+NAMES = ["streamchat", "dense", "re-read", "recompute", "no-rerotation"]
 
 
 @cache
@@ -42,9 +44,9 @@ def model_of(family: str) -> tuple[Any, Any]:
     return model, choose_fit(model)
 
 
-def methods(family: str = "llama") -> dict[str, Method]:
+def methods(family: str = "llama") -> dict[str, ModelStream]:
     model, fit = model_of(family)
-    return {method.name: method for method in make_methods(model, fit, BUDGET, 4)}
+    return {name: open_stream(make_method(name, BUDGET, 4), model, fit) for name in NAMES}
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def test_all_ways_write_the_same_as_long_as_nothing_leaves(family: str) -> None:
         written[name] = out
         method.close()
     assert list(written) == NAMES
-    assert all(out == written["generate"] for out in written.values())
+    assert all(out == written["dense"] for out in written.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,7 +104,7 @@ def test_what_is_read_at_a_turn() -> None:
             method.prefill(IDS[200:210])
         fed_by[name] = sum(fed)
         method.close()
-    assert fed_by == {"streamchat": 10, "generate": 10, "re-read": 210, "recompute": BUDGET, "cut": 10}
+    assert fed_by == {"streamchat": 10, "dense": 10, "re-read": 210, "recompute": BUDGET, "no-rerotation": 10}
 
 
 def test_only_ours_and_the_cut_stay_in_the_budget() -> None:
@@ -113,18 +115,18 @@ def test_only_ours_and_the_cut_stay_in_the_budget() -> None:
         method.append(IDS[40:])
         held = method.kv_bytes
         method.close()
-        if name == "generate":
+        if name == "dense":
             assert held == early * 10
         elif name == "streamchat":
             assert held == early
-        elif name == "cut":
+        elif name == "no-rerotation":
             assert held == early * BUDGET / 40
 
 
 def test_others_have_the_model_s_own_weights() -> None:
     model = tiny_model("llama")
     fit = choose_fit(model)
-    plain = [method for method in make_methods(model, fit, BUDGET, 4) if method.name != "streamchat"]
+    plain = [open_stream(make_method(name, BUDGET, 4), model, fit, native_weights=True) for name in NAMES[1:]]
     written = []
     for packed in (False, True):
         if packed:
@@ -153,7 +155,7 @@ def test_nothing_stays_on_the_model() -> None:
 # --- workloads ----------------------------------------------------------------------------------------------------
 
 
-class Fake(Method):
+class Fake(Stream):
     """Takes as long as it is told, on a clock of its own."""
 
     description = "a fake"
@@ -174,9 +176,6 @@ class Fake(Method):
     def append(self, ids: Sequence[int], reserve: int = 0) -> None:
         self._held += len(ids)
 
-    def decode_step(self, token: int) -> int:
-        return self.prefill([token])
-
     @property
     def kv_bytes(self) -> int:
         return self._held
@@ -191,7 +190,7 @@ class Broken(Fake):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr("streamchat.benchmarks.methods.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("streamchat.benchmarks.methods.stream.time.perf_counter", lambda: now[0])
     return now
 
 
@@ -254,7 +253,7 @@ def test_turns_are_those_of_a_chat() -> None:
 
 def test_the_time_of_evictions_is_told(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded()
-    ours = Streamchat(loaded.model, fit_positions(loaded.model), 64, 4)
+    ours = Chat(make_method("streamchat", 64, 4), loaded.model, fit_positions(loaded.model))
     evict = StreamingCache._evict_from_layers
 
     def slow(cache: StreamingCache, prefix: int, count: int) -> None:
@@ -313,7 +312,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert cli.main(["bench", *sizes, "--out", str(tmp_path / "out"), "--charts", "--json"]) == ExitCode.OK
     text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     data = json.loads(last)
-    assert list(data["decode"]) == ["streamchat", "generate", "recompute", "cut"]
+    assert list(data["decode"]) == ["streamchat", "dense", "recompute", "no-rerotation"]
     assert list(data["chat"]) == NAMES
     assert not any(each["failure"] for part in ("decode", "chat") for each in data[part].values())
     assert data["decode"]["streamchat"]["time_to_ours"] == 1.0
@@ -325,15 +324,15 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     }
     assert cli.main(["bench", *sizes, "--methods", "cut,streamchat", "--workloads", "decode"]) == ExitCode.OK
     out = capsys.readouterr().out
-    assert "generate" not in out
+    assert "recompute" not in out
     assert "Time to first token" not in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "cut,fast"], "--methods: fast is not one of streamchat, generate"),
-        (["--workloads", ","], "--workloads is empty; choose from decode, chat"),
+        (["--methods", "cut,fast"], "fast is not a method; choose from dense, window, sinks"),
+        (["--workloads", ","], "--workloads is empty; give a comma-separated list"),
         (["--turns", "0,5"], "--turns: 0 is not a turn number (turns count from 1)"),
         (["--turns", "5,6"], "--turns: 5 and the next one must be at least 3 turns apart"),
         (["--new-tokens", "1"], "--new-tokens 1 must be at least 2"),
@@ -432,7 +431,7 @@ def test_llama_cpp_writes_what_we_write(default_model_home: Path) -> None:
 
     loaded = load_model("default", dtype="float32")
     ids = help_topic_ids(loaded.tokenizer, 100)
-    ours = make_methods(loaded.model, choose_fit(loaded.model), 256, 4)[0]
+    ours = open_stream(make_method("streamchat", 256, 4), loaded.model, choose_fit(loaded.model))
     (theirs, _), _ = peers.find_peers(default_gguf(), 256, 4, 1)
     written = []
     for method in (ours, theirs):

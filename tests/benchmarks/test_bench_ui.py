@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,9 @@ def test_a_model_that_is_not_there_ends_it_with_its_sentence() -> None:
         measured(8, load)
 
 
-def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setattr("streamchat.conversation.assemble.load_from_settings", lambda *_: tiny_loaded())
     assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "2", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -64,5 +67,10 @@ def test_resuming_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert 64 < figures["tokens"] <= 128
     assert figures["rounds"] == 2
     assert min(figures["save_ms"], figures["resume_ms"], figures["prefill_ms"], figures["ratio"]) > 0
-    assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "1"]) == 0
+    out = tmp_path / "out"
+    assert cli.main(["bench", "--resume", "--cache-size", "128", "--rounds", "1", "--out", str(out)]) == 0
     assert "the next logits are bit-identical" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"bench-resume.json", "bench-resume.html"}
+    saved = json.loads((out / "bench-resume.json").read_text())
+    assert set(figures) == set(saved)
+    assert {"model", "versions", "processor"} < set(saved)

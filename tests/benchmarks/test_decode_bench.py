@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,21 @@ def bench(folder: Path, *arguments: str) -> int:
 
 
 def test_four_configurations_are_timed_on_a_full_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    streams: list[decode.Stream] = []
+    streams: list[decode.EndlessReply] = []
 
     def load(weights: str) -> LoadedModel:
         return load_model(str(folder), device="cpu", dtype="bfloat16", weights=weights)
 
-    class Stream(decode.Stream):
+    class Watched(decode.EndlessReply):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             streams.append(self)
 
-    monkeypatch.setattr(decode, "Stream", Stream)
+    monkeypatch.setattr(decode, "EndlessReply", Watched)
     figures = measure_step(load("int8"), load("native"), cache_size=64, tokens=20, rounds=2)
     assert (figures.weights, figures.cached, figures.tokens) == ("int8", 64, 20)
     assert min(figures.engine_ms, figures.native_ms, figures.plain_ms, figures.plain_native_ms) > 0
-    assert figures.as_dict()["prefill_tps"] > 0
+    assert figures.prefill_tps > 0
     assert [stream.short_path for stream in streams] == [True, False, True, False]
     for stream in streams:
         assert stream.cache.ledger.next_index == 64 + decode.WARM_UP + 20
@@ -87,14 +88,13 @@ def test_without_native_kernels_the_operations_of_pytorch_are_listed(folder: Pat
 def test_the_ends_of_a_long_reply_are_compared() -> None:
     seconds = [9.0] * 2000 + [0.002] * 1000 + [9.0] * 1000 + [0.003] * 1000
     figures = compare_ends(seconds)
-    assert figures.as_dict() == pytest.approx({"tokens": 5000, "early_ms": 2.0, "late_ms": 3.0, "ratio": 1.5})
-    assert figures.as_text().splitlines()[1] == "the last 1,000 of 5,000          3.000 ms per token   1.500 x"
+    assert asdict(figures) == pytest.approx({"tokens": 5000, "early_ms": 2.0, "late_ms": 3.0, "ratio": 1.5})
 
 
 def test_the_command_prints_a_table_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(folder, "--weights", "int8", "--json") == ExitCode.OK
     *lines, last = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:5]] == [
+    assert [line.strip().split("  ")[0] for line in lines if "tok/s" not in line and " x" in line] == [
         "engine, int8 weights",
         "engine, native weights",
         "transformers' forward pass, int8 weights",
@@ -112,7 +112,7 @@ def test_one_long_reply_is_decoded(
     monkeypatch.setattr(decode, "MIN_FLAT", 12)
     assert bench(folder, "--flat", "20", "--json") == ExitCode.OK
     *lines, last = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("tokens 4 to 8 ")
+    assert any(line.startswith(" 4 to 8 ") for line in lines)
     assert json.loads(last)["tokens"] == 20
     assert bench(folder, "--flat", "11") == ExitCode.USAGE
     assert capsys.readouterr().err.endswith("--flat 11 must be at least 12\n")

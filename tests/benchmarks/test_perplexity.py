@@ -15,10 +15,10 @@ import torch
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.benchmarks import memory_estimate
+from streamchat.benchmarks.methods.registry import Method, parse_methods
+from streamchat.benchmarks.methods.stream import open_stream
 from streamchat.benchmarks.perplexity import default_segment, losses_in, score_all, segments
-from streamchat.benchmarks.policies import Policy, parse_policies
 from streamchat.benchmarks.score import Scores, perplexity, score
-from streamchat.benchmarks.streams import open_stream
 from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cli import main as cli
@@ -37,7 +37,7 @@ def model_of(family: str, **changes: Any) -> tuple[Any, Any]:
     return model, choose_fit(model)
 
 
-def scored(policy: Policy, family: str = "llama", chunk: int = 1, ids: torch.Tensor = IDS, **changes: Any) -> Scores:
+def scored(policy: Method, family: str = "llama", chunk: int = 1, ids: torch.Tensor = IDS, **changes: Any) -> Scores:
     model, fit = model_of(family, **changes)
     with open_stream(policy, model, fit, chunk) as stream:
         return score(stream, ids)
@@ -54,7 +54,7 @@ def by_transformers(family: str, ids: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "falcon_h1"])
 @pytest.mark.parametrize("policy", ["dense", "sinks:200:4", "window:200", "no-rerotation:200:4", "recompute:200"])
 def test_nothing_evicted_is_a_plain_evaluation(family: str, policy: str) -> None:
-    found = scored(parse_policies(policy, 0, 0)[0], family, chunk=16)
+    found = scored(parse_methods(policy, 0, 0)[0], family, chunk=16)
     assert found.counted == COUNT - 1
     assert found.unscorable == 0
     value = perplexity(found.losses)
@@ -66,7 +66,7 @@ def test_nothing_evicted_is_a_plain_evaluation(family: str, policy: str) -> None
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_sinks_equal_the_re_rotating_reference(family: str, chunk: int) -> None:
     model, _ = model_of(family)
-    found = scored(Policy("sinks", 32, 4), family, chunk)
+    found = scored(Method("sinks", 32, 4), family, chunk)
     feed = Policies(model, 32, 4).reference()
     last, expected = None, []
     for piece in torch.split(IDS, chunk):
@@ -81,12 +81,12 @@ def test_sinks_equal_the_re_rotating_reference(family: str, chunk: int) -> None:
 
 def test_recompute_reads_the_window_anew_for_each_token() -> None:
     model, _ = model_of("llama")
-    found = scored(Policy("recompute", 32), chunk=1)
+    found = scored(Method("recompute", 32), chunk=1)
     with torch.inference_mode():
         rows = torch.stack([model(input_ids=IDS[None, max(0, i - 31) : i + 1]).logits[0, -1] for i in range(COUNT - 1)])
     expected = torch.nn.functional.cross_entropy(rows, IDS[1:], reduction="none")
     assert found.losses == pytest.approx(expected.tolist(), abs=1e-4)
-    assert scored(Policy("recompute", 32), chunk=4).losses != pytest.approx(expected.tolist(), abs=1e-4)
+    assert scored(Method("recompute", 32), chunk=4).losses != pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_no_rerotation_is_the_plain_loop_that_cuts_keys() -> None:
@@ -94,34 +94,34 @@ def test_no_rerotation_is_the_plain_loop_that_cuts_keys() -> None:
     feed = Policies(model, 32, 4).without_rotation()
     rows = torch.cat([feed(IDS[i : i + 1]) for i in range(COUNT - 1)])
     expected = torch.nn.functional.cross_entropy(rows, IDS[1:], reduction="none")
-    found = scored(Policy("no-rerotation", 32, 4))
+    found = scored(Method("no-rerotation", 32, 4))
     assert found.losses == pytest.approx(expected.tolist(), abs=1e-4)
-    assert found.losses != pytest.approx(scored(Policy("sinks", 32, 4)).losses, abs=0.1)
+    assert found.losses != pytest.approx(scored(Method("sinks", 32, 4)).losses, abs=0.1)
     assert found.longest == 32
 
 
 def test_a_window_is_sinks_without_sinks() -> None:
-    assert (scored(Policy("window", 32)).losses == scored(Policy("sinks", 32, 0)).losses).all()
-    assert not np.allclose(scored(Policy("window", 32)).losses, scored(Policy("sinks", 32, 4)).losses)
+    assert (scored(Method("window", 32)).losses == scored(Method("sinks", 32, 0)).losses).all()
+    assert not np.allclose(scored(Method("window", 32)).losses, scored(Method("sinks", 32, 4)).losses)
 
 
 def test_hooks_are_gone_afterwards() -> None:
     model, _ = model_of("llama")
     for kind in ("sinks", "no-rerotation", "dense"):
-        scored(Policy(kind, 32, 4))
+        scored(Method(kind, 32, 4))
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def test_a_table_of_positions_has_an_end() -> None:
     ids = random_ids(300)[0]
-    found = scored(Policy("dense"), "gpt2", ids=ids)
+    found = scored(Method("dense"), "gpt2", ids=ids)
     assert (found.counted, found.unscorable) == (255, 44)
-    assert scored(Policy("sinks", 64, 4), "gpt2", ids=ids).unscorable == 0
+    assert scored(Method("sinks", 64, 4), "gpt2", ids=ids).unscorable == 0
 
 
 def test_tokens_without_a_number_are_counted_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model, fit = model_of("llama")
-    with open_stream(Policy("dense"), model, fit, 16) as stream:
+    with open_stream(Method("dense"), model, fit, 16) as stream:
         feed = stream.feed
 
         def broken(ids: torch.Tensor) -> torch.Tensor:
@@ -140,9 +140,9 @@ def test_documents_are_streams_of_their_own() -> None:
     model, fit = model_of("llama")
     documents = [Tokens("a", IDS.tolist(), COUNT), Tokens("b", IDS.flip(0).tolist(), COUNT)]
     fed: list[int] = []
-    policies = [Policy("sinks", 32, 4), Policy("dense")]
+    policies = [Method("sinks", 32, 4), Method("dense")]
     results = list(score_all(model, fit, documents, policies, 8, lambda policy, document, count: fed.append(count)))
-    assert [(result.policy.kind, result.document.name) for result in results] == [
+    assert [(result.method.kind, result.document.name) for result in results] == [
         ("sinks", "a"),
         ("sinks", "b"),
         ("dense", "a"),
@@ -166,14 +166,14 @@ def test_segments_cover_every_loss_once() -> None:
 def _result(document: Tokens, losses: Any) -> Any:
     from streamchat.benchmarks.perplexity import ScoredDocument
 
-    return ScoredDocument(Policy("dense"), document, Scores(losses, 0, 0, 0))
+    return ScoredDocument(Method("dense"), document, Scores(losses, 0, 0, 0))
 
 
 # --- policies -----------------------------------------------------------------------------------------------------
 
 
 def test_policies_are_read() -> None:
-    found = parse_policies("dense, sinks,sinks:256:8,window:64,sinks:512:4,recompute", 512, 4)
+    found = parse_methods("dense, sinks,sinks:256:8,window:64,sinks:512:4,recompute", 512, 4)
     assert [policy.spec for policy in found] == ["dense", "sinks:512:4", "sinks:256:8", "window:64", "recompute:512"]
     assert [policy.name for policy in found][:3] == ["dense", "sinks 512 (4)", "sinks 256 (8)"]
 
@@ -181,20 +181,20 @@ def test_policies_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("snks", "snks is not a policy; choose from dense, window, sinks"),
-        ("dense:5", "dense:5 is not a policy; write dense"),
+        ("snks", "snks is not a method; choose from dense, window, sinks"),
+        ("dense:5", "dense:5 is not a method; write dense"),
         ("window:5:1", "write window:BUDGET"),
         ("sinks:a", "write sinks:BUDGET:SINKS"),
         ("sinks:-64", "write sinks:BUDGET:SINKS"),
         ("sinks:64:4:1", "write sinks:BUDGET:SINKS"),
         ("sinks:64:33", "sinks must be from 0 to 32 for a budget of 64 tokens"),
         ("window:4", "the budget must be at least 8 tokens"),
-        (" ,", "no policy given"),
+        (" ,", "--methods is empty; give a comma-separated list"),
     ],
 )
 def test_wrong_policies(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_policies(text, 512, 4)
+        parse_methods(text, 512, 4)
     assert words in str(caught.value)
 
 
@@ -243,13 +243,13 @@ def test_a_text_cannot_hold_control_tokens_and_begins_as_the_tokenizer_begins_te
 def test_the_predicted_cache_is_the_one_that_is_made(family: str) -> None:
     model, _ = model_of(family)
     cost = memory_estimate.measure_cost(model)
-    assert cost.cache_bytes(COUNT) == scored(Policy("dense"), family).kv_bytes
-    assert memory_estimate.predicted_bytes(Policy("dense"), COUNT, cost, 1, False) > cost.cache_bytes(COUNT)
+    assert cost.cache_bytes(COUNT) == scored(Method("dense"), family).kv_bytes
+    assert memory_estimate.predicted_bytes(Method("dense"), COUNT, cost, 1, False) > cost.cache_bytes(COUNT)
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
     cost = memory_estimate.measure_cost(model_of("llama")[0])
-    policies = [Policy("sinks", 64, 4), Policy("dense")]
+    policies = [Method("sinks", 64, 4), Method("dense")]
     free = 20_000_000
     memory_estimate.require_memory(policies, 1000, cost, 16, False, free)
     with pytest.raises(ConfigError) as caught:
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ConfigError):
         memory_estimate.require_memory(policies, most + 2, cost, 16, False, free)
     with pytest.raises(ConfigError, match="give a smaller budget than 1000000"):
-        memory_estimate.require_memory([Policy("sinks", 1_000_000, 4)], 10_000_000, cost, 16, False, free)
+        memory_estimate.require_memory([Method("sinks", 1_000_000, 4)], 10_000_000, cost, 16, False, free)
     memory_estimate.require_memory(policies, 10_000_000, cost, 16, False, None)
 
 
@@ -326,7 +326,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["zero.bin"], "zero.bin is not a text file (byte 1 is NUL)"),
         (["--chunk", "0"], "--chunk 0 must be at least 1"),
         (["--max-tokens", "-1"], "--max-tokens -1 must be at least 0"),
-        (["--policies", "snks"], "snks is not a policy"),
+        (["--policies", "snks"], "snks is not a method"),
         (["--out", "short.txt"], "--out short.txt cannot be written (File exists)"),
     ],
 )

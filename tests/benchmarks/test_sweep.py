@@ -12,8 +12,8 @@ import pytest
 from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
 from streamchat.benchmarks import cell as cells
 from streamchat.benchmarks import pools
-from streamchat.benchmarks.cell import Cell, ModelSpec, run_cell
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.cell import Cell, ModelChoice, run_cell
+from streamchat.benchmarks.methods.registry import Method
 from streamchat.benchmarks.sweep import Journal, Row, cells_of, grid, recommend, rows_of
 from streamchat.benchmarks.texts import Document
 from streamchat.cli import main as cli
@@ -33,8 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def spec(folder: Path) -> ModelSpec:
-    return ModelSpec(str(folder / "model"), "cpu", "float32", "sdpa")
+def spec(folder: Path) -> ModelChoice:
+    return ModelChoice(str(folder / "model"), "cpu", "float32", "sdpa")
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch, fail: str = "") -> list[str]:
@@ -73,10 +73,10 @@ def test_the_grid() -> None:
 
 
 def test_a_cell_is_known_by_its_question(folder: Path) -> None:
-    (one, _), (two, _) = cells_of([spec(folder)], [Policy("dense")], DOCUMENTS, 100, 16)
-    again = cells_of([spec(folder)], [Policy("dense")], DOCUMENTS, 100, 16)[0][0]
-    changed = cells_of([spec(folder)], [Policy("dense")], [Document("a.txt", TEXT + "!")], 100, 16)[0][0]
-    longer = cells_of([spec(folder)], [Policy("dense")], DOCUMENTS, 200, 16)[0][0]
+    (one, _), (two, _) = cells_of([spec(folder)], [Method("dense")], DOCUMENTS, 100, 16)
+    again = cells_of([spec(folder)], [Method("dense")], DOCUMENTS, 100, 16)[0][0]
+    changed = cells_of([spec(folder)], [Method("dense")], [Document("a.txt", TEXT + "!")], 100, 16)[0][0]
+    longer = cells_of([spec(folder)], [Method("dense")], DOCUMENTS, 200, 16)[0][0]
     assert one.id == again.id
     assert len({one.id, two.id, changed.id, longer.id}) == 4
 
@@ -89,7 +89,7 @@ def test_processes_run_every_cell(folder: Path) -> None:
     for cell, document in work:
         here = run_cell(cell, document, 1)
         assert results[cell]["loss"] == pytest.approx(here["loss"], rel=1e-5)
-        assert results[cell]["longest_cache"] == (32 if cell.policy.kind == "sinks" else 150)
+        assert results[cell]["longest_cache"] == (32 if cell.method.kind == "sinks" else 150)
         assert results[cell]["decode_ms"] > 0
 
 
@@ -125,9 +125,9 @@ def test_a_process_that_dies_ends_with_a_sentence(folder: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_a_cell_that_fails_says_why(folder: Path) -> None:
-    nowhere = Cell(ModelSpec("no-such-model", "cpu", "float32", "sdpa"), Policy("dense"), "a.txt", "", 100, 16)
+    nowhere = Cell(ModelChoice("no-such-model", "cpu", "float32", "sdpa"), Method("dense"), "a.txt", "", 100, 16)
     assert "no-such-model" in run_cell(nowhere, DOCUMENTS[0], 0)["error"]
-    short = Cell(spec(folder), Policy("dense"), "e", "", 100, 16)
+    short = Cell(spec(folder), Method("dense"), "e", "", 100, 16)
     assert run_cell(short, Document("e", ""), 0) == {"error": "e has fewer than two tokens"}
 
 
@@ -163,7 +163,7 @@ def test_a_file_that_is_something_else_is_not_written_to(folder: Path) -> None:
 
 
 def row(budget: int, sinks: int, value: float, model: str = "m") -> Row:
-    policy = Policy("sinks", budget, sinks)
+    policy = Method("sinks", budget, sinks)
     return Row(model, policy, value, 1.0, 100.0, budget, 1000, 1, "float32 on cpu")
 
 
@@ -171,19 +171,19 @@ def test_the_recommendation_is_the_smallest_that_is_good_enough() -> None:
     rows = [row(256, 0, 40.0), row(256, 4, 20.5), row(512, 1, 20.1), row(512, 4, 20.0), row(1024, 4, 19.8)]
     rows += [row(64, 4, 9.0, "other")]
     found = recommend(rows, 0.02)
-    assert [(each.row.model, each.row.policy.spec) for each in found] == [("m", "sinks:512:1"), ("other", "sinks:64:4")]
+    assert [(each.row.model, each.row.method.spec) for each in found] == [("m", "sinks:512:1"), ("other", "sinks:64:4")]
     assert found[0].text == (
         "m: cache_size = 512, num_sink_tokens = 1; perplexity 20.10, 1.5 % above the lowest of the grid (19.80 with "
         "sinks 1024 (4))."
     )
     assert "the lowest of the grid (9.00)." in found[1].text
-    assert recommend(rows, 0.05)[0].row.policy.spec == "sinks:256:4"
-    assert recommend(rows, 0.0)[0].row.policy.spec == "sinks:1024:4"
+    assert recommend(rows, 0.05)[0].row.method.spec == "sinks:256:4"
+    assert recommend(rows, 0.0)[0].row.method.spec == "sinks:1024:4"
     assert recommend([row(64, 0, 5.0)][:0], 0.1) == []
 
 
 def test_documents_are_weighed_by_their_tokens(folder: Path) -> None:
-    work = cells_of([spec(folder)], [Policy("dense")], DOCUMENTS, 100, 16)
+    work = cells_of([spec(folder)], [Method("dense")], DOCUMENTS, 100, 16)
     rest = {"decode_ms": 2.0, "tokens": 10, "seconds": 1.0, "kv_bytes": 5, "weight_bytes": 7, "ran_in": ""}
     results = [{"loss": 10.0, "scored": 10, **rest}, {"loss": 60.0, "scored": 30, **rest, "decode_ms": 4.0}]
     (found,) = rows_of((cell, result) for (cell, _), result in zip(work, results, strict=True))
@@ -244,7 +244,7 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
     [
         (["--sinks", "a"], "--sinks: a is not a whole number"),
         (["--cache-sizes", ","], "--cache-sizes is empty"),
-        (["--policies", "sinks:64"], "sinks:64 is not a policy; choose from dense"),
+        (["--policies", "sinks:64"], "--methods sinks:64: give names only; other flags set budgets and sinks"),
         (["--workers", "0"], "--workers 0 must be at least 1"),
         (["--tolerance", "2"], "--tolerance 2.0 must be from 0 to 1"),
         (["--ray", "local", "--workers", "2"], "--workers applies to this machine"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.benchmarks.pitfalls import run_pitfalls
 from streamchat.cache.eviction.ledger import Ledger
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.layer import StreamingLayer
@@ -164,7 +166,7 @@ def test_logits_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_classic_mistakes_side_by_side() -> None:
-    dense, post_hook, cut, streaming = verified(pitfall_ids=IDS).pitfalls
+    dense, post_hook, cut, streaming = run_pitfalls(model_of("llama"), IDS, verified())
     assert (dense.counter, dense.length) == (0, 199)
     assert post_hook.counter > 10
     assert post_hook.length == 199
@@ -210,9 +212,11 @@ def test_the_command_prints_tables_checks_and_verdict(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("tiny_here")
-def test_the_command_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--cache-size", "32", "--json"]) == 0
+def test_the_command_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["verify", "--cache-size", "32", "--json", "--out", str(tmp_path / "out")]) == 0
     report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "verify.json").read_text()) == report
+    assert "All 13 checks passed." in (tmp_path / "out" / "verify.html").read_text()
     assert report["ok"] is True
     assert report["model"]["name"] == "tiny"
     assert report["modes"]["manual"]["steps"][-1]["layers"] == [32, 32, 32]
@@ -224,7 +228,7 @@ def test_a_failed_check_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
     keeps_unmoved_sinks(monkeypatch)
     assert cli.main(["verify", "--cache-size", "32"]) == ExitCode.CHECK_FAILED.value == 4
     out = capsys.readouterr().out
-    assert f"FAIL  {LOGITS}" in out
+    assert f"FAIL   {LOGITS}" in out
     assert out.endswith("1 of 13 checks failed.\n")
 
 
@@ -252,9 +256,9 @@ def test_the_default_model_is_verified_and_shows_the_pitfalls() -> None:
 
     loaded = load_model("default", dtype="float32")
     ids = help_topic_ids(loaded.tokenizer, 256)
-    result = verify(loaded.model, ids, cache_size=64, new_tokens=48, pitfall_ids=ids)
+    result = verify(loaded.model, ids, cache_size=64, new_tokens=48)
     assert failed(result) == set()
-    dense, post_hook, cut, streaming = result.pitfalls
+    dense, post_hook, cut, streaming = run_pitfalls(loaded.model, ids, result)
     assert post_hook.length == dense.length == 255
     assert cut.length == streaming.length == 64
     # measured: 12.1 dense, 13.1 streaming, 155 cut without moving positions

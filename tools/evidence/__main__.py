@@ -59,10 +59,10 @@ def main() -> int:
             assert isinstance(filler, str)
             rows = ask(loaded.model, loaded.tokenizer, fit, filler, tick)
             kept.write_text(json.dumps([{**asdict(row), "policy": row.policy.spec} for row in rows]))
-    from streamchat.benchmarks.policies import parse_policies
+    from streamchat.benchmarks.methods.registry import parse_methods
 
     asked = [
-        Asked(parse_policies(row["policy"], 0, 0)[0], row["distance"], row["loss"], row["known"])
+        Asked(parse_methods(row["policy"], 0, 0)[0], row["distance"], row["loss"], row["known"])
         for row in json.loads(kept.read_text())
     ]
     about = {

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.methods.registry import Method
+from streamchat.benchmarks.methods.stream import open_stream
 from streamchat.benchmarks.score import score
-from streamchat.benchmarks.streams import open_stream
 
 BUDGET = 256
 DISTANCES = (16, 64, 128, 192, 224, 240, 256, 272, 320, 384, 512, 768)
 """Tokens between the fact and the question."""
 TRIALS = 12
-POLICIES = (Policy("dense"), Policy("sinks", BUDGET, 4))
+POLICIES = (Method("dense"), Method("sinks", BUDGET, 4))
 OPENING = "Notes of a traveller.\n\n"
 FACT = "Remember this: the number of the locker is {number}.\n\n"
 QUESTION = "\n\nRemember this: the number of the locker is"
@@ -27,7 +27,7 @@ QUESTION = "\n\nRemember this: the number of the locker is"
 class Asked:
     """How well the answer was foreseen at one distance."""
 
-    policy: Policy
+    policy: Method
     distance: int
     loss: float
     """Mean nats per token of the answer, over trials; guessing a digit at random costs 2.3."""

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from streamchat.benchmarks.perplexity import ScoredDocument, curve, losses_in, of_policy, segments
-from streamchat.benchmarks.policies import Policy
+from streamchat.benchmarks.methods.registry import Method
+from streamchat.benchmarks.perplexity import ScoredDocument, curve, losses_in, of_method, segments
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
@@ -21,8 +21,8 @@ from tools.evidence.forgetting import Asked
 from tools.evidence.runs import BUDGET, BUDGETS, POLICIES, SINKS
 
 POINTS, LEAST = 60, 256
-OURS, WINDOW, DENSE = Policy("sinks", BUDGET, 4), Policy("window", BUDGET), Policy("dense")
-MISTAKE, RECOMPUTE = Policy("no-rerotation", BUDGET, 4), Policy("recompute", BUDGET)
+OURS, WINDOW, DENSE = Method("sinks", BUDGET, 4), Method("window", BUDGET), Method("dense")
+MISTAKE, RECOMPUTE = Method("no-rerotation", BUDGET, 4), Method("recompute", BUDGET)
 
 
 def write_page(
@@ -44,8 +44,8 @@ def write_page(
     return [*written, data, page]
 
 
-def _of(results: Sequence[ScoredDocument], policy: Policy) -> float:
-    value = perplexity(np.concatenate([result.scores.losses for result in of_policy(results, policy)]))
+def _of(results: Sequence[ScoredDocument], policy: Method) -> float:
+    value = perplexity(np.concatenate([result.scores.losses for result in of_method(results, policy)]))
     assert value is not None
     return value
 
@@ -58,34 +58,34 @@ def _names(results: Sequence[ScoredDocument]) -> list[str]:
     return list(dict.fromkeys(result.document.name for result in results))
 
 
-def _table(results: Sequence[ScoredDocument], policies: Sequence[Policy], names: Sequence[str]) -> str:
+def _table(results: Sequence[ScoredDocument], policies: Sequence[Method], names: Sequence[str]) -> str:
     """A row a policy: perplexity over all books, of each book, and memory of keys and values."""
     documents, rows = _names(results), []
     for policy, name in zip(policies, names, strict=True):
-        own = of_policy(results, policy)
+        own = of_method(results, policy)
         each = [_number(result.perplexity) for result in own]
         held = max(result.scores.kv_bytes for result in own)
         rows.append((name, _number(_of(results, policy)), *each, f"{held / 1e6:.1f} MB" if held else "-"))
     return as_markdown(Table("", ("", "perplexity", *documents, "keys and values"), tuple(rows)))
 
 
-def _by_segment(results: Sequence[ScoredDocument], policies: Sequence[Policy], size: int) -> str:
+def _by_segment(results: Sequence[ScoredDocument], policies: Sequence[Method], size: int) -> str:
     length = max(len(result.document.ids) for result in results)
     rows = [
-        (part.name, *(_number(perplexity(losses_in(of_policy(results, policy), part))) for policy in policies))
+        (part.name, *(_number(perplexity(losses_in(of_method(results, policy), part))) for policy in policies))
         for part in segments(length, size)
     ]
     return as_markdown(Table("", ("tokens", *(policy.name for policy in policies)), tuple(rows)))
 
 
-def _series(results: Sequence[ScoredDocument], policies: Sequence[Policy]) -> tuple[Series, ...]:
-    return tuple(Series(policy.name, *curve(of_policy(results, policy), POINTS, LEAST)) for policy in policies)
+def _series(results: Sequence[ScoredDocument], policies: Sequence[Method]) -> tuple[Series, ...]:
+    return tuple(Series(policy.name, *curve(of_method(results, policy), POINTS, LEAST)) for policy in policies)
 
 
 def _charts(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any]) -> list[Chart]:
     along, token, nats = "Mean loss over stretches of the books, in nats.", "token of the stream", "nats per token"
     budgets = sorted([*BUDGETS, BUDGET])
-    values = [_of(results, Policy("sinks", budget, 4)) for budget in budgets]
+    values = [_of(results, Method("sinks", budget, 4)) for budget in budgets]
     policies = list(dict.fromkeys(row.policy for row in asked))
     return [
         Chart(
@@ -102,7 +102,7 @@ def _charts(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: di
             along,
             token,
             nats,
-            _series(results, [WINDOW, *(Policy("sinks", BUDGET, count) for count in SINKS)]),
+            _series(results, [WINDOW, *(Method("sinks", BUDGET, count) for count in SINKS)]),
         ),
         Chart(
             "budget",
@@ -140,7 +140,7 @@ def _data(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict
             {
                 "spec": policy.spec,
                 "perplexity": _of(results, policy),
-                "books": {result.document.name: result.perplexity for result in of_policy(results, policy)},
+                "books": {result.document.name: result.perplexity for result in of_method(results, policy)},
             }
             for policy in POLICIES
         ],
@@ -153,11 +153,11 @@ def _data(results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict
 def _markdown(
     results: Sequence[ScoredDocument], asked: Sequence[Asked], about: dict[str, Any], charts: Sequence[Chart]
 ) -> str:
-    def of(policy: Policy) -> float:
+    def of(policy: Method) -> float:
         return _of(results, policy)
 
-    counts = [Policy("sinks", BUDGET, count) for count in SINKS]
-    budgets = [Policy("sinks", budget, 4) for budget in sorted([*BUDGETS, BUDGET])]
+    counts = [Method("sinks", BUDGET, count) for count in SINKS]
+    budgets = [Method("sinks", budget, 4) for budget in sorted([*BUDGETS, BUDGET])]
     late = max(row.distance for row in asked)
     last = {row.policy.kind: row for row in asked if row.distance == late}
     inside = [row for row in asked if row.policy.kind == "sinks" and row.distance <= forgetting.BUDGET // 2]
@@ -185,7 +185,7 @@ def _markdown(
         mistake_factor=f"{of(MISTAKE) / of(OURS):.1f}",
         sinks=_table(results, [WINDOW, *counts], ["0 sinks", *(f"{count} sink{'s' * (count > 1)}" for count in SINKS)]),
         budgets=_table(results, budgets, [f"{policy.budget:,}" for policy in budgets]),
-        one_is_enough=of(Policy("sinks", BUDGET, 1)) < 1.01 * min(of(policy) for policy in counts),
+        one_is_enough=of(Method("sinks", BUDGET, 1)) < 1.01 * min(of(policy) for policy in counts),
         trials=forgetting.TRIALS,
         asked_budget=forgetting.BUDGET,
         asked=_asked_table(asked),

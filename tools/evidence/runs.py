@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from streamchat.benchmarks.methods.registry import Method
 from streamchat.benchmarks.perplexity import ScoredDocument, score_all
-from streamchat.benchmarks.policies import Policy
 from streamchat.benchmarks.score import Scores
 from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
 
@@ -19,13 +19,13 @@ BUDGET = 512
 SINKS = (1, 2, 4, 8)
 BUDGETS = (128, 256, 1024, 2048)
 POLICIES = (
-    Policy("sinks", BUDGET, 4),
-    Policy("window", BUDGET),
-    Policy("dense"),
-    Policy("no-rerotation", BUDGET, 4),
-    *(Policy("sinks", BUDGET, sinks) for sinks in SINKS if sinks != 4),
-    *(Policy("sinks", budget, 4) for budget in BUDGETS),
-    Policy("recompute", BUDGET),
+    Method("sinks", BUDGET, 4),
+    Method("window", BUDGET),
+    Method("dense"),
+    Method("no-rerotation", BUDGET, 4),
+    *(Method("sinks", BUDGET, sinks) for sinks in SINKS if sinks != 4),
+    *(Method("sinks", budget, 4) for budget in BUDGETS),
+    Method("recompute", BUDGET),
 )
 
 

@@ -1,4 +1,4 @@
-"""Comparable programs, if they are installed: llama.cpp."""
+"""llama.cpp, a comparable program, if it is installed. `bench --peers` times it; it cannot be scored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from streamchat.benchmarks.methods import Method
+from streamchat.benchmarks.methods.stream import Stream
+from streamchat.cache.room import quarter_of_room
 
 BATCH = 512
 """Tokens per batch of llama.cpp; its default."""
 
 
-class LlamaCpp(Method):
+class LlamaCpp(Stream):
     """llama.cpp through llama-cpp-python, on the GGUF file of the model, with its context shift.
 
     Args:
@@ -51,7 +52,7 @@ class LlamaCpp(Method):
 
     def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         # chunks of a quarter of the window, as ours, so that each chunk sees the text before it
-        size = min(BATCH, max(1, (self._cache_size - self._sinks) // 4))
+        size = quarter_of_room(self._cache_size, self._sinks, BATCH)
         for start in range(0, len(ids), size):
             chunk = list(ids[start : start + size])
             self._make_room(len(chunk))
@@ -59,9 +60,6 @@ class LlamaCpp(Method):
         logits = self._llama._ctx.get_logits_ith(-1)
         values: Any = np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),))
         return int(values.argmax())
-
-    def decode_step(self, token: int) -> int:
-        return self.prefill([token])
 
     def _make_room(self, incoming: int) -> None:
         cached = self._llama.n_tokens
@@ -92,7 +90,7 @@ class LlamaCpp(Method):
 
 def find_peers(
     gguf: Path | None, cache_size: int, num_sink_tokens: int, threads: int
-) -> tuple[list[Method], list[str]]:
+) -> tuple[list[Stream], list[str]]:
     """Return the peers that can run here, and a note for each that cannot.
 
     Args:

@@ -1,0 +1,87 @@
+"""The model of a measurement, and how its page names the model, the machine and the arguments."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from streamchat.base.devices import device_type, devices_of
+from streamchat.base.formatting import plural
+from streamchat.base.progress import Progress
+from streamchat.config.loader import Configuration
+from streamchat.reports.machine import machine_line, processor, versions
+
+if TYPE_CHECKING:
+    from streamchat.models.load import LoadedModel
+
+SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
+"""Settings that `streamchat bench` takes from the command line."""
+
+
+def load(configuration: Configuration, progress: Progress, **changes: Any) -> LoadedModel:
+    """Load the model of the settings, with these `changes` to them.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+    """
+    from streamchat.models.load import load_from_settings
+
+    return load_from_settings(configuration.settings, progress, **changes)
+
+
+def load_in_thread(configuration: Configuration, progress: Progress) -> LoadedModel:
+    """Load the model in a thread that ends, like an engine's.
+
+    If two OpenMP pools have more threads than there are cores, they sleep at each barrier, which makes decoding three
+    times slower.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(load, configuration, progress).result()
+
+
+def cache_size(configuration: Configuration, loaded: LoadedModel) -> tuple[int, str | None]:
+    """Return the budget in tokens, and a note for the user if there is one."""
+    from streamchat.cache.context import context_length
+    from streamchat.conversation.budget import resolve_cache_size
+
+    return resolve_cache_size(configuration, context_length(loaded.model.config))
+
+
+def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]:
+    """Return what was measured on what, for JSON."""
+    import torch
+
+    return {
+        "command": command,
+        "model": loaded.name,
+        "source": loaded.source,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "weights": loaded.weights,
+        "attention": str(loaded.model.config._attn_implementation),
+        "threads": torch.get_num_threads() if loaded.device == "cpu" else 0,
+        **arguments,
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return the machine and its software, for JSON."""
+    return {"versions": versions(), "processor": processor()}
+
+
+def heading(loaded: LoadedModel, *more: str) -> list[str]:
+    """Return the first lines of a page: the model and `more` about the run, and the machine."""
+    import torch
+
+    weights = [] if loaded.weights == "native" else [f"{loaded.weights} weights"]
+    threads = [plural(torch.get_num_threads(), "thread")] if loaded.device == "cpu" else []
+    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *threads, *more]
+    return [", ".join(first), machine_line()]
+
+
+def device_name(device: str) -> str:
+    """Return the name of a GPU as its driver gives it, or `device` itself."""
+    import torch
+
+    return torch.cuda.get_device_name(devices_of(device)[0]) if device_type(device) == "cuda" else device

@@ -1,0 +1,71 @@
+"""streamchat's own cache: sinks and a window, positions kept consistent, under any eviction policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import DynamicCache
+
+from streamchat.benchmarks.methods.registry import EVICTION_POLICIES
+from streamchat.benchmarks.methods.stream import ModelStream
+from streamchat.cache.hook import StreamingHook
+from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.streaming import Eviction, EvictionOptions
+from streamchat.conversation.conversation import EVICTION_BLOCK
+from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.log import TokenLog
+
+
+class RollingWindow(ModelStream):
+    """The paper's rolling window: each new token evicts the oldest one after the sinks."""
+
+    has_chat_weights = True
+    _evicting_s = _evicting_since = 0.0
+
+    def eviction(self) -> EvictionOptions:
+        """Return how to evict."""
+        return EvictionOptions()
+
+    def begin(self) -> DynamicCache:
+        self._evicting_s = 0.0
+        options = replace(self.eviction(), before_evict=self._before_evict, on_evict=self._after_evict)
+        sizes = {"cache_size": self.method.budget, "num_sink_tokens": self.method.sinks}
+        self._streaming = make_cache(self.model, self.fit, **sizes, options=options)
+        self.enter(StreamingHook(self.model, self._streaming))
+        self._feeder = Feeder(self.model, self._streaming, TokenLog())
+        return self._streaming
+
+    def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        if reserve:
+            self._streaming.begin_turn(len(ids), reserve)
+        return int(self._feeder.feed(ids).argmax())
+
+    def decode_step(self, token: int) -> int:
+        return int(self._feeder.forward([token]).argmax())
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values per token."""
+        return self._streaming.token_bytes
+
+    @property
+    def evicting_s(self) -> float | None:
+        return self._evicting_s
+
+    def _before_evict(self) -> None:
+        self._evicting_since = time.perf_counter()
+
+    def _after_evict(self, _: Eviction) -> None:
+        self._evicting_s += time.perf_counter() - self._evicting_since
+        self.compressions += 1
+
+
+class Chat(RollingWindow):
+    """The cache as a chat uses it, evicting in blocks; the policy is that of the name, or the default one."""
+
+    def eviction(self) -> EvictionOptions:
+        by: Any = EVICTION_POLICIES.get(self.method.kind, "turns")
+        return EvictionOptions(by=by, block=EVICTION_BLOCK)
