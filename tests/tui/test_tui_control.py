@@ -13,8 +13,8 @@ from textual.events import Paste
 from streamchat.base import paths
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.frontend.outbox import Phase
 from streamchat.tui.app import StreamchatApp
-from streamchat.tui.outbox import Phase
 from streamchat.tui.themes import user_themes
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.thinking import Thinking
@@ -119,7 +119,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
         await driver.enter("go")
         await driver.until(lambda: driver.turns and driver.turns[0].reply_text)
         await driver.enter("see @long.txt")
-        assert driver.chat._outbox.queued is not None
+        assert driver.chat._outbox.queue
         await driver.pilot.press("up")
         assert driver.prompt.text == "see @long.txt"
         engine.release()

@@ -362,7 +362,7 @@ async def test_quit_at_the_moment_the_reply_begins(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 async def test_quit_does_not_wait_for_a_stuck_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.tui.app.CLOSE_S", 0.05)
+    monkeypatch.setattr("streamchat.tui.leaving.CLOSE_S", 0.05)
     engine = ScriptedEngine([Reply("one two", hold_after=1)], stuck=True)
     async with driving(engine) as driver:
         await driver.enter("go")

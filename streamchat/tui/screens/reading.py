@@ -79,11 +79,11 @@ class ReadingScreen(Screen[None]):
 
     def action_copy_reply(self) -> None:
         """Copy the last reply."""
-        self._toast(self.copy_reply(code_only=False), "information")
+        self.toast(self.copy_reply(code_only=False), "information")
 
     def action_copy_code(self) -> None:
         """Copy the last code block."""
-        self._toast(self.copy_reply(code_only=True), "information")
+        self.toast(self.copy_reply(code_only=True), "information")
 
     def copy_reply(self, code_only: bool) -> str:
         """Copy the last reply, or its last code block; returns a message."""
@@ -106,7 +106,7 @@ class ReadingScreen(Screen[None]):
     def action_toggle_sidebar(self) -> None:
         """Switch between the sidebar and the status line."""
         if self.size.width < MIN_WIDTH:
-            self._toast(f"the status panel needs a terminal with at least {MIN_WIDTH} columns", "warning")
+            self.toast(f"the status panel needs a terminal with at least {MIN_WIDTH} columns", "warning")
             return
         self._sidebar_wanted = not self.has_class("-sidebar")
         self._arrange(self.size.width)
@@ -128,7 +128,7 @@ class ReadingScreen(Screen[None]):
         for block in blocks:
             block.fold(unfolded)
         if not blocks:
-            self._toast("no reasoning in the visible replies", "information")
+            self.toast("no reasoning in the visible replies", "information")
 
     def action_follow(self) -> None:
         """Jump to the end and follow new text."""
@@ -147,6 +147,6 @@ class ReadingScreen(Screen[None]):
         """Scroll a line up (-1) or down (1)."""
         self.conversation.scroll_relative(y=direction, animate=False)
 
-    def _toast(self, text: str, level: str) -> None:
+    def toast(self, text: str, level: str) -> None:
         severity = level if level in ("warning", "error") else "information"
         self.app.notify(one_line(text), severity=severity, markup=False)  # type: ignore[arg-type]

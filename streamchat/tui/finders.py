@@ -1,0 +1,53 @@
+"""Opens the lists of sessions and messages, and acts on what the user chooses there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from textual.app import App
+
+from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
+from streamchat.frontend.outbox import Outbox, Phase
+from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.tui.host import ChatHost, ChatView
+from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
+
+
+class Finders:
+    """The two lists of a chat.
+
+    Args:
+        host: The app; `app` is the same as Textual's class.
+        run_slash: Runs a command.
+    """
+
+    def __init__(
+        self, host: ChatHost, app: App[Any], outbox: Outbox, view: ChatView, run_slash: Callable[[str], None]
+    ) -> None:
+        self._host, self._app, self._outbox, self._view, self._run_slash = host, app, outbox, view, run_slash
+
+    def sessions(self, words: str = "") -> None:
+        """Choose a session to resume."""
+
+        def resume(session: str | None) -> None:
+            if session is not None:
+                self._run_slash(f"/resume {session}")
+
+        self._app.push_screen(SessionsScreen(words, self._host.board.session), resume)
+
+    def recall(self, words: str = "") -> None:
+        """Search all messages and quote one to the model."""
+        thinking = self._host.engine.settings.thinking
+        self._app.push_screen(RecallScreen(words, self._host.board.session, thinking), self._quote)
+
+    def _quote(self, choice: RecallChoice | None) -> None:
+        if choice is None:
+            return
+        if self._outbox.phase is not Phase.IDLE:
+            self._view.toast("the model is busy; try again when it is ready", "warning")
+            return
+        self._outbox.begin_command(turn_done)
+        self._host.engine.quote(quote_prompt(choice.found, time.time()), QUOTE_REPLY, choice.action == "keep")
+        self._view.show_keys()
