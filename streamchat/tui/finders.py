@@ -35,10 +35,13 @@ class Finders:
             if session is not None:
                 self._run_slash(f"/resume {session}")
 
-        self._app.push_screen(SessionsScreen(words, self._host.board.session), resume)
+        if not self._host.watching:
+            self._app.push_screen(SessionsScreen(words, self._host.board.session), resume)
 
     def recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
+        if self._host.watching:
+            return
         thinking = self._host.engine.settings.thinking
         self._app.push_screen(RecallScreen(words, self._host.board.session, thinking), self._quote)
 

@@ -43,6 +43,11 @@ class Sender:
         """Tell the user that the engine has stopped."""
         self._view.toast(f"the engine has stopped; press {hint(self._prompt.app, 'app.quit')} to quit", "error")
 
+    async def engine_idle(self) -> None:
+        """Send the next message: the turn, the command or the loading has ended."""
+        self._outbox.idle()
+        await self.advance()
+
     async def advance(self) -> None:
         """Send the first queued message if it is due, and show the queue."""
         text = self._outbox.send_next()

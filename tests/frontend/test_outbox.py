@@ -279,4 +279,4 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutbox = OutboxMachine.TestCase
-TestOutbox.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestOutbox.settings = settings(stateful_step_count=30)

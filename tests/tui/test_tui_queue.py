@@ -62,7 +62,7 @@ async def test_stop_holds_the_queue_and_enter_resumes_it() -> None:
         await queue_up(driver, "alpha", "beta")
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.finished == 1)
-        assert rows(driver) == ["1. (held) alpha", "2. (held) beta"]
+        assert rows(driver) == ["1. alpha", "2. beta"]
         assert heading(driver).startswith("2 held · Enter in an empty input resumes")
         await driver.pilot.pause(0.2)
         assert engine.submitted == ["first"]
@@ -86,7 +86,8 @@ async def test_a_message_written_after_stop_goes_first_and_alone() -> None:
         engine.release()
         await driver.until(lambda: driver.finished == 3)
         assert engine.submitted == ["first", "rather this", "and this"]
-        assert rows(driver) == ["1. (held) alpha"]
+        assert rows(driver) == ["1. alpha"]
+        assert heading(driver).startswith("1 held")
 
 
 async def test_up_walks_through_the_queue_and_an_edit_keeps_its_place() -> None:
@@ -98,7 +99,7 @@ async def test_up_walks_through_the_queue_and_an_edit_keeps_its_place() -> None:
         await driver.pilot.press("up")
         assert driver.prompt.text == "beta"
         assert rows(driver) == ["1. alpha", "2. (editing) beta", "3. gamma"]
-        assert heading(driver).startswith("editing 2 of 3 · Enter keeps its place · Esc undoes the edit")
+        assert heading(driver).startswith("editing 2 of 3 · Enter saves it · Esc cancels")
         await driver.write(" two")
         await driver.pilot.press("up", "down")  # a changed text is not left
         assert driver.prompt.text == "beta two"
@@ -283,7 +284,7 @@ async def test_a_failed_turn_holds_the_queue() -> None:
         engine.release()
         await driver.until(lambda: driver.finished == 1 and driver.prompt.text == "alpha")
         await driver.pilot.pause(0.2)
-        assert (engine.submitted, rows(driver)) == (["first", "alpha"], ["1. (held) beta"])
+        assert (engine.submitted, rows(driver)) == (["first", "alpha"], ["1. beta"])
         await driver.pilot.press("enter")
         await driver.until(lambda: driver.finished == 2)
         await driver.pilot.press("enter")
@@ -292,16 +293,16 @@ async def test_a_failed_turn_holds_the_queue() -> None:
 
 
 async def test_a_failed_turn_does_not_touch_an_edit() -> None:
-    engine = held_engine(Reply("x", error="no room", hold_after=1), "y", "z")
+    engine = held_engine(Reply("x y", error="no room", hold_after=1), "y", "z")
     async with driving(engine) as driver:
         await queue_up(driver, "alpha", "beta")
         engine.release()
-        await driver.until(lambda: len(driver.turns) == 2)
+        await driver.until(lambda: len(driver.turns) == 2 and driver.turns[1].reply_text)
         await driver.pilot.press("up")
         engine.release()
         await driver.until(lambda: len(rows(driver)) == 2)
         assert driver.prompt.text == "beta"
-        assert rows(driver) == ["1. (held) alpha", "2. (editing, held) beta"]
+        assert rows(driver) == ["1. alpha", "2. (editing) beta"]
         await driver.pilot.press("enter", "enter")
         await driver.until(lambda: driver.finished == 3)
         assert engine.submitted == ["first", "alpha", "alpha", "beta"]
@@ -314,7 +315,7 @@ async def test_starting_over_holds_the_queue() -> None:
         await driver.enter("/clear")
         await driver.until(lambda: any("New conversation" in line for line in driver.lines))
         await driver.pilot.pause(0.2)
-        assert (engine.submitted, rows(driver)) == (["first"], ["1. (held) alpha"])
+        assert (engine.submitted, rows(driver)) == (["first"], ["1. alpha"])
 
 
 async def test_messages_wait_for_another_model() -> None:

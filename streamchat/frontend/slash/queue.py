@@ -25,7 +25,8 @@ def queue_command(outbox: Outbox) -> SlashCommand:
             return SlashResult("no messages are queued")
         match action:
             case "":
-                return SlashResult("\n".join(queue_line(outbox, index) for index in range(len(outbox.queue))))
+                rows = [queue_line(outbox, index) for index in range(len(outbox.queue))]
+                return SlashResult("\n".join(rows if outbox.waiting else [*rows, "held; /queue send sends them"]))
             case "clear":
                 return SlashResult(f"{plural(len(outbox.clear()), 'queued message')} removed")
             case "send":
@@ -34,10 +35,8 @@ def queue_command(outbox: Outbox) -> SlashCommand:
             case "edit" | "drop":
                 index = (parse_whole_number(number) or 0) - 1
                 if not 0 <= index < len(outbox.queue):
-                    many = plural(len(outbox.queue), "message")
-                    return SlashResult(
-                        f"/queue {action} needs the number of a queued message; {many} queued", error=True
-                    )
+                    many = plural(len(outbox.queue), "message is", "messages are")
+                    return SlashResult(f"/queue {action} needs the number of a message; {many} queued", error=True)
                 if action == "edit":
                     return SlashResult(insert=outbox.edit(index))
                 return SlashResult(f"removed: {shortened(outbox.drop(index).typed)}")
@@ -58,12 +57,15 @@ def queue_command(outbox: Outbox) -> SlashCommand:
 
 
 def queue_line(outbox: Outbox, index: int) -> str:
-    """One line for the queued message at `index`: its number, its state, and its beginning."""
+    """One line for the queued message at `index`: its number, its state, and its beginning.
+
+    It says which messages are held if not all are.
+    """
     queued = outbox.queue[index]
     lines = queued.message.typed.count("\n") + 1
     notes = [
         *(["editing"] if index == outbox.edited else []),
-        *(["held"] if queued.held else []),
+        *(["held"] if queued.held and outbox.waiting else []),
         *([plural(lines, "line")] if lines > 1 else []),
     ]
     state = f"({', '.join(notes)}) " if notes else ""

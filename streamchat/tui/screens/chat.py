@@ -75,7 +75,7 @@ class ChatScreen(ReadingScreen):
     async def on_mount(self) -> None:
         """Show what is known before the first event; events may already be pending."""
         self.conversation.thinking = self.chat_app.engine.settings.thinking
-        self._narrator = Narrator(self.conversation, self.toast)
+        self._narrator = Narrator(self.conversation, self._toast_unseen)
         await self.conversation.show_system_prompt(self.chat_app.engine.settings.system_prompt)
         self._show_figures()
         if sentence := self.chat_app.config_notice:
@@ -118,7 +118,7 @@ class ChatScreen(ReadingScreen):
             await self._narrator.show(event)
             await self._follow_up(event)
             if self._outbox.is_done(event) and not isinstance(event, ev.TurnFinished):
-                await self._engine_idle()
+                await self._sender.engine_idle()
         if any(not isinstance(event, ev.TextDelta) for event in events_):
             await self.conversation.show_visibility(self.chat_app.board.cache)
             self._show_figures()
@@ -133,9 +133,9 @@ class ChatScreen(ReadingScreen):
             case ev.ModelReady():
                 self.chat_app.model_ready()
                 if self._outbox.phase is Phase.LOADING:  # else a turn that was sent meanwhile follows
-                    await self._engine_idle()
+                    await self._sender.engine_idle()
             case ev.Notice(level="error") if self._outbox.phase is Phase.LOADING and self.chat_app.board.info:
-                await self._engine_idle()  # /model failed
+                await self._sender.engine_idle()  # /model failed
             case ev.SettingChanged(name="thinking", value=value):
                 self.conversation.thinking = value
             case ev.TurnUndone(to_edit=True, text=text) | ev.ConversationResumed(restored_message=text) if text:
@@ -149,7 +149,7 @@ class ChatScreen(ReadingScreen):
                 self._reading = None
                 if event.rolled_back:
                     await self._sender.restore(event)
-                await self._engine_idle()
+                await self._sender.engine_idle()
             case ev.EngineFailed():
                 self._reading = None
                 self._outbox.failed()
@@ -157,10 +157,6 @@ class ChatScreen(ReadingScreen):
                 self.chat_app.engine_failed(event)
             case _:
                 pass
-
-    async def _engine_idle(self) -> None:
-        self._outbox.idle()
-        await self._sender.advance()
 
     def _show_figures(self) -> None:
         board = self.chat_app.board
@@ -174,6 +170,11 @@ class ChatScreen(ReadingScreen):
         if state != self._keys_shown:
             self._keys_shown = state
             self.refresh_bindings()
+
+    def _toast_unseen(self, text: str, level: str) -> None:
+        """Repeat a line of the conversation as a toast if its end is not on the screen."""
+        if not (self.conversation.following and self.is_active):
+            self.toast(text, level)
 
     # --- messages and commands of the user ------------------------------------------------------------------
 
@@ -217,13 +218,11 @@ class ChatScreen(ReadingScreen):
 
     def action_sessions(self, words: str = "") -> None:
         """Choose a session to resume."""
-        if not self.chat_app.watching:
-            self._finders.sessions(words)
+        self._finders.sessions(words)
 
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
-        if not self.chat_app.watching:
-            self._finders.recall(words)
+        self._finders.recall(words)
 
     @property
     def _finders(self) -> Finders:
@@ -254,6 +253,7 @@ class ChatScreen(ReadingScreen):
 
     @on(ContextMap.Closed)
     def _back_to_input(self) -> None:
+        self.leave_map()
         self.prompt.focus()
 
     # --- stopping -------------------------------------------------------------------------------------------

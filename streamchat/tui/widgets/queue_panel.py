@@ -25,11 +25,10 @@ class QueuePanel(Static):
     def show(self, outbox: Outbox) -> None:
         """Show the messages in `outbox`."""
         self.display = bool(outbox.queue)
-        lines = [self._heading(outbox), *self._rows(outbox)] if outbox.queue else []
-        text = "\n".join(lines)
-        if text != self.text:
+        heading, rows = (self._heading(outbox), "\n".join(self._rows(outbox))) if outbox.queue else ("", "")
+        if (text := f"{heading}\n{rows}") != self.text:
             self.text = text
-            self.update(Content(text))
+            self.update(Content.assemble(heading, "\n", (rows, "$foreground 80%")))
 
     def _rows(self, outbox: Outbox) -> list[str]:
         total = len(outbox.queue)
