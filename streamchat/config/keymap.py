@@ -42,7 +42,7 @@ KEYS = (
     Key("prompt.page_up", "pageup", "Scroll up", "scroll a page up, and stop following new text"),
     Key("prompt.page_down", "pagedown", "Scroll down", "scroll a page down"),
     Key("prompt.redo", "ctrl+shift+z", "Redo", "redo the last undone edit"),
-    Key("chat.stop", "escape", "Stop", "stop the reply and hold the queued messages; leave an edit of one"),
+    Key("chat.stop", "escape", "Stop", "stop the reply and hold the queued messages; or cancel the edit of one"),
     Key(
         "chat.interrupt",
         "ctrl+c",
