@@ -156,33 +156,36 @@ class OutboxMachine(RuleBasedStateMachine):
         if ready:
             self.outbox.idle()
 
-    @rule()
-    def offer(self) -> None:
-        new, before, edited = self._new(), texts(self.outbox), self.outbox.edited
+    @rule(count=st.integers(1, 4))
+    def offer(self, count: int) -> None:
+        for _ in range(count):
+            self._offer(self._new())
+
+    def _offer(self, new: Message) -> None:
+        """A message is sent at once, takes the place of the edited one, or goes before those that are held."""
+        before, edited, sent = self.outbox.queue, self.outbox.edited, len(self.sent)
+        idle = self.outbox.phase is Phase.IDLE
         self.alive.add(new.text)
-        sent = len(self.sent)
         result = self.outbox.offer(new)
+        expected = [each.message.text for each in before]
         if result is SendResult.REFUSED:
             assert self.outbox.phase is Phase.FAILED
             self.alive.remove(new.text)
-            assert texts(self.outbox) == before
+            assert texts(self.outbox) == expected
             return
-        expected = list(before)
         if edited is not None:
-            self.alive.remove(before[edited])
+            self.alive.remove(expected[edited])
             expected[edited] = new.text
         else:
-            assert self.outbox.waiting >= 0
-        if result is SendResult.SENT:
-            assert self.sent[sent:] == [new.text]
-            assert texts(self.outbox) == [text for text in expected if text != new.text]
+            expected.insert([each.held for each in before].count(False), new.text)
+        at = expected.index(new.text)
+        if idle and at == 0:
+            assert (result, self.sent[sent:]) == (SendResult.SENT, [expected.pop(0)])
         else:
-            assert self.sent[sent:] == []
-            assert [text for text in texts(self.outbox) if text != new.text] == [
-                text for text in expected if text != new.text
-            ]
-            if edited is not None:
-                assert texts(self.outbox) == expected
+            assert (result, self.sent[sent:]) == (SendResult.QUEUED, [])
+            assert self.outbox.queue[at].held == (edited is not None and before[at].held and at > 0)
+        assert texts(self.outbox) == expected
+        assert self.outbox.edited is None
 
     @precondition(lambda self: self.running is not None or self.outbox.phase is Phase.LOADING)
     @rule(roll_back=st.booleans())
@@ -233,6 +236,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert self.outbox.edited == (None if edited == index else edited - (index < edited))
         self._advance()
 
+    @precondition(lambda self: len(self.outbox.queue) > 6)
     @rule()
     def clear(self) -> None:
         before = texts(self.outbox)
@@ -258,6 +262,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def load_another_model(self) -> None:
         self.outbox.loading()
 
+    @precondition(lambda self: self.count > 20)
     @rule()
     def fail(self) -> None:
         text, self.running = self.running, None
@@ -266,6 +271,9 @@ class OutboxMachine(RuleBasedStateMachine):
             self.sent.remove(text)
             self.alive.add(text)
             assert texts(self.outbox)[0] == text
+        assert self.outbox.send_next() is None
+        self.outbox.idle()  # an event that was on its way
+        self.outbox.resume()
         assert self.outbox.send_next() is None
 
     @invariant()
