@@ -45,9 +45,7 @@ class QueuePanel(Static):
         remove = f"{hint(self.app, 'chat.queue_drop')} removes"
         if outbox.edited is not None:
             send, leave = hint(self.app, "prompt.send"), hint(self.app, "chat.stop")
-            return (
-                f"editing {outbox.edited + 1} of {total} · {send} keeps its place · {leave} undoes the edit · {remove}"
-            )
+            return f"editing {outbox.edited + 1} of {total} · {send} saves it · {leave} cancels · {remove}"
         if not waiting:
             return f"{total} held · {hint(self.app, 'prompt.send')} in an empty input resumes · Up edits · {remove}"
         until = "the model is ready" if outbox.phase is Phase.LOADING else "this reply is done"
