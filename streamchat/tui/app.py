@@ -182,11 +182,7 @@ class StreamchatApp(App[int]):
 
     async def action_quit(self) -> None:
         """Close the engine in another thread, then exit. A second call exits immediately."""
-        self.leave(self._code)
-
-    def leave(self, code: int) -> None:
-        """Exit with `code` after the engine has closed, or after a timeout."""
-        self._leaving.leave(code)
+        self._leaving.leave(self._code)
 
     def on_engine_closing(self, message: EngineClosing) -> None:
         """Exit: the engine thread has ended, or timed out."""
@@ -238,7 +234,7 @@ class StreamchatApp(App[int]):
         """Show or hide the sidebar."""
         self._chat.action_toggle_sidebar()
 
-    def open_help(self) -> None:
+    def action_open_help(self) -> None:
         """Show keys and commands."""
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.registry, self.keys_of))
@@ -254,10 +250,6 @@ class StreamchatApp(App[int]):
     def download(self, name: str, text: str) -> None:
         """Offer `text` to the browser as a download named `name`."""
         self.deliver_text(StringIO(text), save_filename=name)
-
-    def action_open_help(self) -> None:
-        """Show keys and commands."""
-        self.open_help()
 
     def action_new_conversation(self) -> None:
         """Run /clear."""

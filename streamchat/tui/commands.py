@@ -38,7 +38,7 @@ class AppActions(Protocol):
         """Show or hide the sidebar."""
         ...
 
-    def open_help(self) -> None:
+    def action_open_help(self) -> None:
         """Show the help screen."""
         ...
 
@@ -64,7 +64,7 @@ def app_registry(actions: AppActions, outbox: Outbox) -> SlashRegistry:
     def show_help(context: SlashContext, argument: str) -> SlashResult:
         if argument:
             return shared_help.run(context, argument)
-        actions.open_help()
+        actions.action_open_help()
         return SlashResult()
 
     def theme(context: SlashContext, argument: str) -> SlashResult:

@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
-
-from textual.app import App
+from typing import TYPE_CHECKING
 
 from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.outbox import Outbox, Phase
 from streamchat.frontend.slash.session_commands import turn_done
-from streamchat.tui.host import ChatHost, ChatView
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
+
+if TYPE_CHECKING:
+    from streamchat.tui.screens.chat import ChatScreen
 
 
 class Finders:
-    """The two lists of a chat.
+    """The two lists of a chat. An app that only watches does not open them."""
 
-    Args:
-        host: The app; `app` is the same as Textual's class.
-        run_slash: Runs a command.
-    """
-
-    def __init__(
-        self, host: ChatHost, app: App[Any], outbox: Outbox, view: ChatView, run_slash: Callable[[str], None]
-    ) -> None:
-        self._host, self._app, self._outbox, self._view, self._run_slash = host, app, outbox, view, run_slash
+    def __init__(self, outbox: Outbox, view: ChatScreen) -> None:
+        self._host, self._outbox, self._view = view.chat_app, outbox, view
 
     def sessions(self, words: str = "") -> None:
         """Choose a session to resume."""
 
         def resume(session: str | None) -> None:
             if session is not None:
-                self._run_slash(f"/resume {session}")
+                self._view.run_slash(f"/resume {session}")
 
         if not self._host.watching:
-            self._app.push_screen(SessionsScreen(words, self._host.board.session), resume)
+            self._view.app.push_screen(SessionsScreen(words, self._host.board.session), resume)
 
     def recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
         if self._host.watching:
             return
         thinking = self._host.engine.settings.thinking
-        self._app.push_screen(RecallScreen(words, self._host.board.session, thinking), self._quote)
+        self._view.app.push_screen(RecallScreen(words, self._host.board.session, thinking), self._quote)
 
     def _quote(self, choice: RecallChoice | None) -> None:
         if choice is None:

@@ -1,4 +1,4 @@
-"""The app as the chat screen sees it, and the screen as its parts see it, as protocols."""
+"""The part of the app that the chat screen uses, as a protocol."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from streamchat.base import events as ev
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.frontend.status import StatusBoard
-from streamchat.tui.widgets.conversation import Conversation
-from streamchat.tui.widgets.prompt import Prompt
-from streamchat.tui.widgets.queue_panel import QueuePanel
 
 
 class ChatHost(Protocol):
@@ -45,35 +42,4 @@ class ChatHost(Protocol):
 
     async def action_quit(self) -> None:
         """Close the engine, then exit."""
-        ...
-
-
-class ChatView(Protocol):
-    """The mounted chat screen."""
-
-    @property
-    def prompt(self) -> Prompt:
-        """The input."""
-        ...
-
-    @property
-    def queue_panel(self) -> QueuePanel:
-        """The queued messages."""
-        ...
-
-    @property
-    def conversation(self) -> Conversation:
-        """The conversation."""
-        ...
-
-    async def show_sent(self, text: str) -> None:
-        """Show a message in the conversation when it is sent."""
-        ...
-
-    def show_keys(self) -> None:
-        """Show the keys that work now."""
-        ...
-
-    def toast(self, text: str, level: str) -> None:
-        """Show a message that disappears."""
         ...

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from streamchat.base import events as ev
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.tui.app import StreamchatApp, run_app
-from streamchat.tui.widgets.lines import FailurePanel
+from streamchat.tui.widgets.lines import FailurePanel, Welcome
 from tests.support.app_driver import NASTY, Driver, driving
 from tests.support.scripted_engine import Reply, ScriptedEngine
 
@@ -328,6 +329,19 @@ async def test_messages_wait_for_another_model() -> None:
         assert engine.submitted == ["alpha", "beta", "gamma"]
         assert [turn.number for turn in driver.turns] == [1, 2, 3]
         assert [turn.reply_text for turn in driver.turns] == [f"You said: {text}" for text in engine.submitted]
+
+
+async def test_a_model_that_gets_ready_after_a_message_was_sent_frees_no_other_one() -> None:
+    """Right after /model, a message is sent before the app has seen that the model loads."""
+    engine = held_engine()
+    async with driving(engine) as driver:
+        await queue_up(driver, "alpha")
+        engine.emit(ev.ModelReady(engine._info(), 0.1))
+        await driver.until(lambda: len(driver.conversation.query(Welcome)) == 2)
+        assert (engine.submitted, rows(driver)) == (["first"], ["1. alpha"])
+        engine.release()
+        await driver.until(lambda: driver.finished == 2)
+        assert [turn.number for turn in driver.turns] == [1, 2]
 
 
 async def test_a_failed_engine_loses_nothing() -> None:

@@ -56,7 +56,8 @@ class ChatScreen(ReadingScreen):
         self._composer = Composer(app, history)
         self.queue_panel = QueuePanel(id="queue")
         self._sender = Sender(outbox, self)
-        self._commands = CommandRunner(app, outbox, self._sender, self)
+        self._commands = CommandRunner(outbox, self._sender, self)
+        self._finders = Finders(outbox, self)
         self._reading: ev.PrefillProgress | None = None
         self._narrator: Narrator | None = None
         self._keys_shown: tuple[Phase, bool] | None = None
@@ -223,10 +224,6 @@ class ChatScreen(ReadingScreen):
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
         self._finders.recall(words)
-
-    @property
-    def _finders(self) -> Finders:
-        return Finders(self.chat_app, self.app, self._outbox, self, self.run_slash)
 
     def action_edit(self) -> None:
         """Write the message in the user's editor."""
