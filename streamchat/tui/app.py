@@ -251,10 +251,6 @@ class StreamchatApp(App[int]):
         """Offer `text` to the browser as a download named `name`."""
         self.deliver_text(StringIO(text), save_filename=name)
 
-    def action_new_conversation(self) -> None:
-        """Run /clear."""
-        self._chat.run_slash("/clear")
-
     @property
     def can_suspend(self) -> bool:
         """Whether the terminal can be given back to the shell."""

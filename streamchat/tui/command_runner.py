@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from streamchat.frontend.outbox import Outbox, Phase
 from streamchat.frontend.slash import registry
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
+from streamchat.tui.host import ChatView
 from streamchat.tui.sender import Sender
 from streamchat.tui.widgets.lines import CommandOutput
-
-if TYPE_CHECKING:
-    from streamchat.tui.screens.chat import ChatScreen
 
 
 class CommandRunner:
@@ -21,7 +17,7 @@ class CommandRunner:
         sender: Sends the messages of commands, and follows the queue.
     """
 
-    def __init__(self, outbox: Outbox, sender: Sender, view: ChatScreen) -> None:
+    def __init__(self, outbox: Outbox, sender: Sender, view: ChatView) -> None:
         self._app, self._outbox, self._sender, self._view = view.chat_app, outbox, sender, view
 
     async def run(self, text: str) -> bool:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.outbox import Outbox, Phase
 from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.tui.host import ChatView
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
-
-if TYPE_CHECKING:
-    from streamchat.tui.screens.chat import ChatScreen
 
 
 class Finders:
     """The two lists of a chat. An app that only watches does not open them."""
 
-    def __init__(self, outbox: Outbox, view: ChatScreen) -> None:
+    def __init__(self, outbox: Outbox, view: ChatView) -> None:
         self._host, self._outbox, self._view = view.chat_app, outbox, view
 
     def sessions(self, words: str = "") -> None:

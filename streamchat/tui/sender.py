@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import plural
@@ -13,15 +11,13 @@ from streamchat.frontend.outbox import Message, Outbox, SendResult
 from streamchat.frontend.slash.queue import shortened
 from streamchat.telemetry.log_file import log_path
 from streamchat.tui.bindings import hint
-
-if TYPE_CHECKING:
-    from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.host import ChatView
 
 
 class Sender:
     """Connects an `Outbox` with the input, the list of queued messages, and the conversation."""
 
-    def __init__(self, outbox: Outbox, view: ChatScreen) -> None:
+    def __init__(self, outbox: Outbox, view: ChatView) -> None:
         self._outbox, self._view = outbox, view
         self._prompt = view.prompt
 

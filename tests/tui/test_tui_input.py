@@ -381,7 +381,7 @@ async def test_command_palette_offers_the_actions() -> None:
         names = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
         assert {"New conversation", "Copy last reply", "Sidebar", "Help", "Theme", "Quit"} <= names
         await driver.ask("hi")
-        driver.app.action_new_conversation()
+        driver.chat.run_slash("/clear")
         await driver.until(lambda: driver.turns == [])
         await driver.pilot.press("ctrl+p")
         await driver.pilot.press("escape")
