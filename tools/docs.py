@@ -118,8 +118,57 @@ def commands_page() -> str:
             "text with a notice. `@./x`, `@../x`, and `@~/x` are always paths: if the file does not exist, nothing is "
             "sent. `\\@` is a literal @."
         ),
+        *_queue_section(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _queue_section() -> list[str]:
+    """What happens to messages that are written while the model is busy."""
+    drop, clear = (keymap.display_keys(keymap.BY_ID[f"chat.queue_{name}"].keys) for name in ("drop", "clear"))
+    return [
+        "",
+        "## Messages written during a reply",
+        "",
+        *_paragraph(
+            "In the app, messages that you write while a reply runs or a model loads are queued. They are listed above "
+            "the input and sent in order, each when the reply before it is done. The files that a message mentions are "
+            "read when you queue it."
+        ),
+        "",
+        *_paragraph(
+            "- **Edit.** Up in an empty input edits the newest queued message; Up and Down go on to the others, and "
+            "from the oldest to the input history. Enter saves the message in its place, Esc leaves it as it was. "
+            "While you edit a message, nothing behind it is sent."
+        ),
+        *_paragraph(
+            f"- **Remove.** {drop} removes the message being edited, or the newest one; {clear} removes all. The input "
+            "history keeps them."
+        ),
+        *_paragraph(
+            "- **`/queue`** lists all messages; `/queue edit N`, `/queue drop N`, `/queue clear`, and `/queue send` "
+            "act on them."
+        ),
+        *_paragraph(
+            "- **Stop.** Esc or Ctrl+C stops the reply and holds the queue: nothing more is sent until you press Enter "
+            "in an empty input (or run `/queue send`). A message that you write before that is not held, and is sent "
+            "first. A failed turn holds the queue, too, and so does a command that stops a reply to start over "
+            "(`/clear`, `/system TEXT`, `/model NAME`)."
+        ),
+        *_paragraph(
+            "- **Nothing is lost.** The message of a failed turn returns to the input, or to the queue if the input is "
+            "in use. When you quit, unsent messages are printed: their beginnings if the input history is saved, "
+            "else in full."
+        ),
+        "",
+        *_paragraph("Commands are not queued. They run at once, or say why they are not available during a reply."),
+        "",
+        *_paragraph(
+            "At the prompt (`--plain`), the terminal keeps what you type during a reply, without showing it. The "
+            "prompt reads it when the reply is done: each Enter sends one message. A pipe reads the next line when "
+            "the reply to the last one is done."
+        ),
+    ]
 
 
 def _of(each: argparse.ArgumentParser, name: str, level: int = 2) -> Iterator[str]:
@@ -165,7 +214,8 @@ def _cell(text: str) -> str:
 def _paragraph(text: str) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
+    below = "  " if text.startswith("- ") else ""
+    return textwrap.wrap(text, 120, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
 
 
 PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,33 +22,30 @@ from textual.theme import Theme
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
+from streamchat.base.requests import Submit
 from streamchat.base.sanitize import one_line
 from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
+from streamchat.frontend.outbox import Outbox
 from streamchat.frontend.status import StatusBoard
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
 from streamchat.telemetry.trace import FAILED, mark
-from streamchat.tui.bindings import bind, hint
+from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import app_registry, unknown_theme
 from streamchat.tui.history import PromptHistory
+from streamchat.tui.leaving import Leaving, report_unsent
 from streamchat.tui.messages import EngineClosing, EventsArrived
-from streamchat.tui.outbox import Outbox
+from streamchat.tui.palette import palette_entries
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import remember_theme, remembered_theme, user_themes
 
-CLOSE_S = 1.0
-"""Seconds to wait for the engine thread on exit."""
-IN_PALETTE = {"clear", "copy", "help", "quit", "recall", "sessions", "sidebar", "theme"}
-"""Slash commands that the palette already offers under another name."""
 MAX_TOASTS = 2
 """Maximum toasts on the screen; identical ones are shown once."""
-QUIT_WINDOW_S = 3.0
-"""Seconds in which a second Ctrl+C quits."""
 
 
 class StreamchatApp(App[int]):
@@ -80,17 +74,16 @@ class StreamchatApp(App[int]):
         super().__init__()
         self.engine, self.watching = engine, watching
         self.board = StatusBoard()
-        self.registry = app_registry(self)
+        self._outbox = Outbox(lambda text: engine.send(Submit(text)))
+        self.registry = app_registry(self, self._outbox)
         self.failure: ev.EngineFailed | None = None
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
         self._theme_problems = self._register_themes()
         self._bridge = EventBridge(lambda: self.post_message(EventsArrived()))
-        self._outbox = Outbox(engine)
-        history = PromptHistory.open(configuration.settings.history)
-        self._chat = ChatScreen(self, self._bridge, self._outbox, history)
-        self._leaving = False
-        self._quit_armed = False
+        self._history = PromptHistory.open(configuration.settings.history)
+        self._chat = ChatScreen(self, self._bridge, self._outbox, self._history)
+        self._leaving = Leaving(self, engine, self._bridge)
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""
@@ -134,7 +127,7 @@ class StreamchatApp(App[int]):
             self.notify(problem, severity="warning", markup=False, timeout=8)
         self.begin_capture_print(self)
         if not self.is_headless:
-            self._watch_signals()
+            self._leaving.watch_signals()
         self.engine.subscribe(self._bridge.put)
         self.call_after_refresh(mark, "first paint")
         self.call_after_refresh(self.engine.start)
@@ -184,65 +177,29 @@ class StreamchatApp(App[int]):
 
     # --- shutdown -------------------------------------------------------------------------------------------
 
+    @property
+    def _code(self) -> int:
+        return self.failure.exit_code if self.failure else ExitCode.OK
+
     async def action_quit(self) -> None:
         """Close the engine in another thread, then exit. A second call exits immediately."""
-        self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
-
-    def leave(self, code: int) -> None:
-        """Exit with `code` after the engine has closed, or after a timeout."""
-        if self._leaving:
-            self.exit(code, return_code=code)
-            return
-        self._leaving = True
-        self._bridge.close()
-        # not a worker: Textual and asyncio would wait for a hanging thread
-        threading.Thread(target=self._close_engine, args=(code,), name="streamchat-close", daemon=True).start()
-        self.set_timer(CLOSE_S + 0.2, lambda: self._leave_unless_saving(code))
-
-    def _leave_unless_saving(self, code: int) -> None:
-        """Exit after the timeout, unless the engine is saving; then only a second Ctrl+Q exits."""
-        if self.engine.saving:
-            self.notify(
-                f"the conversation is being saved; press {hint(self, 'app.quit')} to quit immediately", timeout=30
-            )
-        else:
-            self.exit(code, return_code=code)
-
-    def _close_engine(self, code: int) -> None:
-        in_time = self.engine.close(CLOSE_S)
-        with suppress(RuntimeError):  # the loop may have ended
-            self.post_message(EngineClosing(code, in_time))
+        self._leaving.leave(self._code)
 
     def on_engine_closing(self, message: EngineClosing) -> None:
         """Exit: the engine thread has ended, or timed out."""
-        if not message.in_time:
-            logging.getLogger(__name__).warning("the engine did not stop within %s s", CLOSE_S)
-        self.exit(message.exit_code, return_code=message.exit_code)
+        self._leaving.closed(message)
 
     def action_interrupt(self) -> None:
         """Ctrl+C with nothing to stop or copy: quit on a second press."""
-        if self._quit_armed:
-            self.leave(self.failure.exit_code if self.failure else ExitCode.OK)
-            return
-        self._quit_armed = True
-        self.notify(f"press {hint(self, 'chat.interrupt')} again to quit", timeout=QUIT_WINDOW_S)
-        self.set_timer(QUIT_WINDOW_S, self._disarm)
+        self._leaving.interrupt(self._code)
 
     def action_help_quit(self) -> None:
         """Textual's built-in Ctrl+C."""
         self.action_interrupt()
 
-    def _disarm(self) -> None:
-        self._quit_armed = False
-
-    def _watch_signals(self) -> None:
-        """Exit cleanly on SIGTERM and SIGHUP, with the terminal restored."""
-        loop = asyncio.get_running_loop()
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None:
-                with suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.add_signal_handler(number, self.leave, 128 + number)
+    def report_unsent(self) -> None:
+        """Print the messages that were still queued, after the terminal is restored."""
+        report_unsent(self._outbox.queue, self._configuration.settings.history and not self._history.problem)
 
     # --- actions, shared by slash commands and palette -------------------------------------------------------
 
@@ -278,7 +235,7 @@ class StreamchatApp(App[int]):
         """Show or hide the sidebar."""
         self._chat.action_toggle_sidebar()
 
-    def open_help(self) -> None:
+    def action_open_help(self) -> None:
         """Show keys and commands."""
         if not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen(self.registry, self.keys_of))
@@ -295,48 +252,14 @@ class StreamchatApp(App[int]):
         """Offer `text` to the browser as a download named `name`."""
         self.deliver_text(StringIO(text), save_filename=name)
 
-    def action_open_help(self) -> None:
-        """Show keys and commands."""
-        self.open_help()
-
-    def action_new_conversation(self) -> None:
-        """Run /clear."""
-        self._chat.run_slash("/clear")
+    @property
+    def can_suspend(self) -> bool:
+        """Whether the terminal can be given back to the shell."""
+        return self._driver is not None and self._driver.can_suspend
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Entries of the command palette: actions with a key, and slash commands."""
-        chat = self._chat
-        if not self.watching:
-            yield from self._conversation_commands()
-        yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
-        yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
-        yield SystemCommand("Context map", "Browse the model's context", chat.action_focus_map)
-        yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
-        for section in chat.panel_sections():
-            yield SystemCommand(f"Panel: {section.title}", "Collapse or expand", lambda s=section: s.fold(not s.folded))
-        yield SystemCommand("Reasoning", "Expand or collapse the reasoning of replies", chat.action_toggle_thoughts)
-        yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
-        yield SystemCommand("Theme", "Choose the color theme", self.action_change_theme)
-        yield SystemCommand("Help", "Keys and commands", self.action_open_help)
-        yield SystemCommand(
-            "Screenshot", "Save the screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
-        )
-        if self._driver is not None and self._driver.can_suspend:
-            yield SystemCommand("Suspend", "Suspend until the shell runs fg", self.action_suspend_process)
-        yield SystemCommand("Quit", "Exit streamchat", self.action_quit)
-
-    def _conversation_commands(self) -> Iterable[SystemCommand]:
-        """Palette entries that change the conversation or the input."""
-        chat = self._chat
-        yield SystemCommand("New conversation", "Start over; keep model and settings", self.action_new_conversation)
-        yield SystemCommand("Stop the reply", f"Same as {hint(self, 'chat.stop')}", chat.action_stop)
-        yield SystemCommand("Recall", "Search all messages and quote one to the model", chat.action_recall)
-        yield SystemCommand("Sessions", "Find and resume a saved conversation", chat.action_sessions)
-        yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
-        for command in self.registry:
-            # commands that need no argument and have no entry yet
-            if command.arguments[:1] in ("", "[") and command.name not in IN_PALETTE:
-                yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))
+        """Entries of the command palette."""
+        return palette_entries(self, self._chat)
 
 
 @contextmanager
@@ -363,6 +286,7 @@ def run_app(engine: ChatEngine, configuration: Configuration, *, watching: bool 
     app = StreamchatApp(engine, configuration, watching=watching)
     with guarded_terminal(), short_switch_interval():
         code = app.run()
+    app.report_unsent()
     if app.failure is not None:
         with suppress(OSError):  # the terminal may be closed
             print(f"streamchat: {one_line(app.failure.message)}", file=sys.stderr, flush=True)

@@ -8,7 +8,9 @@ from typing import Protocol
 from streamchat.base.formatting import plural
 from streamchat.base.suggestions import similar_names
 from streamchat.frontend import file_access
+from streamchat.frontend.outbox import Outbox
 from streamchat.frontend.slash.commands import default_registry
+from streamchat.frontend.slash.queue import queue_command
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashRegistry, SlashResult
 from streamchat.frontend.slash.session_commands import SessionCommands
 
@@ -36,7 +38,7 @@ class AppActions(Protocol):
         """Show or hide the sidebar."""
         ...
 
-    def open_help(self) -> None:
+    def action_open_help(self) -> None:
         """Show the help screen."""
         ...
 
@@ -53,7 +55,7 @@ class AppActions(Protocol):
         ...
 
 
-def app_registry(actions: AppActions) -> SlashRegistry:
+def app_registry(actions: AppActions, outbox: Outbox) -> SlashRegistry:
     """The shared commands and those of the app, in one registry."""
     registry = default_registry()
     shared_help = registry.find("help")
@@ -62,7 +64,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
     def show_help(context: SlashContext, argument: str) -> SlashResult:
         if argument:
             return shared_help.run(context, argument)
-        actions.open_help()
+        actions.action_open_help()
         return SlashResult()
 
     def theme(context: SlashContext, argument: str) -> SlashResult:
@@ -111,6 +113,7 @@ def app_registry(actions: AppActions) -> SlashRegistry:
             "help", "[COMMAND]", "show keys and commands", show_help, shared_help.aliases, shared_help.complete
         )
     )
+    registry.add(queue_command(outbox))
     registry.add(SlashCommand("theme", "[NAME]", "show or change the color theme", theme, (), complete_theme))
     registry.add(SlashCommand("copy", "[code]", "copy the last reply, or its last code block", copy, (), complete_copy))
     registry.add(SlashCommand("sidebar", "", "show or hide the status panel", sidebar))

@@ -25,7 +25,8 @@ POLL_S = 1.0
 LIST_S = 5.0
 SILENT_S = 60.0
 """A running conversation without an update for this long is shown with the time since the last one."""
-WIDE = 90
+WIDE, MIN_WIDTH = 80, 60
+"""Minimum columns to show the panel by default, and at all."""
 
 
 class MonitorApp(App[int]):
@@ -40,6 +41,7 @@ class MonitorApp(App[int]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,ctrl+q,ctrl+c", "leave", "Quit", priority=True),
         Binding("r", "refresh_list", "Refresh"),
+        Binding("b,ctrl+b", "toggle_panel", "Panel"),
     ]
 
     def __init__(self, first: MonitoredSession, theme: str = "textual-dark") -> None:
@@ -47,6 +49,8 @@ class MonitorApp(App[int]):
         self._watcher = Watcher(first)
         self._rows: list[MonitoredSession] = []
         self._wanted_theme = theme
+        self._panel_wanted: bool | None = None
+        """The user's choice; None = depends on the width."""
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe suspension (see `keyboard`)."""
@@ -79,9 +83,21 @@ class MonitorApp(App[int]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Replace the panel by a status line if the terminal is narrow."""
-        narrow = event.size.width < WIDE
-        self.set_class(narrow, "-narrow")
-        self.query_one(StatusLine).display = narrow
+        self._arrange(event.size.width)
+
+    def action_toggle_panel(self) -> None:
+        """Switch between the panel and the status line."""
+        if self.size.width < MIN_WIDTH:
+            self.notify(f"the panel needs a terminal with at least {MIN_WIDTH} columns", severity="warning")
+            return
+        self._panel_wanted = not self.query_one(StatusPanel).display
+        self._arrange(self.size.width)
+
+    def _arrange(self, width: int) -> None:
+        wanted = width >= WIDE if self._panel_wanted is None else self._panel_wanted
+        panel = wanted and width >= MIN_WIDTH
+        self.set_class(not panel, "-narrow")
+        self.query_one(StatusLine).display = not panel
 
     def _list(self) -> None:
         """Refresh the list; the selected row stays selected."""

@@ -251,10 +251,10 @@ async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
 async def test_toasts_make_no_pile() -> None:
     async with driving(ScriptedEngine()) as driver:
         for number in range(5):
-            driver.chat._toast(f"warning {number}", "warning")
+            driver.chat.toast(f"warning {number}", "warning")
         await driver.until(lambda: driver.toasts)
         assert driver.toasts == ["warning 3", "warning 4"]
-        driver.chat._toast("warning 3", "warning")
+        driver.chat.toast("warning 3", "warning")
         await driver.until(lambda: driver.toasts[-1] == "warning 3")
         assert driver.toasts == ["warning 4", "warning 3"]
 

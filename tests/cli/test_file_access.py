@@ -13,6 +13,7 @@ from streamchat.base.requests import SwitchModel
 from streamchat.cli import main as cli
 from streamchat.config.settings import Settings
 from streamchat.frontend import editor, file_access, mentions
+from streamchat.frontend.outbox import Outbox
 from streamchat.frontend.slash.registry import SlashContext
 from streamchat.tui.commands import app_registry
 from tests.support.desk import Desk
@@ -104,7 +105,7 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     desk = Desk()
     desk.board.session = session = stored()
     context = SlashContext(desk.engine, desk.board)
-    registry = app_registry(actions)
+    registry = app_registry(actions, Outbox(lambda text: None))
     before = sorted(refused.rglob("*"))
     for argument, name in (("", f"streamchat-{session}.md"), ("a.json", "a.json"), (f"{refused}/b.md", "b.md")):
         result = registry.run(context, f"/export {argument}")
@@ -117,7 +118,7 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     assert result is not None
     assert result.error
     file_access.refuse("")
-    registry = app_registry(actions)
+    registry = app_registry(actions, Outbox(lambda text: None))
     assert registry.run(context, "/export c.md") is not None
     assert (refused / "c.md").is_file()
     assert len(downloads) == 3

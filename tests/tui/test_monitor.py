@@ -158,9 +158,12 @@ async def test_the_app_shows_and_switches() -> None:
             await pilot.pause()
             assert f"A [bold] dragon ({other})" in app.query_one("#title", Verbatim).text
             assert app.query_one("#state", Verbatim).text.startswith("not running")
-            await pilot.resize_terminal(70, 20)
-            await pilot.pause()
-            assert not panel.display
+            shown = []
+            for size, key in (((80, 24), ""), ((70, 20), ""), ((70, 20), "b"), ((70, 20), "b"), ((50, 20), "b")):
+                await pilot.resize_terminal(*size)
+                await pilot.press(*key)
+                shown.append((panel.display, app.query_one(DataTable).size.width >= 30))
+            assert shown == [(True, True), (False, True), (True, True), (False, True), (False, True)]
             await pilot.press("q")
         assert app.return_value == 0
 

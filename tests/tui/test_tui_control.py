@@ -14,8 +14,8 @@ from streamchat.base import paths
 from streamchat.base.requests import CountTokens, Submit, SwitchModel
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.frontend.outbox import Phase
 from streamchat.tui.app import StreamchatApp
-from streamchat.tui.outbox import Phase
 from streamchat.tui.themes import user_themes
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.thinking import Thinking
@@ -119,7 +119,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
     async with driving(engine) as driver:
         await driver.begin("go")
         await driver.enter("see @long.txt")
-        assert driver.chat._outbox.queued is not None
+        assert driver.chat._outbox.queue
         await driver.pilot.press("up")
         assert driver.prompt.text == "see @long.txt"
         engine.release()

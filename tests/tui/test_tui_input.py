@@ -349,7 +349,7 @@ async def test_quit_at_the_moment_the_reply_begins(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 async def test_quit_does_not_wait_for_a_stuck_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamchat.tui.app.CLOSE_S", 0.05)
+    monkeypatch.setattr("streamchat.tui.leaving.CLOSE_S", 0.05)
     engine = ScriptedEngine([Reply("one two", hold_after=1)], stuck=True)
     async with driving(engine) as driver:
         await driver.begin("go")
@@ -367,7 +367,7 @@ async def test_command_palette_offers_the_actions() -> None:
         names = {command.title for command in driver.app.get_system_commands(driver.app.screen)}
         assert {"New conversation", "Copy last reply", "Sidebar", "Help", "Theme", "Quit"} <= names
         await driver.ask("hi")
-        driver.app.action_new_conversation()
+        driver.chat.run_slash("/clear")
         await driver.until(lambda: driver.turns == [])
         await driver.pilot.press("ctrl+p")
         await driver.pilot.press("escape")

@@ -10,8 +10,8 @@ from textual.widgets import Input, OptionList
 from streamchat.base import events as ev
 from streamchat.base.requests import OpenSession, Quote, SetTitle
 from streamchat.config.settings import Settings
+from streamchat.frontend.outbox import Phase
 from streamchat.store.store import Store
-from streamchat.tui.outbox import Phase
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.finder import RecallScreen, SessionsScreen
 from streamchat.tui.widgets.lines import Welcome

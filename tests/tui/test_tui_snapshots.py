@@ -82,7 +82,26 @@ async def commands(driver: Driver) -> None:
     await driver.pilot.press("slash")
 
 
-SCENES: list[Callable[[Driver], Awaitable[None]]] = [at_the_end, reading_back, in_the_map, help_screen, commands]
+async def queued(driver: Driver) -> None:
+    """A long queue: some messages are held, one is edited."""
+    await driver.ask("What is there to see?")
+    driver.chat._outbox.begin_command(lambda event: False)
+    for number in range(1, 51):
+        await driver.enter(f"Question {number}, which is rather long and goes on and on:\n" + "word " * 30)
+    await driver.pilot.press("escape")
+    await driver.enter("Rather this")
+    await driver.enter("And that")
+    await driver.pilot.press("up")
+
+
+SCENES: list[Callable[[Driver], Awaitable[None]]] = [
+    at_the_end,
+    reading_back,
+    in_the_map,
+    help_screen,
+    commands,
+    queued,
+]
 SIZES = [(80, 24), (140, 40)]
 THEMES = ["textual-dark", "textual-light"]
 

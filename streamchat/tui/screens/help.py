@@ -17,7 +17,8 @@ from streamchat.tui.bindings import bind, hint
 from streamchat.tui.widgets.keys import KeyTable
 
 FIXED = (
-    ("Up / Down", "on the first / last row: previous / next input"),
+    ("Up / Down", "on the first / last row: previous / next input; queued messages come first"),
+    ("Enter", "in an empty input: send the held messages"),
     ("@path", "insert the text of a file, anywhere in a message"),
     ("Shift+drag", "use the terminal's own selection"),
 )

@@ -9,6 +9,8 @@ from streamchat.tui.bindings import bind
 CHAT_KEYS: list[BindingType] = [
     bind("chat.stop", "stop", show=True),
     bind("chat.interrupt", "interrupt", priority=True),
+    bind("chat.queue_drop", "queue_drop", priority=True),
+    bind("chat.queue_clear", "queue_clear", priority=True),
     bind("chat.copy_reply", "copy_reply", priority=True, show=True),
     bind("chat.map", "focus_map", priority=True, show=True),
     bind("chat.sidebar", "toggle_sidebar", priority=True, show=True),

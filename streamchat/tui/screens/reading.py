@@ -27,6 +27,8 @@ class ReadingScreen(Screen[None]):
         super().__init__()
         self._sidebar_wanted: bool | None = None
         """The user's choice; None = depends on the width."""
+        self._map_open = False
+        """Whether the context map needs the panel, which may be hidden otherwise."""
 
     @property
     def conversation(self) -> Conversation:
@@ -55,11 +57,16 @@ class ReadingScreen(Screen[None]):
 
     def action_focus_map(self) -> None:
         """Focus the context map, showing the panel if necessary."""
-        if not self.has_class("-sidebar"):
-            self.action_toggle_sidebar()
-        if self.has_class("-sidebar"):
+        if self._has_room():
+            self._map_open = True
+            self._arrange(self.size.width)
             self.query_one("#section-cache", Section).fold(False)
             self.query_one(ContextMap).focus()
+
+    def leave_map(self) -> None:
+        """Hide the panel again if it was shown only for the context map."""
+        self._map_open = False
+        self._arrange(self.size.width)
 
     async def action_step_turn(self, by: int) -> None:
         """Go to the turn before (-1) or after (1) the highlighted one, or to the newest."""
@@ -79,11 +86,11 @@ class ReadingScreen(Screen[None]):
 
     def action_copy_reply(self) -> None:
         """Copy the last reply."""
-        self._toast(self.copy_reply(code_only=False), "information")
+        self.toast(self.copy_reply(code_only=False), "information")
 
     def action_copy_code(self) -> None:
         """Copy the last code block."""
-        self._toast(self.copy_reply(code_only=True), "information")
+        self.toast(self.copy_reply(code_only=True), "information")
 
     def copy_reply(self, code_only: bool) -> str:
         """Copy the last reply, or its last code block; returns a message."""
@@ -105,19 +112,26 @@ class ReadingScreen(Screen[None]):
 
     def action_toggle_sidebar(self) -> None:
         """Switch between the sidebar and the status line."""
+        if self._has_room():
+            self._sidebar_wanted, self._map_open = not self.has_class("-sidebar"), False
+            self._arrange(self.size.width)
+
+    def _has_room(self) -> bool:
+        """Whether the terminal is wide enough for the panel; if not, a toast says so."""
         if self.size.width < MIN_WIDTH:
-            self._toast(f"the status panel needs a terminal with at least {MIN_WIDTH} columns", "warning")
-            return
-        self._sidebar_wanted = not self.has_class("-sidebar")
-        self._arrange(self.size.width)
+            self.toast(f"the status panel needs a terminal with at least {MIN_WIDTH} columns", "warning")
+        return self.size.width >= MIN_WIDTH
 
     def on_resize(self, event: events.Resize) -> None:
         """Show the sidebar or the status line, depending on the width."""
         self._arrange(event.size.width)
 
     def _arrange(self, width: int) -> None:
-        wanted = self._sidebar_wanted
-        self.set_class(width >= WIDE if wanted is None else wanted and width >= MIN_WIDTH, "-sidebar")
+        wanted = width >= WIDE if self._sidebar_wanted is None else self._sidebar_wanted
+        self.set_class((wanted or self._map_open) and width >= MIN_WIDTH, "-sidebar")
+        context_map = self.query_one(ContextMap)
+        if context_map.has_focus and not self.has_class("-sidebar"):
+            context_map.action_leave()
 
     # --- scrolling and folding ------------------------------------------------------------------------------
 
@@ -128,7 +142,7 @@ class ReadingScreen(Screen[None]):
         for block in blocks:
             block.fold(unfolded)
         if not blocks:
-            self._toast("no reasoning in the visible replies", "information")
+            self.toast("no reasoning in the visible replies", "information")
 
     def action_follow(self) -> None:
         """Jump to the end and follow new text."""
@@ -147,6 +161,6 @@ class ReadingScreen(Screen[None]):
         """Scroll a line up (-1) or down (1)."""
         self.conversation.scroll_relative(y=direction, animate=False)
 
-    def _toast(self, text: str, level: str) -> None:
+    def toast(self, text: str, level: str) -> None:
         severity = level if level in ("warning", "error") else "information"
         self.app.notify(one_line(text), severity=severity, markup=False)  # type: ignore[arg-type]

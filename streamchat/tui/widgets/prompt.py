@@ -59,8 +59,15 @@ class Prompt(TextArea):
     class Edited(Message):
         """The text has changed."""
 
-    class RecallQueued(Message):
-        """Up was pressed in a blank input while a message is queued: return it to the input."""
+    class SubmittedBlank(Message):
+        """Enter was pressed in a blank input while messages are queued."""
+
+    @dataclass
+    class QueueStepped(Message):
+        """Up or Down should move through the queued messages: Up in a blank input, both during an edit."""
+
+        by: int
+        """-1 = the previous message, 1 = the next one."""
 
     def __init__(
         self,
@@ -79,8 +86,10 @@ class Prompt(TextArea):
             placeholder="Write a message, or / for commands",
         )
         self.prompt_history = history
-        self.has_queued_message = False
-        """Whether a message is queued, which Up returns to the input."""
+        self.has_queue = False
+        """Whether messages are queued: Up in a blank input edits the newest one."""
+        self.edits_queued = False
+        """Whether the text is that of a queued message."""
         self.send_keys = key_names(BY_ID["prompt.send"].keys)
         """Keys that send; not a binding, because `TextArea` handles Enter itself."""
         self._complete = complete
@@ -145,6 +154,8 @@ class Prompt(TextArea):
             text = self.text
             self.load_text("")
             self.post_message(self.Submitted(text))
+        elif self.has_queue:
+            self.post_message(self.SubmittedBlank())
 
     def _accept(self) -> None:
         """Enter in the list: send the text if it is complete, else insert the highlighted completion."""
@@ -199,18 +210,20 @@ class Prompt(TextArea):
             self.action_delete_right()
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """Up: on the first row, the previous history entry."""
+        """Up: on the first row, the previous queued message or history entry."""
         if select or self._row() > 0:
             super().action_cursor_up(select)
-        elif self.has_queued_message and self.is_blank:
-            self.post_message(self.RecallQueued())
+        elif self.edits_queued or (self.has_queue and self.is_blank):
+            self.post_message(self.QueueStepped(-1))
         else:
-            self._show_entry(self.prompt_history.older(self.text))
+            self.show_older()
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """Down: on the last row, the next history entry."""
+        """Down: on the last row, the next queued message or history entry."""
         if select or self._row() < self.wrapped_document.height - 1:
             super().action_cursor_down(select)
+        elif self.edits_queued:
+            self.post_message(self.QueueStepped(1))
         else:
             self._show_entry(self.prompt_history.newer())
 
@@ -219,6 +232,10 @@ class Prompt(TextArea):
         if not select and self.cursor_location == self.document.end:
             self.post_message(self.EndPressed())
         super().action_cursor_line_end(select)
+
+    def show_older(self) -> None:
+        """Replace the content by the previous history entry."""
+        self._show_entry(self.prompt_history.older(self.text))
 
     def _row(self) -> int:
         return self.wrapped_document.location_to_offset(self.cursor_location).y

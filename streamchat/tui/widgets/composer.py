@@ -1,0 +1,106 @@
+"""The input with its completions, its key hints, and the size of a long message."""
+
+from __future__ import annotations
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.timer import Timer
+
+from streamchat.base.errors import ConfigError
+from streamchat.base.events import TextCounted
+from streamchat.base.requests import CountTokens
+from streamchat.config.keymap import key_names
+from streamchat.frontend import mentions
+from streamchat.frontend.slash.registry import SlashContext
+from streamchat.tui.bindings import hint
+from streamchat.tui.editor import edit
+from streamchat.tui.history import PromptHistory
+from streamchat.tui.host import ChatHost
+from streamchat.tui.measure import MessageSize
+from streamchat.tui.widgets.completion import Completions
+from streamchat.tui.widgets.prompt import Prompt
+
+PAUSE_S = 0.4
+"""Seconds without a key press before the text is measured."""
+
+
+class Composer(Vertical):
+    """Where the user writes. `Prompt` posts what is to be sent."""
+
+    def __init__(self, host: ChatHost, history: PromptHistory) -> None:
+        super().__init__()
+        self._host = host
+        completions = Completions(id="completions")
+        self.prompt = Prompt(history, self._complete, completions, id="prompt")
+        self._completions = completions
+        self._message_size = MessageSize(lambda text: host.engine.send(CountTokens(text)))
+        self._pause_timer: Timer | None = None
+        self._hint = self._end_hint = ""
+
+    def compose(self) -> ComposeResult:
+        """The completions above the input."""
+        yield self._completions
+        yield self.prompt
+
+    def on_mount(self) -> None:
+        """Apply the configured keys; make the input usable at once, unless the app only watches."""
+        prompt = self.prompt
+        prompt.send_keys = key_names(self._host.keys_of("prompt.send"))
+        self._hint = f"{hint(self.app, 'prompt.send')} sends · {hint(self.app, 'prompt.newline')} new line"
+        prompt.border_subtitle = self._hint
+        self._end_hint = f"▾ scrolled back · {hint(self.app, 'chat.follow')} jumps to the end"
+        prompt.display = not self._host.watching
+        prompt.disabled = self._host.watching
+        if prompt.display:
+            prompt.focus()
+
+    def show_following(self, following: bool) -> None:
+        """Show how to jump to the end while the conversation is scrolled back."""
+        self.prompt.border_title = "" if following else self._end_hint
+
+    def _complete(self, text: str) -> list[tuple[str, str]]:
+        if text.startswith("/"):
+            host = self._host
+            return host.registry.completions(SlashContext(host.engine, host.board), text)
+        path = mentions.partial_mention(text)
+        if path is None:
+            return []
+        before = text[: len(text) - len(path)]
+        return [(before + whole, note) for whole, note in mentions.complete_path(path)]
+
+    # --- size of the message --------------------------------------------------------------------------------
+
+    def counted(self, event: TextCounted) -> None:
+        """Show the size that the engine has counted."""
+        self._message_size.counted(event.text, event.tokens)
+        self._show_size()
+
+    @on(Prompt.Edited)
+    def _edited(self, message: Prompt.Edited) -> None:
+        """Measure the text when the user pauses."""
+        message.stop()
+        if self._pause_timer is not None:
+            self._pause_timer.stop()
+        self._pause_timer = self.set_timer(PAUSE_S, self._measure)
+        self._show_size()
+
+    def _measure(self) -> None:
+        self._message_size.measure(self.prompt.text)
+        self._show_size()
+
+    def _show_size(self) -> None:
+        """Show the size of a long text: an estimate until the engine has counted its tokens."""
+        self.prompt.border_subtitle = self._message_size.summary(self.prompt.text, self._host.board.cache) or self._hint
+
+    # --- editor ---------------------------------------------------------------------------------------------
+
+    @on(Prompt.EditorRequested)
+    def open_editor(self, message: Prompt.EditorRequested | None = None) -> None:
+        """Write the message in the user's editor."""
+        if message is not None:
+            message.stop()
+        try:
+            self.prompt.put(edit(self.app, self.prompt.text))
+        except ConfigError as error:
+            self.app.notify(str(error), severity="error", markup=False)
