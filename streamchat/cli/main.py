@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
 """Environment of torch's OpenMP, read when it is loaded. By default its threads spin 300,000 times before they sleep,
-which takes the core from the threads of the compiled kernels, and from the thread they wait for if other programs run."""
+which takes the core from the compiled kernels' threads, and from the thread they wait for if other programs run."""
 
 TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
 

@@ -101,32 +101,65 @@ INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, 
         _mm512_storeu_ps(out + n * out_stride, total[n]);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
+INLINE __m256i add_pairs(__m256i sum, __m256i codes, int32_t pair) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, _mm256_set1_epi32(pair)));
+}
+
+/* Adds the share of a group, as above. */
+INLINE __m256 add_group(__m256 total, __m256i sums, const uint8_t *both, Rounded x, long g) {
+    __m256i pairs = _mm256_loadu_si256((const __m256i *)both);
+    __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+    __m256 sum = _mm256_set1_ps(x.sums[g]);
+    __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x.scales[g]));
+    dot = _mm256_fnmadd_ps(_mm256_set1_ps(8.0f), sum, dot);
+    return _mm256_fmadd_ps(zero, sum, _mm256_fmadd_ps(scale, dot, total));
+}
+
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
-    const __m256i mask = _mm256_set1_epi16(15), high = _mm256_set1_epi32((int)0xffff0000);
+    const __m256i mask = _mm256_set1_epi16(15);
     __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
         const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
-        for (int half = 0; half < 2; half++) {
-            __m256i sum = _mm256_setzero_si256();
-            for (int i = 0; i < 4; i++) {
+        __m256i a[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, b[2] = {a[0], a[0]};
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < 2; half++) {
                 __m256i codes = _mm256_loadu_si256((const __m256i *)(block + 64 * i + 32 * half));
-                for (int j = 0; j < 4; j++) {
-                    __m256i pair = _mm256_set1_epi32(pairs[4 * i + j]);
-                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(codes, mask), pair));
-                    codes = _mm256_srli_epi16(codes, 4);
-                }
+                a[half] = add_pairs(a[half], _mm256_and_si256(codes, mask), pairs[4 * i]);
+                b[half] = add_pairs(b[half], _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask), pairs[4 * i + 1]);
+                a[half] = add_pairs(a[half], _mm256_and_si256(_mm256_srli_epi16(codes, 8), mask), pairs[4 * i + 2]);
+                b[half] = add_pairs(b[half], _mm256_srli_epi16(codes, 12), pairs[4 * i + 3]);
             }
-            __m256i both = _mm256_loadu_si256((const __m256i *)(block + 256 + 32 * half));
-            __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-            __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(both, high));
-            __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(x.scales[g]));
-            dot = _mm256_fnmadd_ps(_mm256_set1_ps(8.0f), _mm256_set1_ps(x.sums[g]), dot);
-            total[half] = _mm256_fmadd_ps(scale, dot, total[half]);
-            total[half] = _mm256_fmadd_ps(zero, _mm256_set1_ps(x.sums[g]), total[half]);
-        }
+        for (int half = 0; half < 2; half++)
+            total[half] = add_group(total[half], _mm256_add_epi32(a[half], b[half]), block + 256 + 32 * half, x, g);
     }
     _mm256_storeu_ps(out, total[0]);
     _mm256_storeu_ps(out + 8, total[1]);
+}
+
+#define FOUR_AT_ONCE
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_stride) {
+    const __m256i mask = _mm256_set1_epi16(15);
+    for (int half = 0; half < 2; half++, block += 32, out += 8) {
+        __m256 total[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        const uint8_t *at = block;
+        for (long g = 0; g < groups; g++, at += BLOCK_BYTES) {
+            __m256i zero = _mm256_setzero_si256(), sums[4] = {zero, zero, zero, zero};
+            for (int i = 0; i < 4; i++) {
+                __m256i codes = _mm256_loadu_si256((const __m256i *)(at + 64 * i));
+                for (int j = 0; j < 4; j++) {
+                    __m256i four_bits = _mm256_and_si256(codes, mask);
+                    for (int n = 0; n < 4; n++)
+                        sums[n] = add_pairs(sums[n], four_bits, ((const int32_t *)(x[n].codes + g * GROUP))[4 * i + j]);
+                    codes = _mm256_srli_epi16(codes, 4);
+                }
+            }
+            for (int n = 0; n < 4; n++)
+                total[n] = add_group(total[n], sums[n], at + 256, x[n], g);
+        }
+        for (int n = 0; n < 4; n++)
+            _mm256_storeu_ps(out + n * out_stride, total[n]);
+    }
 }
 #else
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
@@ -161,6 +194,22 @@ INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
         total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(x.scales[g]), total);
     }
     return _mm512_reduce_add_ps(total);
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    __m256 total = _mm256_setzero_ps();
+    for (long g = 0; g < groups; g++) {
+        __m256i dots = _mm256_setzero_si256();
+        for (int half = 0; half < 2; half++) {
+            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + g * GROUP + 16 * half)));
+            __m256i codes = _mm256_loadu_si256((const __m256i *)(x.codes + g * GROUP + 16 * half));
+            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(w, codes));
+        }
+        total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(x.scales[g]), total);
+    }
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 #else
 INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
