@@ -23,7 +23,7 @@ from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 _log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "source"
-COMPILERS = ("gcc", "cc")
+COMPILERS = ("gcc", "clang", "cc")
 FLAGS = (
     "-std=c11",
     "-O3",

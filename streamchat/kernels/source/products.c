@@ -161,6 +161,54 @@ INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, 
             _mm256_storeu_ps(out + n * out_stride, total[n]);
     }
 }
+#elif defined(NEON)
+/* Adds the share of four rows in a group, as above. The sums of a row's even and odd columns are neighbors. */
+INLINE float32x4_t add_group(float32x4_t total, int32x4_t low, int32x4_t high, const uint8_t *both, Rounded x, long g) {
+    uint32x4_t pairs = vreinterpretq_u32_u8(vld1q_u8(both));
+    float32x4_t scale = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    float32x4_t zero = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+    float32x4_t dot = vmulq_n_f32(vcvtq_f32_s32(vpaddq_s32(low, high)), x.scales[g]);
+    dot = vfmsq_n_f32(dot, vdupq_n_f32(8.0f), x.sums[g]);
+    return vfmaq_n_f32(vfmaq_f32(total, scale, dot), zero, x.sums[g]);
+}
+
+/* Four rows at a time; `count` vectors, 1 or 4, so that codes are unpacked once. */
+INLINE void int4_rows(const uint8_t *block, const Rounded *x, int count, long groups, float *out, long out_stride) {
+    const int16x8_t mask = vdupq_n_s16(15);
+    for (int four = 0; four < 4; four++, block += 16, out += 4) {
+        const uint8_t *at = block;
+        float32x4_t total[4] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+        for (long g = 0; g < groups; g++, at += BLOCK_BYTES) {
+            int32x4_t none = vdupq_n_s32(0), low[4] = {none, none, none, none}, high[4] = {none, none, none, none};
+            for (int i = 0; i < 4; i++) {
+                uint16x8_t codes = vreinterpretq_u16_u8(vld1q_u8(at + 64 * i));
+                for (int j = 0; j < 4; j++) {
+                    int16x8_t four_bits = vandq_s16(vreinterpretq_s16_u16(codes), mask);
+                    for (int n = 0; n < count; n++) {
+                        const int32_t *pairs = (const int32_t *)(x[n].codes + g * GROUP);
+                        int16x8_t pair = vreinterpretq_s16_s32(vdupq_n_s32(pairs[4 * i + j]));
+                        low[n] = vmlal_s16(low[n], vget_low_s16(four_bits), vget_low_s16(pair));
+                        high[n] = vmlal_high_s16(high[n], four_bits, pair);
+                    }
+                    codes = vshrq_n_u16(codes, 4);
+                }
+            }
+            for (int n = 0; n < count; n++)
+                total[n] = add_group(total[n], low[n], high[n], at + 256, x[n], g);
+        }
+        for (int n = 0; n < count; n++)
+            vst1q_f32(out + n * out_stride, total[n]);
+    }
+}
+
+INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
+    int4_rows(block, &x, 1, groups, out, 0);
+}
+
+#define FOUR_AT_ONCE
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_stride) {
+    int4_rows(block, x, 4, groups, out, out_stride);
+}
 #else
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
     memset(out, 0, sizeof(float) * TILE);
@@ -210,6 +258,20 @@ INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
     __m128 sum = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
     sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+#elif defined(NEON)
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    float32x4_t total = vdupq_n_f32(0.0f);
+    for (long g = 0; g < groups; g++) {
+        int32x4_t low = vdupq_n_s32(0), high = low;
+        for (long k = g * GROUP; k < (g + 1) * GROUP; k += 8) {
+            int16x8_t w = vmovl_s8(vld1_s8(row + k)), codes = vld1q_s16(x.codes + k);
+            low = vmlal_s16(low, vget_low_s16(w), vget_low_s16(codes));
+            high = vmlal_high_s16(high, w, codes);
+        }
+        total = vfmaq_n_f32(total, vcvtq_f32_s32(vaddq_s32(low, high)), x.scales[g]);
+    }
+    return vaddvq_f32(total);
 }
 #else
 INLINE float int8_row(const int8_t *row, Rounded x, long groups) {

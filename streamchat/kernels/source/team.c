@@ -15,13 +15,14 @@
 
 #include "pace.h"
 
+/* Tells the processor that this thread only waits. */
+static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
-#define PAUSE() __builtin_ia32_pause()
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-#define PAUSE() __asm__ __volatile__("yield")
-#else
-#define PAUSE() ((void)0)
+    __asm__ __volatile__("yield");
 #endif
+}
 
 enum { MAX_THREADS = 256, CACHE_LINE = 64, SPINS = 32, TASK_BITS = 24 };
 static const int64_t SPIN_NS = 100000;
@@ -70,7 +71,7 @@ static void sleep_while(uint64_t seen, int index) {
 /* Spins for a while; returns whether the state has changed. */
 static int spin_while(uint64_t seen, int index) {
     for (int64_t until = now() + SPIN_NS; is_active(index) && now() < until;)
-        for (int i = 0; i < SPINS; i++, PAUSE())
+        for (int i = 0; i < SPINS; i++, pause_briefly())
             if (atomic_load(&team.state) != seen)
                 return 1;
     return 0;
