@@ -1,4 +1,4 @@
-"""Count the processors this process may use: on a shared machine or in a container, fewer than the machine has."""
+"""Count the processors this process should use: in a container or with hyperthreads, fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ from pathlib import Path
 
 from streamchat.base.cgroups import group_folders, read_lines
 
+TOPOLOGY = Path("/sys/devices/system/cpu")
+
 
 def usable_processors() -> int:
-    """Return the number of processors by affinity, limited by the CPU quota of the control groups; at least 1.
+    """Return the number of cores by affinity, limited by the CPU quota of the control groups; at least 1.
 
-    A quota of 1.5 processors counts as 1: threads that wait for each other would all stall when the quota is used up.
+    Hyperthreads of one core count once: they share its arithmetic units and caches. A quota of 1.5 processors counts as
+    1: threads that wait for each other would all stall when the quota is used up.
     """
     quota = processor_quota()
-    return allowed_processors() if quota is None else max(1, min(allowed_processors(), int(quota)))
+    return allowed_cores() if quota is None else max(1, min(allowed_cores(), int(quota)))
+
+
+def allowed_cores() -> int:
+    """Return the number of different cores of the processors on which this process may be scheduled.
+
+    Only Linux tells; elsewhere each processor counts as a core.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return allowed_processors()
+    numbers = os.sched_getaffinity(0)
+    siblings = (read_lines(TOPOLOGY / f"cpu{number}" / "topology" / "thread_siblings_list") for number in numbers)
+    cores = {lines[0] if lines else number for number, lines in zip(numbers, siblings, strict=True)}
+    return len(cores) or 1
 
 
 def allowed_processors() -> int:

@@ -11,11 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from streamchat.benchmarks.decode import EndlessReply
 from streamchat.decode.native_step import CompiledStep
-from streamchat.kernels.operations import ACTIVATION, ATTENTION, NORM, Operation
+from streamchat.kernels.operations import ATTEND, STORE, Operation
 
 TOP = 20
 """Maximum number of PyTorch operations that are listed."""
-_KINDS = {ATTENTION: "attention", NORM: "norms", ACTIVATION: "activations"}
+_KINDS = {ATTEND: "attention", STORE: "storing keys and values"}
 _BITS = {4: "int4", 8: "int8", 16: "bfloat16", 32: "float32"}
 
 
@@ -38,14 +38,16 @@ def measure_parts(stream: EndlessReply, step: CompiledStep, repeats: int = 100) 
     kernels, whole = step._kernels, list(step.program(1, True, threads).operations)
     kinds: dict[str, list[Operation]] = {}
     for each in whole:
-        kinds.setdefault(_KINDS.get(each.kind) or f"products, {_BITS[each.each.product.bits]}", []).append(each)
+        kinds.setdefault(_KINDS.get(each.kind) or f"products, {_BITS[each.each.product.matrices[0].bits]}", []).append(
+            each
+        )
     found = {"token": token}
     for name, operations in [("kernels, all", whole), *kinds.items()]:
         part = (Operation * len(operations))(*operations)
         times = []
         for _ in range(repeats):
             started = time.perf_counter()
-            kernels.run(part, len(part), threads)
+            kernels.run(part, threads)
             times.append(time.perf_counter() - started)
         found[f"{name} ({len(part)})"] = 1000 * statistics.median(times)
     return found

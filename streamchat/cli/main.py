@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
-"""Environment of torch's OpenMP, read when it is loaded. Its threads wait for each other hundreds of times per token
-and by default spin 300,000 times each, which takes the core from the thread they wait for if other programs run."""
+"""Environment of torch's OpenMP, read when it is loaded. By default its threads spin 300,000 times before they sleep,
+which takes the core from the compiled kernels' threads, and from the thread they wait for if other programs run."""
 
 TOO_MANY_FILES = "too many open files; raise the limit of this shell, for example with `ulimit -n 1024`"
 

@@ -210,13 +210,15 @@ def _device(configuration: Configuration) -> Rows:
 
 def _processors() -> str:
     """Describe how many processors streamchat uses, and why not all."""
-    from streamchat.base.processors import allowed_processors, processor_quota, usable_processors
+    from streamchat.base.processors import allowed_cores, allowed_processors, processor_quota, usable_processors
 
     usable, there, quota = usable_processors(), os.cpu_count() or 1, processor_quota()
     reasons = []
     if allowed_processors() < there:
         reasons.append(f"may run on {allowed_processors()}")
-    if quota is not None and quota < allowed_processors():
+    if allowed_cores() < allowed_processors():
+        reasons.append(f"uses one hyperthread of each of {allowed_cores()} cores")
+    if quota is not None and quota < allowed_cores():
         reasons.append(f"has a quota of {quota:g} (cgroup)")
     return f"{usable} of {there}: this process {' and '.join(reasons)}" if reasons else str(usable)
 

@@ -72,7 +72,7 @@ class CompiledStep:
             cos, sin = self._model.rotary(program.hidden, positions)
             program.cos.copy_(cos[0])
             program.sin.copy_(sin[0])
-            for attentions, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
+            for attention, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(empty, empty)
                 cached = layer.length
@@ -84,13 +84,10 @@ class CompiledStep:
                     raise CacheError(
                         f"a cache in {keys.dtype} cannot be continued by a model in {self._model.dtype}; reset it first"
                     )
-                first_key, first_value = keys.data_ptr(), values.data_ptr()
-                stride_bytes = keys.stride(1) * keys.element_size()
-                for attention in attentions:
-                    attention.keys, attention.values, attention.head_stride_bytes = first_key, first_value, stride_bytes
-                    attention.cached = cached
-                    cached += 1
-            self._kernels.run(program.operations, len(program.operations), threads)
+                attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
+                attention.head_stride_bytes = keys.stride(1) * keys.element_size()
+                attention.cached = cached
+            self._kernels.run(program.operations, threads)
             return program.logits[None].clone()
 
     def program(self, tokens: int, last_only: bool, threads: int) -> Program:

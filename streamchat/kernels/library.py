@@ -7,10 +7,8 @@ import functools
 import logging
 from typing import Any
 
-import torch
-
 from streamchat.kernels.build import KernelsUnavailableError, library
-from streamchat.kernels.operations import declare
+from streamchat.kernels.operations import Operation, declare
 
 _log = logging.getLogger(__name__)
 
@@ -20,12 +18,18 @@ class Kernels:
 
     def __init__(self, loaded: Any) -> None:
         declare(loaded)
-        self.run = loaded.run
-        """(program, its length, threads): runs the operations one after the other."""
-        self.product_scratch = loaded.product_scratch
-        """(columns) -> scratch floats per vector of a product."""
-        self.attention_scratch = loaded.attention_scratch
-        """(num_kv_heads, num_kv_groups, head_dim, spans) -> scratch floats."""
+        self._run = loaded.run
+        self.attention_partial = loaded.attention_partial
+        """(tokens, num_kv_heads, num_kv_groups, head_dim, spans) -> floats for partial results."""
+
+    def run(self, operations: ctypes.Array[Operation], threads: int) -> None:
+        """Run the operations one after the other with up to `threads` threads.
+
+        Raises:
+            MemoryError: There is no scratch memory.
+        """
+        if self._run(operations, len(operations), threads):
+            raise MemoryError("no scratch memory for the compiled kernels")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         return self  # copies of a model share the library
@@ -52,19 +56,7 @@ def _loaded() -> tuple[Kernels | None, str]:
     try:
         loaded = ctypes.CDLL(library().loadable)
         found = Kernels(loaded)
-        if not _shares_threads(loaded):
-            raise KernelsUnavailableError("compiled kernels would not share PyTorch's OpenMP thread pool")
     except (KernelsUnavailableError, OSError, AttributeError) as error:
         _log.info("no compiled kernels: %s", error)
         return None, str(error)
     return found, ""
-
-
-def _shares_threads(loaded: Any) -> bool:
-    """Return whether PyTorch uses the same OpenMP runtime: threads of two pools would compete for the cores."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(before + 1)
-        return bool(loaded.pool_threads() == before + 1)
-    finally:
-        torch.set_num_threads(before)

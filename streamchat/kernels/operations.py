@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
 from typing import Any, ClassVar
 
-PRODUCT, ATTENTION, NORM, ACTIVATION = range(4)
-SILU, GELU = range(2)
+PRODUCT, ATTEND, STORE = range(3)
+NO_FUNCTION, SILU, GELU = range(3)
 MAX_HEAD_DIM = 256
 MAX_QUERIES = 16
 """Maximum query heads per key head."""
@@ -18,26 +18,31 @@ TILE = 16
 """With 4-bit weights the number of rows must be a multiple of this."""
 
 
-class Product(ctypes.Structure):
-    """`out = x W^T + bias`."""
+class Matrix(ctypes.Structure):
+    """Weights of a product."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("data", c_void_p),
         ("scales", c_void_p),
         ("bias", c_void_p),
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("scratch", c_void_p),
         ("rows", c_long),
-        ("columns", c_long),
-        ("out_stride", c_long),
         ("bits", c_int),
-        ("count", c_int),
+    ]
+
+
+class Norm(ctypes.Structure):
+    """A norm of the input of another operation."""
+
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("eps", c_float),
+        ("is_layer_norm", c_int),
     ]
 
 
 class Attention(ctypes.Structure):
-    """Stores one token and attends to all cached tokens of the layer."""
+    """Stores new tokens, and attends to all cached tokens of the layer."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("query", c_void_p),
@@ -47,12 +52,14 @@ class Attention(ctypes.Structure):
         ("sin", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
-        ("out", c_void_p),
-        ("scratch", c_void_p),
-        ("query_stride", c_long),
-        ("key_stride", c_long),
+        ("partial", c_void_p),
+        ("query_norm", Norm),
+        ("key_norm", Norm),
+        ("head_stride", c_long),
+        ("token_stride", c_long),
         ("head_stride_bytes", c_long),
         ("cached", c_long),
+        ("tokens", c_int),
         ("rotary_dim", c_int),
         ("num_kv_heads", c_int),
         ("num_kv_groups", c_int),
@@ -63,43 +70,31 @@ class Attention(ctypes.Structure):
     ]
 
 
-class Norm(ctypes.Structure):
-    """Adds residuals to the hidden state, and normalizes it."""
+class Product(ctypes.Structure):
+    """Sums, norm, product with matrices, activation."""
 
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("hidden", c_void_p),
+        ("matrices", Matrix * 3),
+        ("x", c_void_p),
         ("added", c_void_p),
         ("more", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
+        ("attention", ctypes.POINTER(Attention)),
+        ("sum", c_void_p),
         ("out", c_void_p),
-        ("width", c_long),
-        ("rows", c_int),
-        ("is_layer_norm", c_int),
-        ("eps", c_float),
-    ]
-
-
-class Activation(ctypes.Structure):
-    """`out = f(x) * up`."""
-
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("x", c_void_p),
-        ("up", c_void_p),
-        ("out", c_void_p),
-        ("width", c_long),
-        ("stride", c_long),
-        ("rows", c_int),
+        ("norm", Norm),
+        ("columns", c_long),
+        ("out_stride", c_long),
+        ("num_matrices", c_int),
+        ("count", c_int),
         ("function", c_int),
+        ("gated", c_int),
     ]
 
 
 class _Any(ctypes.Union):
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
         ("product", Product),
-        ("attention", Attention),
-        ("norm", Norm),
-        ("activation", Activation),
+        ("attention", ctypes.POINTER(Attention)),
     ]
 
 
@@ -109,22 +104,23 @@ class Operation(ctypes.Structure):
     _fields_: ClassVar[Sequence[tuple[str, Any]]] = [("each", _Any), ("kind", c_int)]
 
 
-_KINDS = {Product: PRODUCT, Attention: ATTENTION, Norm: NORM, Activation: ACTIVATION}
+def product(*matrices: Matrix, **members: Any) -> Operation:
+    """Return the operation that multiplies with one to three matrices; see `source/operations.h`."""
+    return Operation(_Any(product=Product((Matrix * 3)(*matrices), num_matrices=len(matrices), **members)), PRODUCT)
 
 
-def program(operations: Sequence[ctypes.Structure]) -> ctypes.Array[Operation]:
-    """Return the array that `run` takes, with copies of `operations`."""
-    array = (Operation * len(operations))()
-    for to, each in zip(array, operations, strict=True):
-        to.kind = _KINDS[type(each)]
-        name = type(each).__name__.lower()
-        setattr(to.each, name, each)
-    return array
+def attend(attention: Attention) -> list[Operation]:
+    """Return the operations of `attention`, which refer to it. Several tokens are stored before they attend."""
+    kinds = (ATTEND,) if attention.tokens == 1 else (STORE, ATTEND)
+    return [Operation(_Any(attention=ctypes.pointer(attention)), kind) for kind in kinds]
+
+
+def program(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
+    """Return the array that `run` takes. Keep the attentions alive, to which the operations refer."""
+    return (Operation * len(operations))(*operations)
 
 
 def declare(kernels: Any) -> None:
     """Declare the argument and result types of the library's functions."""
-    kernels.run.argtypes, kernels.run.restype = [c_void_p, c_long, c_int], None
-    kernels.product_scratch.argtypes, kernels.product_scratch.restype = [c_long], c_long
-    kernels.attention_scratch.argtypes, kernels.attention_scratch.restype = [c_int] * 4, c_long
-    kernels.pool_threads.restype = c_int
+    kernels.run.argtypes, kernels.run.restype = [c_void_p, c_long, c_int], c_int
+    kernels.attention_partial.argtypes, kernels.attention_partial.restype = [c_int] * 5, c_long

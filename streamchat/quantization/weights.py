@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GROUP as GROUP
-from streamchat.kernels.operations import TILE, Product, program
+from streamchat.kernels.operations import TILE, Matrix, product, program
 
 Kind = Literal["int8", "int4"]
 
@@ -70,20 +70,11 @@ class QuantizedWeight:
         count, columns = x.shape
         x_floats = x.detach().float().contiguous()
         out = torch.empty(count, self.rows)
-        scratch = torch.empty(count * compiled.product_scratch(columns))
-        product = Product(
-            data=self.data.data_ptr(),
-            scales=self.scales.data_ptr(),
-            x=x_floats.data_ptr(),
-            out=out.data_ptr(),
-            scratch=scratch.data_ptr(),
-            rows=self.rows,
-            columns=columns,
-            out_stride=self.rows,
-            bits=BITS[self.kind],
-            count=count,
+        matrix = Matrix(self.data.data_ptr(), self.scales.data_ptr(), rows=self.rows, bits=BITS[self.kind])
+        operation = product(
+            matrix, x=x_floats.data_ptr(), out=out.data_ptr(), columns=columns, out_stride=self.rows, count=count
         )
-        compiled.run(program([product]), 1, torch.get_num_threads())
+        compiled.run(program([operation]), torch.get_num_threads())
         return out.to(x.dtype)
 
     def part(self, first: int, stop: int) -> QuantizedWeight:

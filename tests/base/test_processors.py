@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamchat.base import cgroups
+from streamchat.base import cgroups, processors
 from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.benchmarks import pools
 from streamchat.cli import main as cli
@@ -66,6 +66,7 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "cgroup", "0::/\n")
     monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "fs")
     monkeypatch.setattr(cgroups, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(processors, "TOPOLOGY", tmp_path / "cpu")
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
 
@@ -79,6 +80,22 @@ def test_the_smallest_limit_counts(limited: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
     monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
     assert usable_processors() == 16
+
+
+def test_hyperthreads_of_a_core_count_once(
+    limited: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8):
+        core = f"{number % 4},{number % 4 + 4}\n"
+        write(tmp_path / "cpu" / f"cpu{number}" / "topology" / "thread_siblings_list", core)
+    assert usable_processors() == 4
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
+    assert usable_processors() == 4
+    cli.main(["doctor", "--json"])
+    row = json.loads(capsys.readouterr().out)["device"]["processors"]
+    assert row == "4 of 16: this process may run on 8 and uses one hyperthread of each of 4 cores"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5})  # two cores, one of them whole
+    assert usable_processors() == 2
 
 
 def test_torch_is_held_to_it(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.kernels.operations import (
     GELU,
     SILU,
-    Activation,
     Attention,
+    Matrix,
     Norm,
+    Operation,
+    attend,
+    product,
     program,
 )
 from streamchat.models.load import load_model
@@ -91,10 +95,18 @@ def test_a_vector_of_zeros_gives_zeros() -> None:
         assert not quantize(noise(32, 64), kind, load_kernels("auto")).multiply(torch.zeros(2, 64)).any()
 
 
-def run(operation: Any, threads: int = 2) -> None:
+def run(*operations: Operation, threads: int = 2) -> None:
     compiled = load_kernels("auto")
     assert compiled is not None
-    compiled.run(program([operation]), 1, threads)
+    compiled.run(program(operations), threads)
+
+
+def multiply(x: Tensor, *matrices: Tensor, out: Tensor, **members: Any) -> Operation:
+    """The product of `x` with float32 matrices; keep all of them alive."""
+    count, columns = x.shape
+    given = [Matrix(each.data_ptr(), rows=each.shape[0], bits=32) for each in matrices]
+    members = {"x": x.data_ptr(), "out": out.data_ptr(), "out_stride": out.shape[1]} | members
+    return product(*given, columns=columns, count=count, **members)
 
 
 @pytest.mark.slow
@@ -102,36 +114,34 @@ def run(operation: Any, threads: int = 2) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 4, 80), (5, 2, 64)])
 @pytest.mark.parametrize(("held", "spans"), [(0, 1), (0, 3), (1, 2), (63, 2), (64, 1), (200, 4)])
+@pytest.mark.parametrize("tokens", [1, 3])
 def test_attention_is_that_of_a_plain_softmax(
-    dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int
+    dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int, tokens: int
 ) -> None:
     compiled = load_kernels("auto")
     assert compiled is not None
-    slots, width = held + 3, dim // 2
+    slots, width = held + tokens + 2, dim // 2
     keys, values = noise(heads, slots, dim, seed=2).to(dtype), noise(heads, slots, dim, seed=3).to(dtype)
     # scores far apart: the running maximum moves, and most shares vanish
-    q, k, v = 3 * noise(heads * queries, dim), noise(heads, dim, seed=4), noise(heads, dim, seed=5)
-    angles = noise(width // 2, seed=6).repeat(2)
+    qkv = noise(tokens, heads * (queries + 2), dim)
+    qkv[:, : heads * queries] *= 3
+    angles = noise(tokens, width // 2, seed=6).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
     before = keys.clone(), values.clone()
-    out, scratch = (
-        torch.empty(heads * queries, dim),
-        torch.empty(compiled.attention_scratch(heads, queries, dim, spans)),
-    )
-    operation = Attention(
-        query=q.data_ptr(),
-        key=k.data_ptr(),
-        value=v.data_ptr(),
+    partial = torch.empty(compiled.attention_partial(tokens, heads, queries, dim, spans))
+    first = [qkv[:, at:].data_ptr() for at in (0, heads * queries, heads * (queries + 1))]
+    attention = Attention(
+        *first,
         cos=cos.data_ptr(),
         sin=sin.data_ptr(),
         keys=keys.data_ptr(),
         values=values.data_ptr(),
-        out=out.data_ptr(),
-        scratch=scratch.data_ptr(),
-        query_stride=dim,
-        key_stride=dim,
+        partial=partial.data_ptr(),
+        head_stride=dim,
+        token_stride=qkv.stride(0),
         head_stride_bytes=slots * dim * dtype.itemsize,
         cached=held,
+        tokens=tokens,
         rotary_dim=width,
         num_kv_heads=heads,
         num_kv_groups=queries,
@@ -140,62 +150,114 @@ def test_attention_is_that_of_a_plain_softmax(
         spans=spans,
         scale=dim**-0.5,
     )
-    run(operation)
+    out, identity = torch.empty(tokens, heads * queries * dim), torch.eye(heads * queries * dim)
+    run(*attend(attention), multiply(out, identity, out=out, attention=ctypes.pointer(attention)))
 
     def turned(x: Tensor) -> Tensor:
+        """(tokens, heads, dim)"""
         part = x[..., :width]
         half = torch.cat([-part[..., width // 2 :], part[..., : width // 2]], dim=-1)
-        return torch.cat([part * cos + half * sin, x[..., width:]], dim=-1)
+        return torch.cat([part * cos[:, None] + half * sin[:, None], x[..., width:]], dim=-1)
 
-    new = turned(k).to(dtype), v.to(dtype)
+    q, k, v = torch.split(qkv, [heads * queries, heads, heads], dim=1)
+    new = turned(k).to(dtype).transpose(0, 1), v.to(dtype).transpose(0, 1)
     for buffer, old, fresh in zip((keys, values), before, new, strict=True):
-        torch.testing.assert_close(buffer[:, held], fresh, rtol=2**-7, atol=1e-6)
+        torch.testing.assert_close(buffer[:, held : held + tokens], fresh, rtol=2**-7, atol=1e-6)
         assert torch.equal(buffer[:, :held], old[:, :held])
-        assert torch.equal(buffer[:, held + 1 :], old[:, held + 1 :])
-    seen = keys[:, : held + 1].double(), values[:, : held + 1].double()
-    scores = turned(q).double().view(heads, queries, dim) @ seen[0].transpose(1, 2) * dim**-0.5
-    expected = (scores.softmax(-1) @ seen[1]).view(heads * queries, dim)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-5)
+        assert torch.equal(buffer[:, held + tokens :], old[:, held + tokens :])
+    for t in range(tokens):
+        seen = keys[:, : held + t + 1].double(), values[:, : held + t + 1].double()
+        scores = turned(q)[t].double().view(heads, queries, dim) @ seen[0].transpose(1, 2) * dim**-0.5
+        expected = (scores.softmax(-1) @ seen[1]).view(-1)
+        torch.testing.assert_close(out[t].double(), expected, rtol=0, atol=2e-5)
 
 
 @needs_kernels
 def test_activations_and_norms_are_those_of_torch() -> None:
-    x, up = torch.linspace(-30, 30, 999), noise(999)
+    x, identity = torch.linspace(-30, 30, 99)[None], torch.eye(99)
+    factors = torch.diag(noise(99))
     for function, expected in ((SILU, torch.nn.functional.silu(x)), (GELU, torch.nn.functional.gelu(x))):
-        out = torch.empty(999)
-        run(Activation(x=x.data_ptr(), up=up.data_ptr(), out=out.data_ptr(), width=999, rows=1, function=function))
-        torch.testing.assert_close(out, expected * up, rtol=2e-6, atol=2e-6)
-    rows, weight = noise(4, 72), noise(72, seed=2)
+        out = torch.empty(1, 99)
+        run(multiply(x, identity, out=out, function=function))
+        torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
+        run(multiply(x, identity, factors, out=out, function=function, gated=1))
+        gate = x @ factors.T
+        torch.testing.assert_close(out, expected * gate, rtol=2e-6, atol=2e-6 * float(gate.abs().max()))
+    rows, added, weight, identity = noise(40, 72), noise(40, 72, seed=3), noise(72, seed=2), torch.eye(72)
     for is_layer_norm in (0, 1):
-        out = rows.clone()
-        run(
-            Norm(
-                hidden=out.data_ptr(),
-                weight=weight.data_ptr(),
-                out=out.data_ptr(),  # in place, as for queries and keys
-                width=72,
-                rows=4,
-                is_layer_norm=is_layer_norm,
-                eps=1e-5,
-            )
-        )
+        out, total = torch.empty(40, 72), torch.empty(40, 72)
+        norm = Norm(weight.data_ptr(), None, 1e-5, is_layer_norm)
+        run(multiply(rows, identity, out=out, added=added.data_ptr(), sum=total.data_ptr(), norm=norm))
         plain = torch.nn.functional.layer_norm if is_layer_norm else torch.nn.functional.rms_norm
-        torch.testing.assert_close(out, plain(rows, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
+        assert torch.equal(total, rows + added)
+        torch.testing.assert_close(out, plain(rows + added, (72,), weight, eps=1e-5), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+def test_results_do_not_depend_on_who_does_which_task() -> None:
+    """Also while other threads run programs of their own, and with more threads than there are cores."""
+    x, weights = noise(1, 64), [noise(64, 64, seed=i) / 8 for i in range(30)]
+
+    def chain(threads: int) -> Tensor:
+        rows = [x, *(torch.empty(1, 64) for _ in weights)]
+        steps = zip(rows, weights, rows[1:], strict=False)
+        run(*(multiply(before, matrix, out=after) for before, matrix, after in steps), threads=threads)
+        return rows[-1]
+
+    expected = chain(1)
+    torch.testing.assert_close(expected, functools.reduce(lambda row, matrix: row @ matrix.T, weights, x))
+    with ThreadPoolExecutor(3) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(chain, [1, 2, 3, 7] * 50))
+
+
+@needs_kernels
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = (
+        "import multiprocessing, tests.kernels.test_kernels as t; t.chain_of_threads(); "
+        "process = multiprocessing.get_context('fork').Process(target=t.chain_of_threads); "
+        "process.start(); process.join(60); raise SystemExit(process.exitcode)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def chain_of_threads() -> None:
+    x, identity, out = noise(1, 64), torch.eye(64), torch.empty(1, 64)
+    for _ in range(20):
+        run(multiply(x, identity, out=out), threads=3)
+        assert torch.equal(out, x)
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_team_has_no_races(tmp_path: Path, sanitizer: str) -> None:
+    program = tmp_path / "stress"
+    sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
+    flags = ["-std=gnu11", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", f"-I{build.SOURCES}"]
+    built = subprocess.run(
+        [*build.find_compiler(), *flags, *sources, "-o", str(program)], capture_output=True, text=True
+    )
+    if "cannot find" in built.stderr or "unrecognized" in built.stderr:
+        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_structures_and_constants_are_those_of_the_sources() -> None:
     """What Python repeats of the C code: members with their order and types, and numbers."""
     header = (build.SOURCES / "operations.h").read_text(encoding="utf-8")
-    types = {"int": ctypes.c_int, "long": ctypes.c_long, "float": ctypes.c_float}
+    types: dict[str, Any] = {"int": ctypes.c_int, "long": ctypes.c_long, "float": ctypes.c_float}
     structures = re.findall(r"typedef struct \{([^{}]*)\} (\w+);", header)
-    assert [name for _, name in structures] == ["Product", "Attention", "Norm", "Activation"]
+    assert [name for _, name in structures] == ["Matrix", "Norm", "Attention", "Product"]
     for body, name in structures:
-        members = []
+        members: list[tuple[str, Any]] = []
         for declaration in body.strip().removesuffix(";").split(";"):
-            kind, names = declaration.split(None, 2)[-2:] if "const" in declaration else declaration.split(None, 1)
-            for member in names.split(","):
-                pointer = "*" in member
-                members.append((member.strip(" *"), ctypes.c_void_p if pointer else types[kind]))
+            kind, names = declaration.replace("const ", "").split(None, 1)
+            own: Any = types.get(kind, getattr(operations, kind, None))
+            for star, member, size in re.findall(r"(\*?)(\w+)(?:\[(\d+)\])?", names):
+                pointer = ctypes.POINTER(own) if kind == "Attention" else ctypes.c_void_p
+                members.append((member, pointer if star else own * int(size) if size else own))
         assert getattr(operations, name)._fields_ == members
     numbers: dict[str, int] = {}
     for source in build.SOURCES.iterdir():
@@ -482,7 +544,9 @@ def test_a_compiler_that_fails_is_told(
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
         ("products.c", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
         ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
-        ("rows.c", "if (n->more)", "if (0)"),
+        ("rows.c", "if (n->bias)", "if (0)"),
+        ("products.c", "if (p->more)", "if (0)"),
+        ("team.c", "(int)left - 1, team.threads", "0, team.threads"),
         ("run.c", "for (long i = 0;", "*(volatile int *)0 = 1; for (long i = 0;"),  # crashes
     ],
 )

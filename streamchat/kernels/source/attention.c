@@ -1,8 +1,8 @@
-/* Attention of one new token: rotates and stores its key and value, then attends to all cached tokens of the layer.
+/* Attention of new tokens: rotates and stores their keys and values, then attends to all cached tokens of the layer.
  *
  * As in FlashAttention (arXiv:2205.14135), scores are never stored as a whole: a running maximum and sum replace them.
  * As in flash decoding, the keys are split into spans, so that all threads read equally much; partial results are
- * combined at the end.
+ * combined by the product behind it.
  */
 #include "operations.h"
 
@@ -67,53 +67,73 @@ static void store(const float *x, int dim, int bytes, char *to) {
         memcpy(to, x, sizeof(float) * (size_t)dim);
 }
 
-/* Scratch memory of an attention, in floats. */
-EXPORT long attention_scratch(int heads, int queries, int dim, int threads) {
-    return (long)heads * queries * dim + (long)heads * threads * queries * (dim + 2);
+/* Floats of `partial`: for each token, head and span the weighted values of each query, then all maxima, all sums. */
+EXPORT long attention_partial(int tokens, int heads, int queries, int dim, int spans) {
+    return (long)tokens * heads * spans * queries * (dim + 2);
 }
 
-/* Called by all threads of a team, like every `team_` function. */
-void team_attend(const Attention *a) {
-    int heads = a->num_kv_heads, queries = a->num_kv_groups, dim = a->head_dim;
-    int spans = a->spans, size = dim * a->element_bytes;
-    float *rotated = a->scratch, *acc = rotated + (long)heads * queries * dim;
-    float *top = acc + (long)heads * spans * queries * dim, *sum = top + (long)heads * spans * queries;
-    long count = a->cached + 1;
-#pragma omp single
-    {
-        for (int h = 0; h < heads; h++) {
-            float row[MAX_DIM];
-            long at = h * a->head_stride_bytes + a->cached * size;
-            rotate(a->key + h * a->key_stride, a->cos, a->sin, a->rotary_dim, dim, 1.0f, row);
-            store(row, dim, a->element_bytes, a->keys + at);
-            store(a->value + h * a->key_stride, dim, a->element_bytes, a->values + at);
-        }
-        for (int i = 0; i < heads * queries; i++)
-            rotate(a->query + i * a->query_stride, a->cos, a->sin, a->rotary_dim, dim, a->scale, rotated + i * dim);
+static long partials(const Attention *a) { return (long)a->tokens * a->num_kv_heads * a->spans * a->num_kv_groups; }
+
+static void prepare(const Attention *a, const Norm *norm, const float *from, int token, float scale, float *out) {
+    float normed[MAX_DIM];
+    const float *cos = a->cos + (long)token * a->rotary_dim, *sin = a->sin + (long)token * a->rotary_dim;
+    if (norm->weight)
+        normalize(norm, from, a->head_dim, normed);
+    rotate(norm->weight ? normed : from, cos, sin, a->rotary_dim, a->head_dim, scale, out);
+}
+
+/* Writes key and value of one head of a new token behind the cached ones. */
+static void store_head(const Attention *a, int token, int h) {
+    float row[MAX_DIM];
+    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * a->element_bytes;
+    long from = token * a->token_stride + h * a->head_stride;
+    prepare(a, &a->key_norm, a->key + from, token, 1.0f, row);
+    store(row, a->head_dim, a->element_bytes, a->keys + at);
+    store(a->value + from, a->head_dim, a->element_bytes, a->values + at);
+}
+
+int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
+
+void store_work(const Attention *a, int task) { store_head(a, task / a->num_kv_heads, task % a->num_kv_heads); }
+
+int attend_tasks(const Attention *a) { return a->tokens * a->num_kv_heads * a->spans; }
+
+void attend_work(const Attention *a, int task) {
+    int queries = a->num_kv_groups, dim = a->head_dim, bytes = a->element_bytes;
+    int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
+    long count = a->cached + token + 1, first = count * part / a->spans, last = count * (part + 1) / a->spans;
+    long at = h * a->head_stride_bytes + first * dim * bytes, result = (long)task * queries;
+    float rotated[MAX_QUERIES * MAX_DIM];
+    float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    if (a->tokens == 1 && part == a->spans - 1)
+        store_head(a, token, h); /* only this task reads the new slot */
+    for (int i = 0; i < queries; i++) {
+        const float *query = a->query + token * a->token_stride + ((long)h * queries + i) * a->head_stride;
+        prepare(a, &a->query_norm, query, token, a->scale, rotated + i * dim);
     }
-#pragma omp for schedule(static)
-    for (int task = 0; task < heads * spans; task++) {
-        int h = task / spans, part = task % spans;
-        long first = count * part / spans, last = count * (part + 1) / spans, at = h * a->head_stride_bytes + first * size;
-        span(a->keys + at, a->values + at, a->element_bytes, last - first, rotated + (long)h * queries * dim, queries, dim,
-             top + (long)task * queries, sum + (long)task * queries, acc + (long)task * queries * dim);
-    }
-#pragma omp for schedule(static)
+    span(a->keys + at, a->values + at, bytes, last - first, rotated, queries, dim, top + result, sum + result,
+         a->partial + result * dim);
+}
+
+void combine(const Attention *a, int token, float *out) {
+    int queries = a->num_kv_groups, dim = a->head_dim, spans = a->spans, heads = a->num_kv_heads;
+    const float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
     for (int query = 0; query < heads * queries; query++) {
         int h = query / queries, i = query % queries;
-        float highest = LOWEST, total = 0.0f, *to = a->out + (long)query * dim;
+        long start = ((long)token * heads + h) * spans;
+        float highest = LOWEST, total = 0.0f, *to = out + (long)query * dim;
         for (int part = 0; part < spans; part++) {
-            float each = top[((long)h * spans + part) * queries + i];
+            float each = top[(start + part) * queries + i];
             highest = each > highest ? each : highest;
         }
         memset(to, 0, sizeof(float) * (size_t)dim);
         for (int part = 0; part < spans; part++) {
-            long at = ((long)h * spans + part) * queries + i;
+            long at = (start + part) * queries + i;
             float share = exp_negative(top[at] - highest);
             total += share * sum[at];
             SIMD
             for (int d = 0; d < dim; d++)
-                to[d] += share * acc[at * dim + d];
+                to[d] += share * a->partial[at * dim + d];
         }
         SIMD
         for (int d = 0; d < dim; d++)

@@ -7,6 +7,9 @@
 
 #if defined(__AVX2__) || defined(__AVX512BW__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#define NEON
 #endif
 
 #define EXPORT __attribute__((visibility("default")))

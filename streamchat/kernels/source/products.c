@@ -7,20 +7,14 @@
 
 enum { GROUP = 32, TILE = 16, BLOCK_BYTES = 320 };
 
-/* Scratch memory of a product with one vector, in floats: its integers, and a scale and a sum per group. */
-EXPORT long product_scratch(long columns) { return columns / 2 + 2 * (columns / GROUP); }
+/* Memory of a rounded vector, in floats: its integers, and a scale and a sum per group. */
+static long rounded_floats(long columns) { return columns / 2 + 2 * (columns / GROUP); }
 
 typedef struct {
     int16_t *codes; /* (columns) */
     float *scales;  /* (columns / 32) */
     float *sums;    /* (columns / 32): sums of the rounded elements */
 } Rounded;
-
-static Rounded rounded(const Product *p, int n) {
-    float *scratch = p->scratch + n * product_scratch(p->columns);
-    Rounded found = {(int16_t *)scratch, scratch + p->columns / 2, scratch + p->columns / 2 + p->columns / GROUP};
-    return found;
-}
 
 static void round_group(const float *from, Rounded to, long g) {
     int16_t *codes = to.codes + g * GROUP;
@@ -107,32 +101,113 @@ INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, 
         _mm512_storeu_ps(out + n * out_stride, total[n]);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
+INLINE __m256i add_pairs(__m256i sum, __m256i codes, int32_t pair) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(codes, _mm256_set1_epi32(pair)));
+}
+
+/* Adds the share of a group, as above. */
+INLINE __m256 add_group(__m256 total, __m256i sums, const uint8_t *both, Rounded x, long g) {
+    __m256i pairs = _mm256_loadu_si256((const __m256i *)both);
+    __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+    __m256 sum = _mm256_set1_ps(x.sums[g]);
+    __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(x.scales[g]));
+    dot = _mm256_fnmadd_ps(_mm256_set1_ps(8.0f), sum, dot);
+    return _mm256_fmadd_ps(zero, sum, _mm256_fmadd_ps(scale, dot, total));
+}
+
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
-    const __m256i mask = _mm256_set1_epi16(15), high = _mm256_set1_epi32((int)0xffff0000);
+    const __m256i mask = _mm256_set1_epi16(15);
     __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (long g = 0; g < groups; g++, block += BLOCK_BYTES) {
         const int32_t *pairs = (const int32_t *)(x.codes + g * GROUP);
-        for (int half = 0; half < 2; half++) {
-            __m256i sum = _mm256_setzero_si256();
-            for (int i = 0; i < 4; i++) {
+        __m256i a[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, b[2] = {a[0], a[0]};
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < 2; half++) {
                 __m256i codes = _mm256_loadu_si256((const __m256i *)(block + 64 * i + 32 * half));
-                for (int j = 0; j < 4; j++) {
-                    __m256i pair = _mm256_set1_epi32(pairs[4 * i + j]);
-                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_and_si256(codes, mask), pair));
-                    codes = _mm256_srli_epi16(codes, 4);
-                }
+                a[half] = add_pairs(a[half], _mm256_and_si256(codes, mask), pairs[4 * i]);
+                b[half] = add_pairs(b[half], _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask), pairs[4 * i + 1]);
+                a[half] = add_pairs(a[half], _mm256_and_si256(_mm256_srli_epi16(codes, 8), mask), pairs[4 * i + 2]);
+                b[half] = add_pairs(b[half], _mm256_srli_epi16(codes, 12), pairs[4 * i + 3]);
             }
-            __m256i both = _mm256_loadu_si256((const __m256i *)(block + 256 + 32 * half));
-            __m256 scale = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-            __m256 zero = _mm256_castsi256_ps(_mm256_and_si256(both, high));
-            __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(x.scales[g]));
-            dot = _mm256_fnmadd_ps(_mm256_set1_ps(8.0f), _mm256_set1_ps(x.sums[g]), dot);
-            total[half] = _mm256_fmadd_ps(scale, dot, total[half]);
-            total[half] = _mm256_fmadd_ps(zero, _mm256_set1_ps(x.sums[g]), total[half]);
-        }
+        for (int half = 0; half < 2; half++)
+            total[half] = add_group(total[half], _mm256_add_epi32(a[half], b[half]), block + 256 + 32 * half, x, g);
     }
     _mm256_storeu_ps(out, total[0]);
     _mm256_storeu_ps(out + 8, total[1]);
+}
+
+#define FOUR_AT_ONCE
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_stride) {
+    const __m256i mask = _mm256_set1_epi16(15);
+    for (int half = 0; half < 2; half++, block += 32, out += 8) {
+        __m256 total[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        const uint8_t *at = block;
+        for (long g = 0; g < groups; g++, at += BLOCK_BYTES) {
+            __m256i zero = _mm256_setzero_si256(), sums[4] = {zero, zero, zero, zero};
+            for (int i = 0; i < 4; i++) {
+                __m256i codes = _mm256_loadu_si256((const __m256i *)(at + 64 * i));
+                for (int j = 0; j < 4; j++) {
+                    __m256i four_bits = _mm256_and_si256(codes, mask);
+                    for (int n = 0; n < 4; n++)
+                        sums[n] = add_pairs(sums[n], four_bits, ((const int32_t *)(x[n].codes + g * GROUP))[4 * i + j]);
+                    codes = _mm256_srli_epi16(codes, 4);
+                }
+            }
+            for (int n = 0; n < 4; n++)
+                total[n] = add_group(total[n], sums[n], at + 256, x[n], g);
+        }
+        for (int n = 0; n < 4; n++)
+            _mm256_storeu_ps(out + n * out_stride, total[n]);
+    }
+}
+#elif defined(NEON)
+/* Adds the share of four rows in a group, as above. The sums of a row's even and odd columns are neighbors. */
+INLINE float32x4_t add_group(float32x4_t total, int32x4_t low, int32x4_t high, const uint8_t *both, Rounded x, long g) {
+    uint32x4_t pairs = vreinterpretq_u32_u8(vld1q_u8(both));
+    float32x4_t scale = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
+    float32x4_t zero = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
+    float32x4_t dot = vmulq_n_f32(vcvtq_f32_s32(vpaddq_s32(low, high)), x.scales[g]);
+    dot = vfmsq_n_f32(dot, vdupq_n_f32(8.0f), x.sums[g]);
+    return vfmaq_n_f32(vfmaq_f32(total, scale, dot), zero, x.sums[g]);
+}
+
+/* Four rows at a time; `count` vectors, 1 or 4, so that codes are unpacked once. */
+INLINE void int4_rows(const uint8_t *block, const Rounded *x, int count, long groups, float *out, long out_stride) {
+    const int16x8_t mask = vdupq_n_s16(15);
+    for (int four = 0; four < 4; four++, block += 16, out += 4) {
+        const uint8_t *at = block;
+        float32x4_t total[4] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+        for (long g = 0; g < groups; g++, at += BLOCK_BYTES) {
+            int32x4_t none = vdupq_n_s32(0), low[4] = {none, none, none, none}, high[4] = {none, none, none, none};
+            for (int i = 0; i < 4; i++) {
+                uint16x8_t codes = vreinterpretq_u16_u8(vld1q_u8(at + 64 * i));
+                for (int j = 0; j < 4; j++) {
+                    int16x8_t four_bits = vandq_s16(vreinterpretq_s16_u16(codes), mask);
+                    for (int n = 0; n < count; n++) {
+                        const int32_t *pairs = (const int32_t *)(x[n].codes + g * GROUP);
+                        int16x8_t pair = vreinterpretq_s16_s32(vdupq_n_s32(pairs[4 * i + j]));
+                        low[n] = vmlal_s16(low[n], vget_low_s16(four_bits), vget_low_s16(pair));
+                        high[n] = vmlal_high_s16(high[n], four_bits, pair);
+                    }
+                    codes = vshrq_n_u16(codes, 4);
+                }
+            }
+            for (int n = 0; n < count; n++)
+                total[n] = add_group(total[n], low[n], high[n], at + 256, x[n], g);
+        }
+        for (int n = 0; n < count; n++)
+            vst1q_f32(out + n * out_stride, total[n]);
+    }
+}
+
+INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
+    int4_rows(block, &x, 1, groups, out, 0);
+}
+
+#define FOUR_AT_ONCE
+INLINE void int4_tile_four(const uint8_t *block, const Rounded *x, long groups, float *out, long out_stride) {
+    int4_rows(block, x, 4, groups, out, out_stride);
 }
 #else
 INLINE void int4_tile(const uint8_t *block, Rounded x, long groups, float *out) {
@@ -168,6 +243,36 @@ INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
     }
     return _mm512_reduce_add_ps(total);
 }
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    __m256 total = _mm256_setzero_ps();
+    for (long g = 0; g < groups; g++) {
+        __m256i dots = _mm256_setzero_si256();
+        for (int half = 0; half < 2; half++) {
+            __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + g * GROUP + 16 * half)));
+            __m256i codes = _mm256_loadu_si256((const __m256i *)(x.codes + g * GROUP + 16 * half));
+            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(w, codes));
+        }
+        total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_set1_ps(x.scales[g]), total);
+    }
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(total), _mm256_extractf128_ps(total, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+#elif defined(NEON)
+INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
+    float32x4_t total = vdupq_n_f32(0.0f);
+    for (long g = 0; g < groups; g++) {
+        int32x4_t low = vdupq_n_s32(0), high = low;
+        for (long k = g * GROUP; k < (g + 1) * GROUP; k += 8) {
+            int16x8_t w = vmovl_s8(vld1_s8(row + k)), codes = vld1q_s16(x.codes + k);
+            low = vmlal_s16(low, vget_low_s16(w), vget_low_s16(codes));
+            high = vmlal_high_s16(high, w, codes);
+        }
+        total = vfmaq_n_f32(total, vcvtq_f32_s32(vaddq_s32(low, high)), x.scales[g]);
+    }
+    return vaddvq_f32(total);
+}
 #else
 INLINE float int8_row(const int8_t *row, Rounded x, long groups) {
     float total = 0.0f;
@@ -198,45 +303,137 @@ INLINE float float32_row(const float *row, const float *x, long columns) {
     return total;
 }
 
-void team_multiply(const Product *p) {
-    long groups = p->columns / GROUP, tiles = (p->rows + TILE - 1) / TILE;
-    if (p->bits <= 8) {
-#pragma omp for schedule(static)
-        for (long each = 0; each < p->count * groups; each++) {
-            int n = (int)(each / groups);
-            round_group(p->x + n * p->columns + each % groups * GROUP, rounded(p, n), each % groups);
+/* Most vectors of a task: they and their results are small enough for the caches. */
+enum { MOST = 32 };
+
+/* The vectors that a task multiplies with, in the thread's own memory. */
+typedef struct {
+    const float *floats; /* (count, columns) */
+    Rounded rounded[MOST];
+    int count;
+} Vectors;
+
+static int is_rounded(const Product *p) { return p->matrices[0].bits <= 8; }
+
+static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
+
+/* Memory for the sums, the vectors and the rounded vectors of a block. */
+long product_memory(const Product *p) {
+    long count = p->count < MOST ? p->count : MOST;
+    return count * (2 * p->columns + rounded_floats(p->columns));
+}
+
+/* Returns the vectors of a block. Each thread computes all of them, which is quicker than waiting for others, unless it
+ * still has them from its last task. */
+static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member) {
+    int first = block * MOST, count = p->count - first < MOST ? p->count - first : MOST;
+    long columns = p->columns;
+    float *sums = member->memory, *floats = sums + count * columns, *codes = floats + count * columns;
+    int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight;
+    int is_fresh = member->tag != tag || member->block != block + 1;
+    Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .count = count};
+    if (is_fresh && !is_plain) {
+        for (int n = 0; n < count; n++) {
+            float *sum = sums + n * columns, *to = floats + n * columns;
+            if (p->attention)
+                combine(p->attention, first + n, sum);
+            else
+                memcpy(sum, p->x + (first + n) * columns, sizeof(float) * (size_t)columns);
+            if (p->added)
+                add(sum, p->added + (first + n) * columns, columns);
+            if (p->more)
+                add(sum, p->more + (first + n) * columns, columns);
+            if (p->norm.weight)
+                normalize(&p->norm, sum, columns, to);
+            else
+                memcpy(to, sum, sizeof(float) * (size_t)columns);
         }
     }
-#pragma omp for schedule(static)
-    for (long t = 0; t < tiles; t++) {
-        long first = t * TILE, last = first + TILE < p->rows ? first + TILE : p->rows;
-        int n = 0;
+    for (int n = 0; is_rounded(p) && n < count; n++) {
+        float *to = codes + n * rounded_floats(columns);
+        found.rounded[n] = (Rounded){(int16_t *)to, to + columns / 2, to + columns / 2 + columns / GROUP};
+        for (long g = 0; is_fresh && g < columns / GROUP; g++)
+            round_group(found.floats + n * columns + g * GROUP, found.rounded[n], g);
+    }
+    member->tag = tag;
+    member->block = block + 1;
+    return found;
+}
+
+/* Multiplies a tile of up to 16 rows with all vectors; to: (count, 16). */
+static void multiply_tile(const Matrix *m, long columns, long tile, const Vectors *x, float *to) {
+    long groups = columns / GROUP, first = tile * TILE, last = first + TILE < m->rows ? first + TILE : m->rows;
+    const uint8_t *codes = (const uint8_t *)m->data + tile * groups * BLOCK_BYTES;
+    int n = 0;
+    if (last - first < TILE)
+        memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
 #if defined(FOUR_AT_ONCE)
-        for (; p->bits == 4 && n + 4 <= p->count; n += 4) {
-            Rounded x[4] = {rounded(p, n), rounded(p, n + 1), rounded(p, n + 2), rounded(p, n + 3)};
-            float *out = p->out + n * p->out_stride;
-            int4_tile_four((const uint8_t *)p->data + t * groups * BLOCK_BYTES, x, groups, out + first, p->out_stride);
-            for (long at = 0; p->bias && at < 4 * (last - first); at++)
-                out[at / (last - first) * p->out_stride + first + at % (last - first)] +=
-                    p->bias[first + at % (last - first)];
-        }
+    for (; m->bits == 4 && n + 4 <= x->count; n += 4)
+        int4_tile_four(codes, x->rounded + n, groups, to + n * TILE, TILE);
 #endif
-        for (; n < p->count; n++) {
-            const float *x = p->x + n * p->columns;
-            float *out = p->out + n * p->out_stride;
-            if (p->bits == 4)
-                int4_tile((const uint8_t *)p->data + t * groups * BLOCK_BYTES, rounded(p, n), groups, out + first);
-            for (long r = first; r < last; r++) {
-                long at = r * p->columns;
-                if (p->bits == 8)
-                    out[r] = from_bfloat16(p->scales[r]) * int8_row((const int8_t *)p->data + at, rounded(p, n), groups);
-                else if (p->bits == 16)
-                    out[r] = bfloat16_row((const bfloat16 *)p->data + at, x, p->columns);
-                else if (p->bits == 32)
-                    out[r] = float32_row((const float *)p->data + at, x, p->columns);
-                if (p->bias)
-                    out[r] += p->bias[r];
-            }
+    for (; n < x->count; n++) {
+        float *out = to + n * TILE;
+        if (m->bits == 4)
+            int4_tile(codes, x->rounded[n], groups, out);
+        for (long r = first; r < last; r++) {
+            if (m->bits == 8)
+                out[r - first] = from_bfloat16(m->scales[r]) *
+                                 int8_row((const int8_t *)m->data + r * columns, x->rounded[n], groups);
+            else if (m->bits == 16)
+                out[r - first] = bfloat16_row((const bfloat16 *)m->data + r * columns, x->floats + n * columns, columns);
+            else if (m->bits == 32)
+                out[r - first] = float32_row((const float *)m->data + r * columns, x->floats + n * columns, columns);
         }
+    }
+    for (n = 0; m->bias && n < x->count; n++)
+        add(to + n * TILE, m->bias + first, last - first);
+}
+
+static long tiles(const Matrix *m) { return (m->rows + TILE - 1) / TILE; }
+
+/* Tiles of results: with a gate, both matrices give one. */
+static long all_tiles(const Product *p) {
+    long found = 0;
+    for (int i = 0; i < (p->gated ? 1 : p->num_matrices); i++)
+        found += tiles(p->matrices + i);
+    return found;
+}
+
+/* Ranges of tiles that the tiles are divided into, for each block of vectors. */
+static int ranges(const Product *p, int threads) {
+    long most = threads > 1 ? 4L * threads : 1;
+    return (int)(all_tiles(p) < most ? all_tiles(p) : most);
+}
+
+int product_tasks(const Product *p, int threads) { return blocks(p) * ranges(p, threads); }
+
+static void write_sums(const Product *p, int block, const Vectors *x, const Member *member) {
+    memcpy(p->sum + (long)block * MOST * p->columns, member->memory, sizeof(float) * (size_t)(x->count * p->columns));
+}
+
+void product_work(const Product *p, int task, int threads, uint64_t tag, Member *member) {
+    int parts = ranges(p, threads), block = task / parts, part = task % parts;
+    long stop = all_tiles(p) * (part + 1) / parts, row = 0, passed = 0;
+    const Matrix *m = p->matrices;
+    Vectors x = vectors(p, block, tag, member);
+    float results[MOST * TILE], factors[MOST * TILE];
+    if (p->sum && part == 0)
+        write_sums(p, block, &x, member);
+    for (long t = all_tiles(p) * part / parts; t < stop; t++) {
+        for (; t - passed >= tiles(m); m++) {
+            passed += tiles(m);
+            row += m->rows;
+        }
+        long first = (t - passed) * TILE, rows = m->rows - first < TILE ? m->rows - first : TILE;
+        multiply_tile(m, p->columns, t - passed, &x, results);
+        activate(p->function, results, (long)x.count * TILE);
+        if (p->gated) {
+            multiply_tile(p->matrices + 1, p->columns, t, &x, factors);
+            for (int i = 0; i < x.count * TILE; i++)
+                results[i] *= factors[i];
+        }
+        for (int n = 0; n < x.count; n++)
+            memcpy(p->out + ((long)block * MOST + n) * p->out_stride + row + first, results + n * TILE,
+                   sizeof(float) * (size_t)rows);
     }
 }

@@ -1,15 +1,14 @@
-/* Operations on rows between the products: residual sums, norms, activations. */
+/* Operations on rows: sums, norms, activations. */
 #include "operations.h"
 
-static void add(float *to, const float *from, long width) {
+void add(float *to, const float *from, long width) {
     SIMD
     for (long i = 0; i < width; i++)
         to[i] += from[i];
 }
 
-static void norm(const Norm *n, const float *x, float *out) {
+void normalize(const Norm *n, const float *x, long width, float *out) {
     float sum = 0.0f, squares = 0.0f, mean = 0.0f;
-    long width = n->width;
     if (n->is_layer_norm) {
         SIMD_SUM(sum)
         for (long i = 0; i < width; i++)
@@ -25,18 +24,6 @@ static void norm(const Norm *n, const float *x, float *out) {
         out[i] = (x[i] - mean) * scale * n->weight[i];
     if (n->bias)
         add(out, n->bias, width);
-}
-
-void team_norm(const Norm *n) {
-#pragma omp for schedule(static)
-    for (int row = 0; row < n->rows; row++) {
-        long at = row * n->width;
-        if (n->added)
-            add(n->hidden + at, n->added + at, n->width);
-        if (n->more)
-            add(n->hidden + at, n->more + at, n->width);
-        norm(n, n->hidden + at, n->out + at);
-    }
 }
 
 /* Free of branches, so that compilers vectorize them. */
@@ -57,19 +44,14 @@ INLINE float gelu(float x) {
     return x * (0.5f + __builtin_copysignf(0.5f - tail, x));
 }
 
-void team_activate(const Activation *a) {
-    for (int row = 0; row < a->rows; row++) {
-        const float *x = a->x + row * a->stride, *up = a->up ? a->up + row * a->stride : 0;
-        float *out = a->out + row * a->width;
-        if (a->function == SILU) {
-#pragma omp for simd schedule(static) nowait
-            for (long i = 0; i < a->width; i++)
-                out[i] = up ? silu(x[i]) * up[i] : silu(x[i]);
-        } else {
-#pragma omp for simd schedule(static) nowait
-            for (long i = 0; i < a->width; i++)
-                out[i] = up ? gelu(x[i]) * up[i] : gelu(x[i]);
-        }
+void activate(int function, float *x, long count) {
+    if (function == SILU) {
+        SIMD
+        for (long i = 0; i < count; i++)
+            x[i] = silu(x[i]);
+    } else if (function == GELU) {
+        SIMD
+        for (long i = 0; i < count; i++)
+            x[i] = gelu(x[i]);
     }
-#pragma omp barrier
 }

@@ -1,27 +1,39 @@
-/* Runs operations one after the other, with one team of threads for all of them. */
+/* Runs a program of operations. */
 #include "operations.h"
 
-extern int omp_get_max_threads(void);
-
-/* Number of threads that this library's OpenMP runtime would use; shows whether it is PyTorch's runtime. */
-EXPORT int pool_threads(void) { return omp_get_max_threads(); }
-
-EXPORT void run(const Operation *operations, long count, int threads) {
-#pragma omp parallel num_threads(threads)
-    for (long i = 0; i < count; i++) {
-        const Operation *each = operations + i;
-        switch (each->kind) {
-        case PRODUCT:
-            team_multiply(&each->product);
-            break;
-        case ATTENTION:
-            team_attend(&each->attention);
-            break;
-        case NORM:
-            team_norm(&each->norm);
-            break;
-        default:
-            team_activate(&each->activation);
-        }
+static int tasks(const void *data, long phase, int threads) {
+    const Operation *each = (const Operation *)data + phase;
+    switch (each->kind) {
+    case PRODUCT:
+        return product_tasks(&each->product, threads);
+    case ATTEND:
+        return attend_tasks(each->attention);
+    default:
+        return store_tasks(each->attention);
     }
+}
+
+static void work(const void *data, long phase, int task, int threads, uint64_t tag, Member *member) {
+    const Operation *each = (const Operation *)data + phase;
+    switch (each->kind) {
+    case PRODUCT:
+        product_work(&each->product, task, threads, tag, member);
+        break;
+    case ATTEND:
+        attend_work(each->attention, task);
+        break;
+    default:
+        store_work(each->attention, task);
+    }
+}
+
+/* Returns 0, or -1 if there is not enough memory. */
+EXPORT int run(const Operation *operations, long count, int threads) {
+    TeamProgram program = {.data = operations, .phases = count, .tasks = tasks, .work = work};
+    for (long i = 0; i < count; i++)
+        if (operations[i].kind == PRODUCT) {
+            long memory = product_memory(&operations[i].product);
+            program.memory = memory > program.memory ? memory : program.memory;
+        }
+    return team_run(&program, threads);
 }

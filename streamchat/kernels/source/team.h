@@ -1,0 +1,31 @@
+/* A team of threads that works through a program together. */
+#ifndef STREAMCHAT_TEAM_H
+#define STREAMCHAT_TEAM_H
+
+#include <stdint.h>
+
+/* What a thread has of its own. */
+typedef struct {
+    float *memory; /* scratch memory */
+    long floats;   /* its size */
+    uint64_t tag;  /* what `memory` contains: of this phase, ... */
+    int block;     /* ... this part; 0 = nothing */
+} Member;
+
+/* A program: phases, one after the other, each of independent tasks. */
+typedef struct {
+    const void *data;
+    long phases;
+    long memory; /* scratch memory of each thread, in floats */
+    /* Returns the number of tasks of a phase, at least 1, such that `threads` threads are equally busy. */
+    int (*tasks)(const void *data, long phase, int threads);
+    /* Does one task of a phase. `tag` identifies this phase of this run among all phases of all runs. */
+    void (*work)(const void *data, long phase, int task, int threads, uint64_t tag, Member *member);
+} TeamProgram;
+
+/* Runs a program with up to `threads` threads, including the caller's; fewer while other processes keep the cores busy.
+ * Results do not depend on the number: any thread may do any task. Concurrent calls wait for each other.
+ * Returns 0, or -1 if there is not enough memory. */
+int team_run(const TeamProgram *program, int threads);
+
+#endif
