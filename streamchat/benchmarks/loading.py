@@ -32,8 +32,8 @@ def load(configuration: Configuration, progress: Progress, **changes: Any) -> Lo
 def load_in_thread(configuration: Configuration, progress: Progress) -> LoadedModel:
     """Load the model in a thread that ends, like an engine's.
 
-    If two OpenMP pools have more threads than there are cores, they sleep at each barrier, which makes decoding three
-    times slower.
+    PyTorch has OpenMP threads for each thread that calls it. If two such groups together have more threads than there
+    are cores, they sleep whenever they wait for each other, which makes every operation of PyTorch slower.
     """
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(load, configuration, progress).result()
