@@ -126,8 +126,8 @@ def _methods(
     from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.load import load_model
 
-    sinks = configuration.settings.num_sink_tokens
-    known = make_methods(loaded.model, choose_checked_fit(loaded.model), size, sinks)
+    sinks, evict = configuration.settings.num_sink_tokens, configuration.settings.evict
+    known = make_methods(loaded.model, choose_checked_fit(loaded.model), size, sinks, evict)
     methods = [method for method in known if method.name in names]
     if args.float32:
         settings = configuration.settings
@@ -190,9 +190,10 @@ def _measure(
     where = f"{loaded.dtype} on {loaded.device}"
     quantized = f", streamchat with {loaded.weights} weights" if loaded.weights != "native" else ""
     threads = torch.get_num_threads() if loaded.device == "cpu" else 0
+    settings = configuration.settings
     lines = [
         f"{loaded.name}, {where}{f', {threads} threads' if threads else ''}{quantized}, budget {size:,} tokens, "
-        f"{configuration.settings.num_sink_tokens} sinks, {args.rounds} rounds after one to warm up"
+        f"{settings.num_sink_tokens} sinks, evict = {settings.evict}, {args.rounds} rounds after one to warm up"
     ]
     about = {
         "command": "bench",
@@ -204,7 +205,8 @@ def _measure(
         "attention": str(loaded.model.config._attn_implementation),
         "threads": threads,
         "cache_size": size,
-        "num_sink_tokens": configuration.settings.num_sink_tokens,
+        "num_sink_tokens": settings.num_sink_tokens,
+        "evict": settings.evict,
         "rounds": args.rounds,
         "new_tokens": args.new_tokens,
     }

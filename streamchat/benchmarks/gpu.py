@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from streamchat.base.errors import StreamchatError
+from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.benchmarks.methods import Generate, Method, Streamchat
 from streamchat.benchmarks.workloads import LATE, measure_decode
 from streamchat.models.checked_fit import choose_checked_fit
@@ -121,6 +122,7 @@ def measure(
     *,
     cache_size: int = 1024,
     num_sink_tokens: int = 4,
+    evict: str = DEFAULT_POLICY,
     tokens: int = 100,
     rounds: int = 3,
     until: int = 100_000,
@@ -133,6 +135,7 @@ def measure(
         loaded: A model on one device.
         cache_size: Budget in tokens.
         num_sink_tokens: First tokens, which are never evicted.
+        evict: The eviction policy of the engine.
         tokens: Tokens timed after one budget and after `LATE` budgets of text, in each round.
         rounds: Rounds of the engine and `generate` in turn, after one warm-up round.
         until: Tokens processed at the last reading of memory.
@@ -147,7 +150,8 @@ def measure(
     bandwidth = copy_bandwidth(device, copied or COPIED)
     ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
-    ours, theirs = Streamchat(model, choose_checked_fit(model), cache_size, num_sink_tokens), Generate(model)
+    ours = Streamchat(model, choose_checked_fit(model), cache_size, num_sink_tokens, evict)
+    theirs = Generate(model)
     decode = measure_decode([ours, theirs], ids[: LATE * cache_size], cache_size, tokens, rounds, progress, device)
     for name, figures in decode.items():
         if figures.failure:

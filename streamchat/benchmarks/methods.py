@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
+from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.cache.arguments import cache_keyword, parameter_names
+from streamchat.cache.eviction.options import Eviction, EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
 from streamchat.conversation.log import TokenLog
@@ -89,16 +90,18 @@ class Streamchat(Method):
     name = "streamchat"
     description = "sinks and window, positions kept consistent"
 
-    def __init__(self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> None:
+    def __init__(
+        self, model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int, evict: str = DEFAULT_POLICY
+    ) -> None:
         self._model, self._fit = model, fit
-        self._cache_size, self._sinks = cache_size, num_sink_tokens
+        self._cache_size, self._sinks, self._evict = cache_size, num_sink_tokens, evict
         self._hook: StreamingHook | None = None
 
     def start(self) -> None:
         self.close()
         self._evicting_s = self._evicting_since = 0.0
         options = EvictionOptions(
-            by="turns", block=EVICTION_BLOCK, before_evict=self._before_evict, on_evict=self._after_evict
+            policy=self._evict, block=EVICTION_BLOCK, before_evict=self._before_evict, on_evict=self._after_evict
         )
         self._cache = make_cache(
             self._model, self._fit, cache_size=self._cache_size, num_sink_tokens=self._sinks, options=options
@@ -317,10 +320,12 @@ def _last_only(model: Any) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in parameter_names(model) else {}
 
 
-def make_methods(model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int) -> list[Method]:
-    """Return all methods that need only transformers; ours first."""
+def make_methods(
+    model: Any, fit: PositionFit, cache_size: int, num_sink_tokens: int, evict: str = DEFAULT_POLICY
+) -> list[Method]:
+    """Return all methods that need only transformers; ours first, with the eviction policy `evict`."""
     return [
-        Streamchat(model, fit, cache_size, num_sink_tokens),
+        Streamchat(model, fit, cache_size, num_sink_tokens, evict),
         Generate(model),
         ReRead(model),
         Recompute(model, cache_size),

@@ -1,28 +1,31 @@
-"""Cache policies by name: `dense`, `window:512`, `sinks`, `sinks:512`, `sinks:512:8`."""
+"""Cache policies by name: `dense`, `window:512`, `sinks`, `sinks:512:8`, `oldest-turns:512:4`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.eviction_policies import POLICIES
 
-Kind = Literal["dense", "window", "sinks", "no-rerotation", "recompute"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("dense", "window", "sinks", "no-rerotation", "recompute", *POLICIES)
+TURN_TOKENS = 64
+"""Length of a turn of a text. A text has no turns, so policies that evict whole ones get blocks of equal length: the
+same for every policy, tokenizer and chunk size."""
 
 
 @dataclass(frozen=True)
 class Policy:
     """One way to bound the cache."""
 
-    kind: Kind
+    kind: str
     """`dense`: a growing cache; `window`: the last tokens only; `sinks`: attention sinks and the last tokens, as in
     streamchat; `no-rerotation`: the same tokens, but new positions follow the cache's length (a common mistake);
-    `recompute`: the last tokens, prefilled again without a cache for every chunk."""
+    `recompute`: the last tokens, prefilled again without a cache for every chunk; or a name of
+    `streamchat.base.eviction_policies`."""
     budget: int = 0
     """Tokens, sinks included; 0 for `dense`."""
     sinks: int = 0
-    """First tokens, which are never evicted; only for `sinks` and `no-rerotation`."""
+    """First tokens, which are never evicted; not for `dense`, `window` and `recompute`."""
 
     @property
     def name(self) -> str:
@@ -34,7 +37,7 @@ class Policy:
     @property
     def has_sinks(self) -> bool:
         """Whether this kind of policy uses sinks."""
-        return self.kind in ("sinks", "no-rerotation")
+        return has_sinks(self.kind)
 
     @property
     def spec(self) -> str:
@@ -43,7 +46,12 @@ class Policy:
         return ":".join([self.kind, *map(str, numbers)])
 
 
-def make_policy(kind: Kind, budget: int, sinks: int) -> Policy:
+def has_sinks(kind: str) -> bool:
+    """Whether policies of this kind use sinks."""
+    return kind not in ("dense", "window", "recompute")
+
+
+def make_policy(kind: str, budget: int, sinks: int) -> Policy:
     """Return a policy, without the numbers that its kind does not use.
 
     Raises:
@@ -51,7 +59,7 @@ def make_policy(kind: Kind, budget: int, sinks: int) -> Policy:
     """
     if kind == "dense":
         return Policy(kind)
-    policy = Policy(kind, budget, sinks if kind in ("sinks", "no-rerotation") else 0)
+    policy = Policy(kind, budget, sinks if has_sinks(kind) else 0)
     if budget < MIN_BUDGET:
         raise ConfigError(f"{policy.spec}: the budget must be at least {MIN_BUDGET} tokens")
     if not 0 <= policy.sinks <= budget // 2:
@@ -78,7 +86,7 @@ def parse_policies(text: str, budget: int, sinks: int) -> list[Policy]:
         kind, *numbers = part.split(":")
         if kind not in KINDS:
             raise ConfigError(f"{kind} is not a policy; choose from {', '.join(KINDS)}")
-        most = {"dense": 0, "window": 1, "recompute": 1}.get(kind, 2)
+        most = 2 if has_sinks(kind) else 0 if kind == "dense" else 1
         if len(numbers) > most or not all(number.isdecimal() for number in numbers):
             form = ("", ":BUDGET", ":BUDGET:SINKS")[most]
             raise ConfigError(f"{part} is not a policy; write {kind}{form}")

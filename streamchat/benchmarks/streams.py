@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from streamchat.benchmarks.policies import Policy
+from streamchat.base.eviction_policies import POLICIES
+from streamchat.benchmarks.policies import TURN_TOKENS, Policy
 from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.context import context_length
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.streaming import StreamingCache
 from streamchat.verify.measure import layer_lengths, storage_bytes
 from streamchat.verify.pitfalls import Counter, cutting_pre_hook
 
@@ -69,9 +72,10 @@ def open_stream(policy: Policy, model: Any, fit: PositionFit, chunk: int) -> Ite
         with cutting_pre_hook(model, Counter(), policy.budget, policy.sinks):
             yield _CachedStream(model, DynamicCache(config=model.config), single)
     else:
-        cache = make_cache(model, fit, cache_size=policy.budget, num_sink_tokens=policy.sinks)
+        options = EvictionOptions(policy.kind) if policy.kind in POLICIES else None
+        cache = make_cache(model, fit, cache_size=policy.budget, num_sink_tokens=policy.sinks, options=options)
         with StreamingHook(model, cache):
-            yield _CachedStream(model, cache, single)
+            yield (_CachedStream if options is None else _StreamOfTurns)(model, cache, single)
 
 
 class _CachedStream:
@@ -94,6 +98,20 @@ class _CachedStream:
     @property
     def kv_bytes(self) -> int:
         return storage_bytes(self._cache)
+
+
+class _StreamOfTurns(_CachedStream):
+    """A stream whose text is cut into turns of `TURN_TOKENS`, with a streaming cache."""
+
+    def feed(self, ids: Tensor) -> Tensor:
+        cache = self._cache
+        assert isinstance(cache, StreamingCache)
+        first = cache.ledger.next_index
+        logits = super().feed(ids)
+        # up to that of the next token: a later start would look like one to a policy
+        indices = range(first + 1 if first else 0, cache.ledger.next_index + 1)
+        cache.turn_starts += [index for index in indices if index % TURN_TOKENS == 0]
+        return logits
 
 
 class _RecomputeStream:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.eviction_policies import POLICIES
 from streamchat.benchmarks.cell import Cell, ModelSpec, digest_of
-from streamchat.benchmarks.policies import Kind, Policy, make_policy
+from streamchat.benchmarks.policies import Policy, make_policy
 from streamchat.benchmarks.texts import Document
 
 
-def grid(kinds: Sequence[Kind], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:
+def grid(kinds: Sequence[str], budgets: Sequence[int], sinks: Sequence[int]) -> list[Policy]:
     """Return all combinations as policies, each once.
 
     Raises:
@@ -145,6 +146,7 @@ class Recommendation:
     def text(self) -> str:
         """The recommendation as a sentence."""
         policy, above = self.row.policy, self.row.perplexity / self.best.perplexity - 1
+        evict = f"evict = {policy.kind}, " if policy.kind in POLICIES else ""
         found = (
             f"the lowest of the grid ({self.row.perplexity:.2f})"
             if above < 5e-4
@@ -152,7 +154,7 @@ class Recommendation:
             f"{self.best.policy.name})"
         )
         return (
-            f"{self.row.model}: cache_size = {policy.budget}, num_sink_tokens = {policy.sinks}; perplexity "
+            f"{self.row.model}: {evict}cache_size = {policy.budget}, num_sink_tokens = {policy.sinks}; perplexity "
             f"{self.row.perplexity:.2f}, {found}."
         )
 
@@ -160,11 +162,11 @@ class Recommendation:
 def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
     """Recommend, for each model, the smallest budget, then the fewest sinks, within relative `tolerance` of the best.
 
-    Considers only what streamchat supports: `sinks`, and `window` as 0 sinks.
+    Considers only what streamchat supports: eviction policies, `sinks`, and `window` as 0 sinks.
     """
     found = []
     for model in dict.fromkeys(row.model for row in rows):
-        usable = [row for row in rows if row.model == model and row.policy.kind in ("sinks", "window")]
+        usable = [row for row in rows if row.model == model and row.policy.kind in ("sinks", "window", *POLICIES)]
         if not usable:
             continue
         best = min(usable, key=lambda row: row.perplexity)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
-SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
+SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens", "evict")
 
 
 def add_parser(subparsers: Subparsers[Any]) -> None:

@@ -96,8 +96,9 @@ def _decode_figures(args: argparse.Namespace, configuration: Configuration, prog
     clock = time.thread_time if args.cpu_time else time.perf_counter
     loaded = _load_on("cpu", weights, configuration, progress)
     size, sinks = _cache_size(configuration, loaded), configuration.settings.num_sink_tokens
+    evict = configuration.settings.evict
     if args.profile or args.flat:
-        stream = decode.full_stream(loaded, cache_size=size, num_sink_tokens=sinks, clock=clock)
+        stream = decode.full_stream(loaded, cache_size=size, num_sink_tokens=sinks, evict=evict, clock=clock)
         heading = f"{loaded.name}, {loaded.dtype}, {loaded.weights} weights, {size:,} cached tokens"
         progress(f"Decoding {args.flat or tokens:,} tokens")
         if args.profile:
@@ -108,7 +109,14 @@ def _decode_figures(args: argparse.Namespace, configuration: Configuration, prog
     native = _load_on("cpu", "native", configuration, progress)
     progress(f"Decoding {tokens:,} tokens in each of four configurations")
     figures = decode.measure_step(
-        loaded, native, cache_size=size, num_sink_tokens=sinks, tokens=tokens, rounds=args.rounds, clock=clock
+        loaded,
+        native,
+        cache_size=size,
+        num_sink_tokens=sinks,
+        evict=evict,
+        tokens=tokens,
+        rounds=args.rounds,
+        clock=clock,
     )
     return figures.as_dict(), f"{loaded.name}, {loaded.dtype}, {size:,} cached tokens\n{figures.as_text()}"
 
@@ -138,6 +146,7 @@ def measure_gpu(args: argparse.Namespace, configuration: Configuration, progress
             loaded,
             cache_size=_cache_size(configuration, loaded),
             num_sink_tokens=settings.num_sink_tokens,
+            evict=settings.evict,
             tokens=args.new_tokens,
             rounds=args.rounds,
             until=UNTIL if args.until is None else args.until,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.eviction_policies import describe_policies
+from streamchat.benchmarks.policies import KINDS, TURN_TOKENS
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, print_page
@@ -30,7 +32,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         description="Score texts token by token, each conditioned on the cached tokens, under each policy: dense (a "
         "growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens, as in streamchat), "
         "no-rerotation (the same tokens without correcting positions, the classic mistake), recompute (prefill of the "
-        "latest tokens without a cache).",
+        "latest tokens without a cache). Or an eviction policy of the setting evict, with the text cut into turns of "
+        f"{TURN_TOKENS} tokens ({describe_policies()}).",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
@@ -39,8 +42,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "--policies",
         default=DEFAULT_POLICIES,
         metavar="LIST",
-        help="KIND[:BUDGET[:SINKS]],... of dense, window, sinks, no-rerotation, recompute "
-        f"(default: {DEFAULT_POLICIES})",
+        help=f"KIND[:BUDGET[:SINKS]],... of {', '.join(KINDS)} (default: {DEFAULT_POLICIES})",
     )
     own.add_argument(
         "--cache-size", default="512", metavar="TOKENS", help="budget of policies that do not name one (default: 512)"

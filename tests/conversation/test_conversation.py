@@ -155,14 +155,14 @@ def test_token_level_cuts_begin_at_whole_characters_and_messages(monkeypatch: py
     assert checked > 5
 
 
-@pytest.mark.parametrize("evict", ["turns", "tokens"])
+@pytest.mark.parametrize("evict", ["oldest-turns", "oldest-tokens"])
 def test_the_paper_s_rolling_window_is_a_choice(monkeypatch: pytest.MonkeyPatch, evict: str) -> None:
     chat = make_chat(monkeypatch, cache_size=128, evict=evict, max_new_tokens=10)
     for i in range(8):
         chat.say(f"question {i}", f"answer {i}")
         chat.check()
     window = chat.tokenizer.decode(chat.cached[chat.conversation.cache.prefix :])
-    assert window.startswith("<|im_start|>user\n") == (evict == "turns")
+    assert window.startswith("<|im_start|>user\n") == (evict == "oldest-turns")
 
 
 # --- stopping -------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def turns(count: int, words: int = 3) -> list[Step]:
 
 
 def chat_of(size: int, steps: list[Step], family: str = "llama") -> Plan:
-    return Plan(0, family, size, "turns", "evict", "", tuple(steps))
+    return Plan(0, family, size, "oldest-turns", "evict", "", tuple(steps))
 
 
 @pytest.mark.slow
