@@ -7,7 +7,7 @@ from __future__ import annotations
 
 POLICIES: dict[str, str] = {
     "oldest-turns": "the oldest whole turns",
-    "oldest-tokens": "the oldest tokens, the paper's rolling window",
+    "oldest-tokens": "the oldest tokens: the paper's rolling window",
 }
 """Policy name -> what it evicts, in a few words."""
 DEFAULT_POLICY = "oldest-turns"
@@ -17,4 +17,4 @@ RENAMED_POLICIES = {"turns": "oldest-turns", "tokens": "oldest-tokens"}
 
 def describe_policies() -> str:
     """Return one line with all names and what they evict, for help texts."""
-    return "; ".join(f"{name}: {evicts}" for name, evicts in POLICIES.items())
+    return ", ".join(f"{name} ({evicts})" for name, evicts in POLICIES.items())

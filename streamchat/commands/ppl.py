@@ -32,8 +32,8 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         description="Score texts token by token, each conditioned on the cached tokens, under each policy: dense (a "
         "growing cache), window (the latest tokens), sinks (attention sinks and the latest tokens, as in streamchat), "
         "no-rerotation (the same tokens without correcting positions, the classic mistake), recompute (prefill of the "
-        "latest tokens without a cache). Or an eviction policy of the setting evict, with the text cut into turns of "
-        f"{TURN_TOKENS} tokens ({describe_policies()}).",
+        "latest tokens without a cache), or an eviction policy of the setting evict, for which the text is cut into "
+        f"turns of {TURN_TOKENS} tokens: {describe_policies()}.",
     )
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")

@@ -157,7 +157,7 @@ class Settings:
     evict: str = _setting(
         DEFAULT_POLICY,
         "cache",
-        f"Eviction policy when the budget is full ({describe_policies()})",
+        f"Eviction policy when the budget is full: {describe_policies()}",
         choices=tuple(POLICIES),
         renamed=RENAMED_POLICIES,
         needs_trust=False,
