@@ -8,6 +8,7 @@ from __future__ import annotations
 POLICIES: dict[str, str] = {
     "oldest-turns": "the oldest whole turns",
     "oldest-tokens": "the oldest tokens: the paper's rolling window",
+    "keep-first-turn": "the oldest whole turns but the first",
 }
 """Policy name -> what it evicts, in a few words."""
 DEFAULT_POLICY = "oldest-turns"

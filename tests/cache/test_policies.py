@@ -284,3 +284,36 @@ def test_starts_of_turns_in_the_middle_stay_boundaries() -> None:
     assert starts_after([4, 10, 20, 30], dropped, Retention(40, 4), ledger) == [4, 10, 30]
     # but not those of pinned turns, which are no longer in order with the window
     assert starts_after([4, 10, 20, 30], dropped, Retention(40, 4, ((10, 15),)), ledger) == [4, 30]
+
+
+# --- keep-first-turn ------------------------------------------------------------------------------------------
+
+
+def test_the_first_turn_stays_behind_sinks_and_system_block() -> None:
+    view = view_of(100, 5, sinks=4, pins=((0, 10),), turn_starts=(10, 30, 60, 90))
+    assert left_by("keep-first-turn", view) == [*range(30), *range(60, 100)]
+    # the next time there is a gap behind it
+    after = replace(view, ledger=Ledger([(0, 30), (60, 130)], 130), turn_starts=(10, 60, 90, 100))
+    assert left_by("keep-first-turn", after) == [*range(30), *range(90, 130)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        # no other turn, and tokens of the first one are all that there is
+        ({"turn_starts": (10,)}, [*range(10), *range(15, 100)]),
+        # more than half of the room
+        ({"turn_starts": (10, 56, 90)}, [*range(10), *range(56, 100)]),
+        # what must fit does go before it
+        ({"turn_starts": (10, 30, 60), "incoming": 80}, [*range(10), *range(90, 100)]),
+        # it lost its start
+        ({"ledger": Ledger([(0, 10), (15, 105)], 105), "turn_starts": (30, 60)}, [*range(10), *range(30, 105)]),
+        # it is pinned: the second one is not the first
+        (
+            {"retained": ((0, 30),), "turn_starts": (10, 30, 60, 90)},
+            [*range(30), *range(60, 100)],
+        ),
+    ],
+)
+def test_what_is_not_a_whole_first_turn_is_evicted_as_usual(changes: dict[str, Any], left: list[int]) -> None:
+    assert left_by("keep-first-turn", replace(view_of(100, 5), **changes)) == left
