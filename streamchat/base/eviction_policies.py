@@ -9,6 +9,7 @@ POLICIES: dict[str, str] = {
     "oldest-turns": "the oldest whole turns",
     "oldest-tokens": "the oldest tokens: the paper's rolling window",
     "keep-first-turn": "the oldest whole turns but the first",
+    "key-diversity": "the turns whose keys are most like the others'",
 }
 """Policy name -> what it evicts, in a few words."""
 DEFAULT_POLICY = "oldest-turns"

@@ -317,3 +317,63 @@ def test_the_first_turn_stays_behind_sinks_and_system_block() -> None:
 )
 def test_what_is_not_a_whole_first_turn_is_evicted_as_usual(changes: dict[str, Any], left: list[int]) -> None:
     assert left_by("keep-first-turn", replace(view_of(100, 5), **changes)) == left
+
+
+# --- key-diversity --------------------------------------------------------------------------------------------
+
+
+def alike(*directions: Sequence[float], length: int = 30, noise: float = 0.01) -> CacheView:
+    """A view of turns of `length` tokens in a full cache, whose keys point in these directions (2 layers, 3 heads)."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.tensor([direction for direction in directions for _ in range(length)])
+    keys = rows + noise * torch.randn(2, 1, 3, *rows.shape, generator=generator)
+    starts = tuple(range(0, len(rows), length))
+    return view_of(
+        *(len(rows), 5),
+        cache_size=len(rows),
+        sinks=0,
+        turn_starts=starts,
+        fetch_keys=lambda first, stop: iter(keys[..., first:stop, :]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("directions", "gone"),
+    [
+        # the two of a kind: the older one is not more alike, so noise decides between them
+        ([(1, 0, 0), (0, 1, 0), (0, 1, 0.1), (0, 0, 1), (0.5, 0, 1)], {1, 2}),
+        # opposite is not alike
+        ([(1, 0, 0), (-1, 0, 0), (0.9, 0.1, 0), (0, 0, 1)], {0, 2}),
+        # the length of keys does not matter
+        ([(9, 0, 0), (0, 0.1, 0), (0, 5, 0.1), (0, 0, 1)], {1, 2}),
+        # the newest turn is compared, but stays
+        ([(1, 0, 0), (0, 1, 0), (0, 0.2, 1), (0, 0, 1)], {2}),
+    ],
+)
+def test_the_turn_that_is_most_like_the_others_is_evicted(directions: list[Sequence[float]], gone: set[int]) -> None:
+    view = alike(*directions)
+    left = set(left_by("key-diversity", view))
+    evicted = {slot // 30 for slot in range(len(view.ledger)) if slot not in left}
+    assert len(evicted) == 1
+    assert evicted <= gone
+
+
+def test_of_three_equal_turns_one_stays() -> None:
+    view = alike((1, 0, 0), (0, 1, 0), (1, 0, 0), (1, 0, 0), (0, 0, 1), noise=0)
+    left = left_by("key-diversity", replace(view, incoming=60))
+    assert {slot // 30 for slot in left} >= {1, 4}
+    assert left == [*range(30, 60), *range(90, 150)]  # the oldest of equals go
+
+
+def test_without_keys_or_other_turns_the_oldest_go() -> None:
+    view = alike((1, 0, 0), (0, 1, 0), (0, 1, 0))
+    assert left_by("key-diversity", replace(view, fetch_keys=None)) == list(range(30, 90))
+    assert left_by("key-diversity", replace(view, turn_starts=())) == list(range(5, 90))
+    assert left_by("key-diversity", replace(view, incoming=70)) == left_by("oldest-turns", replace(view, incoming=70))
+
+
+def test_keys_that_overflowed_count_as_like_no_other() -> None:
+    view = alike((float("inf"), 0, 0), (0, 1, 0), (0, 1, 0.1), (0, 0, 1))
+    left = left_by("key-diversity", view)
+    assert set(range(30)) <= set(left)
+    assert len(left) == 90
