@@ -36,7 +36,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 BUDGETS = (256, 512, 1024)
 SINKS = 4
 ASKED_BUDGET = 256
-DISTANCES = (128, 384, 768)
+DISTANCES = (128, 512)
 TRIALS = 8
 LEAD = 96
 """Tokens before the fact in the second half of the trials: the fact is then in the second turn."""
