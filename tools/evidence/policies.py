@@ -147,11 +147,27 @@ def section(data: dict[str, Any]) -> str:
         asked_budget=ASKED_BUDGET,
         trials=TRIALS,
         lead=LEAD,
-        late=max(DISTANCES),
-        found=found,
-        losses=losses,
+        against=lambda policy, other, budget: _compared(found[policy, budget] / found[other, budget] - 1),
+        verdict=_verdict(losses),
         budgets=as_markdown(Table("", ("", *(f"{budget:,} tokens" for budget in budgets)), tuple(by_budget))),
         asked=as_markdown(Table("", ("", *heads), tuple(by_place))),
+    )
+
+
+def _compared(change: float) -> str:
+    return f"{100 * abs(change):.1f} % {'higher' if change > 0 else 'lower'}"
+
+
+def _verdict(losses: dict[tuple[str, int, int], float]) -> str:
+    """Return what each policy remembers over the longest distance, as sentences."""
+    late = max(DISTANCES)
+    known = {name: [lead for lead in (0, LEAD) if losses[name, lead, late] < 1] for name in POLICIES}
+    words = {(): "neither", (0,): "the first one", (LEAD,): "the later one", (0, LEAD): "both"}
+    found = "; ".join(f"`{name}`: {words[tuple(leads)]}" for name, leads in known.items())
+    return (
+        f"Over {late} tokens, more than the budget, the fact is known (below 1 nat per digit) as follows: {found}.\n"
+        "`keep-first-turn` knows the first one because the fact is in the first turn; the test is made for it. Pin\n"
+        "what must stay, whatever the policy: none of them knows what will be asked."
     )
 
 
