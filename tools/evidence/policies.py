@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -147,27 +148,45 @@ def section(data: dict[str, Any]) -> str:
         asked_budget=ASKED_BUDGET,
         trials=TRIALS,
         lead=LEAD,
-        against=lambda policy, other, budget: _compared(found[policy, budget] / found[other, budget] - 1),
-        verdict=_verdict(losses),
+        budget_list=_listed([f"{budget:,}" for budget in budgets]),
+        lowest=_listed([f"`{min(names, key=lambda name: found[name, budget])}`" for budget in budgets]),
+        against=lambda policy: _listed(
+            [_compared(found[policy, budget] / found["oldest-turns", budget] - 1) for budget in budgets]
+        ),
+        verdict=_verdict(data["forgetting"]),
         budgets=as_markdown(Table("", ("", *(f"{budget:,} tokens" for budget in budgets)), tuple(by_budget))),
         asked=as_markdown(Table("", ("", *heads), tuple(by_place))),
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return the words as a list in a sentence; one if they are all the same."""
+    if len(set(words)) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])}, and {words[-1]}"
 
 
 def _compared(change: float) -> str:
     return f"{100 * abs(change):.1f} % {'higher' if change > 0 else 'lower'}"
 
 
-def _verdict(losses: dict[tuple[str, int, int], float]) -> str:
-    """Return what each policy remembers over the longest distance, as sentences."""
-    late = max(DISTANCES)
-    known = {name: [lead for lead in (0, LEAD) if losses[name, lead, late] < 1] for name in POLICIES}
-    words = {(): "neither", (0,): "the first one", (LEAD,): "the later one", (0, LEAD): "both"}
-    found = "; ".join(f"`{name}`: {words[tuple(leads)]}" for name, leads in known.items())
-    return (
-        f"Over {late} tokens, more than the budget, the fact is known (below 1 nat per digit) as follows: {found}.\n"
-        "`keep-first-turn` knows the first one because the fact is in the first turn; the test is made for it. Pin\n"
-        "what must stay, whatever the policy: none of them knows what will be asked."
+def _verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Return in how many trials each policy knew every digit, as sentences."""
+    shares = {(row["policy"], row["lead"], row["distance"]): row["known"] for row in rows}
+    near, late = min(DISTANCES), max(DISTANCES)
+
+    def counts(lead: int, distance: int) -> str:
+        known = {name: round(TRIALS * shares[name, lead, distance]) for name in POLICIES}
+        return ", ".join(f"`{name}` {count}" for name, count in known.items())
+
+    return textwrap.fill(
+        f"Of {TRIALS} trials each, the model gave every digit more than half of the probability in these numbers: over "
+        f"{late} tokens, for the first fact, {counts(0, late)}; for the later one, {counts(LEAD, late)}. Over {near} "
+        f"tokens, for the later one, {counts(LEAD, near)}: what a policy keeps for longer takes the place of something "
+        "newer. `keep-first-turn` knows the first fact because it is in the first turn; the test suits it. Pin what must "
+        "stay, whatever the policy: none of them knows what will be asked.",
+        120,
+        break_on_hyphens=False,
     )
 
 
