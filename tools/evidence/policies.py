@@ -183,8 +183,8 @@ def _verdict(rows: Sequence[dict[str, Any]]) -> str:
         f"Of {TRIALS} trials each, the model gave every digit more than half of the probability in these numbers: over "
         f"{late} tokens, for the first fact, {counts(0, late)}; for the later one, {counts(LEAD, late)}. Over {near} "
         f"tokens, for the later one, {counts(LEAD, near)}: what a policy keeps for longer takes the place of something "
-        "newer. `keep-first-turn` knows the first fact because it is in the first turn; the test suits it. Pin what must "
-        "stay, whatever the policy: none of them knows what will be asked.",
+        "newer. `keep-first-turn` knows the first fact because it is in the first turn; the test suits it. Pin what "
+        "must stay, whatever the policy: none of them knows what will be asked.",
         120,
         break_on_hyphens=False,
     )
