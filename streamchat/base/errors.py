@@ -8,6 +8,7 @@ StreamchatError
 ├── CacheError             an operation on the cache is impossible                     exit 1
 │   ├── ChunkTooLargeError     more new tokens than fit next to the pinned ones
 │   ├── CacheFullError         the budget is reached and nothing may be evicted
+│   ├── EvictionPlanError      an eviction policy made a plan that breaks a rule
 │   └── CacheNotSeenError      a forward pass ran under the hook without the streaming cache
 ├── OutputError            stdout cannot be written, for example to a full disk        exit 1
 ├── WireError              another process wrote no valid request or event             exit 1
@@ -94,6 +95,10 @@ class ChunkTooLargeError(CacheError, ValueError):
 
 class CacheFullError(CacheError):
     """The budget is reached and nothing may be evicted."""
+
+
+class EvictionPlanError(CacheError):
+    """An eviction policy made a plan that breaks a rule; nothing was evicted."""
 
 
 class CacheNotSeenError(CacheError, RuntimeError):

@@ -19,6 +19,7 @@ from streamchat.benchmarks.loading import about, cache_size, heading, load
 from streamchat.benchmarks.methods.llama_cpp import find_peers
 from streamchat.benchmarks.methods.registry import KINDS, Method, make_method, parse_kinds, split_list
 from streamchat.benchmarks.methods.stream import Stream, open_stream
+from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
 from streamchat.config.loader import Configuration
 from streamchat.models.bundled.default import default_gguf
@@ -61,15 +62,18 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
         if "chat" in wanted:
             script = make_turns(loaded.tokenizer, max(turns) + SAMPLES, REPLY_TOKENS)
             chat = measure_chat(streams, script, turns, SAMPLES, args.limit, progress)
-    sinks = configuration.settings.num_sink_tokens
+    settings = configuration.settings
+    cache = {"cache_size": size, "num_sink_tokens": settings.num_sink_tokens, "evict": settings.evict}
     lines = heading(
-        loaded, f"budget {size:,} tokens", f"{sinks} sinks", f"{plural(args.rounds, 'round')} after one to warm up"
+        loaded,
+        f"budget {size:,} tokens",
+        f"{settings.num_sink_tokens} sinks",
+        f"evict = {settings.evict}",
+        f"{plural(args.rounds, 'round')} after one to warm up",
     )
     if loaded.weights != "native":
         lines.append(f"Methods other than streamchat's own cache use native weights, not {loaded.weights}.")
-    data = about(
-        "bench", loaded, cache_size=size, num_sink_tokens=sinks, rounds=args.rounds, new_tokens=args.new_tokens
-    )
+    data = about("bench", loaded, **cache, rounds=args.rounds, new_tokens=args.new_tokens)
     return make_page(streams, decode, chat, lines, [*loaded.notes, *filter(None, (*notes, note))], data)
 
 
@@ -95,6 +99,9 @@ def _streams(
     fit, sinks = choose_checked_fit(loaded.model), configuration.settings.num_sink_tokens
     methods = [make_method(kind, size, sinks) for kind in kinds]
     streams: list[Stream] = [open_stream(method, loaded.model, fit, native_weights=True) for method in methods]
+    for chat in streams:
+        if isinstance(chat, Chat):
+            chat.evict = configuration.settings.evict
     if args.float32:
         whole = load(configuration, progress, dtype="float32", weights="native")
         streams.append(open_stream(Method("dense"), whole.model, fit))

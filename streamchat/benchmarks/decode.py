@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.benchmarks.figures import median_ms
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.cache.streaming import EvictionOptions
 from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
@@ -68,15 +69,22 @@ class EndlessReply:
         short_path: Use the engine's decode step instead of the forward pass of transformers.
         clock: Measures each token.
         num_sink_tokens: First tokens, which are never evicted.
+        evict: The eviction policy.
     """
 
     def __init__(
-        self, loaded: LoadedModel, cache_size: int, short_path: bool, clock: Clock, num_sink_tokens: int = 4
+        self,
+        loaded: LoadedModel,
+        cache_size: int,
+        short_path: bool,
+        clock: Clock,
+        num_sink_tokens: int = 4,
+        evict: str = DEFAULT_POLICY,
     ) -> None:
         model = loaded.model
         self._clock = clock
         self.model, self.short_path, self._kernels = model, short_path, loaded.kernels
-        options, fit = EvictionOptions(block=EVICTION_BLOCK), choose_checked_fit(model)
+        options, fit = EvictionOptions(evict, block=EVICTION_BLOCK), choose_checked_fit(model)
         self.cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)
         self._hook = StreamingHook(model, self.cache)
         self._log = TokenLog()
@@ -115,6 +123,7 @@ def measure_step(
     *,
     cache_size: int = 1024,
     num_sink_tokens: int = 4,
+    evict: str = DEFAULT_POLICY,
     tokens: int = 100,
     rounds: int = 5,
     clock: Clock = time.perf_counter,
@@ -126,12 +135,13 @@ def measure_step(
         native: The same model with native weights.
         cache_size: Budget of the cache, which is full from the start.
         num_sink_tokens: First tokens, which are never evicted.
+        evict: The eviction policy.
         tokens: Tokens timed in each configuration.
         rounds: Rounds that these tokens are spread over.
         clock: Returns seconds; `time.thread_time` if one thread is used on a busy machine.
     """
     streams = {
-        (name, short): EndlessReply(model, cache_size, short, clock, num_sink_tokens)
+        (name, short): EndlessReply(model, cache_size, short, clock, num_sink_tokens, evict)
         for name, model in (("loaded", loaded), ("native", native))
         for short in (True, False)
     }
@@ -160,10 +170,15 @@ def measure_step(
 
 
 def full_stream(
-    loaded: LoadedModel, *, cache_size: int, num_sink_tokens: int = 4, clock: Clock = time.perf_counter
+    loaded: LoadedModel,
+    *,
+    cache_size: int,
+    num_sink_tokens: int = 4,
+    evict: str = DEFAULT_POLICY,
+    clock: Clock = time.perf_counter,
 ) -> EndlessReply:
     """Return an endless reply as a chat decodes it, on a full cache, after the warm-up."""
-    stream = EndlessReply(loaded, cache_size, True, clock, num_sink_tokens)
+    stream = EndlessReply(loaded, cache_size, True, clock, num_sink_tokens, evict)
     stream.decode(WARM_UP)
     return stream
 

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
 def _page(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
     tokens, clock = args.rounds * args.new_tokens, time.thread_time if args.cpu_time else time.perf_counter
     loaded = load(configuration, progress, device="cpu")
-    size, sinks = cache_size(configuration, loaded)[0], configuration.settings.num_sink_tokens
+    settings = configuration.settings
+    size = cache_size(configuration, loaded)[0]
+    chat: dict[str, Any] = {"cache_size": size, "num_sink_tokens": settings.num_sink_tokens, "evict": settings.evict}
     page = Page("bench-decode", "Decoding on the CPU", heading(loaded, f"{size:,} cached tokens"))
     page.notes += loaded.notes
     figures: dict[str, Any]
     if args.profile or args.flat:
-        stream = decode.full_stream(loaded, cache_size=size, num_sink_tokens=sinks, clock=clock)
+        stream = decode.full_stream(loaded, **chat, clock=clock)
         progress(f"Decoding {args.flat or tokens:,} tokens")
     if args.profile:
         parts = profile_token(stream, tokens)
@@ -63,9 +65,7 @@ def _page(args: argparse.Namespace, configuration: Configuration, progress: Prog
     else:
         native = load(configuration, progress, device="cpu", weights="native")
         progress(f"Decoding {tokens:,} tokens in each of four configurations")
-        step = decode.measure_step(
-            loaded, native, cache_size=size, num_sink_tokens=sinks, tokens=tokens, rounds=args.rounds, clock=clock
-        )
+        step = decode.measure_step(loaded, native, **chat, tokens=tokens, rounds=args.rounds, clock=clock)
         page.tables.append(_step(step))
         figures = asdict(step)
     page.data = about("bench", loaded) | figures

@@ -17,6 +17,7 @@ import torch
 
 from streamchat.base.devices import device_type, is_spread
 from streamchat.base.errors import ConfigError, StreamchatError
+from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.base.progress import Progress
 from streamchat.benchmarks.loading import about, cache_size, device_name, heading, load
 from streamchat.benchmarks.methods.growing import Dense
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
             loaded,
             cache_size=cache_size(configuration, loaded)[0],
             num_sink_tokens=settings.num_sink_tokens,
+            evict=settings.evict,
             tokens=args.new_tokens,
             rounds=args.rounds,
             until=args.until or UNTIL,
@@ -175,6 +177,7 @@ def measure(
     *,
     cache_size: int = 1024,
     num_sink_tokens: int = 4,
+    evict: str = DEFAULT_POLICY,
     tokens: int = 100,
     rounds: int = 3,
     until: int = 100_000,
@@ -187,6 +190,7 @@ def measure(
         loaded: A model on one device.
         cache_size: Budget in tokens.
         num_sink_tokens: First tokens, which are never evicted.
+        evict: The eviction policy of the engine.
         tokens: Tokens timed after one budget and after `LATE` budgets of text, in each round.
         rounds: Rounds of the engine and `generate` in turn, after one warm-up round.
         until: Tokens processed at the last reading of memory.
@@ -203,6 +207,7 @@ def measure(
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
     fit = choose_checked_fit(model)
     ours = Chat(make_method("streamchat", cache_size, num_sink_tokens), model, fit)
+    ours.evict = evict
     theirs = Dense(Method("dense"), model, fit)
     decode = measure_decode([ours, theirs], ids[: LATE * cache_size], cache_size, tokens, rounds, progress, device)
     for name, figures in decode.items():

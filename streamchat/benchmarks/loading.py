@@ -14,7 +14,7 @@ from streamchat.reports.machine import machine_line, processor, versions
 if TYPE_CHECKING:
     from streamchat.models.load import LoadedModel
 
-SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens")
+SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cache_size", "num_sink_tokens", "evict")
 """Settings that `streamchat bench` takes from the command line."""
 
 

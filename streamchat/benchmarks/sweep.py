@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.eviction_policies import POLICIES
 from streamchat.benchmarks.cell import Cell, ModelChoice, digest_of
 from streamchat.benchmarks.methods.registry import Method, make_method
 from streamchat.benchmarks.texts import Document
@@ -151,8 +152,9 @@ class Recommendation:
             else f"{100 * above:.1f} % above the lowest of the grid ({self.best.perplexity:.2f} with "
             f"{self.best.method.name})"
         )
+        evict = f"evict = {method.kind}, " if method.kind in POLICIES else ""
         return (
-            f"{self.row.model}: cache_size = {method.budget}, num_sink_tokens = {method.sinks}; perplexity "
+            f"{self.row.model}: {evict}cache_size = {method.budget}, num_sink_tokens = {method.sinks}; perplexity "
             f"{self.row.perplexity:.2f}, {found}."
         )
 
@@ -160,11 +162,11 @@ class Recommendation:
 def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
     """Recommend, for each model, the smallest budget, then the fewest sinks, within relative `tolerance` of the best.
 
-    Considers only what streamchat supports: `sinks`, and `window` as 0 sinks.
+    Considers only what streamchat supports: eviction policies, `sinks`, and `window` as 0 sinks.
     """
     found = []
     for model in dict.fromkeys(row.model for row in rows):
-        usable = [row for row in rows if row.model == model and row.method.kind in ("sinks", "window")]
+        usable = [row for row in rows if row.model == model and row.method.kind in ("sinks", "window", *POLICIES)]
         if not usable:
             continue
         best = min(usable, key=lambda row: row.perplexity)

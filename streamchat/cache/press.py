@@ -15,13 +15,14 @@ from transformers import DynamicCache, GenerationMixin
 from streamchat.base.errors import CacheError, CacheNotSeenError, ConfigError
 from streamchat.cache.arguments import CACHE_NAMES, by_keyword, cache_keyword, given_cache
 from streamchat.cache.context import context_length
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.probe import rope_kinds, rotary_modules
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.room import budget_from_ratio
-from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.wrappers import causal_lm
 
 DEFAULT_CACHE_SIZE = 1024

@@ -85,6 +85,10 @@ class RecomputingCache(StreamingCache):
     def rebase_positions(self) -> None:
         """Do nothing: positions equal slots."""
 
+    @property
+    def _has_keys(self) -> bool:
+        return super()._has_keys and not self.stale
+
     def _evict_from_layers(self, prefix: int, count: int) -> None:
         self.stale = True
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.base.errors import CacheError, ConfigError
+from streamchat.cache.eviction.guard import plan_cuts
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.eviction.policy import Cut, Retention, Run, merged_runs, plan_cuts, runs_without
+from streamchat.cache.eviction.options import Eviction, EvictionOptions, Trigger, TurnPlan
+from streamchat.cache.eviction.policies import load_policy
+from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.layers.select import is_mixed, streaming_layer
@@ -21,50 +24,6 @@ from streamchat.cache.room import quarter_of_room
 
 # up to this position the phase error in float32 stays below 1e-3 of the logits' spread
 POSITION_LIMIT = 4096
-
-Trigger = Literal["between_turns", "prefill", "decode"]
-
-
-@dataclass(frozen=True)
-class Eviction:
-    """One compression: tokens evicted from every layer at once."""
-
-    dropped: tuple[tuple[int, int], ...]
-    """Runs `[first, stop)` of token log indices."""
-    length_before: int
-    length_after: int
-    trigger: Trigger
-
-    @property
-    def count(self) -> int:
-        """Evicted tokens."""
-        return sum(stop - first for first, stop in self.dropped)
-
-
-@dataclass
-class TurnPlan:
-    """Room needed by the turn that is about to start."""
-
-    incoming: int
-    reserve: int
-
-
-@dataclass
-class EvictionOptions:
-    """How to evict; the defaults are the paper's rolling window."""
-
-    by: Literal["turns", "tokens"] = "tokens"
-    """Evict whole turns first (if `begin_turn` marks them), or always the oldest tokens."""
-    on_full: Literal["evict", "stop"] = "evict"
-    """When the budget is reached: evict, or raise `CacheFullError` for a forward that does not fit."""
-    block: int = 1
-    """Minimum tokens per token-level eviction."""
-    clean_cut: Callable[[int], int] | None = None
-    """Maps a token log index to the same or a later one at which the window may start."""
-    before_evict: Callable[[], None] | None = field(default=None, repr=False)
-    """Called before each eviction, with the cache still complete."""
-    on_evict: Callable[[Eviction], None] | None = field(default=None, repr=False)
-    """Called after every eviction."""
 
 
 class StreamingCache(DynamicCache):
@@ -115,6 +74,8 @@ class StreamingCache(DynamicCache):
         self.pins: tuple[Run, ...] = ()
         """Ascending runs of log indices that are never evicted; see `pin`."""
         self.options = options or EvictionOptions()
+        policy = self.options.policy
+        self.policy = load_policy(policy) if isinstance(policy, str) else policy
         self.ledger = Ledger()
         self.turn_starts: list[int] = []
         self.compression_count = 0
@@ -223,7 +184,7 @@ class StreamingCache(DynamicCache):
     def begin_turn(self, incoming: int, reserve: int = 0) -> None:
         """Start a turn of `incoming` prompt tokens at the next token, with room for `reserve` more if possible.
 
-        The turn's first forward evicts for it, oldest whole turns first.
+        The turn's first forward evicts for it.
         """
         self.turn_starts.append(self.ledger.next_index)
         self._plan = TurnPlan(incoming, reserve)
@@ -234,6 +195,7 @@ class StreamingCache(DynamicCache):
         Raises:
             ChunkTooLargeError: They do not fit next to the retained tokens.
             CacheFullError: They do not fit and `on_full` is "stop".
+            EvictionPlanError: The policy's plan breaks a rule.
         """
         self.discard_partial_forward()
         trigger: Trigger = "prefill" if incoming > 1 else "decode"
@@ -244,18 +206,17 @@ class StreamingCache(DynamicCache):
             want = max(incoming, min(self._plan.incoming, room))
             reserve = min(self._plan.reserve, max(0, room - want))
             trigger, self._plan = "between_turns", None
-        cuts = plan_cuts(
-            self.ledger,
-            self.retention,
-            want,
-            reserve=reserve,
-            turn_starts=self._cuttable(self.turn_starts),
-            block=self._block(),
-            clean_cut=self.options.clean_cut,
-            evict=self.options.on_full == "evict",
-        )
-        if cuts:
-            self._evict(cuts, trigger)
+        if self.length + want + reserve > self.cache_size:
+            view = replace(
+                self._view(self.ledger, self.retention, self.turn_starts),
+                incoming=want,
+                reserve=reserve,
+                block=self._block(),
+                fetch_keys=self.unrotated_keys if self._has_keys else None,
+            )
+            cuts = plan_cuts(self.policy, view, evict=self.options.on_full == "evict")
+            if cuts:
+                self._evict(cuts, trigger)
         self._rebase_if_needed(incoming)
 
     def simulate_eviction(
@@ -275,13 +236,25 @@ class StreamingCache(DynamicCache):
         if len(ledger) <= budget:
             return ledger.runs, starts
         retention = Retention(budget, self.num_sink_tokens, tuple(pins))
-        cuttable, clean_cut = self._cuttable(starts), self.options.clean_cut
-        cuts = plan_cuts(ledger, retention, 0, turn_starts=cuttable, clean_cut=clean_cut)
+        cuts = plan_cuts(self.policy, self._view(ledger, retention, starts))
         dropped = [run for cut in cuts for run in ledger.evict(cut.at, cut.count)]
-        return ledger.runs, [start for start in starts if start >= dropped[-1][1]]
+        return ledger.runs, starts_after(starts, dropped, retention, ledger)
 
-    def _cuttable(self, turn_starts: Sequence[int]) -> Sequence[int]:
-        return turn_starts if self.options.by == "turns" else ()
+    def _view(self, ledger: Ledger, retention: Retention, turn_starts: Sequence[int]) -> CacheView:
+        retained = tuple(retention.retained_slots(ledger))
+        return CacheView(
+            ledger, retained, retention.cache_size, turn_starts=tuple(turn_starts), clean_cut=self.options.clean_cut
+        )
+
+    @property
+    def _has_keys(self) -> bool:
+        """Whether the layers hold the tokens of the ledger."""
+        return self.length > 0
+
+    def unrotated_keys(self, first: int, stop: int) -> Iterator[Tensor]:
+        """Yield each layer's keys of slots `[first, stop)`; see `StreamingLayer.unrotated_keys`."""
+        for layer in self.streaming_layers:
+            yield layer.unrotated_keys(first, stop)
 
     def discard_partial_forward(self) -> None:
         """Truncate all layers to the ledger's length: a forward that failed halfway leaves some of them longer."""
@@ -414,7 +387,6 @@ class StreamingCache(DynamicCache):
             self._evict_from_layers(cut.at, cut.count)
             dropped += self.ledger.evict(cut.at, cut.count)
         self.compression_count += 1
-        # Turns that lost their first token are not boundaries. Pinned turns are no longer ordered with the window.
-        self.turn_starts = [start for start in self.turn_starts if start >= dropped[-1][1]]
+        self.turn_starts = starts_after(self.turn_starts, dropped, self.retention, self.ledger)
         if self.options.on_evict is not None:
             self.options.on_evict(Eviction(tuple(dropped), before, self.length, trigger))

@@ -183,12 +183,17 @@ def check_live(name: str) -> None:
 
 
 def check_value(name: str, value: Any, source: str) -> Any:
-    """Check one value against its declaration and return it in the declared type; raises ConfigError."""
+    """Check one value against its declaration and return it in the declared type; raises ConfigError.
+
+    A choice that was renamed is returned under today's name.
+    """
     default, spec = default_of(name), spec_of(name)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
         raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
+    if isinstance(value, str):
+        value = spec.renamed.get(value, value)
     if not spec.allows(value):
         raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     if isinstance(value, str) and not _is_unicode(value):

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+from streamchat.base.eviction_policies import DEFAULT_POLICY, POLICIES, RENAMED_POLICIES, describe_policies
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
 Kernels = Literal["auto", "torch"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
-Evict = Literal["turns", "tokens"]
 OnFull = Literal["evict", "stop"]
 Thinking = Literal["collapse", "show", "hide"]
 Save = Literal["chats", "always", "never"]
@@ -42,6 +43,8 @@ class Spec:
     choices: tuple[str, ...] = ()
     forms: Mapping[str, str] = field(default_factory=dict)
     """Legal patterns besides the choices: display form -> regular expression for the full value."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Choices of earlier versions -> their names today; files, sessions and scripts may still have the old ones."""
     metavar: str = ""
     live: bool = False
     """Whether `/set` may change it during a chat."""
@@ -151,12 +154,12 @@ class Settings:
         metavar="TOKENS",
         needs_trust=False,
     )
-    evict: Evict = _setting(
-        "turns",
+    evict: str = _setting(
+        DEFAULT_POLICY,
         "cache",
-        "Eviction unit when the budget is full: the oldest whole turns, or the oldest tokens (the paper's rolling "
-        "window)",
-        choices=("turns", "tokens"),
+        f"Eviction policy when the budget is full: {describe_policies()}",
+        choices=tuple(POLICIES),
+        renamed=RENAMED_POLICIES,
         needs_trust=False,
     )
     on_full: OnFull = _setting(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.eviction.policy import Run
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.cache.streaming import EvictionOptions
 from streamchat.config.settings import Settings
 from streamchat.conversation.cache_view import cache_view, pinned_tokens
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
@@ -74,7 +74,7 @@ class Conversation:
             cache_size=cache_size,
             num_sink_tokens=settings.num_sink_tokens,
             options=EvictionOptions(
-                by=settings.evict,
+                policy=settings.evict,
                 on_full=settings.on_full,
                 block=EVICTION_BLOCK,
                 clean_cut=lambda index: clean_cut(index, self.log, tokenizer),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from streamchat.base import events as ev
-from streamchat.cache.streaming import Eviction, StreamingCache
+from streamchat.cache.eviction.options import Eviction
+from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.log import TokenLog, TurnRecord
 
 

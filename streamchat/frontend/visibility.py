@@ -40,8 +40,20 @@ class ContextView:
         turns = [turn for _, turn in self._segments]
         self._newest = max(turns, default=0)
         self._nothing_evicted = cache.tokens_evicted == 0
-        self.oldest = min((segment.turn for segment in self._segments.values() if not segment.pinned), default=0)
+        self.oldest = self._first_of_window()
         """First turn of the window; 0 if the window is empty."""
+
+    def _first_of_window(self) -> int:
+        """Return the first of the latest unpinned turns from which on nothing is missing; it may be partly evicted."""
+        unpinned = {segment.turn for segment in self._segments.values() if not segment.pinned}
+        found, number = 0, self._newest
+        while number > 0 and not self.turn(number).evicted:
+            if number in unpinned:
+                found = number
+            if not self.turn(number).complete:
+                break
+            number -= 1
+        return found
 
     def turn(self, number: int) -> TurnVisibility:
         """The visibility of turn `number`. A turn that is not prefilled yet counts as visible."""

@@ -12,7 +12,8 @@ import torch
 
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
-from streamchat.cache.eviction.policy import Run
+from streamchat.cache.eviction.ledger import Ledger
+from streamchat.cache.eviction.policy import Retention, Run, starts_after
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.fitting import CacheSelection, fit_to_budget
 from streamchat.conversation.log import TurnRecord, TurnStart
@@ -208,7 +209,7 @@ def _prefill(
         log,
         held,
         pins=pins,
-        turn_starts=_turn_starts(turns, stored),
+        turn_starts=_turn_starts(conversation, turns, stored),
         reserve=len(conversation.encoder.close()) if cut_off else 0,
     )
     read = conversation.prefill_runs(fitted.runs, len(log))
@@ -216,15 +217,18 @@ def _prefill(
     return read, fitted
 
 
-def _turn_starts(turns: Sequence[StoredTurn], stored: StoredSession) -> list[int]:
+def _turn_starts(conversation: Conversation, turns: Sequence[StoredTurn], stored: StoredSession) -> list[int]:
     """Return the log indices where whole turns can be cut, as in the cache that was saved."""
     if not turns:
         return []
     last = turns[-1]
     starts = [*last.before.turn_starts, last.start]
+    ledger = Ledger(list(stored.info.held), len(conversation.log))
+    # the pins during the turn: later ones do not bring back what an eviction took
+    retention = Retention(len(ledger), conversation.cache.num_sink_tokens, last.before.pins)
     for eviction in stored.evictions:
         if eviction.turn == last.number and eviction.runs:
-            starts = [start for start in starts if start >= eviction.runs[-1][1]]
+            starts = starts_after(starts, eviction.runs, retention, ledger)
     return starts
 
 

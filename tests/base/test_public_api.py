@@ -44,6 +44,7 @@ EXIT_CODES = {
     "CacheError": 1,
     "ChunkTooLargeError": 1,
     "CacheFullError": 1,
+    "EvictionPlanError": 1,
     "CacheNotSeenError": 1,
     "OutputError": 1,
     "TurnError": 1,

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.eviction_policies import POLICIES
 from streamchat.benchmarks import memory_estimate
 from streamchat.benchmarks.methods.registry import Method, parse_methods
 from streamchat.benchmarks.methods.stream import open_stream
@@ -103,6 +104,28 @@ def test_no_rerotation_is_the_plain_loop_that_cuts_keys() -> None:
 def test_a_window_is_sinks_without_sinks() -> None:
     assert (scored(Method("window", 32)).losses == scored(Method("sinks", 32, 0)).losses).all()
     assert not np.allclose(scored(Method("window", 32)).losses, scored(Method("sinks", 32, 4)).losses)
+
+
+def test_oldest_tokens_are_sinks_and_every_policy_keeps_to_the_budget() -> None:
+    rest = {name: scored(Method(name, 100, 4), chunk=7, ids=random_ids(400)[0]) for name in POLICIES}
+    assert (
+        rest["oldest-tokens"].losses == scored(Method("sinks", 100, 4), chunk=7, ids=random_ids(400)[0]).losses
+    ).all()
+    for name, found in rest.items():
+        assert found.longest <= 300
+        assert found.unscorable == 0
+        assert (found.losses != rest["oldest-tokens"].losses).any() == (name != "oldest-tokens")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 100])
+def test_a_text_has_turns_of_the_same_tokens_whatever_the_chunk(chunk: int) -> None:
+    model, fit = model_of("llama")
+    with open_stream(Method("oldest-turns", 1000, 4), model, fit, chunk) as stream:
+        cache: Any = stream._cache
+        for piece in torch.split(random_ids(300)[0], chunk):
+            stream.feed(piece)
+            stop = cache.ledger.next_index
+            assert cache.turn_starts == list(range(0, stop + 1, 64))  # not of tokens after the next one
 
 
 def test_hooks_are_gone_afterwards() -> None:

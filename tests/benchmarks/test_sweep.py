@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,14 @@ def test_the_recommendation_is_the_smallest_that_is_good_enough() -> None:
     assert recommend(rows, 0.05)[0].row.method.spec == "sinks:256:4"
     assert recommend(rows, 0.0)[0].row.method.spec == "sinks:1024:4"
     assert recommend([row(64, 0, 5.0)][:0], 0.1) == []
+
+
+def test_an_eviction_policy_is_recommended_with_its_setting() -> None:
+    rows = [row(512, 4, 20.0), replace(row(256, 4, 20.1), method=Method("key-diversity", 256, 4))]
+    (found,) = recommend(rows, 0.02)
+    assert found.text.startswith("m: evict = key-diversity, cache_size = 256, num_sink_tokens = 4; perplexity 20.10")
+    # other ways to bound the cache are not settings
+    assert recommend([replace(rows[0], method=Method("recompute", 512))], 0.02) == []
 
 
 def test_documents_are_weighed_by_their_tokens(folder: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.eviction.options import EvictionOptions
+from streamchat.cache.eviction.policy import CacheView, Cut, EvictionPolicy, cuts_of
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.positions.strategy import choose_fit, make_cache
@@ -68,25 +70,28 @@ class Originals:
         return worst
 
 
-def errors_over(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[list[float], StreamingCache]:
+def errors_over(
+    dtype: torch.dtype, tokens: int = TOKENS, policy: EvictionPolicy | str = "oldest-tokens", chunk: int = CHUNK
+) -> tuple[list[float], StreamingCache]:
     """The largest key error within each tenth of a stream."""
     model = tiny_model("llama").to(dtype)
     fit = choose_fit(model)
-    cache = make_cache(model, fit, cache_size=BUDGET, num_sink_tokens=SINKS)
+    options = EvictionOptions(policy)
+    cache = make_cache(model, fit, cache_size=BUDGET, num_sink_tokens=SINKS, options=options)
     cache.position_limit = 1024  # a rebase every 928 tokens
     originals = Originals(model, cache)
     generator = torch.Generator().manual_seed(1)
     tenths = [0.0] * 10
     pinned = False
     with StreamingHook(model, cache), torch.inference_mode():
-        for at in range(0, tokens, CHUNK):
-            ids = torch.randint(3, VOCABULARY, (1, CHUNK), generator=generator)
+        for at in range(0, tokens, chunk):
+            ids = torch.randint(3, VOCABULARY, (1, chunk), generator=generator)
             model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache})
             if not pinned:
                 cache.pin(*PIN)
                 pinned = True
             originals.follow()
-            if at // CHUNK % 10 == 0:
+            if at // chunk % 10 == 0:
                 tenth = min(9, at * 10 // tokens)
                 tenths[tenth] = max(tenths[tenth], originals.error())
     return tenths, cache
@@ -112,6 +117,24 @@ def test_key_errors_do_not_grow(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     assert max(tenths) <= ROUNDING[dtype]
     # the first tenth has seen every kind of move already
     assert max(tenths[1:]) <= 1.25 * tenths[0]
+
+
+class Deep:
+    """Evicts far behind the sinks; at every fourth time also a token in front of the others, so that they move up."""
+
+    name = "deep"
+
+    def plan(self, view: CacheView) -> list[Cut]:
+        first = [(30, 31)] if view.ledger.next_index // 8 % 4 == 0 else []
+        return cuts_of([*first, (60, 60 + view.must_evict - len(first))])
+
+
+@pytest.mark.slow
+def test_key_errors_do_not_grow_when_other_tokens_than_the_oldest_are_evicted() -> None:
+    """Tokens that survive hundreds of evictions in front of and behind them are rotated once, from their originals."""
+    tenths, cache = errors_over(torch.bfloat16, 4_000, Deep(), chunk=8)
+    assert cache.compression_count > 400
+    assert max(tenths) <= ROUNDING[torch.bfloat16]
 
 
 def test_rotating_step_by_step_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

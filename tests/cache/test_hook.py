@@ -10,9 +10,10 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import CacheError, CacheFullError, CacheNotSeenError, ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.eviction.options import Eviction, EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
-from streamchat.cache.streaming import Eviction, EvictionOptions, StreamingCache
+from streamchat.cache.streaming import StreamingCache
 from tests.support.reference import Reference
 from tests.support.tiny import kv_of, random_ids, tiny_model
 
@@ -285,7 +286,7 @@ def test_a_budget_that_must_not_evict_says_so() -> None:
 
 def test_whole_turns_leave_first_and_are_told() -> None:
     told: list[Eviction] = []
-    model, cache = make(64, 4, by="turns", on_evict=told.append)
+    model, cache = make(64, 4, policy="oldest-turns", on_evict=told.append)
     with StreamingHook(model, cache):
         for size in (20, 20, 20):
             cache.begin_turn(size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from streamchat import StreamingPress
 from streamchat.base.errors import CacheError, CacheNotSeenError, ChunkTooLargeError, ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
-from streamchat.cache.streaming import EvictionOptions
+from streamchat.cache.eviction.options import EvictionOptions
 from tests.support.reference import Reference
 from tests.support.tiny import config_of, fresh_model, random_ids, ready, tiny_model
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.base.eviction_policies import POLICIES, RENAMED_POLICIES
 from streamchat.config import loader
 from streamchat.config.render import render_toml
 from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
@@ -120,6 +121,25 @@ def test_an_empty_variable_is_not_set() -> None:
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     assert load(env={"STREAMCHAT_HOME": "x", "STREAMCHAT_DEBUG": "1", "PATH": "y"}).settings == Settings()
+
+
+@pytest.mark.parametrize(("old", "today"), RENAMED_POLICIES.items())
+def test_a_choice_under_its_old_name_means_the_same(old: str, today: str) -> None:
+    """In a file, the environment and on the command line."""
+    user_file = Path("old.toml")
+    user_file.write_text(f"[streamchat]\n[cache]\nevict = '{old}'\n")
+    assert loader.load(config_file=user_file, environ={}).settings.evict == today
+    assert load(env={"STREAMCHAT_EVICT": old}).settings.evict == today
+    found = loader.load({"evict": old}, environ={})
+    assert (found.settings.evict, found.origin("evict")) == (today, "--evict")
+
+
+def test_the_policies_to_choose_from_are_those_that_are_registered() -> None:
+    with pytest.raises(ConfigError, match="evict = 'newest' is not valid; it must be one of " + ", ".join(POLICIES)):
+        load(env={"STREAMCHAT_EVICT": "newest"})
+    for name, evicts in POLICIES.items():
+        assert load(env={"STREAMCHAT_EVICT": name}).settings.evict == name
+        assert f"{name} ({evicts})" in spec_of("evict").help
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,19 @@ def test_a_saved_budget_is_fitted_to_a_model_that_addresses_less() -> None:
 
 
 @pytest.mark.parametrize(
+    ("saved", "resumed"),
+    # as written by an earlier version, as today, and by a version that has more policies
+    [("tokens", "oldest-tokens"), ("key-diversity", "key-diversity"), ("newest", "keep-first-turn")],
+)
+def test_a_session_continues_with_its_policy_if_this_version_has_it(saved: str, resumed: str) -> None:
+    info = SimpleNamespace(id="abcdef", settings={"evict": saved})
+    here = Configuration(Settings(evict="keep-first-turn"), {"evict": "a file"})
+    assert resumed_configuration(here, info).settings.evict == resumed  # type: ignore[arg-type]
+    given = Configuration(Settings(evict="oldest-turns"), {"evict": "--evict"})
+    assert resumed_configuration(given, info).settings.evict == "oldest-turns"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("settings", "context", "sentence"),
     [
         ({"cache_size": 4096}, 2048, r"flag: cache_size = 4096 exceeds .* length of 2048 tokens; .* 16 to 2048"),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from streamchat.base import events as ev
-from streamchat.base.errors import ConfigError, TurnError
+from streamchat.base.errors import ConfigError, EvictionPlanError, TurnError
+from streamchat.cache.eviction.policy import CacheView, Cut
 from streamchat.conversation.conversation import Conversation
 from tests.support import toy_tokenizer as toy
 from tests.support.scripted_model import make_chat
@@ -156,14 +157,59 @@ def test_token_level_cuts_begin_at_whole_characters_and_messages() -> None:
     assert checked > 5
 
 
-@pytest.mark.parametrize("evict", ["turns", "tokens"])
+@pytest.mark.parametrize("evict", ["oldest-turns", "oldest-tokens"])
 def test_the_paper_s_rolling_window_is_a_choice(evict: str) -> None:
     chat = make_chat(cache_size=128, evict=evict, max_new_tokens=10)
     for i in range(8):
         chat.say(f"question {i}", f"answer {i}")
         chat.check()
     window = chat.tokenizer.decode(chat.cached[chat.conversation.cache.prefix :])
-    assert window.startswith("<|im_start|>user\n") == (evict == "turns")
+    assert window.startswith("<|im_start|>user\n") == (evict == "oldest-turns")
+
+
+# Evicted runs as the versions before policies were objects had them, for evict = turns and evict = tokens.
+EVICTED_BEFORE = {
+    "oldest-turns": [
+        *((13, 51), (51, 111), (111, 193), (193, 280), (280, 367), (367, 454), (454, 487), (487, 523), (523, 557)),
+        (557, 589),
+    ],
+    "oldest-tokens": [
+        *((13, 45), (45, 77), (77, 109), (109, 141), (141, 173), (173, 205), (205, 237), (237, 269), (269, 301)),
+        *((301, 333), (333, 454), (454, 487), (487, 523), (523, 557), (557, 589)),
+    ],
+}
+
+
+@pytest.mark.parametrize("evict", EVICTED_BEFORE)
+def test_oldest_first_evicts_what_earlier_versions_did(monkeypatch: pytest.MonkeyPatch, evict: str) -> None:
+    chat = make_chat(cache_size=160, evict=evict, max_new_tokens=60)
+    for i in range(6):
+        chat.say(f"question number {i}", "green hills " * (1 + 2 * i))
+    chat.say("why is it? " * 30, "so it is")
+    assert [event.runs for event in chat.of(ev.TokensEvicted)] == [(run,) for run in EVICTED_BEFORE[evict]]
+
+
+class Greedy:
+    """Evicts everything, sinks included."""
+
+    name = "greedy"
+
+    def plan(self, view: CacheView) -> list[Cut]:
+        return [Cut(0, len(view.ledger))]
+
+
+def test_a_policy_with_a_bad_plan_costs_one_turn_and_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = make_chat(cache_size=128, max_new_tokens=10)
+    chat.say("first", "reply")
+    before, policy = chat.cached, chat.conversation.cache.policy
+    chat.conversation.cache.policy = Greedy()
+    with pytest.raises(EvictionPlanError, match="the eviction policy greedy made a plan that evicts sink or pinned"):
+        chat.say("word " * 200, "never")
+    assert chat.cached == before
+    assert len(chat.conversation.log.turns) == 1
+    chat.conversation.cache.policy = policy
+    chat.say("word " * 200, "goes on")
+    chat.check()
 
 
 # --- stopping -------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
-from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
 from tests.support.tiny import random_ids, tiny_model
@@ -22,7 +23,7 @@ BUDGET = 64
 def run(model: Any, padded_to: int, turns: list[int]) -> tuple[Feeder, list[torch.Tensor], list[int]]:
     """Feed turns of these sizes, and the model's view of each forward."""
     cache = StreamingCache(
-        model.config, fit_positions(model), cache_size=BUDGET, options=EvictionOptions("turns", block=8)
+        model.config, fit_positions(model), cache_size=BUDGET, options=EvictionOptions("oldest-turns", block=8)
     )
     feeder = Feeder(model, cache, TokenLog())
     feeder.padded_to = padded_to

@@ -46,7 +46,7 @@ def test_segments_name_sinks_system_block_and_messages_in_slot_order() -> None:
 
 
 def test_segments_follow_what_leaves() -> None:
-    with running(evict="tokens") as watched:
+    with running(evict="oldest-tokens") as watched:
         partly = False
         for number in range(1, 8):
             watched.turn("word " * 8)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from streamchat.base import events as ev
+from streamchat.base.eviction_policies import POLICIES
 from streamchat.conversation.feeder import Feeder
 from tests.support.chat_oracle import Fault, Oracle, Tokens
 from tests.support.random_chats import RandomChat
@@ -54,7 +56,31 @@ def turns(count: int, words: int = 3) -> list[Step]:
 
 
 def chat_of(size: int, steps: list[Step], family: str = "llama") -> Plan:
-    return Plan(0, family, size, "turns", "evict", "", tuple(steps))
+    return Plan(0, family, size, "oldest-turns", "evict", "", tuple(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if not name.startswith("oldest-")])
+def test_a_policy_that_evicts_in_the_middle_loses_nothing(policy: str, family: str, tmp_path: Path) -> None:
+    """Undo, retry, pins, /compact and resume, with and without the snapshot and at other budgets."""
+    undo, stopped = Step("undo"), Step("turn", "why is it?", "ask", ("prompt", 1))
+    steps = [
+        *(*turns(8, 1), undo, undo, *turns(2, 2), stopped, Step("pin", turn=6), *turns(3, 1)),
+        *(Step("resume", size=200), undo, Step("retry", reply="so it is"), Step("resume", size=200, snapshot=False)),
+        *(*turns(2, 1), Step("unpin", turn=6), Step("compact", reply="all of it"), *turns(3, 1)),
+        *(Step("resume", size=128), *turns(2, 1), undo, Step("turn", "the sea " * 60, "green " * 30), undo),
+    ]
+    chat = carry_out(replace(chat_of(200, steps, family), evict=policy), tmp_path)
+    assert chat.oracle.out_of_order > 0
+    assert chat.checked > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_stops_where_nothing_may_be_evicted(policy: str, tmp_path: Path) -> None:
+    chat = carry_out(replace(chat_of(96, turns(6)), evict=policy, on_full="stop"), tmp_path)
+    assert not [event for event in chat.events if isinstance(event, ev.TokensEvicted)]
+    assert 0 < len(chat.oracle.said) < 6
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 
 import tests
 from streamchat.base import events as ev
+from streamchat.base.eviction_policies import RENAMED_POLICIES
 from streamchat.base.requests import Undo
 from streamchat.cli import main as cli
 from streamchat.config import loader
@@ -130,6 +131,7 @@ def test_an_exported_file_is_imported(expected: dict[str, Any], capsys: pytest.C
 def test_the_settings_are_read(expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     found = loader.load(config_file=FOLDER / "config.toml", environ={})
     old = {RENAMED.get(name, name): value for name, value in expected["settings"].items()}
+    old["evict"] = RENAMED_POLICIES[old["evict"]]
     assert {name: getattr(found.settings, name) for name in old} == old
     assert found.keys["chat.stop"] == "ctrl+x"
 

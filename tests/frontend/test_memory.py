@@ -38,6 +38,19 @@ def test_each_message_is_judged_by_itself() -> None:
     assert context_view.oldest == 4  # a pinned turn is no part of the window
 
 
+def test_the_window_starts_after_the_last_turn_that_was_evicted() -> None:
+    """A policy may keep the first turn, or any other: the edge is below the gap."""
+
+    def turn(number: int, *, pinned: bool = False) -> list[Segment]:
+        return [Segment("user", number, 5, 5, pinned), Segment("assistant", number, 9, 9, pinned)]
+
+    assert ContextView(state(SINKS, *turn(1), *turn(6), *turn(7))).oldest == 6
+    assert ContextView(state(SINKS, *turn(1), *turn(3), Segment("assistant", 6, 2, 9), *turn(7))).oldest == 6
+    assert ContextView(state(SINKS, *turn(1), *turn(5, pinned=True), *turn(6), *turn(7))).oldest == 6
+    assert ContextView(state(SINKS, *turn(1), *turn(2), *turn(3))).oldest == 1
+    assert ContextView(state(SINKS, *turn(1), *turn(3, pinned=True))).oldest == 0
+
+
 def test_while_nothing_was_evicted_all_is_seen() -> None:
     context_view = ContextView(state(SINKS, Segment("user", 1, 3, 3), evicted=0))
     assert context_view.turn(1).complete

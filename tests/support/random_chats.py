@@ -145,7 +145,8 @@ class RandomChat:
             snapshot_turns=3,
         )
         rotates = self.plan.family not in ("gpt2", "falcon_h1")
-        self.oracle = Oracle(Tokens(_reference_of(self.plan.family), rotates), self.tokenizer)
+        tokens = Tokens(_reference_of(self.plan.family), rotates)
+        self.oracle = Oracle(tokens, self.tokenizer, self.plan.evict.startswith("oldest-"))
         self.recompute = self.plan.family == "gpt2"
         self.latest: int | None = None
         """The turn that ended last and was not followed by an undo, a resume, or a lack of memory."""

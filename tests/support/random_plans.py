@@ -52,7 +52,7 @@ class Plan:
     seed: int
     family: str
     size: int
-    evict: Literal["turns", "tokens"]
+    evict: str
     on_full: Literal["evict", "stop"]
     system: str
     steps: tuple[Step, ...]
@@ -99,7 +99,7 @@ def plan(seed: int, steps: int = 14) -> Plan:
         made.append(Step(kind, text, reply, stop, turn, size, draw.random() < 0.6))
     family = draw.choice(FAMILIES)
     on_full: Literal["evict", "stop"] = "stop" if draw.random() < 0.08 else "evict"
-    evict: Literal["turns", "tokens"] = draw.choice(("turns", "turns", "tokens"))
+    evict = draw.choice(("oldest-turns", "oldest-turns", "oldest-tokens"))
     return Plan(seed, family, draw.choice(SIZES), evict, on_full, draw.choice(("", "Be a sailor.")), tuple(made))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from streamchat.base import events as ev
+from streamchat.cache.eviction.guard import plan_cuts
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.eviction.policy import Retention, merged_runs, plan_cuts
+from streamchat.cache.eviction.policies.oldest_turns import OldestTurns
+from streamchat.cache.eviction.policy import CacheView, Retention, merged_runs
 from streamchat.conversation.log import TokenLog, TurnRecord
 from streamchat.conversation.segments import segments
 
@@ -76,8 +78,10 @@ class ScriptedCache:
     def make_room(self, incoming: int, reserve: int, trigger: ev.Trigger) -> ev.TokensEvicted | None:
         """Evict what is due; returns what to tell."""
         before = self.length
-        starts = [turn.start for turn in self.log.turns] if trigger == "between_turns" else []
-        cuts = plan_cuts(self.ledger, self.retention, incoming, reserve=reserve, turn_starts=starts)
+        starts = tuple(turn.start for turn in self.log.turns) if trigger == "between_turns" else ()
+        retained = tuple(self.retention.retained_slots(self.ledger))
+        view = CacheView(self.ledger, retained, self.cache_size, incoming, reserve, starts)
+        cuts = plan_cuts(OldestTurns(), view)
         dropped = [run for cut in cuts for run in self.ledger.evict(cut.at, cut.count)]
         if not dropped:
             return None

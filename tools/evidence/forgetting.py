@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,18 @@ class Asked:
     """Share of trials in which every digit had more than half of the probability."""
 
 
-def ask(model: Any, tokenizer: Any, fit: Any, filler: str, tick: Any) -> list[Asked]:
+def ask(
+    model: Any,
+    tokenizer: Any,
+    fit: Any,
+    filler: str,
+    tick: Any,
+    *,
+    policies: Sequence[Method] = POLICIES,
+    distances: Sequence[int] = DISTANCES,
+    trials: int = TRIALS,
+    lead: int = 0,
+) -> list[Asked]:
     """Ask for five random digits that were said before `distance` tokens of `filler`.
 
     Args:
@@ -43,23 +55,29 @@ def ask(model: Any, tokenizer: Any, fit: Any, filler: str, tick: Any) -> list[As
         tokenizer: Its tokenizer; it should write digits as single tokens.
         fit: `choose_fit(model)`.
         filler: A long text; a new stretch of it in each trial.
-        tick: Told what is done.
+        tick: Called with what is done.
+        policies: How the cache is bounded.
+        distances: Numbers of tokens between the fact and the question.
+        trials: Random numbers per policy and distance.
+        lead: Tokens of `filler` before the fact; 0 puts it at the start of the stream.
     """
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     between, found = encode(filler), []
-    for policy in POLICIES:
-        for distance in DISTANCES:
+    for policy in policies:
+        for distance in distances:
             losses = []
-            for trial in range(TRIALS):
+            for trial in range(trials):
                 draw = random.Random(trial)
                 number = "".join(draw.choices("0123456789", k=5))
-                start = draw.randrange(0, len(between) - distance)
+                start = draw.randrange(0, len(between) - distance - lead)
                 answer = encode(f" {number}")
-                head = encode(OPENING + FACT.format(number=number))
-                ids = [*head, *between[start : start + distance], *encode(QUESTION), *answer]
+                stop = start + distance
+                fact = [*between[stop : stop + lead], *encode(FACT.format(number=number))]
+                head = fact if lead else encode(OPENING + FACT.format(number=number))
+                ids = [*head, *between[start:stop], *encode(QUESTION), *answer]
                 with open_stream(policy, model, fit, 16) as stream:
                     # the first token of the answer is the space before it, for some tokenizers
                     losses.append(score(stream, torch.tensor(ids)).losses[-5:])

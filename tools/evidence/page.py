@@ -18,6 +18,7 @@ from streamchat.reports.figure import svg_of
 from streamchat.reports.page import Table, as_markdown
 from tools.evidence import forgetting
 from tools.evidence.forgetting import Asked
+from tools.evidence.policies import section, with_section
 from tools.evidence.runs import BUDGET, BUDGETS, POLICIES, SINKS
 
 POINTS, LEAST = 60, 256
@@ -40,7 +41,10 @@ def write_page(
     data = folder / "evidence.json"
     data.write_text(json.dumps(_data(results, asked, about), indent=1) + "\n", encoding="utf-8")
     page = docs / "evidence.md"
-    page.write_text(_markdown(results, asked, about, charts), encoding="utf-8")
+    text, policies = _markdown(results, asked, about, charts), folder / "policies.json"
+    if policies.exists():  # the section about eviction policies is measured on its own
+        text = with_section(text, section(json.loads(policies.read_text(encoding="utf-8"))))
+    page.write_text(text, encoding="utf-8")
     return [*written, data, page]
 
 

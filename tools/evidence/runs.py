@@ -47,11 +47,17 @@ def books(paths: Sequence[str], tokenizer: Any, most: int) -> list[Tokens]:
 
 
 def score_books(
-    loaded: Any, fit: Any, documents: Sequence[Tokens], chunk: int, folder: Path, tick: Any
+    loaded: Any,
+    fit: Any,
+    documents: Sequence[Tokens],
+    chunk: int,
+    folder: Path,
+    tick: Any,
+    policies: Sequence[Method] = POLICIES,
 ) -> list[ScoredDocument]:
-    """All policies on all books; what `folder` has of it is not run again."""
+    """Score all books under all policies. Results that are in `folder` are not run again."""
     found = []
-    for policy in POLICIES:
+    for policy in policies:
         for document in documents:
             # reading the window again costs a whole window a chunk
             size = policy.budget // 4 if policy.kind == "recompute" else chunk

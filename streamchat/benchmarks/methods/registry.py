@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.eviction_policies import POLICIES
 
-EVICTION_POLICIES = {"oldest-turns": "turns", "oldest-tokens": "tokens"}
-"""Names of eviction policies -> `EvictionOptions.by`. Each is also a method: the chat's cache with this policy."""
 MIN_BUDGET = 8
 
 
@@ -38,8 +37,8 @@ KINDS = {
         Kind("sinks", "attention sinks and the latest tokens, the paper's rolling window", "streaming.RollingWindow"),
         Kind("streamchat", "sinks and window as in a chat, positions kept consistent", "streaming.Chat"),
         *(
-            Kind(name, f"as streamchat, with the eviction policy {name}", "streaming.Chat")
-            for name in EVICTION_POLICIES
+            Kind(name, f"the eviction policy of this name: evicts {evicts}", "streaming.EvictionPolicyStream")
+            for name, evicts in POLICIES.items()
         ),
         Kind(
             "no-rerotation",

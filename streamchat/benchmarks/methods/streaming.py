@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from torch import Tensor
 from transformers import DynamicCache
 
-from streamchat.benchmarks.methods.registry import EVICTION_POLICIES
+from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.benchmarks.methods.stream import ModelStream
+from streamchat.cache.eviction.options import Eviction, EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
-from streamchat.cache.streaming import Eviction, EvictionOptions
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
+
+TURN_TOKENS = 64
+"""Length of a turn of a text. A text has no turns, so policies that evict whole ones get blocks of equal length: the
+same for every policy, tokenizer and chunk size."""
 
 
 class RollingWindow(ModelStream):
@@ -64,8 +68,26 @@ class RollingWindow(ModelStream):
 
 
 class Chat(RollingWindow):
-    """The cache as a chat uses it, evicting in blocks; the policy is that of the name, or the default one."""
+    """The cache as a chat uses it, evicting in blocks."""
+
+    evict = DEFAULT_POLICY
+    """The eviction policy; set it before `start`."""
 
     def eviction(self) -> EvictionOptions:
-        by: Any = EVICTION_POLICIES.get(self.method.kind, "turns")
-        return EvictionOptions(by=by, block=EVICTION_BLOCK)
+        return EvictionOptions(self.evict, block=EVICTION_BLOCK)
+
+
+class EvictionPolicyStream(RollingWindow):
+    """The eviction policy of the method's name. A text that is scored is cut into turns of `TURN_TOKENS`."""
+
+    def eviction(self) -> EvictionOptions:
+        return EvictionOptions(self.method.kind)
+
+    def feed(self, ids: Tensor, keep: int = 0) -> Tensor:
+        cache = self._streaming
+        first = cache.ledger.next_index
+        logits = super().feed(ids, keep)
+        # up to that of the next token: a later start would look like one to a policy
+        indices = range(first + 1 if first else 0, cache.ledger.next_index + 1)
+        cache.turn_starts += [index for index in indices if index % TURN_TOKENS == 0]
+        return logits

@@ -1,12 +1,17 @@
-"""Plans what to evict when the budget is full. Pure functions of ledger and slots, testable without a model."""
+"""What an eviction policy is: it looks at a `CacheView` and returns the cuts that it wants. Needs no model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
 
-from streamchat.base.errors import CacheFullError, ChunkTooLargeError
 from streamchat.cache.eviction.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Run = tuple[int, int]
 """`[first, stop)`."""
@@ -62,146 +67,138 @@ class Cut:
     count: int
 
 
-def plan_cuts(
-    ledger: Ledger,
-    retention: Retention,
-    incoming: int,
-    *,
-    reserve: int = 0,
-    turn_starts: Sequence[int] = (),
-    block: int = 1,
-    clean_cut: Callable[[int], int] | None = None,
-    evict: bool = True,
-) -> list[Cut]:
-    """Return the cuts that make room for `incoming` tokens: `plan_eviction`, with pinned runs skipped.
-
-    Args:
-        ledger: The cached tokens. Not changed.
-        retention: The tokens that are never evicted.
-        incoming: New tokens of the next forward.
-        reserve: Additional room, if possible.
-        turn_starts: Ascending log indices at which turns start.
-        block: Minimum tokens per token-level cut.
-        clean_cut: Maps a log index to the same or a later one at which the window may start.
-        evict: If False, raise instead of evicting.
-
-    Raises:
-        ChunkTooLargeError: They do not fit next to the retained tokens.
-        CacheFullError: They do not fit and `evict` is False.
-    """
-    retained = retention.retained_slots(ledger)
-    # Renumber the slots with all retained ones at the front: the evictable ones are then one range, oldest first.
-    front = sum(stop - first for first, stop in retained)
-
-    def to_front(slot: int) -> int:
-        return slot + sum(stop - max(first, slot) for first, stop in retained if stop > slot)
-
-    def from_front(slot: int) -> int:
-        slot -= front
-        for first, stop in retained:
-            if slot < first:
-                break
-            slot += stop - first
-        return slot
-
-    def clean(slot: int) -> int:
-        assert clean_cut is not None
-        return to_front(ledger.slot_from(clean_cut(ledger.index_at(from_front(slot)))))
-
-    occupancy = Occupancy(len(ledger), front, retention.cache_size)
-    if not evict and incoming > 0 and len(ledger) + incoming > retention.cache_size:
-        raise CacheFullError(
-            f"{incoming} new tokens do not fit next to the {len(ledger)} cached ones in a cache of "
-            f"{retention.cache_size}, and on_full = stop forbids eviction"
-        )
-    count = 0
-    if evict:
-        count = plan_eviction(
-            occupancy,
-            incoming,
-            reserve=reserve,
-            boundaries=[to_front(ledger.slot_from(start)) for start in turn_starts],
-            block=block,
-            clean_cut=clean if clean_cut else None,
-        )
-    cuts: list[Cut] = []
-    at, ends = 0, [*retained, (len(ledger), len(ledger))]
-    before = 0  # slots passed, before any cut
-    for first, stop in ends:
-        gap = min(count, first - before)
-        if gap:
-            cuts.append(Cut(at, gap))
-            count -= gap
-        at += stop - before - gap
-        before = stop
+def cuts_of(runs: Iterable[Run]) -> list[Cut]:
+    """Return the cuts that drop these runs of slots, which are numbered before any cut."""
+    cuts, dropped = list[Cut](), 0
+    for first, stop in merged_runs(run for run in runs if run[0] < run[1]):
+        cuts.append(Cut(first - dropped, stop - first))
+        dropped += stop - first
     return cuts
 
 
-@dataclass(frozen=True)
-class Occupancy:
-    """Slots in use before a forward."""
+def starts_after(starts: Iterable[int], dropped: Sequence[Run], retention: Retention, ledger: Ledger) -> list[int]:
+    """Return the turn starts that are still boundaries after an eviction.
 
-    length: int
-    """Cached tokens."""
-    prefix: int
-    """Sinks and pinned tokens at the front, never evicted."""
-    cache_size: int
-    """The budget."""
-
-
-def plan_eviction(
-    cache: Occupancy,
-    incoming: int,
-    *,
-    reserve: int = 0,
-    boundaries: Sequence[int] = (),
-    block: int = 1,
-    clean_cut: Callable[[int], int] | None = None,
-) -> int:
-    """Return how many tokens to evict after the prefix so that `incoming` fit (StreamingLLM, arXiv:2309.17453, 3.2).
-
-    Evicts the oldest whole turns, delimited by `boundaries`; tokens of the oldest remaining turn only if whole turns
-    do not make enough room. Without boundaries this is the paper's rolling window.
+    A turn that lost its first token is none any more, nor is a retained one that is older than an evicted token.
 
     Args:
-        cache: Current occupancy.
-        incoming: New tokens of the next forward, which must fit.
-        reserve: Additional room, if possible without evicting the newest whole turn.
-        boundaries: Ascending slots at which a turn starts; may include `cache.length` if the next token starts one.
-        block: Minimum tokens per token-level cut, which amortizes the cost of an eviction.
-        clean_cut: Maps a slot to the same or a later one at which the window may start: not inside a character or a
-            turn's header.
-
-    Returns:
-        The number of tokens to evict, 0 if there is room.
-
-    Raises:
-        ChunkTooLargeError: `incoming` does not fit next to the prefix even if everything else is evicted.
+        starts: Ascending log indices.
+        dropped: Ascending runs of log indices that were evicted; not empty.
+        retention: The tokens that are never evicted.
+        ledger: The tokens that are left.
     """
-    room = cache.cache_size - cache.prefix
-    if incoming > room:
-        raise ChunkTooLargeError(
-            f"{incoming} new tokens in one forward do not fit next to {cache.prefix} sink and pinned tokens in a cache "
-            f"of {cache.cache_size}; prefill in chunks of at most {room}"
-        )
-    must = cache.length + incoming - cache.cache_size
-    if must + reserve <= 0:
-        return 0
-    droppable = cache.length - cache.prefix
-    cuts = [slot - cache.prefix for slot in boundaries if cache.prefix < slot <= cache.length]
+    retained = retention.retained_slots(ledger)
 
-    for cut in cuts:  # makes room for the reserve too, without evicting the newest whole turn
-        if cut >= must + reserve and cut < droppable:
-            return cut
-    enough = [cut for cut in cuts if cut >= must]
-    if enough and reserve:
-        # The reserve does not fit: evict as many whole turns as possible but the newest, or all if necessary.
-        return max([cut for cut in enough if cut < droppable], default=enough[-1] if must > 0 else 0)
-    if must <= 0:
-        return 0
-    if enough:
-        return enough[0]
-    cut = min(droppable, max(must, block))
-    if clean_cut is not None:
-        cut = min(droppable, clean_cut(cache.prefix + cut) - cache.prefix)
-    return max(cut, must)
+    def is_boundary(start: int) -> bool:
+        if start >= dropped[-1][1]:
+            return True
+        slot = ledger.slot_from(start)
+        return bool(ledger.count_in(start, start + 1)) and not any(a <= slot < b for a, b in retained)
+
+    return [start for start in starts if is_boundary(start)]
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """What a policy may look at: the cached tokens, those that are never evicted, and the room that is needed."""
+
+    ledger: Ledger
+    """The log index of each slot; a copy."""
+    retained: tuple[Run, ...]
+    """Runs of slots that must stay, ascending and merged."""
+    cache_size: int
+    incoming: int = 0
+    """New tokens that must fit."""
+    reserve: int = 0
+    """Additional room, if possible."""
+    turn_starts: tuple[int, ...] = ()
+    """Ascending log indices at which turns start; may include that of the next token."""
+    block: int = 1
+    """Minimum tokens per token-level cut, which amortizes the cost of an eviction."""
+    clean_cut: Callable[[int], int] | None = None
+    """Maps a log index to the same or a later one at which text may start: not inside a character or a turn's header.
+    None if text may start anywhere."""
+    fetch_keys: Callable[[int, int], Iterable[Tensor]] | None = None
+    """Returns the keys of slots `[first, stop)`, layer by layer, (batch, num_kv_heads, stop - first, head_dim) in
+    float32 and without their rotation, so that keys of different positions compare. Each call reads them anew. None
+    without keys, when an eviction is simulated or the next forward prefills the cache again."""
+
+    @property
+    def must_evict(self) -> int:
+        """Number of tokens that must be evicted; the incoming tokens do not fit otherwise."""
+        return max(0, len(self.ledger) + self.incoming - self.cache_size)
+
+    @property
+    def wanted(self) -> int:
+        """Number of tokens to evict for the incoming tokens and the reserve."""
+        return max(0, len(self.ledger) + self.incoming + self.reserve - self.cache_size)
+
+    @cached_property
+    def evictable(self) -> tuple[Run, ...]:
+        """The runs of slots that may be evicted, oldest first."""
+        ends = [0, *(edge for run in self.retained for edge in run), len(self.ledger)]
+        pairs = zip(ends[::2], ends[1::2], strict=True)
+        return tuple((first, stop) for first, stop in pairs if first < stop)
+
+    @property
+    def evictable_count(self) -> int:
+        """Number of tokens that may be evicted."""
+        return sum(stop - first for first, stop in self.evictable)
+
+    @cached_property
+    def turns(self) -> tuple[Run, ...]:
+        """The runs of slots of each turn, or of what is evictable of it, oldest first.
+
+        A turn that lost its start, or tokens in the middle, is what is left of it.
+        """
+        gaps = [self.ledger.slot_from(first) for first, _ in self.ledger.runs]
+        borders = sorted({*gaps, *(self.ledger.slot_from(start) for start in self.turn_starts)})
+        found: list[Run] = []
+        for first, stop in self.evictable:
+            edges = [first, *(border for border in borders if first < border < stop), stop]
+            found += pairwise(edges)
+        return tuple(found)
+
+    def oldest(self, count: int) -> list[Run]:
+        """Return the runs of the `count` oldest evictable slots."""
+        found = []
+        for first, stop in self.evictable:
+            if count <= 0:
+                break
+            found.append((first, min(stop, first + count)))
+            count -= stop - first
+        return found
+
+    def evictable_before(self, slot: int) -> int:
+        """Return how many evictable slots are before `slot`."""
+        return sum(max(0, min(stop, slot) - first) for first, stop in self.evictable)
+
+    def clean_count(self, count: int) -> int:
+        """Return the same or a larger number of oldest tokens to evict, so that what follows starts at a clean place.
+
+        It can exceed the number of evictable tokens.
+        """
+        if self.clean_cut is None:
+            return count
+        slot = count  # of the first token that would stay
+        for first, stop in self.retained:
+            if slot < first:
+                break
+            slot += stop - first
+        return self.evictable_before(self.ledger.slot_from(self.clean_cut(self.ledger.index_at(slot))))
+
+
+class EvictionPolicy(Protocol):
+    """Decides which tokens to evict. It has no state: the same view gives the same cuts."""
+
+    @property
+    def name(self) -> str:
+        """The name in the setting `evict`."""
+        ...
+
+    def plan(self, view: CacheView) -> Sequence[Cut]:
+        """Return the cuts that make room for the incoming tokens, and for the reserve if that is worth it.
+
+        Called when incoming tokens and reserve do not fit. `streamchat.cache.eviction.guard` says what a plan must be.
+        """
+        ...

@@ -224,7 +224,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if not self.is_initialized or count == 0:
             return
         self._save_originals(prefix)
-        self._forget_originals(prefix)
+        self._drop_originals(prefix, count)
         self.start += count
         self.base += count
         self._write_prefix(prefix)
@@ -252,19 +252,36 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         known = 0 if self._originals is None else self._originals[0].shape[-2]
         if prefix <= known:
             return
-        fresh = []
-        for buffer, rotation in zip(self._buffers, (self.rotation.keys, self.rotation.values), strict=True):
-            x = buffer[:, :, self.start + known : self.start + prefix].float()
-            if rotation is not None:
-                angles = rotation.source.angles_range(self.base + known, prefix - known, buffer.device)
-                x = rotation.apply(x, angles, undo=True)
-            fresh.append(x.clone())
+        rotations = (self.rotation.keys, self.rotation.values)
+        pairs = zip(self._buffers, rotations, strict=True)
+        fresh = [self._unrotated(buffer, rotation, known, prefix).clone() for buffer, rotation in pairs]
         if self._originals is not None:
             fresh = [torch.cat(pair, dim=-2) for pair in zip(self._originals, fresh, strict=True)]
         self._originals = fresh[0], fresh[1]
 
+    def unrotated_keys(self, first: int, stop: int) -> Tensor:
+        """Return the keys of slots `[first, stop)`, (batch, num_kv_heads, stop - first, head_dim) in float32.
+
+        Rotary positions are undone. Positions that a model adds to its input (learned tables) remain in the keys.
+        """
+        assert self._buffers is not None
+        return self._unrotated(self._buffers[0], self.rotation.keys, first, stop)
+
+    def _unrotated(self, buffer: Tensor, rotation: TensorRotation | None, first: int, stop: int) -> Tensor:
+        x = buffer[:, :, self.start + first : self.start + stop].float()
+        if rotation is None:
+            return x
+        angles = rotation.source.angles_range(self.base + first, stop - first, buffer.device)
+        return rotation.apply(x, angles, undo=True)
+
+    def _drop_originals(self, at: int, count: int) -> None:
+        """Drop the copies of `count` slots from slot `at` on; those of later slots stay right, rotated or not."""
+        if self._originals is not None and self._originals[0].shape[-2] > at:
+            k, v = (torch.cat([x[..., :at, :], x[..., at + count :, :]], dim=-2) for x in self._originals)
+            self._originals = (k, v) if k.shape[-2] else None
+
     def _forget_originals(self, prefix: int) -> None:
-        """Drop the copies of tokens after the first `prefix`: once pinned, they are now part of the window."""
+        """Drop the copies of tokens after the first `prefix`, which were removed."""
         if self._originals is not None and self._originals[0].shape[-2] > prefix:
             k, v = self._originals
             self._originals = (k[..., :prefix, :], v[..., :prefix, :]) if prefix else None

@@ -11,11 +11,12 @@ import torch
 
 from streamchat.base.errors import UnsupportedModelError, describe_unexpected
 from streamchat.cache.eviction.check import require_eviction_check
+from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import PositionFit, fit_positions
 from streamchat.cache.positions.selfcheck import require_self_check
 from streamchat.cache.recompute import RecomputingCache, fit_recompute
-from streamchat.cache.streaming import EvictionOptions, StreamingCache
+from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.wrappers import causal_lm, refuse_training_mode
 
 # the self-check moves a text of 32 tokens by 17
