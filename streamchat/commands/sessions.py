@@ -166,7 +166,8 @@ def _show(store: Store, info: SessionInfo) -> None:
     memory = turn_visibility(session)
     held = sum(stop - first for first, stop in info.held)
     title, name = one_line(info.title), one_line(info.model_name)
-    print_line(f"{title}\n{info.id}, {name} ({info.dtype}), started {human_when(info.created, time.time())}")
+    model = f"{name} ({info.dtype})" if info.dtype else name
+    print_line(f"{title}\n{info.id}, {model}, started {human_when(info.created, time.time())}")
     if info.is_imported:
         print_line(f"imported, not resumed yet; model: {one_line(str(info.settings.get('model', 'default')))}")
     turns, compressions = plural(info.turns, "turn"), plural(info.compressions, "compression")

@@ -37,6 +37,8 @@ class CommandRunner:
             return False
         if result.message:
             return await self._sender.send(text, result.message)
+        if command is not None and command.asks_engine and not result.text and self._outbox.phase is Phase.REPLYING:
+            self._view.toast(f"/{command.name} takes effect when this reply is done", "information")
         await self._show(text, result)
         return True
 

@@ -74,7 +74,7 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("{broken", "this is not JSON (column 2: "),
-        ("[1, 2]", "it is JSON, a list; accepted are "),
+        ("[1, 2]", "it is JSON, a list; accepted formats: "),
         ('{"messages": 7}', '"messages" must be a list'),
         ('{"messages": [{"role": "robot", "content": "x"}]}', 'unknown role "robot"; known roles are system, '),
         (
@@ -83,7 +83,7 @@ def test_our_own_exports_can_be_replayed(tmp_path: Path) -> None:
         ),
         ('{"messages": [{"content": "x"}]}', 'a message needs "role" and "content", or "from" and "value"'),
         ('{"turns": ["a"]}', "this record has the format mt-bench, but the file has conversations"),
-        ('{"prompt": "a", "completion": "b"}', 'it is JSON, an object with "prompt", "completion"; accepted are '),
+        ('{"prompt": "a", "completion": "b"}', 'it is JSON, an object with "prompt", "completion"; accepted formats: '),
         ('{"messages": []}', "it contains no user messages"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]}',

@@ -93,6 +93,8 @@ def test_an_export_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert session.info.settings == {"system_prompt": "Be brief."}
     # foreign, and no model is loaded because a file names it
     assert (session.info.model, session.info.model_name, session.info.is_imported) == ("default", "gpt-4o", True)
+    assert cli.main(["sessions", "show", "last"]) == ExitCode.OK
+    assert f"{session.info.id}, gpt-4o, started " in capsys.readouterr().out  # no dtype: no model was loaded
 
 
 def test_an_export_is_replayed(tmp_path: Path) -> None:

@@ -138,13 +138,13 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
     ("content", "sentence"),
     [
         (b'{"role": "user", "content": "a"}\n{"role": "user"', "line 2: this is not JSON (column 16: "),
-        (b"[1]", "line 1: it is JSON, a number; accepted are "),
+        (b"[1]", "line 1: it is JSON, a number; accepted formats: "),
         (b'{"role": "robot", "content": "a"}', 'line 1: unknown role "robot"'),
         (
             b'{"role": "user", "content": 7}',
             "line 1: the content of a message from user must be a string, not a number",
         ),
-        (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted are '),
+        (b'{"mapping": {}, "title": "t"}', 'line 1: it is JSON, an object with "mapping", "title"; accepted formats: '),
         (b'[\n{"messages": []},\n{"messages": [{"role": "x", "content": ""}]}]', 'line 3: unknown role "x"'),
         (b"\n".join([ONE] * 2), "has 2 conversations; --all imports each as a session; nothing was imported"),
         (b"Hello there", "it is plain text, not JSON; nothing was imported"),
@@ -158,8 +158,8 @@ def test_importing_what_was_exported(capsys: pytest.CaptureFixture[str], tmp_pat
             b"[note] hello",
             "starts like JSON but is invalid: line 1, column 2: Expecting value; nothing was imported",
         ),
-        (b"null", "file.jsonl, line 1: it is JSON, null; accepted are "),
-        (b'"hello"', "file.jsonl, line 1: it is JSON, a string; accepted are "),
+        (b"null", "file.jsonl, line 1: it is JSON, null; accepted formats: "),
+        (b'"hello"', "file.jsonl, line 1: it is JSON, a string; accepted formats: "),
     ],
 )
 def test_what_cannot_be_imported(

@@ -73,12 +73,12 @@ def test_an_array_of_messages_is_one_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('{"prompt": "a", "completion": "b"}\n', 'it is JSON, an object with "prompt", "completion"; accepted are '),
-        ('[{"title": "t", "mapping": {}}]', 'it is JSON, an object with "title", "mapping"; accepted are '),
-        ('{\n "a": 1,\n "b": 2\n}', 'it is JSON, an object with "a", "b"; accepted are '),
-        ("{}", "it is JSON, an object with no keys; accepted are "),
-        ('["a", "b"]', "it is JSON, a string; accepted are "),
-        ("[[1]]", "it is JSON, a list; accepted are "),
+        ('{"prompt": "a", "completion": "b"}\n', 'it is JSON, an object with "prompt", "completion"; accepted formats: '),
+        ('[{"title": "t", "mapping": {}}]', 'it is JSON, an object with "title", "mapping"; accepted formats: '),
+        ('{\n "a": 1,\n "b": 2\n}', 'it is JSON, an object with "a", "b"; accepted formats: '),
+        ("{}", "it is JSON, an object with no keys; accepted formats: "),
+        ('["a", "b"]', "it is JSON, a string; accepted formats: "),
+        ("[[1]]", "it is JSON, a list; accepted formats: "),
         ('{"messages": [\n{"role": "user"', "it starts like JSON but is invalid: line 2, column 16: "),
         ("[intro] hello", "it starts like JSON but is invalid: line 1, column 2: "),
         ("[" * 100_000, "it starts like JSON but is invalid: it is nested too deeply; give `--format text`"),
@@ -113,7 +113,7 @@ def test_lines_of_several_kinds_are_told_with_their_number(tmp_path: Path) -> No
     assert problems[0] == ":2: this record has the format mt-bench, but the file has conversations"
     assert problems[1] == ':3: a message from assistant has "tool_calls", which cannot be replayed'
     assert problems[2].startswith(":4: this is not JSON (")
-    assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted are ')
+    assert problems[3].startswith(':6: it is JSON, an object with "other"; accepted formats: ')
     assert len(problems) == 4
     dialogues, problems = said(put(tmp_path, "A preface\n" + json.dumps(PARTS)))
     assert (len(dialogues), [problem.partition(" (")[0] for problem in problems]) == (1, [":1: this is not JSON"])

@@ -65,7 +65,7 @@ async def test_stop_holds_the_queue_and_enter_resumes_it() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.finished == 1)
         assert rows(driver) == ["1. alpha", "2. beta"]
-        assert heading(driver).startswith("2 held · Enter in an empty input resumes")
+        assert heading(driver).startswith("2 held · Enter in an empty input sends them")
         await driver.pilot.pause(0.2)
         assert engine.submitted == ["first"]
         assert driver.prompt.text == ""
@@ -92,6 +92,20 @@ async def test_a_message_written_after_stop_goes_first_and_alone() -> None:
         assert heading(driver).startswith("1 held")
 
 
+async def test_a_command_that_waits_for_the_reply_says_so() -> None:
+    engine = held_engine()
+    async with driving(engine) as driver:
+        await queue_up(driver)
+        await driver.enter("/stats")  # answers at once
+        assert driver.toasts == []
+        await driver.enter("/pin 1")
+        assert driver.toasts == ["/pin takes effect when this reply is done"]
+        engine.release()
+        await driver.until(lambda: driver.finished == 1)
+        await driver.enter("/unpin 1")
+        assert len(driver.toasts) == 1
+
+
 async def test_up_walks_through_the_queue_and_an_edit_keeps_its_place() -> None:
     engine = held_engine()
     async with driving(engine) as driver:
@@ -102,12 +116,14 @@ async def test_up_walks_through_the_queue_and_an_edit_keeps_its_place() -> None:
         assert driver.prompt.text == "beta"
         assert rows(driver) == ["1. alpha", "2. (editing) beta", "3. gamma"]
         assert heading(driver).startswith("editing 2 of 3 · Enter saves it · Esc cancels")
+        assert str(driver.prompt.border_subtitle).startswith("Enter saves")
         await driver.write(" two")
         await driver.pilot.press("up", "down")  # a changed text is not left
         assert driver.prompt.text == "beta two"
         await driver.pilot.press("enter")
         assert rows(driver) == ["1. alpha", "2. beta two", "3. gamma"]
         assert driver.prompt.text == ""
+        assert str(driver.prompt.border_subtitle).startswith("Enter sends")
         engine.release()
         await driver.until(lambda: driver.finished == 4)
         assert engine.submitted == ["first", "alpha", "beta two", "gamma"]

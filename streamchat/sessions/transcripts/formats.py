@@ -72,7 +72,7 @@ FORMATS = (
 )
 KINDS: tuple[Kind, ...] = (*(each.name for each in FORMATS), "text")
 """Names of all formats. `text` is plain text: each line is a user message."""
-ACCEPTED = f"accepted are {', '.join(each.record for each in FORMATS)}, and plain text"
+ACCEPTED = f"accepted formats: {', '.join(each.record for each in FORMATS)}"
 
 
 def format_of(value: Any) -> Format | None:

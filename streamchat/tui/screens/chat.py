@@ -166,7 +166,8 @@ class ChatScreen(ReadingScreen):
         self.show_keys()
 
     def show_keys(self) -> None:
-        """Redraw the footer, but only if other keys work now: redrawing costs as much as a frame."""
+        """Show the keys that work now. The footer is redrawn only if they changed: that costs as much as a frame."""
+        self._composer.show_hint()
         state = (self._outbox.phase, self._can_stop)
         if state != self._keys_shown:
             self._keys_shown = state

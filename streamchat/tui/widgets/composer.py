@@ -36,7 +36,7 @@ class Composer(Vertical):
         self._completions = completions
         self._message_size = MessageSize(lambda text: host.engine.send(CountTokens(text)))
         self._pause_timer: Timer | None = None
-        self._hint = self._end_hint = ""
+        self._end_hint = ""
 
     def compose(self) -> ComposeResult:
         """The completions above the input."""
@@ -47,8 +47,7 @@ class Composer(Vertical):
         """Apply the configured keys; make the input usable at once, unless the app only watches."""
         prompt = self.prompt
         prompt.send_keys = key_names(self._host.keys_of("prompt.send"))
-        self._hint = f"{hint(self.app, 'prompt.send')} sends · {hint(self.app, 'prompt.newline')} new line"
-        prompt.border_subtitle = self._hint
+        self.show_hint()
         self._end_hint = f"▾ scrolled back · {hint(self.app, 'chat.follow')} jumps to the end"
         prompt.display = not self._host.watching
         prompt.disabled = self._host.watching
@@ -74,7 +73,7 @@ class Composer(Vertical):
     def counted(self, event: TextCounted) -> None:
         """Show the size that the engine has counted."""
         self._message_size.counted(event.text, event.tokens)
-        self._show_size()
+        self.show_hint()
 
     @on(Prompt.Edited)
     def _edited(self, message: Prompt.Edited) -> None:
@@ -83,15 +82,18 @@ class Composer(Vertical):
         if self._pause_timer is not None:
             self._pause_timer.stop()
         self._pause_timer = self.set_timer(PAUSE_S, self._measure)
-        self._show_size()
+        self.show_hint()
 
     def _measure(self) -> None:
         self._message_size.measure(self.prompt.text)
-        self._show_size()
+        self.show_hint()
 
-    def _show_size(self) -> None:
-        """Show the size of a long text: an estimate until the engine has counted its tokens."""
-        self.prompt.border_subtitle = self._message_size.summary(self.prompt.text, self._host.board.cache) or self._hint
+    def show_hint(self) -> None:
+        """Show the size of a long text, an estimate until the engine has counted its tokens; else the keys."""
+        size = self._message_size.summary(self.prompt.text, self._host.board.cache)
+        verb = "saves" if self.prompt.edits_queued else "sends"
+        keys = f"{hint(self.app, 'prompt.send')} {verb} · {hint(self.app, 'prompt.newline')} new line"
+        self.prompt.border_subtitle = size or keys
 
     # --- editor ---------------------------------------------------------------------------------------------
 
