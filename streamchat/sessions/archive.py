@@ -234,8 +234,12 @@ class Archive:
         if result.message_back:
             self.recorder.record_undo(len(conversation.log.turns) + 1)
         self.changed = bool(result.reason or result.cut_turn)
-        stats = {turn.number: _figures(turn.stats) for turn in stored.turns}
-        turns = tuple(_saved_turn(conversation, turn, stats[turn.number]) for turn in conversation.log.turns)
+        records = {turn.number: turn for turn in stored.turns}
+        cut = {result.cut_turn, *(turn.number for turn in stored.turns if turn.finish_reason == "cancelled")}
+        turns = tuple(
+            _saved_turn(conversation, turn, _figures(records[turn.number].stats), turn.number in cut)
+            for turn in conversation.log.turns
+        )
         event = ev.ConversationResumed(
             session,
             stored.info.title,
@@ -280,7 +284,9 @@ def _figures(stats: Mapping[str, Any] | None) -> ev.TurnStats | None:
     return None
 
 
-def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: ev.TurnStats | None) -> ev.SavedTurn:
+def _saved_turn(
+    conversation: Conversation, turn: TurnRecord, stats: ev.TurnStats | None, was_cut: bool
+) -> ev.SavedTurn:
     if stats is not None:
         return ev.SavedTurn(
             turn.number,
@@ -297,7 +303,8 @@ def _saved_turn(conversation: Conversation, turn: TurnRecord, stats: ev.TurnStat
     reply_start = turn.start if turn.reply_start is None else turn.reply_start
     end = reply_start if turn.end is None else turn.end
     prompt_tokens, new_tokens = reply_start - turn.start + opening, max(0, end - reply_start - opening - close)
-    return ev.SavedTurn(turn.number, turn.text, turn.reply, prompt_tokens, new_tokens, finish_reason="cancelled")
+    reason: ev.FinishReason = "cancelled" if was_cut else "stop"
+    return ev.SavedTurn(turn.number, turn.text, turn.reply, prompt_tokens, new_tokens, finish_reason=reason)
 
 
 def _damage_notice(parts: tuple[str, ...]) -> list[str]:

@@ -553,6 +553,8 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
         assert killed.reply.startswith(last.reply[:3])
         assert any("the saved part of the reply was kept" in notice.text for notice in chat.of(ev.Notice))
         assert chat.turn("go on").stats.turn == 4
+    with running(store=database, session=session) as chat:
+        assert [turn.finish_reason for turn in chat.wait(ev.ConversationResumed).turns][2] == "cancelled"
     with Store(database) as store:
         assert [turn.state for turn in store.load(session).turns] == ["done"] * 4
 
@@ -570,6 +572,7 @@ def test_an_imported_conversation_goes_on(database: Path) -> None:
     with running(store=database, session=session, cache_size=256) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         assert resumed.system_prompt == "Be kind."
+        assert [turn.finish_reason for turn in resumed.turns] == ["stop", "stop"]  # nobody stopped them
         assert "because it was imported and had to be tokenized" in chat.wait(ev.Notice).text
         conversation: Any = chat.conversation
         text = conversation.tokenizer.decode(conversation.log.ids_at(conversation.cache.ledger.runs))
