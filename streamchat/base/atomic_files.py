@@ -1,8 +1,8 @@
-"""Writes files so that neither readers nor a crash nor a full disk ever leave half of one.
+"""Writes files in one step: readers never see half of one, and a crash or a full disk leaves none.
 
 The contents go to a new file in the same folder, which then replaces the target in one step. With `durable`, the file
 and its name are flushed to the disk (fsync): needed for data that exists nowhere else. Without it, a power failure may
-lose the write, or leave an empty file in the place of the old one; enough for what is computed again if missing.
+lose the write, or leave an empty file in place of the old one; use this for data that can be computed again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a front end asks of the engine: small frozen dataclasses, one per request.
+"""The requests that a front end sends to the engine: small frozen dataclasses.
 
-`ChatEngine.send` takes them in order; the engine answers with events. Importing this module loads no torch.
+`ChatEngine.send` queues them in order; the engine answers with events. Importing this module loads no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Suggests the name that a misspelled one was meant to be."""
+"""Suggests known names for a misspelled one."""
 
 from __future__ import annotations
 

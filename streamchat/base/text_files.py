@@ -37,7 +37,7 @@ class DecodedText:
 
     text: str
     notes: tuple[str, ...] = ()
-    """What a careful reader may want to know, as predicates: "is UTF-16"."""
+    """Notes about the encoding and the line ends, as predicates: "is UTF-16"."""
     guess: str = ""
     """The note about bytes that are not valid in the encoding; '' if there are none."""
 

@@ -55,7 +55,7 @@ def add_parser(subparsers: Subparsers[Any]) -> None:
         "correct, that memory does not grow, and that nothing gets slower; write report.json, report.html and "
         "turns.jsonl. Exit code 0 if all invariants hold, 4 if one does not.",
     )
-    parser.add_argument("files", nargs="*", metavar="FILE", help="scripts: conversations, MT-Bench, messages or text")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="scripts: chats, ChatGPT's export, MT-Bench, or text")
     own = parser.add_argument_group("replay")
     own.add_argument(
         "--format", choices=FORMATS, default="auto", help="format of the files; auto detects it (default: auto)"

@@ -119,8 +119,8 @@ class Settings:
     kernels: Kernels = _setting(
         "auto",
         "model",
-        "CPU decode kernels: auto compiles native kernels once (Linux with gcc) or falls back to PyTorch; torch always "
-        "uses PyTorch",
+        "CPU decode kernels: auto compiles native kernels once (Linux with gcc or clang), else uses PyTorch; "
+        "torch always uses PyTorch",
         choices=("auto", "torch"),
         needs_trust=False,
     )

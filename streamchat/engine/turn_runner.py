@@ -25,7 +25,7 @@ class TurnRunner:
 
     Args:
         host: Has the active conversation.
-        jobs: Is told when the job of a turn has ended.
+        jobs: The queue that the jobs come from.
         archive: Saves the turns.
         status: Samples the figures of a turn.
         emit: Records and publishes an event.

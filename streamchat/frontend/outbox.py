@@ -58,7 +58,7 @@ class QueuedMessage:
 class Outbox:
     """Sends messages one at a time. Not thread-safe: a front end uses it on one thread.
 
-    After a method that may let a message go (`idle`, `resume`, `drop`, `end_edit`), call `send_next`.
+    After a method that may release a message (`idle`, `resume`, `drop`, `end_edit`), call `send_next`.
 
     Args:
         send: Passes the text of a message to the engine.
@@ -149,7 +149,7 @@ class Outbox:
             self.phase = Phase.LOADING
 
     def failed(self) -> None:
-        """Mark the engine as failed. Holds all messages, the one of the running turn first."""
+        """Mark the engine as failed. Hold all messages, that of the running turn first."""
         running, self._submitted = self._submitted, None
         self.phase = Phase.FAILED
         self.hold()
@@ -163,7 +163,7 @@ class Outbox:
         self._queue = [replace(each, held=True) for each in self._queue]
 
     def resume(self) -> None:
-        """Let all held messages go, in order."""
+        """Release all held messages, in order."""
         self._queue = [replace(each, held=False) for each in self._queue]
 
     def put_back(self, message: Message) -> None:

@@ -31,7 +31,7 @@ class Line:
 
 
 def present(event: ev.Event) -> Line | None:
-    """Return the line that reports `event`; None for those that are figures, text or the result of a command."""
+    """Return the line that reports `event`; None if it has no line: figures, text, results of commands."""
     line = _line(event)
     return None if line is None else Line(line.kind, one_line(line.text))
 

@@ -1,4 +1,4 @@
-"""The history of what was typed: one private file, shared by app and prompt, and by all processes.
+"""The input history: one private file, shared by the app, the prompt, and all processes.
 
 Each line of `typed.jsonl` is an object with `time` (Unix time) and `text`. If there is no such file, the two files of
 version 0.1, `history.jsonl` of the app and `history` of the prompt, are read into it and left in place.
@@ -79,7 +79,7 @@ class TypedHistory:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing meanwhile; a process that hangs with the lock is not waited for."""
+    """Hold the lock of the file. If another process has it for longer than `PATIENCE_S`, continue without it."""
     lock = FileLock(path.with_suffix(".lock"), timeout=PATIENCE_S, mode=0o600, is_singleton=False)
     with suppress(Timeout):
         lock.acquire(poll_interval=0.01)

@@ -66,7 +66,7 @@ class Library:
 
 
 def library() -> Library:
-    """Return the compiled kernels; compiles them if they are missing or damaged (about 2 s). Needs Linux and gcc.
+    """Return the compiled kernels; compiles them if they are missing or damaged. Needs Linux, and gcc or clang.
 
     Raises:
         KernelsUnavailableError: They cannot be compiled, or cannot be stored.
@@ -129,7 +129,7 @@ def library_path() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """Return the compiler command: `CC` with its arguments if it is set, else gcc.
+    """Return the compiler command: `CC` with its arguments if it is set, else the first of `COMPILERS`.
 
     Raises:
         KernelsUnavailableError: No compiler was found.

@@ -36,7 +36,7 @@ class Kernels:
 
 
 def load_kernels(setting: str) -> Kernels | None:
-    """Return the compiled kernels, compiling them at first use (about 2 s).
+    """Return the compiled kernels, compiling them at first use.
 
     Returns None if there are none; `why_unavailable` says why.
 

@@ -73,7 +73,7 @@ def test_an_array_of_messages_is_one_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('{"prompt": "a", "completion": "b"}\n', 'it is JSON, an object with "prompt", "completion"; accepted formats: '),
+        ('{"prompt": "a", "completion": "b"}\n', 'it is JSON, an object with "prompt", "completion"; accepted '),
         ('[{"title": "t", "mapping": {}}]', 'it is JSON, an object with "title", "mapping"; accepted formats: '),
         ('{\n "a": 1,\n "b": 2\n}', 'it is JSON, an object with "a", "b"; accepted formats: '),
         ("{}", "it is JSON, an object with no keys; accepted formats: "),

@@ -1,4 +1,4 @@
-"""The event of an audit: what the cache contains, read back from its tensors, for checks in another place."""
+"""The event of an audit: the contents of the cache, read back from its tensors, for checks outside the engine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CacheAudited(Event):
     pins: tuple[tuple[int, int], ...]
     compressions: int
     cache_id: int
-    """Differs between caches: another one has other buffers."""
+    """Identifies the cache and its buffers: a new cache has a new id."""
     kv_bytes: int
     """Bytes of the allocated key and value buffers."""
     ids: tuple[int, ...]

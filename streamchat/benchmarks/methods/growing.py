@@ -1,4 +1,4 @@
-"""A growing cache, and a growing history that is read again at each turn: what users of transformers run."""
+"""A growing cache, and a growing history that is prefilled again at each turn: what users of transformers run."""
 
 from __future__ import annotations
 

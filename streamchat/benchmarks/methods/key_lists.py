@@ -1,4 +1,4 @@
-"""Another mistake: a forward hook that shortens `cache.key_cache[i]`, where caches no longer store their keys."""
+"""Another mistake: a forward hook that shortens `cache.key_cache`, which caches no longer use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamchat.benchmarks.methods.stream import ModelStream
 
 
 class KeyLists(ModelStream):
-    """A growing cache: only the hook's own counter grows with it."""
+    """Evicts nothing: the cache grows, although the hook counts evictions."""
 
     def begin(self) -> DynamicCache:
         self.attach(self.model.register_forward_hook(self._after_forward))

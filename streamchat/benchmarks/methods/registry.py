@@ -1,6 +1,6 @@
 """Methods by name, the same in `ppl`, `sweep` and `bench`: `dense`, `window:512`, `sinks`, `sinks:512:8`.
 
-Imports no torch: the command line is read before.
+Imports no torch, because the command line parser needs it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("dense", "a growing cache; timed with transformers' generate", "growing.Dense", ()),
+        Kind("dense", "a growing cache; bench times it with transformers' generate", "growing.Dense", ()),
         Kind("window", "the latest tokens", "streaming.RollingWindow", ("BUDGET",)),
         Kind("sinks", "attention sinks and the latest tokens, the paper's rolling window", "streaming.RollingWindow"),
-        Kind("streamchat", "sinks and window as in a chat, positions kept consistent", "streaming.Chat"),
+        Kind("streamchat", "sinks and the latest text, evicted by turns or blocks as in a chat", "streaming.Chat"),
         *(
             Kind(name, f"the eviction policy of this name: evicts {evicts}", "streaming.EvictionPolicyStream")
             for name, evicts in POLICIES.items()

@@ -1,4 +1,4 @@
-"""The window of transformers itself: its sliding-window layers in every place, at absolute positions, without sinks."""
+"""A window by transformers' own sliding-window layers, with absolute positions and without sinks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from streamchat.cache.context import context_length
 
 
 class SlidingLayers(ModelStream):
-    """What remains is that of `window`, up to the positions: these grow with the text, past the trained length, too."""
+    """Caches the same tokens as `window`, but positions grow with the text, beyond the trained length."""
 
     def begin(self) -> DynamicCache:
         # a table of learned positions has a fixed length

@@ -1,8 +1,8 @@
 /* Attention of new tokens: rotates and stores their keys and values, then attends to all cached tokens of the layer.
  *
  * As in FlashAttention (arXiv:2205.14135), scores are never stored as a whole: a running maximum and sum replace them.
- * As in flash decoding, the keys are split into spans, so that all threads read equally much; partial results are
- * combined by the product behind it.
+ * As in flash decoding, the keys are split into spans, so that all threads read equally much; the product that follows
+ * combines the partial results.
  */
 #include "operations.h"
 
@@ -82,7 +82,7 @@ static void prepare(const Attention *a, const Norm *norm, const float *from, int
     rotate(norm->weight ? normed : from, cos, sin, a->rotary_dim, a->head_dim, scale, out);
 }
 
-/* Writes key and value of one head of a new token behind the cached ones. */
+/* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
     long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * a->element_bytes;

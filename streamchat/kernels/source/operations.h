@@ -27,10 +27,10 @@ typedef struct {
 
 /* Attention of `tokens` new tokens, the last of which reads `cached` + `tokens` slots.
  * query: `num_kv_heads` x `num_kv_groups` query heads, `head_stride` floats apart; key, value: `num_kv_heads` heads,
- * `head_stride` floats apart; the next token's are `token_stride` floats behind. cos, sin: (tokens, rotary_dim). Queries
+ * `head_stride` floats apart; the next token's are `token_stride` floats after them. cos, sin: (tokens, rotary_dim). Queries
  * and keys are normalized before they are rotated.
  * keys, values: the first cached slot of the first head; heads are `head_stride_bytes` apart, an element has
- * `element_bytes`: 2 (bfloat16) or 4 (float32). The new tokens are written behind the cached slots.
+ * `element_bytes`: 2 (bfloat16) or 4 (float32). The new tokens are written after the cached slots.
  * The slots are read in `spans` parts, whose results a product combines. partial: attention_partial(...). */
 typedef struct {
     const float *query, *key, *value, *cos, *sin;

@@ -1,6 +1,6 @@
 /* The team: the caller's thread and its helpers take tasks from one counter.
  *
- * A helper that the operating system suspends between two tasks holds nobody up: the others do its work. There is no
+ * A helper that the operating system suspends between two tasks delays no other thread: the others do its work. There is no
  * barrier; a phase ends when its last task is complete. A thread that finds no task spins for a bounded time, as the
  * next phase usually starts within microseconds, and then sleeps.
  */
@@ -36,7 +36,7 @@ static struct {
     _Alignas(CACHE_LINE) _Atomic int active; /* threads of the current run */
     _Atomic int sleeping;                    /* active threads that sleep */
     const TeamProgram *program;
-    int threads;    /* tasks are made for so many */
+    int threads;    /* number of threads that the tasks are made for */
     uint64_t first; /* number of the program's first phase */
     int started;    /* members that exist */
     Pace pace;

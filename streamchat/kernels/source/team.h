@@ -8,8 +8,8 @@
 typedef struct {
     float *memory; /* scratch memory */
     long floats;   /* its size */
-    uint64_t tag;  /* what `memory` contains: of this phase, ... */
-    int block;     /* ... this part; 0 = nothing */
+    uint64_t tag;  /* phase whose input `memory` contains */
+    int block;     /* 1 + number of the block of vectors in `memory`; 0 = none */
 } Member;
 
 /* A program: phases, one after the other, each of independent tasks. */

@@ -28,7 +28,7 @@ def conversation_of(record: dict[str, Any]) -> Transcript:
     skipped: Counter[str] = Counter()
     read = (_message(node["message"], skipped) for node in path if isinstance(node.get("message"), dict))
     messages = [message for message in read if message is not None]
-    if branches := sum(_is_said(node) for node in mapping.values()) - sum(map(_is_said, path)):
+    if branches := sum(_is_visible(node) for node in mapping.values()) - sum(map(_is_visible, path)):
         skipped["alternative message"] = branches
     about = {"title": record.get("title"), "model_name": record.get("default_model_slug")}
     return Transcript(messages, about=about, skipped=skipped)
@@ -81,7 +81,7 @@ def _text(part: Any, skipped: Counter[str]) -> str:
     return skip("image" if "image" in kind else "audio recording" if "audio" in kind else "file", skipped)
 
 
-def _is_said(node: Any) -> bool:
+def _is_visible(node: Any) -> bool:
     """Return whether a node has a message of the user or the model that is not hidden."""
     message = node.get("message") if isinstance(node, dict) else None
     if not isinstance(message, dict) or _is_hidden(message):

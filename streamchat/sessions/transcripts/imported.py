@@ -1,4 +1,4 @@
-"""Makes sessions of the conversations of a file, or refuses all of it."""
+"""Turns the conversations of a file into sessions; refuses the whole file if one of them cannot be read."""
 
 from __future__ import annotations
 
