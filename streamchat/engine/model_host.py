@@ -147,10 +147,10 @@ class ModelHost:
         try:
             self._prepare(replace(self._configuration, settings=settings, origins=origins))
         except StreamchatError as error:
-            _log.warning("switching to %s failed", name, exc_info=True)
+            _log.warning("switching to %r failed", name, exc_info=True)
             self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
         except Exception as error:
-            _log.exception("switching to %s failed", name)
+            _log.exception("switching to %r failed", name)
             text = f"{name} could not be loaded ({describe_unexpected(error)}); keeping the current model"
             self._emit(ev.Notice(text, "error"))
         else:
@@ -214,7 +214,7 @@ class ModelHost:
         try:
             self._open_session(session, agreed_model)
         except Exception as error:
-            _log.warning("opening %s failed", session, exc_info=True)
+            _log.warning("opening %r failed", session, exc_info=True)
             known = isinstance(error, StreamchatError)
             what = str(error) if known else f"{session} could not be opened ({describe_unexpected(error)})"
             if self.conversation is previous:
