@@ -86,7 +86,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
         dialogue = Dialogue(f"{path}:{transcript.line}", system=_system_prompt(transcript))
         problems += [(message.line, reason) for message in transcript.messages if (reason := _add(message, dialogue))]
         if skipped := transcript.skipped:
-            problems.append((transcript.line, f"only text can be replayed; skipped: {counted(skipped)}"))
+            problems.append((transcript.line, f"{counted(skipped)} (only text can be replayed)"))
         if dialogue.turns or file.kind == "messages":
             script.dialogues.append(dialogue)
         else:

@@ -106,7 +106,7 @@ def test_an_export_is_replayed(tmp_path: Path) -> None:
         assert dialogue.system == "Be brief."
         assert dialogue.place == f"{path}:{line}"
     assert [str(problem) for problem in script.problems] == [
-        f"{path}:{line}: only text can be replayed; skipped: {SKIPPED}" for line in (2, second)
+        f"{path}:{line}: {SKIPPED} (only text can be replayed)" for line in (2, second)
     ]
     one = put(tmp_path, TRIP, "one.json")
     assert len(read_scripts([one], "chatgpt").dialogues) == 1
