@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import StoreError
-from streamchat.store.records import StoredTurn
+from streamchat.store.records import ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 
 Emit = Callable[[dict[str, Any]], None]
@@ -26,9 +26,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 def save_conversation(store: Store, title: str, turn: StoredTurn) -> None:
     """Save a conversation of one turn."""
-    session = store.create(
-        title, model="m", model_name="m", dtype="", fingerprint="", tokenizer="", settings={}, system_ids=[]
-    )
+    session = store.create(title, ModelIdentity("m", "m"), {})
     store.write(session, turns=[turn])
 
 

@@ -22,10 +22,10 @@ from streamchat.sessions.upkeep import Upkeep
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
-    from streamchat.sessions.recorder import ModelIdentity, Recorder
+    from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
-    from streamchat.store.records import SessionInfo
+    from streamchat.store.records import ModelIdentity, SessionInfo
     from streamchat.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class Archive:
     def _identify(self, active: ActiveConversation) -> ModelIdentity:
         """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-        from streamchat.sessions.recorder import ModelIdentity
+        from streamchat.store.records import ModelIdentity
 
         conversation = active.conversation
         parts = conversation.encoder.format.identity

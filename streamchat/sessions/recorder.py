@@ -19,7 +19,7 @@ from streamchat.base.errors import StoreError
 from streamchat.config.settings import Settings
 from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
-from streamchat.store.records import CacheMark, SessionIdentity, StoredEviction, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredEviction, StoredTurn
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -31,17 +31,6 @@ BATCH_S = 0.5
 TITLE_LENGTH = 60
 LIVE_S, LIVE_IDLE_S = 1.0, 15.0
 """Time between two writes of the live figures, while a reply is generated and otherwise."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Names and fingerprints that identify the model of a session."""
-
-    model: str
-    model_name: str
-    dtype: str
-    fingerprint: str
-    tokenizer: str
 
 
 def title_of(text: str) -> str:
@@ -119,11 +108,9 @@ class Recorder:
         assert self._conversation is not None
         if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
             settings = {**asdict(self._settings), "model": identity.model}
-            self.store.set_model(session, identity.model, identity.model_name, settings)
-        system = self._conversation.log.ids[: self._conversation.system_tokens]
+            self.store.set_model(session, identity, settings)
         self.store.mark_open(session)
-        # in one transaction with the new ids of its turns
-        self._write(SessionIdentity(identity.dtype, identity.fingerprint, identity.tokenizer, system))
+        self._write(identity)  # in one transaction with the new ids of its turns
 
     def close_session(self) -> None:
         """Close and unlock the session, so that other processes can open it.
@@ -228,7 +215,7 @@ class Recorder:
             self.emit(ev.SavingChanged(True))
             self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
 
-    def _write(self, new_identity: SessionIdentity | None = None) -> None:
+    def _write(self, new_identity: ModelIdentity | None = None) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -248,6 +235,7 @@ class Recorder:
             evictions=self._evictions,
             undone_from=self._undone_from,
             identity=new_identity,
+            system_ids=log.ids[: conversation.system_tokens],
         )
         self._evictions, self._undone_from = [], None
         running = bool(log.turns) and log.turns[-1].end is None
@@ -258,13 +246,9 @@ class Recorder:
     def _create(self, conversation: Conversation, identity: ModelIdentity) -> str:
         session = self.store.create(
             title_of(conversation.log.turns[0].text),
-            model=identity.model,
-            model_name=identity.model_name,
-            dtype=identity.dtype,
-            fingerprint=identity.fingerprint,
-            tokenizer=identity.tokenizer,
-            settings=asdict(self._settings),
-            system_ids=conversation.log.ids[: conversation.system_tokens],
+            identity,
+            asdict(self._settings),
+            conversation.log.ids[: conversation.system_tokens],
         )
         self._lock = SessionLock(self.store.lock_folder, session)
         self.store.mark_open(session)

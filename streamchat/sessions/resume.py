@@ -19,9 +19,8 @@ from streamchat.conversation.log import TurnRecord, TurnStart
 from streamchat.conversation.rollback import REACH
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX
 from streamchat.sessions import snapshot as snapshots
-from streamchat.sessions.recorder import ModelIdentity
 from streamchat.sessions.snapshot import Snapshot, SnapshotError
-from streamchat.store.records import CacheMark, StoredSession, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredSession, StoredTurn
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from streamchat.store.database import Database, acquire, database_path, release
 from streamchat.store.health import problems_of, repair
 from streamchat.store.records import (
     CacheMark,
+    ModelIdentity,
     SearchHit,
-    SessionIdentity,
     SessionInfo,
     StoredEviction,
     StoredSession,
@@ -92,19 +92,11 @@ class Store:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def create(
-        self,
-        title: str,
-        *,
-        model: str,
-        model_name: str,
-        dtype: str,
-        fingerprint: str,
-        tokenizer: str,
-        settings: Mapping[str, Any],
-        system_ids: Iterable[int],
+        self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
     ) -> str:
         """Create a session; return its new id."""
-        now, as_json, system = time.time(), json.dumps(dict(settings)), pack_ids(system_ids)
+        now, names = time.time(), (clean(identity.model), clean(identity.model_name))
+        prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
         with self._open.write() as connection:
             while True:
                 new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
@@ -113,19 +105,7 @@ class Store:
             connection.execute(
                 "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
                 "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    new,
-                    clean(title),
-                    now,
-                    now,
-                    clean(model),
-                    clean(model_name),
-                    dtype,
-                    fingerprint,
-                    tokenizer,
-                    as_json,
-                    system,
-                ),
+                (new, clean(title), now, now, *names, *prints, json.dumps(dict(settings)), pack_ids(system_ids)),
             )
         return new
 
@@ -137,7 +117,8 @@ class Store:
         cache: CacheMark | None = None,
         evictions: Sequence[StoredEviction] = (),
         undone_from: int | None = None,
-        identity: SessionIdentity | None = None,
+        identity: ModelIdentity | None = None,
+        system_ids: Iterable[int] = (),
     ) -> None:
         """Write changes of a session in one transaction.
 
@@ -147,19 +128,14 @@ class Store:
             cache: The current state of the cache.
             evictions: Evictions since the last call.
             undone_from: Turns from this number on were undone before all of this; search still finds them.
-            identity: The model that the session continues with.
+            identity: The model that the session continues with, if it changed. Its names are not written.
+            system_ids: Ids of the system prompt for `identity`.
         """
         with self._open.write() as connection:
             if identity is not None:
                 connection.execute(
                     "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",
-                    (
-                        identity.dtype,
-                        identity.fingerprint,
-                        identity.tokenizer,
-                        pack_ids(identity.system_ids),
-                        session,
-                    ),
+                    (identity.dtype, identity.fingerprint, identity.tokenizer, pack_ids(system_ids), session),
                 )
             if undone_from is not None:
                 connection.execute(
@@ -193,12 +169,12 @@ class Store:
             )
             connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session))
 
-    def set_model(self, session: str, model: str, model_name: str, settings: Mapping[str, Any]) -> None:
+    def set_model(self, session: str, identity: ModelIdentity, settings: Mapping[str, Any]) -> None:
         """Replace the model and settings that the file of an imported session named."""
         with self._open.write() as connection:
             connection.execute(
                 "UPDATE sessions SET model = ?, model_name = ?, settings = ? WHERE id = ?",
-                (clean(model), clean(model_name), json.dumps(dict(settings)), session),
+                (clean(identity.model), clean(identity.model_name), json.dumps(dict(settings)), session),
             )
 
     def mark_open(self, session: str, process: int | None = None) -> None:

@@ -560,11 +560,10 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
 def test_an_imported_conversation_goes_on(database: Path) -> None:
     from array import array
 
-    from streamchat.store.records import StoredTurn
+    from streamchat.store.records import ModelIdentity, StoredTurn
 
     with Store(database) as store:
-        facts = {"model": "default", "model_name": "x", "dtype": "", "fingerprint": "", "tokenizer": ""}
-        session = store.create("Imported", settings={"system_prompt": "Be kind."}, system_ids=[], **facts)
+        session = store.create("Imported", ModelIdentity("default", "x"), {"system_prompt": "Be kind."})
         turns = [StoredTurn(n, f"question {n}", f"answer {n}", 0, 0, 0, array("i")) for n in (1, 2)]
         store.write(session, turns=turns)
     with running(store=database, session=session, cache_size=256) as chat:

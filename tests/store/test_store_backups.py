@@ -426,7 +426,7 @@ def where(folder: Path, word: str) -> list[str]:
 def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = filled(path, *(f"other{n}" for n in range(20)))
     with Store(path) as store:
-        session = a_session(store, f"{SECRET} title", settings={"system_prompt": f"{SECRET} prompt"})
+        session = a_session(store, f"{SECRET} title", {"system_prompt": f"{SECRET} prompt"})
         store.write(session, turns=[a_turn(n, f"say {SECRET}{n} " * 300, f"it is {SECRET}") for n in range(1, 30)])
         store.write(session, undone_from=20, turns=[a_turn(20, f"{SECRET} again")])
         store.change(session, "system_prompt", f"{SECRET} changed", {"system_prompt": SECRET})
