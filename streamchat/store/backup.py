@@ -11,7 +11,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.connection import connect, create_private
-from streamchat.store.failures import advise_on_damage, is_damage, why_not_writable
+from streamchat.store.failures import is_damage, why_not_writable
 from streamchat.store.schema import MIGRATIONS
 from streamchat.store.users import lock_folder
 
@@ -101,11 +101,8 @@ def _last_change(database: Path) -> float:
 
 
 def _has_sessions(database: Path) -> bool:
-    connection = connect(database)
-    try:
+    with closing(connect(database)) as connection:
         return connection.execute("SELECT 1 FROM sessions LIMIT 1").fetchone() is not None
-    finally:
-        connection.close()
 
 
 def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
@@ -197,24 +194,18 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
             raise BackupStopped
 
     with atomic_write(target, durable=True) as partial:
-        source = connect(database)
-        try:
+        with closing(connect(database)) as source:
             moment = time.time()
             source.execute("BEGIN")
             found = source.execute("PRAGMA user_version").fetchone()[0]  # fixes the state, whatever is written later
             if version not in (None, found):
                 raise BackupStopped
             create_private(partial)
-            copy = sqlite3.connect(partial, isolation_level=None)
-            try:
+            with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
                 copy.execute("PRAGMA synchronous = OFF")  # flushed once, below
                 source.backup(copy, pages=PAGES, progress=check_stopped)
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
                 problem = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            finally:
-                copy.close()
-        finally:
-            source.close()
         if problem != "ok":
             raise sqlite3.DatabaseError(f"{problem}; run `streamchat doctor` for details")
         os.utime(partial, (moment, moment))
@@ -236,21 +227,14 @@ def open_backup(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
 
 
+@lru_cache(maxsize=64)
 def problem_of(backup: Backup) -> str:
     """Return why a backup cannot be used; '' if it is intact. Reads the whole file once."""
-    return _problem_of(backup.path, backup.made, backup.nbytes)
-
-
-@lru_cache(maxsize=64)
-def _problem_of(path: Path, made: float, nbytes: int) -> str:
     try:
-        connection = open_backup(path)
-        try:
+        with closing(open_backup(backup.path)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             connection.execute("SELECT count(*) FROM sessions").fetchone()
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         return str(error)
     if version > len(MIGRATIONS):
@@ -263,7 +247,7 @@ def newest_sound_backup(database: Path) -> Backup | None:
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
 
-def _advice(database: Path) -> str:
+def damage_advice(database: Path) -> str:
     """Return what to do if the user's database is damaged; '' without a backup."""
     own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
     if not own or (backup := newest_sound_backup(database)) is None:
@@ -273,6 +257,3 @@ def _advice(database: Path) -> str:
         f"the file is damaged; `streamchat sessions restore-backup {backup.name}` moves it aside and restores the "
         f"backup of {when}"
     )
-
-
-advise_on_damage(_advice)
