@@ -30,6 +30,7 @@ from streamchat.base.requests import (
 )
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support import toy_tokenizer as toy
 from tests.support.real_engine import Watched, running, tiny_loaded
@@ -455,7 +456,7 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
         assert [event.works for event in chat.of(ev.SavingChanged)] == [False, True]
     with Store(database) as store:
         assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
-        assert store.check() == ""
+        assert examine(store.path).problems == []
 
 
 def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) -> None:
