@@ -117,7 +117,7 @@ def test_a_database_that_was_deleted_is_not_written_into_silently(path: Path, na
             lambda: store.write(session, turns=[a_turn(2, "two")]),
             lambda: store.load(session),
             lambda: a_session(store),
-            store.check,
+            store.repair,
             lambda: store.search("one"),
         ):
             with pytest.raises(StoreError, match=said):
