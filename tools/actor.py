@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import StoreError
+from streamchat.store.health import examine
 from streamchat.store.records import ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 
@@ -98,8 +99,7 @@ class Actor:
 
     def do_check(self) -> str:
         """What is wrong with the file; '' for nothing."""
-        with Store(self._path) as store:
-            return store.check()
+        return "; ".join(examine(self._path).problems)
 
 
 def serve(path: Path, lines: Iterable[str], emit: Emit) -> None:

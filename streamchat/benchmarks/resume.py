@@ -115,7 +115,7 @@ def measure_resume(
             resumed = time.perf_counter()
             same = same and torch.equal(_logits(conversation), before)
             prefill_from = time.perf_counter()
-            conversation.prefill_runs(runs, length)
+            conversation.feeder.prefill_runs(runs, length)
             done = time.perf_counter()
             # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
             checkpoint.restore(cache, load(path).checkpoint)

@@ -54,7 +54,7 @@ class Owner:
     @property
     def conversation(self) -> Conversation | None:
         """The active conversation; None until the first model is loaded."""
-        return self.host.conversation
+        return None if self.host.started is None else self.host.started.conversation
 
     def handle(self, job: Job) -> None:
         """Carry out a request, up to its last event."""

@@ -96,7 +96,7 @@ class TurnRunner:
         from streamchat.conversation.generation import TurnOutcome
 
         number = len(self._host.active.conversation.log.turns) + 1
-        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message, failure=failure)
+        return TurnOutcome(number, "", reason, rolled_back=True, message=message, failure=failure)
 
     def _finish(self, text: str, outcome: TurnOutcome) -> None:
         self._status.sample()
@@ -122,8 +122,8 @@ class TurnRunner:
             cache_size=state.cache_size,
             compressions=state.compressions,
             tokens_evicted=state.tokens_evicted,
-            ttft_s=outcome.ttft_s,
-            decode_tps=outcome.decode_tps,
+            ttft_s=outcome.speed.ttft_s,
+            decode_tps=outcome.speed.decode_tps,
             kv_bytes=state.kv_bytes,
             rss_bytes=memory.rss_bytes,
             vram_bytes=memory.allocated_bytes,

@@ -15,11 +15,11 @@ from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, StoreError, WireError
 from streamchat.base.formatting import plural
 from streamchat.base.wire import from_record
-from streamchat.config.settings import Settings
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
+    from streamchat.conversation.assemble import StartedConversation
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
     from streamchat.sessions.recorder import Recorder
@@ -30,15 +30,6 @@ if TYPE_CHECKING:  # torch is imported on the engine's thread only
 
 _log = logging.getLogger(__name__)
 OpenStore = Callable[[], "Store"]
-
-
-@dataclass(frozen=True)
-class ActiveConversation:
-    """A conversation with its model and current settings."""
-
-    conversation: Conversation
-    info: ev.ModelInfo
-    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -108,11 +99,12 @@ class Archive:
 
     # --- the active conversation --------------------------------------------------------------------------------
 
-    def start(self, active: ActiveConversation) -> None:
+    def start(self, active: StartedConversation) -> None:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            settings = replace(active.settings, model=portable_model_name(active.settings.model))
+            settings = active.conversation.settings
+            settings = replace(settings, model=portable_model_name(settings.model))
             self.recorder.start(active.conversation, self._identify(active), settings)
 
     def record(self, event: ev.Event) -> None:
@@ -122,7 +114,7 @@ class Archive:
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
             self._upkeep.start_if_due()
 
-    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for other processes."""
         if self.recorder is not None:
             self.recorder.record_status(sample, info)
@@ -143,14 +135,14 @@ class Archive:
         except (ConfigError, StoreError) as error:
             self._emit(ev.Notice(str(error), "warning"))
 
-    def flush_and_snapshot(self, active: ActiveConversation | None) -> None:
+    def flush_and_snapshot(self, active: StartedConversation | None) -> None:
         """Flush everything to disk before switching away."""
         if self.recorder is not None:
             self.recorder.flush()
         if active is not None:
             self.snapshot(active)
 
-    def snapshot(self, active: ActiveConversation) -> None:
+    def snapshot(self, active: StartedConversation) -> None:
         """Save the cache if it has changed since the last snapshot."""
         conversation, session = active.conversation, self.session
         if session is None or not self.changed or not conversation.log.turns:
@@ -164,7 +156,7 @@ class Archive:
             identity = self._identify(active)
             saved_cache = checkpoint.capture(conversation.cache)
             ids = array("i", conversation.log.ids_at(saved_cache.runs))
-            settings = asdict(active.settings)
+            settings = asdict(conversation.settings)
             saved = Snapshot(
                 session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
             )
@@ -207,7 +199,7 @@ class Archive:
         info = self._store.find(session)
         return ClaimedSession(info, SessionLock(self._store.lock_folder, info.id, info.opened_by))
 
-    def restore(self, active: ActiveConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
+    def restore(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
         """Restore a session into `active`, a new conversation; return the event and notices to emit."""
         from streamchat.sessions.resume import resume
 
@@ -223,7 +215,7 @@ class Archive:
         self.recorder.adopt(
             conversation,
             identity,
-            active.settings,
+            conversation.settings,
             claimed.lock,
             rewrite=result.rewritten,
             adopt_model=claimed.info.is_imported,
@@ -242,14 +234,14 @@ class Archive:
             turns,
             conversation.state(),
             active.info,
-            active.settings.system_prompt,
+            conversation.settings.system_prompt,
             time.perf_counter() - started,
             result.read_again,
             result.message_back,
         )
-        return event, [*_damage_notice(stored.damage), *_resume_notices(result)]
+        return event, [*_damage_notice(stored.damage), *_resume_notices(result, conversation.cache.cache_size)]
 
-    def _identify(self, active: ActiveConversation) -> ModelIdentity:
+    def _identify(self, active: StartedConversation) -> ModelIdentity:
         """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
         from streamchat.store.records import ModelIdentity
@@ -259,7 +251,7 @@ class Archive:
         if self._identified is None or self._identified[:2] != (conversation.model, parts):
             self._identified = None  # release the old model
             identity = ModelIdentity(
-                portable_model_name(active.settings.model),
+                portable_model_name(conversation.settings.model),
                 active.info.name,
                 active.info.precision,
                 model_fingerprint(conversation.model),
@@ -307,7 +299,7 @@ def _damage_notice(parts: tuple[str, ...]) -> list[str]:
     return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
 
 
-def _resume_notices(result: ResumeResult) -> list[str]:
+def _resume_notices(result: ResumeResult, cache_size: int) -> list[str]:
     """Return notices for the user, one sentence each."""
     from streamchat.conversation.fitting import unpinned_notice
 
@@ -323,5 +315,5 @@ def _resume_notices(result: ResumeResult) -> list[str]:
     if result.message_back:
         notices.append("streamchat exited before replying to your last message; it was not added to the conversation.")
     if result.unpinned:
-        notices.append(unpinned_notice(result.unpinned, result.cache_size))
+        notices.append(unpinned_notice(result.unpinned, cache_size))
     return notices

@@ -167,14 +167,14 @@ class Recorder:
             case _:
                 pass
 
-    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for `streamchat monitor`: once a second while a reply is generated, else less often."""
         now = time.monotonic()
         due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
         if self.session is None or now - self._last_live < due:
             return
         self._last_live, self._was_busy = now, event.busy
-        session, sample = self.session, asdict(event) | {"info": None if info is None else asdict(info)}
+        session, sample = self.session, asdict(event) | {"info": asdict(info)}
         try:
             self.store.write_live(session, sample)
         except StoreError:  # writing the turns reports a failing store

@@ -28,9 +28,6 @@ class ResumeResult:
     """The result of a resume."""
 
     seconds: float
-    tokens: int
-    """Number of cached tokens."""
-    cache_size: int
     read_again: int = 0
     """Number of tokens that were prefilled; 0 if a snapshot had them."""
     reason: str = ""
@@ -66,9 +63,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: ModelIde
         if damaged:
             reason = "its saved tokens are damaged and it had to be re-tokenized"
         seconds = time.perf_counter() - started
-        unpinned = fitted.unpinned
-        cache = conversation.cache
-        return ResumeResult(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
+        return ResumeResult(seconds, read, reason, rewritten=True, unpinned=fitted.unpinned)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
     if turns and turns[-1].state == "running" and not _reply_ids(conversation, turns[-1]):
@@ -89,17 +84,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: ModelIde
     if turns and turns[-1].state == "running":
         cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
     seconds = time.perf_counter() - started
-    return ResumeResult(
-        seconds,
-        conversation.cache.length,
-        conversation.cache.cache_size,
-        read,
-        reason,
-        cut_turn,
-        tuple(cut_reply),
-        message_back,
-        unpinned=fitted.unpinned,
-    )
+    return ResumeResult(seconds, read, reason, cut_turn, tuple(cut_reply), message_back, unpinned=fitted.unpinned)
 
 
 def _fits_the_model(conversation: Conversation, stored: StoredSession) -> bool:
@@ -210,7 +195,7 @@ def _prefill(
         turn_starts=_turn_starts(turns, stored),
         reserve=len(conversation.encoder.close()) if cut_off else 0,
     )
-    read = conversation.prefill_runs(fitted.runs, len(log))
+    read = conversation.feeder.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     return read, fitted
 
@@ -264,7 +249,7 @@ def _reencode(conversation: Conversation, stored: StoredSession) -> tuple[int, C
             pins.append((at, len(log)))
     held = [(0, len(log))] if len(log) else []
     fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=starts)
-    read = conversation.prefill_runs(fitted.runs, len(log))
+    read = conversation.feeder.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     cache.compression_count = stored.info.compressions
     return read, fitted
