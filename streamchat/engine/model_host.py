@@ -173,13 +173,13 @@ class ModelHost:
                 self._emit(ev.Notice(note))
 
     def set_option(self, name: str, value: SettingValue) -> None:
-        """Change a live setting; emit a notice if the setting or the value is not allowed."""
-        try:
-            check_live(name)
-            value = check_value(name, value, "/set")
-        except ConfigError as error:
-            self._emit(ev.Notice(str(error), "warning"))
-            return
+        """Change a live setting.
+
+        Raises:
+            ConfigError: The setting or the value is not allowed.
+        """
+        check_live(name)
+        value = check_value(name, value, "/set")
         conversation = self.active.conversation
         change: dict[str, Any] = {name: value}
         self.settings = conversation.settings = replace(self.settings, **change)

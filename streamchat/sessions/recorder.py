@@ -265,21 +265,15 @@ class Recorder:
         log = self._conversation.log
         times = self._times.get(turn.number, _Times(time.time()))
         stop = len(log) if turn.end is None else turn.end
-        reply = turn.reply
-        if turn.end is None:
-            reply = self._conversation.shown
         return StoredTurn(
             number=turn.number,
             text=turn.text,
-            reply=reply,
+            reply=self._conversation.shown if turn.end is None else turn.reply,
             start=turn.start,
             message_start=turn.message_start,
             reply_start=turn.start if turn.reply_start is None else turn.reply_start,
             ids=array("i", log.ids[turn.start : stop]),
             before=CacheMark() if turn.before is None else turn.before.cache,
             state="running" if turn.end is None else "done",
-            started=times.started,
-            finished=times.finished,
-            stats=times.stats,
-            finish_reason=times.finish_reason,
+            **vars(times),
         )

@@ -69,7 +69,8 @@ def _check(file: TranscriptFile, text: str) -> None:
         scalar = scalar_in(text)
         raise TranscriptError(scalar or "it is plain text, not JSON", 1 if scalar else 0)
     if file.problems:
-        raise TranscriptError(file.problems[0].reason, file.problems[0].line)
+        line, reason = file.problems[0]
+        raise TranscriptError(reason, line)
     for transcript in file.transcripts:
         if file.kind == "mt-bench":
             raise TranscriptError("it has only user messages", transcript.line)
