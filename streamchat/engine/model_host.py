@@ -111,7 +111,9 @@ class ModelHost:
             if same and previous is not None:
                 previous.reopen()
             raise
-        self._install(configuration, loaded, assembled)
+        self._loaded, self.started = loaded, assembled
+        self._configuration, self.settings = configuration, configuration.settings
+        self.pin_next = False
         if not same:
             self._archive.release_model()
         if previous is not None:
@@ -124,11 +126,6 @@ class ModelHost:
         self._emit(ev.ModelReady(assembled.info, load_s))
         for text in assembled.notes:
             self._emit(ev.Notice(text))
-
-    def _install(self, configuration: Configuration, loaded: LoadedModel, assembled: StartedConversation) -> None:
-        self._loaded, self.started = loaded, assembled
-        self._configuration, self.settings = configuration, configuration.settings
-        self.pin_next = False
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""

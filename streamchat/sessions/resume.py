@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.policy import Run
@@ -157,9 +155,7 @@ def _restore_snapshot(
         raise SnapshotError("its saved cache does not match the saved turns")
     if saved_cache.length > cache.cache_size:
         raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
-    if cache.fed_tokens is not None:
-        cache.fed_tokens.clear()
-        cache.fed_tokens.append(_row(log.ids))
+    conversation.feeder.set_fed_tokens(len(log))
     try:
         checkpoint.restore(cache, saved_cache)
         conversation.rng_state = saved.generator
@@ -171,10 +167,6 @@ def _restore_snapshot(
     fitted = fit_to_budget(cache, log, saved_cache.runs, pins=saved_cache.pins, turn_starts=saved_cache.turn_starts)
     cache.pins = fitted.pins
     return fitted
-
-
-def _row(ids: array[int]) -> torch.Tensor:
-    return torch.tensor([ids.tolist()], dtype=torch.int32)
 
 
 def _prefill(

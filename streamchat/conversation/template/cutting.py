@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 
-from streamchat.conversation.template.rendering import (
-    Marks,
-    Message,
-    Renderer,
-    UnusableTemplateError,
-    assistant,
-    new_marks,
-    system,
-    user,
-)
+from streamchat.conversation.template.rendering import Marks, Message, Renderer, UnusableTemplateError, new_marks
 
 TURNS = 4
 """Conversations of 1 to `TURNS` turns must have the same parts."""
@@ -84,7 +75,7 @@ def natural_close(render: Renderer) -> str:
     """Return what the template writes after the last reply of a conversation; '' if that is unknown."""
     marks = new_marks(6)
     try:
-        text = render([user(marks.users[0]), assistant(marks.replies[0])])
+        text = render(conversation([marks.users[0], marks.replies[0]]))
     except UnusableTemplateError:
         return ""
     close = text.partition(marks.replies[0])[2]
@@ -114,10 +105,11 @@ def _cut(render: Renderer, marks: Marks, turns: int, with_system: bool) -> _Cut:
     return _Cut(head, tuple(pieces[1:-1:2]), tuple(pieces[2:-1:2]), pieces[-1])
 
 
-def conversation(texts: Sequence[str], system_prompt: str | None) -> list[Message]:
+def conversation(texts: Sequence[str], system_prompt: str | None = None) -> list[Message]:
     """Return alternating user and assistant messages, after a system prompt if there is one."""
-    start = [] if system_prompt is None else [system(system_prompt)]
-    return start + [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
+    start = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    roles = cycle(("user", "assistant"))
+    return start + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
 def split(text: str, marks: Sequence[str]) -> list[str]:

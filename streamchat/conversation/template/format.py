@@ -24,7 +24,7 @@ from streamchat.conversation.template.cutting import (
     natural_close,
     split,
 )
-from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_marks
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
@@ -201,10 +201,10 @@ def _drops_reasoning(render: Renderer) -> bool:
     """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
     marks = new_marks(6)
     for key in REASONING_KEYS:
-        reply = {**assistant(marks.replies[0]), key: marks.replies[1]}
-        turn = [user(marks.users[0]), reply]
+        message, reply, later = conversation([marks.users[0], marks.replies[0], marks.users[1]])
+        turn = [message, {**reply, key: marks.replies[1]}]
         try:
-            newest, earlier = render(turn), render([*turn, user(marks.users[1])], generation=True)
+            newest, earlier = render(turn), render([*turn, later], generation=True)
         except UnusableTemplateError:
             continue
         if marks.replies[1] in newest and marks.replies[1] not in earlier:
