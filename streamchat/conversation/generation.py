@@ -18,7 +18,7 @@ from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import Speed, TurnRecord
 from streamchat.conversation.reply import ReplyText
-from streamchat.conversation.sampling import TokenSampler
+from streamchat.conversation.sampling import REPETITION_WINDOW, TokenSampler
 
 
 class Cancelled(Exception):
@@ -136,7 +136,7 @@ class Generation:
                 return ids, "cancelled"
             if ids:
                 logits = self._feeder.forward(ids[-1:])
-            token = sampler(_require_finite(logits), self._recent(sampler.window))
+            token = sampler(_require_finite(logits), self._recent())
             self._measure(len(ids))
             if self.text.ended_by(token):
                 return ids, "stop"
@@ -166,10 +166,10 @@ class Generation:
         else:
             self._first_at, self.speed.ttft_s = now, now - self._started
 
-    def _recent(self, window: int) -> list[int]:
-        """Return the newest `window` ids of the conversation, without control tokens."""
+    def _recent(self) -> list[int]:
+        """Return the newest ids of the conversation, without control tokens."""
         control = self._encoder.control_ids
-        return [token for token in self._feeder.log.ids[-window:] if token not in control] if window else []
+        return [token for token in self._feeder.log.ids[-REPETITION_WINDOW:] if token not in control]
 
 
 def close_reply(

@@ -50,7 +50,6 @@ class Archive:
 
     def __init__(self, open_store: OpenStore | None, emit: Callable[[ev.Event], None]) -> None:
         self._open_store, self._emit = open_store, emit
-        self._store: Store | None = None
         self._upkeep: Upkeep | None = None
         self._identified: tuple[Any, tuple[object, ...], ModelIdentity] | None = None
         self.recorder: Recorder | None = None
@@ -76,26 +75,25 @@ class Archive:
         from streamchat.sessions.recorder import Recorder
 
         try:
-            self._store = self._open_store()
+            store = self._open_store()
         except StoreError as error:
             if required:
                 raise
             _log.warning("nothing will be saved", exc_info=True)
             self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
-        self.recorder = Recorder(self._store, self._emit)
-        if self._store.is_user_database:
-            self._upkeep = Upkeep(self._store, self._emit)
+        self.recorder = Recorder(store, self._emit)
+        if store.is_user_database:
+            self._upkeep = Upkeep(store, self._emit)
             self._upkeep.start_if_due()
 
     def close(self) -> None:
         """Close the session and the store."""
         if self.recorder is not None:
             self.recorder.close_session()
-        if self._upkeep is not None:
-            self._upkeep.stop()
-        if self._store is not None:
-            self._store.close()
+            if self._upkeep is not None:
+                self._upkeep.stop()
+            self.recorder.store.close()
 
     # --- the active conversation --------------------------------------------------------------------------------
 
@@ -127,11 +125,11 @@ class Archive:
 
     def set_title(self, text: str) -> None:
         """Change the title of the current session; emit a notice with the title, or why it did not change."""
-        if self._store is None or self.session is None:
+        if self.recorder is None or self.session is None:
             self._emit(ev.Notice("The title cannot change: this conversation is not saved.", "warning"))
             return
         try:
-            self._emit(ev.Notice(f"title changed to “{self._store.rename(self.session, text)}”"))
+            self._emit(ev.Notice(f"title changed to “{self.recorder.store.rename(self.session, text)}”"))
         except (ConfigError, StoreError) as error:
             self._emit(ev.Notice(str(error), "warning"))
 
@@ -150,7 +148,7 @@ class Archive:
         from streamchat.cache import checkpoint
         from streamchat.sessions.snapshot import Snapshot, save
 
-        assert self._store is not None
+        assert self.recorder is not None
         self.saving.set()
         try:
             identity = self._identify(active)
@@ -160,7 +158,7 @@ class Archive:
             saved = Snapshot(
                 session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
             )
-            save(self._store.snapshot_path(session), saved)
+            save(self.recorder.store.snapshot_path(session), saved)
             self.changed = False
         except StoreError as error:
             _log.warning("no snapshot", exc_info=True)
@@ -172,15 +170,16 @@ class Archive:
 
     def unclean_exit_notice(self) -> str:
         """Return a notice about an unclean exit of the latest session, only once; '' otherwise."""
-        if self._store is None:
+        if self.recorder is None:
             return ""
         from streamchat.store.lock import is_open
 
+        store = self.recorder.store
         try:
-            latest = next(iter(self._store.sessions(limit=1)), None)
-            if latest is None or latest.opened_by is None or is_open(self._store.lock_folder, latest):
+            latest = next(iter(store.sessions(limit=1)), None)
+            if latest is None or latest.opened_by is None or is_open(store.lock_folder, latest):
                 return ""
-            self._store.mark_closed(latest.id)
+            store.mark_closed(latest.id)
         except StoreError:
             _log.warning("the saved sessions could not be read", exc_info=True)
             return ""
@@ -195,23 +194,23 @@ class Archive:
         """
         from streamchat.store.lock import SessionLock
 
-        assert self._store is not None
-        info = self._store.find(session)
-        return ClaimedSession(info, SessionLock(self._store.lock_folder, info.id, info.opened_by))
+        assert self.recorder is not None
+        store = self.recorder.store
+        info = store.find(session)
+        return ClaimedSession(info, SessionLock(store.lock_folder, info.id, info.opened_by))
 
     def restore(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
         """Restore a session into `active`, a new conversation; return the event and notices to emit."""
         from streamchat.sessions.resume import resume
 
-        assert self._store is not None
         assert self.recorder is not None
         started = time.perf_counter()
-        conversation, session = active.conversation, claimed.info.id
-        stored = self._store.load(session)
+        store, conversation, session = self.recorder.store, active.conversation, claimed.info.id
+        stored = store.load(session)
         if stored.damage:
-            self._store.repair_session(stored)
+            store.repair_session(stored)
         identity = self._identify(active)
-        result = resume(conversation, stored, identity, self._store.snapshot_path(session))
+        result = resume(conversation, stored, identity, store.snapshot_path(session))
         self.recorder.adopt(
             conversation,
             identity,

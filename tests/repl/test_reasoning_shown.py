@@ -239,8 +239,6 @@ def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path) -> 
     script: list[int] = []
 
     class Scripted:
-        window = 0
-
         def __init__(self, *_: Any) -> None:
             pass
 

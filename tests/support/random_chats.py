@@ -101,8 +101,6 @@ class PlannedStop(threading.Event):
 class ScriptedSampler:
     """Samples what the chat's script says."""
 
-    window = 0
-
     def __init__(self, chat: RandomChat) -> None:
         self._chat = chat
         chat.machine.prompt_over = True
@@ -317,7 +315,7 @@ class RandomChat:
         session = self.owner.archive.session
         if session is None:
             return
-        store: Any = self.owner.archive._store
+        store: Any = self.owner.archive.recorder.store
         saved = store.load(session)
         log, cache = self.conversation.log, self.conversation.cache
         require([(t.text, t.reply) for t in saved.turns] == self.oracle.said, "saved turns", saved.turns[-1:])
