@@ -323,7 +323,7 @@ def test_the_sampler_is_an_argument_and_sees_recent_text_without_control_tokens(
     assert "ab" in text
     assert "<|im_" not in text
     again.run_turn("ab" * REPETITION_WINDOW, lambda: False)
-    assert 0 < len(seen[2]) < REPETITION_WINDOW
+    assert 0 < len(seen[3]) < REPETITION_WINDOW
 
 
 def test_a_system_prompt_that_leaves_no_window_is_refused_with_both_numbers() -> None:

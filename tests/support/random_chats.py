@@ -312,11 +312,10 @@ class RandomChat:
 
     def _check_store(self) -> None:
         assert self.owner is not None
-        session = self.owner.archive.session
-        if session is None:
+        recorder = self.owner.archive.recorder
+        if recorder is None or recorder.session is None:
             return
-        store: Any = self.owner.archive.recorder.store
-        saved = store.load(session)
+        saved = recorder.store.load(recorder.session)
         log, cache = self.conversation.log, self.conversation.cache
         require([(t.text, t.reply) for t in saved.turns] == self.oracle.said, "saved turns", saved.turns[-1:])
         require([i for t in saved.turns for i in t.ids] == log.ids.tolist()[self.oracle.system :], "saved ids")
