@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
@@ -101,9 +101,7 @@ class Archive:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            settings = active.conversation.settings
-            settings = replace(settings, model=portable_model_name(settings.model))
-            self.recorder.start(active.conversation, self._identify(active), settings)
+            self.recorder.start(active.conversation, self._identify(active))
 
     def record(self, event: ev.Event) -> None:
         """Record an event."""
@@ -214,7 +212,6 @@ class Archive:
         self.recorder.adopt(
             conversation,
             identity,
-            conversation.settings,
             claimed.lock,
             rewrite=result.rewritten,
             adopt_model=claimed.info.is_imported,

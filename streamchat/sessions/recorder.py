@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
-from streamchat.config.settings import Settings
 from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
 from streamchat.store.records import CacheMark, ModelIdentity, StoredEviction, StoredTurn
@@ -62,7 +61,6 @@ class Recorder:
     """None until the first turn: empty conversations are not saved."""
     _conversation: Conversation | None = None
     _identity: ModelIdentity | None = None
-    _settings: Settings = field(default_factory=Settings)
     _lock: SessionLock | None = None
     _evictions: list[StoredEviction] = field(default_factory=list)
     _times: dict[int, _Times] = field(default_factory=dict)
@@ -76,16 +74,15 @@ class Recorder:
 
     # --- which conversation -------------------------------------------------------------------------------------
 
-    def start(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
+    def start(self, conversation: Conversation, identity: ModelIdentity) -> None:
         """Start recording a new conversation, which becomes a session with its first turn."""
         self.close_session()
-        self._conversation, self._identity, self._settings = conversation, identity, settings
+        self._conversation, self._identity = conversation, identity
 
     def adopt(
         self,
         conversation: Conversation,
         identity: ModelIdentity,
-        settings: Settings,
         lock: SessionLock,
         *,
         rewrite: bool,
@@ -95,20 +92,18 @@ class Recorder:
 
         Args:
             rewrite: Whether its turns have other ids than in the store.
-            adopt_model: Whether to store this model and these settings, for a session that was imported.
+            adopt_model: Whether to store this model and the current settings, for a session that was imported.
         """
         if self.session != lock.session:
             self.close_session()
-        self._conversation, self._identity, self._settings = conversation, identity, settings
+        self._conversation, self._identity = conversation, identity
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
         self._try_write(lambda: self._write_identity(lock.session, identity, adopt_model))
 
     def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
-        assert self._conversation is not None
         if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
-            settings = {**asdict(self._settings), "model": identity.model}
-            self.store.set_model(session, identity, settings)
+            self.store.set_model(session, identity, self._settings())
         self.store.mark_open(session)
         self._write(identity)  # in one transaction with the new ids of its turns
 
@@ -141,11 +136,9 @@ class Recorder:
         match event:
             case ev.TurnStarted(turn=turn):
                 self._times[turn] = _Times(time.time())
-                self._mark_changed(turn)
-                self._try_write(self._write)
+                self._write_from(turn)
             case ev.TextDelta() if time.monotonic() - self._last_write >= BATCH_S:
-                self._mark_changed(event.turn)
-                self._try_write(self._write)
+                self._write_from(event.turn)
             case ev.TokensEvicted() if self._conversation.log.turns:
                 turn = self._conversation.log.turns[-1].number
                 self._evictions.append(
@@ -158,8 +151,7 @@ class Recorder:
             case ev.TurnFinished(stats=stats):
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
-                self._mark_changed(stats.turn)
-                self._try_write(self._write)
+                self._write_from(stats.turn)
             case ev.TurnPinned():
                 self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
@@ -183,8 +175,7 @@ class Recorder:
     def record_cut_reply(self, number: int) -> None:
         """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
-        self._mark_changed(number)
-        self._try_write(self._write)
+        self._write_from(number)
 
     def record_undo(self, number: int) -> None:
         """Record that turn `number` and all later ones were undone."""
@@ -197,8 +188,9 @@ class Recorder:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def _mark_changed(self, turn: int) -> None:
+    def _write_from(self, turn: int) -> None:
         self._unwritten = turn if self._unwritten is None else min(turn, self._unwritten)
+        self._try_write(self._write)
 
     def _try_write(self, write: Callable[[], object]) -> None:
         try:
@@ -247,7 +239,7 @@ class Recorder:
         session = self.store.create(
             title_of(conversation.log.turns[0].text),
             identity,
-            asdict(self._settings),
+            self._settings(),
             conversation.log.ids[: conversation.system_tokens],
         )
         self._lock = SessionLock(self.store.lock_folder, session)
@@ -256,9 +248,14 @@ class Recorder:
         return session
 
     def _write_change(self, name: str, value: Any) -> None:
-        self._settings = Settings(**(asdict(self._settings) | {name: value}))
         if self.session is not None:
-            self.store.change(self.session, name, value, asdict(self._settings))
+            self.store.change(self.session, name, value, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the current settings, with a model name that is valid in any folder."""
+        assert self._conversation is not None
+        assert self._identity is not None
+        return asdict(self._conversation.settings) | {"model": self._identity.model}
 
     def _stored(self, turn: TurnRecord) -> StoredTurn:
         assert self._conversation is not None
