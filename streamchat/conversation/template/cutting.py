@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 
 from streamchat.conversation.template.rendering import Marks, Message, Renderer, UnusableTemplateError, new_marks
@@ -25,14 +25,7 @@ class Parts:
     """Between a message and its reply, if the reply is part of the conversation."""
     between: str
     """Between a reply and the next message."""
-
-
-@dataclass(frozen=True)
-class TemplateParts:
-    """The parts of a template, and whether they are the same in every conversation."""
-
-    parts: Parts
-    consistent: bool
+    consistent: bool = False
     """Whether conversations of 1 to 4 turns consist only of these parts and the texts."""
 
 
@@ -50,7 +43,7 @@ class _Cut:
         return (*self.head, *self.replies, *self.betweens, self.tail)
 
 
-def measure(render: Renderer, *, with_system: bool) -> TemplateParts:
+def measure(render: Renderer, *, with_system: bool) -> Parts:
     """Return the parts of the template.
 
     Two sets of marks with different lengths are used: a part that depends on a text differs between them.
@@ -68,7 +61,8 @@ def measure(render: Renderer, *, with_system: bool) -> TemplateParts:
         raise UnusableTemplateError("it writes a text more than once")
     if others[0] != one or others[1] != two:
         raise UnusableTemplateError("the text around messages depends on the messages")
-    return TemplateParts(parts, one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system))
+    consistent = one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system)
+    return replace(parts, consistent=consistent)
 
 
 def natural_close(render: Renderer) -> str:
