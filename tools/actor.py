@@ -99,7 +99,8 @@ class Actor:
 
     def do_check(self) -> str:
         """What is wrong with the file; '' for nothing."""
-        return "; ".join(examine(self._path).problems)
+        with Store(self._path) as store:  # creates the file if it is missing
+            return "; ".join(examine(store.path).problems)
 
 
 def serve(path: Path, lines: Iterable[str], emit: Emit) -> None:
