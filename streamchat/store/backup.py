@@ -23,7 +23,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import advice_on, atomic_write
 from streamchat.base.errors import StoreError, reason_of
 from streamchat.store.connection import connect, create_private
-from streamchat.store.failures import is_damage, why_not_writable
+from streamchat.store.failures import advise_on_damage, is_damage, why_not_writable
 from streamchat.store.schema import MIGRATIONS
 from streamchat.store.users import lock_folder
 
@@ -247,7 +247,7 @@ def newest_sound_backup(database: Path) -> Backup | None:
     return next((backup for backup in backups(database) if not problem_of(backup)), None)
 
 
-def damage_advice(database: Path) -> str:
+def _advice(database: Path) -> str:
     """Return what to do if the user's database is damaged; '' without a backup."""
     own = os.path.realpath(database) == os.path.realpath(paths.data_dir() / "streamchat.db")
     if not own or (backup := newest_sound_backup(database)) is None:
@@ -257,3 +257,6 @@ def damage_advice(database: Path) -> str:
         f"the file is damaged; `streamchat sessions restore-backup {backup.name}` moves it aside and restores the "
         f"backup of {when}"
     )
+
+
+advise_on_damage(_advice)

@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,13 @@ from streamchat.base.errors import StoreError, reason_of
 
 PROBE_BYTES = 256 * 1024
 """Size of a test write that finds out why SQLite could not write; larger than the files that opening creates."""
+_damage_advice: Callable[[Path], str] | None = None
+
+
+def advise_on_damage(advice: Callable[[Path], str]) -> None:
+    """Register `advice`, which says what to do about a damaged database; '' selects the default advice."""
+    global _damage_advice
+    _damage_advice = advice
 
 
 @contextmanager
@@ -49,9 +56,8 @@ def _advice(path: Path, error: sqlite3.Error) -> str:
     if is_full(error):
         return advice_on(errno.ENOSPC)
     if is_damage(error):
-        from streamchat.store.backup import damage_advice  # which itself needs this module
-
-        return damage_advice(path) or "the file is damaged; move it aside and a new one will be created"
+        offered = _damage_advice(path) if _damage_advice is not None else ""
+        return offered or "the file is damaged; move it aside and a new one will be created"
     if is_busy(error):
         return "another program keeps it locked; close that program"
     # SQLite reports that it could not open or write a file, but not why
