@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import StoreError
-from streamchat.store.records import StoredTurn
+from streamchat.store.health import examine
+from streamchat.store.records import ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 
 Emit = Callable[[dict[str, Any]], None]
@@ -26,9 +27,7 @@ Emit = Callable[[dict[str, Any]], None]
 
 def save_conversation(store: Store, title: str, turn: StoredTurn) -> None:
     """Save a conversation of one turn."""
-    session = store.create(
-        title, model="m", model_name="m", dtype="", fingerprint="", tokenizer="", settings={}, system_ids=[]
-    )
+    session = store.create(title, ModelIdentity("m", "m"), {})
     store.write(session, turns=[turn])
 
 
@@ -100,8 +99,8 @@ class Actor:
 
     def do_check(self) -> str:
         """What is wrong with the file; '' for nothing."""
-        with Store(self._path) as store:
-            return store.check()
+        with Store(self._path) as store:  # creates the file if it is missing
+            return "; ".join(examine(store.path).problems)
 
 
 def serve(path: Path, lines: Iterable[str], emit: Emit) -> None:

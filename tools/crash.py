@@ -47,6 +47,7 @@ from streamchat.models.load import LoadedModel
 from streamchat.sessions import recorder
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store import database as databases
+from streamchat.store.health import examine
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from tests.support.real_engine import tiny_loaded
@@ -196,8 +197,9 @@ def check(loaded: LoadedModel, database: Path, told: list[str], beside: set[str]
     Raises:
         AssertionError: Something was lost, or is wrong.
     """
+    problems = examine(database).problems
+    assert not problems, problems
     with Store(database) as store:
-        assert store.check() == "", store.check()
         lost = beside - {info.title for info in store.sessions()}
         assert not lost, f"{len(lost)} of {len(beside)} conversations of the neighbour are lost"
         session = latest(store)

@@ -22,10 +22,11 @@ from typing import Any
 
 from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.conversation.template.cutting import conversation
 from streamchat.conversation.template.format import choose_format
 from streamchat.conversation.template.format_check import fed
 from streamchat.conversation.template.reference import Exchange, Reference
-from streamchat.conversation.template.rendering import MARK, Renderer, UnusableTemplateError, assistant, system, user
+from streamchat.conversation.template.rendering import MARK, Renderer, UnusableTemplateError
 from streamchat.conversation.template.turn_check import FedTurn, turn_difference
 from tools.template_tokenizers import BOS, EOS, KINDS, names_of
 
@@ -101,9 +102,9 @@ def _sample(source: str) -> str:
     """A conversation as the template renders it, whatever the tokenizer."""
     tokenizer = KINDS["byte-level"]([BOS, EOS])
     tokenizer.chat_template = source
-    turns = [user("a"), assistant("b"), user("c")]
+    texts = ["a", "b", "c"]
     rendered = []
-    for messages in (turns, [system("s"), *turns]):
+    for messages in (conversation(texts), conversation(texts, "s")):
         try:
             rendered.append(Renderer(tokenizer, datetime(2000, 1, 1))(messages, generation=True))
         except UnusableTemplateError:

@@ -18,7 +18,7 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
 from streamchat.conversation.log import TokenLog
-from streamchat.conversation.sampling import Sampler, new_generator
+from streamchat.conversation.sampling import REPETITION_WINDOW, Sampler, new_generator
 from streamchat.decode.install import install, uninstall
 from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel
@@ -111,7 +111,7 @@ class EndlessReply:
         with self._hook:
             for _ in range(count):
                 started = self._clock()
-                token = self._sample(self._logits, self._log.ids[-self._sample.window :])
+                token = self._sample(self._logits, self._log.ids[-REPETITION_WINDOW:])
                 self._logits = self._feeder.forward([token])
                 times.append(self._clock() - started)
         return times

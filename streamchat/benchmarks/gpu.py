@@ -30,7 +30,7 @@ from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel
 from streamchat.models.quiet import quiet
 from streamchat.reports.page import Page, Table, facts
-from streamchat.telemetry.memory import device_memory
+from streamchat.telemetry.memory import memory_state
 from streamchat.verify.text import help_topic_ids
 
 UNTIL = 100_000
@@ -166,8 +166,8 @@ def read_memory(stream: Stream, prompt: list[int], marks: list[int], device: str
                 token = stream.prefill(prompt)
                 milliseconds = 1000 * statistics.median(stream.decode_timed(token, REPLY))
                 processed += PROMPT + REPLY
-            memory = device_memory(device)
-            allocated, reserved = (memory.allocated, memory.reserved) if memory else (None, None)
+            memory = memory_state(device)
+            allocated, reserved = memory.allocated_bytes, memory.reserved_bytes
             found.append(MemoryReading(processed, allocated, reserved, stream.kv_bytes, milliseconds))
     return found
 

@@ -24,7 +24,7 @@ from streamchat.conversation.conversation import Conversation
 from streamchat.models.load import LoadedModel
 from streamchat.reports.page import Page, facts
 from streamchat.sessions.snapshot import Snapshot, load, save
-from streamchat.store.records import CacheMark, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 
 TRANSCRIPT_TURNS = 1000
@@ -115,7 +115,7 @@ def measure_resume(
             resumed = time.perf_counter()
             same = same and torch.equal(_logits(conversation), before)
             prefill_from = time.perf_counter()
-            conversation.prefill_runs(runs, length)
+            conversation.feeder.prefill_runs(runs, length)
             done = time.perf_counter()
             # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
             checkpoint.restore(cache, load(path).checkpoint)
@@ -146,8 +146,7 @@ def _transcript_s(rounds: int) -> float:
     ]
     times = []
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "bench.db") as store:
-        about = {"model": "", "model_name": "", "dtype": "", "fingerprint": "", "tokenizer": ""}
-        session = store.create("bench", settings={}, system_ids=range(4), **about)
+        session = store.create("bench", ModelIdentity("", ""), {}, range(4))
         store.write(session, turns=turns, cache=mark)
         for _ in range(rounds):
             started = time.perf_counter()

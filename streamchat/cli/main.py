@@ -207,7 +207,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
-    from streamchat.telemetry.observer import observe
+    from streamchat.telemetry.metrics import observe
     from streamchat.telemetry.stats_log import StatsLog
 
     start_logging()
@@ -242,7 +242,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     engine.subscribe(record)
     if trace.is_enabled():
         engine.subscribe(_mark_start)
-    metrics = observe(engine, configuration.settings)
+    metrics = observe(engine.subscribe, configuration.settings)
     ended = False
     code: int = ExitCode.INTERRUPTED
     try:

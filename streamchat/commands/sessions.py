@@ -22,7 +22,7 @@ from streamchat.sessions.transcripts.export import export, turn_visibility, writ
 from streamchat.sessions.transcripts.imported import ImportedSession, read_sessions
 from streamchat.sessions.transcripts.messages import counted
 from streamchat.store.lock import is_open
-from streamchat.store.records import SessionInfo, StoredSession
+from streamchat.store.records import ModelIdentity, SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
 
@@ -216,15 +216,7 @@ def _import(store: Store, path: Path, *, every: bool) -> None:
 
 
 def _save(store: Store, imported: ImportedSession) -> str:
-    session = store.create(
-        imported.title,
-        model=imported.model,
-        model_name=imported.model_name,
-        dtype="",
-        fingerprint="",
-        tokenizer="",  # so its texts are tokenized, and saved ids ignored
-        settings=imported.settings,
-        system_ids=[],
-    )
+    # without fingerprints: its texts are tokenized, and saved ids ignored
+    session = store.create(imported.title, ModelIdentity(imported.model, imported.model_name), imported.settings)
     store.write(session, turns=imported.turns)
     return session

@@ -19,11 +19,10 @@ Load = Callable[[Configuration, Progress], "LoadedModel"]
 
 @dataclass(frozen=True)
 class StartedConversation:
-    """A conversation on a freshly loaded model."""
+    """A conversation and its model."""
 
     conversation: Conversation
     info: ev.ModelInfo
-    device: str
     notes: tuple[str, ...]
     """Notices for the user, one sentence each."""
 
@@ -68,7 +67,7 @@ def assemble(
         context_length=context or 0,
         cache_size=cache_size,
         num_sink_tokens=settings.num_sink_tokens,
-        pinned_tokens=conversation.pinned_tokens,
+        pinned_tokens=conversation.state().pinned,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
         template_prompt=_template_prompt(loaded.tokenizer, settings.chat_format),
@@ -78,7 +77,7 @@ def assemble(
         notes.append(
             "This model's positions cannot be moved: when the cache is full, its newer half is prefilled again."
         )
-    return StartedConversation(conversation, info, loaded.device, tuple(notes))
+    return StartedConversation(conversation, info, tuple(notes))
 
 
 def _template_prompt(tokenizer: Any, wanted: str) -> str:

@@ -8,16 +8,11 @@ from streamchat.conversation.log import TokenLog
 from streamchat.conversation.segments import segments
 
 
-def pinned_tokens(cache: StreamingCache) -> int:
-    """Return the number of tokens of the system block and of pinned turns beyond the sinks."""
-    return cache.num_retained - min(cache.length, cache.num_sink_tokens)
-
-
 def cache_view(cache: StreamingCache, log: TokenLog) -> CacheState:
     """Return the current state of `cache`, read back from its layers; `log` has its tokens and turns."""
     length = max(cache.lengths, default=0)
     sinks = min(length, cache.num_sink_tokens)
-    pinned = pinned_tokens(cache)
+    pinned = cache.num_retained - sinks  # the system block and pinned turns
     first_kept = cache.ledger.index_at(cache.prefix)
     return CacheState(
         length=length,

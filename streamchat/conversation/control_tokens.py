@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers.pre_tokenizers import ByteLevel
+
+_BYTE_LEVEL = ByteLevel(add_prefix_space=False, use_regex=False)
+"""Writes each byte as the character that byte-level tokenizers use for it."""
+
 
 def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
     """Return the control tokens of a tokenizer, id to name.
@@ -28,7 +33,8 @@ def control_tokens(tokenizer: Any, written: str = "") -> dict[int, str]:
 def byte_ids(tokenizer: Any, char: str) -> list[int]:
     """Return the ids of the single bytes of `char`; empty if the tokenizer has no tokens for bytes."""
     encoded = char.encode("utf-8", "replace")
-    for names in ([_BYTE_LEVEL[byte] for byte in encoded], [f"<0x{byte:02X}>" for byte in encoded]):
+    byte_level = "".join(text for text, _ in _BYTE_LEVEL.pre_tokenize_str(encoded.decode()))
+    for names in (list(byte_level), [f"<0x{byte:02X}>" for byte in encoded]):
         ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
         if all(token is not None and token != tokenizer.unk_token_id for token in ids):
             return [int(token) for token in ids]
@@ -38,13 +44,3 @@ def byte_ids(tokenizer: Any, char: str) -> list[int]:
 def _reads_as_mark(name: str) -> bool:
     """Return whether `name` is not just a letter, a word or spaces, which a template may write as text."""
     return len(name) > 1 and not all(char.isalnum() or char.isspace() for char in name)
-
-
-def _byte_level_alphabet() -> dict[int, str]:
-    """Return the character that byte-level tokenizers use for each byte: printable ones stand for themselves."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-
-
-_BYTE_LEVEL = _byte_level_alphabet()

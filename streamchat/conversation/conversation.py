@@ -12,12 +12,11 @@ from torch import Tensor
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, TurnError
 from streamchat.cache.eviction.options import EvictionOptions
-from streamchat.cache.eviction.policy import Run
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.config.settings import Settings
-from streamchat.conversation.cache_view import cache_view, pinned_tokens
+from streamchat.conversation.cache_view import cache_view
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
 from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
@@ -81,14 +80,15 @@ class Conversation:
                 on_evict=lambda eviction: self._emit(eviction_event(eviction, self.log, self.cache, self.state())),
             ),
         )
-        self._feeder = Feeder(model, self.cache, self.log)
-        self._device = self._feeder.device
-        self.rollback = Rollback(self.cache, self.log, self._feeder)
+        self.feeder = Feeder(model, self.cache, self.log)
+        self._device = self.feeder.device
+        self.rollback = Rollback(self.cache, self.log, self.feeder)
         self.cache.options.before_evict = self.rollback.before_evict
         self._generator = new_generator(settings.seed, self._device)
         self._hook = StreamingHook(model, self.cache)
         self._hook.attach()
-        self._speed = Speed()
+        self.speed = Speed()
+        """Speed of the running or latest reply."""
         self._text: ReplyText | None = None
         self.system_tokens = 0
         """Length of the system block, the first of the token log."""
@@ -103,21 +103,6 @@ class Conversation:
         self._hook.attach()
 
     # --- state ------------------------------------------------------------------------------------------------
-
-    @property
-    def pinned_tokens(self) -> int:
-        """Tokens of the system block and of pinned turns beyond the sinks."""
-        return pinned_tokens(self.cache)
-
-    @property
-    def ttft_s(self) -> float | None:
-        """Seconds to the first token of the running or latest reply."""
-        return self._speed.ttft_s
-
-    @property
-    def decode_tps(self) -> float | None:
-        """Tokens per second of the running or latest reply."""
-        return self._speed.decode_tps
 
     def state(self) -> ev.CacheState:
         """Return the current state of the cache, read back from its layers."""
@@ -139,10 +124,10 @@ class Conversation:
         self.cache.reset()
         self.log.clear()
         self.rollback.clear()
-        self._speed = Speed()
+        self.speed = Speed()
         self.system_tokens = len(block)
         if block:
-            self._feeder.feed(block)
+            self.feeder.feed(block)
             self.cache.pin(0, len(block))
 
     def set_pin(self, number: int, pinned: bool) -> int:
@@ -176,7 +161,7 @@ class Conversation:
         last = self.log.ids[-1]
         self.cache.crop_newest(1)
         self.log.cut(len(self.log) - 1)
-        return self._feeder.forward([last])
+        return self.feeder.forward([last])
 
     @contextmanager
     def muted(self, settings: Settings) -> Iterator[None]:
@@ -189,14 +174,10 @@ class Conversation:
         finally:
             self._emit, self.settings = emit, own
 
-    def prefill_runs(self, runs: Sequence[Run], stop: int) -> int:
-        """Replace the contents of the cache by these runs of the log; return the number of tokens prefilled."""
-        return self._feeder.prefill_runs(runs, stop)
-
     def close_cut_reply(self, ids: Sequence[int]) -> None:
         """Close the newest turn, whose reply was cut off; `ids` are the reply's ids, the last of cache and log."""
         start = len(self.log) - len(ids)
-        close_reply(self._feeder, self.encoder, self.log.turns[-1], self._read(ids), list(ids), start)
+        close_reply(self.feeder, self.encoder, self.log.turns[-1], self._read(ids), list(ids), start)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Return the text that a reply with these ids shows."""
@@ -222,16 +203,16 @@ class Conversation:
         started = time.perf_counter()
         turn, encoded = self._new_turn(text, reply)
         number, prompt = turn.number, encoded.prompt
-        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self._speed)
+        before = TurnStart(self.rollback.mark(), self._generator.get_state(), self.speed)
         self.log.turns.append(turn)
         try:
             generation = Generation(
-                self._feeder, self.encoder, turn, self._new_text(), self.settings, self._emit, cancelled, started
+                self.feeder, self.encoder, turn, self._new_text(), self.settings, self._emit, cancelled, started
             )
             self._text = generation.text
             self.rollback.start_turn(turn, before)
             self._emit(ev.TurnStarted(number, text, len(prompt)))
-            self._speed = generation.speed
+            self.speed = generation.speed
             logits = generation.prefill(prompt, None if reply is None else len(encoded.reply))
             if reply is None:
                 outcome = generation.generate(logits, self.sampler(self.settings, self._device, self._generator))
@@ -240,7 +221,7 @@ class Conversation:
         except BaseException as error:
             self.undo()
             if isinstance(error, Cancelled):
-                return TurnOutcome(number, "", "cancelled", len(prompt), 0, None, None, rolled_back=True)
+                return TurnOutcome(number, "", "cancelled", len(prompt), rolled_back=True)
             if is_out_of_memory(error):
                 release_memory(self._device)
                 raise TurnError(
@@ -272,7 +253,7 @@ class Conversation:
         result = self.rollback.undo(turn)
         if restore_rng and turn.before.generator is not None:
             self._generator.set_state(turn.before.generator)
-        self._speed = turn.before.speed
+        self.speed = turn.before.speed
         for sentence in result.notices(self.cache):
             self._emit(ev.Notice(sentence))
         return result

@@ -100,11 +100,15 @@ class Feeder:
             if cache.length < len(kept) and not cache.croppable:
                 cache.reset()
             cache.ledger = Ledger(list(runs), stop).first(cache.length)
-            if cache.fed_tokens is not None:
-                cache.fed_tokens.clear()
-                cache.fed_tokens.append(torch.tensor([log.ids[:stop].tolist()], dtype=torch.int32))
+            self.set_fed_tokens(stop)
             cache.turn_starts, cache.pins, cache.compression_count = starts, pins, count
         return len(kept)
+
+    def set_fed_tokens(self, stop: int) -> None:
+        """Replace the ids that the cache recorded, if it does, by those of the log up to log index `stop`."""
+        if self.cache.fed_tokens is not None:
+            self.cache.fed_tokens.clear()
+            self.cache.fed_tokens.append(torch.tensor([self.log.ids[:stop].tolist()], dtype=torch.int32))
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int]) -> Tensor:

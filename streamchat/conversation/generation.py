@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import Speed, TurnRecord
 from streamchat.conversation.reply import ReplyText
-from streamchat.conversation.sampling import TokenSampler
+from streamchat.conversation.sampling import REPETITION_WINDOW, TokenSampler
 
 
 class Cancelled(Exception):
@@ -32,10 +32,9 @@ class TurnOutcome:
     turn: int
     reply: str
     finish_reason: ev.FinishReason
-    prompt_tokens: int
-    new_tokens: int
-    ttft_s: float | None
-    decode_tps: float | None
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    speed: Speed = field(default_factory=Speed)
     rolled_back: bool = False
     message: str = ""
     failure: TurnFailure = ""
@@ -112,10 +111,8 @@ class Generation:
         rolled_back = reason == "cancelled" and not text.shown
         if not rolled_back:
             close_reply(self._feeder, self._encoder, turn, text, ids, reply_start)
-        speed, prompt_tokens = self.speed, reply_start - turn.start
-        return TurnOutcome(
-            turn.number, text.shown, reason, prompt_tokens, len(ids), speed.ttft_s, speed.decode_tps, rolled_back
-        )
+        prompt_tokens = reply_start - turn.start
+        return TurnOutcome(turn.number, text.shown, reason, prompt_tokens, len(ids), self.speed, rolled_back)
 
     def feed_reply(self, reply: str, ids: Sequence[int]) -> TurnOutcome:
         """Show and feed a given reply.
@@ -128,7 +125,7 @@ class Generation:
         if ids:
             _require_finite(self._feeder.feed(ids))
         turn.end, turn.reply = len(self._feeder.log), reply
-        return TurnOutcome(turn.number, reply, "stop", prompt_tokens, 0, None, None)
+        return TurnOutcome(turn.number, reply, "stop", prompt_tokens)
 
     def _sample(self, logits: Tensor, sampler: TokenSampler) -> tuple[list[int], ev.FinishReason]:
         """Return the ids of a reply, of which the newest may not be fed yet, and why it ended."""
@@ -139,7 +136,7 @@ class Generation:
                 return ids, "cancelled"
             if ids:
                 logits = self._feeder.forward(ids[-1:])
-            token = sampler(_require_finite(logits), self._recent(sampler.window))
+            token = sampler(_require_finite(logits), self._recent())
             self._measure(len(ids))
             if self.text.ended_by(token):
                 return ids, "stop"
@@ -169,10 +166,10 @@ class Generation:
         else:
             self._first_at, self.speed.ttft_s = now, now - self._started
 
-    def _recent(self, window: int) -> list[int]:
-        """Return the newest `window` ids of the conversation, without control tokens."""
+    def _recent(self) -> list[int]:
+        """Return the newest ids of the conversation, without control tokens."""
         control = self._encoder.control_ids
-        return [token for token in self._feeder.log.ids[-window:] if token not in control] if window else []
+        return [token for token in self._feeder.log.ids[-REPETITION_WINDOW:] if token not in control]
 
 
 def close_reply(

@@ -51,8 +51,8 @@ class ReplyText:
         self._watch = EndWatch(reply_format.ends, tokenizer)
         self._silent = reasoning.silent
         self._reader = None if reasoning.plain else ReplyReader(reasoning)
-        self._passed = ""
-        """Text of the model up to a stop string, including white space at the start."""
+        self.written = ""
+        """The model's text up to a stop string, with its own tags and white space at the start."""
         self._ends: list[tuple[int, bool]] = []
         """For each id: length of the text so far, and whether it ends between characters."""
         self._length = 0
@@ -62,11 +62,6 @@ class ReplyText:
     def stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._stops.stopped
-
-    @property
-    def written(self) -> str:
-        """The model's text up to a stop string, with its own tags and white space at the start."""
-        return self._passed
 
     def ended_by(self, token: int) -> bool:
         """Return whether `token` ends the reply; it is then not part of it. Call before `push`."""
@@ -92,7 +87,7 @@ class ReplyText:
             more += self._show(self._reader.end())
         tokens = self._watch.length
         if tokens < len(self._ends):
-            self._passed = self._passed[: self._ends[tokens - 1][0] if tokens else 0]
+            self.written = self.written[: self._ends[tokens - 1][0] if tokens else 0]
             del self._ends[tokens:]
         return more
 
@@ -106,14 +101,14 @@ class ReplyText:
 
     def kept(self) -> KeptReply:
         """Return the part that stays in the cache, so that it matches the text that was shown. Call after `finish`."""
-        length, count = len(self._passed), len(self._ends)
+        length, count = len(self.written), len(self._ends)
         while count and not (self._ends[count - 1][0] <= length and self._ends[count - 1][1]):
             count -= 1
         covered = self._ends[count - 1][0] if count else 0
-        return KeptReply(count, self._passed[covered:])
+        return KeptReply(count, self.written[covered:])
 
     def _pass(self, text: str) -> str:
-        self._passed += text
+        self.written += text
         return self._show(text if self._reader is None else self._reader.text(text))
 
     def _show(self, text: str) -> str:

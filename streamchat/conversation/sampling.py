@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,19 +16,8 @@ FIRST_CANDIDATES = 64
 """Number of candidates to start with; multiplied by 8 while the filters drop none of them."""
 
 
-class TokenSampler(Protocol):
-    """Chooses the next token."""
-
-    @property
-    def window(self) -> int:
-        """Number of recent tokens that it needs; 0 = none."""
-        ...
-
-    def __call__(self, logits: Tensor, recent: Sequence[int]) -> int:
-        """Return the next token id, from logits (vocab_size,) and the ids of recent text without control tokens."""
-        ...
-
-
+TokenSampler = Callable[[Tensor, Sequence[int]], int]
+"""(logits (vocab_size,), ids of the last `REPETITION_WINDOW` tokens without control tokens) -> the next token id."""
 SamplerFactory = Callable[[Settings, torch.device, torch.Generator], TokenSampler]
 """(current settings, device of the logits, random generator shared by all turns) -> the sampler of one reply."""
 
@@ -52,15 +40,10 @@ class Sampler:
         # MPS has no float64
         self._exact = torch.float32 if device.type == "mps" else torch.float64
 
-    @property
-    def window(self) -> int:
-        """Number of recent tokens that it needs; 0 = none."""
-        return REPETITION_WINDOW if self._penalty != 1.0 else 0
-
     def __call__(self, logits: Tensor, recent: Sequence[int]) -> int:
         """Return the next token id, from logits (vocab_size,) and the ids of recent text without control tokens."""
         scores = logits.to(torch.float32, copy=True)
-        if self.window and recent:
+        if self._penalty != 1.0 and recent:
             ids = torch.tensor(recent, dtype=torch.long, device=self._device)
             seen = scores[ids]
             scores[ids] = torch.where(seen < 0, seen * self._penalty, seen / self._penalty)

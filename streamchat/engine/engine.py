@@ -50,11 +50,11 @@ class Engine:
         agreed_model: str = "",
         audit: bool = False,
     ) -> None:
-        publish: Callable[[ev.Event], None] = self._emit
+        publish: Callable[[ev.Event], None] = self.publish
         if audit:
             from streamchat.conversation.audit import Auditor
 
-            publish = Auditor(self._emit, lambda: self._owner.conversation)
+            publish = Auditor(self.publish, lambda: self._owner.conversation)
         self._jobs = JobQueue()
         self._owner = Owner(configuration, load, publish, self._progress, open_store, self._jobs)
         self._session, self._agreed_model = session, agreed_model
@@ -90,7 +90,11 @@ class Engine:
 
     def publish(self, event: ev.Event) -> None:
         """Emit an event to all subscribers, on the caller's thread."""
-        self._emit(event)
+        for sink in list(self._sinks):
+            try:
+                sink(event)
+            except Exception:
+                _log.exception("a subscriber failed on %s", type(event).__name__)
 
     def start(self) -> None:
         """Start loading the model."""
@@ -128,17 +132,17 @@ class Engine:
             self._fail("The engine failed", f"unexpected {describe_unexpected(error)}", ExitCode.FAILURE)
         finally:
             self._owner.host.end()
-            self._emit(ev.EngineClosed())
+            self.publish(ev.EngineClosed())
 
     def _fail(self, title: str, message: str, exit_code: ExitCode) -> None:
         details = traceback.format_exc()
         _log.error("%s: %s\n%s", title, message, details)
-        self._emit(ev.EngineFailed(title, message, int(exit_code), details))
+        self.publish(ev.EngineFailed(title, message, int(exit_code), details))
 
     def _progress(self, stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
         if self._jobs.closed:
             raise _Closing
-        self._emit(ev.ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
+        self.publish(ev.ModelLoading(stage, done, total, "bytes" if unit == "bytes" else ""))
 
     def _serve(self) -> None:
         while not self._jobs.closed:
@@ -147,10 +151,3 @@ class Engine:
                 self._owner.handle(job)
             elif not self._jobs.closed:
                 self._owner.status.sample()
-
-    def _emit(self, event: ev.Event) -> None:
-        for sink in list(self._sinks):
-            try:
-                sink(event)
-            except Exception:
-                _log.exception("a subscriber failed on %s", type(event).__name__)

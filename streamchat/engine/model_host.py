@@ -15,12 +15,11 @@ from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, StartedConversation, assemble
-from streamchat.sessions.archive import ActiveConversation, Archive
+from streamchat.sessions.archive import Archive
 from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
 from streamchat.telemetry.memory import free_unused
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
-    from streamchat.conversation.conversation import Conversation
     from streamchat.models.load import LoadedModel
 
 _log = logging.getLogger(__name__)
@@ -49,19 +48,16 @@ class ModelHost:
         self._emit, self._progress = emit, progress
         self._loaded: LoadedModel | None = None
         self.settings = configuration.settings
-        self.conversation: Conversation | None = None
-        """None until the first model is loaded."""
-        self.info: ev.ModelInfo | None = None
-        self.device = "cpu"
+        self.started: StartedConversation | None = None
+        """The active conversation; None until the first model is loaded."""
         self.pin_next = False
         """Whether to pin the next turn, because it replaces a pinned one."""
 
     @property
-    def active(self) -> ActiveConversation:
-        """The active conversation with its model and settings. There is one once `start` has returned."""
-        assert self.conversation is not None
-        assert self.info is not None
-        return ActiveConversation(self.conversation, self.info, self.settings)
+    def active(self) -> StartedConversation:
+        """The active conversation with its model. There is one once `start` has returned."""
+        assert self.started is not None
+        return self.started
 
     # --- start and end -----------------------------------------------------------------------------------------
 
@@ -83,16 +79,12 @@ class ModelHost:
     def end(self) -> None:
         """Save everything and close."""
         try:
-            self._flush_and_snapshot()
+            self._archive.flush_and_snapshot(self.started)
             self._archive.close()
         except Exception:
             _log.exception("saving at the end failed")
-        if self.conversation is not None:
-            self.conversation.close()
-
-    def _flush_and_snapshot(self) -> None:
-        """Flush the active conversation to disk before switching away."""
-        self._archive.flush_and_snapshot(None if self.conversation is None else self.active)
+        if self.started is not None:
+            self.started.conversation.close()
 
     # --- the model ---------------------------------------------------------------------------------------------
 
@@ -109,7 +101,7 @@ class ModelHost:
         started = time.perf_counter()
         self._progress("Starting", 0, 0, "")
         same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
-        previous = self.conversation
+        previous = None if self.started is None else self.started.conversation
         loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)
         if same and previous is not None:
             previous.close()  # only one hook per model
@@ -119,7 +111,9 @@ class ModelHost:
             if same and previous is not None:
                 previous.reopen()
             raise
-        self._install(configuration, loaded, assembled)
+        self._loaded, self.started = loaded, assembled
+        self._configuration, self.settings = configuration, configuration.settings
+        self.pin_next = False
         if not same:
             self._archive.release_model()
         if previous is not None:
@@ -133,17 +127,11 @@ class ModelHost:
         for text in assembled.notes:
             self._emit(ev.Notice(text))
 
-    def _install(self, configuration: Configuration, loaded: LoadedModel, assembled: StartedConversation) -> None:
-        self._loaded, self.info, self.conversation = loaded, assembled.info, assembled.conversation
-        self._configuration, self.settings = configuration, configuration.settings
-        self.device = assembled.device
-        self.pin_next = False
-
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""
         settings = replace(self.settings, model=name)
         origins = {**self._configuration.origins, "model": "/model"}
-        self._flush_and_snapshot()
+        self._archive.flush_and_snapshot(self.started)
         try:
             self._prepare(replace(self._configuration, settings=settings, origins=origins))
         except StreamchatError as error:
@@ -166,7 +154,7 @@ class ModelHost:
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
         before = conversation.encoder.format
-        self._flush_and_snapshot()
+        self._archive.flush_and_snapshot(self.started)
         try:
             chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
             conversation.start_over(chat_format)
@@ -176,19 +164,19 @@ class ModelHost:
         self.settings = conversation.settings = settings
         self.pin_next = False
         self._archive.start(self.active)
-        self._emit(ev.ConversationCleared(settings.system_prompt, conversation.pinned_tokens))
+        self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
         for note in chat_format.notes:
             if note not in before.notes:  # caused by the new system prompt
                 self._emit(ev.Notice(note))
 
     def set_option(self, name: str, value: SettingValue) -> None:
-        """Change a live setting; emit a notice if the setting or the value is not allowed."""
-        try:
-            check_live(name)
-            value = check_value(name, value, "/set")
-        except ConfigError as error:
-            self._emit(ev.Notice(str(error), "warning"))
-            return
+        """Change a live setting.
+
+        Raises:
+            ConfigError: The setting or the value is not allowed.
+        """
+        check_live(name)
+        value = check_value(name, value, "/set")
         conversation = self.active.conversation
         change: dict[str, Any] = {name: value}
         self.settings = conversation.settings = replace(self.settings, **change)
@@ -209,15 +197,15 @@ class ModelHost:
         if session == self._archive.session:
             self._emit(ev.Notice(f"The session {session} is already open."))
             return
-        self._flush_and_snapshot()
-        previous = self.conversation
+        previous = self.started
+        self._archive.flush_and_snapshot(previous)
         try:
             self._open_session(session, agreed_model)
         except Exception as error:
             _log.warning("opening %r failed", session, exc_info=True)
             known = isinstance(error, StreamchatError)
             what = str(error) if known else f"{session} could not be opened ({describe_unexpected(error)})"
-            if self.conversation is previous:
+            if self.started is previous:
                 what += "; the current conversation continues"
             else:
                 what += "; it stays saved, and a new conversation was started"

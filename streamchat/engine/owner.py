@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
+from streamchat.base.errors import ConfigError
 from streamchat.base.progress import Progress
 from streamchat.base.sanitize import encodable
 from streamchat.config.loader import Configuration
@@ -54,10 +55,18 @@ class Owner:
     @property
     def conversation(self) -> Conversation | None:
         """The active conversation; None until the first model is loaded."""
-        return self.host.conversation
+        return None if self.host.started is None else self.host.started.conversation
 
     def handle(self, job: Job) -> None:
-        """Carry out a request, up to its last event."""
+        """Carry out a request, up to its last event; emit a notice if it is not allowed."""
+        try:
+            self._carry_out(job)
+        except ConfigError as error:
+            self._emit(ev.Notice(str(error), "warning"))
+        if not isinstance(job.request, rq.TurnRequest):  # the end of a turn samples by itself
+            self.status.sample()
+
+    def _carry_out(self, job: Job) -> None:
         match job.request:
             case rq.Submit(text):
                 self._turns.run(job, encodable(text))
@@ -70,7 +79,7 @@ class Owner:
             case rq.Compact():
                 self._turns.compact(job)
             case rq.Undo(to_edit):
-                self._turns.undo_as_asked(to_edit)
+                self._turns.undo(to_edit=to_edit)
             case rq.Pin(turn):
                 self._turns.set_pin(turn, True)
             case rq.Unpin(turn):
@@ -94,8 +103,6 @@ class Owner:
                 pass  # took effect when it was sent
             case _:
                 assert_never(job.request)
-        if not isinstance(job.request, rq.TurnRequest):  # the end of a turn samples by itself
-            self.status.sample()
 
     def _emit(self, event: ev.Event) -> None:
         """Record and publish an event; sample the status if it is due."""

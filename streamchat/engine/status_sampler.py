@@ -9,7 +9,7 @@ from streamchat.base import events as ev
 from streamchat.engine.jobs import JobQueue
 from streamchat.engine.model_host import ModelHost
 from streamchat.sessions.archive import Archive
-from streamchat.telemetry.memory import device_memory, process_rss
+from streamchat.telemetry.memory import memory_state
 
 STATUS_INTERVAL_S = 0.5
 
@@ -35,27 +35,16 @@ class StatusSampler:
 
     def sample(self) -> None:
         """Publish the figures now; nothing before the first conversation."""
-        conversation = self._host.conversation
-        if conversation is None:
+        if self._host.started is None:
             return
+        conversation, info = self._host.started.conversation, self._host.started.info
         self._last = time.perf_counter()
         sample = ev.StatusSampled(
             cache=conversation.state(),
-            memory=self.memory(),
-            ttft_s=conversation.ttft_s,
-            decode_tps=conversation.decode_tps,
+            memory=memory_state(info.device),
+            ttft_s=conversation.speed.ttft_s,
+            decode_tps=conversation.speed.decode_tps,
             busy=self._jobs.running,
         )
-        self._archive.record_status(sample, self._host.info)
+        self._archive.record_status(sample, info)
         self._publish(sample)
-
-    def memory(self) -> ev.MemoryState:
-        """Return the memory of the process and of the model's device."""
-        device = device_memory(self._host.device)
-        return ev.MemoryState(
-            rss_bytes=process_rss(),
-            device=self._host.device,
-            allocated_bytes=device.allocated if device else None,
-            reserved_bytes=device.reserved if device else None,
-            total_bytes=device.total if device else None,
-        )

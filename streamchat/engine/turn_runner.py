@@ -13,6 +13,7 @@ from streamchat.engine.jobs import Job, JobQueue
 from streamchat.engine.model_host import ModelHost
 from streamchat.engine.status_sampler import StatusSampler
 from streamchat.sessions.archive import Archive
+from streamchat.telemetry.memory import memory_state
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.generation import TurnOutcome
@@ -96,7 +97,7 @@ class TurnRunner:
         from streamchat.conversation.generation import TurnOutcome
 
         number = len(self._host.active.conversation.log.turns) + 1
-        return TurnOutcome(number, "", reason, 0, 0, None, None, rolled_back=True, message=message, failure=failure)
+        return TurnOutcome(number, "", reason, rolled_back=True, message=message, failure=failure)
 
     def _finish(self, text: str, outcome: TurnOutcome) -> None:
         self._status.sample()
@@ -113,7 +114,8 @@ class TurnRunner:
         )
 
     def _stats(self, outcome: TurnOutcome) -> ev.TurnStats:
-        state, memory = self._host.active.conversation.state(), self._status.memory()
+        active = self._host.active
+        state, memory = active.conversation.state(), memory_state(active.info.device)
         return ev.TurnStats(
             turn=outcome.turn,
             prompt_tokens=outcome.prompt_tokens,
@@ -122,8 +124,8 @@ class TurnRunner:
             cache_size=state.cache_size,
             compressions=state.compressions,
             tokens_evicted=state.tokens_evicted,
-            ttft_s=outcome.ttft_s,
-            decode_tps=outcome.decode_tps,
+            ttft_s=outcome.speed.ttft_s,
+            decode_tps=outcome.speed.decode_tps,
             kv_bytes=state.kv_bytes,
             rss_bytes=memory.rss_bytes,
             vram_bytes=memory.allocated_bytes,
@@ -166,13 +168,6 @@ class TurnRunner:
             )
         )
         return turn.text
-
-    def undo_as_asked(self, to_edit: bool) -> None:
-        """Call `undo`; emit a notice if there is nothing to undo."""
-        try:
-            self.undo(to_edit=to_edit)
-        except ConfigError as error:
-            self._emit(ev.Notice(str(error), "warning"))
 
     def compact(self, job: Job) -> None:
         """Summarize the turns to be evicted next; the conversation does not change."""

@@ -20,7 +20,7 @@ from streamchat.replay.report import make_report, write_report
 from streamchat.replay.run import Run, RunFolder, Totals, restored_totals
 from streamchat.replay.script import Script, steps
 from streamchat.store.store import Store
-from streamchat.telemetry.observer import observe
+from streamchat.telemetry.metrics import observe
 
 SAVE_STATE_EVERY = 25
 """Turns between two writes of the state of the invariants."""
@@ -91,7 +91,7 @@ class Runner:
         self.run.session = session
         if session:
             self.run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
-        self._metrics = observe(engine, plan.configuration.settings)
+        self._metrics = observe(engine.subscribe, plan.configuration.settings)
 
     def _report_violation(self, violation: Violation) -> None:
         path = self.run.dump(violation)

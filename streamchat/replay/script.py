@@ -81,7 +81,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
         file = read_transcripts(text.text, wanted)
     except TranscriptError as error:
         raise ConfigError(f"{path}: {error}; give `--format text` if it is plain text") from None
-    problems = [(problem.line, problem.reason) for problem in file.problems]
+    problems = list(file.problems)
     for transcript in file.transcripts:
         dialogue = Dialogue(f"{path}:{transcript.line}", system=_system_prompt(transcript))
         problems += [(message.line, reason) for message in transcript.messages if (reason := _add(message, dialogue))]

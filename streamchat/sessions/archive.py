@@ -8,37 +8,28 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, StoreError, WireError
 from streamchat.base.formatting import plural
 from streamchat.base.wire import from_record
-from streamchat.config.settings import Settings
 from streamchat.sessions.settings import portable_model_name
 from streamchat.sessions.upkeep import Upkeep
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
+    from streamchat.conversation.assemble import StartedConversation
     from streamchat.conversation.conversation import Conversation
     from streamchat.conversation.log import TurnRecord
-    from streamchat.sessions.recorder import ModelIdentity, Recorder
+    from streamchat.sessions.recorder import Recorder
     from streamchat.sessions.resume import ResumeResult
     from streamchat.store.lock import SessionLock
-    from streamchat.store.records import SessionInfo
+    from streamchat.store.records import ModelIdentity, SessionInfo
     from streamchat.store.store import Store
 
 _log = logging.getLogger(__name__)
 OpenStore = Callable[[], "Store"]
-
-
-@dataclass(frozen=True)
-class ActiveConversation:
-    """A conversation with its model and current settings."""
-
-    conversation: Conversation
-    info: ev.ModelInfo
-    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,6 @@ class Archive:
 
     def __init__(self, open_store: OpenStore | None, emit: Callable[[ev.Event], None]) -> None:
         self._open_store, self._emit = open_store, emit
-        self._store: Store | None = None
         self._upkeep: Upkeep | None = None
         self._identified: tuple[Any, tuple[object, ...], ModelIdentity] | None = None
         self.recorder: Recorder | None = None
@@ -85,35 +75,33 @@ class Archive:
         from streamchat.sessions.recorder import Recorder
 
         try:
-            self._store = self._open_store()
+            store = self._open_store()
         except StoreError as error:
             if required:
                 raise
             _log.warning("nothing will be saved", exc_info=True)
             self._emit(ev.Notice(f"This conversation is not saved: {error}", "warning"))
             return
-        self.recorder = Recorder(self._store, self._emit)
-        if self._store.is_user_database:
-            self._upkeep = Upkeep(self._store, self._emit)
+        self.recorder = Recorder(store, self._emit)
+        if store.is_user_database:
+            self._upkeep = Upkeep(store, self._emit)
             self._upkeep.start_if_due()
 
     def close(self) -> None:
         """Close the session and the store."""
         if self.recorder is not None:
             self.recorder.close_session()
-        if self._upkeep is not None:
-            self._upkeep.stop()
-        if self._store is not None:
-            self._store.close()
+            if self._upkeep is not None:
+                self._upkeep.stop()
+            self.recorder.store.close()
 
     # --- the active conversation --------------------------------------------------------------------------------
 
-    def start(self, active: ActiveConversation) -> None:
+    def start(self, active: StartedConversation) -> None:
         """Start recording a new conversation."""
         self.changed = False
         if self.recorder is not None:
-            settings = replace(active.settings, model=portable_model_name(active.settings.model))
-            self.recorder.start(active.conversation, self._identify(active), settings)
+            self.recorder.start(active.conversation, self._identify(active))
 
     def record(self, event: ev.Event) -> None:
         """Record an event."""
@@ -122,7 +110,7 @@ class Archive:
         if self._upkeep is not None and isinstance(event, ev.TurnFinished):
             self._upkeep.start_if_due()
 
-    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, sample: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for other processes."""
         if self.recorder is not None:
             self.recorder.record_status(sample, info)
@@ -135,22 +123,22 @@ class Archive:
 
     def set_title(self, text: str) -> None:
         """Change the title of the current session; emit a notice with the title, or why it did not change."""
-        if self._store is None or self.session is None:
+        if self.recorder is None or self.session is None:
             self._emit(ev.Notice("The title cannot change: this conversation is not saved.", "warning"))
             return
         try:
-            self._emit(ev.Notice(f"title changed to “{self._store.rename(self.session, text)}”"))
+            self._emit(ev.Notice(f"title changed to “{self.recorder.store.rename(self.session, text)}”"))
         except (ConfigError, StoreError) as error:
             self._emit(ev.Notice(str(error), "warning"))
 
-    def flush_and_snapshot(self, active: ActiveConversation | None) -> None:
+    def flush_and_snapshot(self, active: StartedConversation | None) -> None:
         """Flush everything to disk before switching away."""
         if self.recorder is not None:
             self.recorder.flush()
         if active is not None:
             self.snapshot(active)
 
-    def snapshot(self, active: ActiveConversation) -> None:
+    def snapshot(self, active: StartedConversation) -> None:
         """Save the cache if it has changed since the last snapshot."""
         conversation, session = active.conversation, self.session
         if session is None or not self.changed or not conversation.log.turns:
@@ -158,17 +146,17 @@ class Archive:
         from streamchat.cache import checkpoint
         from streamchat.sessions.snapshot import Snapshot, save
 
-        assert self._store is not None
+        assert self.recorder is not None
         self.saving.set()
         try:
             identity = self._identify(active)
             saved_cache = checkpoint.capture(conversation.cache)
             ids = array("i", conversation.log.ids_at(saved_cache.runs))
-            settings = asdict(active.settings)
+            settings = asdict(conversation.settings)
             saved = Snapshot(
                 session, saved_cache, ids, conversation.rng_state, identity.fingerprint, identity.dtype, settings
             )
-            save(self._store.snapshot_path(session), saved)
+            save(self.recorder.store.snapshot_path(session), saved)
             self.changed = False
         except StoreError as error:
             _log.warning("no snapshot", exc_info=True)
@@ -180,15 +168,16 @@ class Archive:
 
     def unclean_exit_notice(self) -> str:
         """Return a notice about an unclean exit of the latest session, only once; '' otherwise."""
-        if self._store is None:
+        if self.recorder is None:
             return ""
         from streamchat.store.lock import is_open
 
+        store = self.recorder.store
         try:
-            latest = next(iter(self._store.sessions(limit=1)), None)
-            if latest is None or latest.opened_by is None or is_open(self._store.lock_folder, latest):
+            latest = next(iter(store.sessions(limit=1)), None)
+            if latest is None or latest.opened_by is None or is_open(store.lock_folder, latest):
                 return ""
-            self._store.mark_closed(latest.id)
+            store.mark_closed(latest.id)
         except StoreError:
             _log.warning("the saved sessions could not be read", exc_info=True)
             return ""
@@ -203,27 +192,26 @@ class Archive:
         """
         from streamchat.store.lock import SessionLock
 
-        assert self._store is not None
-        info = self._store.find(session)
-        return ClaimedSession(info, SessionLock(self._store.lock_folder, info.id, info.opened_by))
+        assert self.recorder is not None
+        store = self.recorder.store
+        info = store.find(session)
+        return ClaimedSession(info, SessionLock(store.lock_folder, info.id, info.opened_by))
 
-    def restore(self, active: ActiveConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
+    def restore(self, active: StartedConversation, claimed: ClaimedSession) -> tuple[ev.ConversationResumed, list[str]]:
         """Restore a session into `active`, a new conversation; return the event and notices to emit."""
         from streamchat.sessions.resume import resume
 
-        assert self._store is not None
         assert self.recorder is not None
         started = time.perf_counter()
-        conversation, session = active.conversation, claimed.info.id
-        stored = self._store.load(session)
+        store, conversation, session = self.recorder.store, active.conversation, claimed.info.id
+        stored = store.load(session)
         if stored.damage:
-            self._store.repair_session(stored)
+            store.repair_session(stored)
         identity = self._identify(active)
-        result = resume(conversation, stored, identity, self._store.snapshot_path(session))
+        result = resume(conversation, stored, identity, store.snapshot_path(session))
         self.recorder.adopt(
             conversation,
             identity,
-            active.settings,
             claimed.lock,
             rewrite=result.rewritten,
             adopt_model=claimed.info.is_imported,
@@ -246,24 +234,24 @@ class Archive:
             turns,
             conversation.state(),
             active.info,
-            active.settings.system_prompt,
+            conversation.settings.system_prompt,
             time.perf_counter() - started,
             result.read_again,
             result.message_back,
         )
-        return event, [*_damage_notice(stored.damage), *_resume_notices(result)]
+        return event, [*_damage_notice(stored.damage), *_resume_notices(result, conversation.cache.cache_size)]
 
-    def _identify(self, active: ActiveConversation) -> ModelIdentity:
+    def _identify(self, active: StartedConversation) -> ModelIdentity:
         """Return the identity of the loaded model. Takes about 50 ms, once per model and format."""
         from streamchat.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-        from streamchat.sessions.recorder import ModelIdentity
+        from streamchat.store.records import ModelIdentity
 
         conversation = active.conversation
         parts = conversation.encoder.format.identity
         if self._identified is None or self._identified[:2] != (conversation.model, parts):
             self._identified = None  # release the old model
             identity = ModelIdentity(
-                portable_model_name(active.settings.model),
+                portable_model_name(conversation.settings.model),
                 active.info.name,
                 active.info.precision,
                 model_fingerprint(conversation.model),
@@ -314,7 +302,7 @@ def _damage_notice(parts: tuple[str, ...]) -> list[str]:
     return [f"Parts of this session are damaged in the database and were skipped: {', '.join(parts[:3])}{more}."]
 
 
-def _resume_notices(result: ResumeResult) -> list[str]:
+def _resume_notices(result: ResumeResult, cache_size: int) -> list[str]:
     """Return notices for the user, one sentence each."""
     from streamchat.conversation.fitting import unpinned_notice
 
@@ -330,5 +318,5 @@ def _resume_notices(result: ResumeResult) -> list[str]:
     if result.message_back:
         notices.append("streamchat exited before replying to your last message; it was not added to the conversation.")
     if result.unpinned:
-        notices.append(unpinned_notice(result.unpinned, result.cache_size))
+        notices.append(unpinned_notice(result.unpinned, cache_size))
     return notices

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.errors import StoreError
-from streamchat.config.settings import Settings
 from streamchat.conversation.log import TurnRecord
 from streamchat.store.lock import SessionLock
-from streamchat.store.records import CacheMark, SessionIdentity, StoredEviction, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredEviction, StoredTurn
 from streamchat.store.store import Store
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -31,17 +30,6 @@ BATCH_S = 0.5
 TITLE_LENGTH = 60
 LIVE_S, LIVE_IDLE_S = 1.0, 15.0
 """Time between two writes of the live figures, while a reply is generated and otherwise."""
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Names and fingerprints that identify the model of a session."""
-
-    model: str
-    model_name: str
-    dtype: str
-    fingerprint: str
-    tokenizer: str
 
 
 def title_of(text: str) -> str:
@@ -73,7 +61,6 @@ class Recorder:
     """None until the first turn: empty conversations are not saved."""
     _conversation: Conversation | None = None
     _identity: ModelIdentity | None = None
-    _settings: Settings = field(default_factory=Settings)
     _lock: SessionLock | None = None
     _evictions: list[StoredEviction] = field(default_factory=list)
     _times: dict[int, _Times] = field(default_factory=dict)
@@ -87,16 +74,15 @@ class Recorder:
 
     # --- which conversation -------------------------------------------------------------------------------------
 
-    def start(self, conversation: Conversation, identity: ModelIdentity, settings: Settings) -> None:
+    def start(self, conversation: Conversation, identity: ModelIdentity) -> None:
         """Start recording a new conversation, which becomes a session with its first turn."""
         self.close_session()
-        self._conversation, self._identity, self._settings = conversation, identity, settings
+        self._conversation, self._identity = conversation, identity
 
     def adopt(
         self,
         conversation: Conversation,
         identity: ModelIdentity,
-        settings: Settings,
         lock: SessionLock,
         *,
         rewrite: bool,
@@ -106,24 +92,20 @@ class Recorder:
 
         Args:
             rewrite: Whether its turns have other ids than in the store.
-            adopt_model: Whether to store this model and these settings, for a session that was imported.
+            adopt_model: Whether to store this model and the current settings, for a session that was imported.
         """
         if self.session != lock.session:
             self.close_session()
-        self._conversation, self._identity, self._settings = conversation, identity, settings
+        self._conversation, self._identity = conversation, identity
         self.session, self._lock = lock.session, lock
         self._unwritten = 1 if rewrite and conversation.log.turns else None
         self._try_write(lambda: self._write_identity(lock.session, identity, adopt_model))
 
     def _write_identity(self, session: str, identity: ModelIdentity, adopt_model: bool) -> None:
-        assert self._conversation is not None
         if adopt_model:  # before the fingerprint, after which the session no longer counts as imported
-            settings = {**asdict(self._settings), "model": identity.model}
-            self.store.set_model(session, identity.model, identity.model_name, settings)
-        system = self._conversation.log.ids[: self._conversation.system_tokens]
+            self.store.set_model(session, identity, self._settings())
         self.store.mark_open(session)
-        # in one transaction with the new ids of its turns
-        self._write(SessionIdentity(identity.dtype, identity.fingerprint, identity.tokenizer, system))
+        self._write(identity)  # in one transaction with the new ids of its turns
 
     def close_session(self) -> None:
         """Close and unlock the session, so that other processes can open it.
@@ -154,11 +136,9 @@ class Recorder:
         match event:
             case ev.TurnStarted(turn=turn):
                 self._times[turn] = _Times(time.time())
-                self._mark_changed(turn)
-                self._try_write(self._write)
+                self._write_from(turn)
             case ev.TextDelta() if time.monotonic() - self._last_write >= BATCH_S:
-                self._mark_changed(event.turn)
-                self._try_write(self._write)
+                self._write_from(event.turn)
             case ev.TokensEvicted() if self._conversation.log.turns:
                 turn = self._conversation.log.turns[-1].number
                 self._evictions.append(
@@ -171,8 +151,7 @@ class Recorder:
             case ev.TurnFinished(stats=stats):
                 times = self._times.setdefault(stats.turn, _Times(time.time()))
                 times.finished, times.stats, times.finish_reason = time.time(), stats.as_dict(), stats.finish_reason
-                self._mark_changed(stats.turn)
-                self._try_write(self._write)
+                self._write_from(stats.turn)
             case ev.TurnPinned():
                 self._try_write(self._write)
             case ev.SettingChanged(name=name, value=value):
@@ -180,14 +159,14 @@ class Recorder:
             case _:
                 pass
 
-    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo | None) -> None:
+    def record_status(self, event: ev.StatusSampled, info: ev.ModelInfo) -> None:
         """Publish live figures for `streamchat monitor`: once a second while a reply is generated, else less often."""
         now = time.monotonic()
         due = LIVE_S if event.busy or self._was_busy else LIVE_IDLE_S
         if self.session is None or now - self._last_live < due:
             return
         self._last_live, self._was_busy = now, event.busy
-        session, sample = self.session, asdict(event) | {"info": None if info is None else asdict(info)}
+        session, sample = self.session, asdict(event) | {"info": asdict(info)}
         try:
             self.store.write_live(session, sample)
         except StoreError:  # writing the turns reports a failing store
@@ -196,8 +175,7 @@ class Recorder:
     def record_cut_reply(self, number: int) -> None:
         """Record that turn `number`, whose reply was cut off when a process was killed, is now closed."""
         self._times[number] = _Times(time.time(), time.time(), None, "cancelled")
-        self._mark_changed(number)
-        self._try_write(self._write)
+        self._write_from(number)
 
     def record_undo(self, number: int) -> None:
         """Record that turn `number` and all later ones were undone."""
@@ -210,8 +188,9 @@ class Recorder:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def _mark_changed(self, turn: int) -> None:
+    def _write_from(self, turn: int) -> None:
         self._unwritten = turn if self._unwritten is None else min(turn, self._unwritten)
+        self._try_write(self._write)
 
     def _try_write(self, write: Callable[[], object]) -> None:
         try:
@@ -228,7 +207,7 @@ class Recorder:
             self.emit(ev.SavingChanged(True))
             self.emit(ev.Notice("The conversation is saved again, including everything since the failure."))
 
-    def _write(self, new_identity: SessionIdentity | None = None) -> None:
+    def _write(self, new_identity: ModelIdentity | None = None) -> None:
         conversation, identity = self._conversation, self._identity
         assert conversation is not None
         assert identity is not None
@@ -248,6 +227,7 @@ class Recorder:
             evictions=self._evictions,
             undone_from=self._undone_from,
             identity=new_identity,
+            system_ids=log.ids[: conversation.system_tokens],
         )
         self._evictions, self._undone_from = [], None
         running = bool(log.turns) and log.turns[-1].end is None
@@ -258,13 +238,9 @@ class Recorder:
     def _create(self, conversation: Conversation, identity: ModelIdentity) -> str:
         session = self.store.create(
             title_of(conversation.log.turns[0].text),
-            model=identity.model,
-            model_name=identity.model_name,
-            dtype=identity.dtype,
-            fingerprint=identity.fingerprint,
-            tokenizer=identity.tokenizer,
-            settings=asdict(self._settings),
-            system_ids=conversation.log.ids[: conversation.system_tokens],
+            identity,
+            self._settings(),
+            conversation.log.ids[: conversation.system_tokens],
         )
         self._lock = SessionLock(self.store.lock_folder, session)
         self.store.mark_open(session)
@@ -272,30 +248,29 @@ class Recorder:
         return session
 
     def _write_change(self, name: str, value: Any) -> None:
-        self._settings = Settings(**(asdict(self._settings) | {name: value}))
         if self.session is not None:
-            self.store.change(self.session, name, value, asdict(self._settings))
+            self.store.change(self.session, name, value, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the current settings, with a model name that is valid in any folder."""
+        assert self._conversation is not None
+        assert self._identity is not None
+        return asdict(self._conversation.settings) | {"model": self._identity.model}
 
     def _stored(self, turn: TurnRecord) -> StoredTurn:
         assert self._conversation is not None
         log = self._conversation.log
         times = self._times.get(turn.number, _Times(time.time()))
         stop = len(log) if turn.end is None else turn.end
-        reply = turn.reply
-        if turn.end is None:
-            reply = self._conversation.shown
         return StoredTurn(
             number=turn.number,
             text=turn.text,
-            reply=reply,
+            reply=self._conversation.shown if turn.end is None else turn.reply,
             start=turn.start,
             message_start=turn.message_start,
             reply_start=turn.start if turn.reply_start is None else turn.reply_start,
             ids=array("i", log.ids[turn.start : stop]),
             before=CacheMark() if turn.before is None else turn.before.cache,
             state="running" if turn.end is None else "done",
-            started=times.started,
-            finished=times.finished,
-            stats=times.stats,
-            finish_reason=times.finish_reason,
+            **vars(times),
         )

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.ledger import Ledger
@@ -20,9 +18,8 @@ from streamchat.conversation.log import TurnRecord, TurnStart
 from streamchat.conversation.rollback import REACH
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX
 from streamchat.sessions import snapshot as snapshots
-from streamchat.sessions.recorder import ModelIdentity
 from streamchat.sessions.snapshot import Snapshot, SnapshotError
-from streamchat.store.records import CacheMark, StoredSession, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredSession, StoredTurn
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,6 @@ class ResumeResult:
     """The result of a resume."""
 
     seconds: float
-    tokens: int
-    """Number of cached tokens."""
-    cache_size: int
     read_again: int = 0
     """Number of tokens that were prefilled; 0 if a snapshot had them."""
     reason: str = ""
@@ -68,9 +62,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: ModelIde
         if damaged:
             reason = "its saved tokens are damaged and it had to be re-tokenized"
         seconds = time.perf_counter() - started
-        unpinned = fitted.unpinned
-        cache = conversation.cache
-        return ResumeResult(seconds, cache.length, cache.cache_size, read, reason, rewritten=True, unpinned=unpinned)
+        return ResumeResult(seconds, read, reason, rewritten=True, unpinned=fitted.unpinned)
     turns, message_back = list(stored.turns), ""
     held, pins, compressions = stored.info.held, stored.info.pins, stored.info.compressions
     if turns and turns[-1].state == "running" and not _reply_ids(conversation, turns[-1]):
@@ -91,17 +83,7 @@ def resume(conversation: Conversation, stored: StoredSession, identity: ModelIde
     if turns and turns[-1].state == "running":
         cut_turn, cut_reply = turns[-1].number, _reply_ids(conversation, turns[-1])
     seconds = time.perf_counter() - started
-    return ResumeResult(
-        seconds,
-        conversation.cache.length,
-        conversation.cache.cache_size,
-        read,
-        reason,
-        cut_turn,
-        tuple(cut_reply),
-        message_back,
-        unpinned=fitted.unpinned,
-    )
+    return ResumeResult(seconds, read, reason, cut_turn, tuple(cut_reply), message_back, unpinned=fitted.unpinned)
 
 
 def _fits_the_model(conversation: Conversation, stored: StoredSession) -> bool:
@@ -174,9 +156,7 @@ def _restore_snapshot(
         raise SnapshotError("its saved cache does not match the saved turns")
     if saved_cache.length > cache.cache_size:
         raise SnapshotError(f"its saved cache of {saved_cache.length} tokens does not fit into {cache.cache_size}")
-    if cache.fed_tokens is not None:
-        cache.fed_tokens.clear()
-        cache.fed_tokens.append(_row(log.ids))
+    conversation.feeder.set_fed_tokens(len(log))
     try:
         checkpoint.restore(cache, saved_cache)
         conversation.rng_state = saved.generator
@@ -188,10 +168,6 @@ def _restore_snapshot(
     fitted = fit_to_budget(cache, log, saved_cache.runs, pins=saved_cache.pins, turn_starts=saved_cache.turn_starts)
     cache.pins = fitted.pins
     return fitted
-
-
-def _row(ids: array[int]) -> torch.Tensor:
-    return torch.tensor([ids.tolist()], dtype=torch.int32)
 
 
 def _prefill(
@@ -212,7 +188,7 @@ def _prefill(
         turn_starts=_turn_starts(conversation, turns, stored),
         reserve=len(conversation.encoder.close()) if cut_off else 0,
     )
-    read = conversation.prefill_runs(fitted.runs, len(log))
+    read = conversation.feeder.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     return read, fitted
 
@@ -269,7 +245,7 @@ def _reencode(conversation: Conversation, stored: StoredSession) -> tuple[int, C
             pins.append((at, len(log)))
     held = [(0, len(log))] if len(log) else []
     fitted = fit_to_budget(cache, log, held, pins=pins, turn_starts=starts)
-    read = conversation.prefill_runs(fitted.runs, len(log))
+    read = conversation.feeder.prefill_runs(fitted.runs, len(log))
     cache.pins, cache.turn_starts = fitted.pins, fitted.turn_starts
     cache.compression_count = stored.info.compressions
     return read, fitted

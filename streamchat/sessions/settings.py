@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,17 +25,25 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     """
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
-    values: dict[str, Any] = {}
     place = f"{SESSION_ORIGIN}{info.id}"
-    for name in setting_fields():
-        ours = spec_of(name).section in SECTIONS and name not in OF_THE_MACHINE and name not in flags
-        if ours and name in info.settings:
-            try:
-                values[name] = check_value(name, info.settings[name], place)
-            except ConfigError:
-                continue
+    others = OF_THE_MACHINE | flags
+    values = {
+        name: value
+        for name, value in valid_settings(info.settings, place).items()
+        if spec_of(name).section in SECTIONS and name not in others
+    }
     origins = {**configuration.origins, **dict.fromkeys(values, place)}
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
+
+
+def valid_settings(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the settings that this version knows and accepts; `place` says where they are from."""
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in setting_fields():
+            with suppress(ConfigError):
+                settings[name] = check_value(name, value, place)
+    return settings
 
 
 def portable_model_name(model: str) -> str:

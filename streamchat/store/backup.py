@@ -11,7 +11,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,11 +101,8 @@ def _last_change(database: Path) -> float:
 
 
 def _has_sessions(database: Path) -> bool:
-    connection = connect(database)
-    try:
+    with closing(connect(database)) as connection:
         return connection.execute("SELECT 1 FROM sessions LIMIT 1").fetchone() is not None
-    finally:
-        connection.close()
 
 
 def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False) -> Path | None:
@@ -197,24 +194,18 @@ def _make(database: Path, target: Path, is_stopped: Callable[[], bool], version:
             raise BackupStopped
 
     with atomic_write(target, durable=True) as partial:
-        source = connect(database)
-        try:
+        with closing(connect(database)) as source:
             moment = time.time()
             source.execute("BEGIN")
             found = source.execute("PRAGMA user_version").fetchone()[0]  # fixes the state, whatever is written later
             if version not in (None, found):
                 raise BackupStopped
             create_private(partial)
-            copy = sqlite3.connect(partial, isolation_level=None)
-            try:
+            with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
                 copy.execute("PRAGMA synchronous = OFF")  # flushed once, below
                 source.backup(copy, pages=PAGES, progress=check_stopped)
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
                 problem = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            finally:
-                copy.close()
-        finally:
-            source.close()
         if problem != "ok":
             raise sqlite3.DatabaseError(f"{problem}; run `streamchat doctor` for details")
         os.utime(partial, (moment, moment))
@@ -236,21 +227,14 @@ def open_backup(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
 
 
+@lru_cache(maxsize=64)
 def problem_of(backup: Backup) -> str:
     """Return why a backup cannot be used; '' if it is intact. Reads the whole file once."""
-    return _problem_of(backup.path, backup.made, backup.nbytes)
-
-
-@lru_cache(maxsize=64)
-def _problem_of(path: Path, made: float, nbytes: int) -> str:
     try:
-        connection = open_backup(path)
-        try:
+        with closing(open_backup(backup.path)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             found: str = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             connection.execute("SELECT count(*) FROM sessions").fetchone()
-        finally:
-            connection.close()
     except sqlite3.Error as error:
         return str(error)
     if version > len(MIGRATIONS):

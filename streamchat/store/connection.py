@@ -78,13 +78,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     try:
         read_schema(connection)
         yield
-    except BaseException:
-        if connection.in_transaction:  # SQLite itself ends it on some errors, such as a full disk
-            connection.execute("ROLLBACK")
-        raise
-    try:
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:
+        if connection.in_transaction:  # SQLite itself ends it on some errors, such as a full disk
             connection.execute("ROLLBACK")
         raise

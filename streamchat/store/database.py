@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from streamchat.base import paths
@@ -70,22 +70,17 @@ class Database:
         self._process = os.getpid()
         self._writing, self._reading = threading.RLock(), threading.RLock()
         self._reader: sqlite3.Connection | None = None
-        with as_store_errors(path):
+        with as_store_errors(path), ExitStack() as undo:
             paths.private_dir(path.parent)
             self._in_use = UserLock(path)
-            try:
-                create_private(path)
-                self.writer = connect(path)
-                try:
-                    migrate(self.writer, path, back_up_before_migration)
-                    self._files = Files(path)  # after the first statement, which locks them for this process
-                    self._files.missing()
-                except BaseException:
-                    self.writer.close()
-                    raise
-            except BaseException:
-                self._in_use.release()
-                raise
+            undo.callback(self._in_use.release)
+            create_private(path)
+            self.writer = connect(path)
+            undo.callback(self.writer.close)
+            migrate(self.writer, path, back_up_before_migration)
+            self._files = Files(path)  # after the first statement, which locks them for this process
+            self._files.missing()
+            undo.pop_all()
 
     @property
     def is_stale(self) -> bool:

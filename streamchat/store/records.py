@@ -98,15 +98,17 @@ class StoredEviction:
 
 
 @dataclass(frozen=True)
-class SessionIdentity:
-    """The model and tokenizer that a session's ids and snapshots belong to."""
+class ModelIdentity:
+    """The model that a session's ids and snapshots belong to."""
 
-    dtype: str
-    fingerprint: str
-    """Fingerprint of configuration and weights."""
-    tokenizer: str
-    """Fingerprint of the tokenizer and the chat format."""
-    system_ids: array[int]
+    model: str
+    """In the form that `--model` accepts."""
+    model_name: str
+    dtype: str = ""
+    fingerprint: str = ""
+    """Fingerprint of configuration and weights; '' if the session was imported."""
+    tokenizer: str = ""
+    """Fingerprint of the tokenizer and the chat format; '' if the saved ids must not be used."""
 
 
 @dataclass(frozen=True)

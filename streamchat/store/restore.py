@@ -98,8 +98,8 @@ def _set_aside(database: Path, moved: list[Move]) -> Path | None:
 
 def set_aside(database: Path) -> list[Path]:
     """Return the databases that `restore` moved aside."""
-    ends = tuple(LOG_FILES)
-    return sorted(path for path in database.parent.glob(f"{database.name}.damaged-*") if not path.name.endswith(ends))
+    aside = database.parent.glob(f"{database.name}.damaged-*")
+    return sorted(path for path in aside if not path.name.endswith(LOG_FILES))
 
 
 def empty_database_notice(database: Path) -> str:

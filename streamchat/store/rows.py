@@ -7,7 +7,7 @@ import math
 import sqlite3
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from streamchat.store.records import (
@@ -65,23 +65,15 @@ def info_of(row: sqlite3.Row, damage: Damage | None = None) -> SessionInfo:
     if not isinstance(settings, dict):
         damage.append("the settings")
         settings = {}
-    return SessionInfo(
-        id=row["id"],
-        title=row["title"],
-        created=moment(row["created"]),
-        updated=moment(row["updated"]),
-        model=row["model"],
-        model_name=row["model_name"],
-        dtype=row["dtype"],
-        fingerprint=row["fingerprint"],
-        tokenizer=row["tokenizer"],
-        settings=settings,
-        held=_runs(_json(row["held"]), "the cache state", damage),
-        pins=_runs(_json(row["pins"]), "the pins", damage),
-        compressions=_count(row["compressions"]),
-        opened_by=row["opened_by"],
-        turns=row["count"],
-    )
+    checked = {
+        "created": moment(row["created"]),
+        "updated": moment(row["updated"]),
+        "settings": settings,
+        "held": _runs(_json(row["held"]), "the cache state", damage),
+        "pins": _runs(_json(row["pins"]), "the pins", damage),
+        "compressions": _count(row["compressions"]),
+    }
+    return SessionInfo(**{field.name: row[field.name] for field in fields(SessionInfo)} | checked)
 
 
 def figures_of(text: str | None) -> dict[str, Any] | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from streamchat.base.errors import SessionError, StoreError
 from streamchat.store.database import Database, acquire, database_path, release
-from streamchat.store.health import problems_of, repair
+from streamchat.store.health import repair
 from streamchat.store.records import (
     CacheMark,
+    ModelIdentity,
     SearchHit,
-    SessionIdentity,
     SessionInfo,
     StoredEviction,
     StoredSession,
@@ -35,7 +35,7 @@ from streamchat.store.writing import repair_session, write_turn
 ID_LENGTH = 6
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
 _INFO = """
-    SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS count
+    SELECT s.*, (SELECT count(*) FROM turns t WHERE t.session = s.id AND t.state != 'undone') AS turns
     FROM sessions s
 """
 _INDEX = "JOIN words ON words.rowid = m.id"
@@ -58,9 +58,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -74,6 +72,14 @@ class Store:
         if self._database is None:
             raise StoreError(f"{self.path} was closed; open it again")
         return self._database
+
+    def _write(self, sql: str, *values: object) -> None:
+        with self._open.write() as connection:
+            connection.execute(sql, values)
+
+    def _read(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        with self._open.read() as connection:
+            return connection.execute(sql, values).fetchall()
 
     def snapshot_path(self, session: str) -> Path:
         """Return the path of a session's cache snapshot, whether it exists or not."""
@@ -92,19 +98,11 @@ class Store:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def create(
-        self,
-        title: str,
-        *,
-        model: str,
-        model_name: str,
-        dtype: str,
-        fingerprint: str,
-        tokenizer: str,
-        settings: Mapping[str, Any],
-        system_ids: Iterable[int],
+        self, title: str, identity: ModelIdentity, settings: Mapping[str, Any], system_ids: Iterable[int] = ()
     ) -> str:
         """Create a session; return its new id."""
-        now, as_json, system = time.time(), json.dumps(dict(settings)), pack_ids(system_ids)
+        now, names = time.time(), (clean(identity.model), clean(identity.model_name))
+        prints = (identity.dtype, identity.fingerprint, identity.tokenizer)
         with self._open.write() as connection:
             while True:
                 new = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
@@ -113,19 +111,7 @@ class Store:
             connection.execute(
                 "INSERT INTO sessions (id, title, created, updated, model, model_name, dtype, fingerprint, tokenizer, "
                 "settings, system_ids) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    new,
-                    clean(title),
-                    now,
-                    now,
-                    clean(model),
-                    clean(model_name),
-                    dtype,
-                    fingerprint,
-                    tokenizer,
-                    as_json,
-                    system,
-                ),
+                (new, clean(title), now, now, *names, *prints, json.dumps(dict(settings)), pack_ids(system_ids)),
             )
         return new
 
@@ -137,7 +123,8 @@ class Store:
         cache: CacheMark | None = None,
         evictions: Sequence[StoredEviction] = (),
         undone_from: int | None = None,
-        identity: SessionIdentity | None = None,
+        identity: ModelIdentity | None = None,
+        system_ids: Iterable[int] = (),
     ) -> None:
         """Write changes of a session in one transaction.
 
@@ -147,19 +134,14 @@ class Store:
             cache: The current state of the cache.
             evictions: Evictions since the last call.
             undone_from: Turns from this number on were undone before all of this; search still finds them.
-            identity: The model that the session continues with.
+            identity: The model that the session continues with, if it changed. Its names are not written.
+            system_ids: Ids of the system prompt for `identity`.
         """
         with self._open.write() as connection:
             if identity is not None:
                 connection.execute(
                     "UPDATE sessions SET dtype = ?, fingerprint = ?, tokenizer = ?, system_ids = ? WHERE id = ?",
-                    (
-                        identity.dtype,
-                        identity.fingerprint,
-                        identity.tokenizer,
-                        pack_ids(identity.system_ids),
-                        session,
-                    ),
+                    (identity.dtype, identity.fingerprint, identity.tokenizer, pack_ids(system_ids), session),
                 )
             if undone_from is not None:
                 connection.execute(
@@ -193,32 +175,28 @@ class Store:
             )
             connection.execute("UPDATE sessions SET settings = ? WHERE id = ?", (json.dumps(dict(settings)), session))
 
-    def set_model(self, session: str, model: str, model_name: str, settings: Mapping[str, Any]) -> None:
+    def set_model(self, session: str, identity: ModelIdentity, settings: Mapping[str, Any]) -> None:
         """Replace the model and settings that the file of an imported session named."""
-        with self._open.write() as connection:
-            connection.execute(
-                "UPDATE sessions SET model = ?, model_name = ?, settings = ? WHERE id = ?",
-                (clean(model), clean(model_name), json.dumps(dict(settings)), session),
-            )
+        values = (clean(identity.model), clean(identity.model_name), json.dumps(dict(settings)))
+        self._write("UPDATE sessions SET model = ?, model_name = ?, settings = ? WHERE id = ?", *values, session)
 
     def mark_open(self, session: str, process: int | None = None) -> None:
         """Record that `process`, this one by default, has the session open. For messages only; the lock decides."""
-        with self._open.write() as connection:
-            connection.execute("UPDATE sessions SET opened_by = ? WHERE id = ?", (process or os.getpid(), session))
+        self._write("UPDATE sessions SET opened_by = ? WHERE id = ?", process or os.getpid(), session)
 
     def mark_closed(self, session: str) -> None:
         """Record that the session was closed."""
-        with self._open.write() as connection:
-            connection.execute("UPDATE sessions SET opened_by = NULL WHERE id = ?", (session,))
+        self._write("UPDATE sessions SET opened_by = NULL WHERE id = ?", session)
 
     def write_live(self, session: str, sample: Mapping[str, Any]) -> None:
         """Replace the live figures of a session."""
-        with self._open.write() as connection:
-            connection.execute(
-                "INSERT INTO live (session, at, sample) VALUES (?, ?, ?) "
-                "ON CONFLICT (session) DO UPDATE SET at = excluded.at, sample = excluded.sample",
-                (session, time.time(), json.dumps(dict(sample))),
-            )
+        self._write(
+            "INSERT INTO live (session, at, sample) VALUES (?, ?, ?) "
+            "ON CONFLICT (session) DO UPDATE SET at = excluded.at, sample = excluded.sample",
+            session,
+            time.time(),
+            json.dumps(dict(sample)),
+        )
 
     def rename(self, session: str, text: str) -> str:
         """Change the title of a session to `text`, on one line; return the title.
@@ -227,8 +205,7 @@ class Store:
             ConfigError: `text` is not a title.
         """
         title = checked_title(text)
-        with self._open.write() as connection:
-            connection.execute("UPDATE sessions SET title = ? WHERE id = ?", (title, session))
+        self._write("UPDATE sessions SET title = ? WHERE id = ?", title, session)
         return title
 
     def delete(self, session: str) -> bool:
@@ -271,10 +248,7 @@ class Store:
                 f"{_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn WHERE {condition})"
             )
             values = [like(words.strip()), *wanted]
-        with self._open.read() as connection:
-            rows = connection.execute(
-                f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", (*values, -1 if limit is None else limit)
-            ).fetchall()
+        rows = self._read(f"{_INFO} {where} ORDER BY s.updated DESC LIMIT ?", *values, -1 if limit is None else limit)
         return [info_of(row) for row in rows]
 
     def find(self, name: str) -> SessionInfo:
@@ -284,13 +258,11 @@ class Store:
             SessionError: No session or several sessions match.
         """
         name = clean(name)
-        with self._open.read() as connection:
-            if name == "last":
-                found = connection.execute(f"{_INFO} ORDER BY s.updated DESC LIMIT 1").fetchall()
-            else:
-                found = connection.execute(
-                    f"{_INFO} WHERE substr(s.id, 1, ?) = ? ORDER BY s.updated DESC LIMIT 4", (len(name), name.lower())
-                ).fetchall()
+        if name == "last":
+            found = self._read(f"{_INFO} ORDER BY s.updated DESC LIMIT 1")
+        else:
+            start = f"{_INFO} WHERE substr(s.id, 1, ?) = ? ORDER BY s.updated DESC LIMIT 4"
+            found = self._read(start, len(name), name.lower())
         if len(found) == 1 or (found and found[0]["id"] == name.lower()):
             return info_of(found[0])
         if found:
@@ -324,19 +296,19 @@ class Store:
 
     def live(self, session: str) -> tuple[float, dict[str, Any]] | None:
         """Return the time of the latest live figures and the figures; None if there are none yet."""
-        with self._open.read() as connection:
-            row = connection.execute("SELECT at, sample FROM live WHERE session = ?", (session,)).fetchone()
-        sample = None if row is None else figures_of(row["sample"])
-        return None if sample is None else (moment(row["at"]), sample)
+        for row in self._read("SELECT at, sample FROM live WHERE session = ?", session):
+            if (sample := figures_of(row["sample"])) is not None:
+                return moment(row["at"]), sample
+        return None
 
     def stats(self, session: str, after: int = 0) -> list[dict[str, Any]]:
         """Return the figures of all finished turns after turn `after`, in order."""
-        with self._open.read() as connection:
-            rows = connection.execute(
-                "SELECT stats FROM turns WHERE session = ? AND state = 'done' AND number > ? AND stats IS NOT NULL "
-                "ORDER BY number",
-                (session, after),
-            ).fetchall()
+        rows = self._read(
+            "SELECT stats FROM turns WHERE session = ? AND state = 'done' AND number > ? AND stats IS NOT NULL "
+            "ORDER BY number",
+            session,
+            after,
+        )
         return [figures for row in rows if (figures := figures_of(row["stats"])) is not None]
 
     def search(self, words: str, *, limit: int = 50) -> list[SearchHit]:
@@ -347,13 +319,13 @@ class Store:
         condition, values = query.where()
         shown = "snippet(words, 0, '', '', '…', 24)" if query.match else "NULL"
         rank = "bm25(words), " if query.match else ""
-        with self._open.read() as connection:
-            rows = connection.execute(
-                f"SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, {shown} AS excerpt "
-                f"FROM messages m {_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn "
-                f"JOIN sessions s ON s.id = t.session WHERE {condition} ORDER BY {rank}t.started DESC LIMIT ?",
-                (*values, limit),
-            ).fetchall()
+        rows = self._read(
+            f"SELECT s.id AS session, s.title, t.number, t.started, t.state, m.role, m.text, {shown} AS excerpt "
+            f"FROM messages m {_INDEX if query.match else ''} JOIN turns t ON t.id = m.turn "
+            f"JOIN sessions s ON s.id = t.session WHERE {condition} ORDER BY {rank}t.started DESC LIMIT ?",
+            *values,
+            limit,
+        )
         return [
             SearchHit(
                 row["session"],
@@ -367,8 +339,3 @@ class Store:
             )
             for row in rows
         ]
-
-    def check(self) -> str:
-        """Return the faults that SQLite finds in the file; '' for none."""
-        with self._open.exclusive() as connection:
-            return "; ".join(problems_of(connection))

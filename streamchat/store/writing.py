@@ -19,8 +19,8 @@ def write_turn(connection: sqlite3.Connection, session: str, turn: StoredTurn, *
         is_reencoded: Its ids are new ids of another model, so what was stored about the cache before it is invalid.
     """
     stats = None if turn.stats is None else json.dumps(dict(turn.stats))
-    values = (turn.state, turn.start, turn.message_start, turn.reply_start, pack_ids(turn.ids))
-    values += (turn.finished, turn.finish_reason, stats)  # type: ignore[assignment]
+    values: tuple[object, ...] = (turn.state, turn.start, turn.message_start, turn.reply_start, pack_ids(turn.ids))
+    values += (turn.finished, turn.finish_reason, stats)
     known = connection.execute(
         "SELECT id FROM turns WHERE session = ? AND number = ? AND state != 'undone'", (session, turn.number)
     ).fetchone()

@@ -7,23 +7,11 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 import psutil
 
 from streamchat.base.devices import device_type, devices_of
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Device memory in bytes."""
-
-    allocated: int
-    """Bytes in live tensors of torch."""
-    reserved: int
-    """Bytes reserved by torch's allocator for reuse; above `allocated` without being a leak."""
-    total: int
-    """Bytes of the device, or of all devices together."""
+from streamchat.base.events import MemoryState
 
 
 def process_rss() -> int:
@@ -31,25 +19,29 @@ def process_rss() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
-def device_memory(device: str) -> DeviceMemory | None:
-    """Return the memory of 'cuda', 'cuda:1' or 'mps', or the sum for 'cuda:0,1'; None on a CPU."""
+def memory_state(device: str) -> MemoryState:
+    """Return the memory of this process, and that of 'cuda', 'cuda:1' or 'mps', or the sum for 'cuda:0,1'."""
     import torch
 
-    kind = device_type(device)
+    kind, rss = device_type(device), process_rss()
     if kind == "cuda":
         names = devices_of(device)
-        return DeviceMemory(
+        return MemoryState(
+            rss,
+            device,
             sum(torch.cuda.memory_allocated(name) for name in names),
             sum(torch.cuda.memory_reserved(name) for name in names),
             sum(torch.cuda.get_device_properties(name).total_memory for name in names),
         )
     if kind == "mps":
-        return DeviceMemory(
+        return MemoryState(
+            rss,
+            device,
             torch.mps.current_allocated_memory(),
             torch.mps.driver_allocated_memory(),
             torch.mps.recommended_max_memory(),
         )
-    return None
+    return MemoryState(rss, device)
 
 
 @contextmanager

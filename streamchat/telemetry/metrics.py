@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, reason_of
+from streamchat.config.settings import Settings
 
 
 class Metrics:
@@ -65,9 +69,44 @@ class Metrics:
         self._server.server_close()
         self._thread.join(5)
 
-    def set_device_memory(self, allocated: int | None, reserved: int | None) -> None:
-        """Set the device memory metrics; None (on a CPU) leaves them unset."""
-        if allocated is not None:
-            self.device_bytes.set(allocated)
-        if reserved is not None:
-            self.device_reserved.set(reserved)
+    def update(self, event: ev.Event) -> None:
+        """Update the metrics from `event`. Device memory stays unset on a CPU."""
+        match event:
+            case ev.StatusSampled(cache=cache, memory=memory):
+                self.cache_tokens.set(cache.length)
+                self.cache_budget_tokens.set(cache.cache_size)
+                self.kv_bytes.set(cache.kv_bytes)
+                self.resident_bytes.set(memory.rss_bytes)
+                if memory.allocated_bytes is not None:
+                    self.device_bytes.set(memory.allocated_bytes)
+                if memory.reserved_bytes is not None:
+                    self.device_reserved.set(memory.reserved_bytes)
+                self.busy.set(event.busy)
+                if event.decode_tps is not None:
+                    self.decode.set(event.decode_tps)
+            case ev.TokensEvicted(count=count):
+                self.compressions.inc()
+                self.evicted.inc(count)
+            case ev.TurnFinished(finish_reason="error"):
+                self.failed.inc()
+            case ev.TurnFinished(rolled_back=False, stats=stats):
+                self.turns.inc()
+                self.prefilled.inc(stats.prompt_tokens)
+                self.generated.inc(stats.new_tokens)
+                if stats.ttft_s is not None:
+                    self.first_token.observe(stats.ttft_s)
+            case _:
+                pass
+
+
+def observe(subscribe: Callable[[Callable[[ev.Event], None]], object], settings: Settings) -> Metrics | None:
+    """Serve metrics if a port is set, updated from the events that `subscribe` delivers. The caller closes them.
+
+    Raises:
+        ConfigError: The port cannot be opened.
+    """
+    if not settings.metrics_port:
+        return None
+    metrics = Metrics(settings.metrics_host, settings.metrics_port)
+    subscribe(metrics.update)
+    return metrics

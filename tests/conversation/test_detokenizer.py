@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamchat.base.errors import ConfigError
 from streamchat.conversation.detokenizer import REPLACEMENT, Detokenizer
-from streamchat.conversation.stops import StopMatcher
 from tests.support.toy_tokenizer import VOCABULARY, WORDS, byte_token_tokenizer, toy_tokenizer
 
 TEXTS = [
@@ -97,33 +95,3 @@ def _rows(ids: list[int]) -> list[bytes]:
             rows.append(WORDS[token - FIRST_WORD].replace("▁", " ").encode() if token >= FIRST_WORD else b"")
         in_row = is_byte
     return rows
-
-
-@pytest.mark.parametrize("cut", range(1, 8))
-def test_a_stop_string_is_found_across_pieces_and_never_shown(cut: int) -> None:
-    text = "Hello Use\nUsual\nUser: hi"
-    matcher = StopMatcher(["\nUser:", "\nAssistant:"])
-    shown = "".join(matcher.push(text[at : at + cut]) for at in range(0, len(text), cut))
-    assert shown == "Hello Use\nUsual"
-    assert matcher.stopped
-
-
-def test_only_a_possible_beginning_is_held_back() -> None:
-    matcher = StopMatcher(["\nUser:", "#"])
-    assert matcher.push("one\nUs") == "one"
-    assert matcher.push("ual ") == "\nUsual "
-    assert matcher.push("x\nUse") == "x"
-    assert matcher.flush() == "\nUse"
-    assert matcher.push("a#b") == "a"
-    assert matcher.stopped
-    assert matcher.push("more") == ""
-
-
-def test_the_earliest_of_several_stop_strings_wins() -> None:
-    matcher = StopMatcher(["Paris", "Pari", "is"])
-    assert matcher.push("The city of Paris") == "The city of "
-
-
-def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(ConfigError, match="empty stop string"):
-        StopMatcher(["ok", ""])

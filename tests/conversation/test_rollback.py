@@ -40,7 +40,7 @@ def facts(chat: Chat) -> dict[str, Any]:
         "evicted": cache.tokens_evicted,
         "segments": conversation.state().segments,
         "generator": conversation._generator.get_state().tolist(),
-        "speed": (conversation.ttft_s is None, conversation.decode_tps is None),
+        "speed": (conversation.speed.ttft_s is None, conversation.speed.decode_tps is None),
     }
 
 
@@ -181,7 +181,7 @@ def test_more_than_the_budget_is_not_read_again() -> None:
     chat = talk("llama", turns=5)
     before = facts(chat)
     with pytest.raises(CacheError, match="129 tokens to prefill do not fit into a cache of 128"):
-        chat.conversation.prefill_runs([(0, 129)], 129)
+        chat.conversation.feeder.prefill_runs([(0, 129)], 129)
     assert facts(chat) == before
 
 

@@ -19,6 +19,7 @@ from streamchat.cli import main as cli
 from streamchat.config import loader
 from streamchat.conversation.assemble import load_from_settings
 from streamchat.frontend.typed_history import TypedHistory
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support.real_engine import running
 from tools.old_sessions import put_into_hub_cache
@@ -77,7 +78,7 @@ def test_the_database_is_listed(home: Path, expected: dict[str, Any], capsys: py
     assert not session["open"]
     assert (imported["turns"], imported["imported"]) == (1, True)
     with Store() as store:
-        assert store.check() == ""
+        assert examine(store.path).problems == []
 
 
 def test_a_conversation_is_shown(home: Path, expected: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,7 +249,7 @@ def test_learned_positions_are_served_by_reading_again_and_that_is_said() -> Non
         assert cache.compression_count >= 3
         chat.engine.close(30)
         kept = torch.tensor([conversation.log.ids_at(cache.ledger.runs)])
-        ours = conversation._feeder.forward([5])
+        ours = conversation.feeder.forward([5])
         assert any("prefilled again" in notice.text for notice in chat.of(ev.Notice))
     kept = torch.cat([kept[:, -cache.length + 1 :], torch.tensor([[5]])], dim=1)
     with torch.inference_mode():

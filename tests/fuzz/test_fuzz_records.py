@@ -18,6 +18,7 @@ from streamchat.cli import main as cli
 from streamchat.replay.script import FORMATS, read_scripts, steps
 from streamchat.sessions.transcripts.export import export, write_export
 from streamchat.sessions.transcripts.imported import read_sessions
+from streamchat.store.health import examine
 from streamchat.store.records import StoredTurn
 from streamchat.store.store import Store
 from tests.support.odd_values import ANYTHING, TEXTS
@@ -122,7 +123,7 @@ def test_what_can_be_imported_can_be_listed_shown_exported_and_imported_again(da
     with Store() as store:
         saved = store.load(store.find("last").id)
         assert said(saved.turns) == said(imported[-1].turns)
-        assert store.check() == ""
+        assert examine(store.path).problems == []
     assert export(saved, "markdown")
     for kind in ("jsonl", "replay"):
         again = path.with_suffix(f".{kind}.out")

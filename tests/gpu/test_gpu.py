@@ -15,7 +15,7 @@ from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
 from streamchat.models.load import load_model
-from streamchat.telemetry.memory import device_memory, peak_memory
+from streamchat.telemetry.memory import memory_state, peak_memory
 from tests.support.models_help import save, tiny_llama
 from tests.support.small_chat import replies
 from tests.support.tiny import kv_of, random_ids, tiny_model
@@ -70,9 +70,8 @@ def test_memory_of_the_gpu_stays_over_thousands_of_tokens() -> None:
             feeder.feed(random_ids(60, seed=turn)[0].tolist())
             for token in random_ids(60, seed=turn + 100)[0].tolist():
                 feeder.forward([token])
-            memory = device_memory(PLACE)
-            assert memory is not None
-            held[120 * turn] = memory.allocated, memory.reserved, peak() or 0
+            memory = memory_state(PLACE)
+            held[120 * turn] = memory.allocated_bytes or 0, memory.reserved_bytes or 0, peak() or 0
     assert cache.ledger.next_index == 4800
     # a cache that grew would need 768 bytes more for each token: 3.2 MB
     grown = [late - early for early, late in zip(held[600], held[4800], strict=True)]
@@ -106,9 +105,10 @@ def test_a_chat_on_a_gpu_says_what_it_says_on_the_cpu(tmp_path: Path) -> None:
     folder = save(tiny_llama(max_position_embeddings=2048), tmp_path / "tiny")
     ours = load_model(str(folder), device=PLACE, dtype="float32")
     assert (ours.device, ours.notes) == (PLACE, ())
-    memory = device_memory(ours.device)
-    assert memory is not None
-    assert memory.reserved >= memory.allocated >= 4 * sum(p.numel() for p in ours.model.parameters())
+    memory = memory_state(ours.device)
+    assert memory.reserved_bytes is not None
+    assert memory.allocated_bytes is not None
+    assert memory.reserved_bytes >= memory.allocated_bytes >= 4 * sum(p.numel() for p in ours.model.parameters())
     assert replies(ours) == replies(load_model(str(folder), device="cpu", dtype="float32"))
 
 

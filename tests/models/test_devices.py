@@ -19,7 +19,8 @@ from streamchat.config.settings import spec_of
 from streamchat.frontend.status_table import memory_rows
 from streamchat.models import device as devices
 from streamchat.models import spread
-from streamchat.telemetry.memory import DeviceMemory, device_memory, peak_memory
+from streamchat.telemetry import memory
+from streamchat.telemetry.memory import memory_state, peak_memory
 
 GB = 10**9
 
@@ -153,11 +154,11 @@ def test_bfloat16_must_be_had_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.choose_dtype("bfloat16", "cuda:0")[1] == ()
 
 
-def test_figures_of_several_gpus_are_sums(two: Gpus) -> None:
-    assert device_memory("cuda:1") == DeviceMemory(3 * GB, 3 * GB, 24 * GB)
-    both = device_memory("cuda:0,1")
-    assert both == DeviceMemory(4 * GB, 5 * GB, 40 * GB)
-    state = ev.MemoryState(1000, "cuda:0,1", both.allocated, both.reserved, both.total)
+def test_figures_of_several_gpus_are_sums(two: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "process_rss", lambda: 1000)
+    assert memory_state("cuda:1") == ev.MemoryState(1000, "cuda:1", 3 * GB, 3 * GB, 24 * GB)
+    state = memory_state("cuda:0,1")
+    assert state == ev.MemoryState(1000, "cuda:0,1", 4 * GB, 5 * GB, 40 * GB)
     assert [(row.label, row.value) for row in memory_rows(state)] == [
         ("VRAM allocated", "4.0 GB"),
         ("VRAM reserved", "5.0 GB"),
@@ -173,7 +174,8 @@ def test_figures_of_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 2 * GB)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GB)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * GB)
-    assert device_memory("mps") == DeviceMemory(2 * GB, 3 * GB, 12 * GB)
+    monkeypatch.setattr(memory, "process_rss", lambda: 1000)
+    assert memory_state("mps") == ev.MemoryState(1000, "mps", 2 * GB, 3 * GB, 12 * GB)
     assert devices.free_memory("mps") == 10 * GB  # the driver's spare gigabyte can be used
     with pytest.raises(ModelNotFoundError, match=r"needs 12\.6 GB of mps memory in bfloat16 and 10\.0 GB are free"):
         devices.check_memory(6 * GB, "bfloat16", "mps", "m")

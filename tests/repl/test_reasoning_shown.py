@@ -22,7 +22,7 @@ from streamchat.frontend.presenter import Line
 from streamchat.repl.pipe import Pipe
 from streamchat.repl.render import Narrator, resumed_pieces
 from streamchat.sessions.transcripts.export import export
-from streamchat.store.records import StoredTurn
+from streamchat.store.records import ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 from streamchat.tui.widgets.thinking import Thinking
 from tests.support.app_driver import driving
@@ -158,16 +158,8 @@ def saved(*replies: str, **settings: Any) -> str:
         for number, reply in enumerate(replies, 1)
     ]
     with Store() as store:
-        session = store.create(
-            "Why",
-            model="tiny",
-            model_name="tiny",
-            dtype="float32",
-            fingerprint="f",
-            tokenizer="t",
-            settings={"num_sink_tokens": 4, **settings},
-            system_ids=[1, 2],
-        )
+        identity = ModelIdentity("tiny", "tiny", "float32", "f", "t")
+        session = store.create("Why", identity, {"num_sink_tokens": 4, **settings}, [1, 2])
         store.write(session, turns=turns)
     return session
 
@@ -247,8 +239,6 @@ def test_a_saved_reply_that_the_prompt_opened_is_split_again(tmp_path: Path) -> 
     script: list[int] = []
 
     class Scripted:
-        window = 0
-
         def __init__(self, *_: Any) -> None:
             pass
 

@@ -23,8 +23,8 @@ from streamchat.base.requests import Quote, Undo
 from streamchat.cli import main as cli
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.template import format as template_module
-from streamchat.engine import status_sampler
 from streamchat.replay import invariants
+from streamchat.telemetry import memory
 from tests.support import real_engine
 from tests.support import toy_tokenizer as toy
 from tests.support.replay_runs import TURNS, Ran, after_turn, grow_the_buffers
@@ -347,7 +347,7 @@ def test_a_leak_is_caught_and_named(tiny: None, replay: Callable[..., Ran], monk
     monkeypatch.setattr(invariants, "MEMORY_WINDOW", 45)
     monkeypatch.setattr(invariants, "TREND_EVERY", 5)
     leaked: list[torch.Tensor] = []
-    monkeypatch.setattr(status_sampler, "process_rss", lambda: 500_000_000 + sum(tensor.nbytes for tensor in leaked))
+    monkeypatch.setattr(memory, "process_rss", lambda: 500_000_000 + sum(tensor.nbytes for tensor in leaked))
     with after_turn(monkeypatch, 1, lambda conversation: leaked.append(torch.ones(350_000))):
         ran = replay(TURNS[:5], "--repeat", "12", "--max-new-tokens", "2")
     assert ran.violated == ["process-memory"]
@@ -371,7 +371,7 @@ def test_turns_that_get_slower_are_caught_and_named(
         return forward(self, ids)
 
     monkeypatch.setattr(Feeder, "forward", slower)
-    monkeypatch.setattr(status_sampler, "process_rss", lambda: 1)
+    monkeypatch.setattr(memory, "process_rss", lambda: 1)
     ran = replay(TURNS[:5], "--repeat", "15", "--max-new-tokens", "6")
     assert set(ran.violated) == {"first-token-time", "decode-time"}
     # told once, though looked at more often

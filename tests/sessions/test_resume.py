@@ -30,6 +30,7 @@ from streamchat.base.requests import (
 )
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support import toy_tokenizer as toy
 from tests.support.real_engine import Watched, running, tiny_loaded
@@ -455,7 +456,7 @@ def test_a_full_disk_is_told_once_and_all_is_saved_afterwards(database: Path, mo
         assert [event.works for event in chat.of(ev.SavingChanged)] == [False, True]
     with Store(database) as store:
         assert [turn.text[:3] for turn in store.load(session_of(database)).turns] == ["one", "a l", "a l", "a l", "two"]
-        assert store.check() == ""
+        assert examine(store.path).problems == []
 
 
 def test_a_store_that_cannot_be_opened_does_not_stop_the_chat(database: Path) -> None:
@@ -562,11 +563,10 @@ def test_a_reply_that_was_cut_off_is_kept_and_counted(database: Path, monkeypatc
 def test_an_imported_conversation_goes_on(database: Path) -> None:
     from array import array
 
-    from streamchat.store.records import StoredTurn
+    from streamchat.store.records import ModelIdentity, StoredTurn
 
     with Store(database) as store:
-        facts = {"model": "default", "model_name": "x", "dtype": "", "fingerprint": "", "tokenizer": ""}
-        session = store.create("Imported", settings={"system_prompt": "Be kind."}, system_ids=[], **facts)
+        session = store.create("Imported", ModelIdentity("default", "x"), {"system_prompt": "Be kind."})
         turns = [StoredTurn(n, f"question {n}", f"answer {n}", 0, 0, 0, array("i")) for n in (1, 2)]
         store.write(session, turns=turns)
     with running(store=database, session=session, cache_size=256) as chat:

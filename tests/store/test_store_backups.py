@@ -23,6 +23,7 @@ from streamchat.store import scrub as scrubbing
 from streamchat.store.backup import back_up_daily, backup_folder, backups, is_due, newest_sound_backup, problem_of
 from streamchat.store.connection import connect
 from streamchat.store.database import database_path
+from streamchat.store.health import examine
 from streamchat.store.restore import delete_from_backups, restore, set_aside
 from streamchat.store.scrub import mark_pending, pending_mark
 from streamchat.store.store import Store
@@ -70,7 +71,7 @@ def test_a_backup_is_one_private_sound_file(path: Path) -> None:
     assert problem_of(backups(path)[0]) == ""
     with Store(made) as store:
         assert [found.title for found in store.search("seaword")] == ["sea"]
-        assert store.check() == ""
+        assert examine(store.path).problems == []
 
 
 def test_a_backup_is_made_once_a_day_and_only_after_a_change(path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_migration_is_backed_up_under_its_version(path: Path, monkeypatch: pyt
         assert connection.execute("SELECT title FROM sessions").fetchall() == [("old",)]
     connection.close()
     with Store(path) as store:
-        assert store.check() == ""
+        assert examine(store.path).problems == []
         assert store._open.writer.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS) > 1
 
 
@@ -426,7 +427,7 @@ def where(folder: Path, word: str) -> list[str]:
 def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = filled(path, *(f"other{n}" for n in range(20)))
     with Store(path) as store:
-        session = a_session(store, f"{SECRET} title", settings={"system_prompt": f"{SECRET} prompt"})
+        session = a_session(store, f"{SECRET} title", {"system_prompt": f"{SECRET} prompt"})
         store.write(session, turns=[a_turn(n, f"say {SECRET}{n} " * 300, f"it is {SECRET}") for n in range(1, 30)])
         store.write(session, undone_from=20, turns=[a_turn(20, f"{SECRET} again")])
         store.change(session, "system_prompt", f"{SECRET} changed", {"system_prompt": SECRET})
@@ -450,7 +451,7 @@ def test_no_file_has_a_word_of_a_deleted_conversation(path: Path, capsys: pytest
     assert where(path.parent, SECRET) == []
     assert not pending_mark(path).exists()
     with Store(path) as store:
-        assert store.check() == ""
+        assert examine(store.path).problems == []
         assert sorted(info.id for info in store.sessions()) == sorted(others)
         assert len(store.search("other7")) == 2
     for backup in backups(path):

@@ -17,6 +17,7 @@ from streamchat.base.errors import StoreError
 from streamchat.store import database as databases
 from streamchat.store import failures
 from streamchat.store.database import acquire, release
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support.saved_sessions import a_session, a_turn
 
@@ -116,7 +117,7 @@ def test_a_database_that_was_deleted_is_not_written_into_silently(path: Path, na
             lambda: store.write(session, turns=[a_turn(2, "two")]),
             lambda: store.load(session),
             lambda: a_session(store),
-            store.check,
+            store.repair,
             lambda: store.search("one"),
         ):
             with pytest.raises(StoreError, match=said):
@@ -149,7 +150,7 @@ def test_closing_a_deleted_database_leaves_the_new_one_alone(path: Path) -> None
     other.communicate("\n", timeout=30)
     with Store(path) as new:
         assert sorted(info.title for info in new.sessions()) == ["new", "newer"]
-        assert new.check() == ""
+        assert examine(new.path).problems == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes")
@@ -218,7 +219,7 @@ def test_threads_of_a_process_write_and_read_at_once(path: Path) -> None:
             thread.join()
         assert problems == []
         assert [len(shared.load(session).turns) for session in sessions] == [25] * 4
-        assert shared.check() == ""
+        assert examine(shared.path).problems == []
 
 
 def test_reading_does_not_wait_for_a_writer_that_waits(path: Path) -> None:
@@ -244,6 +245,7 @@ def test_a_forked_process_opens_it_anew(path: Path) -> None:
 import os, sys
 from pathlib import Path
 from streamchat.base.errors import StoreError
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from tests.support.saved_sessions import a_session
 path = Path({str(path)!r})
@@ -267,7 +269,7 @@ assert os.waitpid(child, 0)[1] == 0
 assert (path.parent / "streamchat.db-wal").exists()
 a_session(store, "after")
 assert sorted(info.title for info in store.sessions()) == ["after", "child", "parent"]
-assert store.check() == ""
+assert examine(store.path).problems == []
 store.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_environment())

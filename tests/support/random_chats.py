@@ -101,8 +101,6 @@ class PlannedStop(threading.Event):
 class ScriptedSampler:
     """Samples what the chat's script says."""
 
-    window = 0
-
     def __init__(self, chat: RandomChat) -> None:
         self._chat = chat
         chat.machine.prompt_over = True
@@ -315,11 +313,10 @@ class RandomChat:
 
     def _check_store(self) -> None:
         assert self.owner is not None
-        session = self.owner.archive.session
-        if session is None:
+        recorder = self.owner.archive.recorder
+        if recorder is None or recorder.session is None:
             return
-        store: Any = self.owner.archive._store
-        saved = store.load(session)
+        saved = recorder.store.load(recorder.session)
         log, cache = self.conversation.log, self.conversation.cache
         require([(t.text, t.reply) for t in saved.turns] == self.oracle.said, "saved turns", saved.turns[-1:])
         require([i for t in saved.turns for i in t.ids] == log.ids.tolist()[self.oracle.system :], "saved ids")

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from streamchat.store.records import CacheMark, StoredTurn
+from streamchat.store.records import CacheMark, ModelIdentity, StoredTurn
 from streamchat.store.store import Store
 
+IDENTITY = ModelIdentity("default", "SmolLM2", "float32", "f", "t")
+SETTINGS = {"cache_size": 64, "num_sink_tokens": 4}
 
-def a_session(store: Store, title: str = "The sea", **changes: Any) -> str:
+
+def a_session(store: Store, title: str = "The sea", settings: Mapping[str, Any] = SETTINGS) -> str:
     """The id of a new session without turns; its system prompt has the log indices 0 to 2."""
-    facts: dict[str, Any] = {
-        "model": "default",
-        "model_name": "SmolLM2",
-        "dtype": "float32",
-        "fingerprint": "f",
-        "tokenizer": "t",
-        "settings": {"cache_size": 64, "num_sink_tokens": 4},
-        "system_ids": [1, 2, 3],
-    }
-    return store.create(title, **(facts | changes))
+    return store.create(title, IDENTITY, settings, [1, 2, 3])
 
 
 def a_turn(number: int, text: str, reply: str = "", **changes: Any) -> StoredTurn:
@@ -43,16 +38,8 @@ def stored(title: str = "The sea") -> str:
 def saved(title: str = "The sea", turns: int = 3, held: tuple[tuple[int, int], ...] = ((0, 4), (14, 34))) -> str:
     """A session in the user's own store; turn n has log indices 4 + 10 (n - 1) and following."""
     with Store() as store:
-        session = store.create(
-            title,
-            model="default",
-            model_name="SmolLM2",
-            dtype="float32",
-            fingerprint="f",
-            tokenizer="t",
-            settings={"num_sink_tokens": 4, "system_prompt": "Be kind.", "temperature": 0.5},
-            system_ids=[1, 2, 3, 4],
-        )
+        settings = {"num_sink_tokens": 4, "system_prompt": "Be kind.", "temperature": 0.5}
+        session = store.create(title, IDENTITY, settings, [1, 2, 3, 4])
         said = [
             StoredTurn(
                 n,

@@ -92,8 +92,6 @@ def make_chat(
     fed: list[list[int]] = []
 
     class ScriptedSampler:
-        window = 0
-
         def __init__(self, *args: Any) -> None:
             pass
 

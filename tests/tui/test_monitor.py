@@ -21,8 +21,7 @@ from streamchat.config.settings import Settings
 from streamchat.frontend.watch import Watcher, decode_sample, find_monitored, monitored_sessions
 from streamchat.store.database import database_path
 from streamchat.store.store import Store
-from streamchat.telemetry.metrics import Metrics
-from streamchat.telemetry.observer import observe
+from streamchat.telemetry.metrics import Metrics, observe
 from streamchat.tui.monitor import MonitorApp
 from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.text import Verbatim
@@ -184,10 +183,8 @@ def fetched(port: int) -> dict[str, float]:
 def test_metrics_are_what_the_events_say() -> None:
     metrics = Metrics("127.0.0.1", 0)
     try:
-        from streamchat.telemetry.observer import MetricsObserver
-
         with running(cache_size=128) as chat:
-            chat.engine.subscribe(MetricsObserver(metrics))
+            chat.engine.subscribe(metrics.update)
             for text in TURNS[:5]:
                 chat.turn(text)
             chat.engine.send(CountTokens("x"))
@@ -227,6 +224,6 @@ def test_the_port_is_on_loopback_and_a_taken_one_is_said() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--metrics-port {port}: .* cannot be opened .*choose another port"):
-            observe(ScriptedEngine(), Settings(metrics_port=port))
-    assert observe(ScriptedEngine(), Settings()) is None
+            observe(ScriptedEngine().subscribe, Settings(metrics_port=port))
+    assert observe(ScriptedEngine().subscribe, Settings()) is None
     assert Settings().metrics_host == "127.0.0.1"

@@ -18,6 +18,7 @@ from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
 from streamchat.store.backup import backups
 from streamchat.store.database import database_path
+from streamchat.store.health import examine
 from streamchat.store.store import Store
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.finder import RecallScreen
@@ -71,7 +72,7 @@ async def test_a_search_in_the_app_and_other_programs_lose_nothing(tmp_path: Pat
         await pilot.press("ctrl+q")
     assert engine.close()
     with Store() as store:
-        assert store.check() == ""
+        assert examine(store.path).problems == []
         texts = {info.title: [turn.text for turn in store.load(info.id).turns] for info in store.sessions()}
     assert texts == {
         "the first turn": ["the first turn", "the second turn", "the third turn", "the fourth turn"],

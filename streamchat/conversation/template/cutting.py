@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import cycle, pairwise
 
-from streamchat.conversation.template.rendering import (
-    Marks,
-    Message,
-    Renderer,
-    UnusableTemplateError,
-    assistant,
-    new_marks,
-    system,
-    user,
-)
+from streamchat.conversation.template.rendering import Marks, Message, Renderer, UnusableTemplateError, new_marks
 
 TURNS = 4
 """Conversations of 1 to `TURNS` turns must have the same parts."""
@@ -34,14 +25,7 @@ class Parts:
     """Between a message and its reply, if the reply is part of the conversation."""
     between: str
     """Between a reply and the next message."""
-
-
-@dataclass(frozen=True)
-class TemplateParts:
-    """The parts of a template, and whether they are the same in every conversation."""
-
-    parts: Parts
-    consistent: bool
+    consistent: bool = False
     """Whether conversations of 1 to 4 turns consist only of these parts and the texts."""
 
 
@@ -59,7 +43,7 @@ class _Cut:
         return (*self.head, *self.replies, *self.betweens, self.tail)
 
 
-def measure(render: Renderer, *, with_system: bool) -> TemplateParts:
+def measure(render: Renderer, *, with_system: bool) -> Parts:
     """Return the parts of the template.
 
     Two sets of marks with different lengths are used: a part that depends on a text differs between them.
@@ -77,14 +61,15 @@ def measure(render: Renderer, *, with_system: bool) -> TemplateParts:
         raise UnusableTemplateError("it writes a text more than once")
     if others[0] != one or others[1] != two:
         raise UnusableTemplateError("the text around messages depends on the messages")
-    return TemplateParts(parts, one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system))
+    consistent = one.tail == two.tail and one.head == two.head and _keeps_to(render, parts, with_system)
+    return replace(parts, consistent=consistent)
 
 
 def natural_close(render: Renderer) -> str:
     """Return what the template writes after the last reply of a conversation; '' if that is unknown."""
     marks = new_marks(6)
     try:
-        text = render([user(marks.users[0]), assistant(marks.replies[0])])
+        text = render(conversation([marks.users[0], marks.replies[0]]))
     except UnusableTemplateError:
         return ""
     close = text.partition(marks.replies[0])[2]
@@ -114,10 +99,11 @@ def _cut(render: Renderer, marks: Marks, turns: int, with_system: bool) -> _Cut:
     return _Cut(head, tuple(pieces[1:-1:2]), tuple(pieces[2:-1:2]), pieces[-1])
 
 
-def conversation(texts: Sequence[str], system_prompt: str | None) -> list[Message]:
+def conversation(texts: Sequence[str], system_prompt: str | None = None) -> list[Message]:
     """Return alternating user and assistant messages, after a system prompt if there is one."""
-    start = [] if system_prompt is None else [system(system_prompt)]
-    return start + [user(text) if i % 2 == 0 else assistant(text) for i, text in enumerate(texts)]
+    start = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    roles = cycle(("user", "assistant"))
+    return start + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
 def split(text: str, marks: Sequence[str]) -> list[str]:

@@ -15,16 +15,8 @@ from typing import Any
 from streamchat.base.errors import ConfigError
 from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
-from streamchat.conversation.template.cutting import (
-    Parts,
-    TemplateParts,
-    conversation,
-    first_system,
-    measure,
-    natural_close,
-    split,
-)
-from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, assistant, new_marks, user
+from streamchat.conversation.template.cutting import Parts, conversation, first_system, measure, natural_close, split
+from streamchat.conversation.template.rendering import Renderer, UnusableTemplateError, new_marks
 from streamchat.conversation.template.reply_shape import REASONING_KEYS
 
 __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
@@ -106,8 +98,7 @@ def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None 
 
 def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:
     """Return the format of a template with a fixed clock."""
-    measured, fallbacks, around_prompt = _measure_parts(render, system_prompt)
-    parts = measured.parts
+    parts, fallbacks, around_prompt = _measure_parts(render, system_prompt)
     folded = "system-folded" in fallbacks
     contents = _contents(render, parts, system_prompt, fallbacks)
     before, after = around_prompt
@@ -140,25 +131,25 @@ def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatForm
     )
 
 
-def _measure_parts(render: Renderer, system_prompt: str) -> tuple[TemplateParts, list[Fallback], tuple[str, str]]:
+def _measure_parts(render: Renderer, system_prompt: str) -> tuple[Parts, list[Fallback], tuple[str, str]]:
     """Return the template's parts, its deviations, and the texts before and after the system prompt."""
     fallbacks: list[Fallback] = []
     try:
-        measured = measure(render, with_system=bool(system_prompt))
-        around_prompt = measured.parts.system_open, measured.parts.system_close
+        parts = measure(render, with_system=bool(system_prompt))
+        around_prompt = parts.system_open, parts.system_close
     except UnusableTemplateError:
         if not system_prompt:
             raise
-        measured = measure(render, with_system=False)
+        parts = measure(render, with_system=False)
         try:
             around_prompt = first_system(render)
             fallbacks.append("system-first")
         except UnusableTemplateError:
-            around_prompt = measured.parts.system_open, "\n\n"
+            around_prompt = parts.system_open, "\n\n"
             fallbacks.append("system-folded")
-    if not measured.consistent:
+    if not parts.consistent:
         fallbacks.append("newest-turn")
-    return measured, fallbacks, around_prompt
+    return parts, fallbacks, around_prompt
 
 
 def _contents(render: Renderer, parts: Parts, system_prompt: str, fallbacks: Sequence[Fallback]) -> Contents:
@@ -201,10 +192,10 @@ def _drops_reasoning(render: Renderer) -> bool:
     """Return whether the template writes the reasoning of the newest reply but not that of earlier replies."""
     marks = new_marks(6)
     for key in REASONING_KEYS:
-        reply = {**assistant(marks.replies[0]), key: marks.replies[1]}
-        turn = [user(marks.users[0]), reply]
+        message, reply, later = conversation([marks.users[0], marks.replies[0], marks.users[1]])
+        turn = [message, {**reply, key: marks.replies[1]}]
         try:
-            newest, earlier = render(turn), render([*turn, user(marks.users[1])], generation=True)
+            newest, earlier = render(turn), render([*turn, later], generation=True)
         except UnusableTemplateError:
             continue
         if marks.replies[1] in newest and marks.replies[1] not in earlier:

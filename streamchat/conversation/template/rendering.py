@@ -90,21 +90,6 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
     raise UnusableTemplateError(reason)
 
 
-def system(text: str) -> Message:
-    """Return a system message."""
-    return {"role": "system", "content": text}
-
-
-def user(text: str) -> Message:
-    """Return a user message."""
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> Message:
-    """Return an assistant message."""
-    return {"role": "assistant", "content": text}
-
-
 MARK = re.compile(r"q[0-9a-f]{12,}q")
 """Pattern of a mark."""
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from array import array
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError, StoreError
 from streamchat.base.text_files import read_text
-from streamchat.config.loader import check_value
-from streamchat.config.settings import setting_fields
+from streamchat.sessions.settings import valid_settings
 from streamchat.sessions.transcripts.export import VERSION
 from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError
 from streamchat.sessions.transcripts.reader import TranscriptFile, read_transcripts
@@ -33,10 +31,12 @@ class ImportedSession:
         self.title = " ".join((_text(about, "title") or title).split()) or "imported"
         self.model = _text(about, "model") or "default"
         self.model_name = " ".join(_text(about, "model_name").split()) or self.model
-        self.settings = _legal_settings(about.get("settings"))
+        # others are ignored, so that the import still works
+        settings = about.get("settings")
+        self.settings = valid_settings(settings, "the file") if isinstance(settings, dict) else {}
         system = [message.text for message in transcript.messages if message.role == "system"]
         if system:
-            self.settings |= _legal_settings({"system_prompt": clean(system[-1])})
+            self.settings |= valid_settings({"system_prompt": clean(system[-1])}, "the file")
         self.turns = _turns([message for message in transcript.messages if message.role != "system"])
         self.skipped = transcript.skipped
         """What has no text and was skipped: singular noun -> number."""
@@ -69,7 +69,8 @@ def _check(file: TranscriptFile, text: str) -> None:
         scalar = scalar_in(text)
         raise TranscriptError(scalar or "it is plain text, not JSON", 1 if scalar else 0)
     if file.problems:
-        raise TranscriptError(file.problems[0].reason, file.problems[0].line)
+        line, reason = file.problems[0]
+        raise TranscriptError(reason, line)
     for transcript in file.transcripts:
         if file.kind == "mt-bench":
             raise TranscriptError("it has only user messages", transcript.line)
@@ -80,16 +81,6 @@ def _check(file: TranscriptFile, text: str) -> None:
 def _text(about: dict[str, Any], name: str) -> str:
     value = about.get(name)
     return clean(value) if isinstance(value, str) else ""
-
-
-def _legal_settings(given: Any) -> dict[str, Any]:
-    """Return the settings that this version accepts. Unknown ones are ignored, so that the import still works."""
-    settings: dict[str, Any] = {}
-    for name, value in given.items() if isinstance(given, dict) else ():
-        if name in setting_fields():
-            with suppress(ConfigError):
-                settings[name] = check_value(name, value, "the file")
-    return settings
 
 
 def _moment(at: Any) -> float:

@@ -12,21 +12,14 @@ from streamchat.sessions.transcripts.messages import Message, Transcript, Transc
 from streamchat.sessions.transcripts.values import Record, read_records
 
 
-@dataclass(frozen=True)
-class RecordProblem:
-    """A record that cannot be used."""
-
-    line: int
-    reason: str
-
-
 @dataclass
 class TranscriptFile:
     """What a file contains."""
 
     kind: Kind
     transcripts: list[Transcript] = field(default_factory=list)
-    problems: list[RecordProblem] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    """Line and reason of each record that cannot be used."""
 
 
 def read_transcripts(text: str, wanted: Kind | Literal["auto"] = "auto", *, skip_media: bool = False) -> TranscriptFile:
@@ -56,7 +49,7 @@ def read_transcripts(text: str, wanted: Kind | Literal["auto"] = "auto", *, skip
         try:
             _add(record, file, Counter() if skip_media else None)
         except TranscriptError as error:  # part of a conversation would be misleading, so all of the record is skipped
-            file.problems.append(RecordProblem(record.line, str(error)))
+            file.problems.append((record.line, str(error)))
     return file
 
 
