@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from streamchat import __version__
 from streamchat.base import paths
@@ -26,9 +26,6 @@ from streamchat.cli.front_ends import choose_front_end
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
-
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
 
 PACKAGES = (
     "torch",
@@ -51,6 +48,12 @@ OPTIONAL = {
 Rows = dict[str, Any]
 LABELS = {"face": "front end", "conversations": "sessions"}
 """How keys of the JSON report are displayed, if differently."""
+HELP = "print versions, device, terminal, files, and what a chat would use"
+DESCRIPTION = (
+    "Check the installation and this machine: versions, devices and dtypes, the terminal, location and "
+    "size of files, and which model and device a chat would use and why. Nothing is fetched or loaded. Exit code 1 "
+    "if there is a problem."
+)
 
 
 @dataclass
@@ -62,15 +65,8 @@ class Report:
     """One sentence each."""
 
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="print versions, device, terminal, files, and what a chat would use",
-        description="Check the installation and this machine: versions, devices and dtypes, the terminal, location and "
-        "size of files, and which model and device a chat would use and why. Nothing is fetched or loaded. Exit code 1 "
-        "if there is a problem.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "cache_size", "plain"))
 

@@ -18,21 +18,19 @@ from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
-    from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
 DEFAULT_METHODS = "dense,sinks,window,no-rerotation"
 DEFAULT_TOKENS = 4096
 
+HELP = "measure perplexity of texts under several ways to handle the cache"
+DESCRIPTION = (
+    f"Score texts token by token, each conditioned on the cached tokens, under each method: {summaries(SCORED)}."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "ppl",
-        help="measure perplexity of texts under several ways to handle the cache",
-        description="Score texts token by token, each conditioned on the cached tokens, under each method: "
-        f"{summaries(SCORED)}.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS)

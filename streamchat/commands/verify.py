@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.sanitize import printable
@@ -14,22 +13,19 @@ from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, output_folder, print_page
 
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
-
 PITFALL_BUDGETS = 4
 """Length of the text scored with `--show-pitfalls`, in multiples of the budget."""
 
+HELP = "verify on a model that the cache shrinks and the output stays correct"
+DESCRIPTION = (
+    "Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
+    "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
+    "against a slow reference. Exit code 0 if all checks hold, 4 if one does not."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "verify",
-        help="verify on a model that the cache shrinks and the output stays correct",
-        description="Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
-        "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
-        "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "attention", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
