@@ -20,7 +20,7 @@ from streamchat.base.errors import StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
 from streamchat.base.requests import Submit
-from streamchat.benchmarks.figures import paired_ratio
+from streamchat.benchmarks.figures import paired_ratio, sample_rounds
 from streamchat.benchmarks.loading import about, heading, load_in_thread
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
@@ -96,37 +96,33 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
     Raises:
         StreamchatError: A reply failed, or was too short to measure.
     """
-    headless: list[float] = []
-    in_app: list[float] = []
-    typed: list[float] = []
-    cores: list[float] = []
-    delays: list[float] = []
+    delays: list[list[float]] = []
     tokens = 0
-    for number in range(rounds + 1):
-        progress(f"Round {number} of {rounds}")
+
+    def reply_three_times() -> dict[str, float]:
+        nonlocal tokens
         plain = _run_headless(Engine(configuration, load))
         with short_switch_interval():
             drawn = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=False))
             busy = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=True))
-        if number:  # the first one warms up
-            headless.append(_speed(plain))
-            in_app.append(_speed(drawn.stats))
-            typed.append(_speed(busy.stats))
-            cores.append(drawn.core_share)
-            delays += busy.delays
-            tokens = plain.new_tokens
-    if not delays:
+        delays.append(busy.delays)
+        tokens = plain.new_tokens
+        speeds = {"headless": _speed(plain), "app": _speed(drawn.stats), "typing": _speed(busy.stats)}
+        return speeds | {"core_share": drawn.core_share}
+
+    samples = sample_rounds(reply_three_times, rounds, progress)
+    ordered = sorted(delay for each in delays[1:] for delay in each)  # the first round warms up
+    if not ordered:
         raise StreamchatError(f"the replies of {tokens} tokens finished before a key was typed; {LONGER_HINT}")
-    ordered = sorted(delays)
     return UiFigures(
         key_to_screen_p50_ms=1000 * _percentile(ordered, 0.5),
         key_to_screen_p95_ms=1000 * _percentile(ordered, 0.95),
         keys=len(ordered),
-        app_tps=statistics.median(in_app),
-        headless_tps=statistics.median(headless),
-        ratio=paired_ratio(in_app, headless) or 0.0,
-        typing_ratio=paired_ratio(typed, headless) or 0.0,
-        core_share=statistics.median(cores),
+        app_tps=statistics.median(samples["app"]),
+        headless_tps=statistics.median(samples["headless"]),
+        ratio=paired_ratio(samples["app"], samples["headless"]) or 0.0,
+        typing_ratio=paired_ratio(samples["typing"], samples["headless"]) or 0.0,
+        core_share=statistics.median(samples["core_share"]),
         rounds=rounds,
         tokens=tokens,
     )
