@@ -60,7 +60,7 @@ class StepFigures:
 
 
 class EndlessReply:
-    """One endless reply on a full cache, decoded with the default sampling.
+    """One endless reply on a full cache, decoded with the default sampling, after `WARM_UP` tokens.
 
     Args:
         loaded: The model.
@@ -71,7 +71,13 @@ class EndlessReply:
     """
 
     def __init__(
-        self, loaded: LoadedModel, cache_size: int, short_path: bool, clock: Clock, num_sink_tokens: int = 4
+        self,
+        loaded: LoadedModel,
+        cache_size: int,
+        *,
+        short_path: bool = True,
+        clock: Clock = time.perf_counter,
+        num_sink_tokens: int = 4,
     ) -> None:
         model = loaded.model
         self._clock = clock
@@ -93,6 +99,7 @@ class EndlessReply:
             started = clock()
             self._logits = self._feeder.feed(ids)
             self.prefill_s = clock() - started
+        self.decode(WARM_UP)
 
     def decode(self, count: int) -> list[float]:
         """Decode `count` tokens; return the seconds of each."""
@@ -131,14 +138,12 @@ def measure_step(
         clock: Returns seconds; `time.thread_time` if one thread is used on a busy machine.
     """
     streams = {
-        (name, short): EndlessReply(model, cache_size, short, clock, num_sink_tokens)
+        (name, short): EndlessReply(model, cache_size, short_path=short, clock=clock, num_sink_tokens=num_sink_tokens)
         for name, model in (("loaded", loaded), ("native", native))
         for short in (True, False)
     }
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in streams}
     gc.collect()
-    for stream in streams.values():
-        stream.decode(WARM_UP)
     for _ in range(rounds):
         for key, stream in streams.items():
             times[key] += stream.decode(max(1, tokens // rounds))
@@ -157,15 +162,6 @@ def measure_step(
         prefill_tps=prefill["loaded"],
         prefill_native_tps=prefill["native"],
     )
-
-
-def full_stream(
-    loaded: LoadedModel, *, cache_size: int, num_sink_tokens: int = 4, clock: Clock = time.perf_counter
-) -> EndlessReply:
-    """Return an endless reply as a chat decodes it, on a full cache, after the warm-up."""
-    stream = EndlessReply(loaded, cache_size, True, clock, num_sink_tokens)
-    stream.decode(WARM_UP)
-    return stream
 
 
 @dataclass(frozen=True)
