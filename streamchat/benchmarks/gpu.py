@@ -18,7 +18,7 @@ import torch
 from streamchat.base.devices import device_type, is_spread
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.loading import about, cache_size, device_name, heading, load
+from streamchat.benchmarks.loading import about, cache_size, device_name, heading
 from streamchat.benchmarks.methods.growing import Dense
 from streamchat.benchmarks.methods.registry import Method, make_method
 from streamchat.benchmarks.methods.stream import Stream
@@ -26,7 +26,7 @@ from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import LATE, measure_decode
 from streamchat.config.loader import Configuration
 from streamchat.models.checked_fit import choose_checked_fit
-from streamchat.models.load import LoadedModel
+from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.models.quiet import quiet
 from streamchat.reports.page import Page, Table, facts
 from streamchat.telemetry.memory import device_memory
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     if settings.weights not in ("auto", "native"):
         raise ConfigError(f"--gpu measures native weights and weights = {settings.weights}; add --weights native")
     device = _cuda_device(settings.device)
-    loaded = load(configuration, progress, device=device, weights="native")
+    loaded = load_from_settings(settings, progress, device=device, weights="native")
     if is_spread(loaded.device):
         raise ConfigError(f"--gpu measures one GPU and the layers are on {loaded.device}; choose one with --device")
     with quiet():
@@ -178,7 +178,7 @@ def measure(
     tokens: int = 100,
     rounds: int = 3,
     until: int = 100_000,
-    copied: int | None = None,
+    copied: int = COPIED,
     progress: Callable[[str], None] = lambda _: None,
 ) -> GpuFigures:
     """Measure one model with native weights.
@@ -190,7 +190,7 @@ def measure(
         tokens: Tokens timed after one budget and after `LATE` budgets of text, in each round.
         rounds: Rounds of the engine and `generate` in turn, after one warm-up round.
         until: Tokens processed at the last reading of memory.
-        copied: Bytes of the copy that measures the bandwidth; None = `COPIED`.
+        copied: Bytes of the copy that measures the bandwidth.
         progress: Called with progress messages.
 
     Raises:
@@ -198,7 +198,7 @@ def measure(
     """
     model, device = loaded.model, loaded.device
     progress("Measuring the bandwidth")
-    bandwidth = copy_bandwidth(device, copied or COPIED)
+    bandwidth = copy_bandwidth(device, copied)
     ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
     fit = choose_checked_fit(model)

@@ -118,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
     folder = output_folder(args)
     mode = next((module for name, (module, _) in MODES.items() if getattr(args, name)), COMPARISON)
     with loading_line() as progress:
-        progress("Starting torch")
         page = import_module(f"streamchat.benchmarks.{mode}").run(args, configuration, progress)
     print_page(page, args, folder)
     return ExitCode.OK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
-from streamchat.benchmarks.loading import about, heading, load
+from streamchat.benchmarks.loading import about, heading
 from streamchat.benchmarks.methods.registry import SCORED, Method, parse_methods
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     documents = read_documents(args.files)
     folder = output_folder(args)
     with loading_line() as progress:
-        progress("Starting torch")
+        from streamchat.models.load import load_from_settings
 
         # methods are compared on the original model unless quantized weights are requested
         weights = settings.weights if configuration.is_explicit("weights") else "native"
-        loaded = load(configuration, progress, weights=weights)
+        loaded = load_from_settings(settings, progress, weights=weights)
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
     return _score(args, loaded, tokens, methods, [*loaded.notes, *notes], folder)
@@ -116,7 +116,7 @@ def _score(
         notes.append(f"{loaded.name} was trained for {context:,} tokens; dense exceeds that from token {context:,} on.")
     work = sum(len(each.ids) for each in tokens) * len(methods)
     results: list[ppl.ScoredDocument] = []
-    stopped = False
+    code = ExitCode.OK
     try:
         # larger chunks would use the native weights
         with quiet(), always_quantized(model), Bar(sys.stderr, work) as bar:
@@ -130,17 +130,16 @@ def _score(
             )
             results.extend(scored)
     except KeyboardInterrupt:
-        stopped = True
-    if stopped:
         if not results:
-            raise KeyboardInterrupt
+            raise
+        code = ExitCode.INTERRUPTED
         notes.append("Stopped early: missing methods and documents were not finished.")
     notes += _unscorable(results)
     lines = heading(loaded, f"{plural(args.chunk, 'token')} per forward pass for bounded methods")
     data = about("ppl", loaded, chunk=args.chunk)
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), data, lines, notes), args, folder)
-    return ExitCode.INTERRUPTED if stopped else ExitCode.OK
+    return code
 
 
 def _unscorable(results: Sequence[Any]) -> list[str]:
