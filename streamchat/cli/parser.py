@@ -16,7 +16,7 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.suggestions import did_you_mean
 from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
-from streamchat.cli.serve import HOST, PORT
+from streamchat.cli.serve import add_server_flags
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands`, each a `Command`, in help order."""
@@ -109,23 +109,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         help="resume a saved conversation (default: the last one); ID is an id of `streamchat sessions`, or the "
         "start of one",
     )
-    parser.add_argument(
-        "--serve",
-        nargs="?",
-        const=PORT,
-        type=int,
-        metavar="PORT",
-        help=f"serve the app to a browser at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
-    )
-    parser.add_argument(
-        "--serve-host", default=HOST, metavar="HOST", help=f"address to bind (default: {HOST}, this machine only)"
-    )
-    parser.add_argument(
-        "--serve-url",
-        default="",
-        metavar="URL",
-        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
-    )
+    add_server_flags(parser)
     parser.add_argument(
         "--serve-files",
         action="store_true",
