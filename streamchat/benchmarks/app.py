@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from textual import events
@@ -140,49 +140,36 @@ def _percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-class _Outcome:
-    """Outcome of an engine's only reply. Events arrive on the engine's thread."""
+def _only_reply(engine: Engine) -> Future[ev.TurnStats]:
+    """Return the future figures of the engine's only reply; StreamchatError if it fails."""
+    reply: Future[ev.TurnStats] = Future()
 
-    def __init__(self, engine: Engine) -> None:
-        self.finished = threading.Event()
-        self._stats: ev.TurnStats | None = None
-        self._problem = "the reply did not finish"
-        engine.subscribe(self._on_event)
-
-    def _on_event(self, event: ev.Event) -> None:
+    def on_event(event: ev.Event) -> None:  # on the engine's thread
+        if reply.done():
+            return
         match event:
             case ev.TurnFinished(rolled_back=False):
-                self._stats = event.stats
-                self.finished.set()
-            case ev.TurnFinished(message=message):
-                self._problem = message
-                self.finished.set()
-            case ev.EngineFailed(message=message):
-                self._problem = message
-                self.finished.set()
+                reply.set_result(event.stats)
+            case ev.TurnFinished() | ev.EngineFailed():
+                reply.set_exception(StreamchatError(event.message))
             case _:
                 pass
 
-    @property
-    def stats(self) -> ev.TurnStats:
-        """Figures of the reply.
-
-        Raises:
-            StreamchatError: The reply failed or did not finish.
-        """
-        if self._stats is None:
-            raise StreamchatError(self._problem)
-        return self._stats
+    engine.subscribe(on_event)
+    return reply
 
 
 def _run_headless(engine: Engine) -> ev.TurnStats:
     """Generate one reply without a front end."""
-    outcome = _Outcome(engine)
+    reply = _only_reply(engine)
     engine.start()
     engine.send(Submit(QUESTION))
-    outcome.finished.wait(TIMEOUT_S)
-    engine.close(CLOSE_S)
-    return outcome.stats
+    try:
+        return reply.result(TIMEOUT_S)
+    except TimeoutError:
+        raise StreamchatError(f"the reply did not finish within {TIMEOUT_S:.0f} s") from None
+    finally:
+        engine.close(CLOSE_S)
 
 
 @dataclass(frozen=True)
@@ -199,23 +186,22 @@ class _AppReply:
 async def _run_app(engine: Engine, configuration: Configuration, *, typing: bool) -> _AppReply:
     """Generate one reply in the app, with or without typing."""
     app = StreamchatApp(engine, configuration)
-    outcome = _Outcome(engine)
-    is_finished = outcome.finished.is_set
+    reply = _only_reply(engine)
     delays: list[float] = []
     async with app.run_test(size=SIZE):
-        await _wait_for(lambda: app.board.info is not None or is_finished())
+        await _wait_for(lambda: app.board.info is not None or reply.done())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
         app.post_message(events.Key("enter", "\r"))  # not pilot.press, which waits until the app is idle
-        await _wait_for(lambda: bool(app._chat.conversation.last_reply) or is_finished())
+        await _wait_for(lambda: bool(app._chat.conversation.last_reply) or reply.done())
         began, spent = time.perf_counter(), time.thread_time()
-        while not is_finished():
+        while not reply.done():
             if typing:
                 delays.append(await _one_key(app, prompt))
             await asyncio.sleep(KEY_INTERVAL_S)
         core_share = (time.thread_time() - spent) / (time.perf_counter() - began)
     engine.close(CLOSE_S)
-    return _AppReply(outcome.stats, delays, core_share)
+    return _AppReply(reply.result(), delays, core_share)
 
 
 async def _one_key(app: StreamchatApp, prompt: Prompt) -> float:

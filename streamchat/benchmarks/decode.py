@@ -44,7 +44,6 @@ class StepFigures:
     """Tokens timed for each figure."""
     weights: str
     """Weights of `engine_ms` and `plain_ms`: "native", "int8" or "int4"."""
-    dtype: str
     engine_ms: float
     """The engine, as in a chat."""
     native_ms: float
@@ -154,7 +153,6 @@ def measure_step(
         cached=cache_size,
         tokens=len(times["loaded", True]),
         weights=loaded.weights,
-        dtype=loaded.dtype,
         engine_ms=median["loaded", True],
         native_ms=median["native", True],
         plain_ms=median["loaded", False],

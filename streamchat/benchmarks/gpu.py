@@ -59,10 +59,7 @@ class MemoryReading:
 class GpuFigures:
     """All measurements, with a full cache of `cache_size` tokens."""
 
-    model: str
-    device: str
     gpu: str
-    dtype: str
     cache_size: int
     engine_tps: float
     """Tokens per second of the engine after `LATE` budgets of text."""
@@ -178,7 +175,7 @@ def measure(
     tokens: int = 100,
     rounds: int = 3,
     until: int = 100_000,
-    copied: int = COPIED,
+    copied: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> GpuFigures:
     """Measure one model with native weights.
@@ -190,7 +187,7 @@ def measure(
         tokens: Tokens timed after one budget and after `LATE` budgets of text, in each round.
         rounds: Rounds of the engine and `generate` in turn, after one warm-up round.
         until: Tokens processed at the last reading of memory.
-        copied: Bytes of the copy that measures the bandwidth.
+        copied: Bytes of the copy that measures the bandwidth; None = `COPIED`.
         progress: Called with progress messages.
 
     Raises:
@@ -198,7 +195,7 @@ def measure(
     """
     model, device = loaded.model, loaded.device
     progress("Measuring the bandwidth")
-    bandwidth = copy_bandwidth(device, copied)
+    bandwidth = copy_bandwidth(device, copied or COPIED)
     ids = help_topic_ids(loaded.tokenizer, LATE * cache_size + PROMPT)
     ids = ids * -(-LATE * cache_size // len(ids))  # the text is shorter than a very large budget
     fit = choose_checked_fit(model)
@@ -212,10 +209,7 @@ def measure(
     readings = read_memory(ours, ids[:PROMPT], sorted({min(EARLY, until), until}), device)
     engine, generate = decode[ours.name], decode[theirs.name]
     return GpuFigures(
-        model=loaded.name,
-        device=device,
         gpu=device_name(device),
-        dtype=loaded.dtype,
         cache_size=cache_size,
         engine_tps=1000 / statistics.median(engine.late_ms),
         generate_tps=1000 / statistics.median(generate.early_ms),

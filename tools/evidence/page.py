@@ -15,7 +15,7 @@ from streamchat.benchmarks.perplexity import ScoredDocument, curve, losses_in, o
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
-from streamchat.reports.page import Table, as_markdown
+from streamchat.reports.page import Table
 from tools.evidence import forgetting
 from tools.evidence.forgetting import Asked
 from tools.evidence.runs import BUDGET, BUDGETS, POLICIES, SINKS
@@ -56,6 +56,16 @@ def _number(value: float | None) -> str:
 
 def _names(results: Sequence[ScoredDocument]) -> list[str]:
     return list(dict.fromkeys(result.document.name for result in results))
+
+
+def as_markdown(table: Table) -> str:
+    """Return the table in Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |"
+    return "\n".join([line(table.columns), rule, *map(line, table.rows)])
 
 
 def _table(results: Sequence[ScoredDocument], policies: Sequence[Method], names: Sequence[str]) -> str:
