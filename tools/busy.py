@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(model: str, cache_size: int, tokens: int, loops: int) -> list[float]:
     """Milliseconds of each of `tokens` tokens on a full cache, while `loops` processes compute without end."""
-    from streamchat.benchmarks.decode import full_stream
+    from streamchat.benchmarks.decode import EndlessReply
     from streamchat.models.load import load_model
 
-    stream = full_stream(load_model(model, device="cpu", weights="auto"), cache_size=cache_size)
+    stream = EndlessReply(load_model(model, device="cpu", weights="auto"), cache_size)
     stream.decode(8)
     with busy(loops):
         return [1000 * seconds for seconds in stream.decode(tokens)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from textual import events
@@ -20,7 +20,7 @@ from streamchat.base.errors import StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
 from streamchat.base.requests import Submit
-from streamchat.benchmarks.figures import paired_ratio
+from streamchat.benchmarks.figures import paired_ratio, sample_rounds
 from streamchat.benchmarks.loading import about, heading, load_in_thread
 from streamchat.config.loader import Configuration
 from streamchat.conversation.assemble import Load
@@ -96,37 +96,33 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
     Raises:
         StreamchatError: A reply failed, or was too short to measure.
     """
-    headless: list[float] = []
-    in_app: list[float] = []
-    typed: list[float] = []
-    cores: list[float] = []
-    delays: list[float] = []
+    delays: list[list[float]] = []
     tokens = 0
-    for number in range(rounds + 1):
-        progress(f"Round {number} of {rounds}")
+
+    def reply_three_times() -> dict[str, float]:
+        nonlocal tokens
         plain = _run_headless(Engine(configuration, load))
         with short_switch_interval():
             drawn = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=False))
             busy = asyncio.run(_run_app(Engine(configuration, load), configuration, typing=True))
-        if number:  # the first one warms up
-            headless.append(_speed(plain))
-            in_app.append(_speed(drawn.stats))
-            typed.append(_speed(busy.stats))
-            cores.append(drawn.core_share)
-            delays += busy.delays
-            tokens = plain.new_tokens
-    if not delays:
+        delays.append(busy.delays)
+        tokens = plain.new_tokens
+        speeds = {"headless": _speed(plain), "app": _speed(drawn.stats), "typing": _speed(busy.stats)}
+        return speeds | {"core_share": drawn.core_share}
+
+    samples = sample_rounds(reply_three_times, rounds, progress)
+    ordered = sorted(delay for each in delays[1:] for delay in each)  # the first round warms up
+    if not ordered:
         raise StreamchatError(f"the replies of {tokens} tokens finished before a key was typed; {LONGER_HINT}")
-    ordered = sorted(delays)
     return UiFigures(
         key_to_screen_p50_ms=1000 * _percentile(ordered, 0.5),
         key_to_screen_p95_ms=1000 * _percentile(ordered, 0.95),
         keys=len(ordered),
-        app_tps=statistics.median(in_app),
-        headless_tps=statistics.median(headless),
-        ratio=paired_ratio(in_app, headless) or 0.0,
-        typing_ratio=paired_ratio(typed, headless) or 0.0,
-        core_share=statistics.median(cores),
+        app_tps=statistics.median(samples["app"]),
+        headless_tps=statistics.median(samples["headless"]),
+        ratio=paired_ratio(samples["app"], samples["headless"]) or 0.0,
+        typing_ratio=paired_ratio(samples["typing"], samples["headless"]) or 0.0,
+        core_share=statistics.median(samples["core_share"]),
         rounds=rounds,
         tokens=tokens,
     )
@@ -144,49 +140,36 @@ def _percentile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-class _Outcome:
-    """Outcome of an engine's only reply. Events arrive on the engine's thread."""
+def _only_reply(engine: Engine) -> Future[ev.TurnStats]:
+    """Return the future figures of the engine's only reply; StreamchatError if it fails."""
+    reply: Future[ev.TurnStats] = Future()
 
-    def __init__(self, engine: Engine) -> None:
-        self.finished = threading.Event()
-        self._stats: ev.TurnStats | None = None
-        self._problem = "the reply did not finish"
-        engine.subscribe(self._on_event)
-
-    def _on_event(self, event: ev.Event) -> None:
+    def on_event(event: ev.Event) -> None:  # on the engine's thread
+        if reply.done():
+            return
         match event:
             case ev.TurnFinished(rolled_back=False):
-                self._stats = event.stats
-                self.finished.set()
-            case ev.TurnFinished(message=message):
-                self._problem = message
-                self.finished.set()
-            case ev.EngineFailed(message=message):
-                self._problem = message
-                self.finished.set()
+                reply.set_result(event.stats)
+            case ev.TurnFinished() | ev.EngineFailed():
+                reply.set_exception(StreamchatError(event.message))
             case _:
                 pass
 
-    @property
-    def stats(self) -> ev.TurnStats:
-        """Figures of the reply.
-
-        Raises:
-            StreamchatError: The reply failed or did not finish.
-        """
-        if self._stats is None:
-            raise StreamchatError(self._problem)
-        return self._stats
+    engine.subscribe(on_event)
+    return reply
 
 
 def _run_headless(engine: Engine) -> ev.TurnStats:
     """Generate one reply without a front end."""
-    outcome = _Outcome(engine)
+    reply = _only_reply(engine)
     engine.start()
     engine.send(Submit(QUESTION))
-    outcome.finished.wait(TIMEOUT_S)
-    engine.close(CLOSE_S)
-    return outcome.stats
+    try:
+        return reply.result(TIMEOUT_S)
+    except TimeoutError:
+        raise StreamchatError(f"the reply did not finish within {TIMEOUT_S:.0f} s") from None
+    finally:
+        engine.close(CLOSE_S)
 
 
 @dataclass(frozen=True)
@@ -203,23 +186,22 @@ class _AppReply:
 async def _run_app(engine: Engine, configuration: Configuration, *, typing: bool) -> _AppReply:
     """Generate one reply in the app, with or without typing."""
     app = StreamchatApp(engine, configuration)
-    outcome = _Outcome(engine)
-    is_finished = outcome.finished.is_set
+    reply = _only_reply(engine)
     delays: list[float] = []
     async with app.run_test(size=SIZE):
-        await _wait_for(lambda: app.board.info is not None or is_finished())
+        await _wait_for(lambda: app.board.info is not None or reply.done())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
         app.post_message(events.Key("enter", "\r"))  # not pilot.press, which waits until the app is idle
-        await _wait_for(lambda: bool(app._chat.conversation.last_reply) or is_finished())
+        await _wait_for(lambda: bool(app._chat.conversation.last_reply) or reply.done())
         began, spent = time.perf_counter(), time.thread_time()
-        while not is_finished():
+        while not reply.done():
             if typing:
                 delays.append(await _one_key(app, prompt))
             await asyncio.sleep(KEY_INTERVAL_S)
         core_share = (time.thread_time() - spent) / (time.perf_counter() - began)
     engine.close(CLOSE_S)
-    return _AppReply(outcome.stats, delays, core_share)
+    return _AppReply(reply.result(), delays, core_share)
 
 
 async def _one_key(app: StreamchatApp, prompt: Prompt) -> float:

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import StreamchatError
+from streamchat.benchmarks.figures import failure_text
 from streamchat.benchmarks.methods.registry import Method
 from streamchat.benchmarks.texts import Document
 from streamchat.cache.token_ids import input_device
@@ -76,10 +76,8 @@ def run_cell(cell: Cell, document: Document, threads: int) -> dict[str, Any]:
     """
     try:
         return _measure(cell, document, threads)
-    except StreamchatError as error:
-        return {"error": str(error)}
     except Exception as error:  # an error in one cell must not stop the others
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        return {"error": failure_text(error)}
 
 
 def _measure(cell: Cell, document: Document, threads: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
-from streamchat.benchmarks.loading import about, cache_size, heading, load
+from streamchat.benchmarks.loading import about, cache_size, heading
 from streamchat.benchmarks.methods.llama_cpp import find_peers
 from streamchat.benchmarks.methods.registry import KINDS, Method, make_method, parse_kinds, split_list
 from streamchat.benchmarks.methods.stream import Stream, open_stream
@@ -24,7 +24,7 @@ from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
 from streamchat.config.loader import Configuration
 from streamchat.models.bundled.default import default_gguf
 from streamchat.models.checked_fit import choose_checked_fit
-from streamchat.models.load import LoadedModel
+from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.models.quiet import quiet
 from streamchat.reports.page import Page
 from streamchat.verify.text import help_topic_ids
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
         raise ConfigError(f"--workloads: {wrong[0]} is not one of {', '.join(WORKLOADS)}")
     turns = _turns(args.turns)
     kinds = parse_kinds(args.methods, tuple(KINDS))
-    loaded = load(configuration, progress)
+    loaded = load_from_settings(configuration.settings, progress)
     size, note = cache_size(configuration, loaded)
     with quiet():
         streams, notes = _streams(args, configuration, loaded, size, kinds, progress)
@@ -103,7 +103,7 @@ def _streams(
         if isinstance(chat, Chat):
             chat.evict = configuration.settings.evict
     if args.float32:
-        whole = load(configuration, progress, dtype="float32", weights="native")
+        whole = load_from_settings(configuration.settings, progress, dtype="float32", weights="native")
         streams.append(open_stream(Method("dense"), whole.model, fit))
         streams[-1].name, streams[-1].description = "dense, float32", f"{streams[-1].description}, in float32"
     if not args.peers:

@@ -176,15 +176,11 @@ def _decode_data(name: str, decode: dict[str, DecodeFigures]) -> dict[str, Any]:
 def _chat_data(name: str, chat: dict[str, ChatFigures]) -> dict[str, Any]:
     each, ours = chat[name], chat.get(OURS, ChatFigures())
     return {
-        "first_token_ms": {
-            str(turn): summary([1000 * value for value in values]) for turn, values in each.seconds.items()
-        },
-        "time_to_ours": {
-            str(turn): paired_ratio(values, ours.seconds.get(turn, [])) for turn, values in each.seconds.items()
-        },
-        "history": {str(turn): length for turn, length in each.history.items()},
-        "kv_bytes": {str(turn): cached for turn, cached in each.kv_bytes.items()},
-        "not_reached": {str(turn): number for turn, number in each.unreached.items()},
-        "not_measured": {str(turn): seconds for turn, seconds in each.skipped.items()},
+        "first_token_ms": {turn: summary([1000 * value for value in values]) for turn, values in each.seconds.items()},
+        "time_to_ours": {turn: paired_ratio(each.seconds[turn], ours.seconds.get(turn, [])) for turn in each.seconds},
+        "history": each.history,
+        "kv_bytes": each.kv_bytes,
+        "not_reached": each.unreached,
+        "not_measured": each.skipped,
         "failure": each.failure or None,
     }

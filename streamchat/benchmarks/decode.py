@@ -45,7 +45,6 @@ class StepFigures:
     """Tokens timed for each figure."""
     weights: str
     """Weights of `engine_ms` and `plain_ms`: "native", "int8" or "int4"."""
-    dtype: str
     engine_ms: float
     """The engine, as in a chat."""
     native_ms: float
@@ -61,7 +60,7 @@ class StepFigures:
 
 
 class EndlessReply:
-    """One endless reply on a full cache, decoded with the default sampling.
+    """One endless reply on a full cache, decoded with the default sampling, after `WARM_UP` tokens.
 
     Args:
         loaded: The model.
@@ -76,8 +75,9 @@ class EndlessReply:
         self,
         loaded: LoadedModel,
         cache_size: int,
-        short_path: bool,
-        clock: Clock,
+        *,
+        short_path: bool = True,
+        clock: Clock = time.perf_counter,
         num_sink_tokens: int = 4,
         evict: str = DEFAULT_POLICY,
     ) -> None:
@@ -101,6 +101,7 @@ class EndlessReply:
             started = clock()
             self._logits = self._feeder.feed(ids)
             self.prefill_s = clock() - started
+        self.decode(WARM_UP)
 
     def decode(self, count: int) -> list[float]:
         """Decode `count` tokens; return the seconds of each."""
@@ -141,14 +142,14 @@ def measure_step(
         clock: Returns seconds; `time.thread_time` if one thread is used on a busy machine.
     """
     streams = {
-        (name, short): EndlessReply(model, cache_size, short, clock, num_sink_tokens, evict)
+        (name, short): EndlessReply(
+            model, cache_size, short_path=short, clock=clock, num_sink_tokens=num_sink_tokens, evict=evict
+        )
         for name, model in (("loaded", loaded), ("native", native))
         for short in (True, False)
     }
     times: dict[tuple[str, bool], list[float]] = {key: [] for key in streams}
     gc.collect()
-    for stream in streams.values():
-        stream.decode(WARM_UP)
     for _ in range(rounds):
         for key, stream in streams.items():
             times[key] += stream.decode(max(1, tokens // rounds))
@@ -159,7 +160,6 @@ def measure_step(
         cached=cache_size,
         tokens=len(times["loaded", True]),
         weights=loaded.weights,
-        dtype=loaded.dtype,
         engine_ms=median["loaded", True],
         native_ms=median["native", True],
         plain_ms=median["loaded", False],
@@ -167,20 +167,6 @@ def measure_step(
         prefill_tps=prefill["loaded"],
         prefill_native_tps=prefill["native"],
     )
-
-
-def full_stream(
-    loaded: LoadedModel,
-    *,
-    cache_size: int,
-    num_sink_tokens: int = 4,
-    evict: str = DEFAULT_POLICY,
-    clock: Clock = time.perf_counter,
-) -> EndlessReply:
-    """Return an endless reply as a chat decodes it, on a full cache, after the warm-up."""
-    stream = EndlessReply(loaded, cache_size, True, clock, num_sink_tokens, evict)
-    stream.decode(WARM_UP)
-    return stream
 
 
 @dataclass(frozen=True)

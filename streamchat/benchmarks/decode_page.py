@@ -14,8 +14,9 @@ from streamchat.base.errors import ConfigError
 from streamchat.base.progress import Progress
 from streamchat.benchmarks import decode
 from streamchat.benchmarks.decode_profile import profile_token
-from streamchat.benchmarks.loading import about, cache_size, heading, load
+from streamchat.benchmarks.loading import about, cache_size, heading
 from streamchat.config.loader import Configuration
+from streamchat.models.load import load_from_settings
 from streamchat.models.quiet import quiet
 from streamchat.reports.page import Page, Table
 
@@ -43,15 +44,15 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
 
 def _page(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
     tokens, clock = args.rounds * args.new_tokens, time.thread_time if args.cpu_time else time.perf_counter
-    loaded = load(configuration, progress, device="cpu")
+    loaded = load_from_settings(configuration.settings, progress, device="cpu")
     settings = configuration.settings
     size = cache_size(configuration, loaded)[0]
-    chat: dict[str, Any] = {"cache_size": size, "num_sink_tokens": settings.num_sink_tokens, "evict": settings.evict}
+    chat: dict[str, Any] = {"num_sink_tokens": settings.num_sink_tokens, "evict": settings.evict, "clock": clock}
     page = Page("bench-decode", "Decoding on the CPU", heading(loaded, f"{size:,} cached tokens"))
     page.notes += loaded.notes
     figures: dict[str, Any]
     if args.profile or args.flat:
-        stream = decode.full_stream(loaded, **chat, clock=clock)
+        stream = decode.EndlessReply(loaded, size, **chat)
         progress(f"Decoding {args.flat or tokens:,} tokens")
     if args.profile:
         parts = profile_token(stream, tokens)
@@ -63,9 +64,9 @@ def _page(args: argparse.Namespace, configuration: Configuration, progress: Prog
         page.tables.append(_ends(flat))
         figures = asdict(flat)
     else:
-        native = load(configuration, progress, device="cpu", weights="native")
+        native = load_from_settings(configuration.settings, progress, device="cpu", weights="native")
         progress(f"Decoding {tokens:,} tokens in each of four configurations")
-        step = decode.measure_step(loaded, native, **chat, tokens=tokens, rounds=args.rounds, clock=clock)
+        step = decode.measure_step(loaded, native, cache_size=size, **chat, tokens=tokens, rounds=args.rounds)
         page.tables.append(_step(step))
         figures = asdict(step)
     page.data = about("bench", loaded) | figures

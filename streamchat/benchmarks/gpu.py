@@ -19,7 +19,7 @@ from streamchat.base.devices import device_type, is_spread
 from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.base.eviction_policies import DEFAULT_POLICY
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.loading import about, cache_size, device_name, heading, load
+from streamchat.benchmarks.loading import about, cache_size, device_name, heading
 from streamchat.benchmarks.methods.growing import Dense
 from streamchat.benchmarks.methods.registry import Method, make_method
 from streamchat.benchmarks.methods.stream import Stream
@@ -27,7 +27,7 @@ from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import LATE, measure_decode
 from streamchat.config.loader import Configuration
 from streamchat.models.checked_fit import choose_checked_fit
-from streamchat.models.load import LoadedModel
+from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.models.quiet import quiet
 from streamchat.reports.page import Page, Table, facts
 from streamchat.telemetry.memory import memory_state
@@ -60,10 +60,7 @@ class MemoryReading:
 class GpuFigures:
     """All measurements, with a full cache of `cache_size` tokens."""
 
-    model: str
-    device: str
     gpu: str
-    dtype: str
     cache_size: int
     engine_tps: float
     """Tokens per second of the engine after `LATE` budgets of text."""
@@ -101,7 +98,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     if settings.weights not in ("auto", "native"):
         raise ConfigError(f"--gpu measures native weights and weights = {settings.weights}; add --weights native")
     device = _cuda_device(settings.device)
-    loaded = load(configuration, progress, device=device, weights="native")
+    loaded = load_from_settings(settings, progress, device=device, weights="native")
     if is_spread(loaded.device):
         raise ConfigError(f"--gpu measures one GPU and the layers are on {loaded.device}; choose one with --device")
     with quiet():
@@ -217,10 +214,7 @@ def measure(
     readings = read_memory(ours, ids[:PROMPT], sorted({min(EARLY, until), until}), device)
     engine, generate = decode[ours.name], decode[theirs.name]
     return GpuFigures(
-        model=loaded.name,
-        device=device,
         gpu=device_name(device),
-        dtype=loaded.dtype,
         cache_size=cache_size,
         engine_tps=1000 / statistics.median(engine.late_ms),
         generate_tps=1000 / statistics.median(generate.early_ms),

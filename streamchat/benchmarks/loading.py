@@ -18,25 +18,16 @@ SETTINGS = ("model", "device", "dtype", "attention", "weights", "kernels", "cach
 """Settings that `streamchat bench` takes from the command line."""
 
 
-def load(configuration: Configuration, progress: Progress, **changes: Any) -> LoadedModel:
-    """Load the model of the settings, with these `changes` to them.
-
-    Raises:
-        ModelError: The model cannot be loaded.
-    """
-    from streamchat.models.load import load_from_settings
-
-    return load_from_settings(configuration.settings, progress, **changes)
-
-
 def load_in_thread(configuration: Configuration, progress: Progress) -> LoadedModel:
     """Load the model in a thread that ends, like an engine's.
 
     PyTorch has OpenMP threads for each thread that calls it. If two such groups together have more threads than there
     are cores, they sleep whenever they wait for each other, which makes every operation of PyTorch slower.
     """
+    from streamchat.models.load import load_from_settings
+
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(load, configuration, progress).result()
+        return executor.submit(load_from_settings, configuration.settings, progress).result()
 
 
 def cache_size(configuration: Configuration, loaded: LoadedModel) -> tuple[int, str | None]:

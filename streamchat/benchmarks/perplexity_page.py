@@ -11,9 +11,11 @@ from streamchat.base.formatting import human_bytes, plural
 from streamchat.benchmarks.methods.registry import Method
 from streamchat.benchmarks.perplexity import ScoredDocument, Segment, curve, losses_in, of_method
 from streamchat.benchmarks.score import perplexity
+from streamchat.benchmarks.texts import Tokens
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.page import Page, Table
 
+Figures = dict[Method, dict[str, Any]]
 POINTS, LEAST = 80, 64
 """Maximum points of a curve, and minimum tokens per point, because single tokens are noisy."""
 
@@ -35,14 +37,12 @@ def make_page(
         notes: Notes for the reader.
     """
     methods = list(dict.fromkeys(result.method for result in results))
-    documents = list(dict.fromkeys(result.document.name for result in results))
-    tables = [_summary(results, methods), _by_segment(results, methods, parts)]
+    documents = list({result.document.name: result.document for result in results}.values())
+    figures = {method: _figures(method, of_method(results, method), parts) for method in methods}
+    tables = [_summary(figures), _by_segment(figures, parts)]
     if len(documents) > 1:
-        tables.append(_by_document(results, methods, documents))
-    series = []
-    for method in methods:
-        xs, ys = curve(of_method(results, method), POINTS, LEAST)
-        series.append(Series(method.name, xs, ys))
+        tables.append(_by_document(figures, documents))
+    series = [Series(method.name, *curve(of_method(results, method), POINTS, LEAST)) for method in methods]
     picture = Chart(
         "log-perplexity",
         "Log-perplexity along the stream",
@@ -54,20 +54,47 @@ def make_page(
     return Page(
         "ppl",
         "Perplexity",
-        [*heading, *_documents(results)],
+        [*heading, *map(_length, documents)],
         tables,
         [picture],
         [*notes],
-        {**about, **_data(results, methods, parts)},
+        {**about, "policies": list(figures.values())},
     )
 
 
-def _documents(results: Sequence[ScoredDocument]) -> list[str]:
-    lines = []
-    for document in {result.document.name: result.document for result in results}.values():
-        cut = f"the first {len(document.ids):,} of {document.total:,}" if len(document.ids) < document.total else ""
-        lines.append(f"{document.name}: {cut or f'{len(document.ids):,}'} tokens")
-    return lines
+def _length(document: Tokens) -> str:
+    cut = f"the first {len(document.ids):,} of {document.total:,}" if len(document.ids) < document.total else ""
+    return f"{document.name}: {cut or f'{len(document.ids):,}'} tokens"
+
+
+def _figures(method: Method, results: Sequence[ScoredDocument], parts: Sequence[Segment]) -> dict[str, Any]:
+    """Return the figures of one method over all its documents, for JSON and the tables."""
+    scores = [result.scores for result in results]
+    return {
+        "policy": method.kind,
+        "spec": method.spec,
+        "cache_size": method.budget or None,
+        "num_sink_tokens": method.sinks if method.has_sinks else None,
+        "perplexity": perplexity(np.concatenate([each.losses for each in scores])),
+        "tokens_scored": sum(each.counted for each in scores),
+        "unscorable": sum(each.unscorable for each in scores),
+        "longest_cache": max(each.longest for each in scores),
+        "kv_bytes": max(each.kv_bytes for each in scores),
+        "seconds": sum(each.seconds for each in scores),
+        "segments": [
+            {"first": part.first, "stop": part.stop, "perplexity": perplexity(losses_in(results, part))}
+            for part in parts
+        ],
+        "documents": [
+            {
+                "name": result.document.name,
+                "tokens": len(result.document.ids),
+                "of": result.document.total,
+                "perplexity": result.perplexity,
+            }
+            for result in results
+        ],
+    }
 
 
 def _number(value: float | None) -> str:
@@ -76,72 +103,29 @@ def _number(value: float | None) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
 
 
-def _of(results: Sequence[ScoredDocument]) -> float | None:
-    """Return the perplexity over all tokens of these results."""
-    return perplexity(np.concatenate([result.scores.losses for result in results]))
-
-
-def _summary(results: Sequence[ScoredDocument], methods: Sequence[Method]) -> Table:
-    rows = []
-    for method in methods:
-        own = of_method(results, method)
-        scores = [result.scores for result in own]
-        fed, seconds = sum(len(result.document.ids) for result in own), sum(each.seconds for each in scores)
-        rows.append(
-            (
-                method.name,
-                _number(_of(own)),
-                f"{sum(each.counted for each in scores):,}",
-                f"{max(each.longest for each in scores):,}",
-                human_bytes(max(each.kv_bytes for each in scores)),
-                f"{fed / seconds:,.0f}" if seconds else "-",
-            )
+def _summary(figures: Figures) -> Table:
+    rows = [
+        (
+            method.name,
+            _number(each["perplexity"]),
+            f"{each['tokens_scored']:,}",
+            f"{each['longest_cache']:,}",
+            human_bytes(each["kv_bytes"]),
+            f"{sum(one['tokens'] for one in each['documents']) / each['seconds']:,.0f}" if each["seconds"] else "-",
         )
+        for method, each in figures.items()
+    ]
     columns = ("method", "perplexity", "tokens scored", "longest cache", "keys and values", "tok/s")
     return Table("By method", columns, rows)
 
 
-def _by_segment(results: Sequence[ScoredDocument], methods: Sequence[Method], parts: Sequence[Segment]) -> Table:
-    rows = [
-        (part.name, *(_number(perplexity(losses_in(of_method(results, method), part))) for method in methods))
-        for part in parts
-    ]
-    return Table("Perplexity by token of the stream", ("tokens", *(method.name for method in methods)), rows)
+def _by_segment(figures: Figures, parts: Sequence[Segment]) -> Table:
+    columns = [[_number(part["perplexity"]) for part in each["segments"]] for each in figures.values()]
+    rows = list(zip((part.name for part in parts), *columns, strict=True))
+    return Table("Perplexity by token of the stream", ("tokens", *(method.name for method in figures)), rows)
 
 
-def _by_document(results: Sequence[ScoredDocument], methods: Sequence[Method], documents: Sequence[str]) -> Table:
-    found = {(result.document.name, result.method): result.perplexity for result in results}
-    rows = [(name, *(_number(found.get((name, method))) for method in methods)) for name in documents]
-    return Table("Perplexity by document", ("document", *(method.name for method in methods)), rows)
-
-
-def _data(results: Sequence[ScoredDocument], methods: Sequence[Method], parts: Sequence[Segment]) -> dict[str, Any]:
-    def of(method: Method) -> dict[str, Any]:
-        own = of_method(results, method)
-        return {
-            "policy": method.kind,
-            "spec": method.spec,
-            "cache_size": method.budget or None,
-            "num_sink_tokens": method.sinks if method.has_sinks else None,
-            "perplexity": _of(own),
-            "tokens_scored": sum(result.scores.counted for result in own),
-            "unscorable": sum(result.scores.unscorable for result in own),
-            "longest_cache": max(result.scores.longest for result in own),
-            "kv_bytes": max(result.scores.kv_bytes for result in own),
-            "seconds": sum(result.scores.seconds for result in own),
-            "segments": [
-                {"first": part.first, "stop": part.stop, "perplexity": perplexity(losses_in(own, part))}
-                for part in parts
-            ],
-            "documents": [
-                {
-                    "name": result.document.name,
-                    "tokens": len(result.document.ids),
-                    "of": result.document.total,
-                    "perplexity": result.perplexity,
-                }
-                for result in own
-            ],
-        }
-
-    return {"policies": [of(method) for method in methods]}
+def _by_document(figures: Figures, documents: Sequence[Tokens]) -> Table:
+    found = [{one["name"]: one["perplexity"] for one in each["documents"]} for each in figures.values()]
+    rows = [(each.name, *(_number(column.get(each.name)) for column in found)) for each in documents]
+    return Table("Perplexity by document", ("document", *(method.name for method in figures)), rows)

@@ -15,7 +15,7 @@ import torch
 
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.figures import median_ms, paired_ratio
+from streamchat.benchmarks.figures import median_ms, paired_ratio, sample_rounds
 from streamchat.benchmarks.loading import about, heading, load_in_thread
 from streamchat.cache import checkpoint
 from streamchat.config.loader import Configuration
@@ -98,39 +98,38 @@ def measure_resume(
     reply = SENTENCE * max(2, cache.cache_size // 100)
     while cache.compression_count < 3:
         conversation.run_turn("Go on with the log book, please.", lambda: False, reply=reply)
-    saving, resuming, prefilling = list[float](), list[float](), list[float]()
-    same, size = True, 0
     runs, length = tuple(cache.ledger.runs), len(conversation.log)
+    same, size = True, 0
+
+    def save_resume_and_prefill() -> dict[str, float]:
+        nonlocal same, size
+        started = time.perf_counter()
+        size = save(path, _snapshot(conversation))
+        saved = time.perf_counter()
+        before = _logits(conversation)
+        cache.reset()
+        resumed_from = time.perf_counter()
+        checkpoint.restore(cache, load(path).checkpoint)
+        resumed = time.perf_counter()
+        same = same and torch.equal(_logits(conversation), before)
+        prefill_from = time.perf_counter()
+        conversation.feeder.prefill_runs(runs, length)
+        done = time.perf_counter()
+        # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
+        checkpoint.restore(cache, load(path).checkpoint)
+        return {"save": saved - started, "resume": resumed - resumed_from, "prefill": done - prefill_from}
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cache.safetensors"
-        for number in range(rounds + 1):
-            progress(f"Round {number} of {rounds}")
-            started = time.perf_counter()
-            size = save(path, _snapshot(conversation))
-            saved = time.perf_counter()
-            before = _logits(conversation)
-            cache.reset()
-            resumed_from = time.perf_counter()
-            checkpoint.restore(cache, load(path).checkpoint)
-            resumed = time.perf_counter()
-            same = same and torch.equal(_logits(conversation), before)
-            prefill_from = time.perf_counter()
-            conversation.feeder.prefill_runs(runs, length)
-            done = time.perf_counter()
-            # restore the cache: after prefilling again, its values lack the influence of the evicted tokens
-            checkpoint.restore(cache, load(path).checkpoint)
-            if number:
-                saving.append(saved - started)
-                resuming.append(resumed - resumed_from)
-                prefilling.append(done - prefill_from)
+        samples = sample_rounds(save_resume_and_prefill, rounds, progress)
     conversation.close()
     return ResumeFigures(
         tokens=cache.length,
         snapshot_bytes=size,
-        save_ms=median_ms(saving),
-        resume_ms=median_ms(resuming),
-        prefill_ms=median_ms(prefilling),
-        ratio=paired_ratio(prefilling, resuming) or 0.0,
+        save_ms=median_ms(samples["save"]),
+        resume_ms=median_ms(samples["resume"]),
+        prefill_ms=median_ms(samples["prefill"]),
+        ratio=paired_ratio(samples["prefill"], samples["resume"]) or 0.0,
         same_logits=same,
         transcript_ms=1000 * _transcript_s(rounds),
         rounds=rounds,

@@ -14,7 +14,7 @@ from pathlib import Path
 from streamchat.base import child_processes
 from streamchat.base.errors import StreamchatError
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.figures import spread, summary
+from streamchat.benchmarks.figures import sample_rounds, spread, summary
 from streamchat.benchmarks.loading import SETTINGS, machine
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
@@ -67,19 +67,16 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
     """
     if os.name != "posix":
         raise StreamchatError("--startup needs a pseudo-terminal, which this system does not have")
-    samples: dict[str, list[float]] = {}
-    for number in range(rounds + 1):
-        progress(f"Round {number} of {rounds}")
-        figures = {
+
+    def start_all() -> dict[str, float]:
+        return {
             "python": _wall(child_processes.python("-c", "pass"), 0),
             "--help": _wall(child_processes.streamchat(["--help"]), 0),
             "a wrong flag": _wall(child_processes.streamchat(["--no-such-flag"]), 2),
             **_app(child_processes.streamchat(arguments)),
         }
-        for name, seconds in figures.items():
-            if number:
-                samples.setdefault(name, []).append(seconds)
-    return samples
+
+    return sample_rounds(start_all, rounds, progress)
 
 
 def _wall(command: Sequence[str], code: int) -> float:

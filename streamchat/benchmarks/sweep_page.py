@@ -7,7 +7,7 @@ from typing import Any
 
 from streamchat.base.formatting import human_bytes
 from streamchat.benchmarks.sweep import Recommendation, Row
-from streamchat.reports.chart import Heatmap
+from streamchat.reports.chart import Heatmap, Picture
 from streamchat.reports.page import Page, Table
 
 Figure = Callable[[Row], float | None]
@@ -29,18 +29,19 @@ def make_page(
         notes: Notes for the reader.
         about: Description of the sweep, for JSON.
     """
-    models = list(dict.fromkeys(row.model for row in rows))
-    tables = [_table(model, [row for row in rows if row.model == model]) for model in models]
-    pictures = [
-        picture for model in models for picture in _heatmaps(model, [row for row in rows if row.model == model], models)
-    ]
+    models: dict[str, list[Row]] = {}
+    for row in rows:
+        models.setdefault(row.model, []).append(row)
+    pictures: list[Picture] = []
+    for number, (model, own) in enumerate(models.items(), 1):
+        pictures += _heatmaps(model, own, "" if len(models) == 1 else f"-{number}")
     advice = [f"Recommended for {each.text}" for each in recommendations]
     return Page(
         "sweep",
         "Sweep",
         [*lines],
-        tables,
-        [*pictures],
+        [_table(model, own) for model, own in models.items()],
+        pictures,
         [*advice, *notes],
         {
             **about,
@@ -77,13 +78,12 @@ def _table(model: str, rows: Sequence[Row]) -> Table:
     return Table(f"{model}, {rows[0].ran_in}", columns, [*map(of, rows)], words)
 
 
-def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[Heatmap]:
+def _heatmaps(model: str, rows: Sequence[Row], suffix: str) -> list[Heatmap]:
     """Draw perplexity, time per token and memory over sinks and budget; a method without sinks counts as 0 sinks."""
     found = {(row.method.sinks, row.method.budget): row for row in rows if row.method.kind in ("sinks", "window")}
     sinks, budgets = sorted({key[0] for key in found}), sorted({key[1] for key in found})
     if len(found) < 2:
         return []
-    number = "" if len(models) == 1 else f"-{models.index(model) + 1}"
     figures: list[tuple[str, str, str, int, Figure]] = [
         ("perplexity", "Perplexity", "Lower is better.", 2, lambda row: row.perplexity),
         ("time", "Milliseconds per token", "One token with a full cache.", 1, lambda row: row.decode_ms),
@@ -97,7 +97,7 @@ def _heatmaps(model: str, rows: Sequence[Row], models: Sequence[str]) -> list[He
 
     return [
         Heatmap(
-            f"sweep-{name}{number}",
+            f"sweep-{name}{suffix}",
             f"{title}, {model}",
             words,
             "sinks",

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
-from streamchat.base.text_files import STDIN, DecodedText, read_stdin, read_text
+from streamchat.base.text_files import STDIN, read_stdin, read_text
 from streamchat.conversation.encoding import TextEncoder
 from streamchat.verify.text import help_topics
 
@@ -63,11 +63,9 @@ def read_documents(paths: Sequence[str]) -> list[Document]:
 
 def _read(path: str) -> Document:
     if path == STDIN:
-        return _document("standard input", read_stdin(guess=True))
-    return _document(one_line(user_path(path).name), read_text(path, max_bytes=MAX_BYTES, guess=True))
-
-
-def _document(name: str, decoded: DecodedText) -> Document:
+        name, decoded = "standard input", read_stdin(guess=True)
+    else:
+        name, decoded = one_line(user_path(path).name), read_text(path, max_bytes=MAX_BYTES, guess=True)
     return Document(name, decoded.text, tuple(f"{name} {note}." for note in decoded.notes))
 
 

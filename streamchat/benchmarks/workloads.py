@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from streamchat.base.errors import StreamchatError
+from streamchat.benchmarks.figures import failure_text
 from streamchat.benchmarks.methods.stream import Stream
 from streamchat.telemetry.memory import free_unused, peak_memory, process_rss
 
+FAILURES = (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""Errors of one method, after which the others are still measured."""
 SLOW_TOKENS = 3
 """Tokens that are timed if each token costs as much as a prompt."""
 HISTORY_FACTOR = 6
@@ -72,8 +75,8 @@ def measure_decode(
                 with peak_memory(device) as peak:
                     _decode_round(stream, ids, cache_size, new_tokens, figures if number else DecodeFigures())
                 figures.device_bytes = peak()
-            except (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-                figures.failure = _short(error)
+            except FAILURES as error:
+                figures.failure = failure_text(error)
     return found
 
 
@@ -155,8 +158,8 @@ def measure_chat(
                     stream.append(turn.reply)
             with stream:
                 _measure_turns(stream, turns, at, samples, limit_s, figures, progress)
-        except (StreamchatError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            figures.failure = _short(error)
+        except FAILURES as error:
+            figures.failure = failure_text(error)
     return found
 
 
@@ -209,8 +212,3 @@ def _expected_s(figures: ChatFigures, history: int) -> float:
     (_, _), (length, seconds) = known[-2:]
     # more than in proportion, because attention over the whole history grows faster
     return float(seconds * (history / length) ** 1.2)
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] if isinstance(error, StreamchatError) else f"{type(error).__name__}: {text[:200]}"

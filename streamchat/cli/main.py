@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from streamchat.base.events import Event
     from streamchat.config.loader import Configuration
     from streamchat.engine.protocol import ChatEngine
-    from streamchat.store.records import SessionInfo
 
 
 THREADS = {"GOMP_SPINCOUNT": "1000"}
@@ -167,7 +166,7 @@ def resolve_session(name: str, configuration: Configuration, *, may_ask: bool) -
     Raises:
         SessionError: The session does not exist, is open in another process, or the user rejected its model.
     """
-    from streamchat.sessions.settings import foreign_model
+    from streamchat.sessions.settings import foreign_model, foreign_model_notice
     from streamchat.store.lock import SessionLock
     from streamchat.store.store import Store
 
@@ -175,20 +174,17 @@ def resolve_session(name: str, configuration: Configuration, *, may_ask: bool) -
         found = store.find(name)
         SessionLock(store.lock_folder, found.id, found.opened_by).release()
     model = foreign_model(configuration, found)
-    if model and not (may_ask and _confirm_model(found, model)):
-        from streamchat.sessions.settings import foreign_model_notice
-
+    if model:
         sentence = foreign_model_notice(found, model)
+        if may_ask and _is_agreed(f"{sentence}. Load it?"):
+            return found.id, model
         raise SessionError(f"{sentence}; give --model {model} to load it, or --model NAME to resume with another one")
-    return found.id, model
+    return found.id, ""
 
 
-def _confirm_model(info: SessionInfo, model: str) -> bool:
-    """Ask whether to load the model that an imported session names."""
-    from streamchat.sessions.settings import foreign_model_notice
-
-    question = f"{foreign_model_notice(info, model)}. Load it? [y/N] "
-    print(one_line(f"streamchat: {question}"), end=" ", file=sys.stderr, flush=True)
+def _is_agreed(question: str) -> bool:
+    """Ask the user on stderr."""
+    print(one_line(f"streamchat: {question} [y/N]"), end=" ", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -52,11 +52,22 @@ def output_folder(args: argparse.Namespace) -> Path | None:
     return path
 
 
-def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> None:
-    """Print the page as the flags ask; with `folder`, write its files first."""
+def print_page(page: Page, args: argparse.Namespace, folder: Path | None, *, json_only: bool = False) -> None:
+    """Print the page as the flags ask; with `folder`, write its files first.
+
+    Args:
+        page: The page.
+        args: The flags of `add_output_flags`.
+        folder: Where to write the files; None to write none.
+        json_only: With `--json`, print one indented JSON object instead of text.
+    """
     from streamchat.reports import figure, terminal
     from streamchat.reports.page import as_text, write
 
+    written = [] if folder is None else write(page, folder)
+    if args.json and json_only:
+        sys.stdout.write(json.dumps(page.data, indent=1) + "\n")
+        return
     width = shutil.get_terminal_size((100, 24)).columns
     parts = [as_text(page, width)]
     if sys.stdout.isatty() if args.charts is None else args.charts:
@@ -64,9 +75,9 @@ def print_page(page: Page, args: argparse.Namespace, folder: Path | None) -> Non
         encoding = sys.stdout.encoding or "utf-8"
         parts += [terminal.text_of(picture, width, color=color, encoding=encoding) for picture in page.pictures]
     if folder is not None:
-        written = ", ".join(path.name for path in write(page, folder))
+        names = ", ".join(path.name for path in written)
         missing = "" if figure.can_draw() or not page.pictures else f"; for charts: {figure.HOW_TO_GET}"
-        parts.append(f"Written to {folder}: {written}{missing}")
+        parts.append(f"Written to {folder}: {names}{missing}")
     sys.stdout.write("\n\n".join(parts) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(page.data, ensure_ascii=False) + "\n")

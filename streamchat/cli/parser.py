@@ -9,23 +9,29 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, cast
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.suggestions import did_you_mean
 from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
-from streamchat.cli.serve import HOST, PORT
+from streamchat.cli.serve import add_server_flags
 
 COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
-"""Modules of `streamchat.commands` with `add_parser(subparsers)` and `run(args) -> int`, in help order."""
+"""Modules of `streamchat.commands`, each a `Command`, in help order."""
 
 
 class Command(Protocol):
     """Interface of the modules in `COMMANDS`."""
 
-    def add_parser(self, subparsers: Subparsers[Any]) -> Any:
-        """Register the command's parser."""
+    HELP: str
+    """One line for `streamchat --help`."""
+    DESCRIPTION: str
+    """What `streamchat COMMAND --help` prints above the flags."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's flags to its parser."""
         ...
 
     def run(self, args: argparse.Namespace) -> int:
@@ -78,50 +84,8 @@ def version_text() -> str:
 
 
 def command(name: str) -> Command:
-    """Import and return the module of a subcommand."""
-    # Deferred imports: a command loads only what it needs.
-    match name:
-        case "bench":
-            from streamchat.commands import bench
-
-            return bench
-        case "config":
-            from streamchat.commands import config
-
-            return config
-        case "doctor":
-            from streamchat.commands import doctor
-
-            return doctor
-        case "models":
-            from streamchat.commands import models
-
-            return models
-        case "monitor":
-            from streamchat.commands import monitor
-
-            return monitor
-        case "ppl":
-            from streamchat.commands import ppl
-
-            return ppl
-        case "replay":
-            from streamchat.commands import replay
-
-            return replay
-        case "sessions":
-            from streamchat.commands import sessions
-
-            return sessions
-        case "sweep":
-            from streamchat.commands import sweep
-
-            return sweep
-        case "verify":
-            from streamchat.commands import verify
-
-            return verify
-    raise AssertionError(f"unknown command {name}")
+    """Import and return the module of a command, which loads only what it needs."""
+    return cast(Command, import_module(f"streamchat.commands.{name}"))
 
 
 def build_parser() -> tuple[Parser, Subparsers[Parser]]:
@@ -145,23 +109,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         help="resume a saved conversation (default: the last one); ID is an id of `streamchat sessions`, or the "
         "start of one",
     )
-    parser.add_argument(
-        "--serve",
-        nargs="?",
-        const=PORT,
-        type=int,
-        metavar="PORT",
-        help=f"serve the app to a browser at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
-    )
-    parser.add_argument(
-        "--serve-host", default=HOST, metavar="HOST", help=f"address to bind (default: {HOST}, this machine only)"
-    )
-    parser.add_argument(
-        "--serve-url",
-        default="",
-        metavar="URL",
-        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
-    )
+    add_server_flags(parser)
     parser.add_argument(
         "--serve-files",
         action="store_true",
@@ -172,7 +120,8 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
         title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser
     )
     for name in COMMANDS:
-        command(name).add_parser(subparsers)
+        module = command(name)
+        module.add_flags(subparsers.add_parser(name, help=module.HELP, description=module.DESCRIPTION))
     for subparser in _all_below(subparsers):
         subparser.allow_abbrev = False
     return parser, subparsers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
@@ -25,36 +24,31 @@ class Bar:
 
     def __init__(self, stream: TextIO, total: float) -> None:
         self._stream, self._total, self._done = stream, total, 0.0
-        self._progress: Progress | None = None
         self._printed_at = time.monotonic()
-        if stream.isatty():
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=Console(file=stream),
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=total)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(file=stream),
+            transient=True,
+            disable=not stream.isatty(),
+        )
+        self._task = self._progress.add_task("", total=total)
 
     def __enter__(self) -> Bar:
-        if self._progress is not None:
-            self._progress.start()
+        self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
     def advance(self, what: str, units: float = 0.0) -> None:
         """Add `units` of finished work on `what`."""
         self._done += units
-        if self._progress is not None:
+        if not self._progress.disable:
             self._progress.update(self._task, description=escape(one_line(what)), advance=units)
         elif time.monotonic() - self._printed_at > LINE_INTERVAL_S:
             self._printed_at = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import socket
@@ -21,6 +22,27 @@ FILES_REFUSED = (
     "in the browser: it would access files of the machine that streamchat runs on; start streamchat with --serve-files "
     "to allow it"
 )
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the server, which its tabs do not get."""
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const=PORT,
+        type=int,
+        metavar="PORT",
+        help=f"serve the app to a browser at http://{HOST}:PORT (default: {PORT}); needs textual-serve",
+    )
+    parser.add_argument(
+        "--serve-host", default=HOST, metavar="HOST", help=f"address to bind (default: {HOST}, this machine only)"
+    )
+    parser.add_argument(
+        "--serve-url",
+        default="",
+        metavar="URL",
+        help="address that browsers use, if different: a host name or a proxy (https://chat.example.org)",
+    )
 
 
 def serve(argv: Sequence[str], host: str, port: int, url: str = "") -> int:
@@ -86,15 +108,6 @@ def refuse_without_serve(host: str, url: str, *, files: bool) -> None:
 
 def without_serve(argv: Sequence[str]) -> list[str]:
     """Return the arguments without those of the server; `--serve-files` is kept for the tabs."""
-    with_value = ("--serve-host", "--serve-url")
-    out: list[str] = []
-    skip = False
-    for i, word in enumerate(argv):
-        if skip:
-            skip = False
-        elif word == "--serve" or word in with_value:
-            following = argv[i + 1] if i + 1 < len(argv) else ""
-            skip = word in with_value or following.isdecimal()
-        elif word.partition("=")[0] not in ("--serve", *with_value):
-            out.append(word)
-    return out
+    server = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_server_flags(server)
+    return server.parse_known_args(argv)[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.benchmarks.loading import SETTINGS
@@ -13,9 +12,6 @@ from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, output_folder, print_page
 from streamchat.cli.scoring import add_methods_flag, require_at_least, summaries
-
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
 
 METHODS = "streamchat,dense,re-read,recompute,no-rerotation"
 MODES = {
@@ -29,21 +25,21 @@ MODES = {
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
 
+HELP = "measure speed and memory against other methods, the decode step, a GPU, the app, startup and resuming"
+DESCRIPTION = (
+    "Benchmark on this machine with one loaded model. By default compares methods of handling a long "
+    f"conversation: {summaries(METHODS.split(','))}. "
+    "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
+    "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
+    "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
+    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --gpu: "
+    "tokens per second of the engine and of transformers' generate on one GPU, the limit set by the GPU's memory "
+    "bandwidth, and memory and time per token over a long stream."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure speed and memory against other methods, the decode step, a GPU, the app, startup and resuming",
-        description="Benchmark on this machine with one loaded model. By default compares methods of handling a long "
-        f"conversation: {summaries(METHODS.split(','))}. "
-        "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
-        "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
-        "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
-        "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --gpu: "
-        "tokens per second of the engine and of transformers' generate on one GPU, the limit set by the GPU's memory "
-        "bandwidth, and memory and time per token over a long stream.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, SETTINGS)
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
@@ -122,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
     folder = output_folder(args)
     mode = next((module for name, (module, _) in MODES.items() if getattr(args, name)), COMPARISON)
     with loading_line() as progress:
-        progress("Starting torch")
         page = import_module(f"streamchat.benchmarks.{mode}").run(args, configuration, progress)
     print_page(page, args, folder)
     return ExitCode.OK

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
@@ -15,17 +14,12 @@ from streamchat.config import loader, trust
 from streamchat.config.files import LOCAL, find_local, parse
 from streamchat.config.render import render_toml
 
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
+HELP = "print the settings in use and their origins"
+DESCRIPTION = "Print the settings in use as a configuration file; comments name the origin of each."
 
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "config",
-        help="print the settings in use and their origins",
-        description="Print the settings in use as a configuration file; comments name the origin of each.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--path", action="store_true", help="print the path of the file that is read, even if it does not exist yet"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from streamchat import __version__
 from streamchat.base import paths
@@ -26,9 +26,6 @@ from streamchat.cli.front_ends import choose_front_end
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
-
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
 
 PACKAGES = (
     "torch",
@@ -51,6 +48,12 @@ OPTIONAL = {
 Rows = dict[str, Any]
 LABELS = {"face": "front end", "conversations": "sessions"}
 """How keys of the JSON report are displayed, if differently."""
+HELP = "print versions, device, terminal, files, and what a chat would use"
+DESCRIPTION = (
+    "Check the installation and this machine: versions, devices and dtypes, the terminal, location and "
+    "size of files, and which model and device a chat would use and why. Nothing is fetched or loaded. Exit code 1 "
+    "if there is a problem."
+)
 
 
 @dataclass
@@ -62,15 +65,8 @@ class Report:
     """One sentence each."""
 
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help="print versions, device, terminal, files, and what a chat would use",
-        description="Check the installation and this machine: versions, devices and dtypes, the terminal, location and "
-        "size of files, and which model and device a chat would use and why. Nothing is fetched or loaded. Exit code 1 "
-        "if there is a problem.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "cache_size", "plain"))
 
@@ -282,7 +278,8 @@ def _files(report: Report) -> Rows:
         if os.name == "posix" and private.exists() and stat.S_IMODE(private.stat().st_mode) & 0o077:
             report.problems.append(f"{private} can be read by other users; chmod go= {private}")
     rows |= examine_database(report.problems)
-    rows["free disk bytes"] = shutil.disk_usage(_existing(paths.cache_dir())).free
+    cache = paths.cache_dir()
+    rows["free disk bytes"] = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
     return rows
 
 
@@ -292,10 +289,6 @@ def _path_and_size(path: Path) -> dict[str, Any]:
         return {"path": str(path), "bytes": None}
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
     return {"path": str(path), "bytes": sum(each.stat().st_size for each in files)}
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
 
 
 def _chat(configuration: Configuration) -> Rows:
@@ -311,9 +304,11 @@ def _chat(configuration: Configuration) -> Rows:
     contents = inspect(Path(source.location)) if source.available and source.kind != "gguf" else None
     if contents is not None and settings.device == "auto" and device == "cuda":
         device = devices.device_with_room(contents.parameters, dtype, source.name)
+    origin = configuration.origin("model")
+    asked = "" if origin == "the default" else f"{settings.model}, "
     where = source.location if source.available else f"{source.location}, not fetched yet; the first start fetches it"
     rows: Rows = {
-        "model": f"{source.name} ({', '.join(_model_and_origin(settings.model, configuration.origin('model')))})",
+        "model": f"{source.name} ({asked}{origin})",
         "from": where,
         "device": f"{device} ({_why(configuration, 'device', f'best of {here}')})",
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast on this device')})",
@@ -325,11 +320,6 @@ def _chat(configuration: Configuration) -> Rows:
     if notes:
         rows["note"] = " ".join(notes)
     return rows
-
-
-def _model_and_origin(name: str, origin: str) -> list[str]:
-    """Return the requested model and its origin; only the origin for the default."""
-    return [origin] if origin == "the default" else [name, origin]
 
 
 def _why(configuration: Configuration, name: str, automatic: str) -> str:

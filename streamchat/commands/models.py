@@ -23,18 +23,17 @@ from streamchat.models.hub_cache import cached_models, endpoint, hub_cache_dir
 from streamchat.models.resolve import Source, resolve
 from streamchat.models.staging import models_dir, read_manifest
 
+HELP = "list the models that can be loaded, or explain a model name"
+DESCRIPTION = (
+    "List the models that can be loaded, and mark those on this machine; with NAME, explain that name. "
+    "Nothing is fetched."
+)
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "models",
-        help="list the models that can be loaded, or explain a model name",
-        description="List the models that can be loaded, and mark those on this machine; with NAME, explain that name. "
-        "Nothing is fetched.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="alias, Hub id, folder or .gguf file")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ExitCode, SessionError
 from streamchat.base.formatting import human_when, plural
@@ -15,18 +14,15 @@ from streamchat.cli import flags
 from streamchat.frontend.status_table import Row, rows_text, status_rows
 from streamchat.frontend.watch import MonitoredSession, Watcher, find_monitored, monitored_sessions
 
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
+HELP = "watch a running or finished chat or replay from another terminal"
+DESCRIPTION = (
+    "The status panel of a chat or replay in another process: live figures, history since its start, "
+    "and violations of a replay. Read-only. Defaults to the running conversation, else the most recent."
+)
 
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "monitor",
-        help="watch a running or finished chat or replay from another terminal",
-        description="The status panel of a chat or replay in another process: live figures, history since its start, "
-        "and violations of a replay. Read-only. Defaults to the running conversation, else the most recent.",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     parser.add_argument(
         "name", nargs="?", metavar="SESSION|RUN", help="a session id, the start of one, or the folder of a replay"
     )

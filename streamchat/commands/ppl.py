@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
-from streamchat.benchmarks.loading import about, heading, load
+from streamchat.benchmarks.loading import about, heading
 from streamchat.benchmarks.methods.registry import SCORED, Method, parse_methods
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
@@ -18,21 +18,19 @@ from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
-    from streamchat.cli.flags import Subparsers
     from streamchat.models.load import LoadedModel
 
 DEFAULT_METHODS = "dense,sinks,window,no-rerotation"
 DEFAULT_TOKENS = 4096
 
+HELP = "measure perplexity of texts under several ways to handle the cache"
+DESCRIPTION = (
+    f"Score texts token by token, each conditioned on the cached tokens, under each method: {summaries(SCORED)}."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "ppl",
-        help="measure perplexity of texts under several ways to handle the cache",
-        description="Score texts token by token, each conditioned on the cached tokens, under each method: "
-        f"{summaries(SCORED)}.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
     add_text_flags(parser, own, DEFAULT_TOKENS)
@@ -60,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     documents = read_documents(args.files)
     folder = output_folder(args)
     with loading_line() as progress:
-        progress("Starting torch")
+        from streamchat.models.load import load_from_settings
 
         # methods are compared on the original model unless quantized weights are requested
         weights = settings.weights if configuration.is_explicit("weights") else "native"
-        loaded = load(configuration, progress, weights=weights)
+        loaded = load_from_settings(settings, progress, weights=weights)
         progress("Reading the texts")
         tokens, notes = _tokens(documents, loaded, args.max_tokens)
     return _score(args, loaded, tokens, methods, [*loaded.notes, *notes], folder)
@@ -118,7 +116,7 @@ def _score(
         notes.append(f"{loaded.name} was trained for {context:,} tokens; dense exceeds that from token {context:,} on.")
     work = sum(len(each.ids) for each in tokens) * len(methods)
     results: list[ppl.ScoredDocument] = []
-    stopped = False
+    code = ExitCode.OK
     try:
         # larger chunks would use the native weights
         with quiet(), always_quantized(model), Bar(sys.stderr, work) as bar:
@@ -132,17 +130,16 @@ def _score(
             )
             results.extend(scored)
     except KeyboardInterrupt:
-        stopped = True
-    if stopped:
         if not results:
-            raise KeyboardInterrupt
+            raise
+        code = ExitCode.INTERRUPTED
         notes.append("Stopped early: missing methods and documents were not finished.")
     notes += _unscorable(results)
     lines = heading(loaded, f"{plural(args.chunk, 'token')} per forward pass for bounded methods")
     data = about("ppl", loaded, chunk=args.chunk)
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), data, lines, notes), args, folder)
-    return ExitCode.INTERRUPTED if stopped else ExitCode.OK
+    return code
 
 
 def _unscorable(results: Sequence[Any]) -> list[str]:

@@ -28,7 +28,6 @@ from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import FORMATS, Script, read_scripts
 
 if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
     from streamchat.replay.run import Run, RunFolder
     from streamchat.replay.runner import Plan
 
@@ -45,16 +44,16 @@ SAVED_ARGUMENTS = (
 )
 """Arguments that `--resume-run` takes from the resumed run."""
 
+HELP = "run scripted conversations through the cache, check every turn, and write a report"
+DESCRIPTION = (
+    "Replay the scripted turns in one endless conversation; check after every turn that the cache is "
+    "correct, that memory does not grow, and that nothing gets slower; write report.json, report.html and "
+    "turns.jsonl. Exit code 0 if all invariants hold, 4 if one does not."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "replay",
-        help="run scripted conversations through the cache, check every turn, and write a report",
-        description="Replay the scripted turns in one endless conversation; check after every turn that the cache is "
-        "correct, that memory does not grow, and that nothing gets slower; write report.json, report.html and "
-        "turns.jsonl. Exit code 0 if all invariants hold, 4 if one does not.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="scripts: chats, ChatGPT's export, MT-Bench, or text")
     own = parser.add_argument_group("replay")
     own.add_argument(

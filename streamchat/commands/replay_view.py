@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -11,7 +10,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -45,30 +43,25 @@ class View:
         self._stream, self._quiet = stream, quiet
         self._loading = ProgressLine(stream)
         self._lock = threading.Lock()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        if stream.isatty() and not quiet:
-            self._bar = Progress(
-                TextColumn("turn"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=Console(file=stream),
-            )
-            self._task = self._bar.add_task("", total=total, completed=done, figures="", start=False)
+        self._bar = Progress(
+            TextColumn("turn"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(file=stream),
+            disable=quiet or not stream.isatty(),
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, figures="", start=False)
 
     def __enter__(self) -> View:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loading.clear()
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def loading(self, event: ev.Event) -> None:
         """Show model loading; start the bar when the model is ready."""
@@ -76,15 +69,14 @@ class View:
             self._loading.show(event)
         elif isinstance(event, ev.ModelReady):
             self._loading.clear()
-            if self._bar is not None and self._task is not None:
-                self._bar.start_task(self._task)
-                self._bar.start()
+            self._bar.start_task(self._task)
+            self._bar.start()
         elif isinstance(event, ev.Notice) and (line := present(event)) is not None and line.kind != "info":
             self.print_message(line.text)
 
     def turn(self, row: dict[str, Any], totals: Totals) -> None:
         """Show a finished turn."""
-        if self._bar is not None and self._task is not None:
+        if not self._bar.disable:
             self._bar.update(self._task, advance=1, figures=" · ".join(short_forms(_board(row, totals))))
         elif not self._quiet:
             self._write(log_line(row, totals))
@@ -96,7 +88,7 @@ class View:
     def _write(self, line: str) -> None:
         with self._lock:
             self._loading.clear()
-            if self._bar is not None and self._bar.live.is_started:
+            if self._bar.live.is_started:
                 self._bar.console.print(Text(line))
             else:
                 print(line, file=self._stream, flush=True)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamchat.base.errors import ConfigError, ExitCode, StoreError
 from streamchat.base.formatting import human_when, plural
@@ -26,21 +26,18 @@ from streamchat.store.records import ModelIdentity, SessionInfo, StoredSession
 from streamchat.store.restore import empty_database_notice
 from streamchat.store.store import Store
 
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
-
 MAX_LIMIT = 2**31
 """Upper limit of --limit that SQLite accepts."""
 
+HELP = "list, show, rename, delete, export and import saved conversations"
+DESCRIPTION = (
+    "Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, "
+    "or the start of one."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command and its actions."""
-    parser = subparsers.add_parser(
-        "sessions",
-        help="list, show, rename, delete, export and import saved conversations",
-        description="Manage saved conversations (sessions). `streamchat --resume ID` resumes one; ID is 'last', an id, "
-        "or the start of one.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the actions."""
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", parser_class=type(parser))
 
     listing = actions.add_parser("list", help="list sessions, newest first (the default)")

@@ -19,20 +19,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamchat.benchmarks.pools import Work
-    from streamchat.cli.flags import Subparsers
 
 DEFAULT_OUT = "streamchat-sweep"
 DEFAULT_TOKENS = 2048
 
+HELP = "measure perplexity, speed and memory over sinks x budgets x methods x models"
+DESCRIPTION = (
+    "Score texts under every combination in worker processes, and recommend a budget and a number of "
+    "sinks. Results are saved in --out as they arrive: the same command continues a stopped run."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "sweep",
-        help="measure perplexity, speed and memory over sinks x budgets x methods x models",
-        description="Score texts under every combination in worker processes, and recommend a budget and a number of "
-        "sinks. Results are saved in --out as they arrive: the same command continues a stopped run.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "kernels"))
     grid = parser.add_argument_group("grid (comma-separated lists)")
     grid.add_argument("--models", metavar="LIST", help="model names (default: the value of --model)")

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import ConfigError, ExitCode
-from streamchat.base.sanitize import printable
-from streamchat.benchmarks.loading import load
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, output_folder, print_page
 
-if TYPE_CHECKING:
-    from streamchat.cli.flags import Subparsers
-
 PITFALL_BUDGETS = 4
 """Length of the text scored with `--show-pitfalls`, in multiples of the budget."""
 
+HELP = "verify on a model that the cache shrinks and the output stays correct"
+DESCRIPTION = (
+    "Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
+    "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
+    "against a slow reference. Exit code 0 if all checks hold, 4 if one does not."
+)
 
-def add_parser(subparsers: Subparsers[Any]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser(
-        "verify",
-        help="verify on a model that the cache shrinks and the output stays correct",
-        description="Run the model in three ways (plain loop, loop with eviction, generate() in a StreamingPress), "
-        "read back the length of every layer after each step, and check lengths, memory, counters, and logits "
-        "against a slow reference. Exit code 0 if all checks hold, 4 if one does not.",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "attention", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("verification")
     own.add_argument("--cache-size", default="64", metavar="TOKENS", help="budget to verify with (default: 64)")
@@ -61,16 +53,14 @@ def run(args: argparse.Namespace) -> int:
     _check_sizes(settings.cache_size, settings.num_sink_tokens, args.new_tokens)
     folder = output_folder(args)
     with loading_line() as progress:
-        progress("Starting torch")
-
         from streamchat.benchmarks.pitfalls import run_pitfalls
+        from streamchat.models.load import load_from_settings
         from streamchat.models.quiet import quiet
-        from streamchat.reports.page import write
         from streamchat.verify.report import make_page
         from streamchat.verify.run import verify
         from streamchat.verify.text import help_topic_ids
 
-        loaded = load(configuration, progress, weights="native")
+        loaded = load_from_settings(settings, progress, weights="native")
         count = settings.cache_size * (PITFALL_BUDGETS if args.show_pitfalls else 1)
         ids = help_topic_ids(loaded.tokenizer, count)
         with quiet():
@@ -92,15 +82,8 @@ def run(args: argparse.Namespace) -> int:
         "dtype": loaded.dtype,
         "attention": str(loaded.model.config._attn_implementation),
     }
-    code = ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
-    page = make_page(result, model, all_steps=args.all_steps)
-    if not args.json:
-        print_page(page, args, folder)
-        return code
-    if folder is not None:
-        write(page, folder)
-    sys.stdout.write(printable(json.dumps(page.data, indent=1)) + "\n")
-    return code
+    print_page(make_page(result, model, all_steps=args.all_steps), args, folder, json_only=True)
+    return ExitCode.OK if result.ok else ExitCode.CHECK_FAILED
 
 
 def _check_sizes(cache_size: int, sinks: int, new_tokens: int | None) -> None:

@@ -277,11 +277,3 @@ class Run:
         record["reproduce"] = "streamchat replay with the arguments in run.json, --max-turns " + str(violation.turn)
         write_json(path, record, durable=True, indent=1)
         return path
-
-
-def restored_totals(rows: list[dict[str, Any]]) -> Totals:
-    """Return the totals over the turns of an earlier process."""
-    totals = Totals()
-    for row in rows:
-        totals.add(row)
-    return totals

@@ -17,7 +17,7 @@ from streamchat.config.loader import Configuration
 from streamchat.engine.engine import Engine
 from streamchat.replay.invariants import Inspector, Violation
 from streamchat.replay.report import make_report, write_report
-from streamchat.replay.run import Run, RunFolder, Totals, restored_totals
+from streamchat.replay.run import Run, RunFolder, Totals
 from streamchat.replay.script import Script, steps
 from streamchat.store.store import Store
 from streamchat.telemetry.metrics import observe
@@ -87,7 +87,8 @@ class Runner:
         self.run = Run(
             engine, islice(turns, len(rows), stop), folder, self._inspector, self._end_turn, plan.time_limit_s
         )
-        self.run.totals = restored_totals(rows)
+        for row in rows:
+            self.run.totals.add(row)
         self.run.session = session
         if session:
             self.run.resumed_at = rows[-1]["turn"] if rows[-1]["failed"] is None else rows[-1]["turn"] - 1
@@ -123,7 +124,7 @@ class Runner:
             totals=run.totals,
             invariants=inspector.invariants.values(),
             rows=rows,
-            problems=[str(problem) for problem in plan.script.problems],
+            problems=plan.script.problems,
             ended=end_reason(run, plan.time_limit_s, plan.total),
         )
         as_json, as_html = write_report(plan.folder.path, report, rows)

@@ -37,23 +37,13 @@ class Dialogue:
     """System prompt; None if the script has none."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A script line that cannot be used."""
-
-    place: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
-
-
 @dataclass
 class Script:
     """All dialogues and problems of the files."""
 
     dialogues: list[Dialogue] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Lines that cannot be used, as `FILE:LINE: REASON`."""
 
     @property
     def turns(self) -> int:
@@ -76,7 +66,7 @@ def read_scripts(paths: Sequence[Path], wanted: Format = "auto") -> Script:
 def _read(path: Path, wanted: Format, script: Script) -> None:
     text = read_text(path, guess=True)
     if text.guess:
-        script.problems.append(Problem(str(path), f"it {text.guess}"))
+        script.problems.append(f"{path}: it {text.guess}")
     try:
         file = read_transcripts(text.text, wanted)
     except TranscriptError as error:
@@ -92,7 +82,7 @@ def _read(path: Path, wanted: Format, script: Script) -> None:
         else:
             problems.append((transcript.line, "it contains no user messages"))
     problems.sort(key=lambda each: each[0])
-    script.problems += [Problem(f"{path}:{line}", reason) for line, reason in problems]
+    script.problems += [f"{path}:{line}: {reason}" for line, reason in problems]
 
 
 def _system_prompt(transcript: Transcript) -> str | None:
@@ -146,12 +136,11 @@ def steps(script: Script, *, fresh: bool, teacher_forced: bool, repeat: int | No
     index = passed = 0
     while repeat is None or passed < repeat:
         for number, dialogue in enumerate(script.dialogues):
-            very_first = index == 0
             lead = ""
-            if not fresh and not very_first and dialogue.system and number:
+            if not fresh and index and dialogue.system and number:
                 lead = f"System: {dialogue.system}\n\n"
             for at, turn in enumerate(dialogue.turns):
-                starts = (very_first and at == 0) or (fresh and at == 0)
+                starts = at == 0 and (fresh or index == 0)
                 yield Step(
                     index,
                     (lead if at == 0 else "") + turn.text,

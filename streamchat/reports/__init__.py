@@ -1,1 +1,1 @@
-"""Result pages of tables and charts, rendered for terminal, HTML, Markdown and JSON."""
+"""Result pages of tables and charts, rendered for terminal, HTML and JSON."""

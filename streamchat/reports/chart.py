@@ -53,7 +53,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A grid of numbers."""
+    """A grid of numbers; low ones are good."""
 
     name: str
     title: str
@@ -65,7 +65,6 @@ class Heatmap:
     values: tuple[tuple[float, ...], ...]
     """One tuple per row; NaN if missing."""
     decimals: int = 2
-    low_is_good: bool = True
 
 
 def all_whole(values: Sequence[float]) -> bool:

@@ -22,6 +22,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 """No metadata, so that the same chart gives the same file."""
 MAX_LOG_TICKS = 8
 """Maximum x values of a logarithmic axis that each get a tick."""
+SIZE_INCHES = (6.4, 3.6)
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -45,13 +46,13 @@ def _matplotlib_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def svg_of(picture: Picture, size: tuple[float, float] = (6.4, 3.6), *, transparent: bool = True) -> str:
-    """Return the `<svg>` element. `size` is in inches; the same chart gives the same text."""
+def svg_of(picture: Picture, *, transparent: bool = True) -> str:
+    """Return the `<svg>` element; the same chart gives the same text."""
     matplotlib = _import_matplotlib()
     out = io.StringIO()
     # deterministic ids
     with matplotlib.rc_context({"svg.hashsalt": picture.name}):
-        _figure(picture, size).savefig(out, format="svg", transparent=transparent, metadata=_NO_METADATA)
+        _figure(picture).savefig(out, format="svg", transparent=transparent, metadata=_NO_METADATA)
     text = out.getvalue()
     return text[text.index("<svg") :]
 
@@ -63,16 +64,16 @@ def save_pictures(folder: Path, pictures: Iterable[Picture]) -> list[Path]:
         as_svg, as_png = folder / f"{picture.name}.svg", folder / f"{picture.name}.png"
         write_text(as_svg, svg_of(picture, transparent=False) + "\n", durable=False, mode=SHARED)
         with atomic_write(as_png, durable=False, mode=SHARED) as partial:
-            _figure(picture, (6.4, 3.6)).savefig(partial, format="png", dpi=150)
+            _figure(picture).savefig(partial, format="png", dpi=150)
         written += [as_svg, as_png]
     return written
 
 
-def _figure(picture: Picture, size: tuple[float, float]) -> Figure:
+def _figure(picture: Picture) -> Figure:
     _import_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     axes: Any = figure.add_subplot()
     if isinstance(picture, Chart):
         _draw_chart(axes, picture)
@@ -131,7 +132,7 @@ def _draw_heatmap(figure: Any, axes: Any, picture: Heatmap) -> None:
 
     values = np.array(picture.values, dtype=float)
     known = values[np.isfinite(values)]
-    drawn = axes.imshow(values, aspect="auto", cmap="viridis_r" if picture.low_is_good else "viridis")
+    drawn = axes.imshow(values, aspect="auto", cmap="viridis_r")
     axes.set_xticks(range(len(picture.columns)), picture.columns)
     axes.set_yticks(range(len(picture.rows)), picture.rows)
     axes.set_xlabel(picture.column_label)
@@ -140,7 +141,6 @@ def _draw_heatmap(figure: Any, axes: Any, picture: Heatmap) -> None:
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if math.isfinite(value):
-                dark = (value > middle) == picture.low_is_good
-                text = f"{value:,.{picture.decimals}f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+                text, color = f"{value:,.{picture.decimals}f}", "w" if value > middle else "k"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     figure.colorbar(drawn, ax=axes)

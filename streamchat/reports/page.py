@@ -1,4 +1,4 @@
-"""Results of a run as tables and charts, rendered for terminal, HTML, Markdown and JSON."""
+"""Results of a run as tables and charts, rendered for terminal, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -98,16 +98,6 @@ def _rich_table(table: Table) -> Any:
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn
-
-
-def as_markdown(table: Table) -> str:
-    """Return the table in Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = "| " + " | ".join("---:" if numeric else "---" for numeric in table.numeric) + " |"
-    return "\n".join([line(table.columns), rule, *map(line, table.rows)])
 
 
 def as_html(page: Page) -> str:

@@ -147,16 +147,13 @@ def check_generate(manual: ModeRun, generate: ModeRun, dtype: torch.dtype) -> Ch
     """Check that `generate` agrees with the manual loop until two tokens are about equally likely."""
     name = "generate: agrees with the manual loop"
     tolerance = LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE_16_BIT)
-    same = 0
-    for a, b in zip(manual.ids, generate.ids, strict=True):
-        if a != b:
-            break
-        same += 1
-    steps = min(len(generate.logits), same - (len(manual.ids) - len(manual.logits)) + 1)
+    pairs = enumerate(zip(manual.ids, generate.ids, strict=True))
+    same = next((index for index, (a, b) in pairs if a != b), len(manual.ids)) - len(manual.ids) + len(manual.logits)
+    steps = min(len(generate.logits), same + 1)
     ours = torch.stack([logits.reshape(-1, logits.shape[-1])[-1] for logits in generate.logits[:steps]])
     theirs = torch.stack([logits[-1] for logits in manual.logits[:steps]])
     rms, _ = _distance(ours, theirs)
-    detail = f"{same - (len(manual.ids) - len(manual.logits))} of {len(manual.logits)} tokens equal, rms {rms:.1e}"
+    detail = f"{same} of {len(manual.logits)} tokens equal, rms {rms:.1e}"
     return Check(name, rms <= tolerance, detail)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -107,10 +108,7 @@ def _relevant(steps: list[RecordedStep], cache_size: int) -> list[RecordedStep]:
 
 def _layers(lengths: Iterable[int]) -> str:
     """(32, 32, 15) -> '2 layers x 32, 1 layer x 15'."""
-    counts: dict[int, int] = {}
-    for length in lengths:
-        counts[length] = counts.get(length, 0) + 1
-    return ", ".join(f"{plural(n, 'layer')} x {length:,}" for length, n in counts.items())
+    return ", ".join(f"{plural(n, 'layer')} x {length:,}" for length, n in Counter(lengths).items())
 
 
 def _pitfalls_table(results: list[PitfallResult], cache_size: int) -> Table:

@@ -294,7 +294,7 @@ def test_ratios_are_of_pairs_of_rounds() -> None:
     assert page.data["decode"]["generate"]["time_to_ours"] == 3.0
     assert page.data["decode"]["generate"]["late_to_early"] == 3.0
     assert page.data["decode"]["streamchat"]["time_to_ours"] == 1.0
-    assert page.data["chat"]["re-read"]["time_to_ours"] == {"5": 10.0}
+    assert page.data["chat"]["re-read"]["time_to_ours"] == {5: 10.0}
     text = as_text(page, 100)
     assert "40.0 (30.0-60.0)" in text
     assert "3.00 x" in text

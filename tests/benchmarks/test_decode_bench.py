@@ -12,7 +12,7 @@ import torch
 
 from streamchat.base.errors import ExitCode
 from streamchat.benchmarks import decode
-from streamchat.benchmarks.decode import compare_ends, full_stream, measure_step
+from streamchat.benchmarks.decode import EndlessReply, compare_ends, measure_step
 from streamchat.benchmarks.decode_profile import compiled_step, measure_parts, profile_token
 from streamchat.cli import main as cli
 from streamchat.kernels.library import load_kernels, why_unavailable
@@ -40,8 +40,8 @@ def test_four_configurations_are_timed_on_a_full_cache(folder: Path, monkeypatch
         return load_model(str(folder), device="cpu", dtype="bfloat16", weights=weights)
 
     class Watched(decode.EndlessReply):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
             streams.append(self)
 
     monkeypatch.setattr(decode, "EndlessReply", Watched)
@@ -57,7 +57,7 @@ def test_four_configurations_are_timed_on_a_full_cache(folder: Path, monkeypatch
 
 def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="float32")
-    times = full_stream(loaded, cache_size=32).decode(50)
+    times = EndlessReply(loaded, 32).decode(50)
     assert len(times) == 50
     assert min(times) > 0
 
@@ -65,7 +65,7 @@ def test_a_long_stream_is_timed_token_by_token(folder: Path) -> None:
 @pytest.mark.skipif(load_kernels("auto") is None, reason=why_unavailable("auto"))
 def test_the_parts_of_a_token_are_timed_by_kind(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="bfloat16", weights="int8")
-    stream = full_stream(loaded, cache_size=32)
+    stream = EndlessReply(loaded, 32)
     step = compiled_step(loaded.model)
     assert step is not None
     found = measure_parts(stream, step, 3)
@@ -79,7 +79,7 @@ def test_the_parts_of_a_token_are_timed_by_kind(folder: Path) -> None:
 
 def test_without_native_kernels_the_operations_of_pytorch_are_listed(folder: Path) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="bfloat16", kernels="torch")
-    found = profile_token(full_stream(loaded, cache_size=32), 3)
+    found = profile_token(EndlessReply(loaded, 32), 3)
     assert len(found) > 5
     assert any(name.startswith("aten::") for name in found)
     assert list(found.values()) == sorted(found.values(), reverse=True)

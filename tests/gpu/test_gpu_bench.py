@@ -29,7 +29,7 @@ from streamchat.models.load import LoadedModel, load_model
 from tests.support.models_help import save, tiny_llama
 
 FIGURES = GpuFigures(
-    "m", "cuda", "Model X", "bfloat16", 1024, 250.0, 100.0, 80.0, 9000.0, 8000.0, 1e12, 10**9,
+    "Model X", 1024, 250.0, 100.0, 80.0, 9000.0, 8000.0, 1e12, 10**9,
     [MemoryReading(2048, 300_000_000, 320_000_000, 1, 4.0), MemoryReading(100_352, 300_000_000, 320_000_000, 1, 4.1)],
 )  # fmt: skip
 

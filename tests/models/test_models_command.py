@@ -18,11 +18,8 @@ from tests.support.models_help import in_hub_cache, save, tiny_neox, write_gguf
 
 def run(*words: str) -> int:
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["models", *words])
-    code = args.run(args)
-    assert isinstance(code, int)
-    return code
+    command.add_flags(parser)
+    return command.run(parser.parse_args(words))
 
 
 def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

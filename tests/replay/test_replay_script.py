@@ -12,7 +12,7 @@ import torch
 from streamchat.base.errors import ConfigError
 from streamchat.replay import invariants, trend
 from streamchat.replay.durations import parse_duration
-from streamchat.replay.script import Format, Problem, read_scripts, steps
+from streamchat.replay.script import Format, read_scripts, steps
 
 # --- scripts ----------------------------------------------------------------------------------------------------
 
@@ -96,8 +96,9 @@ def test_broken_lines_are_told_with_their_place(tmp_path: Path, line: str, reaso
     good = '{"messages": [{"role": "user", "content": "a"}]}'
     script = script_of(tmp_path, f"{good}\n{line}\n{good}")
     [problem] = script.problems
-    assert problem.place.endswith("script:2")
-    assert reason in problem.reason
+    place, _, found = problem.partition(": ")
+    assert place.endswith("script:2")
+    assert reason in found
     assert [("a", None)] in said(script)
     assert said(script)[0] == said(script)[-1]
 
@@ -109,7 +110,7 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
         (f"{cafe} {cafe} {cafe}".encode()[:-1], f"{cafe} {cafe} caf\ufffd", "(byte 15); 1 damaged byte became U+FFFD"),
     ):
         script = script_of(tmp_path, content + b"\nfine")
-        assert script.problems == [Problem(str(tmp_path / "script"), f"it is not UTF-8 {how}")]
+        assert script.problems == [f"{tmp_path / 'script'}: it is not UTF-8 {how}"]
         assert said(script) == [[(read, None), ("fine", None)]]
     with pytest.raises(ConfigError, match="missing: no such file"):
         read_scripts([tmp_path / "missing"])

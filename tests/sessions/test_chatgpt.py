@@ -105,9 +105,7 @@ def test_an_export_is_replayed(tmp_path: Path) -> None:
         assert [(turn.text, turn.reply) for turn in dialogue.turns] == SAID
         assert dialogue.system == "Be brief."
         assert dialogue.place == f"{path}:{line}"
-    assert [str(problem) for problem in script.problems] == [
-        f"{path}:{line}: {SKIPPED} (only text can be replayed)" for line in (2, second)
-    ]
+    assert script.problems == [f"{path}:{line}: {SKIPPED} (only text can be replayed)" for line in (2, second)]
     one = put(tmp_path, TRIP, "one.json")
     assert len(read_scripts([one], "chatgpt").dialogues) == 1
     assert read_scripts([one]).dialogues[0].turns == script.dialogues[0].turns
@@ -145,7 +143,7 @@ def test_a_damaged_tree_is_refused_with_its_line(tmp_path: Path, harm: dict[str,
     assert str(refused.value).startswith(f"{path}, line 3: {reason}")
     script = read_scripts([path])
     assert len(script.dialogues) == 1
-    assert str(script.problems[-1]).startswith(f"{path}:3: {reason}")
+    assert script.problems[-1].startswith(f"{path}:3: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -176,4 +174,4 @@ def test_an_empty_conversation_has_no_messages(tmp_path: Path) -> None:
     path = put(tmp_path, {**TRIP, "current_node": None})
     with pytest.raises(StoreError, match="has no messages"):
         read_sessions(path)
-    assert str(read_scripts([path]).problems[-1]) == f"{path}:1: it contains no user messages"
+    assert read_scripts([path]).problems[-1] == f"{path}:1: it contains no user messages"

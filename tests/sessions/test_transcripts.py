@@ -39,7 +39,7 @@ def said(path: Path) -> tuple[list[tuple[str | None, list[tuple[str, str | None]
     """(system prompt, turns) of each dialogue, and the problems."""
     script = read_scripts([path])
     dialogues = [(d.system, [(turn.text, turn.reply) for turn in d.turns]) for d in script.dialogues]
-    return dialogues, [str(problem).removeprefix(f"{path}") for problem in script.problems]
+    return dialogues, [problem.removeprefix(f"{path}") for problem in script.problems]
 
 
 def put(tmp_path: Path, text: str, name: str = "talk.txt") -> Path:

@@ -15,9 +15,10 @@ from streamchat.benchmarks.perplexity import ScoredDocument, curve, losses_in, o
 from streamchat.benchmarks.score import perplexity
 from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
-from streamchat.reports.page import Table, as_markdown
+from streamchat.reports.page import Table
 from tools.evidence import forgetting
 from tools.evidence.forgetting import Asked
+from tools.evidence.markdown import as_markdown
 from tools.evidence.policies import section, with_section
 from tools.evidence.runs import BUDGET, BUDGETS, POLICIES, SINKS
 

@@ -30,8 +30,9 @@ from streamchat.benchmarks.score import perplexity
 from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import load_model
 from streamchat.models.quiet import quiet
-from streamchat.reports.page import Table, as_markdown
+from streamchat.reports.page import Table
 from tools.evidence.forgetting import ask
+from tools.evidence.markdown import as_markdown
 from tools.evidence.runs import books, score_books
 
 DOCS = Path(__file__).parents[2] / "docs"
