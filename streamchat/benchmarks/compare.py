@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from streamchat.base.errors import ConfigError
-from streamchat.base.formatting import plural
+from streamchat.base.errors import ConfigError, short
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.progress import Progress
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
@@ -79,9 +79,10 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
 
 def _turns(text: str) -> list[int]:
     words = split_list(text, "--turns")
-    if wrong := [word for word in words if not word.isdecimal() or int(word) < 1]:
-        raise ConfigError(f"--turns: {wrong[0]} is not a turn number (turns count from 1)")
-    found = sorted(set(map(int, words)))
+    numbers = [parse_whole_number(word) or 0 for word in words]
+    if 0 in numbers:
+        raise ConfigError(f"--turns: {short(words[numbers.index(0)], 80)} is not a turn number (turns count from 1)")
+    found = sorted(set(numbers))
     if close := [a for a, b in pairwise(found) if b - a < SAMPLES]:
         raise ConfigError(f"--turns: {close[0]} and the next one must be at least {SAMPLES} turns apart")
     return found

@@ -24,6 +24,16 @@ MODES = {
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
+COMPARISON_DEFAULTS: dict[str, Any] = {
+    "peers": False,
+    "float32": False,
+    "methods": METHODS,
+    "workloads": "decode,chat",
+    "turns": "5,50,500",
+    "limit": 20.0,
+}
+"""Defaults of the flags that only the comparison uses."""
+REPLY_TOKENS = "128"
 
 HELP = "measure speed and memory against other methods, the decode step, a GPU, the app, startup and resuming"
 DESCRIPTION = (
@@ -49,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
     own.add_argument(
-        "--max-new-tokens", default="128", metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
+        "--max-new-tokens", default=REPLY_TOKENS, metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
     )
     add_output_flags(own)
 
@@ -59,21 +69,24 @@ def _add_comparison_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--float32", action="store_true", help="also dense in float32, with a second copy of the model")
     add_methods_flag(group, METHODS, "any", KINDS)
     group.add_argument(
-        "--workloads", default="decode,chat", metavar="LIST", help="workloads: decode, chat (default: both)"
+        "--workloads",
+        default=COMPARISON_DEFAULTS["workloads"],
+        metavar="LIST",
+        help="workloads: decode, chat (default: both)",
     )
     group.add_argument(
         "--new-tokens", type=int, default=48, metavar="N", help="tokens generated per measurement (default: 48)"
     )
     group.add_argument(
         "--turns",
-        default="5,50,500",
+        default=COMPARISON_DEFAULTS["turns"],
         metavar="LIST",
         help="turns of the chat at which the time to the first token is measured (default: 5,50,500)",
     )
     group.add_argument(
         "--limit",
         type=float,
-        default=20.0,
+        default=COMPARISON_DEFAULTS["limit"],
         metavar="SECONDS",
         help="skip turns whose time to first token would exceed this, or whose history takes more than six times as "
         "long to process (default: 20)",
@@ -130,10 +143,15 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} needs --decode")
     if args.until is not None and not args.gpu:
         raise ConfigError("--until needs --gpu")
+    if args.max_new_tokens != REPLY_TOKENS and not args.ui:
+        raise ConfigError("--max-new-tokens needs --ui; --new-tokens is the number for the other measurements")
+    mode = next((name for name in MODES if getattr(args, name)), "")
+    if mode and (other := [name for name, value in COMPARISON_DEFAULTS.items() if getattr(args, name) != value]):
+        raise ConfigError(f"--{other[0]} belongs to the comparison of methods; leave it or --{mode} out")
     if args.cpu_time and args.threads != 1:
         raise ConfigError("--cpu-time counts the time of one thread; add --threads 1")
     if args.cpu_time and args.profile:
         raise ConfigError("--cpu-time does not work with --profile; choose one")
     require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1)
-    if args.limit <= 0:
+    if not args.limit > 0:  # nor NaN
         raise ConfigError(f"--limit {args.limit} must be above 0")

@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import ConfigError, ExitCode, StreamchatError
-from streamchat.base.formatting import plural
+from streamchat.base.errors import ConfigError, ExitCode, StreamchatError, short
+from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.benchmarks.loading import machine
 from streamchat.benchmarks.methods.registry import SCORED, parse_kinds, split_list
 from streamchat.cli import flags
@@ -117,8 +117,8 @@ def _work(args: argparse.Namespace) -> Work:
 
 def _numbers(text: str, flag: str) -> list[int]:
     words = split_list(text, flag)
-    if wrong := [word for word in words if not word.isdecimal()]:
-        raise ConfigError(f"{flag}: {wrong[0]} is not a whole number")
+    if wrong := [word for word in words if parse_whole_number(word) is None]:
+        raise ConfigError(f"{flag}: {short(wrong[0], 80)} is not a whole number of up to 18 digits")
     return [int(word) for word in words]
 
 

@@ -337,7 +337,16 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["--turns", "5,6"], "--turns: 5 and the next one must be at least 3 turns apart"),
         (["--new-tokens", "1"], "--new-tokens 1 must be at least 2"),
         (["--limit", "0"], "--limit 0.0 must be above 0"),
+        (["--limit", "nan"], "--limit nan must be above 0"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["--turns", "9" * 5000], "is not a turn number (turns count from 1)"),
+        (
+            ["--decode", "--methods", "dense"],
+            "--methods belongs to the comparison of methods; leave it or --decode out",
+        ),
+        (["--ui", "--turns", "3"], "--turns belongs to the comparison"),
+        (["--startup", "--peers"], "--peers belongs to the comparison"),
+        (["--max-new-tokens", "9"], "--max-new-tokens needs --ui"),
     ],
 )
 def test_wrong_input(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

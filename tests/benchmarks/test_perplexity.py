@@ -206,6 +206,7 @@ def test_policies_are_read() -> None:
     [
         ("snks", "snks is not a method; choose from dense, window, sinks"),
         ("dense:5", "dense:5 is not a method; write dense"),
+        ("window:" + "9" * 5000, "is not a method; write window:BUDGET"),
         ("window:5:1", "write window:BUDGET"),
         ("sinks:a", "write sinks:BUDGET:SINKS"),
         ("sinks:-64", "write sinks:BUDGET:SINKS"),

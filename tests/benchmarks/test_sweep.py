@@ -252,6 +252,7 @@ def test_a_model_that_is_not_there_does_not_end_the_others(
     ("arguments", "words"),
     [
         (["--sinks", "a"], "--sinks: a is not a whole number"),
+        (["--cache-sizes", "9" * 5000], "is not a whole number of up to 18 digits"),
         (["--cache-sizes", ","], "--cache-sizes is empty"),
         (["--policies", "sinks:64"], "--methods sinks:64: give names only; other flags set budgets and sinks"),
         (["--workers", "0"], "--workers 0 must be at least 1"),

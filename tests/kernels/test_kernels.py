@@ -37,7 +37,7 @@ from streamchat.kernels.operations import (
 )
 from streamchat.models.load import load_model
 from streamchat.quantization.linear import quantized_layers
-from streamchat.quantization.weights import Kind, int4_codes, quantize
+from streamchat.quantization.weights import BITS, Kind, int4_codes, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
@@ -107,6 +107,24 @@ def multiply(x: Tensor, *matrices: Tensor, out: Tensor, **members: Any) -> Opera
     given = [Matrix(each.data_ptr(), rows=each.shape[0], bits=32) for each in matrices]
     members = {"x": x.data_ptr(), "out": out.data_ptr(), "out_stride": out.shape[1]} | members
     return product(*given, columns=columns, count=count, **members)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_one_product_may_have_quantized_and_other_matrices_in_any_order(kind: Kind) -> None:
+    quantized, plain, x = (
+        quantize(noise(32, 64), kind, load_kernels("auto")),
+        noise(5, 64, seed=3),
+        noise(2, 64, seed=2),
+    )
+    first = Matrix(quantized.data.data_ptr(), quantized.scales.data_ptr(), None, 32, BITS[kind])
+    second = Matrix(plain.data_ptr(), None, None, 5, 32)
+    expected = torch.cat([quantized.multiply(x), x @ plain.T], dim=1)
+    for matrices, order in (((first, second), range(37)), ((second, first), [*range(32, 37), *range(32)])):
+        out = torch.empty(2, 37)
+        members = {"x": x.data_ptr(), "out": out.data_ptr(), "out_stride": 37, "count": 2}
+        run(product(*matrices, columns=64, **members))
+        torch.testing.assert_close(out, expected[:, list(order)], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -227,20 +245,33 @@ def chain_of_threads() -> None:
         assert torch.equal(out, x)
 
 
+def run_on_the_team(folder: Path, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Compiles a program with the team under a sanitizer, and runs it."""
+    program = folder / "program"
+    sources = [str(Path(__file__).parent / source), str(build.SOURCES / "team.c")]
+    given = ["-std=gnu11", "-O1", "-g", "-pthread", f"-I{build.SOURCES}", *flags]
+    built = subprocess.run(
+        [*build.find_compiler(), *given, *sources, "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if "cannot find" in built.stderr or "unrecognized" in built.stderr:
+        pytest.skip(f"the compiler does not know {flags}")
+    assert built.returncode == 0, built.stderr
+    return subprocess.run([str(program)], capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_team_has_no_races(tmp_path: Path, sanitizer: str) -> None:
-    program = tmp_path / "stress"
-    sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
-    flags = ["-std=gnu11", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", f"-I{build.SOURCES}"]
-    built = subprocess.run(
-        [*build.find_compiler(), *flags, *sources, "-o", str(program)], capture_output=True, text=True
-    )
-    if "cannot find" in built.stderr or "unrecognized" in built.stderr:
-        pytest.skip(f"the compiler has no {sanitizer} sanitizer")
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300, check=False)
+    done = run_on_the_team(tmp_path, "team_stress.c", f"-fsanitize={sanitizer}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_fork_amid_the_allocation_of_scratch_memory_does_no_harm(tmp_path: Path) -> None:
+    """The child would use, or free again, what the parent had just freed."""
+    done = run_on_the_team(tmp_path, "team_fork.c", "-fsanitize=address", "-Wl,--wrap=aligned_alloc")
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -15,12 +15,12 @@ Machine = Sequence[tuple[float, float]]
 """(ms per run, share of it spent waiting) for all threads, a half of them, ... one."""
 QUIET: Machine = [(10, 0.05), (18, 0.0)]
 BUSY: Machine = [(100, 0.7), (40, 0.0)]
-Simulate = Callable[[Sequence[Machine]], list[int]]
+Simulate = Callable[..., list[int]]
 
 
 @pytest.fixture(scope="module")
 def simulate(tmp_path_factory: pytest.TempPathFactory) -> Simulate:
-    """Returns the number of threads of each run."""
+    """Returns the number of threads of each run; after `same` runs of one program, two others alternate."""
     try:
         compiler = build.find_compiler()
     except build.KernelsUnavailableError as error:
@@ -30,13 +30,13 @@ def simulate(tmp_path_factory: pytest.TempPathFactory) -> Simulate:
     subprocess.run([*compiler, f"-I{build.SOURCES}", str(source), "-o", str(program)], check=True)
     noise = random.Random(1)
 
-    def run(machines: Sequence[Machine]) -> list[int]:
+    def run(machines: Sequence[Machine], same: int = 1 << 30) -> list[int]:
         lines = [
             " ".join(f"{ms * 1e6 * noise.uniform(0.8, 1.3)} {share}" for ms, share in machine) for machine in machines
         ]
         threads = 1 << (len(machines[0]) - 1)
         done = subprocess.run(
-            [str(program), str(threads)], input="\n".join(lines), text=True, capture_output=True, check=True
+            [str(program), str(threads), str(same)], input="\n".join(lines), text=True, capture_output=True, check=True
         )
         return [int(line) for line in done.stdout.split()]
 
@@ -63,6 +63,12 @@ def test_waiting_alone_does_not_cost_threads(simulate: Simulate) -> None:
     uneven: Machine = [(10, 0.4), (18, 0.0)]
     found = simulate([uneven] * 2000)
     assert found.count(1) <= 2000 * 0.05
+
+
+def test_a_trial_that_another_program_interrupts_decides_nothing(simulate: Simulate) -> None:
+    uneven: Machine = [(10, 0.4), (18, 0.0)]
+    for same in range(4, 16):
+        assert simulate([uneven] * 60, same)[same + 1 :] == [2] * (59 - same), same
 
 
 def test_it_goes_down_as_far_as_it_helps(simulate: Simulate) -> None:

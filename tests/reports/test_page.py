@@ -6,7 +6,7 @@ import pytest
 
 from streamchat.reports.machine import machine_line, processor, versions
 from streamchat.reports.page import Page, Table, as_html, as_text, facts
-from tools.evidence.page import as_markdown
+from tools.evidence.markdown import as_markdown
 
 TABLE = Table("T", ("name", "tokens", "end"), [("1", "1,024", "stop"), ("2", "-", "length"), ("3", "+4.5 MB", "")])
 

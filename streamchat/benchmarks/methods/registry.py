@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, short
 from streamchat.base.eviction_policies import POLICIES
+from streamchat.base.formatting import parse_whole_number
 
 MIN_BUDGET = 8
 
@@ -152,9 +153,9 @@ def _parse(text: str, defaults: Sequence[int]) -> Method:
     name, *numbers = text.split(":")
     kind = known_kind(name)
     sizes = KINDS[kind].sizes
-    if len(numbers) > len(sizes) or not all(number.isdecimal() for number in numbers):
-        raise ConfigError(f"{text} is not a method; write {':'.join((name, *sizes))}")
-    given = [int(number) for number in numbers]
+    given = [found for number in numbers if (found := parse_whole_number(number)) is not None]
+    if len(numbers) > len(sizes) or len(given) < len(numbers):
+        raise ConfigError(f"{short(text, 80)} is not a method; write {':'.join((name, *sizes))}")
     return make_method(kind, *[*given, *defaults[len(given) :]])
 
 

@@ -52,6 +52,8 @@ static inline void pace_start_trial(Pace *p) {
 /* Takes note of a run that took `ns`, of which the caller's thread waited for `waited_ns`. */
 static inline void pace_learn(Pace *p, const void *program, double ns, double waited_ns) {
     if (p->program != program) {
+        if (p->trial)
+            p->level = p->from; /* unfinished */
         p->program = program;
         p->cost = 0.0;
         p->trial = 0;

@@ -313,7 +313,12 @@ typedef struct {
     int count;
 } Vectors;
 
-static int is_rounded(const Product *p) { return p->matrices[0].bits <= 8; }
+static int is_rounded(const Product *p) {
+    int found = 0;
+    for (int i = 0; i < p->num_matrices; i++)
+        found |= p->matrices[i].bits <= 8;
+    return found;
+}
 
 static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
 

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "pace.h"
@@ -122,8 +123,10 @@ static void *help(void *argument) {
     return 0;
 }
 
-/* Threads do not survive a fork: the child process starts its own, even if another thread was inside a run. */
+/* Threads do not survive a fork: the child process starts its own, even if another thread was inside a run. It gives up
+ * the scratch memory, as that thread may just have been replacing it. */
 static void after_fork(void) {
+    memset(team.members, 0, sizeof team.members);
     one_run = lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     opened = wanted = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     atomic_store(&team.active, 1);
