@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import read_json
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress
@@ -44,10 +45,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     A folder is also incomplete if a file is missing or has another size; it is then built again.
     """
+    manifest = read_json(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, int] = manifest["files"]
-        whole = all((folder / name).stat().st_size == size for name, size in files.items())
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if whole else None
