@@ -27,7 +27,7 @@ PRIVATE = 0o600
 SHARED = 0o666
 """Mode of a file for others, too; the umask applies."""
 _WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_HOME"
-_BY_ERRNO = {
+ADVICE = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "your disk quota is used up; free some of it",
     errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
@@ -38,11 +38,12 @@ _BY_ERRNO = {
     errno.ENOTDIR: "a part of its path is a file; choose another folder with STREAMCHAT_HOME",
     errno.EEXIST: "a file has the name of its folder; move that file aside",
 }
+"""errno of a failed write -> what to do; for others, `_WRITABLE`."""
 
 
 def advice_on(code: int | None) -> str:
     """Return what to do about the errno of a failed write."""
-    return _BY_ERRNO.get(code or 0, _WRITABLE)
+    return ADVICE.get(code or 0, _WRITABLE)
 
 
 @contextmanager

@@ -15,24 +15,14 @@ from typing import Any
 import filelock
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import read_json
+from streamchat.base.atomic_files import ADVICE, read_json
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-}
+DISK_ERRORS = {*ADVICE, errno.EACCES, errno.EPERM}
 
 
 def models_dir() -> Path:
