@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import glob
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from typing import Any
 
 from streamchat.base import paths
 
+_log = logging.getLogger(__name__)
+
 PRIVATE = 0o600
 """Mode of a file that only the user can read."""
 SHARED = 0o666
 """Mode of a file for others, too; the umask applies."""
 _WRITABLE = "make its folder writable, or choose another folder with STREAMCHAT_HOME"
-_BY_ERRNO = {
+ADVICE = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "your disk quota is used up; free some of it",
     errno.EROFS: "its disk is mounted read-only; choose another folder with STREAMCHAT_HOME",
@@ -35,11 +38,12 @@ _BY_ERRNO = {
     errno.ENOTDIR: "a part of its path is a file; choose another folder with STREAMCHAT_HOME",
     errno.EEXIST: "a file has the name of its folder; move that file aside",
 }
+"""errno of a failed write -> what to do; for others, `_WRITABLE`."""
 
 
 def advice_on(code: int | None) -> str:
     """Return what to do about the errno of a failed write."""
-    return _BY_ERRNO.get(code or 0, _WRITABLE)
+    return ADVICE.get(code or 0, _WRITABLE)
 
 
 @contextmanager
@@ -79,6 +83,23 @@ def write_text(target: Path, text: str, *, durable: bool, mode: int = PRIVATE) -
 def write_json(target: Path, value: Any, *, durable: bool, indent: int | None = None) -> None:
     """Replace `target` by `value` as JSON in ASCII; see `atomic_write`."""
     write_text(target, json.dumps(value, indent=indent), durable=durable)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in `file`; {} if it is missing, unreadable or damaged."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def save_result(file: Path, result: dict[str, Any], what: str) -> None:
+    """Save a result that can be computed again; log a warning that names it (`what`) if it cannot be saved."""
+    try:
+        write_json(file, result, durable=False)
+    except OSError as error:
+        _log.warning("%s could not be saved and will be computed again: %s", what, error)
 
 
 def write_new(target: Path, text: str, *, durable: bool) -> None:

@@ -24,7 +24,7 @@ MODES = {
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
-COMPARISON_DEFAULTS: dict[str, Any] = {
+COMPARISON_DEFAULTS: dict[str, object] = {
     "peers": False,
     "float32": False,
     "methods": METHODS,

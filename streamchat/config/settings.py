@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from streamchat.base.eviction_policies import DEFAULT_POLICY, POLICIES, RENAMED_POLICIES, describe_policies
 
@@ -76,223 +76,165 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _setting(default: Any, section: str, help: str, *, needs_trust: bool, **spec: Any) -> Any:  # noqa: A002 - argparse's name
-    return field(default=default, metadata={"spec": Spec(section, help, needs_trust, **spec)})
+@dataclass(frozen=True)
+class _Table:
+    """Declares the settings of one table of the configuration file.
+
+    There are two methods, so that trust is decided for each new setting.
+    """
+
+    name: str
+
+    def harmless(self, default: Any, help: str, **spec: Any) -> Any:  # noqa: A002 - argparse's name
+        """Declare a setting that any `./config.toml` may set."""
+        return field(default=default, metadata={"spec": Spec(self.name, help, needs_trust=False, **spec)})
+
+    def sensitive(self, default: Any, help: str, **spec: Any) -> Any:  # noqa: A002
+        """Declare a setting that needs trust."""
+        return field(default=default, metadata={"spec": Spec(self.name, help, needs_trust=True, **spec)})
+
+
+_MODEL, _CACHE, _GENERATION = _Table("model"), _Table("cache"), _Table("generation")
+_CHAT, _SESSIONS, _INTERFACE = _Table("chat"), _Table("sessions"), _Table("interface")
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings of a run, checked. Sizes are in tokens."""
 
-    model: str = _setting(
+    model: str = _MODEL.sensitive(
         "default",
-        "model",
         "Model to load: 'default' (SmolLM2-135M-Instruct), an alias such as pythia-410m "
         "(see `streamchat models`), a Hub id, a local folder or a .gguf file",
         metavar="NAME",
-        needs_trust=True,
     )
-    device: str = _setting(
+    device: str = _MODEL.harmless(
         "auto",
-        "model",
         "Device for the model; auto tries cuda (the first GPU with enough memory, or all if none has), then mps, then "
         "cpu; cuda:1 is one GPU, cuda:0,1 and cuda:all shard the layers over several",
         choices=("auto", "cpu", "cuda", "mps", "cuda:all"),
         forms={"cuda:N[,N]": r"cuda:\d{1,3}(,\d{1,3})*"},
-        needs_trust=False,
     )
-    dtype: Dtype = _setting(
-        "auto",
-        "model",
-        "Dtype of weights and cache; auto picks a safe and fast one for the device",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        needs_trust=False,
+    dtype: Dtype = _MODEL.harmless(
+        "auto", "Dtype of weights and cache; auto picks a safe and fast one for the device", choices=get_args(Dtype)
     )
-    weights: Weights = _setting(
+    weights: Weights = _MODEL.harmless(
         "auto",
-        "model",
         "Weight precision for decoding: native, int8 or int4 (torchao on a GPU); auto quantizes on a CPU if measured "
         "perplexity rises by at most 1 %",
-        choices=("auto", "native", "int8", "int4"),
-        needs_trust=False,
+        choices=get_args(Weights),
     )
-    kernels: Kernels = _setting(
+    kernels: Kernels = _MODEL.harmless(
         "auto",
-        "model",
         "CPU decode kernels: auto compiles native kernels once (Linux with gcc or clang), else uses PyTorch; "
         "torch always uses PyTorch",
-        choices=("auto", "torch"),
-        needs_trust=False,
+        choices=get_args(Kernels),
     )
-    attention: Attention = _setting(
-        "sdpa", "model", "Attention implementation in transformers", choices=("sdpa", "eager"), needs_trust=False
+    attention: Attention = _MODEL.harmless(
+        "sdpa", "Attention implementation in transformers", choices=get_args(Attention)
     )
 
-    cache_size: int = _setting(
+    cache_size: int = _CACHE.harmless(
         1024,
-        "cache",
         "Budget of the KV cache in tokens: sinks + pinned + recent window; no layer ever exceeds it",
         minimum=16,
         metavar="TOKENS",
-        needs_trust=False,
     )
-    compression_ratio: float = _setting(
+    compression_ratio: float = _CACHE.harmless(
         0.0,
-        "cache",
         "Set cache_size to max(num_sink_tokens + 10, context length x (1 - ratio)); 0 = off",
         minimum=0.0,
         maximum=1.0,
         below_maximum=True,
         metavar="RATIO",
-        needs_trust=False,
     )
-    num_sink_tokens: int = _setting(
-        4,
-        "cache",
-        "Attention sinks: the first tokens of the conversation, never evicted",
-        minimum=0,
-        metavar="TOKENS",
-        needs_trust=False,
+    num_sink_tokens: int = _CACHE.harmless(
+        4, "Attention sinks: the first tokens of the conversation, never evicted", minimum=0, metavar="TOKENS"
     )
-    evict: str = _setting(
+    evict: str = _CACHE.harmless(
         DEFAULT_POLICY,
-        "cache",
         f"Eviction policy when the budget is full: {describe_policies()}",
         choices=tuple(POLICIES),
         renamed=RENAMED_POLICIES,
-        needs_trust=False,
     )
-    on_full: OnFull = _setting(
+    on_full: OnFull = _CACHE.harmless(
         "evict",
-        "cache",
         "When the budget is full: evict older text, or stop accepting messages until /clear",
-        choices=("evict", "stop"),
-        needs_trust=False,
+        choices=get_args(OnFull),
     )
 
-    temperature: float = _setting(
-        0.7,
-        "generation",
-        "Sampling temperature; 0 always picks the most likely token",
-        minimum=0.0,
-        maximum=10.0,
-        live=True,
-        needs_trust=False,
+    temperature: float = _GENERATION.harmless(
+        0.7, "Sampling temperature; 0 always picks the most likely token", minimum=0.0, maximum=10.0, live=True
     )
-    top_p: float = _setting(
+    top_p: float = _GENERATION.harmless(
         0.9,
-        "generation",
         "Sample from the smallest set of tokens with this total probability; 1 = off",
         minimum=0.0,
         above_minimum=True,
         maximum=1.0,
         live=True,
-        needs_trust=False,
     )
-    top_k: int = _setting(
-        0, "generation", "Sample from the k most likely tokens; 0 = off", minimum=0, live=True, needs_trust=False
-    )
-    min_p: float = _setting(
+    top_k: int = _GENERATION.harmless(0, "Sample from the k most likely tokens; 0 = off", minimum=0, live=True)
+    min_p: float = _GENERATION.harmless(
         0.0,
-        "generation",
         "Drop tokens less likely than this fraction of the most likely one; 0 = off",
         minimum=0.0,
         maximum=1.0,
         live=True,
-        needs_trust=False,
     )
-    repetition_penalty: float = _setting(
-        1.1,
-        "generation",
-        "Penalty for tokens seen in the last 64; 1 = off",
-        minimum=0.0,
-        above_minimum=True,
-        maximum=10.0,
-        live=True,
-        needs_trust=False,
+    repetition_penalty: float = _GENERATION.harmless(
+        1.1, "Penalty for tokens seen in the last 64; 1 = off", minimum=0.0, above_minimum=True, maximum=10.0, live=True
     )
-    max_new_tokens: int = _setting(
-        512,
-        "generation",
-        "Maximum tokens per reply",
-        minimum=1,
-        metavar="TOKENS",
-        live=True,
-        needs_trust=False,
-    )
-    seed: int = _setting(
+    max_new_tokens: int = _GENERATION.harmless(512, "Maximum tokens per reply", minimum=1, metavar="TOKENS", live=True)
+    seed: int = _GENERATION.harmless(
         -1,
-        "generation",
         "Random seed for sampling; -1 = a new seed at every start",
         minimum=-1,
         maximum=2**63 - 1,  # the range of torch
         live=True,
-        needs_trust=False,
     )
 
-    system_prompt: str = _setting(
-        "",
-        "chat",
-        "System prompt, pinned in the cache; empty = the default of the model's chat template",
-        metavar="TEXT",
-        needs_trust=False,
+    system_prompt: str = _CHAT.harmless(
+        "", "System prompt, pinned in the cache; empty = the default of the model's chat template", metavar="TEXT"
     )
-    chat_format: Format = _setting(
+    chat_format: Format = _CHAT.harmless(
         "auto",
-        "chat",
         "Format of turns: the model's chat template, or plain 'User:' / 'Assistant:' lines; auto uses the template if "
         "the model has one",
-        choices=("auto", "template", "plain"),
-        needs_trust=False,
+        choices=get_args(Format),
     )
 
-    save: Save = _setting(
-        "chats",
-        "sessions",
-        "Which conversations are saved: interactive chats, piped ones too, or none",
-        choices=("chats", "always", "never"),
-        needs_trust=True,
+    save: Save = _SESSIONS.sensitive(
+        "chats", "Which conversations are saved: interactive chats, piped ones too, or none", choices=get_args(Save)
     )
-    snapshot_turns: int = _setting(
+    snapshot_turns: int = _SESSIONS.sensitive(
         10,
-        "sessions",
         "Snapshot the cache every N turns and on exit, so that resuming needs no prefill; 0 = only on exit",
         minimum=0,
         metavar="N",
-        needs_trust=True,
     )
 
-    plain: bool = _setting(False, "interface", "Line-based prompt instead of the full-screen app", needs_trust=False)
-    theme: str = _setting(
-        "textual-dark", "interface", "Color theme of the full-screen app", metavar="NAME", needs_trust=False
-    )
-    thinking: Thinking = _setting(
+    plain: bool = _INTERFACE.harmless(False, "Line-based prompt instead of the full-screen app")
+    theme: str = _INTERFACE.harmless("textual-dark", "Color theme of the full-screen app", metavar="NAME")
+    thinking: Thinking = _INTERFACE.harmless(
         "collapse",
-        "interface",
         "How reasoning blocks are displayed: as a line that can be expanded, in full, or not at all",
-        choices=("collapse", "show", "hide"),
+        choices=get_args(Thinking),
         live=True,
-        needs_trust=False,
     )
-    history: bool = _setting(True, "interface", "Keep input history across restarts", needs_trust=True)
-    metrics_port: int = _setting(
+    history: bool = _INTERFACE.sensitive(True, "Keep input history across restarts")
+    metrics_port: int = _INTERFACE.sensitive(
         0,
-        "interface",
         "Serve Prometheus metrics at http://METRICS_HOST:PORT/metrics; 0 = off",
         minimum=0,
         maximum=65535,
         metavar="PORT",
-        needs_trust=True,
     )
-    metrics_host: str = _setting(
-        "127.0.0.1",
-        "interface",
-        "Address the metrics server binds to (non-loopback exposes it to other machines)",
-        metavar="HOST",
-        needs_trust=True,
+    metrics_host: str = _INTERFACE.sensitive(
+        "127.0.0.1", "Address the metrics server binds to (non-loopback exposes it to other machines)", metavar="HOST"
     )
-    stats_json: str = _setting(
-        "", "interface", "Append one JSON object per turn to this file; empty = off", metavar="FILE", needs_trust=True
+    stats_json: str = _INTERFACE.sensitive(
+        "", "Append one JSON object per turn to this file; empty = off", metavar="FILE"
     )
 
 

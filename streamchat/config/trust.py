@@ -6,11 +6,10 @@ It is stored in the user's state folder, readable only by the user.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import advice_on, write_json
+from streamchat.base.atomic_files import advice_on, read_json, write_json
 from streamchat.base.errors import ConfigError, reason_of
 
 
@@ -44,11 +43,7 @@ def _digest(data: bytes) -> str:
 
 def _known() -> dict[str, str]:
     """Return path -> digest; empty if the list cannot be read, so that nothing is trusted."""
-    try:
-        known = json.loads(store_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_json(store_file())
 
 
 def _write(known: dict[str, str]) -> None:

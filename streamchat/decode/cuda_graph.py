@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,47 +28,32 @@ transformers (default model, 74 tokens), 0.4 and more for a position that is alw
 
 Run = Callable[[], Tensor]
 """Computes (1, 1, vocabulary) logits."""
+Record = Callable[[Run], Run]
+"""Records the device work of a run. Returns a function that repeats that work on the same addresses and returns the
+tensor with the result, which the next replay overwrites. It holds no reference to the run."""
 
 
-class Graphs(Protocol):
-    """Records steps."""
+def record_cuda_graph(device: torch.device, run: Run) -> Run:
+    """See `Record`: a CUDA graph on `device`, with its own memory pool."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                run()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: allow memory queries from other threads during capture
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = run()
 
-    def record(self, run: Run) -> Run:
-        """Record the device work of `run`.
+    def replay() -> Tensor:
+        with torch.cuda.device(device):
+            graph.replay()
+        return result
 
-        Returns a function that repeats that work on the same addresses and returns the tensor with the result, which
-        the next replay overwrites. It holds no reference to `run`.
-        """
-        ...
-
-
-class CudaGraphs:
-    """CUDA graphs on `device`, each with its own memory pool."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def record(self, run: Run) -> Run:
-        """See `Graphs`."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            current = torch.cuda.current_stream()
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
-                    run()
-            current.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: allow memory queries from other threads during capture
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = run()
-
-        def replay() -> Tensor:
-            with torch.cuda.device(self._device):
-                graph.replay()
-            return result
-
-        return replay
+    return replay
 
 
 class CapturedStep:
@@ -79,8 +63,8 @@ class CapturedStep:
     step. Any failure is logged once and disables the step: from then on every call returns None.
     """
 
-    def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, graphs: Graphs) -> None:
-        self._step, self._dtype, self._graphs = step, dtype, graphs
+    def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, record: Record) -> None:
+        self._step, self._dtype, self._record = step, dtype, record
         self._inputs = Inputs(device)
         # weak: a deleted cache must free its memory
         self._buffers: list[weakref.ref[Tensor]] = []
@@ -141,7 +125,7 @@ class CapturedStep:
             run = bind(self._step, self._inputs, buffers, self._dtype)
             self._tokens += 1
             if self._checked and self._replay is None and self._tokens >= STEADY:
-                self._replay = self._record(run, slot)
+                self._replay = self._record_with_zeros(run, slot)
                 self._inputs.fill(ids, positions, layers[0].start, slot)
                 error = _distance(self._replay(), run())
                 if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
@@ -156,11 +140,11 @@ class CapturedStep:
             layer.reserve_slots(1)
         return logits
 
-    def _record(self, run: Run, slot: int) -> Run:
+    def _record_with_zeros(self, run: Run, slot: int) -> Run:
         """Record `run` with other inputs than those of the check that follows; writes to the free slot only."""
         zero = torch.zeros_like(self._inputs.ids)
         self._inputs.fill(zero, zero, slot, slot)
-        return self._graphs.record(run)
+        return self._record(run)
 
     def _give_up(self, reason: str) -> None:
         self.failed, self._replay, self._pending_check = reason, None, None

@@ -15,7 +15,7 @@ from streamchat.cache.arguments import CACHE_NAMES, given_cache
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
-from streamchat.decode.cuda_graph import CapturedStep, CudaGraphs, Graphs
+from streamchat.decode.cuda_graph import CapturedStep, Record, record_cuda_graph
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.spec import model_spec
@@ -41,7 +41,9 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     spread = any(weights.device != device for weights in model.parameters())
     if spread or device.type not in ("cpu", "cuda"):
         return False
-    return _install_short(model, kernels) if device.type == "cpu" else install_captured(model, CudaGraphs(device))
+    if device.type == "cpu":
+        return _install_short(model, kernels)
+    return install_captured(model, functools.partial(record_cuda_graph, device))
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:
@@ -70,12 +72,12 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
     return CompiledStep(spec, kernels) if kernels is not None and kernels_support(spec) else decode_step(spec)
 
 
-def install_captured(model: Any, graphs: Graphs) -> bool:
-    """Have `graphs` record the step of `model` when it decodes; returns whether the model has a recordable step."""
+def install_captured(model: Any, record: Record) -> bool:
+    """Have `record` record the step of `model` when it decodes; returns whether the model has a recordable step."""
     step = static_step(model)
     if step is None:
         return False
-    captured = CapturedStep(step, input_device(model), model.dtype, graphs)
+    captured = CapturedStep(step, input_device(model), model.dtype, record)
     plain = model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:

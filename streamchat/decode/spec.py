@@ -29,10 +29,6 @@ class BlockSpec:
     input_norm: NormSpec
     qkv_proj: tuple[nn.Module, ...]
     """Queries, keys and values: three layers, or one fused layer."""
-    qkv_by_head: bool
-    """The output is (q, k, v) of each head in turn, instead of all queries, all keys, all values."""
-    q_norm: NormSpec | None
-    k_norm: NormSpec | None
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -44,7 +40,11 @@ class BlockSpec:
     """(gate, up), or one layer."""
     act: nn.Module
     down_proj: nn.Module
-    parallel_residual: bool
+    qkv_by_head: bool = False
+    """The output is (q, k, v) of each head in turn, instead of all queries, all keys, all values."""
+    q_norm: NormSpec | None = None
+    k_norm: NormSpec | None = None
+    parallel_residual: bool = False
     """The MLP gets the input of the block, instead of that plus the attention's output."""
 
 
@@ -96,7 +96,6 @@ def _llama(model: Any) -> ModelSpec:
             BlockSpec(
                 input_norm=_rms(layer.input_layernorm),
                 qkv_proj=(attention.q_proj, attention.k_proj, attention.v_proj),
-                qkv_by_head=False,
                 q_norm=None if q_norm is None else _rms(q_norm),
                 k_norm=None if k_norm is None else _rms(k_norm),
                 num_heads=attention.q_proj.out_features // attention.head_dim,
@@ -108,7 +107,6 @@ def _llama(model: Any) -> ModelSpec:
                 up_proj=(mlp.gate_proj, mlp.up_proj),
                 act=mlp.act_fn,
                 down_proj=mlp.down_proj,
-                parallel_residual=False,
             )
         )
     head = model.get_output_embeddings()
@@ -127,8 +125,6 @@ def _neox(model: Any) -> ModelSpec:
                 input_norm=_layer_norm(layer.input_layernorm),
                 qkv_proj=(attention.query_key_value,),
                 qkv_by_head=True,
-                q_norm=None,
-                k_norm=None,
                 num_heads=heads,
                 num_kv_heads=heads,
                 head_dim=attention.head_size,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base import child_processes, paths
+from streamchat.base.cgroups import read_lines
 from streamchat.base.errors import reason_of
 from streamchat.kernels.check import challenge, expected_response
 from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
@@ -190,9 +191,6 @@ def _digest(compiler: list[str]) -> str:
 
 def _processor() -> str:
     """Return what distinguishes this processor's instruction set from that of another machine sharing the folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    lines = read_lines(Path("/proc/cpuinfo"))
     kept = [line for line in lines if line.partition(":")[0].strip() in ("flags", "Features", "model name")]
     return "\n".join([platform.machine(), *sorted(set(kept))])

@@ -18,90 +18,61 @@ TILE = 16
 """With 4-bit weights the number of rows must be a multiple of this."""
 
 
+Members = Sequence[tuple[str, Any]]
+"""Names and types of the members of a structure."""
+
+
+def _members(*declared: tuple[Any, str]) -> Members:
+    """Return the members that are declared as in C: a type and all names of that type."""
+    return [(name, kind) for kind, names in declared for name in names.split()]
+
+
 class Matrix(ctypes.Structure):
     """Weights of a product."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("data", c_void_p),
-        ("scales", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_long),
-        ("bits", c_int),
-    ]
+    _fields_: ClassVar[Members] = _members((c_void_p, "data scales bias"), (c_long, "rows"), (c_int, "bits"))
 
 
 class Norm(ctypes.Structure):
     """A norm of the input of another operation."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("eps", c_float),
-        ("is_layer_norm", c_int),
-    ]
+    _fields_: ClassVar[Members] = _members((c_void_p, "weight bias"), (c_float, "eps"), (c_int, "is_layer_norm"))
 
 
 class Attention(ctypes.Structure):
     """Stores new tokens, and attends to all cached tokens of the layer."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("query", c_void_p),
-        ("key", c_void_p),
-        ("value", c_void_p),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("partial", c_void_p),
-        ("query_norm", Norm),
-        ("key_norm", Norm),
-        ("head_stride", c_long),
-        ("token_stride", c_long),
-        ("head_stride_bytes", c_long),
-        ("cached", c_long),
-        ("tokens", c_int),
-        ("rotary_dim", c_int),
-        ("num_kv_heads", c_int),
-        ("num_kv_groups", c_int),
-        ("head_dim", c_int),
-        ("element_bytes", c_int),
-        ("spans", c_int),
-        ("scale", c_float),
-    ]
+    _fields_: ClassVar[Members] = _members(
+        (c_void_p, "query key value cos sin keys values partial"),
+        (Norm, "query_norm key_norm"),
+        (c_long, "head_stride token_stride head_stride_bytes cached"),
+        (c_int, "tokens rotary_dim num_kv_heads num_kv_groups head_dim element_bytes spans"),
+        (c_float, "scale"),
+    )
 
 
 class Product(ctypes.Structure):
     """Sums, norm, product with matrices, activation."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("matrices", Matrix * 3),
-        ("x", c_void_p),
-        ("added", c_void_p),
-        ("more", c_void_p),
-        ("attention", ctypes.POINTER(Attention)),
-        ("sum", c_void_p),
-        ("out", c_void_p),
-        ("norm", Norm),
-        ("columns", c_long),
-        ("out_stride", c_long),
-        ("num_matrices", c_int),
-        ("count", c_int),
-        ("function", c_int),
-        ("gated", c_int),
-    ]
+    _fields_: ClassVar[Members] = _members(
+        (Matrix * 3, "matrices"),
+        (c_void_p, "x added more"),
+        (ctypes.POINTER(Attention), "attention"),
+        (c_void_p, "sum out"),
+        (Norm, "norm"),
+        (c_long, "columns out_stride"),
+        (c_int, "num_matrices count function gated"),
+    )
 
 
 class _Any(ctypes.Union):
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [
-        ("product", Product),
-        ("attention", ctypes.POINTER(Attention)),
-    ]
+    _fields_: ClassVar[Members] = [("product", Product), ("attention", ctypes.POINTER(Attention))]
 
 
 class Operation(ctypes.Structure):
     """One operation of any kind."""
 
-    _fields_: ClassVar[Sequence[tuple[str, Any]]] = [("each", _Any), ("kind", c_int)]
+    _fields_: ClassVar[Members] = [("each", _Any), ("kind", c_int)]
 
 
 def product(*matrices: Matrix, **members: Any) -> Operation:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ import torch
 import transformers
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import write_json
+from streamchat.base.atomic_files import read_json, save_result
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.models.fingerprint import computed_config
-
-_log = logging.getLogger(__name__)
 
 
 def choose_checked_fit(model: Any) -> PositionFit:
@@ -37,7 +34,8 @@ def choose_checked_fit(model: Any) -> PositionFit:
     verdict = _read_verdict(file)
     fit = choose_fit(model, verdict=verdict)
     if verdict is None and fit.method != "recompute":
-        _write_verdict(file, fit.position_limit if fit.scales_queries else None)
+        limit = fit.position_limit if fit.scales_queries else None
+        save_result(file, {"passed": True, "absolute_limit": limit}, "the result of a model's checks")
     return fit
 
 
@@ -71,16 +69,6 @@ def _code_digest() -> str:
 
 
 def _read_verdict(file: Path) -> Verdict | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        limit = found["absolute_limit"]
-        return Verdict(limit) if found["passed"] is True and (limit is None or type(limit) is int) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write_verdict(file: Path, absolute_limit: int | None) -> None:
-    try:
-        write_json(file, {"passed": True, "absolute_limit": absolute_limit}, durable=False)
-    except OSError as error:
-        _log.warning("the verdict of the checks could not be saved: %s", error)
+    found = read_json(file)
+    limit = found.get("absolute_limit", "missing")
+    return Verdict(limit) if found.get("passed") is True and (limit is None or type(limit) is int) else None

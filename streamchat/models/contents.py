@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -17,11 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import write_json
+from streamchat.base.atomic_files import read_json, save_result
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.progress import Progress, silent
-
-_log = logging.getLogger(__name__)
 
 BLOCK = 1 << 24
 """Bytes per block. The digest of a file is the digest of its block digests, so that threads can share the work."""
@@ -53,14 +50,15 @@ def file_digest(file: Path, *, name: str, progress: Progress = silent) -> str:
     with _readable(file):
         path = file.resolve(strict=True)
         before = _state(path)
-    known = _read_record(path)
-    if known is not None and known[0] == before:
-        return known[1]
+    record = paths.cache_path("digests", os.fsencode(path), ".json")
+    known = read_json(record)
+    if known.get("state") == before and isinstance(known.get("digest"), str):
+        return str(known["digest"])
     digest = _hash(path, before[2], f"Checking {name} (once)", progress)
     with _readable(file):
         is_same = _state(path) == before
     if is_same and time.time_ns() - max(before[3:]) > SETTLED_NS:
-        _write_record(path, before, digest)
+        save_result(record, {"state": before, "digest": digest}, f"the digest of {path}")
     return digest
 
 
@@ -74,13 +72,13 @@ def _readable(file: Path) -> Iterator[None]:
         raise ModelNotFoundError(f"{what}; fetch it again or make it readable") from error
 
 
-def _state(file: Path) -> tuple[int, ...]:
-    """Return (device, inode, size, mtime, ctime), which change when a file is modified or replaced.
+def _state(file: Path) -> list[int]:
+    """Return device, inode, size, mtime and ctime, which change when a file is modified or replaced.
 
     ctime is included because mtime can be reset.
     """
     about = file.stat()
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+    return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 
 def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
@@ -101,22 +99,3 @@ def _hash(file: Path, size: int, stage: str, progress: Progress) -> str:
             pool.shutdown(cancel_futures=True)
             raise
     return whole.hexdigest()
-
-
-def _record_file(file: Path) -> Path:
-    return paths.cache_path("digests", os.fsencode(file), ".json")
-
-
-def _read_record(file: Path) -> tuple[tuple[int, ...], str] | None:
-    try:
-        known = json.loads(_record_file(file).read_text(encoding="utf-8"))
-        return tuple(known["state"]), str(known["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_record(file: Path, state: tuple[int, ...], digest: str) -> None:
-    try:
-        write_json(_record_file(file), {"state": state, "digest": digest}, durable=False)
-    except OSError as error:
-        _log.warning("the digest of %s could not be saved, so every start will compute it: %s", file, error)

@@ -6,16 +6,15 @@ import gc
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from streamchat.base.devices import device_type, devices_of, is_spread, join_devices
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.processors import usable_processors
 from streamchat.models.limits import available_memory
-
-if TYPE_CHECKING:
-    import torch
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADROOM = 1.05
@@ -25,8 +24,6 @@ INSTALL_ACCELERATE = "install it with: pip install accelerate"
 
 def available_devices() -> list[str]:
     """Return the devices of this machine that torch can use, best first."""
-    import torch
-
     found = []
     if torch.cuda.is_available():
         found.append("cuda")
@@ -40,8 +37,6 @@ def limit_threads() -> None:
 
     torch considers the CPU affinity, but not the limits of a control group.
     """
-    import torch
-
     if os.environ.get("OMP_NUM_THREADS"):
         return
     if (usable := usable_processors()) < torch.get_num_threads():
@@ -50,8 +45,6 @@ def limit_threads() -> None:
 
 def gpus() -> list[str]:
     """Return the names of the CUDA (or ROCm) GPUs: `cuda:0`, `cuda:1`, ..."""
-    import torch
-
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
@@ -113,14 +106,12 @@ def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
     if device_type(device) == "cuda":
         return ("bfloat16" if _cuda_bfloat16(devices_of(device)) else "float16"), ()
     if device == "mps":
-        return ("bfloat16" if _mps_bfloat16() else "float16"), ()
+        return ("bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"), ()
     return ("bfloat16" if cpu_has_bfloat16() else "float32"), ()
 
 
 def cpu_has_bfloat16() -> bool:
     """Return whether this CPU has bfloat16 instructions; without them, torch emulates it and is slower than float32."""
-    import torch
-
     cpu: Any = torch.cpu
     try:
         capabilities: dict[str, Any] = cpu.get_capabilities()
@@ -131,19 +122,12 @@ def cpu_has_bfloat16() -> bool:
 
 def _cuda_bfloat16(names: Sequence[str]) -> bool:
     """Return whether all these GPUs have native bfloat16."""
-    import torch
 
     def has_it(name: str) -> bool:
         with torch.cuda.device(name):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     return all(has_it(name) for name in names)
-
-
-def _mps_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.backends.mps.is_macos_or_newer(14, 0))
 
 
 def _notes(dtype: str, device: str) -> tuple[str, ...]:
@@ -185,8 +169,6 @@ def free_memory(device: str) -> int | None:
 
     Memory that torch has reserved but does not use (from a model that was unloaded) counts as free.
     """
-    import torch
-
     kind = device_type(device)
     if kind == "cpu":
         return available_memory()
@@ -198,25 +180,12 @@ def free_memory(device: str) -> int | None:
 
 
 def _free_of_gpu(name: str) -> int:
-    import torch
-
     unused = torch.cuda.memory_reserved(name) - torch.cuda.memory_allocated(name)
     return int(torch.cuda.mem_get_info(name)[0]) + unused
 
 
 def free_unused_memory() -> None:
     """Collect garbage and release unused cached CUDA memory."""
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """`'float32'` -> `torch.float32`."""
-    import torch
-
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
 
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
+from streamchat.cache.token_ids import counting_ids
 from streamchat.models import device as devices
 from streamchat.models.plan import LoadPlan
 from streamchat.models.read import read_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from streamchat.models.spread import forward_error, gpu_with_most_memory, used_devices
 
 
 def load_weights(plan: LoadPlan) -> tuple[PreTrainedModel, LoadPlan]:
@@ -38,8 +40,6 @@ def _load_on_device(plan: LoadPlan) -> tuple[PreTrainedModel, LoadPlan]:
     done = replace(plan, notes=(*plan.notes, *notes))
     if not is_spread(plan.device):
         return model, done
-    from streamchat.models.spread import forward_error, gpu_with_most_memory, used_devices
-
     used = used_devices(model, plan.device, plan.name)
     fault = forward_error(model)
     if not fault:
@@ -58,11 +58,5 @@ def _load_on_device(plan: LoadPlan) -> tuple[PreTrainedModel, LoadPlan]:
 
 def _is_finite(model: Any) -> bool:
     """Return whether the logits of a few tokens are finite; float16 overflows above 65,504."""
-    import torch
-
-    ids = (
-        torch.arange(8, device=model.get_input_embeddings().weight.device).unsqueeze(0)
-        % model.config.get_text_config().vocab_size
-    )
     with torch.inference_mode():
-        return bool(torch.isfinite(model(ids, use_cache=False).logits).all())
+        return bool(torch.isfinite(model(counting_ids(model, 8), use_cache=False).logits).all())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamchat.base.errors import ModelError, ModelNotFoundError, UnsupportedModelError, short
+from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -53,15 +53,6 @@ def inspect(folder: Path) -> Contents:
             f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the same model into it"
         )
     return Contents(config, sum(map(math.prod, shapes)), sum(path.stat().st_size for path in files))
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether `inspect` accepts `folder`."""
-    try:
-        inspect(folder)
-    except ModelError:
-        return False
-    return True
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -69,8 +69,7 @@ def fetch_from_hub(repo_id: str, asked: str, *, progress: Progress) -> Path:
                 f"{tried}, and {_host()} cannot be reached ({reason}); connect, or {_local_ways(asked)}"
             )
         files = _list_files(repo_id, asked)
-        config = _small_json(repo_id, CONFIG, files)
-        check_kind(config, repo_id)
+        check_kind(_read_config(repo_id, files[CONFIG]), repo_id)
         wanted = _files_to_fetch(repo_id, files)
         folder = hub_cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def _ask(url: str) -> str | None:
 
 @contextlib.contextmanager
 def _hub_errors(repo_id: str, asked: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub into `ModelNotFoundError`."""
+    """Turn errors of huggingface_hub and of the connection into `ModelNotFoundError`."""
     from huggingface_hub import errors
 
     try:
@@ -151,13 +150,20 @@ def _hub_errors(repo_id: str, asked: str) -> Iterator[None]:
         raise ModelNotFoundError(f"{asked!r} is not a valid Hub id (owner/name)") from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(f"{repo_id} could not be fetched from {_host()}: {short(error)}; try again") from error
+    except Exception as error:
+        # versions of huggingface_hub use different HTTP libraries
+        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
+            raise ModelNotFoundError(
+                f"The connection to {_host()} broke while asking for {repo_id} ({short(error, 80)}); try again"
+            ) from error
+        raise
 
 
 def _list_files(repo_id: str, asked: str) -> dict[str, int]:
     """Return the size in bytes of each file in the top folder of the repository, by name."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(repo_id, asked), _network_errors(repo_id):
+    with _hub_errors(repo_id, asked):
         info = HfApi(endpoint=endpoint()).model_info(repo_id, files_metadata=True, timeout=ANSWER_S)
     files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
     if CONFIG not in files:
@@ -170,22 +176,6 @@ def _list_files(repo_id: str, asked: str) -> dict[str, int]:
             f"{repo_id} has no config.json, so it is not a transformers model; choose another model"
         )
     return files
-
-
-@contextlib.contextmanager
-def _network_errors(repo_id: str) -> Iterator[None]:
-    """Turn connection errors into `ModelNotFoundError`.
-
-    Versions of huggingface_hub use different HTTP libraries, so their errors are recognized by module name.
-    """
-    try:
-        yield
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
-            raise ModelNotFoundError(
-                f"The connection to {_host()} broke while asking for {repo_id} ({short(error, 80)}); try again"
-            ) from error
-        raise
 
 
 def _files_to_fetch(repo_id: str, files: dict[str, int]) -> dict[str, int]:
@@ -205,15 +195,15 @@ def _files_to_fetch(repo_id: str, files: dict[str, int]) -> dict[str, int]:
     return {name: files[name] for name in (CONFIG, *small, *weights)}
 
 
-def _small_json(repo_id: str, name: str, files: dict[str, int]) -> dict[str, Any]:
-    if files[name] > 10_000_000:
+def _read_config(repo_id: str, size: int) -> dict[str, Any]:
+    if size > 10_000_000:
         raise UnsupportedModelError(
-            f"{name} of {repo_id} has {human_bytes(files[name])}, so it cannot be a configuration file"
+            f"{CONFIG} of {repo_id} has {human_bytes(size)}, so it cannot be a configuration file"
         )
     try:
-        content = json.loads(_get(repo_id, name).read_text(encoding="utf-8"))
+        content = json.loads(_get(repo_id, CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UnsupportedModelError(f"{name} of {repo_id} is not JSON; choose another model") from error
+        raise UnsupportedModelError(f"{CONFIG} of {repo_id} is not JSON; choose another model") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -236,7 +226,7 @@ def _get(repo_id: str, name: str, bar: Any = None) -> Path:
     # Plain HTTP: Xet reports progress from its own threads, where raising does not cancel the download.
     settings.HF_HUB_DISABLE_XET = True
     try:
-        with _hub_errors(repo_id, repo_id), _network_errors(repo_id):
+        with _hub_errors(repo_id, repo_id):
             return Path(
                 hf_hub_download(
                     repo_id,

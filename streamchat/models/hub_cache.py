@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamchat.base.errors import ModelError
 from streamchat.base.paths import user_path
-from streamchat.models.folder import inspect, is_complete
+from streamchat.models.folder import Contents, inspect
 
 PUBLIC_HUB = "https://huggingface.co"
 
@@ -37,7 +38,8 @@ def offline_variable() -> str | None:
 
 def cached_snapshot(repo_id: str) -> Path | None:
     """Return the folder of `repo_id` in the local Hub cache, or None if no complete model is there."""
-    return _snapshot(_repository(repo_id))
+    found = _snapshot(_repository(repo_id))
+    return None if found is None else found[0]
 
 
 def older_note(repo_id: str, snapshot: Path) -> str:
@@ -68,24 +70,23 @@ def cached_models() -> list[CachedModel]:
     """Return the complete causal language models in the local Hub cache, sorted by name."""
     found = []
     for repository in sorted(hub_cache_dir().glob("models--*")):
-        if (snapshot := _snapshot(repository)) is None:
-            continue
-        try:
-            contents = inspect(snapshot)
-        except ModelError:
-            continue
-        repo_id = repository.name.removeprefix("models--").replace("--", "/", 1)
-        found.append(CachedModel(repo_id, snapshot, contents.file_bytes))
+        if complete := _snapshot(repository):
+            folder, contents = complete
+            repo_id = repository.name.removeprefix("models--").replace("--", "/", 1)
+            found.append(CachedModel(repo_id, folder, contents.file_bytes))
     return found
 
 
-def _snapshot(repository: Path) -> Path | None:
-    """Return the first complete snapshot: the one that `main` points to, else the newest other one."""
+def _snapshot(repository: Path) -> tuple[Path, Contents] | None:
+    """Return the first complete snapshot and its contents: the one that `main` points to, else the newest other one."""
     snapshots = repository / "snapshots"
     main = _main(repository)
     found = list(snapshots.iterdir()) if snapshots.is_dir() else []
     found.sort(key=lambda path: (path.name == main, path.stat().st_mtime), reverse=True)
-    return next((folder for folder in found if is_complete(folder)), None)
+    for folder in found:
+        with suppress(ModelError):
+            return folder, inspect(folder)
+    return None
 
 
 def _main(repository: Path) -> str:

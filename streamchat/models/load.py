@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.progress import Progress as Progress
@@ -11,8 +12,8 @@ from streamchat.config.settings import Settings
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
 from streamchat.models.limits import check_start
-from streamchat.models.plan import LoadPlan, make_plan
 from streamchat.models.quiet import quiet
+from streamchat.models.resolve import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def load_model(
     attention: str = "sdpa",
     weights: str = "native",
     kernels: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LoadedModel:
     """Load the model that `name` means; fetch or convert it first if needed. Prints nothing.
 
@@ -70,14 +71,20 @@ def load_model(
         ConfigError: The device is not available, accelerate is needed and not installed, or the weights are not
             possible here.
     """
-    progress = progress or silent
     check_start()
-    plan = make_plan(name, device=device, dtype=dtype, attention=attention, progress=progress)
-    digest = _digest_of(plan, progress)
+    source = resolve(name)
+    progress("Starting torch", 0, 0, "")
+    from streamchat.models.plan import make_plan
+
+    plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress)
+    digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
     with quiet():
-        from streamchat.models.decoding import prepare_decoding
+        from streamchat.decode.install import install
+        from streamchat.kernels.library import load_kernels
         from streamchat.models.fallback import load_weights
+        from streamchat.models.fingerprint import set_contents_digest
+        from streamchat.models.quantize.cpu import use_weights
         from streamchat.models.read import check_config, read_tokenizer
         from streamchat.quantization.linear import quantized_bytes
 
@@ -87,16 +94,15 @@ def load_model(
     progress(f"Loading {done.name}", 0, 0, "")
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
-    used, compiled, decoding_notes = prepare_decoding(
-        model,
-        tokenizer,
-        weights=weights,
-        kernels=kernels,
-        device=done.device,
-        name=done.name,
-        digest=digest,
-        progress=progress,
+    compiled = None
+    if done.device == "cpu":
+        progress("Preparing kernels", 0, 0, "")
+        compiled = load_kernels(kernels)
+    set_contents_digest(model, digest)
+    used, weight_notes = use_weights(
+        model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
+    install(model, compiled)
     progress(f"Loading {done.name}", 0, 0, "")
     return LoadedModel(
         model,
@@ -105,14 +111,14 @@ def load_model(
         done.source.repo_id or done.source.location,
         done.device,
         done.dtype,
-        (*done.dtype_notes, *done.notes, *decoding_notes),
+        (*done.dtype_notes, *done.notes, *weight_notes),
         used,
         quantized_bytes(model),
         compiled,
     )
 
 
-def load_from_settings(settings: Settings, progress: Progress | None = None, **changes: Any) -> LoadedModel:
+def load_from_settings(settings: Settings, progress: Progress = silent, **changes: Any) -> LoadedModel:
     """Load the model that `settings` name, in the way that they say; `changes` replace single settings."""
     chosen = replace(settings, **changes)
     return load_model(
@@ -126,8 +132,8 @@ def load_from_settings(settings: Settings, progress: Progress | None = None, **c
     )
 
 
-def _digest_of(plan: LoadPlan, progress: Progress) -> str:
+def _digest_of(folder: Path, name: str, progress: Progress) -> str:
     """Return the digest of all files that weights are loaded from."""
     # transformers also loads an adapter next to the weights
-    files = {*weight_files(plan.folder), *plan.folder.glob("adapter_*")}
-    return folder_digest(plan.folder, files, name=plan.name, progress=progress)
+    files = {*weight_files(folder), *folder.glob("adapter_*")}
+    return folder_digest(folder, files, name=name, progress=progress)

@@ -10,7 +10,7 @@ from streamchat.base.progress import Progress
 from streamchat.models import device as devices
 from streamchat.models.folder import Contents, inspect
 from streamchat.models.hub_cache import older_note
-from streamchat.models.resolve import Source, resolve, shadowing_note
+from streamchat.models.resolve import Source, shadowing_note
 from streamchat.models.staging import read_manifest
 
 
@@ -49,17 +49,17 @@ class LoadPlan:
         return replace(self, dtype=dtype, dtype_notes=(f"{self.name} overflows in float16, so it runs in {dtype}",))
 
 
-def make_plan(name: str, *, device: str, dtype: str, attention: str, progress: Progress) -> LoadPlan:
-    """Return the plan for the model that `name` means; fetch or convert it first if needed. See `load_model`."""
-    source = resolve(name)
-    shadowing = shadowing_note(name, source)
+def make_plan(source: Source, asked: str, *, device: str, dtype: str, attention: str, progress: Progress) -> LoadPlan:
+    """Return the plan for `source`, which the user called `asked`; fetch or convert it first if needed.
+
+    See `load_model`.
+    """
     # check the device before fetching anything
-    progress("Starting torch", 0, 0, "")
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, dtype_notes = devices.choose_dtype(dtype, chosen_device)
-    folder = _local_folder(source, name, progress)
-    notes = [*filter(None, [shadowing]), *_source_notes(source, folder)]
+    folder = _local_folder(source, asked, progress)
+    notes = [*filter(None, [shadowing_note(asked, source)]), *_source_notes(source, folder)]
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
         chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
-from streamchat.models import device as devices
 from streamchat.models.plan import LoadPlan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from streamchat.models.spread import spread_arguments
 
 
 def check_config(plan: LoadPlan) -> None:
     """Refuse what transformers cannot load as a causal language model, with the reason."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-
     kind = str(plan.contents.config.get("model_type") or "")
     library: Any = modeling_auto
     configs: Any = transformers.CONFIG_MAPPING
@@ -43,8 +42,6 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
     Raises:
         ModelNotFoundError: It cannot be read.
     """
-    from transformers import AutoTokenizer
-
     library: Any = AutoTokenizer
     try:
         tokenizer: PreTrainedTokenizerBase = library.from_pretrained(
@@ -64,21 +61,14 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
         ModelNotFoundError: It does not fit into memory.
         UnsupportedModelError: It cannot be loaded as a causal language model, or lacks weights.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     library: Any = AutoModelForCausalLM
     notes: tuple[str, ...] = ()
-    spread: dict[str, Any] = {}
-    if is_spread(plan.device):
-        from streamchat.models.spread import spread_arguments
-
-        spread = spread_arguments(plan.device)
+    spread = spread_arguments(plan.device) if is_spread(plan.device) else {}
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
             str(plan.folder),
-            dtype=devices.torch_dtype(plan.dtype),
+            dtype=getattr(torch, plan.dtype),
             attn_implementation=how,
             local_files_only=True,
             trust_remote_code=False,
@@ -99,14 +89,11 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
         _check_complete(info, plan)
         if not spread:
             model = model.to(plan.device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelNotFoundError(
-            f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
-        ) from error
     except UnsupportedModelError:
         raise
     except Exception as error:
-        if "Cannot allocate memory" in str(error):  # safetensors has no specific error for it
+        # safetensors has no specific error for a lack of memory
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "Cannot allocate memory" in str(error):
             raise ModelNotFoundError(
                 f"{plan.name} does not fit into the memory of {plan.device} in {plan.dtype}; choose a smaller model"
             ) from error

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from streamchat.base.devices import devices_of, join_devices
 from streamchat.base.errors import ModelNotFoundError, short
+from streamchat.cache.token_ids import counting_ids
 from streamchat.models import device as devices
 
 USABLE = 0.9
@@ -14,10 +17,9 @@ USABLE = 0.9
 
 def spread_arguments(device: str) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that spread a model evenly over the GPUs of `device`."""
-    free = {name: int(USABLE * (devices.free_memory(name) or 0)) for name in devices_of(device)}
     # accelerate identifies GPUs by number
-    numbers: dict[int | str, int] = {int(name.partition(":")[2]): size for name, size in free.items()}
-    return {"device_map": "auto", "max_memory": numbers}
+    free = {_number(name): int(USABLE * (devices.free_memory(name) or 0)) for name in devices_of(device)}
+    return {"device_map": "auto", "max_memory": free}
 
 
 def used_devices(model: Any, device: str, name: str) -> str:
@@ -37,10 +39,6 @@ def used_devices(model: Any, device: str, name: str) -> str:
 
 def forward_error(model: Any) -> str:
     """Return the error of a forward pass over a few tokens, or ''. Layers on several devices may be incompatible."""
-    import torch
-
-    from streamchat.cache.token_ids import counting_ids
-
     ids = counting_ids(model, 8)
     try:
         with torch.inference_mode():

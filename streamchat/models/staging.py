@@ -15,23 +15,14 @@ from typing import Any
 import filelock
 
 from streamchat.base import paths
+from streamchat.base.atomic_files import ADVICE, read_json
 from streamchat.base.errors import ModelNotFoundError, reason_of, short
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress
 
 MANIFEST = "streamchat.json"
 POLL_S = 0.1
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-}
+DISK_ERRORS = {*ADVICE, errno.EACCES, errno.EPERM}
 
 
 def models_dir() -> Path:
@@ -44,10 +35,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     A folder is also incomplete if a file is missing or has another size; it is then built again.
     """
+    manifest = read_json(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, int] = manifest["files"]
-        whole = all((folder / name).stat().st_size == size for name, size in files.items())
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if whole else None

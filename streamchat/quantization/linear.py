@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -95,18 +95,14 @@ def quantized_bytes(model: nn.Module) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@contextmanager
-def always_quantized(model: nn.Module) -> Iterator[None]:
+def always_quantized(model: nn.Module) -> AbstractContextManager[None]:
     """Context manager: use quantized weights for inputs of any length, to measure their loss of quality."""
-    with _rows(model, 1 << 62):
-        yield
+    return _rows(model, 1 << 62)
 
 
-@contextmanager
-def never_quantized(model: nn.Module) -> Iterator[None]:
+def never_quantized(model: nn.Module) -> AbstractContextManager[None]:
     """Context manager: use the model's own weights."""
-    with _rows(model, 0):
-        yield
+    return _rows(model, 0)
 
 
 @contextmanager

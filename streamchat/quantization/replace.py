@@ -55,20 +55,18 @@ def replace(model: nn.Module, weights: Mapping[tuple[str, ...], QuantizedWeight]
     for group, weight in weights.items():
         first = 0
         for name in group:
-            plain = model.get_submodule(name)
+            plain: Any = model.get_submodule(name)
             stop = first + _size(plain)[0]
             part = weight if len(group) == 1 else weight.part(first, stop)
-            layer = _quantized_layer(plain, part, weight)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer)
+            layer = QuantizedConv1D(plain, part) if isinstance(plain, Conv1D) else QuantizedLinear(plain, part, weight)
+            model.set_submodule(name, layer)
             first = stop
 
 
 def restore(model: nn.Module) -> None:
     """Replace all quantized layers by the original ones."""
     for name, layer in quantized_layers(model).items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.plain)
+        model.set_submodule(name, layer.plain)
 
 
 def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[str, ...]:
@@ -78,14 +76,11 @@ def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[st
         if child not in together or not all(each in names for each in group):
             continue
         sizes = [_size(names[each]) for each in group]
+        have_one_width = len({columns for _, columns in sizes}) == 1
         # all rows of a tile must belong to one layer
-        if len({columns for _, columns in sizes}) == 1 and (kind == "int8" or _whole_tiles(sizes)):
+        if have_one_width and (kind == "int8" or all(rows % TILE_ROWS == 0 for rows, _ in sizes)):
             return group
     return (name,)
-
-
-def _whole_tiles(sizes: list[tuple[int, int]]) -> bool:
-    return all(rows % TILE_ROWS == 0 for rows, _ in sizes)
 
 
 def _weight(module: nn.Module) -> Tensor | None:
@@ -100,10 +95,3 @@ def _size(module: nn.Module) -> tuple[int, int]:
     weight = _weight(module)
     assert weight is not None
     return weight.shape[0], weight.shape[1]
-
-
-def _quantized_layer(plain: nn.Module, part: QuantizedWeight, whole: QuantizedWeight) -> nn.Module:
-    if isinstance(plain, Conv1D):
-        return QuantizedConv1D(plain, part)
-    assert isinstance(plain, nn.Linear)
-    return QuantizedLinear(plain, part, whole)

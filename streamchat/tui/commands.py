@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Protocol
 
 from streamchat.base.formatting import plural
-from streamchat.base.suggestions import similar_names
 from streamchat.frontend import file_access
 from streamchat.frontend.outbox import Outbox
 from streamchat.frontend.slash.commands import default_registry
@@ -122,5 +122,5 @@ def app_registry(actions: AppActions, outbox: Outbox) -> SlashRegistry:
 
 def unknown_theme(name: str, themes: list[str]) -> str:
     """Message for an unknown theme, with similar names."""
-    close = similar_names(name, themes, most=3) or themes[:4]
+    close = difflib.get_close_matches(name, themes) or themes[:4]
     return f"theme {name!r} does not exist; try {', '.join(close)} (/theme lists all themes)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamchat.base.suggestions import did_you_mean, similar_names
+from streamchat.base.suggestions import did_you_mean
 
 
 def test_the_closest_name_is_suggested() -> None:
@@ -21,7 +21,3 @@ def test_the_name_is_shown_as_the_caller_writes_it() -> None:
 def test_the_cutoff_is_the_least_similarity() -> None:
     assert did_you_mean("pythia", ["pythia-70m"], cutoff=0.7) == "; did you mean pythia-70m?"
     assert did_you_mean("pythia", ["pythia-70m"], cutoff=0.9) == ""
-
-
-def test_similar_names_come_closest_first() -> None:
-    assert similar_names("nord", ["fjord", "dracula", "nordic", "nord-dark"], most=2) == ["nordic", "fjord"]

@@ -49,7 +49,7 @@ class Pair:
     def __init__(self, name: str, size: int = 64) -> None:
         self.plain, self.model = make(name), make(name)
         self.graphs = RecordedGraphs()
-        assert install_captured(self.model, self.graphs)
+        assert install_captured(self.model, self.graphs.record)
         self.expected, self.cache = cache_of(self.plain, size), cache_of(self.model, size)
 
     def read(self, ids: Tensor, prompt: int) -> None:
@@ -71,7 +71,7 @@ def test_logits_and_cache_are_those_of_the_plain_forward(name: str, monkeypatch:
     pair = Pair(name)
     uninstall(pair.model)
     seen = counted(pair.model, monkeypatch)
-    install_captured(pair.model, pair.graphs)
+    install_captured(pair.model, pair.graphs.record)
     pair.read(text(150), 40)
     assert pair.cache.compression_count > 50
     assert seen == [40, 1]  # the prompt, and the token by which the step was checked
@@ -165,7 +165,7 @@ def test_a_conversation_goes_on_to_the_bit_the_same_in_another_process() -> None
     model = make("llama").to(torch.bfloat16)
     ids = text(130)
     plain = stream(model, cache_of(model, 48), ids, 40)
-    install_captured(model, RecordedGraphs())
+    install_captured(model, RecordedGraphs().record)
     whole = cache_of(model, 48)
     expected = stream(model, whole, ids, 40)
     assert not torch.equal(expected, plain)
@@ -174,7 +174,7 @@ def test_a_conversation_goes_on_to_the_bit_the_same_in_another_process() -> None
     kept = checkpoint.capture(cache)
     uninstall(model)  # the other process starts from nothing
     graphs = RecordedGraphs()
-    install_captured(model, graphs)
+    install_captured(model, graphs.record)
     cache = cache_of(model, 48)
     checkpoint.restore(cache, kept)
     found.append(stream(model, cache, ids[:, 70:], 1))
@@ -219,7 +219,7 @@ def test_whatever_goes_wrong_is_said_once_and_the_plain_forward_goes_on(
     pair = Pair("llama", 32)
     uninstall(pair.model)
     pair.graphs = Faulty(how)
-    install_captured(pair.model, pair.graphs)
+    install_captured(pair.model, pair.graphs.record)
     with caplog.at_level(logging.WARNING):
         pair.read(text(120), 10)
     said = [record.getMessage() for record in caplog.records if "captured step" in record.getMessage()]
@@ -246,7 +246,7 @@ def test_a_step_that_is_wrong_on_this_device_is_never_used(
         return right(ids, positions + (wrong == "position"), layers) * (float("nan") if wrong == "nan" else 1)
 
     monkeypatch.setattr(decode_install, "static_step", lambda _: step)
-    install_captured(pair.model, pair.graphs)
+    install_captured(pair.model, pair.graphs.record)
     with caplog.at_level(logging.WARNING):
         pair.read(text(40), 10)
     said = [record.getMessage() for record in caplog.records if "captured step" in record.getMessage()]
@@ -285,18 +285,18 @@ def test_ropes_that_change_with_the_length_are_not_recorded(rope: str) -> None:
     config = transformers.LlamaConfig(**GROUPED, rope_parameters=parameters)
     model = transformers.LlamaForCausalLM(config)
     model.eval()  # type: ignore[no-untyped-call]
-    assert not install_captured(model, RecordedGraphs())
+    assert not install_captured(model, RecordedGraphs().record)
     assert "forward" not in model.__dict__
 
 
 def test_a_rope_that_changes_in_one_kind_of_layer_is_not_recorded_either() -> None:
     model = make("llama")
     model.model.rotary_emb.rope_type = {"full_attention": "dynamic", "sliding_attention": "default"}
-    assert not install_captured(model, RecordedGraphs())
+    assert not install_captured(model, RecordedGraphs().record)
 
 
 def test_other_families_and_models_on_several_devices_keep_their_forward() -> None:
-    assert not install_captured(build("gemma"), RecordedGraphs())
+    assert not install_captured(build("gemma"), RecordedGraphs().record)
     spread = make("llama")
     spread.model.layers[2].to("meta")
     assert not install(spread, None)
@@ -309,7 +309,7 @@ def test_16_bit_models_are_checked_with_room_for_their_rounding(monkeypatch: pyt
     graphs = RecordedGraphs()
     ids = text(120)
     expected = stream(model, cache_of(model, 48), ids, 20).float()
-    install_captured(model, graphs)
+    install_captured(model, graphs.record)
     found = stream(model, cache_of(model, 48), ids, 20).float()
     assert graphs.replays == 1 + 100 - STEADY + 1
     assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()

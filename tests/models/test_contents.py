@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.base import paths
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.progress import silent
 from streamchat.models import contents
@@ -105,7 +106,7 @@ def test_a_damaged_memory_costs_a_hash_and_nothing_else(tmp_path: Path, hashed: 
     file.write_bytes(b"a")
     first = file_digest(file, name="a")
     for damaged in (b"", b"[]", b'{"state": 7, "digest": "x"}', b"\xff"):
-        contents._record_file(file.resolve()).write_bytes(damaged)
+        paths.cache_path("digests", os.fsencode(file.resolve()), ".json").write_bytes(damaged)
         assert file_digest(file, name="a") == first
     assert len(hashed) == 5
 

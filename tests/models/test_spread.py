@@ -19,7 +19,7 @@ from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.install import install
 from streamchat.models import device as devices
-from streamchat.models import spread
+from streamchat.models import read
 from streamchat.models.checked_fit import verdict_file
 from streamchat.models.load import load_model
 from tests.support.models_help import save, tiny_llama
@@ -178,7 +178,7 @@ def two_gpus(simulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: [str(FIRST), str(SECOND)])
     monkeypatch.setattr(devices, "choose_dtype", lambda *_: ("float32", ()))
     placed = halves(tiny_llama())
-    monkeypatch.setattr(spread, "spread_arguments", lambda _: {"device_map": placed})
+    monkeypatch.setattr(read, "spread_arguments", lambda _: {"device_map": placed})
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ class RecordedGraphs:
         self.replays = 0
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """See `streamchat.decode.cuda_graph.Graphs`."""
+        """See `streamchat.decode.cuda_graph.Record`."""
         recorder = _Recorder()
         with recorder:
             result = run()

@@ -4,6 +4,9 @@ Every front end (app, prompt, pipe, replay, log) consumes this stream and has no
 loads no torch. Sizes are in tokens, times in seconds, memory in bytes.
 """
 
+# ruff: noqa: F401 - all names are for import from here
+# mypy: implicit-reexport
+
 from streamchat.base.events.audit import AuditedTurn, AuditMoment, CacheAudited
 from streamchat.base.events.cache import (
     CacheState,
@@ -37,39 +40,3 @@ from streamchat.base.events.turn import (
     TurnStats,
     TurnUndone,
 )
-
-__all__ = [
-    "AuditMoment",
-    "AuditedTurn",
-    "CacheAudited",
-    "CacheState",
-    "ConversationCleared",
-    "ConversationResumed",
-    "EngineClosed",
-    "EngineFailed",
-    "Event",
-    "FinishReason",
-    "MemoryState",
-    "ModelInfo",
-    "ModelLoading",
-    "ModelReady",
-    "Notice",
-    "PrefillProgress",
-    "SavedTurn",
-    "SavingChanged",
-    "Segment",
-    "SegmentPart",
-    "SessionOpened",
-    "SettingChanged",
-    "StatusSampled",
-    "SummaryReady",
-    "TextCounted",
-    "TextDelta",
-    "TokensEvicted",
-    "Trigger",
-    "TurnFinished",
-    "TurnPinned",
-    "TurnStarted",
-    "TurnStats",
-    "TurnUndone",
-]

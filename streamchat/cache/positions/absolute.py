@@ -8,7 +8,7 @@ give equal logits, unless something else depends on positions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -91,11 +91,7 @@ def _small_rotary_positions(model: nn.Module, small: Tensor) -> Iterator[None]:
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return tuple(map(substitute, args)), {name: substitute(value) for name, value in kwargs.items()}
 
-    handles = [
-        module.register_forward_pre_hook(replace, with_kwargs=True, prepend=True) for module in rotary_modules(model)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module in rotary_modules(model):
+            hooks.enter_context(module.register_forward_pre_hook(replace, with_kwargs=True, prepend=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -39,6 +39,8 @@ from streamchat.cache.token_ids import counting_ids, input_device, position_ids
 # 0.29 and more.
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 INDEX_TOKENS = 24
+TOKEN = 7
+"""An ordinary token id."""
 
 Method = Literal["rotation", "no positions", "recompute"]
 
@@ -75,12 +77,11 @@ class PositionFit:
 
 
 @torch.inference_mode()
-def fit_positions(model: Any, token: int = 7) -> PositionFit:
+def fit_positions(model: Any) -> PositionFit:
     """Measure how `model`, a transformers causal LM, carries positions.
 
     Args:
         model: In eval mode. Not changed; runs one forward of 6 tokens and one of 24.
-        token: Any ordinary token id.
 
     Raises:
         UnsupportedModelError: Its positions are not (only) rotations of cached tensors, or its cache has layers that
@@ -89,7 +90,7 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
     device = input_device(model)
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     positions = torch.tensor(PROBE_POSITIONS, device=device)
-    ids = torch.full((len(positions), 1), token, device=device)
+    ids = torch.full((len(positions), 1), TOKEN, device=device)
     takes_positions = "position_ids" in parameter_names(model)
     with recorded_rotary_calls(model) as calls:
         cache, logits = plain_forward(model, ids, positions[:, None] if takes_positions else None)
@@ -108,7 +109,7 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
             f"the model's output depends on the absolute position (by {drift:.2g} of the logits' spread), so its "
             "positions cannot be moved"
         )
-    worst = max(worst, _index_error(model, layers, token))
+    worst = max(worst, _index_error(model, layers))
     if worst > tolerance:
         raise UnsupportedModelError(
             f"the model counts positions itself (misfit {worst:.2g}, allowed {tolerance:.2g}), so they cannot be moved"
@@ -121,15 +122,15 @@ def fit_positions(model: Any, token: int = 7) -> PositionFit:
         _position_limit(model) if rotates else context_length(model.config),
         worst,
         "rotation" if rotates else "no positions",
-        _needs_single_steps(model, cache, token),
+        _needs_single_steps(model, cache),
     )
 
 
-def _needs_single_steps(model: Any, cache: Any, token: int) -> bool:
+def _needs_single_steps(model: Any, cache: Any) -> bool:
     """Return whether a chunk on a filled cache gives other logits than its tokens one by one (a transformers bug)."""
     if all(kind_of(layer) in ("full", "sliding") for layer in cache.layers):
         return False
-    ids = counting_ids(model, 12, token)
+    ids = counting_ids(model, 12, TOKEN)
     at_once, _ = plain_forward(model, ids[:, :8], None)
     one_by_one, _ = plain_forward(model, ids[:, :8], None)
     _, chunk = plain_forward(model, ids[:, 8:], position_ids(model, 8, 4), at_once)
@@ -155,13 +156,13 @@ def _fit_layers(
     return layers, worst
 
 
-def _index_error(model: Any, layers: list[LayerRotation], token: int) -> float:
+def _index_error(model: Any, layers: list[LayerRotation]) -> float:
     """Probe B: return how much the first block's input and the first layer's cached tensors depend on the index.
 
     Deeper layers are not compared: recurrent layers and learned softmax sinks make them differ legitimately.
     """
     with recorded_block_input(model) as inputs:
-        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), token, device=input_device(model)), None)
+        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), TOKEN, device=input_device(model)), None)
     error = _deviation(inputs[0][0], inputs[0][0][:1]) if inputs else 0.0
     layer = cache.layers[0]
     if kind_of(layer) == "recurrent" or not isinstance(layer, DynamicLayer):

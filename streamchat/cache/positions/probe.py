@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,12 +35,10 @@ def recorded_rotary_calls(model: nn.Module) -> Iterator[list[RotaryCall]]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         calls.append((module, args, kwargs))
 
-    handles = [module.register_forward_hook(record, with_kwargs=True) for module in rotary_modules(model)]
-    try:
+    with ExitStack() as hooks:
+        for module in rotary_modules(model):
+            hooks.enter_context(module.register_forward_hook(record, with_kwargs=True))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -55,12 +53,8 @@ def recorded_block_input(model: nn.Module) -> Iterator[list[Tensor]]:
         if isinstance(states, Tensor) and states.dim() == 3:
             inputs.append(states.detach().float())
 
-    handle = None if blocks is None else blocks[0].register_forward_pre_hook(record, with_kwargs=True)
-    try:
+    with nullcontext() if blocks is None else blocks[0].register_forward_pre_hook(record, with_kwargs=True):
         yield inputs
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def plain_forward(model: Any, ids: Tensor, positions: Tensor | None, cache: Any = None) -> tuple[Any, Tensor]:

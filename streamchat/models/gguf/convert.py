@@ -17,7 +17,8 @@ from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, re
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress, silent
 from streamchat.models.contents import file_digest
-from streamchat.models.gguf.file import USE_OTHER_FORMAT, open_gguf, read_config
+from streamchat.models.gguf.file import open_gguf, read_config
+from streamchat.models.gguf.tokenizer import USE_OTHER_FORMAT, build_tokenizer, tokenizer_notes
 from streamchat.models.limits import available_memory
 from streamchat.models.quiet import quiet
 from streamchat.models.staging import check_space, ensure, models_dir
@@ -41,8 +42,6 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
     stage = f"Converting {name} (once)"
     progress(stage, 0, 0, "")
     with quiet():
-        from streamchat.models.gguf.tokenizer import build_tokenizer, tokenizer_notes
-
         reader, metadata = open_gguf(path)
         weight_bytes = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
         _check_memory(path, weight_bytes)

@@ -7,8 +7,7 @@ from typing import Any
 
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
 from streamchat.models.folder import check_sizes
-
-USE_OTHER_FORMAT = "use the model's safetensors folder or Hub id instead"
+from streamchat.models.gguf.tokenizer import USE_OTHER_FORMAT, end_ids, special_ids
 
 
 def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -45,8 +44,6 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
         UnsupportedModelError: The architecture or its RoPE scaling is not supported.
     """
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
-
-    from streamchat.models.gguf.tokenizer import end_ids, special_ids
 
     architecture = str(metadata["general.architecture"])
     library: Any = modeling_gguf_pytorch_utils

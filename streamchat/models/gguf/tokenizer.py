@@ -7,14 +7,16 @@ transformers, which recovers their merges.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import UnsupportedModelError, short
+from streamchat.base.errors import UnsupportedModelError, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+USE_OTHER_FORMAT = "use the model's safetensors folder or Hub id instead"
 CONTROL, USER_DEFINED = 3, 4
 """Values of `tokenizer.ggml.token_type` that are matched whole; only CONTROL tokens are special."""
 
@@ -85,10 +87,7 @@ def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizer
         return _byte_level(gguf, metadata)
     if kind in ("llama", "gemma4"):
         return _by_transformers(gguf, metadata)
-    raise UnsupportedModelError(
-        f"{gguf} has a tokenizer of type {kind!r}, which is not supported; use the model's safetensors folder or Hub "
-        "id instead"
-    )
+    raise UnsupportedModelError(f"{gguf} has a tokenizer of type {kind!r}, which is not supported; {USE_OTHER_FORMAT}")
 
 
 def tokenizer_notes(gguf: Path, metadata: dict[str, Any]) -> list[str]:
@@ -96,7 +95,7 @@ def tokenizer_notes(gguf: Path, metadata: dict[str, Any]) -> list[str]:
     if metadata.get("tokenizer.ggml.model") == "gpt2" and not metadata.get("tokenizer.ggml.pre"):
         return [
             f"{gguf.name} does not name its pre-tokenizer (tokenizer.ggml.pre), so GPT-2's is used; if replies are "
-            "poor, use the model's safetensors folder or Hub id instead"
+            f"poor, {USE_OTHER_FORMAT}"
         ]
     return []
 
@@ -122,8 +121,7 @@ def _byte_level(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase
     pre = str(metadata.get("tokenizer.ggml.pre") or "gpt-2")
     if pre not in SPLITS:
         raise UnsupportedModelError(
-            f"{gguf} uses an unknown pre-tokenizer ({pre!r}), so its ids would be wrong; use the model's safetensors "
-            "folder or Hub id instead"
+            f"{gguf} uses an unknown pre-tokenizer ({pre!r}), so its ids would be wrong; {USE_OTHER_FORMAT}"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges") or ()]
     backend = Tokenizer(
@@ -179,13 +177,8 @@ def _wrap(backend: Any, add_bos: bool, metadata: dict[str, Any]) -> PreTrainedTo
 def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    try:
+    with refuse(f"The tokenizer of {gguf} cannot be rebuilt", USE_OTHER_FORMAT):
         read: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"The tokenizer of {gguf} cannot be rebuilt ({short(error)}); use the model's safetensors folder or Hub id "
-            "instead"
-        ) from error
     backend = read.backend_tokenizer
     if metadata.get("tokenizer.ggml.add_space_prefix") is False:
         backend = _without_space_prefix(backend)
@@ -200,8 +193,6 @@ def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
 
     transformers builds those with spaces (Gemma's runs of 2 to 31) by merges, which split longer runs differently.
     """
-    import json
-
     from tokenizers import AddedToken, Tokenizer
 
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or ()
@@ -230,8 +221,6 @@ def _without_space_prefix(backend: Any) -> Any:
 
     transformers adds the prefix even if the file disables it.
     """
-    import json
-
     from tokenizers import Tokenizer
 
     def parts(part: dict[str, Any], of: str) -> list[dict[str, Any]]:

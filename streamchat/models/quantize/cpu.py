@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import write_json
+from streamchat.base.atomic_files import read_json, save_result
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.base.progress import Progress
 from streamchat.kernels.library import Kernels, load_kernels, why_unavailable
@@ -192,11 +192,8 @@ def _is_good_enough(model: Any, tokenizer: Any, target: Path, name: str, progres
     if nats is None:
         progress(f"Measuring {name} with quantized weights (once)", 0, 0, "")
         nats = divergence(model, tokenizer)
-        try:
-            record = {"name": name, "divergence": nats, "limit": AUTO_LIMIT}
-            write_json(_quality_file(target), record, durable=False)
-        except OSError as error:
-            _log.warning("the measured quality could not be saved: %s", error)
+        record = {"name": name, "divergence": nats, "limit": AUTO_LIMIT}
+        save_result(_quality_file(target), record, "the measured quality")
     _log.info("%s with quantized weights: KL divergence %.5f nats/token", name, nats)
     return nats <= AUTO_LIMIT
 
@@ -207,7 +204,5 @@ def _quality_file(target: Path) -> Path:
 
 def _measured_divergence(target: Path) -> float | None:
     """Return the divergence that `_is_good_enough` saved, in nats per token."""
-    try:
-        return float(json.loads(_quality_file(target).read_text(encoding="utf-8"))["divergence"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    nats = read_json(_quality_file(target)).get("divergence")
+    return nats if isinstance(nats, float) else None
