@@ -103,9 +103,9 @@ def test_history_can_be_off() -> None:
 def test_damaged_lines_are_skipped_and_a_torn_one_harms_no_other() -> None:
     file().parent.mkdir(parents=True)
     deep = b'{"text": ' + b"[" * 100_000
-    damaged = [deep, b"{broken", b'["other"]', b'{"text": 5}', b'{"time": "noon", "text": "x"}', b"\xff\xfe", b"", b"null"]
+    damaged = [b"{broken", b'["other"]', b'{"text": 5}', b'{"time": "noon", "text": "x"}', b"\xff\xfe", b"", b"null"]
     good = b'{"time": 5, "text": "good"}'
-    file().write_bytes(b"\n".join([*damaged, good, b'{"time": 6, "text": "cut o']))
+    file().write_bytes(b"\n".join([deep, *damaged, good, b'{"time": 6, "text": "cut o']))
     assert reopened() == ["good"]
     TypedHistory.open(wanted=True).add("next")
     assert reopened() == ["good", "next"]
