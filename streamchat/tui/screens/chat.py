@@ -184,6 +184,7 @@ class ChatScreen(ReadingScreen):
         message.stop()
         typed = without_blank_ends(message.text)
         if registry.parse(typed) is not None:
+            await self._sender.end_edit(empty=False)  # the input may have the start of the next message
             done = await self._commands.run(typed.strip())
         else:
             done = await self._sender.send(typed, self.chat_app.registry.unescape(typed))

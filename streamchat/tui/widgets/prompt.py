@@ -147,6 +147,11 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self._send()
+        elif not event.is_printable and event.key != "enter" and await self.app._check_bindings(event.key):
+            # The app would look for bindings only after the key has bubbled up to it, and so after any characters that
+            # follow in the same burst: "ab", Backspace, "c" would become "ab".
+            event.stop()
+            event.prevent_default()
 
     def _send(self) -> None:
         """Submit the content and clear the input at once, so that later keys go to the next message."""
