@@ -94,8 +94,6 @@ class Sender:
         at = self._outbox.edited
         if at is not None and self._prompt.text != printable(self._outbox.queue[at].message.typed):
             return
-        if at is None and not self._prompt.is_blank:  # typed since the key was pressed
-            return
         target = (len(self._outbox.queue) if at is None else at) + by
         if 0 <= target < len(self._outbox.queue):
             self._prompt.put(self._outbox.edit(target))

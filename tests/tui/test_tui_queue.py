@@ -368,6 +368,11 @@ async def test_fast_keys_take_effect_in_order() -> None:
         assert (driver.prompt.text, rows(driver)) == ("new", ["1. alpha"])
         await burst("ctrl+u", "up", "n", "o")  # typed before the message is in the input
         assert driver.prompt.text in ("no", "alphano")
+        await burst("enter")
+        assert rows(driver) in (["1. alpha", "2. no"], ["1. alphano"])
+        await burst("up", "o", "k", "enter")  # the step comes after the message has left the input
+        assert [row[3:] for row in rows(driver)][-1] in ("ok", "nook", "alphanook")
+        assert any("alpha" in row for row in rows(driver))
         driver.engine.release()
 
 

@@ -208,7 +208,8 @@ class ChatScreen(ReadingScreen):
 
     @on(Prompt.QueueStepped)
     async def _queue_stepped(self, message: Prompt.QueueStepped) -> None:
-        await self._sender.step(message.by)
+        if message.keystrokes == self.prompt.keystrokes:
+            await self._sender.step(message.by)
 
     async def action_queue_drop(self) -> None:
         """Remove the queued message being edited, or the newest one."""
