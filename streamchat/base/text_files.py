@@ -12,6 +12,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes, plural
@@ -29,6 +30,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FALLBACK = "windows-1252"
+START_BYTES = 2**20
+"""Bytes of a stream that are checked before the rest is read; a multiple of the size of a character."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def read_text(
         if regular and not stat.S_ISREG(kind):
             raise ConfigError(f"{shown} is not a regular file")
         with open(path, "rb") as file:
-            content = file.read(-1 if max_bytes is None else max_bytes + 1)
+            start = b"" if stat.S_ISREG(kind) else _text_start(file, shown)
+            content = start + file.read(-1 if max_bytes is None else max(0, max_bytes + 1 - len(start)))
         if max_bytes is not None and len(content) > max_bytes:
             size = human_bytes(max(len(content), path.stat().st_size))
             raise ConfigError(f"{shown} is too large ({size}; the limit is {human_bytes(max_bytes)}); use a part of it")
@@ -77,7 +81,20 @@ def read_text(
 
 def read_stdin(*, guess: bool = False) -> DecodedText:
     """Read standard input to its end; see `read_text`."""
-    return decode_text(sys.stdin.buffer.read(), "standard input", guess=guess)
+    name = "standard input"
+    return decode_text(_text_start(sys.stdin.buffer, name) + sys.stdin.buffer.read(), name, guess=guess)
+
+
+def _text_start(file: BinaryIO, name: str) -> bytes:
+    """Read the start of a stream, which may have no end: a device such as /dev/zero is refused before memory is full.
+
+    Raises:
+        ConfigError: It is not text.
+    """
+    start = file.read(START_BYTES)
+    if 0 in start:
+        decode_text(start, name)
+    return start
 
 
 def decode_text(content: bytes, name: str, *, guess: bool = False) -> DecodedText:

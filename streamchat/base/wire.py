@@ -93,8 +93,10 @@ def _message(what: str, kinds: Mapping[str, type[Any]], text: str | bytes) -> An
         record = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError:
         raise WireError(f"a {what} is nested too deeply") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WireError(f"a {what} must be a JSON object in UTF-8 ({short(error)})") from None
+    except ValueError:
+        raise WireError(f"a {what} has a number with too many digits; whole numbers have 64 bits") from None
     if not isinstance(record, dict):
         raise _wrong(f"a {what}", record, "an object")
     name = record.pop("type", None)

@@ -264,7 +264,7 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
         known = {name: about[name] for name in SAVED_ARGUMENTS}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None
     if args.files:
         raise ConfigError("--resume-run uses the files of that run; do not give a FILE")

@@ -31,15 +31,20 @@ class JobQueue:
         self._closed = threading.Event()
 
     def put(self, request: Request) -> None:
-        """Queue a request. `Stop` takes effect at once: it cancels the running turn, or the first waiting one."""
+        """Queue a request; after `close` it is dropped.
+
+        `Stop` takes effect at once: it cancels the running turn, or the first waiting one.
+        """
         if isinstance(request, Stop):
             self._cancel_first()
             return
         job = Job(request)
-        if isinstance(request, TurnRequest):
-            with self._lock:
+        with self._lock:  # also around the queue: turns start in the order in which a stop finds them
+            if self._closed.is_set():
+                return
+            if isinstance(request, TurnRequest):
                 self._turns.append(job)
-        self._queue.put(job)
+            self._queue.put(job)
 
     def get(self, timeout_s: float) -> Job | None:
         """Return the next job; None if none came in time, or the queue was closed."""
@@ -77,8 +82,8 @@ class JobQueue:
 
     def close(self) -> None:
         """Cancel all turns and wake up `get`."""
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             for job in self._turns:
                 job.cancelled.set()
         self._queue.put(None)

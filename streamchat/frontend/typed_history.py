@@ -6,6 +6,7 @@ version 0.1, `history.jsonl` of the app and `history` of the prompt, are read in
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -25,7 +26,9 @@ from streamchat.base.sanitize import printable, without_blank_ends
 
 MAX_ENTRIES = 5000
 MAX_CHARACTERS = 8_000_000
-"""The oldest entries above one of these limits are dropped when the file is opened."""
+"""The oldest entries above one of these limits are dropped when the file is opened, very long ones first."""
+MAX_LENGTH = MAX_CHARACTERS // 8
+"""What is very long, in characters. The newest entry is kept whatever its length."""
 PATIENCE_S = 0.5
 """Maximum wait for another process, which has the lock only for one write."""
 
@@ -93,22 +96,38 @@ def _import_and_trim(path: Path) -> None:
     """Read the files of version 0.1 if `path` does not exist; rewrite it if it exceeds the limits."""
     is_new = not path.exists()
     entries = _old_entries(path.parent) if is_new else _entries_of(path)
-    totals = accumulate(len(text) for _, text in reversed(entries))
-    count = min(MAX_ENTRIES, sum(total <= MAX_CHARACTERS for total in totals))
-    kept = entries[len(entries) - count :]
+    kept = _within_limits(entries)
     if len(kept) < len(entries) or (is_new and kept):
         write_text(path, "".join(map(_line_of, kept)), durable=False)
 
 
+def _within_limits(entries: list[Entry]) -> list[Entry]:
+    """The newest entries within the limits. One very long entry does not displace many others."""
+    if len(entries) <= MAX_ENTRIES and sum(len(text) for _, text in entries) <= MAX_CHARACTERS:
+        return entries
+    short = [entry for entry in entries if len(entry[1]) <= MAX_LENGTH]
+    totals = accumulate(len(text) for _, text in reversed(short))
+    count = min(MAX_ENTRIES, sum(total <= MAX_CHARACTERS for total in totals))
+    newest = entries[-1:] if len(entries[-1][1]) > MAX_LENGTH else []
+    return [*short[len(short) - count :], *newest]
+
+
 def _append(path: Path, line: str) -> None:
-    """Append a line in one write, on a line of its own even if a crash cut off the last one."""
+    """Append a line in one write, on a line of its own even if a crash cut off the last one.
+
+    Raises:
+        OSError: Not all of it can be written; the file is as before.
+    """
     with _locked(path), open(path, "a+b", buffering=0, opener=paths.private_opener) as file:
         if hasattr(os, "fchmod"):  # an existing file may have wider permissions
             os.fchmod(file.fileno(), 0o600)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         is_torn = size > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * is_torn + line.encode())
+        added = b"\n" * is_torn + line.encode()
+        if file.write(added) < len(added):  # a disk that gets full while writing raises no error
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _line_of(entry: Entry) -> str:
@@ -119,7 +138,7 @@ def _entries_of(path: Path) -> list[Entry]:
     """Read the shared file, or that of the app of version 0.1. Invalid lines are skipped, for example one cut off."""
     entries, at = list[Entry](), 0.0
     for line in _lines_of(path):
-        with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        with suppress(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             record = json.loads(line)
             at = float(record.get("time", at))
             if record["text"].strip():

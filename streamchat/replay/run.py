@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_DUMPS = 10
 """Maximum number of violations that are dumped to a file."""
+ROW_KEYS = frozenset({"session", "turn", "conversation", "failed"})
+"""What a line of the turns file needs for the run to be resumed after it."""
 
 
 @dataclass
@@ -53,10 +55,11 @@ class RunFolder:
     def read_state(self) -> dict[str, Any]:
         """Return what `save_state` wrote; empty if the file is missing or damaged."""
         try:
-            state: dict[str, Any] = json.loads(self.invariants.read_text(encoding="utf-8"))
-            return state
-        except (OSError, ValueError):
+            state = json.loads(self.invariants.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
+        is_state = isinstance(state, dict) and all(isinstance(saved, dict) for saved in state.values())
+        return state if is_state else {}
 
     @property
     def store(self) -> Path:
@@ -64,14 +67,17 @@ class RunFolder:
         return self.path / "streamchat.db"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the turns so far, without a line that a crash truncated."""
-        rows = []
+        """Return the turns up to the first damaged line, for example one that a crash truncated."""
+        rows: list[dict[str, Any]] = []
         try:
             for line in self.turns.read_text(encoding="utf-8").splitlines():
                 try:
-                    rows.append(json.loads(line))
-                except ValueError:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
                     break
+                if not isinstance(row, dict) or not row.keys() >= ROW_KEYS:
+                    break
+                rows.append(row)
         except FileNotFoundError:
             pass
         return rows

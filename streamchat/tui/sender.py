@@ -64,7 +64,8 @@ class Sender:
     async def restore(self, event: ev.TurnFinished) -> None:
         """Return the message of a turn that was rolled back to the input, or hold it if the input is in use."""
         typed = self._outbox.typed(event.text)
-        self._outbox.hold()
+        if event.finish_reason != "cancelled":  # a stop has already held what waited then; later messages are not held
+            self._outbox.hold()
         if self._prompt.is_blank and self._outbox.edited is None:
             self._prompt.put(typed)
             where = "back in the input"
@@ -102,11 +103,16 @@ class Sender:
             if by < 0:
                 self._prompt.show_older()
 
-    async def end_edit(self) -> None:
-        """End the edit, if any: the message stays in the queue as it was, and the input is empty."""
+    async def end_edit(self, *, empty: bool = True) -> None:
+        """End the edit, if any: the message stays in the queue as it was.
+
+        Args:
+            empty: Empty the input, which has the text of the message.
+        """
         if self._outbox.edited is not None:
             self._outbox.end_edit()
-            self._prompt.empty()
+            if empty:
+                self._prompt.empty()
             await self.advance()
 
     async def drop(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,24 @@ def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\0")))
     with pytest.raises(ConfigError, match=r"^standard input is not a text file"):
         read_stdin(guess=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_stream_of_zeros_is_refused_before_all_of_it_is_read(tmp_path: Path) -> None:
+    pipe, written = tmp_path / "zeros", [0]
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError), open(pipe, "wb", buffering=0) as file:
+            for _ in range(64):
+                written[0] += file.write(bytes(2**20)) or 0
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with pytest.raises(ConfigError, match=r"zeros is not a text file \(byte 0 is NUL\)$"):
+        read_text(pipe)
+    writer.join(10)
+    assert written[0] < 8 * 2**20
 
 
 def test_every_reader_of_users_files_follows_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

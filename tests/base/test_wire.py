@@ -115,7 +115,7 @@ def test_the_form() -> None:
         ('{"type": "Undo", "to_edit": 0}', "Undo.to_edit = 0 is not valid; it must be true or false"),
         ('{"type": "Submit", "text": null}', "Submit.text = None is not valid; it must be text"),
         ('{"type": "Submit", "text": ' + "[" * 100_000, "a request is nested too deeply"),
-        ('{"type": "Pin", "turn": ' + "9" * 5000 + "}", "a request must be a JSON object in UTF-8"),
+        ('{"type": "Pin", "turn": ' + "9" * 5000 + "}", "a request has a number with too many digits"),
         (b'{"type": "Submit", "text": "\xff"}', "a request must be a JSON object in UTF-8"),
         (b"\xff\xfe{\x00}\x00", "a request must be a JSON object in UTF-8"),
         ('{"type": "Submit", "text": "' + "x" * wire.MAX_REQUEST + '"}', "the limit is 16,777,216"),

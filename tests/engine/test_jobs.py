@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from streamchat.base.requests import Clear, Compact, Stop, Submit
 from streamchat.engine.jobs import Job, JobQueue
 
@@ -57,3 +59,42 @@ def test_closing_cancels_all_turns_and_wakes_the_thread() -> None:
     assert first.cancelled.is_set()
     assert second.cancelled.is_set()
     assert jobs.get(60) is None
+
+
+def test_what_is_sent_after_the_end_is_dropped() -> None:
+    jobs = JobQueue()
+    jobs.close()
+    for request in (Submit("late"), Clear(), Stop()):
+        jobs.put(request)
+    assert not jobs.busy
+    assert jobs.get(0) is None  # wakes the thread
+    assert jobs.get(0) is None
+
+
+def test_a_stop_cancels_the_turn_that_runs_first_whichever_thread_sent_it() -> None:
+    jobs = JobQueue()
+    entered, go_on = threading.Event(), threading.Event()
+    put = jobs._queue.put
+
+    def slow_put(job: Job | None) -> None:
+        if not entered.is_set():
+            entered.set()
+            go_on.wait(10)
+        put(job)
+
+    class Slow:
+        get = staticmethod(jobs._queue.get)
+        put = staticmethod(slow_put)
+
+    jobs._queue = Slow()  # type: ignore[assignment]
+    threads = [threading.Thread(target=jobs.put, args=(Submit(text),)) for text in ("one", "two")]
+    threads[0].start()
+    assert entered.wait(10)  # listed, but not yet queued
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    jobs.put(Stop())
+    first, second = job_of(jobs), job_of(jobs)
+    assert (first.cancelled.is_set(), second.cancelled.is_set()) == (True, False)

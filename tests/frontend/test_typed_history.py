@@ -102,9 +102,10 @@ def test_history_can_be_off() -> None:
 
 def test_damaged_lines_are_skipped_and_a_torn_one_harms_no_other() -> None:
     file().parent.mkdir(parents=True)
+    deep = b'{"text": ' + b"[" * 100_000
     damaged = [b"{broken", b'["other"]', b'{"text": 5}', b'{"time": "noon", "text": "x"}', b"\xff\xfe", b"", b"null"]
     good = b'{"time": 5, "text": "good"}'
-    file().write_bytes(b"\n".join([*damaged, good, b'{"time": 6, "text": "cut o']))
+    file().write_bytes(b"\n".join([deep, *damaged, good, b'{"time": 6, "text": "cut o']))
     assert reopened() == ["good"]
     TypedHistory.open(wanted=True).add("next")
     assert reopened() == ["good", "next"]
@@ -127,8 +128,19 @@ def test_the_oldest_entries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None
     assert stat.S_IMODE(file().stat().st_mode) == 0o600
     monkeypatch.setattr(typed_history, "MAX_CHARACTERS", 25)
     assert reopened() == [f"entry {n}" for n in (MAX_ENTRIES + 5, MAX_ENTRIES + 6)]
-    TypedHistory.open(wanted=True).add("x" * 30)
-    assert reopened() == []
+
+
+def test_a_very_long_entry_is_kept_while_it_is_the_newest_and_displaces_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(typed_history, "MAX_CHARACTERS", 80)
+    monkeypatch.setattr(typed_history, "MAX_LENGTH", 10)
+    history = TypedHistory.open(wanted=True)
+    for text in ("one", "two", "x" * 90):
+        history.add(text)
+    assert reopened() == ["one", "two", "x" * 90]
+    history.add("three")
+    assert reopened() == ["one", "two", "three"]
 
 
 def test_a_history_that_cannot_be_saved_is_one_sentence() -> None:
@@ -150,6 +162,25 @@ def test_a_folder_that_cannot_be_written_is_read(monkeypatch: pytest.MonkeyPatch
     history = TypedHistory.open(wanted=True)
     assert history.entries == ["one"]
     assert "Permission denied" in history.problem
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of the system")
+def test_a_disk_that_gets_full_while_an_entry_is_written_is_said_and_tears_no_line() -> None:
+    import resource
+    import signal
+
+    history = TypedHistory.open(wanted=True)
+    history.add("one")
+    before = file().read_bytes()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        history.add("two" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert history.problem == f"input history is disabled: {file()} (No space left on device)"
+    assert file().read_bytes() == before
 
 
 # --- several processes ------------------------------------------------------------------------------------------

@@ -293,6 +293,23 @@ def test_a_violation_is_not_forgotten_by_the_next_process(
     assert ran.report["totals"]["turns"] == 6
 
 
+@pytest.mark.parametrize("damage", ["[" * 100_000, "[]", '{"a": NaN}', "7", "{", '{"x": 1}'])
+def test_a_damaged_run_is_resumed_before_the_damage_or_refused(
+    tiny: None, replay: Callable[..., Ran], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    ran = replay(TURNS[:3])
+    with open(ran.folder / "turns.jsonl", "a") as turns:
+        turns.write(f"{damage}\n")
+    (ran.folder / "invariants.json").write_text(damage)
+    again = ["replay", "--resume-run", str(ran.folder), "--max-turns", "3"]
+    assert cli.main(again) == 0
+    assert len((ran.folder / "turns.jsonl").read_text().splitlines()) == 3
+    (ran.folder / "run.json").write_text(damage)
+    capsys.readouterr()
+    assert cli.main(again) == 2
+    assert "no resumable run found there" in capsys.readouterr().err
+
+
 def test_without_matplotlib_the_report_says_how_to_get_plots(
     tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,8 +170,37 @@ def test_odd_messages(message: Any, said: list[str], skipped: dict[str, int]) ->
     assert read.skipped == Counter(skipped)
 
 
+def test_without_a_current_node_the_path_ends_at_the_last_message() -> None:
+    read = conversation_of({**TRIP, "current_node": None})
+    assert read.messages == conversation_of(TRIP).messages
+    assert read.skipped == conversation_of(TRIP).skipped
+
+
+def test_of_many_conversations_on_one_line_the_damaged_one_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path, [TRIP, TRIP, {**TRIP, "current_node": "gone"}])
+    with pytest.raises(StoreError, match=r'line 1: item 3: its "mapping" has no node "gone"; nothing was imported$'):
+        read_sessions(path)
+    assert f'{path}:1: item 3: its "mapping" has no node "gone"' in map(str, read_scripts([path]).problems)
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [("x" * 2_000_000, f"{'x' * 199}…"), ("a\n" * 99, "a " * 98 + "a"), ("\u200b", "chats"), ({"a": 1}, "chats")],
+)
+def test_a_title_is_one_line_of_the_length_of_a_title(tmp_path: Path, title: Any, shown: str) -> None:
+    [session] = read_sessions(put(tmp_path, {**TRIP, "title": title, "default_model_slug": title}, "chats.json"))
+    assert session.title == shown
+    assert session.model_name == ("default" if shown == "chats" else shown)
+
+
+def test_a_conversation_without_text_is_counted(tmp_path: Path) -> None:
+    tools = chat(one=node("root", "tool", "found it"), two=node("one", "tool", "again"))
+    [session] = read_sessions(put(tmp_path, [chat(one=node("root", "user", "a")), tools]))
+    assert session.skipped == Counter({"tool message": 2})
+
+
 def test_an_empty_conversation_has_no_messages(tmp_path: Path) -> None:
-    path = put(tmp_path, {**TRIP, "current_node": None})
+    path = put(tmp_path, {**TRIP, "mapping": {}, "current_node": None})
     with pytest.raises(StoreError, match="has no messages"):
         read_sessions(path)
     assert read_scripts([path]).problems[-1] == f"{path}:1: it contains no user messages"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,40 @@ def test_import_reads_the_same(tmp_path: Path, record: Any, wrap: Any, capsys: p
 
 def test_records_know_their_lines() -> None:
     assert read_records('\n{"a": 1}\n\n{"b": 2}') == [Record(2, {"a": 1}), Record(4, {"b": 2})]
-    assert read_records('[\n\n{"a": 1}, {"b":\n 2},\n3]') == [Record(3, {"a": 1}), Record(3, {"b": 2}), Record(5, 3)]
+    items = [(3, {"a": 1}), (3, {"b": 2}), (5, 3)]
+    expected = [Record(line, value, number=number) for number, (line, value) in enumerate(items, 1)]
+    assert read_records('[\n\n{"a": 1}, {"b":\n 2},\n3]') == expected
     assert read_records("[]") == []
     assert read_records("plain") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1 2]", "line 1, column 4: Expecting ',' delimiter"),
+        ('[{"a": 1}', "line 1, column 10: Expecting ',' delimiter"),
+        ('[{"a": 1}] x', "line 1, column 12: Extra data"),
+        ("[1\n2\n]", "line 2, column 1: Expecting ',' delimiter"),
+        ("[", "line 1, column 2: Expecting value"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("[" + "9" * 5000 + "]", "a number has too many digits"),
+        ('{"messages": ' + "9" * 5000 + "}", "a number has too many digits"),
+    ],
+)
+def test_invalid_json_is_said_with_its_place(text: str, reason: str) -> None:
+    with pytest.raises(TranscriptError) as refused:
+        read_records(text)
+    assert str(refused.value) == f"it starts like JSON but is invalid: {reason}"
+
+
+def test_a_large_array_on_one_line_is_in_memory_once() -> None:
+    text = json.dumps([{"turns": ["x" * 1_000_000]} for _ in range(10)])
+    tracemalloc.start()
+    records = read_records(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(records or ()) == 10
+    assert peak < 2.5 * len(text)  # the values, and the line in the list of lines
 
 
 def test_pictures_are_named_by_an_import_and_refuse_a_script(

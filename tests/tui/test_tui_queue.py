@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Stop
+from streamchat.base.requests import Request, Stop, Submit
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.tui.app import StreamchatApp, run_app
@@ -334,6 +335,74 @@ async def test_starting_over_holds_the_queue() -> None:
         await driver.until(lambda: any("New conversation" in line for line in driver.lines))
         await driver.pilot.pause(0.2)
         assert (engine.submitted, rows(driver)) == (["first"], ["1. alpha"])
+
+
+async def test_what_is_written_after_a_stop_is_not_held_when_the_turn_ends_without_a_reply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ScriptedEngine([Reply("a b", hold_after=0)])
+    send, stats = engine.send, ev.TurnStats(1, 0, 0, 0, 64, 0, 0, None, None, 0, 0, None, "cancelled")
+    sent: list[Request] = []
+
+    def send_all_but_stops(request: Request) -> None:  # stopping takes a while
+        sent.append(request)
+        if not isinstance(request, Stop):
+            send(request)
+
+    monkeypatch.setattr(engine, "send", send_all_but_stops)
+    async with driving(engine) as driver:
+        await driver.enter("first")
+        await driver.until(lambda: engine.submitted == ["first"])
+        await driver.enter("old")
+        await driver.pilot.press("escape")
+        await driver.enter("new")
+        assert rows(driver) == ["1. new", "2. (held) old"]
+        engine.emit(ev.TurnFinished(stats, "cancelled", "", "first", rolled_back=True))
+        await driver.until(lambda: sent[-1] == Submit("new"))
+        assert rows(driver) == ["1. old"]
+        assert driver.prompt.text == "first"
+        engine.release()
+
+
+async def test_fast_keys_take_effect_in_order() -> None:
+    """Several keys may arrive at once, on a slow connection or from a busy app."""
+    async with driving(held_engine()) as driver:
+        await queue_up(driver, "alpha")
+
+        async def burst(*keys: str) -> None:
+            for key in keys:
+                driver.app.post_message(events.Key(key, key if len(key) == 1 else None))
+            await driver.pilot.pause(0.2)
+
+        await burst("a", "b", "backspace", "c", "left", "d")
+        assert driver.prompt.text == "adc"
+        await burst("ctrl+u", "delete", "x", "y", "ctrl+w", "z")
+        assert driver.prompt.text == "z"
+        await burst("ctrl+u", "up")
+        assert driver.prompt.text == "alpha"
+        await burst("escape", "n", "e", "w")
+        assert (driver.prompt.text, rows(driver)) == ("new", ["1. alpha"])
+        await burst("ctrl+u", "up", "n", "o")  # typed before the message is in the input
+        assert driver.prompt.text in ("no", "alphano")
+        await burst("enter")
+        assert rows(driver) in (["1. alpha", "2. no"], ["1. alphano"])
+        await burst("up", "o", "k", "enter")  # the step comes after the message has left the input
+        assert [row[3:] for row in rows(driver)][-1] in ("ok", "nook", "alphanook")
+        assert any("alpha" in row for row in rows(driver))
+        driver.engine.release()
+
+
+async def test_a_command_during_an_edit_keeps_what_is_typed_meanwhile() -> None:
+    async with driving(held_engine()) as driver:
+        await queue_up(driver, "alpha")
+        await driver.pilot.press("up", "ctrl+u")
+        await driver.write("/stats")
+        for key in ("enter", "n", "e", "w"):
+            driver.app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await driver.until(lambda: driver.prompt.text == "new")
+        await driver.until(lambda: rows(driver) == ["1. alpha"])
+        assert driver.prompt.text == "new"
+        driver.engine.release()
 
 
 async def test_messages_wait_for_another_model() -> None:

@@ -1,7 +1,8 @@
 """ChatGPT's data export, `conversations.json`: each conversation is a tree of messages, `mapping`.
 
 The shown conversation is the path from the root to `current_node`; other branches are earlier edits and regenerated
-replies. Text of the user, the model and a visible system message is read. Everything else is counted as skipped.
+replies. If no current node is named, the path ends at the last message of the file. Text of the user, the model and a
+visible system message is read. Everything else is counted as skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def conversation_of(record: dict[str, Any]) -> Transcript:
     mapping = record["mapping"]
     if not isinstance(mapping, dict):
         raise TranscriptError('"mapping" must be an object')
-    path = list(_path(mapping, record["current_node"]))[::-1]
+    end = record["current_node"]
+    if end is None:
+        end = next((name for name, node in reversed(mapping.items()) if _is_said(node)), None)
+    path = list(_path(mapping, end))[::-1]
     skipped: Counter[str] = Counter()
     read = (_message(node["message"], skipped) for node in path if isinstance(node.get("message"), dict))
     messages = [message for message in read if message is not None]

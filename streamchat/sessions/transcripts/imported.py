@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base.errors import ConfigError, StoreError
+from streamchat.base.sanitize import one_line
 from streamchat.base.text_files import read_text
 from streamchat.sessions.settings import valid_settings
 from streamchat.sessions.transcripts.export import VERSION
 from streamchat.sessions.transcripts.messages import Message, Transcript, TranscriptError
 from streamchat.sessions.transcripts.reader import TranscriptFile, read_transcripts
 from streamchat.sessions.transcripts.values import scalar_in
-from streamchat.store.records import StoredTurn, clean
+from streamchat.store.records import MAX_TITLE, StoredTurn, clean
 from streamchat.store.rows import LATEST
 
 
@@ -28,12 +29,12 @@ class ImportedSession:
 
     def __init__(self, transcript: Transcript, title: str) -> None:
         about = transcript.about
-        self.title = " ".join((_text(about, "title") or title).split()) or "imported"
+        self.title = _shown(_text(about, "title")) or _shown(clean(title)) or "imported"
         self.model = _text(about, "model") or "default"
-        self.model_name = " ".join(_text(about, "model_name").split()) or self.model
         # others are ignored, so that the import still works
         settings = about.get("settings")
         self.settings = valid_settings(settings, "the file") if isinstance(settings, dict) else {}
+        self.model_name = _shown(_text(about, "model_name")) or self.model
         system = [message.text for message in transcript.messages if message.role == "system"]
         if system:
             self.settings |= valid_settings({"system_prompt": clean(system[-1])}, "the file")
@@ -58,9 +59,12 @@ def read_sessions(path: Path) -> list[ImportedSession]:
         where = f"{path}, line {error.line}" if error.line else f"{path}"
         raise StoreError(f"{where}: {error}; nothing was imported") from None
     sessions = [ImportedSession(transcript, path.stem) for transcript in file.transcripts]
-    if not (sessions := [session for session in sessions if session.turns]):
+    if not (kept := [session for session in sessions if session.turns]):
         raise StoreError(f"{path} has no messages; give a file that `streamchat sessions export` wrote")
-    return sessions
+    for empty in sessions:  # what was all of a conversation is counted, too
+        if not empty.turns:
+            kept[-1].skipped.update(empty.skipped)
+    return kept
 
 
 def _check(file: TranscriptFile, text: str) -> None:
@@ -76,6 +80,13 @@ def _check(file: TranscriptFile, text: str) -> None:
             raise TranscriptError("it has only user messages", transcript.line)
         if (version := transcript.about.get("streamchat", VERSION)) != VERSION:
             raise TranscriptError(f"unknown format {version}; this streamchat reads format {VERSION}")
+
+
+def _shown(text: str) -> str:
+    """Return a title or a name on one line, cut to the length of a title; '' if it has no visible character."""
+    line = " ".join(text[: 4 * MAX_TITLE].split())
+    line = line if len(line) <= MAX_TITLE else f"{line[: MAX_TITLE - 1].rstrip()}…"
+    return line if one_line(line) else ""
 
 
 def _text(about: dict[str, Any], name: str) -> str:

@@ -45,11 +45,13 @@ def read_transcripts(text: str, wanted: Kind | Literal["auto"] = "auto", *, skip
         raise TranscriptError(unknown(first.value), first.line)
     kind = wanted if wanted != "auto" else found.name if found else "text"
     file = TranscriptFile(kind)
+    share_lines = len({record.line for record in records}) < len(records)
     for record in records:
         try:
             _add(record, file, Counter() if skip_media else None)
         except TranscriptError as error:  # part of a conversation would be misleading, so all of the record is skipped
-            file.problems.append((record.line, str(error)))
+            where = f"item {record.number}: " if share_lines and record.number else ""
+            file.problems.append((record.line, f"{where}{error}"))
     return file
 
 

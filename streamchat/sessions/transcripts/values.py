@@ -24,6 +24,8 @@ class Record:
     value: Any = None
     problem: str = ""
     """Why the value is missing; '' if it is not."""
+    number: int = 0
+    """Number of the item in an array, from 1; 0 if it is not in one."""
 
 
 def read_records(text: str) -> list[Record] | None:
@@ -37,9 +39,11 @@ def read_records(text: str) -> list[Record] | None:
     rows = [(number, line) for number, line in enumerate(split_lines(text), 1) if line.strip()]
     if not rows:
         return []
-    first = _record(*rows[0])
-    is_json = rows[0][1].lstrip()[0] in "{["
-    if is_json and (first.problem or (len(rows) == 1 and isinstance(first.value, list))):
+    opening = rows[0][1].lstrip()[0]
+    is_json = opening in "{["
+    is_array = opening == "[" and len(rows) == 1  # parsed once only: an export of 200 MB may be one line
+    first = Record(rows[0][0], problem="not read yet") if is_array else _record(*rows[0])
+    if is_json and first.problem:
         try:
             return _whole(text)
         except (ValueError, RecursionError) as error:
@@ -71,28 +75,46 @@ def _record(number: int, text: str) -> Record:
 
 
 def _whole(text: str) -> list[Record]:
-    """Return the records of a text that is one JSON value: the value itself, or the items of an array."""
-    value = json.loads(text)
-    if not isinstance(value, list):
-        return [Record(1, value)]
-    if value and all((found := format_of(item)) and found.is_message for item in value):
-        return [Record(1, {"messages": value})]
-    return list(_items(text))
+    """Return the records of a text that is one JSON value: the value itself, or the items of an array.
+
+    Raises:
+        ValueError: It is not valid JSON.
+        RecursionError: It is nested too deeply.
+    """
+    if text.lstrip()[0] != "[":
+        return [Record(1, json.loads(text))]
+    try:
+        items = list(_items(text))
+    except (ValueError, IndexError):
+        json.loads(text)  # raises the error with its place
+        raise
+    if items and all((found := format_of(item.value)) and found.is_message for item in items):
+        return [Record(1, {"messages": [item.value for item in items]})]
+    return items
 
 
 def _items(text: str) -> Iterator[Record]:
-    """Yield the items of the valid JSON array `text`, each with the line where it starts."""
-    at = text.index("[") + 1
-    line, counted = 1, 0
-    while True:
-        at = _space(text, at)
-        if text[at] == "]":
-            return
-        line, counted = line + text.count("\n", counted, at), at
+    """Yield the items of the JSON array `text`, each with its number and the line where it starts.
+
+    Raises:
+        ValueError: It is not a valid array.
+        IndexError: It has no end.
+    """
+    at = _space(text, text.index("[") + 1)
+    line, counted, number = 1, 0, 0
+    is_last = text[at] == "]"
+    while not is_last:
+        line, counted, number = line + text.count("\n", counted, at), at, number + 1
         value, at = _DECODER.raw_decode(text, at)
-        yield Record(line, value)
+        yield Record(line, value, number=number)
         at = _space(text, at)
-        at += text[at] == ","
+        is_last = text[at] == "]"
+        if not is_last:
+            if text[at] != ",":
+                raise ValueError("expected a comma")
+            at = _space(text, at + 1)
+    if text[at + 1 :].strip():
+        raise ValueError("text after the array")
 
 
 def _space(text: str, at: int) -> int:
@@ -103,4 +125,6 @@ def _space(text: str, at: int) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has too many digits"  # the only other error: Python reads 4,300

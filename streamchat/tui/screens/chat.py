@@ -185,6 +185,7 @@ class ChatScreen(ReadingScreen):
         message.stop()
         typed = without_blank_ends(message.text)
         if registry.parse(typed) is not None:
+            await self._sender.end_edit(empty=False)  # the input may have the start of the next message
             done = await self._commands.run(typed.strip())
         else:
             done = await self._sender.send(typed, self.chat_app.registry.unescape(typed))
@@ -208,7 +209,8 @@ class ChatScreen(ReadingScreen):
 
     @on(Prompt.QueueStepped)
     async def _queue_stepped(self, message: Prompt.QueueStepped) -> None:
-        await self._sender.step(message.by)
+        if message.keystrokes == self.prompt.keystrokes:
+            await self._sender.step(message.by)
 
     async def action_queue_drop(self) -> None:
         """Remove the queued message being edited, or the newest one."""

@@ -68,6 +68,8 @@ class Prompt(TextArea):
 
         by: int
         """-1 = the previous message, 1 = the next one."""
+        keystrokes: int
+        """`Prompt.keystrokes` then: once more is typed, the step would overwrite it."""
 
     def __init__(
         self,
@@ -92,6 +94,8 @@ class Prompt(TextArea):
         """Whether the text is that of a queued message."""
         self.send_keys = key_names(BY_ID["prompt.send"].keys)
         """Keys that send; not a binding, because `TextArea` handles Enter itself."""
+        self.keystrokes = 0
+        """Number of keys and pastes so far, without Up and Down."""
         self._complete = complete
         self._completions = completions
         self._history_text: str | None = None
@@ -129,6 +133,7 @@ class Prompt(TextArea):
     # --- keys -----------------------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
+        self.keystrokes += event.key not in ("up", "down")
         if self._completions.shown:
             self._offer()  # a burst of keys may have changed the text
         if self._completions.shown and event.key in ("up", "down", "escape", "enter"):
@@ -147,6 +152,11 @@ class Prompt(TextArea):
             event.stop()
             event.prevent_default()
             self._send()
+        elif not event.is_printable and event.key != "enter" and await self.app._check_bindings(event.key):
+            # The app would look for bindings only after the key has bubbled up to it, and so after any characters that
+            # follow in the same burst: "ab", Backspace, "c" would become "ab".
+            event.stop()
+            event.prevent_default()
 
     def _send(self) -> None:
         """Submit the content and clear the input at once, so that later keys go to the next message."""
@@ -214,7 +224,7 @@ class Prompt(TextArea):
         if select or self._row() > 0:
             super().action_cursor_up(select)
         elif self.edits_queued or (self.has_queue and self.is_blank):
-            self.post_message(self.QueueStepped(-1))
+            self.post_message(self.QueueStepped(-1, self.keystrokes))
         else:
             self.show_older()
 
@@ -223,7 +233,7 @@ class Prompt(TextArea):
         if select or self._row() < self.wrapped_document.height - 1:
             super().action_cursor_down(select)
         elif self.edits_queued:
-            self.post_message(self.QueueStepped(1))
+            self.post_message(self.QueueStepped(1, self.keystrokes))
         else:
             self._show_entry(self.prompt_history.newer())
 
@@ -251,6 +261,7 @@ class Prompt(TextArea):
         """Insert a paste without sending it, with `\\n` line ends and without control characters."""
         event.stop()
         event.prevent_default()
+        self.keystrokes += 1
         text = printable(event.text.replace("\r\n", "\n").replace("\r", "\n")).expandtabs(4)
         result = self.replace(text, *self.selection, maintain_selection_offset=False)
         self.move_cursor(result.end_location)
