@@ -207,7 +207,7 @@ async def _run_app(engine: Engine, configuration: Configuration, *, typing: bool
     is_finished = outcome.finished.is_set
     delays: list[float] = []
     async with app.run_test(size=SIZE):
-        await _wait_for(lambda: app.board.info is not None or is_finished())
+        await _wait_for(lambda: app.state.board.info is not None or is_finished())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
         app.post_message(events.Key("enter", "\r"))  # not pilot.press, which waits until the app is idle

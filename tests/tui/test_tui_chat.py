@@ -261,7 +261,7 @@ async def test_evictions_are_said_and_fade() -> None:
         assert last.query_one(UserMessage).has_class("-evicted")
         assert "turn 4 is now only partly in context" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
-        assert counted == driver.app.board.cache.tokens_evicted
+        assert counted == driver.board.cache.tokens_evicted
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
             await driver.ask(text)
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
         state = engine.cache.state()
-        await driver.until(lambda: driver.app.board.cache == state)
+        await driver.until(lambda: driver.board.cache == state)
         assert driver.figures("cache") == {"cached": f"{state.length} / 128 · {100 * state.length // 128} %"}
         assert driver.figures("evicted") == {
             "compressions": str(state.compressions),

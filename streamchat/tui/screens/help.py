@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -25,16 +25,20 @@ FIXED = (
 
 
 class HelpScreen(ModalScreen[None]):
-    """Keys and commands in two tables; Esc, F1 or q closes the screen."""
+    """Keys and commands in two tables; Esc, F1 or q closes the screen.
+
+    Args:
+        keys: The `[keys]` table of the configuration.
+    """
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("help.close", "dismiss"),
     ]
 
-    def __init__(self, registry: SlashRegistry, keys_of: Callable[[str], str]) -> None:
+    def __init__(self, registry: SlashRegistry, keys: Mapping[str, str]) -> None:
         super().__init__()
-        self._registry, self._keys_of = registry, keys_of
+        self._registry, self._changed = registry, keys
 
     def compose(self) -> ComposeResult:
         """Tables of keys and commands, with notes."""
@@ -52,7 +56,7 @@ class HelpScreen(ModalScreen[None]):
     def _rows(self) -> list[tuple[str, str]]:
         """Configured keys, plus fixed ones."""
         keys = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
-        return [*((display_keys(self._keys_of(key.id)), key.help) for key in keys), *FIXED]
+        return [*((display_keys(self._changed.get(key.id, key.keys)), key.help) for key in keys), *FIXED]
 
     def on_mount(self) -> None:
         """Arrow keys scroll."""

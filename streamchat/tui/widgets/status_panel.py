@@ -43,11 +43,6 @@ class StatusPanel(VerticalScroll, can_focus=False):
             "Model", Static("loading", id="model-name", markup=False), Figures(id="model"), id="section-model"
         )
 
-    @property
-    def sections(self) -> list[Section]:
-        """All sections, in order."""
-        return list(self.query(Section))
-
     def show(self, board: StatusBoard, prefill: PrefillProgress | None = None) -> None:
         """Update all figures; `prefill` is the progress of a running prefill."""
         loaded, table = board.info is not None, status_table(board, prefill)
