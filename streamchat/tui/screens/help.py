@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Grid, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
-from streamchat.tui.widgets.keys import KeyTable
+from streamchat.tui.widgets.text import Verbatim
 
 FIXED = (
     ("Up / Down", "on the first / last row: previous / next input; queued messages come first"),
@@ -22,6 +23,14 @@ FIXED = (
     ("@path", "insert the text of a file, anywhere in a message"),
     ("Shift+drag", "use the terminal's own selection"),
 )
+
+
+class KeyTable(Grid):
+    """Keys or commands on the left, their descriptions on the right."""
+
+    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+        cells = [(Verbatim(key, classes="key"), Verbatim(text)) for key, text in rows]
+        super().__init__(*chain.from_iterable(cells))
 
 
 class HelpScreen(ModalScreen[None]):

@@ -28,7 +28,7 @@ class SendingScreen(ReadingScreen):
         self.state = state
         self._outbox = state.outbox
         self._composer = Composer(state)
-        self.queue_panel = QueuePanel(id="queue")
+        self.queue_panel = QueuePanel()
         self._narrator = Narrator(self.conversation, self._toast_unseen)
         self._keys_shown: tuple[Phase, bool] | None = None
 

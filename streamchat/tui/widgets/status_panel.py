@@ -53,7 +53,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         for name, rows in table.items():
             self.query_one(f"#{name}", Figures).show(rows)
         if loaded:
-            self.query_one(ContextMap).show(board.cache)
+            self.query_one(ContextMap).cache = board.cache
         self._draw("#lengths", board.lengths.values)
         self._draw("#speeds", board.speeds.values)
         self._show_model_name(board.info)
