@@ -14,7 +14,7 @@ from streamchat.frontend.slash.stats import STATS
 
 def default_registry() -> SlashRegistry:
     """A registry with the commands that every front end has, in the order of `/help`."""
-    registry = SlashRegistry([])
+    registry = SlashRegistry()
     for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, STATS):
         registry.add(command)
     SessionCommands().add_to(registry)

@@ -75,10 +75,8 @@ def parse(text: str) -> tuple[str, str] | None:
 class SlashRegistry:
     """Commands by name. Front ends may add their own."""
 
-    def __init__(self, commands: Iterable[SlashCommand]) -> None:
+    def __init__(self) -> None:
         self._commands: dict[str, SlashCommand] = {}
-        for command in commands:
-            self.add(command)
 
     def add(self, command: SlashCommand) -> None:
         """Add or replace a command."""
