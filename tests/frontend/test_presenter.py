@@ -56,11 +56,12 @@ SAMPLES: tuple[ev.Event, ...] = (
     ev.TextDelta(1, "so"),
     finished(),
     ev.TurnUndone(3, "why?", "so", CACHE),
+    ev.CacheAudited("turn", (300,), ((0, 300),), 300, 300, 1024, (), 2, 1, 500, (), None),
 )
 """One of each class."""
 SILENT = {
     *(ev.TurnStarted, ev.TextDelta, ev.StatusSampled, ev.SettingChanged, ev.TextCounted, ev.SessionOpened),
-    *(ev.SavingChanged, ev.EngineClosed),
+    *(ev.SavingChanged, ev.EngineClosed, ev.CacheAudited),
 }
 """Without a line: they are the conversation itself or figures, or a command or a notice reports them."""
 
