@@ -32,7 +32,6 @@ from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
 from streamchat.tui.leaving import Leaving, report_unsent
-from streamchat.tui.messages import EngineClosing, EventsArrived
 from streamchat.tui.palette import palette_entries
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
@@ -70,7 +69,7 @@ class StreamchatApp(App[int]):
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
         self._theme_problems = self._register_themes()
-        self._bridge = EventBridge(lambda: self._chat.post_message(EventsArrived()))
+        self._bridge = EventBridge(lambda: self._chat.call_later(self._chat.show_pending))
         self._chat = ChatScreen(self.state, self._bridge, self._react)
         add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
@@ -177,10 +176,6 @@ class StreamchatApp(App[int]):
     async def action_quit(self) -> None:
         """Close the engine in another thread, then exit. A second call exits immediately."""
         self._leaving.leave(self._code)
-
-    def on_engine_closing(self, message: EngineClosing) -> None:
-        """Exit: the engine thread has ended, or timed out."""
-        self._leaving.closed(message)
 
     def action_help_quit(self) -> None:
         """Ctrl+C with nothing to stop or copy: quit on a second press. Textual binds the key."""

@@ -21,7 +21,6 @@ from streamchat.frontend.outbox import Phase
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import collapse_turns
 from streamchat.tui.clipboard import SENT
-from streamchat.tui.messages import EventsArrived
 from streamchat.tui.screens.commands import CommandScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
 from streamchat.tui.state import ChatState
@@ -75,9 +74,8 @@ class ChatScreen(CommandScreen):
 
     # --- events of the engine -------------------------------------------------------------------------------
 
-    async def on_events_arrived(self, message: EventsArrived) -> None:
+    async def show_pending(self) -> None:
         """Show pending events; check again after `FRAME_S` until there are none."""
-        message.stop()
         events_ = self._bridge.drain()
         if not events_:
             return
@@ -89,7 +87,7 @@ class ChatScreen(CommandScreen):
             if self.is_attached and self.app.is_running:
                 raise
             return  # the app is exiting and its widgets are unmounted
-        self.set_timer(FRAME_S, lambda: self.post_message(EventsArrived()))
+        self.set_timer(FRAME_S, lambda: self.call_later(self.show_pending))
 
     async def _show_events(self, events_: list[ev.Event]) -> None:
         for event in collapse_turns(events_, running=self._narrator.current is not None):

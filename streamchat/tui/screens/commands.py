@@ -31,7 +31,7 @@ class CommandScreen(SendingScreen):
         else:
             done = await self.send(typed, self.state.registry.unescape(typed))
         if done:
-            self.prompt.remember(message.text)
+            self.state.history.add(message.text)
         else:
             self.prompt.restore_text(message.text)
 

@@ -103,10 +103,6 @@ class Prompt(TextArea):
         """Insert a message that was not sent before the current content."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
 
-    def remember(self, text: str) -> None:
-        """Add a submitted text to the history."""
-        self.prompt_history.add(text)
-
     # --- keys -----------------------------------------------------------------------------------------------
 
     async def _on_key(self, event: events.Key) -> None:
