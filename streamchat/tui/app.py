@@ -68,7 +68,9 @@ class StreamchatApp(App[int]):
         self.failure: ev.EngineFailed | None = None
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
-        self._theme_problems = self._register_themes()
+        themes, self._theme_problems = user_themes()
+        for theme in themes:
+            self.register_theme(theme)
         self._bridge = EventBridge(lambda: self._chat.call_later(self._chat.show_pending))
         self._chat = ChatScreen(self.state, self._bridge, self._react)
         add_app_commands(self, self._chat)
@@ -81,13 +83,6 @@ class StreamchatApp(App[int]):
     def keys_of(self, key_id: str) -> str:
         """The configured keys for a key id."""
         return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
-
-    def _register_themes(self) -> list[str]:
-        """Register the user's themes; returns a sentence per invalid one."""
-        themes, problems = user_themes()
-        for theme in themes:
-            self.register_theme(theme)
-        return problems
 
     # --- startup --------------------------------------------------------------------------------------------
 

@@ -116,32 +116,33 @@ class SessionCommands:
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/quote N`."""
-        found = self._chosen(argument)
-        if found is None:
-            return SlashResult(self._which("/quote", argument), error=True)
+        found = self._chosen("/quote", argument)
         context.engine.send(Quote(quote_prompt(found, time.time()), QUOTE_REPLY, pin=False))
         return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/keep N or TEXT`."""
-        found = self._chosen(argument)
-        if not argument or (argument.isdecimal() and found is None):
-            return SlashResult(self._which("/keep", argument), error=True)
-        text = note_prompt(argument) if found is None else quote_prompt(found, time.time())
+        if argument and not argument.isdecimal():
+            text = note_prompt(argument)
+        else:
+            text = quote_prompt(self._chosen("/keep", argument), time.time())
         context.engine.send(Quote(text, QUOTE_REPLY, pin=True))
         return SlashResult(done_when=turn_done)
 
-    def _chosen(self, argument: str) -> SearchHit | None:
-        number = parse_whole_number(argument) or 0
-        return self._found[number - 1] if 1 <= number <= len(self._found) else None
+    def _chosen(self, command: str, argument: str) -> SearchHit:
+        """The search result with the number `argument`.
 
-    def _which(self, command: str, argument: str) -> str:
+        Raises:
+            ConfigError: There is none.
+        """
         if not self._found:
-            return f"{command} needs the number of a search result; search with /recall WORDS first"
-        found = plural(len(self._found), "message")
-        if not argument:
-            return f"{command} needs the number of a search result; /recall found {found}"
-        return f"{argument!r} is not the number of a search result; /recall found {found}"
+            raise ConfigError(f"{command} needs the number of a search result; search with /recall WORDS first")
+        number = parse_whole_number(argument) or 0
+        if not 1 <= number <= len(self._found):
+            what = f"{argument!r} is not" if argument else f"{command} needs"
+            found = plural(len(self._found), "message")
+            raise ConfigError(f"{what} the number of a search result; /recall found {found}")
+        return self._found[number - 1]
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/compact`."""
