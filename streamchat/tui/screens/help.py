@@ -57,7 +57,7 @@ class HelpScreen(ModalScreen[None]):
             yield Static("Keys", classes="section")
             yield KeyTable(self._rows())
             yield Static("Commands", classes="section")
-            yield KeyTable([(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._registry])
+            yield KeyTable([(command.usage, command.help) for command in self._registry])
             yield Static("To send a message that starts with a command, double the slash: //help.", classes="note")
             yield Static("Faded messages were evicted from the cache: the model no longer sees them.", classes="note")
             yield Static("Change keys in config.toml, under [keys].", classes="note", markup=False)
