@@ -151,7 +151,7 @@ async def test_given_back_message_does_not_overwrite_a_draft() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.turns == [])
         assert driver.prompt.text == "my draft"
-        assert any("your message is held in the queue" in line for line in driver.lines)
+        assert "Your message is held in the queue." in driver.lines
         assert "  1. first" in driver.chat.queue_panel.text
 
 
