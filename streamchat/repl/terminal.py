@@ -109,6 +109,7 @@ def as_before(modes: Modes | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _set_modes(modes: Modes, *, paste_marks: bool) -> Iterator[None]:
+    """Set terminal modes, and whether the terminal marks pastes; restore both at the end."""
     import termios
 
     descriptor = sys.stdin.fileno()

@@ -13,6 +13,7 @@ from streamchat.base.requests import Stop
 from streamchat.config.settings import Settings
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.screens.help import HelpScreen
+from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.turn import Turn
 from tests.support.app_driver import NASTY, Driver, driving
@@ -371,6 +372,10 @@ async def test_command_palette_offers_the_actions() -> None:
         await driver.until(lambda: driver.turns == [])
         await driver.pilot.press("ctrl+p")
         await driver.pilot.press("escape")
+        await driver.pilot.press("ctrl+p", *"help")
+        await driver.until(lambda: "Keys and commands" in driver.screen_text)
+        await driver.pilot.press("enter")
+        await driver.until(lambda: driver.shows(HelpScreen))
 
 
 def test_bindings_have_ids_and_tooltips() -> None:
