@@ -13,7 +13,6 @@ from streamchat.base.requests import Stop
 from streamchat.config.settings import Settings
 from streamchat.tui.history import PromptHistory
 from streamchat.tui.screens.help import HelpScreen
-from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.turn import Turn
 from tests.support.app_driver import NASTY, Driver, driving
