@@ -217,7 +217,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_at_a_time")
 async def test_older_turns_come_back_when_the_reader_goes_there() -> None:
-    async with driving(ScriptedEngine(lambda text: f"answer to {text}"), size=(100, 24)) as driver:
+    async with driving(ScriptedEngine(lambda text: f"answer to {text}"), size=(120, 24)) as driver:
         for number in range(1, 31):
             await driver.ask(f"question {number}")
         assert numbers(driver) == list(range(23, 31))
