@@ -30,12 +30,12 @@ async def take(path: Path, columns: int, rows: int, theme: str) -> None:
     settings = Settings(cache_size=224, max_new_tokens=120, temperature=0.0, theme=theme)
     engine = Engine(Configuration(settings, {}, None))
     async with driving(engine, size=(columns, rows)) as driver:
-        await driver.until(lambda: driver.app.board.info is not None, "the model", 300)
+        await driver.until(lambda: driver.board.info is not None, "the model", 300)
         for number, question in enumerate(QUESTIONS, start=1):
             await driver.enter(question)
             await driver.answered(number, 120)
             if number == PINNED:
-                driver.app.engine.send(Pin(PINNED))
+                driver.app.state.engine.send(Pin(PINNED))
         await driver.pilot.pause(0.5)
         path.write_text(driver.app.export_screenshot(title="streamchat"), encoding="utf-8")
 

@@ -189,7 +189,7 @@ async def _run_app(engine: Engine, configuration: Configuration, *, typing: bool
     reply = _only_reply(engine)
     delays: list[float] = []
     async with app.run_test(size=SIZE):
-        await _wait_for(lambda: app.board.info is not None or reply.done())
+        await _wait_for(lambda: app.state.board.info is not None or reply.done())
         prompt = app._chat.query_one(Prompt)
         prompt.insert(QUESTION)
         app.post_message(events.Key("enter", "\r"))  # not pilot.press, which waits until the app is idle

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +180,6 @@ class Watcher:
 
     def as_dict(self) -> dict[str, Any]:
         """The current figures, for JSON."""
-        from dataclasses import asdict
-
         board, info = self.board, self.session.info
         return {
             "id": info.id,

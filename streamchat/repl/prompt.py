@@ -11,6 +11,7 @@ import contextvars
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import cast
 
 from streamchat.base import events as ev
@@ -120,11 +121,15 @@ class Prompt:
         return ExitCode.OK
 
     async def _converse(self) -> None:
-        with self._interruptible(lambda: self._leave(signal.SIGINT)), between_prompts(self._interrupt_key):
+        with self._between_prompts(lambda: self._leave(signal.SIGINT)):
             self._engine.start()
             await self._until(lambda: self._ready)
         self._input = InputLine(
-            self._registry, self._context, PromptToolkitHistory(self._typed), self._toolbar, self._keys
+            self._registry,
+            self._context,
+            PromptToolkitHistory(self._typed),
+            partial(toolbar_text, self._board),
+            self._keys,
         )
         if self._failure is not None:  # the engine failed before the input existed
             raise _EngineGone
@@ -154,10 +159,7 @@ class Prompt:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._until(lambda: self._answered), ANSWER_WAIT_S)
                 if self._loading:  # /model; Ctrl+C exits
-                    with (
-                        self._interruptible(lambda: self._leave(signal.SIGINT)),
-                        between_prompts(self._interrupt_key),
-                    ):
+                    with self._between_prompts(lambda: self._leave(signal.SIGINT)):
                         await self._until(lambda: not self._loading)
 
     async def _send(self, message: str, given: str) -> str:
@@ -176,7 +178,7 @@ class Prompt:
 
     async def _wait(self, done_when: Callable[[ev.Event], bool]) -> str:
         """Wait until `done_when` is true for an event; returns the text to put into the input."""
-        with self._interruptible(self._stop), between_prompts(self._interrupt_key):
+        with self._between_prompts(self._stop):
             await self._until(lambda: any(done_when(event) for event in self._recent))
         last = next(event for event in self._recent if done_when(event))
         match last:
@@ -241,16 +243,15 @@ class Prompt:
             self._changed.clear()
             await self._changed.wait()
 
-    def _toolbar(self, columns: int) -> str:
-        return toolbar_text(self._board, columns)
-
     # --- signals --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _interruptible(self, action: Callable[[], None]) -> Iterator[None]:
-        self._on_interrupt = action
+    def _between_prompts(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
+        """While no prompt reads the keyboard: buffer what is typed, and handle Ctrl+C."""
+        self._on_interrupt = on_interrupt
         try:
-            yield
+            with between_prompts(self._interrupt_key):
+                yield
         finally:
             self._on_interrupt = None
 

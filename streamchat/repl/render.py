@@ -43,7 +43,7 @@ class Narrator:
                 self._streaming, self._last_character, self._thoughts, self._reported_eviction = False, "", "", False
             case ev.TokensEvicted(trigger="between_turns") if not self._streaming:
                 self._reported_eviction = True
-                return as_pieces(present(event))
+                return _presented(event)
             case ev.TokensEvicted():
                 self._evicted = merge_evictions(self._evicted, event)
             case ev.TextDelta(text=text):
@@ -54,13 +54,13 @@ class Narrator:
             case ev.TurnFinished():
                 return self._finish(event)
             case ev.Notice() if self._streaming:
-                self._deferred += as_pieces(present(event))
+                self._deferred += _presented(event)
             case ev.SummaryReady(text=text) if text:
-                return [Line("answer", printable(text)), *as_pieces(present(event))]
+                return [Line("answer", printable(text)), *_presented(event)]
             case ev.ConversationResumed():
                 return resumed_pieces(event, self._thinking())
             case _:
-                return as_pieces(present(event))
+                return _presented(event)
         return []
 
     def _reply_pieces(self, parts: list[Part]) -> list[Line]:
@@ -90,16 +90,17 @@ class Narrator:
         self._deferred, self._streaming = [], False
         if event.rolled_back and self._reported_eviction:
             pieces.append(Line("eviction", EVICTED_RESTORED))
-        return [*pieces, *as_pieces(present(event))]
+        return [*pieces, *_presented(event)]
 
     def _eviction(self) -> list[Line]:
         event, self._evicted = self._evicted, None
-        return as_pieces(present(event)) if event else []
+        return _presented(event) if event else []
 
 
-def as_pieces(line: Line | None) -> list[Line]:
-    """The pieces of a line. Progress and a failure go to stderr separately."""
-    return [] if line is None or line.kind in ("progress", "failure") else [Line(line.kind, line.text)]
+def _presented(event: ev.Event) -> list[Line]:
+    """The line of an event, if any. Progress and a failure go to stderr separately."""
+    line = present(event)
+    return [] if line is None or line.kind in ("progress", "failure") else [line]
 
 
 def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Line]:
@@ -114,7 +115,7 @@ def resumed_pieces(event: ev.ConversationResumed, thinking: str) -> list[Line]:
             pieces += thought_pieces(thoughts, thinking, has_answer=bool(answer))
         if answer or not thoughts:
             pieces.append(Line("past_reply", answer))
-    return [*pieces, *as_pieces(present(event))]
+    return [*pieces, *_presented(event)]
 
 
 def thought_pieces(thoughts: str, thinking: str, *, has_answer: bool = True) -> list[Line]:

@@ -89,7 +89,6 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
         return
     import termios
 
-    descriptor = sys.stdin.fileno()
     quiet = list(before)
     quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
@@ -97,33 +96,32 @@ def between_prompts(interrupt: int | None = None) -> Iterator[None]:
     if interrupt is not None:
         quiet[6] = list(before[6])
         quiet[6][termios.VINTR] = bytes([interrupt])
-    _paste_marks(True)
-    try:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    with _set_modes(quiet, paste_marks=True):
         yield
-    finally:
-        _paste_marks(False)
-        with contextlib.suppress(termios.error):  # the terminal was closed
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
 def as_before(modes: Modes | None) -> Iterator[None]:
     """Temporarily restore the given terminal modes; None does nothing."""
-    if modes is None:
+    with contextlib.nullcontext() if modes is None else _set_modes(modes, paste_marks=False):
         yield
-        return
+
+
+@contextlib.contextmanager
+def _set_modes(modes: Modes, *, paste_marks: bool) -> Iterator[None]:
+    """Set terminal modes, and whether the terminal marks pastes; restore both at the end."""
     import termios
 
     descriptor = sys.stdin.fileno()
-    now = termios.tcgetattr(descriptor)
-    _paste_marks(False)
-    termios.tcsetattr(descriptor, termios.TCSANOW, modes)
+    before = termios.tcgetattr(descriptor)
+    _paste_marks(paste_marks)
     try:
+        termios.tcsetattr(descriptor, termios.TCSANOW, modes)
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, now)
-        _paste_marks(True)
+        _paste_marks(not paste_marks)
+        with contextlib.suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def terminal_modes() -> Modes | None:

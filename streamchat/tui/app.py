@@ -8,13 +8,12 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import StringIO
 from typing import ClassVar
 
 from rich.text import Text
 from textual import events
 from textual.app import App, SystemCommand
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import Notify
 from textual.screen import Screen
@@ -22,27 +21,22 @@ from textual.theme import Theme
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ExitCode
-from streamchat.base.requests import Submit
 from streamchat.base.sanitize import one_line
 from streamchat.config.keymap import BY_ID
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
-from streamchat.frontend.outbox import Outbox
-from streamchat.frontend.status import StatusBoard
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
 from streamchat.telemetry.trace import FAILED, mark
 from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
-from streamchat.tui.commands import app_registry, unknown_theme
-from streamchat.tui.history import PromptHistory
+from streamchat.tui.commands import add_app_commands
 from streamchat.tui.leaving import Leaving, report_unsent
-from streamchat.tui.messages import EngineClosing, EventsArrived
 from streamchat.tui.palette import palette_entries
 from streamchat.tui.screens.chat import ChatScreen
-from streamchat.tui.screens.help import HelpScreen
+from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
-from streamchat.tui.themes import remember_theme, remembered_theme, user_themes
+from streamchat.tui.themes import remember_theme, remembered_theme, unknown_theme, user_themes
 
 MAX_TOASTS = 2
 """Maximum toasts on the screen; identical ones are shown once."""
@@ -62,27 +56,24 @@ class StreamchatApp(App[int]):
     CSS_PATH: ClassVar[list[str]] = ["screens/figures.tcss", "screens/chat.tcss"]  # type: ignore[assignment]
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
-        bind("app.help", "open_help", show=True),
+        bind("app.help", "screen.open_help", show=True),
         bind("app.quit", "quit", priority=True, show=True),
         bind("app.palette", "command_palette", priority=True),
-        Binding(
-            "ctrl+c", "interrupt", "Quit", show=False, id="app.interrupt", system=True, tooltip="Quit on a second press"
-        ),
     ]
 
     def __init__(self, engine: ChatEngine, configuration: Configuration, *, watching: bool = False) -> None:
         super().__init__()
-        self.engine, self.watching = engine, watching
-        self.board = StatusBoard()
-        self._outbox = Outbox(lambda text: engine.send(Submit(text)))
-        self.registry = app_registry(self, self._outbox)
+        self.state = ChatState(engine, configuration, watching=watching)
+        self.watching = watching
         self.failure: ev.EngineFailed | None = None
         """Why the engine failed; None if it did not."""
         self._configuration = configuration
-        self._theme_problems = self._register_themes()
-        self._bridge = EventBridge(lambda: self.post_message(EventsArrived()))
-        self._history = PromptHistory.open(configuration.settings.history)
-        self._chat = ChatScreen(self, self._bridge, self._outbox, self._history)
+        themes, self._theme_problems = user_themes()
+        for theme in themes:
+            self.register_theme(theme)
+        self._bridge = EventBridge(lambda: self._chat.call_later(self._chat.show_pending))
+        self._chat = ChatScreen(self.state, self._bridge, self._react)
+        add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
 
     def get_driver_class(self) -> type[Driver]:
@@ -92,18 +83,6 @@ class StreamchatApp(App[int]):
     def keys_of(self, key_id: str) -> str:
         """The configured keys for a key id."""
         return self._configuration.keys.get(key_id, BY_ID[key_id].keys)
-
-    @property
-    def config_notice(self) -> str:
-        """Notice about `./config.toml`; '' for none and in read-only mode."""
-        return "" if self.watching else self._configuration.local_notice
-
-    def _register_themes(self) -> list[str]:
-        """Register the user's themes; returns a sentence per invalid one."""
-        themes, problems = user_themes()
-        for theme in themes:
-            self.register_theme(theme)
-        return problems
 
     # --- startup --------------------------------------------------------------------------------------------
 
@@ -121,16 +100,18 @@ class StreamchatApp(App[int]):
             self.theme = name
         else:
             place = self._configuration.origin("theme")
-            self.notify(f"{place}: {unknown_theme(name, self.themes())}", severity="warning", markup=False, timeout=8)
+            self.notify(
+                f"{place}: {unknown_theme(name, self.available_themes)}", severity="warning", markup=False, timeout=8
+            )
         self.theme_changed_signal.subscribe(self, self._keep_theme)
         for problem in self._theme_problems:
             self.notify(problem, severity="warning", markup=False, timeout=8)
         self.begin_capture_print(self)
         if not self.is_headless:
             self._leaving.watch_signals()
-        self.engine.subscribe(self._bridge.put)
+        self.state.engine.subscribe(self._bridge.put)
         self.call_after_refresh(mark, "first paint")
-        self.call_after_refresh(self.engine.start)
+        self.call_after_refresh(self.state.engine.start)
 
     def model_ready(self) -> None:
         """Free the previous model, then exempt the loaded objects from garbage collection.
@@ -140,9 +121,15 @@ class StreamchatApp(App[int]):
         free_unused()
         gc.freeze()
 
-    def on_events_arrived(self, message: EventsArrived) -> None:
-        """Forward to the chat screen, so that key handling is never delayed."""
-        self._chat.post_message(EventsArrived())
+    def _react(self, event: ev.Event) -> None:
+        """Handle an event that concerns the whole app; the chat screen has shown it."""
+        match event:
+            case ev.ModelReady():
+                self.model_ready()
+            case ev.EngineFailed():
+                self.engine_failed(event)
+            case _:
+                pass
 
     def on_print(self, event: events.Print) -> None:
         """Send output of `print` to the log."""
@@ -185,77 +172,21 @@ class StreamchatApp(App[int]):
         """Close the engine in another thread, then exit. A second call exits immediately."""
         self._leaving.leave(self._code)
 
-    def on_engine_closing(self, message: EngineClosing) -> None:
-        """Exit: the engine thread has ended, or timed out."""
-        self._leaving.closed(message)
-
-    def action_interrupt(self) -> None:
-        """Ctrl+C with nothing to stop or copy: quit on a second press."""
-        self._leaving.interrupt(self._code)
-
     def action_help_quit(self) -> None:
-        """Textual's built-in Ctrl+C."""
-        self.action_interrupt()
+        """Ctrl+C with nothing to stop or copy: quit on a second press. Textual binds the key."""
+        self._leaving.interrupt(self._code)
 
     def report_unsent(self) -> None:
         """Print the messages that were still queued, after the terminal is restored."""
-        report_unsent(self._outbox.queue, self._configuration.settings.history and not self._history.problem)
+        in_history = self._configuration.settings.history and not self.state.history.problem
+        report_unsent(self.state.outbox.queue, in_history)
 
-    # --- actions, shared by slash commands and palette -------------------------------------------------------
-
-    def themes(self) -> list[str]:
-        """Names of all themes."""
-        return sorted(self.available_themes)
-
-    def theme_name(self) -> str:
-        """Name of the current theme."""
-        return self.theme
-
-    def use_theme(self, name: str) -> str:
-        """Switch the theme; returns a note about the next start."""
-        self.theme = name
-        if self._configuration.is_explicit("theme"):
-            return f"for this session only; the next start uses the theme from {self._configuration.origin('theme')}"
-        return (
-            "also for the next start"
-            if remember_theme(name)
-            else "for this session only: the choice could not be saved"
-        )
+    # --- themes and palette -----------------------------------------------------------------------------------
 
     def _keep_theme(self, theme: Theme) -> None:
         """Remember a theme chosen with /theme or in the palette, unless the configuration sets one."""
         if not self._configuration.is_explicit("theme"):
             remember_theme(theme.name)
-
-    def copy_reply(self, code_only: bool) -> str:
-        """Copy the last reply, or its last code block; returns a message."""
-        return self._chat.copy_reply(code_only)
-
-    def toggle_sidebar(self) -> None:
-        """Show or hide the sidebar."""
-        self._chat.action_toggle_sidebar()
-
-    def action_open_help(self) -> None:
-        """Show keys and commands."""
-        if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self.registry, self.keys_of))
-
-    def open_sessions(self, words: str) -> None:
-        """Show the sessions that match `words`."""
-        self._chat.action_sessions(words)
-
-    def open_recall(self, words: str) -> None:
-        """Show the messages that match `words`."""
-        self._chat.action_recall(words)
-
-    def download(self, name: str, text: str) -> None:
-        """Offer `text` to the browser as a download named `name`."""
-        self.deliver_text(StringIO(text), save_filename=name)
-
-    @property
-    def can_suspend(self) -> bool:
-        """Whether the terminal can be given back to the shell."""
-        return self._driver is not None and self._driver.can_suspend
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Entries of the command palette."""

@@ -19,7 +19,6 @@ from streamchat.frontend.outbox import QueuedMessage
 from streamchat.frontend.slash.queue import shortened
 from streamchat.tui.bindings import hint
 from streamchat.tui.bridge import EventBridge
-from streamchat.tui.messages import EngineClosing
 
 CLOSE_S = 1.0
 """Seconds to wait for the engine thread on exit."""
@@ -30,10 +29,7 @@ MAX_LISTED = 10
 
 
 class Leaving:
-    """Ends `app` after `engine` has closed, or after a timeout.
-
-    The app passes `EngineClosing` to `closed`.
-    """
+    """Ends `app` after `engine` has closed, or after a timeout."""
 
     def __init__(self, app: App[int], engine: ChatEngine, bridge: EventBridge) -> None:
         self._app, self._engine, self._bridge = app, engine, bridge
@@ -62,13 +58,13 @@ class Leaving:
     def _close_engine(self, code: int) -> None:
         in_time = self._engine.close(CLOSE_S)
         with suppress(RuntimeError):  # the loop may have ended
-            self._app.post_message(EngineClosing(code, in_time))
+            self._app.call_later(self._closed, code, in_time)
 
-    def closed(self, message: EngineClosing) -> None:
+    def _closed(self, code: int, in_time: bool) -> None:
         """Exit: the engine thread has ended, or timed out."""
-        if not message.in_time:
+        if not in_time:
             logging.getLogger(__name__).warning("the engine did not stop within %s s", CLOSE_S)
-        self._app.exit(message.exit_code, return_code=message.exit_code)
+        self._app.exit(code, return_code=code)
 
     def interrupt(self, code: int) -> None:
         """Leave with `code` on a second press."""

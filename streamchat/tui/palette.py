@@ -9,6 +9,7 @@ from textual.app import App, SystemCommand
 
 from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
+from streamchat.tui.widgets.section import Section
 
 UNDER_ANOTHER_NAME = {"clear", "copy", "help", "queue", "quit", "recall", "sessions", "sidebar", "theme"}
 """Slash commands that the palette already offers."""
@@ -16,20 +17,20 @@ UNDER_ANOTHER_NAME = {"clear", "copy", "help", "queue", "quit", "recall", "sessi
 
 def palette_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCommand]:
     """All entries; those that change the conversation are left out if the app only watches."""
-    if not chat.chat_app.watching:
+    if not chat.state.watching:
         yield from _conversation_entries(app, chat)
     yield SystemCommand("Copy last reply", "To the terminal's clipboard", chat.action_copy_reply)
     yield SystemCommand("Copy last code block", "To the terminal's clipboard", chat.action_copy_code)
     yield SystemCommand("Context map", "Browse the model's context", chat.action_focus_map)
     yield SystemCommand("Sidebar", "Show or hide the status panel", chat.action_toggle_sidebar)
-    for section in chat.panel_sections():
+    for section in chat.query(Section):
         yield SystemCommand(f"Panel: {section.title}", "Collapse or expand", lambda s=section: s.fold(not s.folded))
     yield SystemCommand("Reasoning", "Expand or collapse the reasoning of replies", chat.action_toggle_thoughts)
     yield SystemCommand("Go to the end", "And follow the reply", chat.action_follow)
     yield SystemCommand("Theme", "Choose the color theme", app.action_change_theme)
-    yield SystemCommand("Help", "Keys and commands", chat.chat_app.action_open_help)
+    yield SystemCommand("Help", "Keys and commands", chat.action_open_help)
     yield SystemCommand("Screenshot", "Save the screen as SVG", lambda: app.set_timer(0.1, app.deliver_screenshot))
-    if chat.chat_app.can_suspend:
+    if app._driver is not None and app._driver.can_suspend:
         yield SystemCommand("Suspend", "Suspend until the shell runs fg", app.action_suspend_process)
     yield SystemCommand("Quit", "Exit streamchat", app.action_quit)
 
@@ -43,7 +44,7 @@ def _conversation_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCom
     yield SystemCommand("Recall", "Search all messages and quote one to the model", chat.action_recall)
     yield SystemCommand("Sessions", "Find and resume a saved conversation", chat.action_sessions)
     yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
-    for command in chat.chat_app.registry:
+    for command in chat.state.registry:
         # commands that need no argument and have no entry yet
         if command.arguments[:1] in ("", "[") and command.name not in UNDER_ANOTHER_NAME:
             yield SystemCommand(f"/{command.name}", command.help, lambda c=command: chat.run_slash(f"/{c.name}"))

@@ -1,12 +1,18 @@
-"""User themes: `themes/NAME.toml` in the configuration folder, with the fields of `textual.theme.Theme`."""
+"""The theme that the user chose, and user themes.
+
+A user theme is a file `themes/NAME.toml` in the configuration folder, with the fields of `textual.theme.Theme`.
+"""
 
 from __future__ import annotations
 
+import difflib
 import tomllib
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from textual.app import App
 from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
@@ -14,6 +20,7 @@ from streamchat.base import paths
 from streamchat.base.atomic_files import write_text
 from streamchat.base.errors import ConfigError
 from streamchat.base.text_files import read_text
+from streamchat.config.loader import Configuration
 
 _COLORS = [
     "primary",
@@ -60,6 +67,21 @@ def remember_theme(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def use_theme(app: App[Any], name: str, configuration: Configuration) -> str:
+    """Switch to an existing theme; returns a note about the next start."""
+    app.theme = name
+    if configuration.is_explicit("theme"):
+        return f"for this session only; the next start uses the theme from {configuration.origin('theme')}"
+    return "also for the next start" if remember_theme(name) else "for this session only: the choice could not be saved"
+
+
+def unknown_theme(name: str, known: Iterable[str]) -> str:
+    """Message for an unknown theme, with similar names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names) or names[:4]
+    return f"theme {name!r} does not exist; try {', '.join(close)} (/theme lists all themes)"
 
 
 def _theme_file() -> Path:

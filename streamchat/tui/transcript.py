@@ -38,17 +38,17 @@ class TranscriptHistory:
 
     def before(self, number: int, count: int) -> list[FinishedTurn]:
         """Up to `count` turns before turn `number`, in ascending order."""
-        at = self._index_of(number)
+        at = self.count_before(number)
         return self._turns[max(0, at - count) : at]
 
     def after(self, number: int, count: int) -> list[FinishedTurn]:
         """Up to `count` turns after turn `number`, in ascending order."""
-        at = self._index_of(number + 1)
+        at = self.count_before(number + 1)
         return self._turns[at : at + count]
 
     def count_before(self, number: int) -> int:
         """Number of turns before turn `number`."""
-        return self._index_of(number)
+        return bisect.bisect_left(self._turns, number, key=lambda turn: turn.number)
 
     def remove(self, number: int) -> None:
         """Remove turn `number` if it is the newest."""
@@ -58,6 +58,3 @@ class TranscriptHistory:
     def clear(self) -> None:
         """Remove all turns."""
         self._turns = []
-
-    def _index_of(self, number: int) -> int:
-        return bisect.bisect_left(self._turns, number, key=lambda turn: turn.number)

@@ -42,6 +42,7 @@ EXIT_CODES = {
     "ModelNotFoundError": 3,
     "UnsupportedModelError": 3,
     "CacheError": 1,
+    "WireError": 1,
     "ChunkTooLargeError": 1,
     "CacheFullError": 1,
     "EvictionPlanError": 1,

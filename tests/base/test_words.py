@@ -34,7 +34,7 @@ from streamchat.reports.chart import Chart, Series
 from streamchat.reports.figure import svg_of
 from streamchat.reports.terminal import text_of
 from streamchat.tui.app import StreamchatApp
-from streamchat.tui.themes import remembered_theme
+from streamchat.tui.themes import remembered_theme, use_theme
 from tests.support import toy_tokenizer as toy
 from tests.support.app_driver import driving
 from tests.support.program import output_of
@@ -239,7 +239,7 @@ async def test_the_theme_is_remembered_and_a_configured_one_wins() -> None:
     async with app.run_test() as pilot:
         await pilot.pause()
         assert app.theme == "textual-light"
-        assert "config.toml" in app.use_theme("nord")
+        assert "config.toml" in use_theme(app, "nord", app._configuration)
     assert engine.close()
     assert remembered_theme() == "gruvbox"
     (paths.state_dir() / "theme").write_text("no-such-theme")
@@ -266,7 +266,7 @@ async def test_the_panel_compares_only_what_was_evicted() -> None:
         assert "without eviction" not in driver.figures("evicted")
         for _ in range(12):
             await driver.ask("tell me more about it, please, and at length")
-        await driver.until(lambda: driver.app.board.cache.tokens_evicted)
+        await driver.until(lambda: driver.board.cache.tokens_evicted)
         await driver.until(lambda: "without eviction" in driver.figures("evicted"))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ import pytest
 from streamchat.base.errors import ConfigError
 from streamchat.base.requests import SwitchModel
 from streamchat.cli import main as cli
+from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.frontend import editor, file_access, mentions
-from streamchat.frontend.outbox import Outbox
 from streamchat.frontend.slash.registry import SlashContext
-from streamchat.tui.commands import app_registry
+from streamchat.tui.commands import add_app_commands
+from streamchat.tui.state import ChatState
 from tests.support.desk import Desk
 from tests.support.saved_sessions import stored
 from tests.support.scripted_engine import ScriptedEngine
@@ -97,15 +100,17 @@ def test_models_by_name_are_not(refused: Path) -> None:
 def test_an_export_is_downloaded(refused: Path) -> None:
     downloads: list[tuple[str, str]] = []
 
-    class Actions:
-        def download(self, name: str, text: str) -> None:
-            downloads.append((name, text))
+    class App:
+        def deliver_text(self, file: StringIO, *, save_filename: str) -> None:
+            downloads.append((save_filename, file.read()))
 
-    actions: Any = Actions()
+    app: Any = App()
     desk = Desk()
     desk.board.session = session = stored()
     context = SlashContext(desk.engine, desk.board)
-    registry = app_registry(actions, Outbox(lambda text: None))
+    chat: Any = SimpleNamespace(state=ChatState(desk.engine, Configuration()))
+    add_app_commands(app, chat)
+    registry = chat.state.registry
     before = sorted(refused.rglob("*"))
     for argument, name in (("", f"streamchat-{session}.md"), ("a.json", "a.json"), (f"{refused}/b.md", "b.md")):
         result = registry.run(context, f"/export {argument}")
@@ -118,8 +123,9 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     assert result is not None
     assert result.error
     file_access.refuse("")
-    registry = app_registry(actions, Outbox(lambda text: None))
-    assert registry.run(context, "/export c.md") is not None
+    chat.state = ChatState(desk.engine, Configuration())
+    add_app_commands(app, chat)
+    assert chat.state.registry.run(context, "/export c.md") is not None
     assert (refused / "c.md").is_file()
     assert len(downloads) == 3
 

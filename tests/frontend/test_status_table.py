@@ -88,9 +88,9 @@ def test_toolbar_and_stats_take_their_figures_from_the_table() -> None:
 async def test_the_sidebar_shows_the_table() -> None:
     async with driving(ScriptedEngine()) as driver:
         await driver.ask("why?")
-        await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
+        await driver.until(lambda: driver.board.cache == driver.engine.cache.state())
         driver.chat._show_figures()
-        for name, rows in status_table(driver.app.board).items():
+        for name, rows in status_table(driver.board).items():
             shown = driver.figures(name)
             shown.pop("length over time", None)
             assert shown.keys() == {row.label for row in rows}

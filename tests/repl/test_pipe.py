@@ -30,5 +30,5 @@ def test_a_command_is_carried_out_before_the_pipe_goes_on(after: bytes, monkeypa
     with running(start=False) as chat:
         assert Pipe(chat.engine, io.StringIO(), err).run(io.BytesIO(b"hello\n/pin\n" + after)) == 0
         assert [event.turn for event in chat.of(ev.TurnPinned)] == [1]
-    assert "turn 1" in err.getvalue()
-    assert err.getvalue().find("turn 1") < (err.getvalue().find("compressions") if after else 10**6)
+    assert "Turn 1" in err.getvalue()
+    assert err.getvalue().find("Turn 1") < (err.getvalue().find("compressions") if after else 10**6)

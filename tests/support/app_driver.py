@@ -16,6 +16,7 @@ from streamchat.base.requests import Request
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.engine.engine import Engine
+from streamchat.frontend.status import StatusBoard
 from streamchat.tui.app import StreamchatApp
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.conversation import Conversation
@@ -49,6 +50,10 @@ class Driver:
     @property
     def chat(self) -> ChatScreen:
         return self.app._chat
+
+    @property
+    def board(self) -> StatusBoard:
+        return self.app.state.board
 
     @property
     def conversation(self) -> Conversation:
@@ -108,11 +113,11 @@ class Driver:
 
     async def answered(self, number: int, timeout_s: float = 15.0) -> None:
         """Wait for the end of turn `number`."""
-        board = self.app.board
+        board = self.board
         await self.until(lambda: board.turns == number and not board.busy, f"the end of turn {number}", timeout_s)
 
     async def ready(self) -> None:
-        await self.until(lambda: self.app.board.info is not None, "the model")
+        await self.until(lambda: self.board.info is not None, "the model")
 
     async def write(self, text: str) -> None:
         """Put `text` into the input at once, as if typed."""
@@ -141,7 +146,7 @@ class Driver:
     @property
     def finished(self) -> int:
         """Turns whose end the app has shown."""
-        return self.app.board.turns
+        return self.board.turns
 
     def emitted(self, kind: type[E]) -> list[E]:
         return [event for event in self.engine.events if isinstance(event, kind)]

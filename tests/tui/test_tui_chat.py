@@ -151,7 +151,7 @@ async def test_given_back_message_does_not_overwrite_a_draft() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.turns == [])
         assert driver.prompt.text == "my draft"
-        assert any("Your message is held in the queue" in line for line in driver.lines)
+        assert "Your message is held in the queue." in driver.lines
         assert "  1. first" in driver.chat.queue_panel.text
 
 
@@ -261,7 +261,7 @@ async def test_evictions_are_said_and_fade() -> None:
         assert last.query_one(UserMessage).has_class("-evicted")
         assert "turn 4 is now only partly in context" in driver.evictions[-1]
         counted = sum(event.count for turn in driver.turns for event in turn.evictions)
-        assert counted == driver.app.board.cache.tokens_evicted
+        assert counted == driver.board.cache.tokens_evicted
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ async def test_sidebar_numbers_at_two_moments() -> None:
             await driver.ask(text)
         await driver.until(lambda: driver.figures("evicted")["tokens evicted"] != "0")
         state = engine.cache.state()
-        await driver.until(lambda: driver.app.board.cache == state)
+        await driver.until(lambda: driver.board.cache == state)
         assert driver.figures("cache") == {"cached": f"{state.length} / 128 · {100 * state.length // 128} %"}
         assert driver.figures("evicted") == {
             "compressions": str(state.compressions),

@@ -119,7 +119,7 @@ async def test_a_waiting_message_comes_back_as_it_was_typed() -> None:
     async with driving(engine) as driver:
         await driver.begin("go")
         await driver.enter("see @long.txt")
-        assert driver.chat._outbox.queue
+        assert driver.app.state.outbox.queue
         await driver.pilot.press("up")
         assert driver.prompt.text == "see @long.txt"
         engine.release()
@@ -152,7 +152,7 @@ async def test_enter_sends_the_folder_of_a_model() -> None:
         # a name that is complete is sent, also when a longer one begins with it
         Path("notes.txt").write_text("x")
         Path("notes.txt.bak").write_text("y")
-        await driver.until(lambda: driver.chat._outbox.phase is Phase.IDLE)
+        await driver.until(lambda: driver.app.state.outbox.phase is Phase.IDLE)
         await driver.write("see @notes.txt")
         await driver.pilot.press("enter")
         assert driver.engine.submitted == ["see notes.txt:\n```txt\nx\n```\n"]
@@ -339,7 +339,7 @@ async def test_another_model_without_a_restart() -> None:
         await driver.enter("second")
         await driver.until(lambda: len(driver.turns) == 2)
         await driver.enter("/model pythia-70m")  # stops the reply first
-        await driver.until(lambda: driver.app.board.info and driver.app.board.info.name == "pythia-70m")
+        await driver.until(lambda: driver.board.info and driver.board.info.name == "pythia-70m")
         await driver.until(lambda: driver.turns == [])
         turn = await driver.ask("third")
         assert turn.number == 1

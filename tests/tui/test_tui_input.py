@@ -371,6 +371,10 @@ async def test_command_palette_offers_the_actions() -> None:
         await driver.until(lambda: driver.turns == [])
         await driver.pilot.press("ctrl+p")
         await driver.pilot.press("escape")
+        await driver.pilot.press("ctrl+p", *"help")
+        await driver.until(lambda: "Keys and commands" in driver.screen_text)
+        await driver.pilot.press("enter")
+        await driver.until(lambda: driver.shows(HelpScreen))
 
 
 def test_bindings_have_ids_and_tooltips() -> None:

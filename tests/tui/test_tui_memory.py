@@ -47,8 +47,8 @@ async def test_the_edge_of_memory_moves_with_the_cache() -> None:
         seen = set()
         for number in range(2, 12):
             await driver.ask(f"question {number}")
-            await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
-            held = {s.turn for s in driver.app.board.cache.segments if s.turn}
+            await driver.until(lambda: driver.board.cache == driver.engine.cache.state())
+            held = {s.turn for s in driver.board.cache.segments if s.turn}
             forgotten = [turn.number for turn in driver.turns if turn.visibility.evicted]
             assert forgotten == [turn.number for turn in driver.turns if turn.number not in held]
             if forgotten:
@@ -138,7 +138,7 @@ async def test_the_map_is_walked_with_keys() -> None:
     async with driving(engine(), settings=SMALL) as driver:
         for number in range(1, 8):
             await driver.ask(f"question {number}")
-        await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
+        await driver.until(lambda: driver.board.cache == driver.engine.cache.state())
         memory_map = driver.chat.query_one(ContextMap)
         await driver.pilot.press("ctrl+t")
         assert memory_map.has_focus
@@ -168,13 +168,13 @@ async def test_map_and_conversation_point_at_each_other_by_mouse() -> None:
     async with driving(engine(), settings=SMALL) as driver:
         for number in range(1, 5):
             await driver.ask(f"question {number}")
-        await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
+        await driver.until(lambda: driver.board.cache == driver.engine.cache.state())
         memory_map = driver.chat.query_one(ContextMap)
         turn = next(t for t in driver.turns if t.number == 4)
         await driver.pilot.click(turn.query_one(UserMessage), offset=(3, 0))
         assert memory_map.description.startswith("turn 4 · you")
         assert turn.has_class("-chosen")
-        place = next(s for s in layout(driver.app.board.cache, memory_map.content_size.width * 6)
+        place = next(s for s in layout(driver.board.cache, memory_map.content_size.width * 6)
                      if s.segment and s.segment.turn == 2)  # fmt: skip
         row, column = divmod(place.first, memory_map.content_size.width)
         await driver.pilot.hover(memory_map, offset=(column, row))
@@ -217,7 +217,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_at_a_time")
 async def test_older_turns_come_back_when_the_reader_goes_there() -> None:
-    async with driving(ScriptedEngine(lambda text: f"answer to {text}"), size=(100, 24)) as driver:
+    async with driving(ScriptedEngine(lambda text: f"answer to {text}"), size=(120, 24)) as driver:
         for number in range(1, 31):
             await driver.ask(f"question {number}")
         assert numbers(driver) == list(range(23, 31))
@@ -300,7 +300,7 @@ async def test_two_thousand_turns_stay_few_widgets() -> None:
         assert len(driver.turns) <= 60
         assert driver.turns[-1].number == 2001
         assert len(driver.conversation.mounted.history) == 2001
-        assert driver.app.board.turns == 2001
+        assert driver.board.turns == 2001
         turn = await driver.conversation.go_to(1000)
         assert turn is not None
         assert turn.text == "question 9.98"
@@ -326,7 +326,7 @@ async def test_sparklines_show_the_whole_run() -> None:
     async with driving(engine(), settings=SMALL) as driver:
         for number in range(6):
             await driver.ask(f"question {number}")
-        board = driver.app.board
+        board = driver.board
         await driver.until(lambda: len(board.lengths.values) > 5)
         await driver.until(lambda: driver.sidebar.query_one("#lengths", Sparkline).data == board.lengths.values)
         assert max(board.lengths.values) <= 160

@@ -35,7 +35,7 @@ def stored(*titles: str) -> list[str]:
 
 
 async def idle(driver: Driver) -> None:
-    await driver.until(lambda: driver.chat._outbox.phase is Phase.IDLE, "an idle engine")
+    await driver.until(lambda: driver.app.state.outbox.phase is Phase.IDLE, "an idle engine")
 
 
 async def test_undo_takes_the_turn_off_the_screen_and_out_of_the_figures() -> None:
@@ -45,7 +45,7 @@ async def test_undo_takes_the_turn_off_the_screen_and_out_of_the_figures() -> No
         await driver.enter("/undo")
         await driver.until(lambda: "Turn 2 was undone." in driver.lines)
         assert [turn.text for turn in driver.turns] == ["one"]
-        board = driver.app.board
+        board = driver.board
         assert (board.turns, board.new_tokens) == (1, 1)
         assert driver.prompt.text == ""
         await idle(driver)
@@ -167,13 +167,13 @@ async def test_a_conversation_is_chosen_and_goes_on() -> None:
         await driver.pilot.press(*"sea")
         await driver.until(lambda: [info.id for info in screen._rows] == [sea])
         await driver.pilot.press("enter")
-        await driver.until(lambda: driver.app.board.turns == 30)
+        await driver.until(lambda: driver.board.turns == 30)
         assert engine.sent[-1] == OpenSession(sea)
         await driver.until(lambda: [turn.number for turn in driver.turns] == list(range(21, 31)))
         assert driver.turns[-1].reply_text == "answer 30"
         assert driver.turns[-1].figures_text == "5 tokens · 20.0 tok/s · first token 100 ms"
         assert driver.lines[-1] == (
-            f"“question 1” ({sea}) resumed at turn 30; {driver.app.board.cache.length} tokens cached, "
+            f"“question 1” ({sea}) resumed at turn 30; {driver.board.cache.length} tokens cached, "
             "restored in 200 ms without prefill."
         )
         assert "▴ 20 older turns" in "\n".join(str(w.render()) for w in driver.conversation.query("PlaceholderLine"))
@@ -213,7 +213,7 @@ async def test_a_summary_is_offered_and_pinned_as_the_user_leaves_it() -> None:
 
 async def test_a_message_that_was_never_answered_is_in_the_input_again() -> None:
     async with driving(ScriptedEngine()) as driver:
-        cache, info = driver.engine.cache.state(), driver.app.board.info
+        cache, info = driver.engine.cache.state(), driver.board.info
         assert info is not None
         driver.engine.emit(ev.ConversationResumed("abc", "The sea", (), cache, info, "", 0.1, 0, "why is it green?"))
         await driver.until(lambda: driver.prompt.text == "why is it green?")

@@ -54,7 +54,7 @@ async def talk(driver: Driver) -> None:
     driver.engine.send(Pin(2))
     await driver.ask("Really?")
     await driver.ask("And the end?")
-    await driver.until(lambda: driver.app.board.cache == driver.engine.cache.state())
+    await driver.until(lambda: driver.board.cache == driver.engine.cache.state())
 
 
 async def at_the_end(driver: Driver) -> None:
@@ -85,7 +85,7 @@ async def commands(driver: Driver) -> None:
 async def queued(driver: Driver) -> None:
     """A long queue: some messages are held, one is edited."""
     await driver.ask("What is there to see?")
-    driver.chat._outbox.begin_command(lambda event: False)
+    driver.app.state.outbox.begin_command(lambda event: False)
     for number in range(1, 51):
         await driver.enter(f"Question {number}, which is rather long and goes on and on:\n" + "word " * 30)
     await driver.pilot.press("escape")
@@ -153,12 +153,12 @@ async def test_pictures(scene: Callable[[Driver], Awaitable[None]], size: tuple[
         [PLACES, CODE, LONG, LONG, THOUGHT, LONG], settings=settings, speed=(0.05, 42.0), sample_s=0
     )
     async with driving(engine, settings=settings, size=size) as driver:
-        driver.app.board.clock = lambda: 0.0
-        driver.app.board._ready_at = -75.0
+        driver.board.clock = lambda: 0.0
+        driver.board._ready_at = -75.0
         driver.prompt.cursor_blink = False
         await scene(driver)
-        driver.app.board.lengths.values = [20.0, 60.0, 100.0, 200.0, 256.0, 256.0]  # sampled in real time
-        driver.app.board.speeds.values = [40.0, 42.0, 41.0]
+        driver.board.lengths.values = [20.0, 60.0, 100.0, 200.0, 256.0, 256.0]  # sampled in real time
+        driver.board.speeds.values = [40.0, 42.0, 41.0]
         driver.chat._show_figures()
         await driver.pilot.pause(0.2)
         drawn = picture(driver)

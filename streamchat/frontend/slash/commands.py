@@ -10,11 +10,12 @@ from streamchat.frontend.slash.registry import SlashCommand, SlashContext, Slash
 from streamchat.frontend.slash.session_commands import SessionCommands
 from streamchat.frontend.slash.settings import SET
 from streamchat.frontend.slash.stats import STATS
+from streamchat.frontend.status_table import Row, rows_text
 
 
 def default_registry() -> SlashRegistry:
     """A registry with the commands that every front end has, in the order of `/help`."""
-    registry = SlashRegistry([])
+    registry = SlashRegistry()
     for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, STATS):
         registry.add(command)
     SessionCommands().add_to(registry)
@@ -32,8 +33,8 @@ def _help_of(registry: SlashRegistry) -> SlashCommand:
             command = registry.find(argument.lstrip("/").lower())
             if command is None:
                 return SlashResult(f"/{argument.lstrip('/')} is not a command; /help lists them", error=True)
-            return SlashResult(f"/{command.name} {command.arguments}".rstrip() + f"  {command.help}")
-        return SlashResult(registry.help_text())
+            return SlashResult(f"{command.usage}  {command.help}")
+        return SlashResult(rows_text(Row(command.usage, command.help) for command in registry))
 
     def complete_help(context: SlashContext, argument: str) -> list[tuple[str, str]]:
         return [(c.name, c.help) for c in registry if c.name.startswith(argument)]

@@ -31,15 +31,11 @@ def _require_allowed(context: SlashContext, argument: str) -> None:
         file_access.require("/model with a folder or a file")
 
 
-def _complete_model(context: SlashContext, argument: str) -> list[tuple[str, str]]:
-    return complete_model(argument)
-
-
 MODEL = SlashCommand(
     "model",
     "[NAME]",
     "show the model, or load another one and start over with it",
     _model,
-    complete=_complete_model,
+    complete=lambda context, argument: complete_model(argument),
     starts_over=bool,
 )

@@ -59,6 +59,11 @@ class SlashCommand:
     needs_idle: bool = False
     """Requires an idle engine (no reply in progress)."""
 
+    @property
+    def usage(self) -> str:
+        """`/name arguments`."""
+        return f"/{self.name} {self.arguments}".rstrip()
+
 
 _COMMAND = re.compile(r"/([A-Za-z?][\w-]*)(?:\s+(.*))?\s*$", re.DOTALL)
 
@@ -75,10 +80,8 @@ def parse(text: str) -> tuple[str, str] | None:
 class SlashRegistry:
     """Commands by name. Front ends may add their own."""
 
-    def __init__(self, commands: Iterable[SlashCommand]) -> None:
+    def __init__(self) -> None:
         self._commands: dict[str, SlashCommand] = {}
-        for command in commands:
-            self.add(command)
 
     def add(self, command: SlashCommand) -> None:
         """Add or replace a command."""
@@ -143,9 +146,3 @@ class SlashRegistry:
         if command is None or command.complete is None:
             return []
         return [(f"/{command.name} {whole}", note) for whole, note in command.complete(context, argument.lstrip())]
-
-    def help_text(self) -> str:
-        """All commands, one per line."""
-        rows = [(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._commands.values()]
-        width = max(len(usage) for usage, _ in rows)
-        return "\n".join(f"{usage:<{width}}  {text}" for usage, text in rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from streamchat.base import events as ev
@@ -45,37 +45,24 @@ def resume_done(event: ev.Event) -> bool:
 
 
 class SessionCommands:
-    """The commands, and the results of the last search.
+    """The commands, and the results of the last search."""
 
-    Args:
-        open_store: Opens the database; called once per command.
-    """
-
-    def __init__(self, open_store: Callable[[], Store] = Store) -> None:
-        self._open_store = open_store
+    def __init__(self) -> None:
         self._found: list[SearchHit] = []
 
     def add_to(self, registry: SlashRegistry) -> None:
         """Add all commands to `registry`."""
-        asks = {"asks_engine": True, "needs_idle": True}
+        request = partial(SlashCommand, asks_engine=True, needs_idle=True)
         for command in (
-            SlashCommand("undo", "", "undo the last turn", self.undo, **asks),  # type: ignore[arg-type]
-            SlashCommand("retry", "", "regenerate the last reply", self.retry, ("again",), **asks),  # type: ignore[arg-type]
-            SlashCommand("edit", "[TEXT]", "edit and resend your last message", self.edit, **asks),  # type: ignore[arg-type]
+            request("undo", "", "undo the last turn", self.undo),
+            request("retry", "", "regenerate the last reply", self.retry, ("again",)),
+            request("edit", "[TEXT]", "edit and resend your last message", self.edit),
             SlashCommand("recall", "WORDS", "search the messages of all sessions", self.recall, ("find",)),
-            SlashCommand("quote", "N", "quote search result N to the model", self.quote, **asks),  # type: ignore[arg-type]
-            SlashCommand("keep", "N or TEXT", "quote result N (or your own text) and pin it", self.keep, **asks),  # type: ignore[arg-type]
-            SlashCommand("compact", "", "summarize what is about to be evicted", self.compact, **asks),  # type: ignore[arg-type]
+            request("quote", "N", "quote search result N to the model", self.quote),
+            request("keep", "N or TEXT", "quote result N (or your own text) and pin it", self.keep),
+            request("compact", "", "summarize what is about to be evicted", self.compact),
             SlashCommand("sessions", "[WORDS]", "list saved sessions", self.sessions),
-            SlashCommand(
-                "resume",
-                "ID [yes]",
-                "resume a saved conversation",
-                self.resume,
-                complete=self.complete_id,
-                asks_engine=True,
-                needs_idle=True,
-            ),
+            request("resume", "ID [yes]", "resume a saved conversation", self.resume, complete=self.complete_id),
             SlashCommand(
                 "title",
                 "[TEXT]",
@@ -118,7 +105,7 @@ class SessionCommands:
         """Run `/recall WORDS`."""
         if not argument:
             return SlashResult("usage: /recall WORDS (finds messages that contain all of them)", error=True)
-        with self._open_store() as store:
+        with Store() as store:
             self._found = store.search(argument, limit=MAX_RESULTS)
         if not self._found:
             return SlashResult(f"no messages match {argument!r}")
@@ -129,32 +116,33 @@ class SessionCommands:
 
     def quote(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/quote N`."""
-        found = self._chosen(argument)
-        if found is None:
-            return SlashResult(self._which("/quote", argument), error=True)
+        found = self._chosen("/quote", argument)
         context.engine.send(Quote(quote_prompt(found, time.time()), QUOTE_REPLY, pin=False))
         return SlashResult(done_when=turn_done)
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/keep N or TEXT`."""
-        found = self._chosen(argument)
-        if not argument or (argument.isdecimal() and found is None):
-            return SlashResult(self._which("/keep", argument), error=True)
-        text = note_prompt(argument) if found is None else quote_prompt(found, time.time())
+        if argument and not argument.isdecimal():
+            text = note_prompt(argument)
+        else:
+            text = quote_prompt(self._chosen("/keep", argument), time.time())
         context.engine.send(Quote(text, QUOTE_REPLY, pin=True))
         return SlashResult(done_when=turn_done)
 
-    def _chosen(self, argument: str) -> SearchHit | None:
-        number = parse_whole_number(argument) or 0
-        return self._found[number - 1] if 1 <= number <= len(self._found) else None
+    def _chosen(self, command: str, argument: str) -> SearchHit:
+        """The search result with the number `argument`.
 
-    def _which(self, command: str, argument: str) -> str:
+        Raises:
+            ConfigError: There is none.
+        """
         if not self._found:
-            return f"{command} needs the number of a search result; search with /recall WORDS first"
-        found = plural(len(self._found), "message")
-        if not argument:
-            return f"{command} needs the number of a search result; /recall found {found}"
-        return f"{argument!r} is not the number of a search result; /recall found {found}"
+            raise ConfigError(f"{command} needs the number of a search result; search with /recall WORDS first")
+        number = parse_whole_number(argument) or 0
+        if not 1 <= number <= len(self._found):
+            what = f"{argument!r} is not" if argument else f"{command} needs"
+            found = plural(len(self._found), "message")
+            raise ConfigError(f"{what} the number of a search result; /recall found {found}")
+        return self._found[number - 1]
 
     def compact(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/compact`."""
@@ -165,7 +153,7 @@ class SessionCommands:
 
     def sessions(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/sessions [WORDS]`."""
-        with self._open_store() as store:
+        with Store() as store:
             found = store.sessions(argument, limit=MAX_SESSIONS + 1)
         if not found:
             return SlashResult(f"no sessions match {argument!r}" if argument else "no saved sessions yet")
@@ -185,7 +173,7 @@ class SessionCommands:
             return SlashResult("usage: /resume ID (/sessions lists the ids)", error=True)
         if answer.strip() not in ("", "yes"):
             return SlashResult(f"{answer.strip()!r} is not a valid answer; only yes may follow the id", error=True)
-        with self._open_store() as store:
+        with Store() as store:
             info = store.find(name)
         session = info.id
         if session == context.board.session:
@@ -196,7 +184,7 @@ class SessionCommands:
 
     def complete_id(self, context: SlashContext, argument: str) -> list[tuple[str, str]]:
         """(id, title) of sessions whose id starts with `argument`."""
-        with self._open_store() as store:
+        with Store() as store:
             return [
                 (info.id, one_line(info.title)) for info in store.sessions(limit=50) if info.id.startswith(argument)
             ]
@@ -207,7 +195,7 @@ class SessionCommands:
         if argument:
             context.engine.send(SetTitle(argument))
             return SlashResult()
-        with self._open_store() as store:
+        with Store() as store:
             return SlashResult(f"{one_line(store.find(session).title)} ({session})")
 
     def export(self, context: SlashContext, argument: str) -> SlashResult:
@@ -224,7 +212,7 @@ class SessionCommands:
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
             raise ConfigError(f"{path.name}: the file name must end in {', '.join(FORMATS)}")
-        with self._open_store() as store:
+        with Store() as store:
             saved = store.load(session)
         lost = f"; skipped because damaged in the database: {', '.join(saved.damage)}" if saved.damage else ""
         return path, export(saved, kind), len(saved.turns), lost

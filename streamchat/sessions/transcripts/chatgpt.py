@@ -27,7 +27,7 @@ def conversation_of(record: dict[str, Any]) -> Transcript:
         raise TranscriptError('"mapping" must be an object')
     end = record["current_node"]
     if end is None:
-        end = next((name for name, node in reversed(mapping.items()) if _is_said(node)), None)
+        end = next((name for name, node in reversed(mapping.items()) if _is_visible(node)), None)
     path = list(_path(mapping, end))[::-1]
     skipped: Counter[str] = Counter()
     read = (_message(node["message"], skipped) for node in path if isinstance(node.get("message"), dict))

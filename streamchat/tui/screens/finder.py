@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -58,12 +57,15 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     Args:
         words: Initial search words.
         here: Id of the open session.
-        open_store: Opens the store; called once per search.
     """
 
     CSS_PATH = "finder.tcss"
-    TITLE = ""
-    ASK = ""
+    TITLE: ClassVar[str]
+    ASK: ClassVar[str]
+    NO_MATCH: ClassVar[str]
+    """Message if nothing is found; `{words}` are the words."""
+    NO_WORDS: ClassVar[str]
+    """Message if nothing is found without words."""
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("finder.close", "dismiss", priority=True),
         bind("finder.up", "move(-1)", priority=True),
@@ -72,9 +74,9 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         bind("finder.page_down", "move(8)", priority=True),
     ]
 
-    def __init__(self, words: str = "", here: str | None = None, open_store: Callable[[], Store] = Store) -> None:
+    def __init__(self, words: str = "", here: str | None = None) -> None:
         super().__init__()
-        self._words, self._here, self._open_store = words, here, open_store
+        self._words, self._here = words, here
         self._rows: list[Any] = []
         """The objects behind the rows of the list."""
 
@@ -84,10 +86,6 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     def key_hints(self) -> str:
         """Key hints for the lower border."""
-        raise NotImplementedError
-
-    def empty_message(self, words: str) -> str:
-        """Message if nothing is found."""
         raise NotImplementedError
 
     def compose(self) -> ComposeResult:
@@ -119,7 +117,7 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         """Update the list."""
         rows, problem = list[Row](), ""
         try:
-            with self._open_store() as store:
+            with Store() as store:
                 rows = self.find_rows(store, self.words)
         except StoreError as error:
             problem = str(error)
@@ -129,7 +127,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
         listed.highlighted = 0 if rows else None
         listed.display = bool(rows)
         note = self.query_one("#nothing", Verbatim)
-        note.show(one_line(problem) or ("" if rows else self.empty_message(self.words)))
+        empty = (self.NO_MATCH if self.words.strip() else self.NO_WORDS).format(words=self.words)
+        note.show(one_line(problem) or ("" if rows else empty))
         note.display = not rows
 
     @property
@@ -145,12 +144,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
             listed.highlighted = at % listed.option_count if abs(by) == 1 else max(0, min(at, listed.option_count - 1))
 
     @on(OptionList.OptionSelected)
-    def _clicked(self, message: OptionList.OptionSelected) -> None:
-        message.stop()
-        self.accept()
-
     @on(Input.Submitted)
-    def _entered(self, message: Input.Submitted) -> None:
+    def _accepted(self, message: OptionList.OptionSelected | Input.Submitted) -> None:
         message.stop()
         self.accept()
 
@@ -164,6 +159,7 @@ class SessionsScreen(FinderScreen[str]):
 
     TITLE = "Sessions"
     ASK = "words in the title or the messages"
+    NO_MATCH, NO_WORDS = "No sessions match “{words}”.", "No saved sessions yet."
 
     def find_rows(self, store: Store, words: str) -> list[Row]:
         """Find sessions, newest first."""
@@ -181,10 +177,6 @@ class SessionsScreen(FinderScreen[str]):
     def key_hints(self) -> str:
         """See `FinderScreen`."""
         return f"enter resumes · {hint(self.app, 'finder.close').lower()} closes"
-
-    def empty_message(self, words: str) -> str:
-        """See `FinderScreen`."""
-        return f"No sessions match “{words}”." if words.strip() else "No saved sessions yet."
 
     def accept(self) -> None:
         """Dismiss with the id of the selected session."""
@@ -211,6 +203,7 @@ class RecallScreen(FinderScreen[RecallChoice]):
 
     TITLE = "Recall"
     ASK = "words in any message of any session"
+    NO_MATCH, NO_WORDS = "No messages match “{words}”.", "Type words to search all messages."
     BINDINGS: ClassVar[list[BindingType]] = [bind("finder.keep", "keep", priority=True)]
 
     def __init__(self, words: str, here: str | None, thinking: str) -> None:
@@ -234,10 +227,6 @@ class RecallScreen(FinderScreen[RecallChoice]):
         """See `FinderScreen`."""
         close, keep = (hint(self.app, key).lower() for key in ("finder.close", "finder.keep"))
         return f"enter quotes it to the model · {keep} also pins it · {close} closes"
-
-    def empty_message(self, words: str) -> str:
-        """See `FinderScreen`."""
-        return f"No messages match “{words}”." if words.strip() else "Type words to search all messages."
 
     def accept(self) -> None:
         """Dismiss to quote the selected message."""

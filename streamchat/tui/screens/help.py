@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Grid, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from streamchat.config.keymap import KEYS, display_keys
 from streamchat.frontend.slash.registry import SlashRegistry
 from streamchat.tui.bindings import bind, hint
-from streamchat.tui.widgets.keys import KeyTable
+from streamchat.tui.widgets.text import Verbatim
 
 FIXED = (
     ("Up / Down", "on the first / last row: previous / next input; queued messages come first"),
@@ -24,17 +25,29 @@ FIXED = (
 )
 
 
+class KeyTable(Grid):
+    """Keys or commands on the left, their descriptions on the right."""
+
+    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+        cells = [(Verbatim(key, classes="key"), Verbatim(text)) for key, text in rows]
+        super().__init__(*chain.from_iterable(cells))
+
+
 class HelpScreen(ModalScreen[None]):
-    """Keys and commands in two tables; Esc, F1 or q closes the screen."""
+    """Keys and commands in two tables; Esc, F1 or q closes the screen.
+
+    Args:
+        keys: The `[keys]` table of the configuration.
+    """
 
     CSS_PATH = "help.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         bind("help.close", "dismiss"),
     ]
 
-    def __init__(self, registry: SlashRegistry, keys_of: Callable[[str], str]) -> None:
+    def __init__(self, registry: SlashRegistry, keys: Mapping[str, str]) -> None:
         super().__init__()
-        self._registry, self._keys_of = registry, keys_of
+        self._registry, self._changed = registry, keys
 
     def compose(self) -> ComposeResult:
         """Tables of keys and commands, with notes."""
@@ -44,7 +57,7 @@ class HelpScreen(ModalScreen[None]):
             yield Static("Keys", classes="section")
             yield KeyTable(self._rows())
             yield Static("Commands", classes="section")
-            yield KeyTable([(f"/{c.name} {c.arguments}".rstrip(), c.help) for c in self._registry])
+            yield KeyTable([(command.usage, command.help) for command in self._registry])
             yield Static("To send a message that starts with a command, double the slash: //help.", classes="note")
             yield Static("Faded messages were evicted from the cache: the model no longer sees them.", classes="note")
             yield Static("Change keys in config.toml, under [keys].", classes="note", markup=False)
@@ -52,7 +65,7 @@ class HelpScreen(ModalScreen[None]):
     def _rows(self) -> list[tuple[str, str]]:
         """Configured keys, plus fixed ones."""
         keys = [key for key in KEYS if key.scope == "chat" and key.id != "prompt.redo"]
-        return [*((display_keys(self._keys_of(key.id)), key.help) for key in keys), *FIXED]
+        return [*((display_keys(self._changed.get(key.id, key.keys)), key.help) for key in keys), *FIXED]
 
     def on_mount(self) -> None:
         """Arrow keys scroll."""

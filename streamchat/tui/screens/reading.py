@@ -10,7 +10,6 @@ from streamchat.tui.clipboard import SENT, last_code
 from streamchat.tui.widgets.context_map import ContextMap
 from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.section import Section
-from streamchat.tui.widgets.status_panel import StatusPanel
 from streamchat.tui.widgets.thinking import Thinking
 from streamchat.tui.widgets.turn import Turn
 
@@ -25,15 +24,11 @@ class ReadingScreen(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.conversation = Conversation(id="conversation")
         self._sidebar_wanted: bool | None = None
         """The user's choice; None = depends on the width."""
         self._map_open = False
         """Whether the context map needs the panel, which may be hidden otherwise."""
-
-    @property
-    def conversation(self) -> Conversation:
-        """The conversation on the left."""
-        return self.query_one(Conversation)
 
     # --- selection, shared by the context map and the conversation ----------------------------------------------
 
@@ -105,10 +100,6 @@ class ReadingScreen(Screen[None]):
         return f"{'code' if code_only else 'reply'} {SENT}"
 
     # --- the panel ------------------------------------------------------------------------------------------
-
-    def panel_sections(self) -> list[Section]:
-        """Sections of the status panel."""
-        return self.query_one(StatusPanel).sections
 
     def action_toggle_sidebar(self) -> None:
         """Switch between the sidebar and the status line."""

@@ -15,8 +15,8 @@ from streamchat.base.sanitize import one_line
 class Completions(OptionList, can_focus=False):
     """Completions for the current line; hidden if there are none. The input forwards keys to it."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
-        super().__init__(id=id)
+    def __init__(self) -> None:
+        super().__init__(id="completions")
         self._offered: list[str] = []
         self.moved = False
         """Whether the user moved the highlight."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from textual import on
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.containers import Vertical
 from textual.timer import Timer
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.events import TextCounted
 from streamchat.base.requests import CountTokens
-from streamchat.config.keymap import key_names
-from streamchat.frontend import mentions
-from streamchat.frontend.slash.registry import SlashContext
+from streamchat.config.keymap import keys_of
+from streamchat.frontend import editor, mentions
 from streamchat.tui.bindings import hint
-from streamchat.tui.editor import edit
-from streamchat.tui.history import PromptHistory
-from streamchat.tui.host import ChatHost
 from streamchat.tui.measure import MessageSize
+from streamchat.tui.state import ChatState
 from streamchat.tui.widgets.completion import Completions
 from streamchat.tui.widgets.prompt import Prompt
 
@@ -28,13 +25,12 @@ PAUSE_S = 0.4
 class Composer(Vertical):
     """Where the user writes. `Prompt` posts what is to be sent."""
 
-    def __init__(self, host: ChatHost, history: PromptHistory) -> None:
+    def __init__(self, state: ChatState) -> None:
         super().__init__()
-        self._host = host
-        completions = Completions(id="completions")
-        self.prompt = Prompt(history, self._complete, completions, id="prompt")
-        self._completions = completions
-        self._message_size = MessageSize(lambda text: host.engine.send(CountTokens(text)))
+        self._state = state
+        self._completions = Completions()
+        self.prompt = Prompt(state.history, self._complete, self._completions)
+        self._message_size = MessageSize(lambda text: state.engine.send(CountTokens(text)))
         self._pause_timer: Timer | None = None
         self._end_hint = ""
 
@@ -46,11 +42,11 @@ class Composer(Vertical):
     def on_mount(self) -> None:
         """Apply the configured keys; make the input usable at once, unless the app only watches."""
         prompt = self.prompt
-        prompt.send_keys = key_names(self._host.keys_of("prompt.send"))
+        prompt.send_keys = keys_of("prompt.send", self._state.configuration.keys)
         self.show_hint()
         self._end_hint = f"▾ scrolled back · {hint(self.app, 'chat.follow')} jumps to the end"
-        prompt.display = not self._host.watching
-        prompt.disabled = self._host.watching
+        prompt.display = not self._state.watching
+        prompt.disabled = self._state.watching
         if prompt.display:
             prompt.focus()
 
@@ -60,8 +56,7 @@ class Composer(Vertical):
 
     def _complete(self, text: str) -> list[tuple[str, str]]:
         if text.startswith("/"):
-            host = self._host
-            return host.registry.completions(SlashContext(host.engine, host.board), text)
+            return self._state.registry.completions(self._state.context, text)
         path = mentions.partial_mention(text)
         if path is None:
             return []
@@ -75,8 +70,8 @@ class Composer(Vertical):
         self._message_size.counted(event.text, event.tokens)
         self.show_hint()
 
-    @on(Prompt.Edited)
-    def _edited(self, message: Prompt.Edited) -> None:
+    @on(Prompt.Changed)
+    def _edited(self, message: Prompt.Changed) -> None:
         """Measure the text when the user pauses."""
         message.stop()
         if self._pause_timer is not None:
@@ -90,19 +85,20 @@ class Composer(Vertical):
 
     def show_hint(self) -> None:
         """Show the size of a long text, an estimate until the engine has counted its tokens; else the keys."""
-        size = self._message_size.summary(self.prompt.text, self._host.board.cache)
+        size = self._message_size.summary(self.prompt.text, self._state.board.cache)
         verb = "saves" if self.prompt.edits_queued else "sends"
         keys = f"{hint(self.app, 'prompt.send')} {verb} · {hint(self.app, 'prompt.newline')} new line"
         self.prompt.border_subtitle = size or keys
 
     # --- editor ---------------------------------------------------------------------------------------------
 
-    @on(Prompt.EditorRequested)
-    def open_editor(self, message: Prompt.EditorRequested | None = None) -> None:
-        """Write the message in the user's editor."""
-        if message is not None:
-            message.stop()
+    def open_editor(self) -> None:
+        """Write the message in the user's editor.
+
+        Raises:
+            ConfigError: No editor is set, it failed, or the app cannot be suspended; the text is unchanged.
+        """
         try:
-            self.prompt.put(edit(self.app, self.prompt.text))
-        except ConfigError as error:
-            self.app.notify(str(error), severity="error", markup=False)
+            self.prompt.put(editor.edit(self.prompt.text, self.app.suspend()))
+        except SuspendNotSupported:
+            raise ConfigError("cannot open an editor: this system cannot suspend the app") from None

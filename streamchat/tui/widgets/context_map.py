@@ -9,6 +9,7 @@ from rich.segment import Segment as Cells
 from textual import events
 from textual.binding import BindingType
 from textual.message import Message
+from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -109,21 +110,17 @@ class ContextMap(Widget, can_focus=True):
     class Closed(Message):
         """Return the focus to the input."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
-        super().__init__(id=id)
-        self._cache = CacheState()
-        self._chosen: tuple[str, int] | None = None
-        """(part, turn) of the selected segment; ('free', 0) for the free cells."""
+    cache = reactive(CacheState())
+    """The state that is shown."""
+    _chosen: tuple[str, int] | None = None
+    """(part, turn) of the selected segment; ('free', 0) for the free cells."""
 
     # --- content --------------------------------------------------------------------------------------------
 
-    def show(self, cache: CacheState) -> None:
-        """Show another state."""
-        if cache != self._cache:
-            self._cache = cache
-            self.refresh()
-            if self._chosen is not None:
-                self._post_selection()
+    def watch_cache(self) -> None:
+        """Describe the selected segment again."""
+        if self._chosen is not None:
+            self._post_selection()
 
     def choose_turn(self, turn: int) -> None:
         """Select the first segment of a turn; clears the selection if the turn was evicted."""
@@ -137,10 +134,10 @@ class ContextMap(Widget, can_focus=True):
     @property
     def description(self) -> str:
         """Description of the selection."""
-        return describe(self.chosen, self._cache)
+        return describe(self.chosen, self.cache)
 
     def _layout(self) -> list[MapCell]:
-        return layout(self._cache, max(1, self.content_size.width) * ROWS)
+        return layout(self.cache, max(1, self.content_size.width) * ROWS)
 
     @staticmethod
     def _key(shown: MapCell) -> tuple[str, int]:

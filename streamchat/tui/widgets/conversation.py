@@ -48,10 +48,6 @@ class Conversation(TurnColumn, can_focus=False):
         if self.mounted.gap is not None:
             self.call_later(self.mounted.close_gap)
 
-    def turn(self, number: int) -> Turn | None:
-        """The turn `number` if it is mounted, else None."""
-        return self.mounted.turns.get(number)
-
     @property
     def turns(self) -> list[Turn]:
         """All mounted turns, in order."""
@@ -136,7 +132,7 @@ class Conversation(TurnColumn, can_focus=False):
     async def undo_turn(self, number: int) -> None:
         """Remove turn `number`, the newest, after an undo."""
         self.mounted.history.remove(number)
-        turn = self.turn(number)
+        turn = self.mounted.turns.get(number)
         if turn is not None:
             await self.remove_turn(turn)
         if not self.mounted.turns and len(self.mounted.history):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.segment import Segment
+from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -10,16 +11,11 @@ from textual.widget import Widget
 class ContextEdge(Widget):
     """A horizontal rule with a label."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.text = ""
+    text = reactive("")
 
     def show(self, partly: bool) -> None:
         """Set the label; `partly`: the first turn below the edge was partly evicted."""
-        text = "context starts inside this turn" if partly else "context starts here"
-        if text != self.text:
-            self.text = text
-            self.refresh()
+        self.text = "context starts inside this turn" if partly else "context starts here"
 
     def render_line(self, y: int) -> Strip:
         """The rule across the full width."""

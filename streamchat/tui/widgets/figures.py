@@ -15,8 +15,8 @@ from streamchat.frontend.status_table import Row
 class Figures(Static):
     """A list of figures, shown literally. A value that does not fit next to its label goes below it."""
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's word
-        super().__init__(markup=False, id=id, classes=classes)
+    def __init__(self, *, id: str) -> None:  # noqa: A002 - Textual's word
+        super().__init__(markup=False, id=id)
         self._figures: tuple[Row, ...] = ()
 
     @property

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.segment import Segment
-from rich.style import Style
+from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -14,21 +13,6 @@ from streamchat.base.events import CacheState
 
 PARTS = ("sinks", "pinned", "window", "free")
 FULL, EMPTY = "█", "░"
-
-
-@dataclass(frozen=True)
-class GaugePart:
-    """One part of the cache budget."""
-
-    name: str
-    tokens: int
-
-
-def parts_of(cache: CacheState) -> list[GaugePart]:
-    """The parts of the cache budget, in order."""
-    free = max(0, cache.cache_size - cache.length)
-    counts = (cache.sinks, cache.pinned, cache.window, free)
-    return [GaugePart(name, count) for name, count in zip(PARTS, counts, strict=True)]
 
 
 def share_cells(counts: list[int], width: int) -> list[int]:
@@ -57,30 +41,18 @@ class Gauge(Widget):
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"gauge--{name}" for name in PARTS}
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
-        super().__init__(id=id)
-        self._cache = CacheState()
-
-    @property
-    def cache(self) -> CacheState:
-        """The state that is shown."""
-        return self._cache
-
-    def show(self, cache: CacheState) -> None:
-        """Show another state."""
-        if cache != self._cache:
-            self._cache = cache
-            self.refresh()
+    cache = reactive(CacheState())
+    """The state that is shown."""
 
     def render_line(self, y: int) -> Strip:
         """The bar; all lines are the same."""
-        width = self.content_size.width
-        parts = parts_of(self._cache)
-        cells = share_cells([part.tokens for part in parts], width)
+        width, cache = self.content_size.width, self.cache
+        free = max(0, cache.cache_size - cache.length)
+        cells = share_cells([cache.sinks, cache.pinned, cache.window, free], width)
         if not any(cells):
-            parts, cells = [GaugePart("free", 0)], [width]
+            cells[-1] = width
         segments = []
-        for part, count in zip(parts, cells, strict=True):
-            style: Style = self.get_component_rich_style(f"gauge--{part.name}")
-            segments.append(Segment((EMPTY if part.name == "free" else FULL) * count, style))
+        for name, count in zip(PARTS, cells, strict=True):
+            style = self.get_component_rich_style(f"gauge--{name}")
+            segments.append(Segment((EMPTY if name == "free" else FULL) * count, style))
         return Strip(segments, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from textual.message import Message
@@ -29,12 +30,11 @@ STEP = 10
 class PlaceholderLine(Verbatim):
     """Placeholder with the number of unmounted turns; a click mounts some of them."""
 
+    @dataclass
     class Requested(Message):
         """Mount turns at this line."""
 
-        def __init__(self, line: PlaceholderLine) -> None:
-            super().__init__()
-            self.line = line
+        line: PlaceholderLine
 
     def set_count(self, count: int, which: str) -> None:
         """Set the number of turns; `which` is 'older' or 'newer'."""

@@ -37,7 +37,7 @@ class Prompt(TextArea):
         bind("prompt.page_up", "screen.scroll_page(-1)"),
         bind("prompt.page_down", "screen.scroll_page(1)"),
         bind("prompt.complete", "complete"),
-        bind("prompt.edit", "edit"),
+        bind("prompt.edit", "screen.edit"),
         bind("prompt.redo", "redo"),
     ]
 
@@ -46,18 +46,6 @@ class Prompt(TextArea):
         """Enter was pressed on non-blank text."""
 
         text: str
-
-    class QuitRequested(Message):
-        """Ctrl+D was pressed on an empty input."""
-
-    class EndPressed(Message):
-        """End was pressed at the end of the input."""
-
-    class EditorRequested(Message):
-        """Edit the text in the user's editor."""
-
-    class Edited(Message):
-        """The text has changed."""
 
     class SubmittedBlank(Message):
         """Enter was pressed in a blank input while messages are queued."""
@@ -71,16 +59,9 @@ class Prompt(TextArea):
         keystrokes: int
         """`Prompt.keystrokes` then: once more is typed, the step would overwrite it."""
 
-    def __init__(
-        self,
-        history: PromptHistory,
-        complete: Complete,
-        completions: Completions,
-        *,
-        id: str | None = None,  # noqa: A002 - Textual's word
-    ) -> None:
+    def __init__(self, history: PromptHistory, complete: Complete, completions: Completions) -> None:
         super().__init__(
-            id=id,
+            id="prompt",
             soft_wrap=True,
             tab_behavior="focus",
             show_line_numbers=False,
@@ -125,10 +106,6 @@ class Prompt(TextArea):
     def restore_text(self, text: str) -> None:
         """Insert a message that was not sent before the current content."""
         self.put(text if self.is_blank else f"{text}\n{self.text}")
-
-    def remember(self, text: str) -> None:
-        """Add a submitted text to the history."""
-        self.prompt_history.add(text)
 
     # --- keys -----------------------------------------------------------------------------------------------
 
@@ -203,19 +180,15 @@ class Prompt(TextArea):
         if chosen:
             self._fill(f"{chosen} " if chosen.startswith("/") and not chosen.endswith("/") else chosen)
 
-    def action_edit(self) -> None:
-        """Edit the text in the user's editor."""
-        self.post_message(self.EditorRequested())
-
     def action_newline(self) -> None:
         """Insert a line break."""
         self.insert("\n")
         self.scroll_cursor_visible()
 
-    def action_delete_or_leave(self) -> None:
+    async def action_delete_or_leave(self) -> None:
         """Ctrl+D, as in a shell: quit if the input is empty, else delete right."""
         if self.document.line_count == 1 and not self.document.get_line(0):
-            self.post_message(self.QuitRequested())
+            await self.app.action_quit()
         else:
             self.action_delete_right()
 
@@ -240,7 +213,7 @@ class Prompt(TextArea):
     def action_cursor_line_end(self, select: bool = False) -> None:
         """End: at the end of the text, jump to the end of the conversation."""
         if not select and self.cursor_location == self.document.end:
-            self.post_message(self.EndPressed())
+            self.call_later(self.run_action, "screen.follow")
         super().action_cursor_line_end(select)
 
     def show_older(self) -> None:
@@ -269,8 +242,6 @@ class Prompt(TextArea):
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         """Update the completions."""
-        event.stop()
-        self.post_message(self.Edited())
         self._offer()
 
     def _offer(self) -> None:

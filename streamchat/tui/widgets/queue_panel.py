@@ -16,8 +16,8 @@ SHARE, MIN_ROWS = 6, 2
 class QueuePanel(Static):
     """A heading with the keys, then a row per message; a long queue shows its ends. Hidden if the queue is empty."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
-        super().__init__(markup=False, id=id)
+    def __init__(self) -> None:
+        super().__init__(markup=False, id="queue")
         self.display = False
         self.text = ""
         """What is shown."""

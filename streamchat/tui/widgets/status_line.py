@@ -23,7 +23,7 @@ class StatusLine(Horizontal):
 
     def show(self, board: StatusBoard, prefill: PrefillProgress | None = None) -> None:
         """Update the line."""
-        self.query_one(Gauge).show(board.cache)
+        self.query_one(Gauge).cache = board.cache
         text = " · ".join(short_forms(board, prefill)) if board.info is not None else "the model is loading"
         self.query_one("#line-text", Static).update(Content(text), layout=False)  # always one line
 

@@ -43,11 +43,6 @@ class StatusPanel(VerticalScroll, can_focus=False):
             "Model", Static("loading", id="model-name", markup=False), Figures(id="model"), id="section-model"
         )
 
-    @property
-    def sections(self) -> list[Section]:
-        """All sections, in order."""
-        return list(self.query(Section))
-
     def show(self, board: StatusBoard, prefill: PrefillProgress | None = None) -> None:
         """Update all figures; `prefill` is the progress of a running prefill."""
         loaded, table = board.info is not None, status_table(board, prefill)
@@ -58,7 +53,7 @@ class StatusPanel(VerticalScroll, can_focus=False):
         for name, rows in table.items():
             self.query_one(f"#{name}", Figures).show(rows)
         if loaded:
-            self.query_one(ContextMap).show(board.cache)
+            self.query_one(ContextMap).cache = board.cache
         self._draw("#lengths", board.lengths.values)
         self._draw("#speeds", board.speeds.values)
         self._show_model_name(board.info)

@@ -41,16 +41,12 @@ class Folded(Static):
         self._open = False
         super().__init__(self._shown(), markup=False, classes=classes)
 
-    def unfold(self, unfolded: bool) -> None:
-        """Unfold or fold the text."""
-        self._open = unfolded
-        self.update(self._shown())
-
     def on_click(self, event: events.Click) -> None:
         """Fold or unfold; a click that ends a selection does neither."""
         if self._hidden() and not self.screen.get_selected_text():
             event.stop()
-            self.unfold(not self._open)
+            self._open = not self._open
+            self.update(self._shown())
 
     def _hidden(self) -> int:
         """Number of rows hidden when folded."""

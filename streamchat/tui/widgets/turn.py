@@ -8,7 +8,6 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
-from textual.widget import Widget
 
 from streamchat.base.events import PrefillProgress, SavedTurn, TokensEvicted, TurnFinished
 from streamchat.base.sanitize import one_line
@@ -87,7 +86,7 @@ class Turn(Vertical):
     def set_number(self, number: int) -> None:
         """Set the number after the engine accepted the message."""
         self.number = number
-        self._update_headings()
+        self._mark_messages()
         self._figures.show("prefill")
 
     def show_prefill(self, event: PrefillProgress) -> None:
@@ -110,8 +109,7 @@ class Turn(Vertical):
             self._last_eviction = None
             self._reply = Reply(self._model, self._thinking)
             await self.mount(self._reply, before=self._figures)
-            self._update_classes()
-            self._update_headings()
+            self._mark_messages()
             watching = getattr(self.app, "watching", False)
             self._figures.show("generating" if watching else f"generating · {hint(self.app, 'chat.stop')} stops")
         await self._reply.add(text)
@@ -139,8 +137,7 @@ class Turn(Vertical):
                 await self._mount_eviction(EvictionLine(event, after=True))
         self._figures.set_class(past.cut, "-cut")
         self._figures.show(past.figures)
-        self._update_classes()
-        self._update_headings()
+        self._mark_messages()
 
     async def _mount_eviction(self, line: EvictionLine) -> None:
         self._evictions.append(line)
@@ -165,18 +162,7 @@ class Turn(Vertical):
         if visibility == self.visibility:
             return
         self.visibility = visibility
-        self._update_classes()
-        self._update_headings()
-
-    def _update_classes(self) -> None:
-        for message, state in (
-            (self.query_one(UserMessage), self.visibility.user),
-            (self._reply, self.visibility.reply),
-        ):
-            if message is not None:
-                _fade(message, state)
-        self.set_class(self.visibility.evicted, "-evicted")
-        self.set_class(self.visibility.pinned, "-pinned")
+        self._mark_messages()
 
     def on_click(self, event: events.Click) -> None:
         """Select the turn, unless the click ends a text selection."""
@@ -187,21 +173,23 @@ class Turn(Vertical):
     def _figures(self) -> Verbatim:
         return self.query_one(".figures", Verbatim)
 
-    def _update_headings(self) -> None:
+    def _mark_messages(self) -> None:
+        """Update headings and classes: the number of the turn, whether it is pinned, and what was evicted of it."""
         number = f" · {self.number}" if self.number else ""
         pinned = " · ◆ pinned" if self.visibility.pinned else ""
         for name, message, state in (
             ("You", self.query_one(UserMessage), self.visibility.user),
             (self._model, self._reply, self.visibility.reply),
         ):
-            if message is not None and message.is_mounted:
+            if message is None:
+                continue
+            message.set_class(state == "partial", "-partial")
+            message.set_class(state == "evicted", "-evicted")
+            if message.is_mounted:
                 heading = message.query_one(".heading", Verbatim)
                 heading.show(f"{one_line(name)}{number}{pinned}{_LABELS[state]}")
-
-
-def _fade(message: Widget, visibility: Visibility) -> None:
-    message.set_class(visibility == "partial", "-partial")
-    message.set_class(visibility == "evicted", "-evicted")
+        self.set_class(self.visibility.evicted, "-evicted")
+        self.set_class(self.visibility.pinned, "-pinned")
 
 
 def from_saved_turn(turn: SavedTurn) -> FinishedTurn:
