@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from streamchat.base.errors import ConfigError
+
 
 class StopMatcher:
-    """Passes streamed text through, but holds back a possible start of a stop string."""
+    """Passes streamed text through, but holds back a possible start of a stop string.
+
+    Raises:
+        ConfigError: A stop string is empty.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        if any(not stop for stop in stops):
+            raise ConfigError("an empty stop string would end every reply at once; give at least one character")
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False

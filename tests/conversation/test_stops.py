@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamchat.base.errors import ConfigError
 from streamchat.conversation.stops import StopMatcher
 
 TEXT = st.text(alphabet="ab\nU", max_size=30)
@@ -42,3 +44,8 @@ def test_only_the_possible_start_is_held_back() -> None:
     assert matcher.stopped
     assert matcher.push("again") == ""
     assert matcher.flush() == ""
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ConfigError, match="empty stop string"):
+        StopMatcher(["ok", ""])
