@@ -266,12 +266,14 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
 def _mark_start(event: Event) -> None:
     """Record startup trace events; subscribed only by `streamchat bench --startup`."""
-    from streamchat.base.events import ModelReady, TextDelta
-    from streamchat.telemetry.trace import mark
+    from streamchat.base.events import ModelReady, TextDelta, TurnFinished
+    from streamchat.telemetry.trace import FAILED, mark
 
     if isinstance(event, ModelReady):
         mark("model ready")
-    elif isinstance(event, TextDelta):
+    elif isinstance(event, TurnFinished) and event.finish_reason == "error":
+        mark(FAILED + one_line(event.message))
+    elif isinstance(event, TextDelta | TurnFinished):  # the first token may end the reply before it has any text
         mark("first token")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.base.errors import ExitCode
+from streamchat.base.events import FinishReason, TurnFinished, TurnStats
 from streamchat.cli import main as cli
 from streamchat.telemetry import trace
 from tests.support.models_help import save, tiny_llama
@@ -28,6 +29,19 @@ def test_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trace.read_events(str(tmp_path / "none")) == {}
     monkeypatch.setenv(trace.VARIABLE, str(tmp_path))  # cannot be written: the chat goes on
     trace.mark("first paint")
+
+
+@pytest.mark.parametrize(
+    ("reason", "marked"), [("stop", ["first token"]), ("error", ["failed: no memory"])], ids=["empty", "failed"]
+)
+def test_a_reply_without_text_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: FinishReason, marked: list[str]
+) -> None:
+    """The first token of a reply may be the one that ends it."""
+    monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace"))
+    stats = TurnStats(1, 3, 0, 10, 64, 0, 0, 0.1, None, 1, 1, None, reason)
+    cli._mark_start(TurnFinished(stats, reason, "", "hello", reason == "error", "no memory"))
+    assert list(trace.read_events(str(tmp_path / "trace"))) == marked
 
 
 @pytest.mark.slow
