@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.paths import user_path
 from streamchat.base.sanitize import one_line
@@ -75,7 +75,7 @@ def read_text(
     except FileNotFoundError:
         raise ConfigError(f"{shown}: no such file") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(f"{shown} cannot be read ({reason_of(error)})") from None
     return decode_text(content, shown, guess=guess)
 
 

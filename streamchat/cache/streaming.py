@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from streamchat.base.errors import CacheError, ConfigError
+from streamchat.base.events.cache import Trigger
 from streamchat.cache.eviction.guard import plan_cuts
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.eviction.options import Eviction, EvictionOptions, Trigger, TurnPlan
+from streamchat.cache.eviction.options import Eviction, EvictionOptions, TurnPlan
 from streamchat.cache.eviction.policies import load_policy
 from streamchat.cache.eviction.policy import CacheView, Cut, Retention, Run, merged_runs, runs_without, starts_after
 from streamchat.cache.fed_tokens import FedTokens

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
+from streamchat.base.paths import user_path
 
 if TYPE_CHECKING:
     from streamchat.reports.page import Page
@@ -41,14 +42,14 @@ def output_folder(args: argparse.Namespace) -> Path | None:
     """
     if args.out is None:
         return None
-    path = Path(args.out).expanduser()
+    path = user_path(args.out)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".streamchat-writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"--out {args.out} cannot be written ({error.strerror or error})") from None
+        raise ConfigError(f"--out {args.out} cannot be written ({reason_of(error)})") from None
     return path
 
 

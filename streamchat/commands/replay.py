@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import write_json
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, reason_of
 from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.requests import Stop
 from streamchat.base.sanitize import one_line, printable
@@ -119,13 +119,13 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     script = _read(args)
     if not args.resume_run:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigError(f"--out {folder.path} cannot be created: {error.strerror or error}") from error
         about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
-        write_json(folder.about, {**about, "settings": asdict(configuration.settings)}, durable=True, indent=1)
+        about["settings"] = asdict(configuration.settings)
+        try:
+            write_json(folder.about, about, durable=True, indent=1)
+        except OSError as error:
+            raise ConfigError(f"--out {folder.path} cannot be written ({reason_of(error)})") from error
     from streamchat.replay.runner import Plan
 
     plan = Plan(

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import write_text
+from streamchat.base.errors import reason_of
 from streamchat.base.jsonlines import json_line, split_lines
 from streamchat.base.sanitize import printable, without_blank_ends
 
@@ -76,8 +77,7 @@ class TypedHistory:
         try:
             yield
         except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            self.problem = self.problem or f"input history is disabled: {self._path} ({reason})"
+            self.problem = self.problem or f"input history is disabled: {self._path} ({reason_of(error)})"
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _import_and_trim(path: Path) -> None:
     entries = _old_entries(path.parent) if is_new else _entries_of(path)
     kept = _within_limits(entries)
     if len(kept) < len(entries) or (is_new and kept):
-        write_text(path, "".join(map(_line_of, kept)), durable=False)
+        write_text(path, "".join(map(_line_of, kept)), durable=True)
 
 
 def _within_limits(entries: list[Entry]) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.cli import main as cli
 from streamchat.cli.front_ends import choose_front_end
+from streamchat.cli.output import output_folder
 from streamchat.config import loader
 from streamchat.config.render import render_toml
 from streamchat.config.settings import setting_fields
@@ -312,3 +314,11 @@ def test_exit_codes_of_errors(monkeypatch: pytest.MonkeyPatch, error: BaseExcept
 
     monkeypatch.setattr(cli, "_dispatch", fail)
     assert cli.main([]) == code
+
+
+def test_a_folder_with_the_home_of_an_unknown_user_is_taken_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output_folder(argparse.Namespace(out="~nobody-of-this-name/run")) == Path("~nobody-of-this-name/run")
+    assert (tmp_path / "~nobody-of-this-name" / "run").is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,9 +19,10 @@ import pytest
 import torch
 
 from streamchat.base import events as ev
-from streamchat.base.errors import TurnError
+from streamchat.base.errors import ExitCode, TurnError
 from streamchat.base.requests import Quote, Undo
 from streamchat.cli import main as cli
+from streamchat.commands import replay as replay_command
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.template import format as template_module
 from streamchat.replay import invariants
@@ -150,6 +152,16 @@ def test_wrong_arguments_are_one_sentence(
     err = capsys.readouterr().err
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_a_full_disk_at_the_start_is_one_sentence(replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(replay_command, "write_json", fail)
+    ran = replay(["hello"])
+    assert ran.code == ExitCode.USAGE
+    assert ran.err.strip() == f"streamchat: --out {ran.folder} cannot be written (No space left on device)"
 
 
 def test_lines_left_out_are_in_the_report(tiny: None, replay: Callable[..., Ran]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from streamchat.base.events.cache import Trigger
 from streamchat.cache.eviction.policy import EvictionPolicy, Run
-
-Trigger = Literal["between_turns", "prefill", "decode"]
 
 
 @dataclass(frozen=True)

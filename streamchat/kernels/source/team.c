@@ -1,8 +1,9 @@
 /* The team: the caller's thread and its helpers take tasks from one counter.
  *
- * A helper that the operating system suspends between two tasks delays no other thread: the others do its work. There is no
- * barrier; a phase ends when its last task is complete. A thread that finds no task spins for a bounded time, as the
- * next phase usually starts within microseconds, and then sleeps.
+ * A helper that the operating system suspends between two tasks delays no other thread: the others do its work. There
+ * is no barrier; a phase ends when its last task is complete. A thread that finds no task spins for a bounded time, as
+ * the next phase usually starts within microseconds, and then sleeps. After a run, helpers sleep at once: the caller
+ * needs the cores for what it computes between two runs.
  */
 #define _GNU_SOURCE
 #include "team.h"
@@ -36,6 +37,7 @@ static struct {
     _Alignas(CACHE_LINE) _Atomic int open;
     _Alignas(CACHE_LINE) _Atomic int active; /* threads of the current run */
     _Atomic int sleeping;                    /* active threads that sleep */
+    _Atomic int running;                     /* whether there are more phases in the current run */
     const TeamProgram *program;
     int threads;    /* number of threads that the tasks are made for */
     uint64_t first; /* number of the program's first phase */
@@ -69,9 +71,11 @@ static void sleep_while(uint64_t seen, int index) {
     pthread_mutex_unlock(&lock);
 }
 
+static int may_spin(int index) { return is_active(index) && atomic_load(&team.running); }
+
 /* Spins for a while; returns whether the state has changed. */
 static int spin_while(uint64_t seen, int index) {
-    for (int64_t until = now() + SPIN_NS; is_active(index) && now() < until;)
+    for (int64_t until = now() + SPIN_NS; may_spin(index) && now() < until;)
         for (int i = 0; i < SPINS; i++, pause_briefly())
             if (atomic_load(&team.state) != seen)
                 return 1;
@@ -90,6 +94,7 @@ static void open_phase(uint64_t number) {
     long phase = (long)(number - team.first);
     int tasks = phase < team.program->phases ? team.program->tasks(team.program->data, phase, team.threads) : 0;
     atomic_store(&team.open, tasks);
+    atomic_store(&team.running, tasks > 0);
     atomic_store(&team.state, number << TASK_BITS | (uint64_t)tasks);
     if (atomic_load(&team.sleeping)) {
         pthread_mutex_lock(&lock);

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamchat.base.atomic_files import write_new
-from streamchat.base.errors import StoreError
+from streamchat.base.errors import StoreError, reason_of
 from streamchat.base.formatting import plural
 from streamchat.base.jsonlines import json_line
 from streamchat.base.thinking import ONLY_REASONING, split
@@ -46,8 +46,7 @@ def write_export(path: Path, text: str) -> None:
     except FileExistsError:
         raise StoreError(f"{path} already exists; choose another name") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StoreError(f"{path} cannot be written ({reason}); choose another name") from error
+        raise StoreError(f"{path} cannot be written ({reason_of(error)}); choose another name") from error
 
 
 def _system_prompt(session: StoredSession) -> str:
