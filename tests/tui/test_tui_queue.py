@@ -66,7 +66,7 @@ async def test_stop_holds_the_queue_and_enter_resumes_it() -> None:
         await driver.pilot.press("escape")
         await driver.until(lambda: driver.finished == 1)
         assert rows(driver) == ["1. alpha", "2. beta"]
-        assert heading(driver).startswith("2 held · Enter in an empty input sends them")
+        assert heading(driver).startswith("2 held · Enter (empty input) sends")
         await driver.pilot.pause(0.2)
         assert engine.submitted == ["first"]
         assert driver.prompt.text == ""

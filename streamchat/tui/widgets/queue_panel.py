@@ -47,7 +47,7 @@ class QueuePanel(Static):
             send, leave = hint(self.app, "prompt.send"), hint(self.app, "chat.stop")
             return f"editing {outbox.edited + 1} of {total} · {send} saves it · {leave} cancels · {remove}"
         if not waiting:
-            return f"{total} held · {hint(self.app, 'prompt.send')} in an empty input sends them · Up edits · {remove}"
+            return f"{total} held · {hint(self.app, 'prompt.send')} (empty input) sends · Up edits · {remove}"
         until = "the model is ready" if outbox.phase is Phase.LOADING else "this reply is done"
         held = f", {total - waiting} held" if waiting < total else ""
         return f"{waiting} queued until {until}{held} · Up edits · {remove}"
