@@ -82,10 +82,15 @@ def backups(database: Path) -> list[Backup]:
     return sorted(found, key=lambda each: (not each.is_ahead, each.made), reverse=True)
 
 
+def date_of_today() -> str:
+    """Return today's date as the names of daily backups contain it: "2026-03-14", in local time."""
+    return time.strftime("%Y-%m-%d")
+
+
 def is_due(database: Path, today: str | None = None) -> bool:
     """Return whether today has no backup and the database changed since the newest one."""
     daily = [backup for backup in backups(database) if backup.is_daily and not backup.is_ahead]
-    today = today or time.strftime("%Y-%m-%d")
+    today = today or date_of_today()
     if any(backup.name == f"{database.stem}-{today}.db" for backup in daily):
         return False
     return not daily or _last_change(database) > daily[0].made
@@ -114,12 +119,13 @@ def back_up_daily(database: Path, is_stopped: Callable[[], bool] = lambda: False
     Raises:
         StoreError: The backup failed, or the database is damaged.
     """
-    if not is_due(database):
+    today = date_of_today()
+    if not is_due(database, today):
         return None
     with _backup_lock(database) as alone:
-        if not alone or not is_due(database):
+        if not alone or not is_due(database, today):
             return None
-        target = backup_folder(database) / f"{database.stem}-{time.strftime('%Y-%m-%d')}.db"
+        target = backup_folder(database) / f"{database.stem}-{today}.db"
         try:
             if not _has_sessions(database):
                 return None

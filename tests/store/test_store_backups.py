@@ -29,7 +29,13 @@ from streamchat.store.scrub import mark_pending, pending_mark
 from streamchat.store.store import Store
 from tests.support.saved_sessions import a_session, a_turn, filled
 
-TODAY = time.strftime("%Y-%m-%d")
+TODAY = "2026-03-14"
+
+
+@pytest.fixture(autouse=True)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests may run at midnight."""
+    monkeypatch.setattr(backing, "date_of_today", lambda: TODAY)
 
 
 @pytest.fixture
