@@ -406,7 +406,7 @@ static long all_tiles(const Product *p) {
 
 /* Ranges of tiles that the tiles are divided into, for each block of vectors. */
 static int ranges(const Product *p, int threads) {
-    long most = threads > 1 ? 4L * threads : 1;
+    long most = threads > 1 ? 2L * threads : 1;
     return (int)(all_tiles(p) < most ? all_tiles(p) : most);
 }
 

@@ -35,6 +35,7 @@ static struct {
     _Alignas(CACHE_LINE) _Atomic uint64_t state;
     /* tasks of the current phase that are not complete */
     _Alignas(CACHE_LINE) _Atomic int open;
+    int tasks; /* of the current phase */
     _Alignas(CACHE_LINE) _Atomic int active; /* threads of the current run */
     _Atomic int sleeping;                    /* active threads that sleep */
     _Atomic int running;                     /* whether there are more phases in the current run */
@@ -42,8 +43,9 @@ static struct {
     int threads;    /* number of threads that the tasks are made for */
     uint64_t first; /* number of the program's first phase */
     int started;    /* members that exist */
-    Pace pace;
-    double waited_ns; /* by the caller's thread, in this run */
+    /* written by the caller's thread only */
+    _Alignas(CACHE_LINE) Pace pace;
+    double waited_ns; /* in this run */
     Member members[MAX_THREADS];
 } team;
 
@@ -93,6 +95,7 @@ static void wait_while(uint64_t seen, int index) {
 static void open_phase(uint64_t number) {
     long phase = (long)(number - team.first);
     int tasks = phase < team.program->phases ? team.program->tasks(team.program->data, phase, team.threads) : 0;
+    team.tasks = tasks;
     atomic_store(&team.open, tasks);
     atomic_store(&team.running, tasks > 0);
     atomic_store(&team.state, number << TASK_BITS | (uint64_t)tasks);
@@ -112,7 +115,8 @@ static int do_task(uint64_t state, Member *member) {
     if (!atomic_compare_exchange_strong(&team.state, &state, state - 1))
         return 1;
     const TeamProgram *program = team.program;
-    program->work(program->data, (long)(number - team.first), (int)left - 1, team.threads, number + 1, member);
+    program->work(program->data, (long)(number - team.first), team.tasks - (int)left, team.threads, number + 1,
+                  member);
     if (atomic_fetch_sub(&team.open, 1) == 1)
         open_phase(number + 1);
     return 1;

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-/* What a thread has of its own. */
+/* What a thread has of its own, on a cache line of its own. */
 typedef struct {
-    float *memory; /* scratch memory */
+    _Alignas(64) float *memory; /* scratch memory */
     long floats;   /* its size */
     uint64_t tag;  /* phase whose input `memory` contains */
     int block;     /* 1 + number of the block of vectors in `memory`; 0 = none */
