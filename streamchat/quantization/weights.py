@@ -130,7 +130,7 @@ def _int4(weight: Tensor, kernels: Kernels | None) -> QuantizedWeight:
 
 
 def _tiles(codes: Tensor, scales: Tensor) -> Tensor:
-    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels; kernels/source/products.c describes the layout."""
+    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels; kernels/source/tiles.h describes the layout."""
     rows, count = codes.shape[:2]
     # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word, two words a row's share of a quarter
     nibbles = codes.view(rows // TILE, TILE, count, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)

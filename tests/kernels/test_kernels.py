@@ -573,11 +573,11 @@ def test_a_compiler_that_fails_is_told(
     [
         ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
-        ("products.c", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
+        ("tiles.h", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
         ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
         ("rows.c", "if (n->bias)", "if (0)"),
         ("products.c", "if (p->more)", "if (0)"),
-        ("team.c", "(int)left - 1, team.threads", "0, team.threads"),
+        ("team.c", "team.tasks - (int)left, team.threads", "0, team.threads"),
         ("run.c", "for (long i = 0;", "*(volatile int *)0 = 1; for (long i = 0;"),  # crashes
     ],
 )
