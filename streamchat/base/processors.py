@@ -3,41 +3,73 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from streamchat.base import sysctl
 from streamchat.base.cgroups import group_folders, read_lines
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
+PERFORMANCE_CORES = Path("/sys/devices/cpu_core/cpus")
+"""Processors of the performance cores, as "0-7,16"; only on Intel's hybrid processors."""
 
 
 def usable_processors() -> int:
-    """Return the number of cores by affinity, limited by the CPU quota of the control groups; at least 1.
+    """Return the number of performance cores by affinity, limited by the CPU quota of the control groups; at least 1.
 
-    Hyperthreads of one core count once: they share its arithmetic units and caches. A quota of 1.5 processors counts as
-    1: threads that wait for each other would all stall when the quota is used up.
+    Hyperthreads of one core count once: they share its arithmetic units and caches. Efficiency cores do not count, as
+    PyTorch divides work equally and would wait for them. A quota of 1.5 processors counts as 1: threads that wait for
+    each other would all stall when the quota is used up.
     """
     quota = processor_quota()
-    return allowed_cores() if quota is None else max(1, min(allowed_cores(), int(quota)))
+    return performance_cores() if quota is None else max(1, min(performance_cores(), int(quota)))
+
+
+def performance_cores() -> int:
+    """Return how many of `allowed_cores` are performance cores; all if none is, or if the system does not tell."""
+    if sys.platform == "darwin":
+        return sysctl.read_number("hw.perflevel0.physicalcpu") or allowed_cores()
+    numbers = _affinity()
+    fast = numbers & _parse_processors(" ".join(read_lines(PERFORMANCE_CORES)))
+    return _count_cores(fast) if fast else allowed_cores()
 
 
 def allowed_cores() -> int:
     """Return the number of different cores of the processors on which this process may be scheduled.
 
-    Only Linux tells; elsewhere each processor counts as a core.
+    Only Linux and macOS tell; elsewhere each processor counts as a core.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return allowed_processors()
-    numbers = os.sched_getaffinity(0)
-    siblings = (read_lines(TOPOLOGY / f"cpu{number}" / "topology" / "thread_siblings_list") for number in numbers)
-    cores = {lines[0] if lines else number for number, lines in zip(numbers, siblings, strict=True)}
-    return len(cores) or 1
+    if sys.platform == "darwin":
+        return sysctl.read_number("hw.physicalcpu") or allowed_processors()
+    return _count_cores(_affinity()) or allowed_processors()
+
+
+def _affinity() -> set[int]:
+    """Return the numbers of the processors on which this process may be scheduled; none if the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _count_cores(numbers: Iterable[int]) -> int:
+    """Return the number of different cores of some processors of Linux."""
+    siblings = {each: read_lines(TOPOLOGY / f"cpu{each}" / "topology" / "thread_siblings_list") for each in numbers}
+    return len({lines[0] if lines else each for each, lines in siblings.items()})
+
+
+def _parse_processors(text: str) -> set[int]:
+    """Return the numbers of a list such as "0-7,16"."""
+    ranges = (part.strip().partition("-")[::2] for part in text.split(","))
+    return {
+        number
+        for first, last in ranges
+        if first.isdecimal() and (last or first).isdecimal()
+        for number in range(int(first), int(last or first) + 1)
+    }
 
 
 def allowed_processors() -> int:
     """Return the number of processors on which this process may be scheduled (`taskset`, `cpuset`)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
+    return len(_affinity()) or os.cpu_count() or 1
 
 
 def processor_quota() -> float | None:

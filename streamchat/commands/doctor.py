@@ -206,15 +206,18 @@ def _device(configuration: Configuration) -> Rows:
 
 def _processors() -> str:
     """Describe how many processors streamchat uses, and why not all."""
-    from streamchat.base.processors import allowed_cores, allowed_processors, processor_quota, usable_processors
+    from streamchat.base import processors
 
-    usable, there, quota = usable_processors(), os.cpu_count() or 1, processor_quota()
+    usable, there, quota = processors.usable_processors(), os.cpu_count() or 1, processors.processor_quota()
+    allowed, cores, fast = processors.allowed_processors(), processors.allowed_cores(), processors.performance_cores()
     reasons = []
-    if allowed_processors() < there:
-        reasons.append(f"may run on {allowed_processors()}")
-    if allowed_cores() < allowed_processors():
-        reasons.append(f"uses one hyperthread of each of {allowed_cores()} cores")
-    if quota is not None and quota < allowed_cores():
+    if allowed < there:
+        reasons.append(f"may run on {allowed}")
+    if cores < allowed:
+        reasons.append(f"uses one hyperthread of each of {cores} cores")
+    if fast < cores:
+        reasons.append(f"uses {plural(fast, 'performance core')} of {cores} cores")
+    if quota is not None and quota < fast:
         reasons.append(f"has a quota of {quota:g} (cgroup)")
     return f"{usable} of {there}: this process {' and '.join(reasons)}" if reasons else str(usable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -9,7 +10,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from streamchat.base import child_processes, paths
-from streamchat.base.cgroups import read_lines
 from streamchat.base.errors import reason_of
+from streamchat.kernels import platforms
 from streamchat.kernels.check import challenge, expected_response
 from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
 
@@ -40,10 +40,7 @@ FLAGS = (
     "-pthread",
     "-fvisibility=hidden",
     "-fPIC",
-    "-shared",
 )
-TARGETS = ("-march=native", "-mcpu=native", "")
-"""Flags for this exact processor, as compilers for x86 and for ARM spell them; else for its architecture."""
 COMPILE_S = 120
 CHECK_S = 60
 
@@ -60,14 +57,20 @@ class Library:
     descriptor: int
     """Stays open while the library is loaded: the loader distinguishes libraries by name."""
 
-    @property
-    def loadable(self) -> str:
-        """A name for the loader that refers to the checked file, even if `path` has been replaced since."""
-        return _loadable(self.descriptor)
+    def load(self) -> ctypes.CDLL:
+        """Load the checked file, even if `path` has been replaced since.
+
+        Raises:
+            OSError: The system's loader refuses it.
+        """
+        with platforms.loadable(self.descriptor) as name:
+            return ctypes.CDLL(name)
 
 
 def library() -> Library:
-    """Return the compiled kernels; compiles them if they are missing or damaged. Needs Linux, and gcc or clang.
+    """Return the compiled kernels; compiles them if they are missing or damaged.
+
+    Needs Linux or macOS, and gcc or clang.
 
     Raises:
         KernelsUnavailableError: They cannot be compiled, or cannot be stored.
@@ -87,10 +90,6 @@ def library() -> Library:
     return Library(path, descriptor)
 
 
-def _loadable(descriptor: int) -> str:
-    return f"/proc/self/fd/{descriptor}"
-
-
 def _prepare(folder: Path) -> None:
     """Create the folder, and refuse one in which others could put code.
 
@@ -104,14 +103,14 @@ def _prepare(folder: Path) -> None:
 def _build(path: Path) -> None:
     """Compile and check the library, then move it to `path` atomically: safe with two processes and power failures."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / "kernels.so"
+        built = Path(folder) / path.name
         _compile(find_compiler(), built)
         descriptor = os.open(built, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if not is_ours_alone(os.fstat(descriptor)):
                 raise KernelsUnavailableError(f"{built} is writable by others")
-            _check(descriptor)
             seal(descriptor, path.stem)
+            _check(descriptor)
         finally:
             os.close(descriptor)
         built.replace(path)
@@ -124,9 +123,10 @@ def library_path() -> Path:
     Raises:
         KernelsUnavailableError: They cannot be compiled on this machine.
     """
-    if sys.platform != "linux" or sys.byteorder != "little":
-        raise KernelsUnavailableError(f"compiled kernels need Linux (little-endian), and this is {platform.system()}")
-    return paths.cache_dir() / "kernels" / f"{_digest(find_compiler())}.so"
+    if not platforms.is_supported():
+        needed = "Linux or macOS on a little-endian processor"
+        raise KernelsUnavailableError(f"compiled kernels need {needed}, and this is {platform.system()}")
+    return paths.cache_dir() / "kernels" / f"{_digest(find_compiler())}{platforms.library_suffix()}"
 
 
 def find_compiler() -> list[str]:
@@ -137,17 +137,18 @@ def find_compiler() -> list[str]:
     """
     named = os.environ.get("CC", "").split()
     for program, *words in [named] if named else [[name] for name in COMPILERS]:
-        if found := child_processes.find_program(program):
+        found = child_processes.find_program(program)
+        if found and not platforms.is_stub(found):
             return [found, *words]
-    wanted = named[0] if named else "gcc"
-    raise KernelsUnavailableError(f"no C compiler ({wanted}) was found; install gcc for about twice the speed")
+    wanted, how = named[0] if named else COMPILERS[0], platforms.how_to_install()
+    raise KernelsUnavailableError(f"no C compiler ({wanted}) was found; {how}, for about twice the speed")
 
 
 def _compile(compiler: list[str], to: Path) -> None:
     """Compile the sources, trying the flags for this exact processor first."""
     sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
-    for processor in TARGETS:
-        flags = [*FLAGS, *([processor] if processor else [])]
+    for processor in platforms.processor_flags(compiler):
+        flags = [*FLAGS, platforms.library_flag(), *filter(None, [processor])]
         command = [*compiler, *flags, *sources, "-o", str(to)]
         done = _run(command, COMPILE_S, compiler[0], umask=0o077)  # not group-writable, whatever the user's umask
         if done.returncode == 0:
@@ -161,8 +162,9 @@ def _compile(compiler: list[str], to: Path) -> None:
 def _check(descriptor: int) -> None:
     """Compare the kernels with plain Python in a separate process, which may crash."""
     number = secrets.randbits(32)
-    command = child_processes.python("-m", "streamchat.kernels.check", _loadable(descriptor), str(number))
-    done = _run(command, CHECK_S, "the check of the compiled kernels", pass_fds=[descriptor])
+    with platforms.loadable(descriptor) as name:
+        command = child_processes.python("-m", "streamchat.kernels.check", name, str(number))
+        done = _run(command, CHECK_S, "the check of the compiled kernels", pass_fds=[descriptor])
     if done.returncode:
         _log.warning("the compiled kernels failed their check: %s", done.stderr.strip()[:2000])
         raise KernelsUnavailableError(f"the compiled library failed its check (status {done.returncode})")
@@ -182,15 +184,9 @@ def _run(command: Sequence[str], seconds: float, what: str, **options: Any) -> s
 def _digest(compiler: list[str]) -> str:
     """Return a digest of everything that the library depends on."""
     found = Path(compiler[0]).resolve().stat()
-    digest = hashlib.sha256(json.dumps([FLAGS, TARGETS, compiler, found.st_size, found.st_mtime]).encode())
-    digest.update(_processor().encode())
+    flags = [*FLAGS, platforms.library_flag(), *platforms.processor_flags(compiler)]
+    digest = hashlib.sha256(json.dumps([flags, compiler, found.st_size, found.st_mtime]).encode())
+    digest.update(platforms.processor_features().encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:32]
-
-
-def _processor() -> str:
-    """Return what distinguishes this processor's instruction set from that of another machine sharing the folder."""
-    lines = read_lines(Path("/proc/cpuinfo"))
-    kept = [line for line in lines if line.partition(":")[0].strip() in ("flags", "Features", "model name")]
-    return "\n".join([platform.machine(), *sorted(set(kept))])

@@ -54,8 +54,7 @@ def why_unavailable(setting: str) -> str:
 @functools.cache
 def _loaded() -> tuple[Kernels | None, str]:
     try:
-        loaded = ctypes.CDLL(library().loadable)
-        found = Kernels(loaded)
+        found = Kernels(library().load())
     except (KernelsUnavailableError, OSError, AttributeError) as error:
         _log.info("no compiled kernels: %s", error)
         return None, str(error)

@@ -49,6 +49,11 @@ def open_sealed(path: Path, key: str) -> int | None:
     return None
 
 
+def read_library(descriptor: int) -> bytes:
+    """Return the contents of an open, sealed library without the checksum."""
+    return _content(descriptor)[:-CHECKSUM_BYTES]
+
+
 def is_ours_alone(status: os.stat_result) -> bool:
     """Return whether only this user (and root) may change the file or folder."""
     return status.st_uid == os.getuid() and not status.st_mode & OTHERS_MAY_WRITE

@@ -6,6 +6,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from streamchat.base import sysctl
 from streamchat.base.cgroups import read_lines
 from streamchat.base.formatting import plural
 from streamchat.base.processors import usable_processors
@@ -27,7 +28,7 @@ def processor() -> str:
     """Return the name of the processor and how many of its cores this process may use."""
     lines = read_lines(Path("/proc/cpuinfo"))
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(names, "") or platform.processor() or platform.machine()
+    name = next(names, "") or sysctl.read_text("machdep.cpu.brand_string") or platform.processor() or platform.machine()
     return f"{name}, {plural(usable_processors(), 'core')}"
 
 

@@ -4,6 +4,8 @@
  * is no barrier; a phase ends when its last task is complete. A thread that finds no task spins for a bounded time, as
  * the next phase usually starts within microseconds, and then sleeps. After a run, helpers sleep at once: the caller
  * needs the cores for what it computes between two runs.
+ *
+ * Needs nothing but C11 atomics and POSIX threads, so that it is the same on Linux and on macOS.
  */
 #define _GNU_SOURCE
 #include "team.h"
@@ -26,7 +28,7 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-enum { MAX_THREADS = 256, CACHE_LINE = 64, SPINS = 32, TASK_BITS = 24 };
+enum { MAX_THREADS = 256, SPINS = 32, TASK_BITS = 24 };
 static const int64_t SPIN_NS = 100000;
 
 static struct {
@@ -53,9 +55,16 @@ static pthread_mutex_t one_run = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 static pthread_cond_t opened = PTHREAD_COND_INITIALIZER, wanted = PTHREAD_COND_INITIALIZER;
 
+/* In nanoseconds; on macOS, CLOCK_MONOTONIC counts microseconds. */
+#ifdef CLOCK_UPTIME_RAW
+static const clockid_t CLOCK = CLOCK_UPTIME_RAW;
+#else
+static const clockid_t CLOCK = CLOCK_MONOTONIC;
+#endif
+
 static int64_t now(void) {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(CLOCK, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 

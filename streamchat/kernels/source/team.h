@@ -4,12 +4,15 @@
 
 #include <stdint.h>
 
+/* In bytes. Apple silicon has lines of 128; other processors have 64, and many of them read two at once. */
+enum { CACHE_LINE = 128 };
+
 /* What a thread has of its own, on a cache line of its own. */
 typedef struct {
-    _Alignas(64) float *memory; /* scratch memory */
-    long floats;   /* its size */
-    uint64_t tag;  /* phase whose input `memory` contains */
-    int block;     /* 1 + number of the block of vectors in `memory`; 0 = none */
+    _Alignas(CACHE_LINE) float *memory; /* scratch memory */
+    long floats;                        /* its size */
+    uint64_t tag;                       /* phase whose input `memory` contains */
+    int block;                          /* 1 + number of the block of vectors in `memory`; 0 = none */
 } Member;
 
 /* A program: phases, one after the other, each of independent tasks. */
