@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from streamchat.base import sysctl
 from streamchat.base.cgroups import group_folders, read_lines
+from streamchat.base.sysctl import is_macos
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 PERFORMANCE_CORES = Path("/sys/devices/cpu_core/cpus")
@@ -28,7 +28,7 @@ def usable_processors() -> int:
 
 def performance_cores() -> int:
     """Return how many of `allowed_cores` are performance cores; all if none is, or if the system does not tell."""
-    if sys.platform == "darwin":
+    if is_macos():
         return sysctl.read_number("hw.perflevel0.physicalcpu") or allowed_cores()
     numbers = _affinity()
     fast = numbers & _parse_processors(" ".join(read_lines(PERFORMANCE_CORES)))
@@ -40,7 +40,7 @@ def allowed_cores() -> int:
 
     Only Linux and macOS tell; elsewhere each processor counts as a core.
     """
-    if sys.platform == "darwin":
+    if is_macos():
         return sysctl.read_number("hw.physicalcpu") or allowed_processors()
     return _count_cores(_affinity()) or allowed_processors()
 

@@ -8,6 +8,11 @@ import sys
 from typing import Any
 
 
+def is_macos() -> bool:
+    """Return whether this is macOS."""
+    return sys.platform == "darwin"
+
+
 def read_text(name: str) -> str:
     """Return a value that is text, such as `machdep.cpu.brand_string`; '' if there is none of this name."""
     return _read(name).rstrip(b"\0").decode(errors="replace")
@@ -34,7 +39,7 @@ def _read(name: str) -> bytes:
 @functools.cache
 def _function() -> Any:
     """Return `sysctlbyname` of the C library; None on systems other than macOS."""
-    return _declare(ctypes.CDLL(None)) if sys.platform == "darwin" else None
+    return _declare(ctypes.CDLL(None)) if is_macos() else None
 
 
 def _declare(library: Any) -> Any:

@@ -11,7 +11,8 @@ import platform
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from streamchat.base import child_processes, paths
 from streamchat.base.errors import reason_of
 from streamchat.kernels import platforms
 from streamchat.kernels.check import challenge, expected_response
-from streamchat.kernels.sealed import is_ours_alone, open_sealed, seal
+from streamchat.kernels.sealed import is_ours_alone, open_sealed, read_library, seal
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ class Library:
         """Load the checked file, even if `path` has been replaced since.
 
         Raises:
+            KernelsUnavailableError: It cannot be copied (macOS).
             OSError: The system's loader refuses it.
         """
-        with platforms.loadable(self.descriptor) as name:
+        with _loadable(self.descriptor) as name:
             return ctypes.CDLL(name)
 
 
@@ -88,6 +90,28 @@ def library() -> Library:
     if descriptor is None:
         raise KernelsUnavailableError(f"{path} was changed after it was written; see the log")
     return Library(path, descriptor)
+
+
+@contextmanager
+def _loadable(descriptor: int) -> Iterator[str]:
+    """Yield a name under which the loader finds the contents of an open, sealed library.
+
+    On Linux this is the descriptor itself, so nobody can put another file there. The loader of macOS needs a file: a
+    copy, without the checksum, in a new folder that only this user can write. It may be deleted once it is loaded. The
+    file of `descriptor` itself is never mapped there, as macOS ends a process whose library is written to later.
+    """
+    if platforms.loads_descriptors():
+        yield f"/proc/self/fd/{descriptor}"
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streamchat-"))
+            copy = Path(folder) / f"kernels{platforms.library_suffix()}"
+            copy.write_bytes(read_library(descriptor))
+        except OSError as error:
+            what = f"compiled kernels cannot be copied to {error.filename or 'a temporary folder'}"
+            raise KernelsUnavailableError(f"{what}: {reason_of(error)}") from error
+        yield str(copy)
 
 
 def _prepare(folder: Path) -> None:
@@ -162,7 +186,7 @@ def _compile(compiler: list[str], to: Path) -> None:
 def _check(descriptor: int) -> None:
     """Compare the kernels with plain Python in a separate process, which may crash."""
     number = secrets.randbits(32)
-    with platforms.loadable(descriptor) as name:
+    with _loadable(descriptor) as name:
         command = child_processes.python("-m", "streamchat.kernels.check", name, str(number))
         done = _run(command, CHECK_S, "the check of the compiled kernels", pass_fds=[descriptor])
     if done.returncode:

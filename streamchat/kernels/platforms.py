@@ -1,4 +1,4 @@
-"""What differs between operating systems and processors when the kernels are compiled and loaded."""
+"""What differs between operating systems and processors when the kernels are compiled."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import functools
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from streamchat.base import child_processes, sysctl
 from streamchat.base.cgroups import read_lines
-from streamchat.kernels.sealed import read_library
+from streamchat.base.sysctl import is_macos
 
 X86 = ("x86_64", "amd64", "i386", "i686")
 SELECT = "/usr/bin/xcode-select"
@@ -26,12 +24,7 @@ FEATURES = ("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.lea
 
 def is_supported() -> bool:
     """Return whether kernels can be compiled for this system."""
-    return sys.platform in ("linux", "darwin") and sys.byteorder == "little"
-
-
-def is_macos() -> bool:
-    """Return whether this is macOS."""
-    return sys.platform == "darwin"
+    return (sys.platform == "linux" or is_macos()) and sys.byteorder == "little"
 
 
 def library_suffix() -> str:
@@ -42,6 +35,11 @@ def library_suffix() -> str:
 def library_flag() -> str:
     """Return the flag that makes the compiler link a shared library."""
     return "-dynamiclib" if is_macos() else "-shared"
+
+
+def loads_descriptors() -> bool:
+    """Return whether the system's loader opens an open file by the number of its descriptor."""
+    return not is_macos()
 
 
 def processor_flags(compiler: Sequence[str]) -> Sequence[str]:
@@ -83,20 +81,3 @@ def _has_developer_tools() -> bool:
         return child_processes.run([SELECT, "-p"], timeout=SELECT_S).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-@contextmanager
-def loadable(descriptor: int) -> Iterator[str]:
-    """Yield a name under which the loader finds the contents of an open, sealed library.
-
-    On Linux this is the descriptor itself, so nobody can put another file there. The loader of macOS needs a file: a
-    copy, without the checksum, in a new folder that only this user can write. It may be deleted once it is loaded. The
-    file of `descriptor` itself is never mapped there, as macOS ends a process whose library is written to later.
-    """
-    if not is_macos():
-        yield f"/proc/self/fd/{descriptor}"
-        return
-    with tempfile.TemporaryDirectory(prefix="streamchat-") as folder:
-        copy = Path(folder) / f"kernels{library_suffix()}"
-        copy.write_bytes(read_library(descriptor))
-        yield str(copy)

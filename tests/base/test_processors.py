@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
-from streamchat.base import cgroups, processors
+from streamchat.base import cgroups, processors, sysctl
 from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.benchmarks import pools
 from streamchat.cli import main as cli
@@ -96,6 +97,77 @@ def test_hyperthreads_of_a_core_count_once(
     assert row == "4 of 16: this process may run on 8 and uses one hyperthread of each of 4 cores"
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5})  # two cores, one of them whole
     assert usable_processors() == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"hw.physicalcpu": 10, "hw.perflevel0.physicalcpu": 8}, 8),  # Apple silicon
+        ({"hw.physicalcpu": 6}, 6),  # Intel, with 12 hyperthreads
+        ({}, 16),
+    ],
+)
+def test_macos_tells_its_performance_cores(
+    limited: None, monkeypatch: pytest.MonkeyPatch, values: dict[str, int], expected: int
+) -> None:
+    monkeypatch.setattr(processors, "is_macos", lambda: True)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
+    monkeypatch.setattr(sysctl, "read_number", values.get)
+    assert usable_processors() == expected
+
+
+def test_doctor_names_the_performance_cores_of_a_mac(
+    limited: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"hw.physicalcpu": 16, "hw.perflevel0.physicalcpu": 12}
+    monkeypatch.setattr(sysctl, "read_number", values.get)
+    monkeypatch.setattr(processors, "is_macos", lambda: True)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
+    cli.main(["doctor", "--json"])
+    row = json.loads(capsys.readouterr().out)["device"]["processors"]
+    assert row == "12 of 16: this process uses 12 performance cores of 16 cores"
+
+
+@pytest.mark.parametrize(
+    ("performance", "allowed", "expected"),
+    [
+        ("0-3\n", range(8), 2),  # two cores of two hyperthreads each, and four efficiency cores
+        ("0-1,4,5\n", range(8), 3),
+        ("0-3\n", {4, 5, 6}, 3),  # kept to efficiency cores
+        ("0-3\n", {2, 5}, 1),
+        ("", range(8), 6),
+        ("x,-3\n", range(8), 6),
+    ],
+)
+def test_efficiency_cores_of_a_hybrid_processor_do_not_count(
+    limited: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    performance: str,
+    allowed: Iterable[int],
+    expected: int,
+) -> None:
+    for number in range(8):
+        siblings = f"{number // 2 * 2}-{number // 2 * 2 + 1}" if number < 4 else f"{number}"
+        write(tmp_path / "cpu" / f"cpu{number}" / "topology" / "thread_siblings_list", siblings + "\n")
+    write(tmp_path / "cpu_core" / "cpus", performance)
+    monkeypatch.setattr(processors, "PERFORMANCE_CORES", tmp_path / "cpu_core" / "cpus")
+    monkeypatch.setattr(cgroups, "MEMBERSHIP", Path("nowhere"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(allowed))
+    assert usable_processors() == expected
+
+
+def test_doctor_names_the_performance_cores_of_a_hybrid_processor(
+    limited: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "cpus", "0-4\n")
+    monkeypatch.setattr(processors, "PERFORMANCE_CORES", tmp_path / "cpus")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    cli.main(["doctor", "--json"])
+    row = json.loads(capsys.readouterr().out)["device"]["processors"]
+    assert row == "5 of 8: this process uses 5 performance cores of 8 cores"  # the quota of 5.5 does not matter
 
 
 def test_torch_is_held_to_it(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:

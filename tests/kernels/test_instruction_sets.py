@@ -21,7 +21,7 @@ CASES = [(bits, rows, 96, count) for bits in (4, 8, 16, 32) for rows in (16, 48)
 
 def compile_driver(compiler: Sequence[str], to: Path) -> list[str]:
     """Compiles the kernels and the driver; returns its path as a command."""
-    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-fvisibility=hidden")]
+    flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-fvisibility=hidden")]
     sources = [str(Path(__file__).parent / "product_driver.c"), *map(str, sorted(build.SOURCES.glob("*.c")))]
     command = [*compiler, *flags, "-Wall", "-Werror", f"-I{build.SOURCES}", *sources, "-o", str(to)]
     subprocess.run(command, check=True)

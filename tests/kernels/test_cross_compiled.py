@@ -1,0 +1,131 @@
+"""The kernels compile for systems on which these tests do not run. Needs Zig's C compiler: `pip install ziglang`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from streamchat.kernels import build, platforms
+from tests.kernels.test_instruction_sets import check_products, compile_driver
+
+X86, ARM = 0x01000007, 0x0100000C
+"""Processors in the header of a Mach-O file."""
+DYLIB = 6
+SYMBOL_TABLE, LOAD_LIBRARY, SIGNATURE = 0x2, 0xC, 0x1D
+"""Load commands."""
+OF_THE_LINKER = {"___dso_handle", "__mh_dylib_header"}
+"""Symbols that a linker may add."""
+
+
+@pytest.fixture(scope="module")
+def zig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The command of the C compiler."""
+    if importlib.util.find_spec("ziglang"):
+        command = [sys.executable, "-m", "ziglang", "cc"]
+    elif program := shutil.which("zig"):
+        command = [program, "cc"]
+    else:
+        pytest.skip("needs Zig (pip install ziglang)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
+        patch.setenv("ZIG_LOCAL_CACHE_DIR", os.environ["ZIG_GLOBAL_CACHE_DIR"])
+        yield command
+
+
+@dataclass
+class Dylib:
+    """What the header and the load commands of a shared library of macOS say."""
+
+    processor: int
+    kind: int
+    libraries: set[str]
+    exported: set[str]
+    is_signed: bool
+
+
+def text_at(content: bytes, at: int) -> str:
+    return content[at : content.index(b"\0", at)].decode()
+
+
+def read_dylib(content: bytes) -> Dylib:
+    """Reads a 64-bit, little-endian Mach-O file; see `loader.h` and `nlist.h` of macOS."""
+    magic, processor, _, kind, commands = struct.unpack_from("<5I", content)
+    assert magic == 0xFEEDFACF
+    found, at = Dylib(processor, kind, set(), set(), False), 32
+    for _ in range(commands):
+        command, size = struct.unpack_from("<2I", content, at)
+        if command == LOAD_LIBRARY:
+            found.libraries.add(text_at(content, at + struct.unpack_from("<I", content, at + 8)[0]))
+        if command == SIGNATURE:
+            found.is_signed = True
+        if command == SYMBOL_TABLE:
+            symbols, count, strings = struct.unpack_from("<3I", content, at + 8)
+            for number in range(count):
+                name, flags = struct.unpack_from("<IB", content, symbols + 16 * number)
+                if flags == 0x0F:  # defined in a section, and external
+                    found.exported.add(text_at(content, strings + name))
+        at += size
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "processor"),
+    [
+        (["-target", "aarch64-macos", "-mcpu=apple_m1"], ARM),
+        (["-target", "aarch64-macos", "-mcpu=apple_m4"], ARM),
+        (["-target", "x86_64-macos", "-mcpu=x86_64_v3"], X86),
+        (["-target", "x86_64-macos", "-mcpu=penryn"], X86),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_dylib_for_macos(
+    zig: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: list[str], processor: int
+) -> None:
+    monkeypatch.setattr(platforms, "is_macos", lambda: True)
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-Wall", "-Werror"))
+    build._compile([*zig, *target], tmp_path / "kernels.dylib")
+    made = read_dylib((tmp_path / "kernels.dylib").read_bytes())
+    assert (made.processor, made.kind) == (processor, DYLIB)
+    assert made.exported - OF_THE_LINKER == {"_run", "_attention_partial"}
+    assert made.libraries == {"/usr/lib/libSystem.B.dylib"}  # no OpenMP
+    assert made.is_signed or processor == X86  # Apple silicon loads nothing else
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_products_with_musl(zig: list[str], tmp_path: Path, machine: str) -> None:
+    """The C library of Alpine Linux."""
+    compiler, emulator = [*zig, "-target", f"{machine}-linux-musl"], emulate(machine)
+    build._compile([*compiler, "-mcpu=baseline"], tmp_path / "kernels.so")
+    check_products([*emulator, *compile_driver([*compiler, "-static"], tmp_path / "driver")])
+
+
+@pytest.mark.slow
+def test_the_team_with_musl(zig: list[str], tmp_path: Path) -> None:
+    """Its threads have small stacks."""
+    compiler = [*zig, "-target", f"{os.uname().machine}-linux-musl", "-static"]
+    sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
+    program = str(tmp_path / "stress")
+    flags = ["-std=gnu11", "-O1", "-pthread", f"-I{build.SOURCES}"]
+    subprocess.run([*compiler, *flags, *sources, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def emulate(machine: str) -> list[str]:
+    """Returns the command that runs programs for `machine` here; skips the test if there is none."""
+    if machine == os.uname().machine:
+        return []
+    if not shutil.which(f"qemu-{machine}"):
+        pytest.skip(f"needs qemu-{machine} (qemu-user)")
+    return [f"qemu-{machine}"]
