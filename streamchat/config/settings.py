@@ -126,7 +126,7 @@ class Settings:
     )
     kernels: Kernels = _MODEL.harmless(
         "auto",
-        "CPU decode kernels: auto compiles native kernels once (Linux with gcc or clang), else uses PyTorch; "
+        "CPU decode kernels: auto compiles native kernels once (Linux or macOS, gcc or clang), else uses PyTorch; "
         "torch always uses PyTorch",
         choices=get_args(Kernels),
     )
