@@ -656,7 +656,7 @@ def test_a_damaged_library_is_made_again(fresh: Path, whole: bytes, damage: str)
     path.write_bytes(damaged)
     path.chmod(0o700)
     assert build.library().path == path
-    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert path.read_bytes()[:4] == whole[:4]
     assert path.read_bytes() != damaged
     assert load_kernels("auto") is not None
     assert [each.name for each in fresh.iterdir()] == [path.name]
@@ -733,6 +733,7 @@ def test_an_end_without_an_error_does_not_pass_the_check(
 
 @pytest.mark.slow
 @needs_kernels
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
 def test_a_library_is_on_the_disk_before_it_has_its_name(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     fsync, replace = os.fsync, Path.replace
