@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamchat.kernels import build, platforms
-from tests.kernels.test_instruction_sets import check_products, compile_driver
+from tests.support.zig import find_zig
 
 X86, ARM = 0x01000007, 0x0100000C
 """Processors in the header of a Mach-O file."""
@@ -29,16 +24,8 @@ OF_THE_LINKER = {"___dso_handle", "__mh_dylib_header"}
 @pytest.fixture(scope="module")
 def zig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The command of the C compiler."""
-    if importlib.util.find_spec("ziglang"):
-        command = [sys.executable, "-m", "ziglang", "cc"]
-    elif program := shutil.which("zig"):
-        command = [program, "cc"]
-    else:
-        pytest.skip("needs Zig (pip install ziglang)")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
-        patch.setenv("ZIG_LOCAL_CACHE_DIR", os.environ["ZIG_GLOBAL_CACHE_DIR"])
-        yield command
+        yield find_zig(tmp_path_factory.mktemp("zig"), patch)
 
 
 @dataclass
@@ -108,17 +95,3 @@ def test_a_library_for_musl(zig: list[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-Wall", "-Wframe-larger-than=32768", "-Werror"))
     build._compile([*zig, "-target", f"{machine}-linux-musl", "-mcpu=baseline"], tmp_path / "kernels.so")
     assert (tmp_path / "kernels.so").read_bytes()[:4] == b"\x7fELF"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # Zig compiles the C library first
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-def test_they_run_with_musl(zig: list[str], tmp_path: Path) -> None:
-    compiler = [*zig, "-target", f"{os.uname().machine}-linux-musl", "-static"]
-    check_products(compile_driver(compiler, tmp_path / "driver"))
-    sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
-    program = str(tmp_path / "stress")
-    flags = ["-std=gnu11", "-O1", "-pthread", f"-I{build.SOURCES}"]
-    subprocess.run([*compiler, *flags, *sources, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=200, check=False)
-    assert (done.returncode, done.stderr) == (0, "")

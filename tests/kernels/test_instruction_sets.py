@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from streamchat.kernels import build
 from streamchat.kernels.check import random_matrix
+from tests.support.zig import find_zig
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
 """Plain C, the same with SSE 4, AVX2, AVX-512, AVX-512 with VNNI."""
@@ -67,3 +70,17 @@ def test_products_on_arm_with_neon(tmp_path: Path) -> None:
         pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
     driver = compile_driver([compiler, "-static"], tmp_path / "driver")
     check_products([emulator, *driver])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # Zig compiles the C library first
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library of Alpine Linux."""
+    compiler = [*find_zig(tmp_path / "zig", monkeypatch), "-target", f"{os.uname().machine}-linux-musl", "-static"]
+    check_products(compile_driver(compiler, tmp_path / "driver"))
+    sources = [str(Path(__file__).parent / "team_stress.c"), str(build.SOURCES / "team.c")]
+    flags = ["-std=gnu11", "-O1", "-pthread", f"-I{build.SOURCES}"]
+    subprocess.run([*compiler, *flags, *sources, "-o", str(tmp_path / "stress")], check=True)
+    done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
