@@ -17,6 +17,7 @@ from streamchat.base.processors import processor_quota, usable_processors
 from streamchat.benchmarks import pools
 from streamchat.cli import main as cli
 from streamchat.models import device
+from streamchat.reports import machine
 
 
 def write(path: Path, text: str) -> None:
@@ -208,3 +209,9 @@ def test_a_process_that_is_kept_to_one_processor_uses_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+def test_reports_name_the_processor_of_a_mac(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "read_lines", lambda path: [])
+    monkeypatch.setattr(sysctl, "read_text", {"machdep.cpu.brand_string": "Apple M2 Pro"}.get)
+    assert machine.processor() == "Apple M2 Pro, 5 cores"
