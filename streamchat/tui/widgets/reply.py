@@ -15,6 +15,7 @@ from textual.widgets.markdown import MarkdownFence, MarkdownStream
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.config.settings import Thinking as ShowThinking
+from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 
@@ -42,7 +43,7 @@ def _keep_lines(state: StateCore) -> None:
                 child.type = "hardbreak"
 
 
-class Fence(MarkdownFence):
+class Fence(OneLayout, MarkdownFence):
     """A code block. Without a language it is plain text; guessing would cost time for every token."""
 
     @classmethod
@@ -51,7 +52,7 @@ class Fence(MarkdownFence):
         return super().highlight(code, language or "text", ansi, dark)
 
 
-class Paragraph(MarkdownParagraph):
+class Paragraph(OneLayout, MarkdownParagraph):
     """A paragraph that triggers a new layout only when its height changes, not for every word."""
 
     def set_content(self, content: Content) -> None:
@@ -63,7 +64,7 @@ class Paragraph(MarkdownParagraph):
         self.update(content, layout=not same)
 
 
-class ReplyMarkdown(Markdown):
+class ReplyMarkdown(OneLayout, Markdown):
     """Markdown that opens only web links."""
 
     BLOCKS = {  # noqa: RUF012 - as in the base class
@@ -85,7 +86,7 @@ class ReplyMarkdown(Markdown):
             self.app.notify(f"not a web link: {printable(event.href)}", markup=False)
 
 
-class Reply(Vertical):
+class Reply(OneLayout, Vertical):
     """The model's reply. Call `add` while it is generated, then `finish`.
 
     Args:
