@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from textual.containers import VerticalScroll
+from textual.geometry import Size
+from textual.layout import DockArrangeResult
 from textual.widget import Widget
 
 from streamchat.base.events import CacheState
@@ -32,6 +34,18 @@ class TurnColumn(OneLayout, VerticalScroll, can_focus=False):
     def following(self) -> bool:
         """Whether new text scrolls into view."""
         return self.is_anchored and not self._anchor_released
+
+    def arrange(self, size: Size, optimal: bool = False) -> DockArrangeResult:
+        """Place the turns. While the view follows the end, those more than a screen above it sleep."""
+        result = super().arrange(size, optimal)
+        awake_from = result.total_region.bottom - 2 * size.height if self.following else 0
+        for placement in result.placements:
+            if isinstance(placement.widget, Turn):
+                if placement.region.bottom < awake_from:
+                    placement.widget.sleep(placement.region.size)
+                else:
+                    placement.widget.wake()
+        return result
 
     async def place_edge(self, turns: Mapping[int, Turn]) -> None:
         """Place the context edge before the first turn of the window; removes it if nothing was evicted.
