@@ -32,6 +32,7 @@ from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
 from streamchat.tui.leaving import Leaving, report_unsent
+from streamchat.tui.pace import CollectionPace
 from streamchat.tui.palette import palette_entries
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
@@ -71,10 +72,11 @@ class StreamchatApp(App[int]):
         themes, self._theme_problems = user_themes()
         for theme in themes:
             self.register_theme(theme)
-        self._bridge = EventBridge(lambda: self._chat.call_later(self._chat.show_pending))
+        self._bridge = EventBridge(lambda: self._chat.call_later(self._chat.show_soon))
         self._chat = ChatScreen(self.state, self._bridge, self._react)
         add_app_commands(self, self._chat)
         self._leaving = Leaving(self, engine, self._bridge)
+        self._collections = CollectionPace()
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's driver, with safe pastes and suspension (see `keyboard`)."""
@@ -113,6 +115,10 @@ class StreamchatApp(App[int]):
         self.call_after_refresh(mark, "first paint")
         self.call_after_refresh(self.state.engine.start)
 
+    def on_unmount(self) -> None:
+        """Restore the settings of the process."""
+        self._collections.resume()
+
     def model_ready(self) -> None:
         """Free the previous model, then exempt the loaded objects from garbage collection.
 
@@ -126,7 +132,12 @@ class StreamchatApp(App[int]):
         match event:
             case ev.ModelReady():
                 self.model_ready()
+            case ev.TurnStarted():
+                self._collections.delay()
+            case ev.TurnFinished():
+                self._collections.resume()
             case ev.EngineFailed():
+                self._collections.resume()
                 self.engine_failed(event)
             case _:
                 pass
