@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 FRAME_S = 1 / 15
 """Minimum seconds between two frames. A model slower than this has each of its tokens shown at once."""
-MAX_FRAME_S = 0.3
+MAX_FRAME_S = 0.25
 """Maximum seconds between two frames, however expensive they are."""
-SHARE = 0.08
+SHARE = 0.1
 """Share of one core that frames may use before there are fewer of them."""
 FIGURES_S = 0.25
 """Minimum seconds between two updates of the status figures while a reply streams."""

@@ -6,6 +6,7 @@ import gc
 
 import pytest
 from textual.app import App, ComposeResult
+from textual.content import Content
 
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
@@ -200,7 +201,7 @@ async def test_turns_wake_at_another_width_and_when_they_come_into_view() -> Non
         await driver.until(lambda: first.size.height > rows)
         await driver.pilot.resize_terminal(50, 200)
         await driver.pilot.pause()
-        assert not first.asleep
+        assert not any(turn.asleep for turn in driver.turns)
         assert driver.screen_text.count("word word") > 8
         reply = first.query_one(Paragraph)
         assert reply.size.height > 1
@@ -235,7 +236,9 @@ GROWING = [
 
 
 @pytest.mark.parametrize(("start", "rest", "kind", "items"), GROWING)
-async def test_finished_items_of_a_list_are_kept(start: str, rest: str, kind: type, items: int) -> None:
+async def test_finished_items_of_a_list_are_kept(
+    start: str, rest: str, kind: type[BulletList | OrderedList], items: int
+) -> None:
     app = Page()
     async with app.run_test(size=(60, 30)) as pilot:
         document = app.query_one(ReplyMarkdown)
@@ -266,8 +269,17 @@ async def test_finished_paragraphs_are_neither_set_nor_rendered_again(monkeypatc
         assert len(finished) == 4
         touched: list[Paragraph] = []
         render, set_content = Paragraph.render, Paragraph.set_content
-        monkeypatch.setattr(Paragraph, "render", lambda self: (touched.append(self), render(self))[1])
-        monkeypatch.setattr(Paragraph, "set_content", lambda self, c: (touched.append(self), set_content(self, c))[1])
+
+        def noted_render(paragraph: Paragraph) -> object:
+            touched.append(paragraph)
+            return render(paragraph)
+
+        def noted_set_content(paragraph: Paragraph, content: Content) -> None:
+            touched.append(paragraph)
+            set_content(paragraph, content)
+
+        monkeypatch.setattr(Paragraph, "render", noted_render)
+        monkeypatch.setattr(Paragraph, "set_content", noted_set_content)
         for word in ["seven"] * 30:
             await document.append(f" {word}")
             await pilot.pause()
