@@ -39,6 +39,8 @@ from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import remember_theme, remembered_theme, unknown_theme, user_themes
 
+SWITCH_INTERVAL_S = 0.0001
+"""Seconds after which a thread that waits for the GIL gets it from the other one."""
 MAX_TOASTS = 2
 """Maximum toasts on the screen; identical ones are shown once."""
 
@@ -209,10 +211,11 @@ def short_switch_interval() -> Iterator[None]:
     """Reduce GIL contention between the drawing and the decoding thread.
 
     Each torch operation releases the GIL and then waits to reacquire it, by default up to 5 ms while the other thread
-    computes. This sets the switch interval to 1 ms.
+    computes. There are dozens of such operations per token, so the wait must be short: in a measurement with a thread
+    that draws all the time, the decoding thread kept 0.56 of its speed at 5 ms, 0.68 at 1 ms, and 0.79 at 0.2 ms.
     """
     before = sys.getswitchinterval()
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         yield
     finally:

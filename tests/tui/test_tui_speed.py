@@ -264,7 +264,7 @@ async def test_finished_paragraphs_are_neither_set_nor_rendered_again(monkeypatc
     app = Page()
     async with app.run_test(size=(40, 60)) as pilot:
         document = app.query_one(ReplyMarkdown)
-        await document.append("one two\n\n- three\n- four\n\nfive\n\nsix")
+        await document.append("one two\n\nthree\n\n- four\n- five\n- six")
         await pilot.pause()
         finished = set(document.query(Paragraph)) - {document.query(Paragraph).last()}
         assert len(finished) == 4
