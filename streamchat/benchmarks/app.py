@@ -53,6 +53,8 @@ class UiFigures:
     """The same while about six keys per second are typed."""
     core_share: float
     """Median share of one core that the app's thread uses while a reply streams, without typing."""
+    drawing_ms_per_token: float
+    """The processor time behind it: median milliseconds of the app's thread per token."""
     rounds: int
     tokens: int
     """Tokens of each reply."""
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
             "decode headless": f"{figures.headless_tps:.1f} tok/s",
             "app / headless": f"{figures.ratio:.3f}",
             "app / headless while typing": f"{figures.typing_ratio:.3f}",
-            "drawing": f"{100 * figures.core_share:.1f} % of a core",
+            "drawing": f"{100 * figures.core_share:.1f} % of a core, {figures.drawing_ms_per_token:.2f} ms per token",
         },
     )
     lines = heading(loaded, f"{plural(figures.rounds, 'round')} of {figures.tokens} tokens")
@@ -108,7 +110,10 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
         delays.append(busy.delays)
         tokens = plain.new_tokens
         speeds = {"headless": _speed(plain), "app": _speed(drawn.stats), "typing": _speed(busy.stats)}
-        return speeds | {"core_share": drawn.core_share}
+        return speeds | {
+            "core_share": drawn.core_share,
+            "drawing_ms": 1000 * drawn.core_share / speeds["app"],
+        }
 
     samples = sample_rounds(reply_three_times, rounds, progress)
     ordered = sorted(delay for each in delays[1:] for delay in each)  # the first round warms up
@@ -123,6 +128,7 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
         ratio=paired_ratio(samples["app"], samples["headless"]) or 0.0,
         typing_ratio=paired_ratio(samples["typing"], samples["headless"]) or 0.0,
         core_share=statistics.median(samples["core_share"]),
+        drawing_ms_per_token=statistics.median(samples["drawing_ms"]),
         rounds=rounds,
         tokens=tokens,
     )

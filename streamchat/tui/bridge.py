@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from streamchat.base import events as ev
+
+STREAMED = (ev.TextDelta, ev.StatusSampled, ev.TokensEvicted, ev.PrefillProgress, ev.ModelLoading)
+"""Events that come in quick succession. Any other event, such as the end of a reply, is shown at once."""
 
 
 class EventBridge:
     """Collects events of one engine. `put` may be called on any thread, `drain` only on the app's thread.
 
     Args:
-        wake: Called on the thread of `put` for the first event after `drain` found no events.
+        wake: Called on the thread of `put` for the first event after `drain` found no events, and for the first after
+            any `drain` that is not `STREAMED`.
     """
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
         self._pending: list[ev.Event] = []
-        self._woken = False
+        self._woken = self._urged = False
         self._closed = False
 
     def put(self, event: ev.Event) -> None:
@@ -32,7 +35,9 @@ class EventBridge:
             if self._closed:
                 return
             self._merge(event)
-            wake, self._woken = not self._woken, True
+            urgent = not isinstance(event, STREAMED)
+            wake = not self._woken or (urgent and not self._urged)
+            self._woken, self._urged = True, self._urged or urgent
         if wake:
             try:
                 self._wake()
@@ -43,7 +48,7 @@ class EventBridge:
     def drain(self) -> list[ev.Event]:
         """Return and remove all pending events, oldest first. If there are none, the next `put` wakes the app."""
         with self._lock:
-            events, self._pending = self._pending, []
+            events, self._pending, self._urged = self._pending, [], False
             if not events:
                 self._woken = False
         return events
@@ -55,11 +60,11 @@ class EventBridge:
             self._pending.clear()
 
     def _merge(self, event: ev.Event) -> None:
+        if isinstance(event, ev.TextDelta):
+            self._merge_text(event)
+            return
         last = self._pending[-1] if self._pending else None
         match last, event:
-            case ev.TextDelta(), ev.TextDelta() if last.turn == event.turn:
-                # pairwise is fine: a batch is a few tokens
-                self._pending[-1] = replace(last, text=last.text + event.text)
             case ev.StatusSampled(), ev.StatusSampled():
                 self._pending[-1] = event
             case ev.PrefillProgress(), ev.PrefillProgress() if last.turn == event.turn:
@@ -68,3 +73,15 @@ class EventBridge:
                 self._pending[-1] = event
             case _:
                 self._pending.append(event)
+
+    def _merge_text(self, event: ev.TextDelta) -> None:
+        """Append to the text before it. Figures and evictions between the two are shown after the text of both."""
+        for at in range(len(self._pending) - 1, -1, -1):
+            last = self._pending[at]
+            if isinstance(last, ev.TextDelta) and last.turn == event.turn:
+                # pairwise is fine: a batch is a few tokens
+                self._pending[at] = ev.TextDelta(event.turn, last.text + event.text)
+                return
+            if not isinstance(last, ev.StatusSampled | ev.TokensEvicted):
+                break
+        self._pending.append(event)

@@ -41,6 +41,7 @@ def test_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < figures.key_to_screen_p50_ms <= figures.key_to_screen_p95_ms
     assert figures.ratio == pytest.approx(figures.app_tps / figures.headless_tps)
     assert 0 < figures.core_share < 1.5
+    assert figures.drawing_ms_per_token > 0
 
 
 @pytest.mark.slow

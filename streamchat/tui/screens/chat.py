@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
+from textual.timer import Timer
 from textual.widget import MountError
 from textual.widgets import Footer
 
@@ -21,6 +22,7 @@ from streamchat.frontend.outbox import Phase
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import collapse_turns
 from streamchat.tui.clipboard import SENT
+from streamchat.tui.pace import FramePace
 from streamchat.tui.screens.commands import CommandScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
 from streamchat.tui.state import ChatState
@@ -30,8 +32,8 @@ from streamchat.tui.widgets.conversation import Conversation
 from streamchat.tui.widgets.status_line import StatusLine
 from streamchat.tui.widgets.status_panel import StatusPanel
 
-FRAME_S = 1 / 12
-"""Minimum seconds between two batches of events."""
+BACKGROUND = (ev.TextDelta, ev.StatusSampled, ev.TokensEvicted)
+"""Events whose figures may be shown a little later."""
 
 
 class ChatScreen(CommandScreen):
@@ -49,6 +51,10 @@ class ChatScreen(CommandScreen):
         super().__init__(state)
         self._bridge, self._react = bridge, react
         self._reading: ev.PrefillProgress | None = None
+        self._pace = FramePace()
+        self._next: Timer | None = None
+        """Shows the next frame."""
+        self._figures_changed = False
 
     def compose(self) -> ComposeResult:
         """Conversation and input on the left, sidebar on the right, key hints below."""
@@ -75,9 +81,12 @@ class ChatScreen(CommandScreen):
     # --- events of the engine -------------------------------------------------------------------------------
 
     async def show_pending(self) -> None:
-        """Show pending events; check again after `FRAME_S` until there are none."""
+        """Show pending events as one frame; check again after the interval of the pace until there are none."""
         events_ = self._bridge.drain()
         if not events_:
+            self._pace.pause()
+            if self._figures_changed:
+                await self._show_state()
             return
         for event in events_:
             self.state.board.apply(event)
@@ -87,7 +96,20 @@ class ChatScreen(CommandScreen):
             if self.is_attached and self.app.is_running:
                 raise
             return  # the app is exiting and its widgets are unmounted
-        self.set_timer(FRAME_S, lambda: self.call_later(self.show_pending))
+        self._show_after(self._pace.interval())
+
+    def show_soon(self) -> None:
+        """Show pending events at once, or as soon as a frame may follow the last one."""
+        self._show_after(self._pace.wait())
+
+    def _show_after(self, seconds: float) -> None:
+        if self._next is not None:
+            self._next.stop()
+            self._next = None
+        if seconds > 0:
+            self._next = self.set_timer(seconds, lambda: self.call_later(self.show_pending))
+        else:
+            self.call_later(self.show_pending)
 
     async def _show_events(self, events_: list[ev.Event]) -> None:
         for event in collapse_turns(events_, running=self._narrator.current is not None):
@@ -99,9 +121,15 @@ class ChatScreen(CommandScreen):
             self._react(event)
             if self._outbox.is_done(event) and not isinstance(event, ev.TurnFinished):
                 await self.engine_idle()
-        if any(not isinstance(event, ev.TextDelta) for event in events_):
-            await self.conversation.show_visibility(self.state.board.cache)
-            self._show_figures()
+        self._figures_changed |= any(not isinstance(event, ev.TextDelta) for event in events_)
+        if self._figures_changed and self._pace.figures_due(any(not isinstance(e, BACKGROUND) for e in events_)):
+            await self._show_state()
+
+    async def _show_state(self) -> None:
+        """Show what is in context, and the figures."""
+        self._figures_changed = False
+        await self.conversation.show_visibility(self.state.board.cache)
+        self._show_figures()
 
     async def _follow_up(self, event: ev.Event) -> None:
         """Update queue and input for an event."""

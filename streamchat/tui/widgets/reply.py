@@ -8,13 +8,16 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Size
 from textual.widgets import Markdown
-from textual.widgets._markdown import MarkdownParagraph
+from textual.widgets._markdown import MarkdownBlock, MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.config.settings import Thinking as ShowThinking
+from streamchat.tui.widgets.growing import BulletList, Growing, OrderedList, Quote
+from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 
@@ -42,7 +45,7 @@ def _keep_lines(state: StateCore) -> None:
                 child.type = "hardbreak"
 
 
-class Fence(MarkdownFence):
+class Fence(Growing, OneLayout, MarkdownFence):
     """A code block. Without a language it is plain text; guessing would cost time for every token."""
 
     @classmethod
@@ -50,8 +53,16 @@ class Fence(MarkdownFence):
         """The highlighted code."""
         return super().highlight(code, language or "text", ansi, dark)
 
+    async def grow(self, block: MarkdownBlock) -> bool:
+        """Show `block`, with more code."""
+        assert isinstance(block, Fence)
+        if (block.code, block.lexer) != (self.code, self.lexer):
+            self._copy_context(block)
+            self.set_content(block._highlighted_code)
+        return True
 
-class Paragraph(MarkdownParagraph):
+
+class Paragraph(Growing, OneLayout, MarkdownParagraph):
     """A paragraph that triggers a new layout only when its height changes, not for every word."""
 
     def set_content(self, content: Content) -> None:
@@ -62,8 +73,15 @@ class Paragraph(MarkdownParagraph):
         self._content = content
         self.update(content, layout=not same)
 
+    async def grow(self, block: MarkdownBlock) -> bool:
+        """Show `block`, with more text."""
+        if not self._content.is_same(block._content):
+            self.set_content(block._content)
+        self._copy_context(block)
+        return True
 
-class ReplyMarkdown(Markdown):
+
+class ReplyMarkdown(OneLayout, Markdown):
     """Markdown that opens only web links."""
 
     BLOCKS = {  # noqa: RUF012 - as in the base class
@@ -71,10 +89,17 @@ class ReplyMarkdown(Markdown):
         "fence": Fence,
         "code_block": Fence,
         "paragraph_open": Paragraph,
+        "bullet_list_open": BulletList,
+        "ordered_list_open": OrderedList,
+        "blockquote_open": Quote,
     }
 
     def __init__(self) -> None:
         super().__init__(parser_factory=make_parser, open_links=False)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Return the rows of the blocks, without the margin below the last one."""
+        return max(0, super().get_content_height(container, viewport, width) - 1)
 
     def on_markdown_link_clicked(self, event: Markdown.LinkClicked) -> None:
         """Open web and mail links only; a model may generate any link."""
@@ -85,7 +110,7 @@ class ReplyMarkdown(Markdown):
             self.app.notify(f"not a web link: {printable(event.href)}", markup=False)
 
 
-class Reply(Vertical):
+class Reply(OneLayout, Vertical):
     """The model's reply. Call `add` while it is generated, then `finish`.
 
     Args:

@@ -8,12 +8,13 @@ from textual.widgets import Static
 
 from streamchat.base.formatting import plural
 from streamchat.base.sanitize import printable
+from streamchat.tui.widgets.one_layout import OneLayout
 
 ROW = 200
 """Characters that count as one row of a long line."""
 
 
-class Verbatim(Static):
+class Verbatim(OneLayout, Static):
     """Literal text."""
 
     def __init__(self, text: str = "", *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002

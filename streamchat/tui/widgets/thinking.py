@@ -7,10 +7,11 @@ from textual.containers import Vertical
 
 from streamchat.base.thinking import word_count
 from streamchat.frontend.messages import thought_for
+from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.text import Verbatim
 
 
-class Thinking(Vertical):
+class Thinking(OneLayout, Vertical):
     """A heading above the text. Call `add` while reasoning is generated, then `finish`. A click folds or unfolds it."""
 
     def __init__(self, *, unfolded: bool) -> None:

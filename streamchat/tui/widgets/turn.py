@@ -17,7 +17,9 @@ from streamchat.frontend.presenter import was_cut
 from streamchat.frontend.visibility import TurnVisibility, Visibility
 from streamchat.tui.bindings import hint
 from streamchat.tui.transcript import FinishedTurn
+from streamchat.tui.widgets.asleep import Sleeper
 from streamchat.tui.widgets.lines import EvictionLine
+from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.reply import Reply
 from streamchat.tui.widgets.text import Folded, Verbatim
 
@@ -36,7 +38,7 @@ class UserMessage(Vertical):
         super().__init__(Verbatim("You", classes="heading"), Folded(text, lines=16, classes="body"))
 
 
-class Turn(Vertical):
+class Turn(OneLayout, Sleeper):
     """Grows as events of the turn arrive.
 
     Args:

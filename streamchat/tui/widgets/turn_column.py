@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from textual.containers import VerticalScroll
+from textual.geometry import Size
+from textual.layout import DockArrangeResult
 from textual.widget import Widget
 
 from streamchat.base.events import CacheState
 from streamchat.config.settings import Thinking
 from streamchat.frontend.visibility import ContextView
 from streamchat.tui.widgets.edge import ContextEdge
+from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.turn import Turn
 
 
-class TurnColumn(VerticalScroll, can_focus=False):
+class TurnColumn(OneLayout, VerticalScroll, can_focus=False):
     """What `Conversation` and its `MountedTurns` share: how turns are shown, and where the context edge is."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
@@ -31,6 +34,18 @@ class TurnColumn(VerticalScroll, can_focus=False):
     def following(self) -> bool:
         """Whether new text scrolls into view."""
         return self.is_anchored and not self._anchor_released
+
+    def arrange(self, size: Size, optimal: bool = False) -> DockArrangeResult:
+        """Place the turns. While the view follows the end, those more than a screen above it sleep."""
+        result = super().arrange(size, optimal)
+        awake_from = result.total_region.bottom - 2 * size.height if self.following else 0
+        for placement in result.placements:
+            if isinstance(placement.widget, Turn):
+                if placement.region.bottom < awake_from:
+                    placement.widget.sleep(placement.region.size)
+                else:
+                    placement.widget.wake()
+        return result
 
     async def place_edge(self, turns: Mapping[int, Turn]) -> None:
         """Place the context edge before the first turn of the window; removes it if nothing was evicted.

@@ -1,0 +1,86 @@
+"""When to draw: the more a frame costs, the fewer frames there are, so that the cores stay with the decoder."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+
+FRAME_S = 1 / 15
+"""Minimum seconds between two frames. A model slower than this has each of its tokens shown at once."""
+MAX_FRAME_S = 0.25
+"""Maximum seconds between two frames, however expensive they are."""
+SHARE = 0.1
+"""Share of one core that frames may use before there are fewer of them."""
+FIGURES_S = 0.25
+"""Minimum seconds between two updates of the status figures while a reply streams."""
+FULL_COLLECTIONS = 200
+"""Garbage collections of the middle generation before a full one, while a reply streams; 10 in Python."""
+
+
+class FramePace:
+    """Measures frames on the thread that draws them.
+
+    Args:
+        clock: Seconds.
+        cpu_time: Processor seconds of the calling thread.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, cpu_time: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock, self._cpu_time = clock, cpu_time
+        self._spent: float | None = None
+        self._cost = 0.0
+        self._frame_at = self._figures_at = -math.inf
+
+    def interval(self) -> float:
+        """Return the seconds from this frame to the next; call it once per frame.
+
+        A frame costs all processor time of the thread since the last one: layout and painting come after the events.
+        """
+        spent = self._cpu_time()
+        if self._spent is not None:
+            self._cost += (spent - self._spent - self._cost) / 4
+        self._spent, self._frame_at = spent, self._clock()
+        return min(MAX_FRAME_S, max(FRAME_S, self._cost / SHARE))
+
+    def wait(self) -> float:
+        """Return the seconds until a frame may be drawn that must not wait longer; 0 if it may be drawn now."""
+        return max(0.0, self._frame_at + FRAME_S - self._clock())
+
+    def figures_due(self, now: bool) -> bool:
+        """Return whether to show the figures with this frame; `now` means in any case."""
+        time_ = self._clock()
+        if not now and time_ - self._figures_at < FIGURES_S:
+            return False
+        self._figures_at = time_
+        return True
+
+    def pause(self) -> None:
+        """Stop measuring until the next frame: there is nothing to draw."""
+        self._spent = None
+
+
+class CollectionPace:
+    """Delays full garbage collections while a reply streams.
+
+    A full collection takes about 0.1 s in a long conversation, and stops both threads. The next one then comes when the
+    reply has ended, or after about 2,500 tokens.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[int, int, int] | None = None
+
+    def delay(self) -> None:
+        """Delay full collections from now on."""
+        if self._before is None:
+            self._before = gc.get_threshold()
+            gc.set_threshold(*self._before[:2], max(self._before[2], FULL_COLLECTIONS))
+
+    def resume(self) -> None:
+        """Collect as before."""
+        if self._before is not None:
+            gc.set_threshold(*self._before)
+            self._before = None
