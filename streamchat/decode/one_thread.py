@@ -28,7 +28,7 @@ def copy(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         np.copyto(copied.numpy(), values.numpy())
         return copied
     # NumPy does not have every type
-    for target, source in zip(copied.view(-1).split(CHUNK), values.reshape(-1).split(CHUNK), strict=True):
+    for target, source in zip(*(torch.split(each.reshape(-1), CHUNK) for each in (copied, values)), strict=True):
         target.copy_(source)
     return copied
 
