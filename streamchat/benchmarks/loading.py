@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.devices import device_type, devices_of
@@ -36,6 +37,16 @@ def cache_size(configuration: Configuration, loaded: LoadedModel) -> tuple[int, 
     from streamchat.conversation.budget import resolve_cache_size
 
     return resolve_cache_size(configuration, context_length(loaded.model.config))
+
+
+def gguf_file(configuration: Configuration, loaded: LoadedModel) -> Path | None:
+    """Return the absolute path of the GGUF file that the model was loaded from; None if there is none."""
+    from streamchat.models.bundled.default import default_gguf
+
+    source = Path(loaded.source)
+    if source.suffix == ".gguf" and source.exists():
+        return source.absolute()
+    return default_gguf() if configuration.settings.model == "default" and default_gguf().exists() else None
 
 
 def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]:
