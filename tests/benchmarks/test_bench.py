@@ -422,6 +422,23 @@ def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: p
     assert len(made) == 1  # loaded once
 
 
+def test_llama_cpp_reads_a_prompt_that_fits_in_batches_of_its_default_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    class Noted(FakeLlama):
+        def eval(self, tokens: list[int]) -> None:
+            batches.append(len(tokens))
+            super().eval(tokens)
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=Noted))
+    monkeypatch.setattr(peers, "version", lambda name: "0.3")
+    method = peers.LlamaCpp(Path("m.gguf"), 1200, 4, 1, one_by_one=False)
+    method.start()
+    method.prefill(list(range(1100)))
+    method.prefill(list(range(600)))
+    assert batches == [512, 512, 76, 299, 299, 2]
+
+
 def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     assert peers.find_peers(Path("m.gguf"), 64, 4, 1) == (
