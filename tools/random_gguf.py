@@ -9,6 +9,7 @@ type, written tensor by tensor; what the model generates is nonsense.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,12 +156,15 @@ def _bytes_per_row(columns: int, type_: Type) -> int:
     return columns // block * size
 
 
-# --- blocks of random weights: codes are uniform, scales are those of DEVIATION -------------------------------------
+# --- blocks of random weights, with a standard deviation of DEVIATION -----------------------------------------------
+
+SPREAD_4 = math.sqrt((30 * (16**2 - 1) / 12 + 2 * 7.5**2) / 32)
+"""Standard deviation of 32 codes of 4 bits: 30 random ones, the smallest and the largest."""
 
 
 def _spread(levels: int) -> float:
-    """Return the standard deviation of uniform codes 0 to levels - 1."""
-    return float(np.sqrt((levels**2 - 1) / 12))
+    """Return the standard deviation of random codes from 0 to levels - 1."""
+    return math.sqrt((levels**2 - 1) / 12)
 
 
 def _half(value: float, count: int) -> Any:
@@ -171,24 +175,33 @@ def _bytes(random: np.random.Generator, count: int, width: int) -> Any:
     return random.integers(0, 256, (count, width), np.uint8)
 
 
+def _pairs(random: np.random.Generator, count: int) -> Any:
+    """Return the codes of 32 weights: 0 and 15 are among them, as quantization makes them."""
+    pairs = _bytes(random, count, 16)
+    pairs[:, 0] = 0xF0
+    return pairs
+
+
 def _q8_0(random: np.random.Generator, count: int) -> Any:
     return np.hstack([_half(DEVIATION / _spread(256), count), _bytes(random, count, 32)])
 
 
 def _q4_0(random: np.random.Generator, count: int) -> Any:
-    return np.hstack([_half(DEVIATION / _spread(16), count), _bytes(random, count, 16)])
+    return np.hstack([_half(DEVIATION / SPREAD_4, count), _pairs(random, count)])
 
 
 def _q4_1(random: np.random.Generator, count: int) -> Any:
-    scale = DEVIATION / _spread(16)
-    return np.hstack([_half(scale, count), _half(-7.5 * scale, count), _bytes(random, count, 16)])
+    scale = DEVIATION / SPREAD_4
+    return np.hstack([_half(scale, count), _half(-7.5 * scale, count), _pairs(random, count)])
 
 
 def _q4_k(random: np.random.Generator, count: int) -> Any:
-    scale = DEVIATION / _spread(16) / 32
+    scale = DEVIATION / SPREAD_4 / 32
     # eight scales and eight minimums of 6 bits, all 32
     packed = np.tile(np.array([160] * 8 + [0] * 4, np.uint8), (count, 1))
-    return np.hstack([_half(scale, count), _half(7.5 * scale, count), packed, _bytes(random, count, 128)])
+    codes = _bytes(random, count, 128)
+    codes[:, ::32], codes[:, 1::32] = 0x00, 0xFF  # 0 and 15 in each group of 32
+    return np.hstack([_half(scale, count), _half(7.5 * scale, count), packed, codes])
 
 
 def _q6_k(random: np.random.Generator, count: int) -> Any:

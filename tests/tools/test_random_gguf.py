@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from streamchat.models.load import load_model
+from streamchat.quantization.quality import is_grouped
 from tests.support.models_help import write_gguf
 from tools import random_gguf
 from tools.random_gguf import BLOCKS, DEVIATION, TYPES, Shape, write
@@ -40,6 +41,7 @@ def test_the_file_loads(kind: str, tmp_path: Path, tokenizer: Path, monkeypatch:
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (256, 3, 512)
     assert (config.num_attention_heads, config.num_key_value_heads, config.tie_word_embeddings) == (4, 2, True)
     assert loaded.tokenizer("hel")["input_ids"] == load_model(str(tokenizer)).tokenizer("hel")["input_ids"]
+    assert is_grouped(loaded.model) == (kind != "Q8_0")
     weights = loaded.model.model.layers[2].mlp.down_proj.weight
     assert float(weights.std()) == pytest.approx(DEVIATION, rel=0.02)
 
