@@ -62,6 +62,7 @@ def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]
         "weights": loaded.weights,
         "attention": str(loaded.model.config._attn_implementation),
         "threads": torch.get_num_threads() if loaded.device == "cpu" else 0,
+        "instructions": torch.backends.cpu.get_cpu_capability() if loaded.device == "cpu" else "",
         **arguments,
         **machine(),
     }
@@ -77,8 +78,10 @@ def heading(loaded: LoadedModel, *more: str) -> list[str]:
     import torch
 
     weights = [] if loaded.weights == "native" else [f"{loaded.weights} weights"]
-    threads = [plural(torch.get_num_threads(), "thread")] if loaded.device == "cpu" else []
-    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *threads, *more]
+    uses: list[str] = []
+    if loaded.device == "cpu":
+        uses = [plural(torch.get_num_threads(), "thread"), torch.backends.cpu.get_cpu_capability()]
+    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *uses, *more]
     return [", ".join(first), machine_line()]
 
 
