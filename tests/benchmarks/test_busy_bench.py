@@ -22,7 +22,7 @@ from streamchat.benchmarks.methods import llama_cpp as peers
 from streamchat.cli import main as cli
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
-from tests.benchmarks.test_bench import FakeLlama
+from tests.support.fake_llama import FakeLlama
 from tests.support.models_help import save, tiny_llama
 
 
