@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,19 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 AVX2_ONLY = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "CC": "gcc -mno-avx512f"}
 """What keeps torch, oneDNN and our own kernels from AVX-512 and all that builds on it."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _processor(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Report no bfloat16 arithmetic with `--processor avx2`."""
-    if request.config.getoption("processor") == "native":
-        yield
-        return
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

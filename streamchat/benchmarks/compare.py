@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +14,13 @@ from streamchat.base.formatting import parse_whole_number, plural
 from streamchat.base.progress import Progress
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
-from streamchat.benchmarks.loading import about, cache_size, heading
+from streamchat.benchmarks.loading import about, cache_size, gguf_file, heading
 from streamchat.benchmarks.methods.llama_cpp import find_peers
 from streamchat.benchmarks.methods.registry import KINDS, Method, make_method, parse_kinds, split_list
 from streamchat.benchmarks.methods.stream import Stream, open_stream
 from streamchat.benchmarks.methods.streaming import Chat
 from streamchat.benchmarks.workloads import LATE, measure_chat, measure_decode
 from streamchat.config.loader import Configuration
-from streamchat.models.bundled.default import default_gguf
 from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.models.quiet import quiet
@@ -109,13 +107,5 @@ def _streams(
         streams[-1].name, streams[-1].description = "dense, float32", f"{streams[-1].description}, in float32"
     if not args.peers:
         return streams, []
-    peers, notes = find_peers(_gguf(configuration, loaded), size, sinks, torch.get_num_threads())
+    peers, notes = find_peers(gguf_file(configuration, loaded), size, sinks, torch.get_num_threads())
     return [*streams, *peers], notes
-
-
-def _gguf(configuration: Configuration, loaded: LoadedModel) -> Path | None:
-    """Return the GGUF file that the model was loaded from, or None."""
-    source = Path(loaded.source)
-    if source.suffix == ".gguf" and source.exists():
-        return source
-    return default_gguf() if configuration.settings.model == "default" and default_gguf().exists() else None

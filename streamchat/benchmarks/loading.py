@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.devices import device_type, devices_of
@@ -38,6 +39,16 @@ def cache_size(configuration: Configuration, loaded: LoadedModel) -> tuple[int, 
     return resolve_cache_size(configuration, context_length(loaded.model.config))
 
 
+def gguf_file(configuration: Configuration, loaded: LoadedModel) -> Path | None:
+    """Return the absolute path of the GGUF file that the model was loaded from; None if there is none."""
+    from streamchat.models.bundled.default import default_gguf
+
+    source = Path(loaded.source)
+    if source.suffix == ".gguf" and source.exists():
+        return source.absolute()
+    return default_gguf() if configuration.settings.model == "default" and default_gguf().exists() else None
+
+
 def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]:
     """Return what was measured on what, for JSON."""
     import torch
@@ -51,6 +62,7 @@ def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]
         "weights": loaded.weights,
         "attention": str(loaded.model.config._attn_implementation),
         "threads": torch.get_num_threads() if loaded.device == "cpu" else 0,
+        "instructions": torch.backends.cpu.get_cpu_capability() if loaded.device == "cpu" else "",
         **arguments,
         **machine(),
     }
@@ -66,8 +78,10 @@ def heading(loaded: LoadedModel, *more: str) -> list[str]:
     import torch
 
     weights = [] if loaded.weights == "native" else [f"{loaded.weights} weights"]
-    threads = [plural(torch.get_num_threads(), "thread")] if loaded.device == "cpu" else []
-    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *threads, *more]
+    uses: list[str] = []
+    if loaded.device == "cpu":
+        uses = [plural(torch.get_num_threads(), "thread"), torch.backends.cpu.get_cpu_capability()]
+    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *uses, *more]
     return [", ".join(first), machine_line()]
 
 

@@ -1,4 +1,5 @@
-"""`streamchat bench`: measure speed against other methods, the decode step, a GPU, the app, startup and resuming."""
+"""`streamchat bench`: measure speed against other methods, the decode step, a busy machine, a GPU, the app,
+startup and resuming."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ MODES = {
     "startup": ("startup", "measure startup, from the command to the first token"),
     "resume": ("resume", "measure resuming a full cache of --cache-size tokens"),
     "decode": ("decode_page", "measure the decode step on the CPU"),
+    "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
     "gpu": ("gpu", "measure one GPU, with native weights"),
 }
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
+BUSY_LOOPS = "0,2,4,6"
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
 COMPARISON_DEFAULTS: dict[str, object] = {
@@ -35,14 +38,19 @@ COMPARISON_DEFAULTS: dict[str, object] = {
 """Defaults of the flags that only the comparison uses."""
 REPLY_TOKENS = "128"
 
-HELP = "measure speed and memory against other methods, the decode step, a GPU, the app, startup and resuming"
+HELP = (
+    "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup and "
+    "resuming"
+)
 DESCRIPTION = (
     "Benchmark on this machine with one loaded model. By default compares methods of handling a long "
     f"conversation: {summaries(METHODS.split(','))}. "
     "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
     "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
     "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
-    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --gpu: "
+    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --busy: "
+    "time per token of streamchat and of llama.cpp (if llama-cpp-python is installed) while other programs compute. "
+    "--gpu: "
     "tokens per second of the engine and of transformers' generate on one GPU, the limit set by the GPU's memory "
     "bandwidth, and memory and time per token over a long stream."
 )
@@ -54,7 +62,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("bench")
     what = own.add_mutually_exclusive_group()
     for name, (_, text) in MODES.items():
-        what.add_argument(f"--{name}", action="store_true", help=text)
+        if name == "busy":
+            what.add_argument(f"--{name}", nargs="?", const=BUSY_LOOPS, metavar="N,...", help=text)
+        else:
+            what.add_argument(f"--{name}", action="store_true", help=text)
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
@@ -129,11 +140,17 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     configuration = flags.configuration_of(args)
     folder = output_folder(args)
-    mode = next((module for name, (module, _) in MODES.items() if getattr(args, name)), COMPARISON)
+    mode = _mode(args)
+    module = MODES[mode][0] if mode else COMPARISON
     with loading_line() as progress:
-        page = import_module(f"streamchat.benchmarks.{mode}").run(args, configuration, progress)
+        page = import_module(f"streamchat.benchmarks.{module}").run(args, configuration, progress)
     print_page(page, args, folder)
     return ExitCode.OK
+
+
+def _mode(args: argparse.Namespace) -> str:
+    """Return the name of the mode in `MODES`; '' is the comparison."""
+    return next((name for name in MODES if getattr(args, name) not in (None, False)), "")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -145,7 +162,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--until needs --gpu")
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:
         raise ConfigError("--max-new-tokens needs --ui; --new-tokens is the number for the other measurements")
-    mode = next((name for name in MODES if getattr(args, name)), "")
+    mode = _mode(args)
     if mode and (other := [name for name, value in COMPARISON_DEFAULTS.items() if getattr(args, name) != value]):
         raise ConfigError(f"--{other[0]} belongs to the comparison of methods; leave it or --{mode} out")
     if args.cpu_time and args.threads != 1:

@@ -19,6 +19,7 @@ from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import Speed, TurnRecord
 from streamchat.conversation.reply import ReplyText
 from streamchat.conversation.sampling import REPETITION_WINDOW, TokenSampler
+from streamchat.decode import one_thread
 
 
 class Cancelled(Exception):
@@ -217,7 +218,7 @@ def _require_finite(logits: Tensor) -> Tensor:
         TurnError: They contain NaN or +inf.
     """
     # the maximum is NaN if any logit is NaN, and infinite if one is +inf
-    if not math.isfinite(float(logits.max())):
+    if not math.isfinite(one_thread.maximum(logits)):
         raise TurnError(
             "the model produced NaN/inf logits; the turn was rolled back, and --dtype float32 usually helps",
             "not_finite",

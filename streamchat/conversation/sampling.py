@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamchat.config.settings import Settings
+from streamchat.decode import one_thread
 
 # llama.cpp's default: a longer window penalizes words that every text needs.
 REPETITION_WINDOW = 64
@@ -42,14 +43,14 @@ class Sampler:
 
     def __call__(self, logits: Tensor, recent: Sequence[int]) -> int:
         """Return the next token id, from logits (vocab_size,) and the ids of recent text without control tokens."""
-        scores = logits.to(torch.float32, copy=True)
+        scores = one_thread.copy(logits)
         if self._penalty != 1.0 and recent:
             ids = torch.tensor(recent, dtype=torch.long, device=self._device)
             seen = scores[ids]
             scores[ids] = torch.where(seen < 0, seen * self._penalty, seen / self._penalty)
         if self._greedy:
-            return int(scores.argmax())
-        scores /= self._settings.temperature
+            return one_thread.argmax(scores)
+        one_thread.divide(scores, self._settings.temperature)
         if not self._filters:
             return self._draw(scores)
         values, ids = self._candidates(scores)
@@ -57,11 +58,11 @@ class Sampler:
 
     def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and ids of the tokens that pass the filters, most likely first."""
-        total = scores.logsumexp(-1)
+        total = one_thread.logsumexp(scores)
         count = max(FIRST_CANDIDATES, self._settings.top_k + 1)
         while True:
             count = min(count, len(scores))
-            values, ids = scores.topk(count)
+            values, ids = one_thread.top_scores(scores, count)
             kept = self._kept(values, total)
             # a filter that drops one token drops all less likely ones
             if kept < count or count == len(scores):
@@ -89,7 +90,7 @@ class Sampler:
 
     def _draw(self, scores: Tensor) -> int:
         """Draw an index from the softmax distribution: one uniform number, looked up in the cumulative sum."""
-        sums = scores.to(self._exact).softmax(-1).cumsum(-1)
+        sums = one_thread.copy(scores, self._exact).softmax(-1).cumsum(-1)
         point = torch.rand(1, generator=self._generator, device=self._device, dtype=self._exact) * sums[-1]
         return min(int(torch.searchsorted(sums, point, right=True)), len(sums) - 1)
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.decode import one_thread
 from streamchat.decode.native_program import ACTIVATIONS, Program, Workspace
 from streamchat.decode.spec import ModelSpec
 from streamchat.kernels.library import Kernels
@@ -88,7 +89,7 @@ class CompiledStep:
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()
                 attention.cached = cached
             self._kernels.run(program.operations, threads)
-            return program.logits[None].clone()
+            return one_thread.copy(program.logits)[None]
 
     def program(self, tokens: int, last_only: bool, threads: int) -> Program:
         """Return the program for `tokens` tokens; it is built at first use."""

@@ -111,8 +111,13 @@ def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 instructions; without them, torch emulates it and is slower than float32."""
+    """Return whether torch uses bfloat16 instructions of this CPU; emulating bfloat16 is slower than float32.
+
+    `ATEN_CPU_CAPABILITY=avx2` limits torch to instructions without them.
+    """
     cpu: Any = torch.cpu
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT", "NO AVX"):
+        return False
     try:
         capabilities: dict[str, Any] = cpu.get_capabilities()
     except (AttributeError, RuntimeError):

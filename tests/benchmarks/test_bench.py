@@ -29,6 +29,7 @@ from streamchat.cli import main as cli
 from streamchat.quantization.linear import MAX_ROWS, quantized_layers
 from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.reports.page import as_text
+from tests.support.fake_llama import FakeLlama
 from tests.support.real_engine import tiny_loaded
 from tests.support.tiny import random_ids, tiny_model
 from tests.support.toy_tokenizer import toy_tokenizer
@@ -357,43 +358,6 @@ def test_wrong_input(capsys: pytest.CaptureFixture[str], arguments: list[str], w
 # --- peers --------------------------------------------------------------------------------------------------------
 
 
-class FakeLlama:
-    """Keeps positions as llama.cpp does, and refuses what its context does not hold."""
-
-    def __init__(self, n_ctx: int, **rest: Any) -> None:
-        self._n_ctx, self._ctx, self.n_tokens = n_ctx, self, 0
-        self.cells: dict[int, int] = {}
-        self.largest = 0
-        self.read = 0
-
-    def reset(self) -> None:
-        self.n_tokens, self.cells = 0, {}
-
-    def eval(self, tokens: list[int]) -> None:
-        for _ in tokens:
-            self.cells[self.n_tokens] = self.read
-            self.n_tokens += 1
-            self.read += 1
-        self.largest = max(self.largest, len(self.cells))
-        assert sorted(self.cells) == list(range(self.n_tokens))
-        assert self.n_tokens <= self._n_ctx
-
-    def kv_cache_seq_rm(self, sequence: int, first: int, stop: int) -> bool:
-        self.cells = {at: token for at, token in self.cells.items() if not first <= at < stop}
-        return True
-
-    def kv_cache_seq_shift(self, sequence: int, first: int, stop: int, shift: int) -> None:
-        self.cells = {at + shift if first <= at < stop else at: token for at, token in self.cells.items()}
-
-    def get_logits_ith(self, index: int) -> Any:
-        import ctypes
-
-        return (ctypes.c_float * 4)(0.0, 0.0, 1.0, 0.0)
-
-    def n_vocab(self) -> int:
-        return 4
-
-
 @pytest.mark.parametrize("one_by_one", [True, False])
 def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[FakeLlama] = []
@@ -420,6 +384,23 @@ def test_llama_cpp_makes_room_as_it_does_itself(one_by_one: bool, monkeypatch: p
     method.close()
     method.start()
     assert len(made) == 1  # loaded once
+
+
+def test_llama_cpp_reads_a_prompt_that_fits_in_batches_of_its_default_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+
+    class Noted(FakeLlama):
+        def eval(self, tokens: list[int]) -> None:
+            batches.append(len(tokens))
+            super().eval(tokens)
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=Noted))
+    monkeypatch.setattr(peers, "version", lambda name: "0.3")
+    method = peers.LlamaCpp(Path("m.gguf"), 1200, 4, 1, one_by_one=False)
+    method.start()
+    method.prefill(list(range(1100)))
+    method.prefill(list(range(600)))
+    assert batches == [512, 512, 76, 299, 299, 2]
 
 
 def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

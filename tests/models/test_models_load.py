@@ -61,9 +61,14 @@ def test_number_format(folder: Path, dtype: str) -> None:
 
 
 def test_auto_on_a_cpu_asks_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    uses = "AVX512"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: uses)
     for flags, dtype in (({}, "float32"), ({"avx512_f": True}, "float32"), ({"avx512_bf16": True}, "bfloat16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
         assert devices.choose_dtype("auto", "cpu") == (dtype, ())
+    uses = "AVX2"  # of what the CPU has, as with ATEN_CPU_CAPABILITY=avx2
+    assert devices.choose_dtype("auto", "cpu") == ("float32", ())
+    uses = "AVX512"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert "emulates" in devices.choose_dtype("bfloat16", "cpu")[1][0]
 

@@ -51,8 +51,9 @@ class LlamaCpp(Stream):
         self._llama.reset()
 
     def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
+        fits = self._llama.n_tokens + len(ids) <= self._cache_size
         # chunks of a quarter of the window, as ours, so that each chunk sees the text before it
-        size = quarter_of_room(self._cache_size, self._sinks, BATCH)
+        size = BATCH if fits else quarter_of_room(self._cache_size, self._sinks, BATCH)
         for start in range(0, len(ids), size):
             chunk = list(ids[start : start + size])
             self._make_room(len(chunk))

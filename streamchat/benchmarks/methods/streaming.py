@@ -17,6 +17,7 @@ from streamchat.cache.positions.strategy import make_cache
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
+from streamchat.decode import one_thread
 
 TURN_TOKENS = 64
 """Length of a turn of a text. A text has no turns, so policies that evict whole ones get blocks of equal length: the
@@ -45,10 +46,10 @@ class RollingWindow(ModelStream):
     def prefill(self, ids: Sequence[int], reserve: int = 0) -> int:
         if reserve:
             self._streaming.begin_turn(len(ids), reserve)
-        return int(self._feeder.feed(ids).argmax())
+        return one_thread.argmax(self._feeder.feed(ids))
 
     def decode_step(self, token: int) -> int:
-        return int(self._feeder.forward([token]).argmax())
+        return one_thread.argmax(self._feeder.forward([token]))
 
     @property
     def token_bytes(self) -> int:
