@@ -14,9 +14,11 @@ from transformers.masking_utils import sdpa_mask
 from streamchat import StreamingPress
 from streamchat.base.errors import ConfigError, UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.eviction import check
 from streamchat.cache.positions.absolute import absolute_limit
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
+from streamchat.cache.streaming import StreamingCache
 from streamchat.models import checked_fit
 from streamchat.models.checked_fit import choose_checked_fit
 from tests.support.families import build
@@ -53,6 +55,38 @@ def attention(request: pytest.FixtureRequest) -> str:
     AttentionInterface.register(name, request.param)
     AttentionMaskInterface.register(name, sdpa_mask)
     return name
+
+
+def rounding_model(attention: str, dtype: torch.dtype) -> Any:
+    """A model whose logits have an error of a twentieth of their spread, another one in each forward."""
+    model = tiny_model("llama", attention).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(module: Any, given: Any, logits: Tensor) -> Tensor:
+        noise = torch.randn(logits.shape, generator=generator)
+        return (logits.float() + 0.05 * logits.float().std() * noise).to(dtype)
+
+    model.get_output_embeddings().register_forward_hook(rounded)
+    return model
+
+
+def check_evictions(model: Any) -> None:
+    fit = fit_positions(tiny_model("llama"))
+
+    def new_cache(size: int, sinks: int) -> StreamingCache:
+        return StreamingCache(model.config, fit, cache_size=size, num_sink_tokens=sinks)
+
+    check.require_eviction_check(model, new_cache)
+
+
+@pytest.mark.parametrize("attention", [without_offset, wrong_when_full], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_rounding_of_the_model_itself_is_allowed(attention: str, dtype: torch.dtype) -> None:
+    """As of Gemma 3 in bfloat16; a wrong attention shows nevertheless."""
+    check_evictions(rounding_model("sdpa", dtype))
+    for wrong in (rounding_model(attention, dtype), rounding_model("sdpa", torch.float32)):
+        with pytest.raises(UnsupportedModelError, match="gives wrong logits"):
+            check_evictions(wrong)
 
 
 @pytest.mark.parametrize("attention", [without_offset, wrong_when_full], indirect=True)
