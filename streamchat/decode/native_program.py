@@ -14,6 +14,9 @@ from torch import Tensor
 from streamchat.decode.spec import BlockSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
     GELU,
     SILU,
     Attention,
@@ -27,6 +30,8 @@ from streamchat.kernels.operations import (
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
 from streamchat.quantization.weights import BITS
 
+FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+"""Number formats of weights, keys and values."""
 ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
 
 
@@ -80,7 +85,7 @@ class Program:
         self.cos, self.sin = (self._buffer(name, cos.shape[-1]) for name in ("cos", "sin"))
         """(tokens, rotary_dim) each."""
         self.attentions: list[Attention] = []
-        """Per layer; the caller sets `keys`, `values`, `head_stride_bytes` and `cached`."""
+        """Per layer; the caller sets `keys`, `values`, `format`, `head_stride_bytes` and `cached`."""
         self._attn_out, self._mlp_out = (self._buffer(name, width) for name in ("attn_out", "mlp_out"))
         self._sums, self._next_sums = self.hidden, self._buffer("next_hidden", width)
         # The residual stream: each sum is written next to the one before it, which is still being read.
@@ -121,9 +126,10 @@ class Program:
         """Append the attention of all tokens; `qkv` is (tokens, heads * head_dim)."""
         heads = qkv[0].view(-1, block.head_dim)
         if block.qkv_by_head:
-            query, key, value, stride = heads, heads[1:], heads[2:], 3 * block.head_dim
+            query, key, value, stride, group = heads, heads[1:], heads[2:], 3 * block.head_dim, 3 * block.head_dim
         else:
             query, key, stride = heads, heads[block.num_heads :], block.head_dim
+            group = block.num_heads // block.num_kv_heads * block.head_dim
             value = key[block.num_kv_heads :]
         attention = Attention(
             query=query.data_ptr(),
@@ -134,14 +140,15 @@ class Program:
             partial=self._workspace.partial.data_ptr(),
             query_norm=self._norm(block.q_norm),
             key_norm=self._norm(block.k_norm),
-            head_stride=stride,
+            query_stride=group,
+            key_stride=stride,
+            value_stride=stride,
             token_stride=qkv.stride(0),
             tokens=self._tokens,
             rotary_dim=self.cos.shape[1],
             num_kv_heads=block.num_kv_heads,
             num_kv_groups=block.num_heads // block.num_kv_heads,
             head_dim=block.head_dim,
-            element_bytes=self._model.dtype.itemsize,
             spans=self._threads,
             scale=block.scale,
         )
@@ -200,7 +207,7 @@ class Program:
     def _matrix(self, bits: int, data: Tensor, scales: Tensor | None, bias: Tensor | None, rows: int) -> Matrix:
         self._weights += [tensor for tensor in (data, scales, bias) if tensor is not None]
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in (data, scales, bias)]
-        return Matrix(*addresses, rows, bits)
+        return Matrix(*addresses, rows, bits, FORMATS.get(data.dtype, 0))
 
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)

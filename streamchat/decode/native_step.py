@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.native_program import ACTIVATIONS, Program, Workspace
+from streamchat.decode.native_program import ACTIVATIONS, FORMATS, Program, Workspace
 from streamchat.decode.spec import ModelSpec
 from streamchat.kernels.library import Kernels
-from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
+from streamchat.kernels.operations import MAX_HEAD_DIM
 from streamchat.quantization.linear import QuantizedLinear
 
 QUANTIZED_TOKENS = 32
@@ -31,11 +31,10 @@ def kernels_support(model: ModelSpec) -> bool:
         tanh = getattr(act, "approximate", "none") != "none"
         if type(act).__name__ not in ACTIVATIONS or tanh or getattr(act, "act", functional.gelu) is not functional.gelu:
             return False
-        groups, rest = divmod(block.num_heads, block.num_kv_heads)
-        if rest or groups > MAX_QUERIES or block.head_dim > MAX_HEAD_DIM:
+        if block.num_heads % block.num_kv_heads or block.head_dim > MAX_HEAD_DIM:
             return False
     plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in model.linear_layers)
-    return plain and model.dtype in (torch.bfloat16, torch.float32)
+    return plain and model.dtype in FORMATS
 
 
 class CompiledStep:
@@ -63,7 +62,7 @@ class CompiledStep:
         """Run the program.
 
         Raises:
-            CacheError: The dtypes of cache and model differ.
+            CacheError: The cache has a dtype that the kernels do not support.
         """
         with self._lock:
             tokens, threads = ids.shape[1], torch.get_num_threads()
@@ -80,10 +79,9 @@ class CompiledStep:
                 keys, values = layer.keys, layer.values
                 assert keys is not None
                 assert values is not None
-                if keys.dtype != self._model.dtype:
-                    raise CacheError(
-                        f"a cache in {keys.dtype} cannot be continued by a model in {self._model.dtype}; reset it first"
-                    )
+                if keys.dtype not in FORMATS:
+                    raise CacheError(f"the compiled kernels do not support a cache in {keys.dtype}; reset it first")
+                attention.format = FORMATS[keys.dtype]
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()
                 attention.cached = cached

@@ -42,10 +42,14 @@ static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member
                 combine(p->attention, first + n, sum);
             else
                 memcpy(sum, p->x + (first + n) * columns, sizeof(float) * (size_t)columns);
-            if (p->added)
-                add(sum, p->added + (first + n) * columns, columns);
+            if (p->added) {
+                const float *added = p->added + (first + n) * columns;
+                if (p->added_norm.weight)
+                    normalize(&p->added_norm, added, columns, to);
+                add_scaled(sum, p->added_norm.weight ? to : added, p->added_scale, columns);
+            }
             if (p->more)
-                add(sum, p->more + (first + n) * columns, columns);
+                add_scaled(sum, p->more + (first + n) * columns, p->added_scale, columns);
             if (p->norm.weight)
                 normalize(&p->norm, sum, columns, to);
             else
@@ -82,6 +86,8 @@ static void multiply_tile(const Matrix *m, long columns, long tile, const Vector
             if (m->bits == 8)
                 out[r - first] = from_bfloat16(m->scales[r]) *
                                  int8_row((const int8_t *)m->data + r * columns, x->rounded[n], groups);
+            else if (m->bits == 16 && m->format == FLOAT16)
+                out[r - first] = float16_row((const float16 *)m->data + r * columns, x->floats + n * columns, columns);
             else if (m->bits == 16)
                 out[r - first] = bfloat16_row((const bfloat16 *)m->data + r * columns, x->floats + n * columns, columns);
             else if (m->bits == 32)
@@ -129,7 +135,7 @@ void product_work(const Product *p, int task, int threads, uint64_t tag, Member 
         }
         long first = (t - passed) * TILE, rows = m->rows - first < TILE ? m->rows - first : TILE;
         multiply_tile(m, p->columns, t - passed, &x, results);
-        activate(p->function, results, (long)x.count * TILE);
+        activate(p->function, p->softcap, results, (long)x.count * TILE);
         if (p->gated) {
             multiply_tile(p->matrices + 1, p->columns, t, &x, factors);
             for (int i = 0; i < x.count * TILE; i++)

@@ -298,6 +298,14 @@ INLINE float bfloat16_row(const bfloat16 *row, const float *x, long columns) {
     return total;
 }
 
+INLINE float float16_row(const float16 *row, const float *x, long columns) {
+    float total = 0.0f;
+    SIMD_SUM(total)
+    for (long k = 0; k < columns; k++)
+        total += from_float16(row[k]) * x[k];
+    return total;
+}
+
 INLINE float float32_row(const float *row, const float *x, long columns) {
     float total = 0.0f;
     SIMD_SUM(total)
