@@ -4,11 +4,9 @@
  * As in flash decoding, the keys are split into spans, so that all threads read equally much; the product that follows
  * combines the partial results.
  */
-#include "operations.h"
+#include "attention.h"
 
-#define LOWEST -1e30f
-
-enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
+enum { BLOCK = 64 };
 
 #define SAME(x) (x)
 #define SPAN span_bfloat16
@@ -82,6 +80,15 @@ static void prepare(const Attention *a, const Norm *norm, const float *from, int
     rotate(norm->weight ? normed : from, cos, sin, a->rotary_dim, a->head_dim, scale, out);
 }
 
+float *attention_tops(const Attention *a) { return a->partial + partials(a) * a->head_dim; }
+
+float *attention_sums(const Attention *a) { return attention_tops(a) + partials(a); }
+
+void prepare_query(const Attention *a, int token, int h, int i, float *out) {
+    const float *query = a->query + token * a->token_stride + ((long)h * a->num_kv_groups + i) * a->head_stride;
+    prepare(a, &a->query_norm, query, token, a->scale, out);
+}
+
 /* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
@@ -96,28 +103,32 @@ int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
 
 void store_work(const Attention *a, int task) { store_head(a, task / a->num_kv_heads, task % a->num_kv_heads); }
 
-int attend_tasks(const Attention *a) { return a->tokens * a->num_kv_heads * a->spans; }
+int attend_tasks(const Attention *a) {
+    return is_many(a) ? attend_many_tasks(a) : a->tokens * a->num_kv_heads * a->spans;
+}
 
 void attend_work(const Attention *a, int task) {
+    if (is_many(a)) {
+        attend_many_work(a, task);
+        return;
+    }
     int queries = a->num_kv_groups, dim = a->head_dim, bytes = a->element_bytes;
     int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
     long count = a->cached + token + 1, first = count * part / a->spans, last = count * (part + 1) / a->spans;
     long at = h * a->head_stride_bytes + first * dim * bytes, result = (long)task * queries;
     float rotated[MAX_QUERIES * MAX_DIM];
-    float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    float *top = attention_tops(a), *sum = attention_sums(a);
     if (a->tokens == 1 && part == a->spans - 1)
         store_head(a, token, h); /* only this task reads the new slot */
-    for (int i = 0; i < queries; i++) {
-        const float *query = a->query + token * a->token_stride + ((long)h * queries + i) * a->head_stride;
-        prepare(a, &a->query_norm, query, token, a->scale, rotated + i * dim);
-    }
+    for (int i = 0; i < queries; i++)
+        prepare_query(a, token, h, i, rotated + i * dim);
     span(a->keys + at, a->values + at, bytes, last - first, rotated, queries, dim, top + result, sum + result,
          a->partial + result * dim);
 }
 
 void combine(const Attention *a, int token, float *out) {
     int queries = a->num_kv_groups, dim = a->head_dim, spans = a->spans, heads = a->num_kv_heads;
-    const float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    const float *top = attention_tops(a), *sum = attention_sums(a);
     for (int query = 0; query < heads * queries; query++) {
         int h = query / queries, i = query % queries;
         long start = ((long)token * heads + h) * spans;
