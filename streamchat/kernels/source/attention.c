@@ -4,12 +4,9 @@
  * As in flash decoding, the keys are split into spans, so that all threads read equally much; the product that follows
  * combines the partial results.
  */
-#include "operations.h"
+#include "attention.h"
 
-#define LOWEST -1e30f
-
-/* MAX_QUERIES: query heads that read a key together. */
-enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
+enum { BLOCK = 64 };
 
 #define SAME(x) (x)
 #define SPAN span_bfloat16
@@ -81,8 +78,6 @@ static void rotate_pairs(const float *x, const float *cos, const float *sin, int
         out[d] = scale * x[d];
 }
 
-static int bytes_of(int format) { return format == FLOAT32 ? 4 : 2; }
-
 static void store(const float *x, int dim, int format, char *to) {
     if (format == BFLOAT16)
         for (int d = 0; d < dim; d++)
@@ -127,10 +122,19 @@ static void prepare(const Attention *a, const Norm *norm, const float *from, int
     (a->is_interleaved ? rotate_pairs : rotate)(x, cos, sin, a->rotary_dim, dim, scale, out);
 }
 
+float *attention_tops(const Attention *a) { return a->partial + partials(a) * a->head_dim; }
+
+float *attention_sums(const Attention *a) { return attention_tops(a) + partials(a); }
+
+void prepare_query(const Attention *a, int token, int h, int i, float *out) {
+    const float *query = a->query + token * a->token_stride + h * a->query_stride + (long)i * a->head_dim;
+    prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale, out);
+}
+
 /* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
-    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * bytes_of(a->format);
+    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * format_bytes(a->format);
     const float *key = a->key + token * a->token_stride + h * a->key_stride;
     const float *value = a->value + token * a->token_stride + h * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
@@ -142,25 +146,29 @@ int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
 
 void store_work(const Attention *a, int task) { store_head(a, task / a->num_kv_heads, task % a->num_kv_heads); }
 
-int attend_tasks(const Attention *a) { return a->tokens * a->num_kv_heads * a->spans; }
+int attend_tasks(const Attention *a) {
+    return is_many(a) ? attend_many_tasks(a) : a->tokens * a->num_kv_heads * a->spans;
+}
 
 void attend_work(const Attention *a, int task) {
+    if (is_many(a)) {
+        attend_many_work(a, task);
+        return;
+    }
     int groups = a->num_kv_groups, dim = a->head_dim;
     int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
-    long stop = a->cached + token + 1, start = a->window && stop > a->window ? stop - a->window : 0, count = stop - start;
+    long stop = a->cached + token + 1, start = first_slot(a, token), count = stop - start;
     long first = start + count * part / a->spans, last = start + count * (part + 1) / a->spans;
-    long at = h * a->head_stride_bytes + first * dim * bytes_of(a->format);
+    long at = h * a->head_stride_bytes + first * dim * format_bytes(a->format);
     float rotated[MAX_QUERIES * MAX_DIM];
-    float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
-    const float *query = a->query + token * a->token_stride + h * a->query_stride;
+    float *top = attention_tops(a), *sum = attention_sums(a);
     if (a->tokens == 1 && part == a->spans - 1)
         store_head(a, token, h); /* only this task reads the new slot */
     for (int done = 0; done < groups; done += MAX_QUERIES) {
         int queries = groups - done < MAX_QUERIES ? groups - done : MAX_QUERIES;
         long result = (long)task * groups + done;
         for (int i = 0; i < queries; i++)
-            prepare(a, &a->query_norm, query + (done + i) * dim, h * groups + done + i, a->num_kv_heads * groups, token,
-                    a->scale, rotated + i * dim);
+            prepare_query(a, token, h, done + i, rotated + i * dim);
         span(a->keys + at, a->values + at, a->format, last - first, rotated, queries, dim, a->softcap, top + result,
              sum + result, a->partial + result * dim);
     }
@@ -168,7 +176,7 @@ void attend_work(const Attention *a, int task) {
 
 void combine(const Attention *a, int token, float *out) {
     int queries = a->num_kv_groups, dim = a->head_dim, spans = a->spans, heads = a->num_kv_heads;
-    const float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    const float *top = attention_tops(a), *sum = attention_sums(a);
     for (int query = 0; query < heads * queries; query++) {
         int h = query / queries, i = query % queries;
         long start = ((long)token * heads + h) * spans;
