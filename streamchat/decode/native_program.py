@@ -6,19 +6,27 @@ Weights and cache are in the model's dtypes; everything between them is float32.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import BlockSpec, ModelSpec, NormSpec
+from streamchat.decode.spec import AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     BFLOAT16,
+    BLOCK_BYTES,
     FLOAT16,
     FLOAT32,
     GELU,
+    GELU_TANH,
+    GROUP,
+    RELU,
+    RELU2,
     SILU,
+    SOFTCAP,
+    TILE,
     Attention,
     Matrix,
     Norm,
@@ -32,7 +40,18 @@ from streamchat.quantization.weights import BITS
 
 FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
 """Number formats of weights, keys and values."""
-ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
+FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
+"""The activations that the kernels compute."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Outputs that are not yet added to the residual stream."""
+
+    outputs: tuple[Tensor, ...] = ()
+    norm: NormSpec | None = None
+    """The norm of the first output."""
+    scale: float = 1.0
 
 
 class Workspace:
@@ -62,7 +81,7 @@ class Workspace:
 class Program:
     """The operations for a fixed number of tokens.
 
-    Fill `hidden`, `cos` and `sin`, point `attentions` to the caches and run `operations`; this sets `logits`.
+    Fill `hidden` and `angles`, point `attentions` to the caches and run `operations`; this sets `logits`.
 
     Args:
         model: The model to compute.
@@ -81,76 +100,89 @@ class Program:
         width: int = table.shape[1]
         self.hidden = self._buffer("hidden", width)
         """(tokens, hidden): the embeddings."""
-        cos, _ = model.rotary(self.hidden, torch.zeros(1, 1, dtype=torch.long))
-        self.cos, self.sin = (self._buffer(name, cos.shape[-1]) for name in ("cos", "sin"))
-        """(tokens, rotary_dim) each."""
+        self.angles = [self._angles(index) for index in range(len(model.rotaries))]
+        """Cosines and sines for each of the model's rotaries, (tokens, rotary_dim) each."""
         self.attentions: list[Attention] = []
         """Per layer; the caller sets `keys`, `values`, `format`, `head_stride_bytes` and `cached`."""
         self._attn_out, self._mlp_out = (self._buffer(name, width) for name in ("attn_out", "mlp_out"))
         self._sums, self._next_sums = self.hidden, self._buffer("next_hidden", width)
         # The residual stream: each sum is written next to the one before it, which is still being read.
-        added: tuple[Tensor, ...] = ()
+        pending = _Pending()
         for block in model.blocks:
-            added = self._block(block, added)
-        head = self._normed_input(model.norm, added, slice(-1, None) if last_only else slice(None))
+            pending = self._block(block, pending)
+        head = self._normed_input(
+            _scaled(model.norm, model.logit_scale), pending, slice(-1, None) if last_only else slice(None)
+        )
+        if model.logit_softcap is not None:
+            head |= {"function": SOFTCAP, "softcap": model.logit_softcap}
         self.logits = self._product("logits", (model.head,), **head, count=1 if last_only else tokens)
         """(tokens, vocabulary); (1, vocabulary) if `last_only`."""
         self.operations = program(self._operations)
 
-    def _block(self, block: BlockSpec, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Append the operations of a block; `added` and the return value are residuals not yet added."""
-        qkv = self._product("qkv", block.qkv_proj, **self._normed_input(block.input_norm, added))
-        attention = self._attention(block, qkv)
-        self._product("attn_out", (block.o_proj,), attention=ctypes.pointer(attention))
-        pending = () if block.parallel_residual else (self._attn_out,)
-        activated = self._product(
-            "activated",
-            block.up_proj,
-            **self._normed_input(block.post_attention_norm, pending),
-            function=ACTIVATIONS[type(block.act).__name__],
-            gated=len(block.up_proj) == 2,
-        )
-        self._product("mlp_out", (block.down_proj,), x=activated.data_ptr())
-        return (self._attn_out, self._mlp_out) if block.parallel_residual else (self._mlp_out,)
+    def _angles(self, index: int) -> tuple[Tensor, Tensor]:
+        cos, _ = self._model.rotaries[index](self.hidden, torch.zeros(1, 1, dtype=torch.long))
+        return self._buffer(f"cos {index}", cos.shape[-1]), self._buffer(f"sin {index}", cos.shape[-1])
 
-    def _normed_input(self, norm: NormSpec, added: tuple[Tensor, ...], rows: slice = slice(None)) -> dict[str, Any]:
-        """Return the members of a product for the normalized residual stream, after adding `added` to it."""
-        first, second = ([each[rows].data_ptr() for each in added] + [None, None])[:2]
-        given = {"x": self._sums[rows].data_ptr(), "added": first, "more": second, "norm": self._norm(norm)}
-        if added and rows == slice(None):
+    def _block(self, block: BlockSpec, pending: _Pending) -> _Pending:
+        """Append the operations of a block."""
+        qkv = self._product("qkv", block.attention.qkv_proj, **self._normed_input(block.input_norm, pending))
+        attention = self._attention(block.attention, qkv)
+        self._product("attn_out", (block.attention.o_proj,), attention=ctypes.pointer(attention))
+        if block.parallel:
+            self._mlp(block.mlp, self._normed_input(block.mlp_norm or block.input_norm, _Pending()))
+            return _Pending((self._attn_out, self._mlp_out), scale=block.residual_scale)
+        attended = _Pending((self._attn_out,), block.attention_out_norm, block.residual_scale)
+        self._mlp(block.mlp, self._normed_input(block.mlp_norm, attended))
+        return _Pending((self._mlp_out,), block.mlp_out_norm, block.residual_scale)
+
+    def _mlp(self, mlp: MlpSpec, given: dict[str, Any]) -> None:
+        """Append an MLP that reads `given`."""
+        gated = mlp.fused or len(mlp.up_proj) == 2
+        activated = self._product("activated", mlp.up_proj, **given, function=FUNCTIONS[mlp.act], gated=gated)
+        self._product("mlp_out", (mlp.down_proj,), x=activated.data_ptr())
+
+    def _normed_input(self, norm: NormSpec | None, pending: _Pending, rows: slice = slice(None)) -> dict[str, Any]:
+        """Return the members of a product for the normalized residual stream, after adding `pending` to it."""
+        first, second = ([each[rows].data_ptr() for each in pending.outputs] + [None, None])[:2]
+        given: dict[str, Any] = {"x": self._sums[rows].data_ptr(), "added": first, "more": second}
+        given["norm"] = self._norm(norm)
+        given |= {"added_norm": self._norm(pending.norm), "added_scale": pending.scale}
+        if pending.outputs and rows == slice(None):
             self._sums, self._next_sums = self._next_sums, self._sums
             given["sum"] = self._sums.data_ptr()
         return given
 
-    def _attention(self, block: BlockSpec, qkv: Tensor) -> Attention:
+    def _attention(self, of: AttentionSpec, qkv: Tensor) -> Attention:
         """Append the attention of all tokens; `qkv` is (tokens, heads * head_dim)."""
-        heads = qkv[0].view(-1, block.head_dim)
-        if block.qkv_by_head:
-            query, key, value, stride, group = heads, heads[1:], heads[2:], 3 * block.head_dim, 3 * block.head_dim
-        else:
-            query, key, stride = heads, heads[block.num_heads :], block.head_dim
-            group = block.num_heads // block.num_kv_heads * block.head_dim
-            value = key[block.num_kv_heads :]
+        layout, dim, heads = of.layout, of.head_dim, qkv[0].view(-1, of.head_dim)
+        cos, sin = (None, None) if of.rotary is None else self.angles[of.rotary]
+        shares_weights = of.q_norm is None or of.q_norm.weight.shape == (dim,)
         attention = Attention(
-            query=query.data_ptr(),
-            key=key.data_ptr(),
-            value=value.data_ptr(),
-            cos=self.cos.data_ptr(),
-            sin=self.sin.data_ptr(),
+            query=heads.data_ptr(),
+            key=heads[layout.key_start :].data_ptr(),
+            value=heads[layout.value_start :].data_ptr(),
+            cos=None if cos is None else cos.data_ptr(),
+            sin=None if sin is None else sin.data_ptr(),
             partial=self._workspace.partial.data_ptr(),
-            query_norm=self._norm(block.q_norm),
-            key_norm=self._norm(block.k_norm),
-            query_stride=group,
-            key_stride=stride,
-            value_stride=stride,
+            query_norm=self._norm(of.q_norm),
+            key_norm=self._norm(of.k_norm),
+            query_stride=layout.query_group_stride * dim,
+            key_stride=layout.key_stride * dim,
+            value_stride=layout.value_stride * dim,
             token_stride=qkv.stride(0),
+            norm_stride=0 if shares_weights else dim,
             tokens=self._tokens,
-            rotary_dim=self.cos.shape[1],
-            num_kv_heads=block.num_kv_heads,
-            num_kv_groups=block.num_heads // block.num_kv_heads,
-            head_dim=block.head_dim,
+            rotary_dim=0 if cos is None else cos.shape[1],
+            num_kv_heads=of.num_kv_heads,
+            num_kv_groups=of.num_heads // of.num_kv_heads,
+            head_dim=dim,
             spans=self._threads,
-            scale=block.scale,
+            window=of.window or 0,
+            is_interleaved=of.interleaved,
+            norms_whole=of.q_norm is not None and of.q_norm.whole,
+            scale=of.scale,
+            softcap=of.softcap or 0.0,
+            clip=of.clip or 0.0,
         )
         self._operations += attend(attention)
         self.attentions.append(attention)
@@ -175,10 +207,12 @@ class Program:
         Returns:
             The results, concatenated or, with a gate, multiplied: (count, rows of all or of one).
         """
-        rows = sum(layer.out_features for layer in layers[: 1 if members.get("gated") else None])
+        gated = bool(members.get("gated"))
+        matrices = self._matrices(layers, gated)
+        rows = sum(matrix.rows for matrix in matrices[: 1 if gated else None])
         out = self._workspace.buffer(name, self._tokens if count is None else count, rows)
         operation = product(
-            *self._matrices(layers, bool(members.get("gated"))),
+            *matrices,
             columns=layers[0].in_features,
             out=out.data_ptr(),
             out_stride=out.stride(0),
@@ -189,20 +223,35 @@ class Program:
         return out
 
     def _matrices(self, layers: tuple[Any, ...], gated: bool) -> list[Matrix]:
+        if gated and len(layers) == 1:
+            return self._halves(layers[0])
         whole = None if gated else quantized_together(layers)
         if whole is not None:
             rows = sum(layer.out_features for layer in layers)
             return [self._matrix(BITS[whole.kind], whole.data, whole.scales, joined_bias(layers, torch.float32), rows)]
-        found = []
-        for layer in layers:
-            quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
-            if quantized is None:
-                weight = layer.weight.detach().contiguous()
-                bits, data, scales = 8 * weight.element_size(), weight, None
-            else:
-                bits, data, scales = BITS[quantized.kind], quantized.data, quantized.scales
-            found.append(self._matrix(bits, data, scales, joined_bias((layer,), torch.float32), layer.out_features))
-        return found
+        return [self._layer(layer) for layer in layers]
+
+    def _layer(self, layer: Any) -> Matrix:
+        bias = joined_bias((layer,), torch.float32)
+        quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
+        if quantized is None:
+            weight = layer.weight.detach().contiguous()
+            return self._matrix(8 * weight.element_size(), weight, None, bias, layer.out_features)
+        return self._matrix(BITS[quantized.kind], quantized.data, quantized.scales, bias, layer.out_features)
+
+    def _halves(self, layer: Any) -> list[Matrix]:
+        """Return both halves of the rows of a layer, as matrices."""
+        first = self._layer(layer)
+        rows = first.rows // 2
+        size = rows * (
+            layer.in_features // GROUP * BLOCK_BYTES // TILE if first.bits == 4 else layer.in_features * first.bits // 8
+        )
+        scales = None if first.scales is None else first.scales + rows * torch.bfloat16.itemsize
+        bias = None if first.bias is None else first.bias + rows * torch.float32.itemsize
+        return [
+            Matrix(first.data, first.scales, first.bias, rows, first.bits, first.format),
+            Matrix(first.data + size, scales, bias, rows, first.bits, first.format),
+        ]
 
     def _matrix(self, bits: int, data: Tensor, scales: Tensor | None, bias: Tensor | None, rows: int) -> Matrix:
         self._weights += [tensor for tensor in (data, scales, bias) if tensor is not None]
@@ -213,7 +262,15 @@ class Program:
         return self._workspace.buffer(name, self._tokens, width)
 
 
+def _scaled(norm: NormSpec, scale: float) -> NormSpec:
+    """Return the norm followed by a factor."""
+    if scale == 1.0:
+        return norm
+    return replace(norm, weight=norm.weight * scale, bias=None if norm.bias is None else norm.bias * scale)
+
+
 def _partial_size(model: ModelSpec, kernels: Kernels, tokens: int, threads: int) -> int:
     """Return the floats for partial results of the largest attention."""
-    sizes = ((block.num_kv_heads, block.num_heads // block.num_kv_heads, block.head_dim) for block in model.blocks)
+    attentions = [block.attention for block in model.blocks]
+    sizes = ((each.num_kv_heads, each.num_heads // each.num_kv_heads, each.head_dim) for each in attentions)
     return max(int(kernels.attention_partial(tokens, *each, threads)) for each in sizes)

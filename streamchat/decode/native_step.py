@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.native_program import ACTIVATIONS, FORMATS, Program, Workspace
-from streamchat.decode.spec import ModelSpec
+from streamchat.decode.native_program import FORMATS, FUNCTIONS, Program, Workspace
+from streamchat.decode.spec import BlockSpec, ModelSpec
 from streamchat.kernels.library import Kernels
-from streamchat.kernels.operations import MAX_HEAD_DIM
-from streamchat.quantization.linear import QuantizedLinear
+from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
+from streamchat.quantization.linear import QuantizedLinear, is_linear
 
 QUANTIZED_TOKENS = 32
 """Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own."""
@@ -26,15 +26,27 @@ NATIVE_TOKENS = 8
 
 def kernels_support(model: ModelSpec) -> bool:
     """Return whether the kernels support every part of `model`."""
-    for block in model.blocks:
-        act = block.act
-        tanh = getattr(act, "approximate", "none") != "none"
-        if type(act).__name__ not in ACTIVATIONS or tanh or getattr(act, "act", functional.gelu) is not functional.gelu:
-            return False
-        if block.num_heads % block.num_kv_heads or block.head_dim > MAX_HEAD_DIM:
-            return False
-    plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in model.linear_layers)
-    return plain and model.dtype in FORMATS
+    plain = all(isinstance(layer, QuantizedLinear) or is_linear(layer) for layer in model.linear_layers)
+    scaled_bias = model.logit_scale != 1 and model.head.bias is not None
+    return plain and not scaled_bias and model.dtype in FORMATS and all(map(_supports, model.blocks))
+
+
+def _supports(block: BlockSpec) -> bool:
+    attention, mlp = block.attention, block.mlp
+    if mlp.act not in FUNCTIONS or (mlp.fused and not _halves_are_tiles(mlp.up_proj[0])):
+        return False
+    if attention.num_heads % attention.num_kv_heads or attention.head_dim > MAX_HEAD_DIM:
+        return False
+    if attention.clip is not None and attention.q_norm is not None and attention.q_norm.whole:
+        return False  # the norm would need the clipped values of all heads
+    return not (block.parallel and (block.attention_out_norm or block.mlp_out_norm))
+
+
+def _halves_are_tiles(layer: Any) -> bool:
+    """Return whether both halves of the rows of a layer are matrices of their own."""
+    is_int4 = isinstance(layer, QuantizedLinear) and layer.quantized.kind == "int4"
+    rows: int = layer.out_features
+    return rows % (2 * TILE if is_int4 else 2) == 0
 
 
 class CompiledStep:
@@ -50,7 +62,8 @@ class CompiledStep:
         self.max_tokens = QUANTIZED_TOKENS if quantized else NATIVE_TOKENS
         self._table: Any = model.embedding.weight
         self._empty = [
-            torch.empty(1, block.num_kv_heads, 0, block.head_dim, dtype=model.dtype) for block in model.blocks
+            torch.empty(1, block.attention.num_kv_heads, 0, block.attention.head_dim, dtype=model.dtype)
+            for block in model.blocks
         ]
         self._lock = threading.Lock()
         self._programs: dict[tuple[int, bool, int], Program] = {}
@@ -68,9 +81,11 @@ class CompiledStep:
             tokens, threads = ids.shape[1], torch.get_num_threads()
             program = self.program(tokens, last_only, threads)
             program.hidden.copy_(functional.embedding(ids[0], self._table))
-            cos, sin = self._model.rotary(program.hidden, positions)
-            program.cos.copy_(cos[0])
-            program.sin.copy_(sin[0])
+            if self._model.embedding_scale != 1:
+                program.hidden.mul_(self._model.embedding_scale)
+            for rotary, buffers in zip(self._model.rotaries, program.angles, strict=True):
+                for buffer, found in zip(buffers, rotary(program.hidden, positions), strict=True):
+                    buffer.copy_(found[0])
             for attention, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(empty, empty)

@@ -15,6 +15,8 @@ GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
 """With 4-bit weights the number of rows must be a multiple of this."""
+BLOCK_BYTES = 320
+"""Size of 16 rows x 32 columns of 4-bit weights."""
 
 
 Members = Sequence[tuple[str, Any]]
