@@ -18,10 +18,13 @@ from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
 from streamchat.quantization.linear import QuantizedLinear
 
-QUANTIZED_TOKENS = 32
-"""Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own."""
+QUANTIZED_TOKENS = 256
+"""Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own; the
+workspace grows with it."""
 NATIVE_TOKENS = 8
 """The same for a model without quantized weights."""
+MAX_PROGRAMS = 64
+"""Programs kept for the numbers of tokens met last: one takes about 0.2 MB, and a few milliseconds to build."""
 
 
 def kernels_support(model: ModelSpec) -> bool:
@@ -87,8 +90,9 @@ class CompiledStep:
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()
                 attention.cached = cached
+            logits = program.new_logits()
             self._kernels.run(program.operations, threads)
-            return program.logits[None].clone()
+            return logits[None]
 
     def program(self, tokens: int, last_only: bool, threads: int) -> Program:
         """Return the program for `tokens` tokens; it is built at first use."""
@@ -99,5 +103,7 @@ class CompiledStep:
                 if self._workspace is None or any(threads != each for _, _, each in self._programs):
                     self._programs.clear()
                     self._workspace = Workspace(self._model, self._kernels, self.max_tokens, threads)
+                if len(self._programs) >= MAX_PROGRAMS:
+                    self._programs.pop(next(iter(self._programs)))
                 program = self._programs[key] = Program(self._model, self._workspace, *key)
         return program

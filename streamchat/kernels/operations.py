@@ -12,6 +12,8 @@ NO_FUNCTION, SILU, GELU = range(3)
 MAX_HEAD_DIM = 256
 MAX_QUERIES = 16
 """Maximum query heads per key head."""
+QUERIES_AT_ONCE = 64
+"""Queries that several tokens have in one task of attention."""
 GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
