@@ -19,8 +19,10 @@ from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
 from streamchat.quantization.linear import QuantizedLinear
 
 QUANTIZED_TOKENS = 256
-"""Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own; the
-workspace grows with it."""
+"""Maximum tokens per call, as many as a chunk of a prompt has; the workspace grows with it. The kernels multiply int4
+weights with many tokens faster than PyTorch multiplies the model's own, and int8 weights faster than float32 ones."""
+INT8_TOKENS = 32
+"""The same for int8 weights of a bfloat16 model: PyTorch multiplies many tokens with bfloat16 weights faster."""
 NATIVE_TOKENS = 8
 """The same for a model without quantized weights."""
 MAX_PROGRAMS = 64
@@ -41,6 +43,14 @@ def kernels_support(model: ModelSpec) -> bool:
     return plain and model.dtype in (torch.bfloat16, torch.float32)
 
 
+def _max_tokens(model: ModelSpec) -> int:
+    """Return the maximum tokens per call for which the kernels beat transformers' forward on the model's own weights."""
+    if not all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers):
+        return NATIVE_TOKENS
+    kinds = {layer.quantized.kind for layer in model.linear_layers if layer is not model.head}
+    return INT8_TOKENS if "int8" in kinds and model.dtype == torch.bfloat16 else QUANTIZED_TOKENS
+
+
 class CompiledStep:
     """(1, n) ids, (1, n) positions, the layers of the cache -> (1, n, vocabulary) float32 logits, or those of the last
     token if `last_only`. Appends to the layers. n is at most `max_tokens`.
@@ -50,8 +60,7 @@ class CompiledStep:
 
     def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
         self._model, self._kernels = model, kernels
-        quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
-        self.max_tokens = QUANTIZED_TOKENS if quantized else NATIVE_TOKENS
+        self.max_tokens = _max_tokens(model)
         self._table: Any = model.embedding.weight
         self._empty = [
             torch.empty(1, block.num_kv_heads, 0, block.head_dim, dtype=model.dtype) for block in model.blocks

@@ -68,7 +68,7 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 
 def _check_products(kernels: Any) -> None:
-    columns, count = 96, 37  # two blocks of vectors; four at once, and one
+    columns, count = 160, 61  # two blocks of vectors, of full panels and others
     x, sizes = _noise(count, columns), (48, 32)
     for bits in (4, 8, 16, 32):
         made = [random_matrix(bits, rows, columns) for rows in sizes]
@@ -108,9 +108,9 @@ def _int4_matrix(rows: int, columns: int) -> tuple[Array, None, Array]:
 
 
 def _check_attention(kernels: Any) -> None:
-    heads, queries, cached, tokens, spans = 2, 3, 200, 3, 2  # two blocks of keys per span
-    for dim, rotary_dim, size in ((64, 64, 2), (64, 16, 4), (48, 48, 2), (128, 128, 4)):
-        slots, scale = cached + 5, 0.7 / math.sqrt(dim)
+    heads, queries, cached, spans = 2, 3, 200, 2  # two blocks of keys per span
+    for dim, rotary_dim, size, tokens in ((64, 64, 2, 3), (64, 16, 4, 50), (48, 48, 2, 50), (128, 128, 4, 3)):
+        slots, scale = cached + tokens + 2, 0.7 / math.sqrt(dim)
         qkv = _noise(tokens, heads * (queries + 2), dim)
         query_norm, key_norm = _noise(2, dim)
         angles = np.tile(_noise(tokens, rotary_dim // 2), 2)
