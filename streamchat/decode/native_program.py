@@ -22,6 +22,7 @@ from streamchat.kernels.operations import (
     GELU,
     GELU_TANH,
     GROUP,
+    QUERIES_AT_ONCE,
     RELU,
     RELU2,
     SILU,
@@ -57,6 +58,8 @@ class _Pending:
 class Workspace:
     """Memory that all programs of a model share, one at a time; its size does not depend on the length of the text.
 
+    For the default model, 256 tokens take 6 MB. Memory that no program has used yet is reserved only.
+
     Args:
         model: Determines the sizes.
         kernels: Report the memory they need for partial results.
@@ -67,21 +70,21 @@ class Workspace:
     def __init__(self, model: ModelSpec, kernels: Kernels, max_tokens: int, threads: int) -> None:
         self._max_tokens = max_tokens
         self._buffers: dict[tuple[str, int, bool], Tensor] = {}
-        self.partial = torch.zeros(_partial_size(model, kernels, max_tokens, threads))
+        self.partial = torch.empty(_partial_size(model, kernels, max_tokens, threads))
         """Partial results of one attention."""
 
     def buffer(self, name: str, rows: int, width: int) -> Tensor:
         """Return (rows, width) float32; the same memory for the same name and width."""
         key = name, width, rows == 1
         if key not in self._buffers:
-            self._buffers[key] = torch.zeros(1 if rows == 1 else self._max_tokens, width)
+            self._buffers[key] = torch.empty(1 if rows == 1 else self._max_tokens, width)
         return self._buffers[key][:rows]
 
 
 class Program:
     """The operations for a fixed number of tokens.
 
-    Fill `hidden` and `angles`, point `attentions` to the caches and run `operations`; this sets `logits`.
+    Fill `hidden` and `angles`, point `attentions` to the caches, get `new_logits`, and run `operations`, which fills it.
 
     Args:
         model: The model to compute.
@@ -115,9 +118,15 @@ class Program:
         )
         if model.logit_softcap is not None:
             head |= {"function": SOFTCAP, "softcap": model.logit_softcap}
-        self.logits = self._product("logits", (model.head,), **head, count=1 if last_only else tokens)
-        """(tokens, vocabulary); (1, vocabulary) if `last_only`."""
+        self._logits_shape = 1 if last_only else tokens, _rows((model.head,))
+        self._append_product((model.head,), **head, count=self._logits_shape[0])
         self.operations = program(self._operations)
+
+    def new_logits(self) -> Tensor:
+        """Return the memory that the next run fills: (tokens, vocabulary), or (1, vocabulary) if `last_only`."""
+        logits = torch.empty(self._logits_shape)
+        self.operations[-1].each.product.out = logits.data_ptr()
+        return logits
 
     def _angles(self, index: int) -> tuple[Tensor, Tensor]:
         cos, _ = self._model.rotaries[index](self.hidden, torch.zeros(1, 1, dtype=torch.long))
@@ -176,7 +185,7 @@ class Program:
             num_kv_heads=of.num_kv_heads,
             num_kv_groups=of.num_heads // of.num_kv_heads,
             head_dim=dim,
-            spans=self._threads,
+            spans=_spans(self._tokens, of.num_kv_heads, of.num_heads // of.num_kv_heads, self._threads),
             window=of.window or 0,
             is_interleaved=of.interleaved,
             norms_whole=of.q_norm is not None and of.q_norm.whole,
@@ -195,32 +204,26 @@ class Program:
         bias = None if norm.bias is None else norm.bias.data_ptr()
         return Norm(norm.weight.data_ptr(), bias, norm.eps, int(norm.is_layer_norm))
 
-    def _product(self, name: str, layers: tuple[Any, ...], count: int | None = None, **members: Any) -> Tensor:
-        """Append the product of an input with `layers`.
+    def _product(self, name: str, layers: tuple[Any, ...], **members: Any) -> Tensor:
+        """Append the product of an input, with one row per token, with `layers`.
 
         Args:
             name: Names the buffer for the results.
             layers: Linear layers that share their input.
-            count: Rows of the input; None for one per token.
             members: Members of the operation that describe its input and activation.
 
         Returns:
-            The results, concatenated or, with a gate, multiplied: (count, rows of all or of one).
+            The results, concatenated or, with a gate, multiplied: (tokens, rows of all or of one).
         """
-        gated = bool(members.get("gated"))
-        matrices = self._matrices(layers, gated)
-        rows = sum(matrix.rows for matrix in matrices[: 1 if gated else None])
-        out = self._workspace.buffer(name, self._tokens if count is None else count, rows)
-        operation = product(
-            *matrices,
-            columns=layers[0].in_features,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            count=out.shape[0],
-            **members,
-        )
-        self._operations.append(operation)
+        out = self._buffer(name, _rows(layers, **members))
+        self._append_product(layers, out=out.data_ptr(), count=self._tokens, **members)
         return out
+
+    def _append_product(self, layers: tuple[Any, ...], **members: Any) -> None:
+        """Append the product of an input with `layers`; see `_product`."""
+        matrices = self._matrices(layers, bool(members.get("gated")))
+        stride = _rows(layers, **members)
+        self._operations.append(product(*matrices, columns=layers[0].in_features, out_stride=stride, **members))
 
     def _matrices(self, layers: tuple[Any, ...], gated: bool) -> list[Matrix]:
         if gated and len(layers) == 1:
@@ -269,8 +272,29 @@ def _scaled(norm: NormSpec, scale: float) -> NormSpec:
     return replace(norm, weight=norm.weight * scale, bias=None if norm.bias is None else norm.bias * scale)
 
 
-def _partial_size(model: ModelSpec, kernels: Kernels, tokens: int, threads: int) -> int:
+def _rows(layers: tuple[Any, ...], gated: bool = False, **_: Any) -> int:
+    """Return the width of the results of a product: concatenated, or multiplied if there is a gate."""
+    rows: int = sum(layer.out_features for layer in layers)
+    return rows // 2 if gated else rows
+
+
+def _spans(tokens: int, heads: int, groups: int, threads: int) -> int:
+    """Return the number of spans that the slots are read in, so that attention has enough tasks for all threads.
+
+    Several tokens share a task, and each span of each token needs memory.
+    """
+    if tokens == 1:
+        return threads
+    tasks = heads * -(-tokens // max(1, QUERIES_AT_ONCE // groups))
+    return max(1, min(threads, 4 * threads // tasks))
+
+
+def _partial_size(model: ModelSpec, kernels: Kernels, max_tokens: int, threads: int) -> int:
     """Return the floats for partial results of the largest attention."""
     attentions = [block.attention for block in model.blocks]
-    sizes = ((each.num_kv_heads, each.num_heads // each.num_kv_heads, each.head_dim) for each in attentions)
-    return max(int(kernels.attention_partial(tokens, *each, threads)) for each in sizes)
+    sizes = {(each.num_kv_heads, each.num_heads // each.num_kv_heads, each.head_dim) for each in attentions}
+    return max(
+        int(kernels.attention_partial(tokens, heads, groups, dim, _spans(tokens, heads, groups, threads)))
+        for heads, groups, dim in sizes
+        for tokens in range(1, max_tokens + 1)
+    )

@@ -76,7 +76,7 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 
 def _check_products(kernels: Any) -> None:
-    columns, count = 96, 37  # two blocks of vectors; four at once, and one
+    columns, count = 160, 61  # two blocks of vectors, of full panels and others
     x, sizes = _noise(count, columns), (48, 32)
     for bits, kind in ((4, BFLOAT16), (8, BFLOAT16), (16, BFLOAT16), (16, FLOAT16), (32, FLOAT32)):
         made = [random_matrix(bits, rows, columns, kind) for rows in sizes]
@@ -147,8 +147,8 @@ _HEADS = (
 def _check_attention(kernels: Any) -> None:
     heads, cached, spans = 2, 200, 2  # two blocks of keys per span
     # one token, which is stored by the task that reads it; a few one by one; many together
-    for case, tokens in itertools.product(_HEADS, (1, 3, 6)):
-        queries, dim, slots = case.queries, case.dim, cached + 8
+    for case, tokens in itertools.product(_HEADS, (1, 3, 50)):
+        queries, dim, slots = case.queries, case.dim, cached + tokens + 2
         rows = _noise(tokens, heads * (queries + 2), dim)
         if case.by_group:
             parts = rows[:, :-heads].reshape(tokens, heads, queries + 1, dim)

@@ -11,6 +11,8 @@ PRODUCT, ATTEND, STORE = range(3)
 NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
 BFLOAT16, FLOAT16, FLOAT32 = range(3)
 MAX_HEAD_DIM = 256
+QUERIES_AT_ONCE = 64
+"""Queries that several tokens have in one task of attention."""
 GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16

@@ -20,7 +20,7 @@ from streamchat.kernels.operations import ATTEND, STORE, Attention
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
 """Plain C, the same with SSE 4, AVX2, AVX-512, AVX-512 with VNNI."""
-CASES = [(bits, rows, 96, count) for bits in (4, 8, 16, 32) for rows in (16, 48) for count in (1, 4, 6, 35)]
+CASES = [(bits, rows, 160, count) for bits in (4, 8, 16, 32) for rows in (16, 48) for count in (1, 3, 4, 6, 15, 61)]
 
 
 def compile_driver(compiler: Sequence[str], to: Path, driver: str = "product_driver.c") -> list[str]:

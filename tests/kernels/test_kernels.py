@@ -19,7 +19,7 @@ from torch import Tensor
 
 from streamchat.base import paths
 from streamchat.decode.install import install, uninstall
-from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.native_step import MAX_PROGRAMS, CompiledStep, kernels_support
 from streamchat.decode.spec import model_spec
 from streamchat.kernels import build, library, operations, sealed
 from streamchat.kernels.build import KernelsUnavailableError
@@ -44,6 +44,7 @@ from streamchat.kernels.operations import (
 )
 from streamchat.models.load import load_model
 from streamchat.quantization.linear import quantized_layers
+from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.quantization.weights import BITS, Kind, int4_codes, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
@@ -75,7 +76,7 @@ def stands_for(weight: Tensor, kind: Kind) -> Tensor:
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("count", [1, 2, 4, 9])
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 50, 103])
 @pytest.mark.parametrize(("rows", "columns"), [(16, 32), (48, 96), (192, 576), (576, 1536)])
 def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count: int, rows: int, columns: int) -> None:
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
@@ -84,8 +85,12 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
     assert packed.tiled == (kind == "int4")
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
-    steps = x.view(count, -1, 32).abs().amax(-1) / 32767
-    allowed = 0.51 * steps.double() @ meant.abs().view(rows, -1, 32).sum(-1).T
+    group = 32 if kind == "int4" else 128
+    steps = (
+        torch.cat([part.abs().amax(1, keepdim=True).expand_as(part) for part in torch.split(x, group, dim=1)], 1)
+        / 32767
+    )
+    allowed = 0.51 * steps.double() @ meant.abs().T
     found = packed.multiply(x)
     assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
 
@@ -142,7 +147,7 @@ def test_one_product_may_have_quantized_and_other_matrices_in_any_order(kind: Ki
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize(("heads", "queries", "dim"), [(3, 3, 64), (2, 1, 64), (1, 8, 128), (2, 35, 80), (5, 2, 64)])
 @pytest.mark.parametrize(("held", "spans"), [(0, 1), (0, 3), (1, 2), (63, 2), (64, 1), (200, 4)])
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 70])
 def test_attention_is_that_of_a_plain_softmax(
     dtype: torch.dtype, heads: int, queries: int, dim: int, held: int, spans: int, tokens: int
 ) -> None:
@@ -387,7 +392,7 @@ def test_structures_and_constants_are_those_of_the_sources() -> None:
                 numbers[name.strip()] = int(value or at)
     numbers["MAX_HEAD_DIM"] = numbers["MAX_DIM"]
     constants = {name: value for name, value in vars(operations).items() if name.isupper() and isinstance(value, int)}
-    assert len(constants) == 16
+    assert len(constants) == 18
     assert constants.items() <= numbers.items()
 
 
@@ -410,9 +415,11 @@ def test_the_setting_chooses_between_them_and_pytorchs(tmp_path: Path) -> None:
     [
         ({}, True),
         ({"hidden_act": "gelu"}, True),
-        ({"hidden_act": "gelu_pytorch_tanh"}, False),
-        ({"hidden_act": "gelu_new"}, False),
-        ({"hidden_act": "relu"}, False),
+        ({"hidden_act": "gelu_pytorch_tanh"}, True),
+        ({"hidden_act": "gelu_new"}, True),
+        ({"hidden_act": "relu"}, True),
+        ({"hidden_act": "relu2"}, True),
+        ({"hidden_act": "mish"}, False),
         ({"head_dim": 512}, False),
         ({"num_attention_heads": 32, "num_key_value_heads": 1, "head_dim": 4}, True),
     ],
@@ -488,6 +495,45 @@ def test_a_few_tokens_at_once_are_what_they_are_one_by_one_and_in_the_plain_forw
     for ours, theirs in zip(cache.streaming_layers, expected_cache.streaming_layers, strict=True):
         torch.testing.assert_close(ours.keys, theirs.keys, rtol=0, atol=1e-4)
         torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("kind", "dtype", "at_once"), [("int4", torch.float32, 256), ("int8", torch.float32, 256)])
+def test_a_prompt_is_computed_with_the_weights_that_decode(kind: Kind, dtype: torch.dtype, at_once: int) -> None:
+    """A chunk of a prompt gives what its tokens give one by one; both round a vector in the same way."""
+    compiled, ids = load_kernels("auto"), text(120)
+    model = make("llama").to(dtype)
+    replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+    install(model, compiled)
+    assert model.forward.step.max_tokens == at_once
+    expected = stream(model, cache_of(model, 160), ids, 1)
+    seen = counted_calls(model)
+    found = stream(model, cache_of(model, 160), ids, 118)
+    assert seen == [118, 1, 1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # a step of 16 bits may go the other way
+
+
+@needs_kernels
+def test_chunks_that_pytorch_multiplies_faster_are_left_to_it() -> None:
+    compiled, sizes = load_kernels("auto"), dict[str, int]()
+    for kind in ("int4", "int8", None):
+        model = make("llama").to(torch.bfloat16)
+        if kind is not None:
+            replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+        install(model, compiled)
+        sizes[str(kind)] = model.forward.step.max_tokens
+    assert sizes == {"int4": 256, "int8": 32, "None": 8}
+
+
+@needs_kernels
+def test_programs_of_many_lengths_are_not_all_kept() -> None:
+    compiled, ids = load_kernels("auto"), text(80)
+    model = make("llama")
+    replace(model, {group: quantize_group(model, group, "int8", compiled) for group in groups(model, "int8")})
+    install(model, compiled)
+    for size in range(1, 81):
+        stream(model, cache_of(model, 96), ids[:, :size], size)
+    assert len(model.forward.step._programs) == MAX_PROGRAMS < 80
 
 
 @needs_kernels

@@ -338,7 +338,8 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
 @pytest.mark.skipif(load_kernels("auto") is None, reason="needs compiled kernels")
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_compiled_kernels_quantize_a_model_in_float16(kind: Any) -> None:
-    model = tiny_llama(**LLAMA).to(torch.float16)
+    model: Any = tiny_llama(**LLAMA)
+    model.to(torch.float16)
     found, _ = use_weights(model, None, kind, device="cpu", name="m", kernels="auto", progress=silent)
     assert found == kind
     assert quantized_layers(model)

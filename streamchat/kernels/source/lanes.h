@@ -16,6 +16,7 @@ typedef __m512 Floats;
 
 INLINE Ints load_ints(const void *from) { return _mm512_loadu_si512(from); }
 INLINE Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); }
 INLINE Ints shift_left(Ints x, int bits) { return _mm512_slli_epi32(x, (unsigned)bits); }
@@ -41,6 +42,7 @@ typedef __m256 Floats;
 
 INLINE Ints load_ints(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 INLINE Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm256_srli_epi16(x, bits); }
 INLINE Ints shift_left(Ints x, int bits) { return _mm256_slli_epi32(x, bits); }
@@ -94,6 +96,7 @@ INLINE Sums dot_pairs(Sums sums, Ints a, Ints b) {
     int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return (Sums){vmlal_s16(sums.low, vget_low_s16(x), vget_low_s16(y)), vmlal_high_s16(sums.high, x, y)};
 }
+INLINE Sums add_sums(Sums a, Sums b) { return (Sums){vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
 INLINE Ints lane_sums(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
 
 #else
@@ -108,6 +111,7 @@ INLINE Ints load_ints(const void *from) {
     return x;
 }
 INLINE Ints all_ints(int32_t x) { return (Ints){x, x, x, x}; }
+INLINE Ints add_ints(Ints a, Ints b) { return a + b; }
 INLINE Ints and_ints(Ints a, Ints b) { return a & b; }
 INLINE Ints shift_halves_right(Ints x, int bits) { return (x >> bits) & all_ints((0xffff >> bits) * 0x10001); }
 INLINE Ints shift_left(Ints x, int bits) { return x << bits; }
@@ -136,6 +140,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
 typedef Ints Sums;
 
 INLINE Sums no_sums(void) { return all_ints(0); }
+INLINE Sums add_sums(Sums a, Sums b) { return add_ints(a, b); }
 INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
 

@@ -5,7 +5,7 @@
 #include "operations.h"
 #include "round.h"
 
-enum { TILE = 16, BLOCK_BYTES = 320, MOST_ROWS = 4, MOST_WIDE = 8 };
+enum { TILE = 16, BLOCK_BYTES = 320, MOST_ROWS = 4, MOST_WIDE = 8, CHAINS = 4, AHEAD = 8192 };
 
 #if defined(__clang__)
 #define KEEP_LOOP _Pragma("clang loop unroll(disable)")
@@ -37,44 +37,67 @@ INLINE void add_group(Floats *total, const Sums *sums, const uint8_t *both, cons
     }
 }
 
-/* Multiplies `parts` registers of rows with a panel of `count` vectors. */
-INLINE void int4_part(const uint8_t *tile, const int32_t *x, int count, int parts, long groups, float *out) {
-    Floats total[TILE / LANES][MOST_WIDE];
-    for (int r = 0; r < parts; r++)
-        for (int n = 0; n < count; n++)
-            total[r][n] = all_floats(0.0f);
+/* Multiplies LANES rows with a panel of `count` vectors. */
+INLINE void int4_part(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
+    Floats total[MOST_WIDE];
+    for (int n = 0; n < count; n++)
+        total[n] = all_floats(0.0f);
     for (long g = 0; g < groups; g++, tile += BLOCK_BYTES, x += PANEL_WORDS * count) {
-        Sums sums[TILE / LANES][MOST_WIDE];
-        for (int r = 0; r < parts; r++)
-            for (int n = 0; n < count; n++)
-                sums[r][n] = no_sums();
-        KEEP_LOOP
-        for (int i = 0; i < 4; i++)
-            for (int r = 0; r < parts; r++) {
-                Ints codes = load_ints(tile + 64 * i + 4 * LANES * r);
-                for (int j = 0; j < 4; j++)
-                    add_nibbles(sums[r], codes, j, x + 4 * i * count, count);
-            }
-        for (int r = 0; r < parts; r++)
-            add_group(total[r], sums[r], tile + 256 + 4 * LANES * r, (const float *)(x + WORDS * count), count);
-    }
-    for (int r = 0; r < parts; r++)
+        Sums sums[MOST_WIDE];
         for (int n = 0; n < count; n++)
-            store_floats(out + n * TILE + r * LANES, total[r][n]);
+            sums[n] = no_sums();
+        KEEP_LOOP
+        for (int i = 0; i < 4; i++) {
+            Ints codes = load_ints(tile + 64 * i);
+            for (int j = 0; j < 4; j++)
+                add_nibbles(sums, codes, j, x + 4 * i * count, count);
+        }
+        add_group(total, sums, tile + 256, (const float *)(x + WORDS * count), count);
+    }
+    for (int n = 0; n < count; n++)
+        store_floats(out + n * TILE, total[n]);
 }
 
-/* out: (count, 16). For one vector, the whole tile in one pass, in the order of its memory. */
+/* The product with one vector takes the tile in the order of its memory, from which it mostly comes: several sums hide the
+ * latency of adds, and prefetching that of the memory. out: (16). */
+INLINE void int4_tile_of_one(const uint8_t *tile, const int32_t *x, long groups, float *out) {
+    Floats total[TILE / LANES];
+    for (int r = 0; r < TILE / LANES; r++)
+        total[r] = all_floats(0.0f);
+    for (long g = 0; g < groups; g++, tile += BLOCK_BYTES, x += PANEL_WORDS) {
+        Sums sums[TILE / LANES][CHAINS];
+        for (int r = 0; r < TILE / LANES; r++)
+            for (int c = 0; c < CHAINS; c++)
+                sums[r][c] = no_sums();
+        for (int line = 0; line < BLOCK_BYTES; line += 64)
+            __builtin_prefetch(tile + AHEAD + line);
+        for (int i = 0; i < 4; i++)
+            for (int r = 0; r < TILE / LANES; r++) {
+                Ints codes = load_ints(tile + 64 * i + 4 * LANES * r);
+                for (int j = 0; j < 4; j++)
+                    add_nibbles(sums[r] + j % CHAINS, codes, j, x + 4 * i, 1);
+            }
+        for (int r = 0; r < TILE / LANES; r++) {
+            for (int c = 1; c < CHAINS; c++)
+                sums[r][0] = add_sums(sums[r][0], sums[r][c]);
+            add_group(total + r, sums[r], tile + 256 + 4 * LANES * r, (const float *)(x + WORDS), 1);
+        }
+    }
+    for (int r = 0; r < TILE / LANES; r++)
+        store_floats(out + r * LANES, total[r]);
+}
+
+/* out: (count, 16). */
 INLINE void int4_tile_of(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
-    int parts = count == 1 ? TILE / LANES : 1;
-    for (int r = 0; r < TILE / LANES; r += parts)
-        int4_part(tile + 4 * LANES * r, x, count, parts, groups, out + LANES * r);
+    for (int r = 0; r < TILE / LANES; r++)
+        int4_part(tile + 4 * LANES * r, x, count, groups, out + LANES * r);
 }
 
 /* A panel has up to WIDE vectors. */
 static inline void int4_tile(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
     switch (count) {
     case 1:
-        int4_tile_of(tile, x, 1, groups, out);
+        int4_tile_of_one(tile, x, groups, out);
         break;
     case 2:
         int4_tile_of(tile, x, 2, groups, out);
@@ -112,6 +135,8 @@ INLINE void int8_rows(const int8_t *row, const Rounded *x, int rows, int count, 
     for (long first = 0; first < columns; first += WIDE_GROUP) {
         long last = first + WIDE_GROUP < columns ? first + WIDE_GROUP : columns;
         Sums sums[MOST_ROWS][4];
+        for (int line = 0; count == 1 && line < WIDE_GROUP; line += 64)
+            __builtin_prefetch(row + first + AHEAD + line);
         for (int r = 0; r < rows; r++)
             for (int n = 0; n < count; n++)
                 sums[r][n] = no_sums();
@@ -140,19 +165,19 @@ INLINE void int8_rows(const int8_t *row, const Rounded *x, int rows, int count, 
 /* Multiplies up to 16 int8 rows with all vectors. */
 static inline void int8_tile(const int8_t *rows, const bfloat16 *scales, int count_rows, const Rounded *x, int count,
                              long columns, float *out) {
-    for (int r = 0; r < count_rows;) {
-        int full = count_rows - r >= ROWS, n = 0;
-        const int8_t *at = rows + r * columns;
-        for (; full && n + 4 <= count; n += 4)
-            int8_rows(at, x + n, ROWS, 4, columns, out + n * TILE + r);
-        for (; n < count; n++)
-            if (full)
-                int8_rows(at, x + n, ROWS, 1, columns, out + n * TILE + r);
-            else
-                int8_rows(at, x + n, 1, 1, columns, out + n * TILE + r);
-        r += full ? ROWS : 1;
+    int n = 0;
+    for (; n + 4 <= count; n += 4) {
+        int r = 0;
+        for (; r + ROWS <= count_rows; r += ROWS)
+            int8_rows(rows + r * columns, x + n, ROWS, 4, columns, out + n * TILE + r);
+        for (; r < count_rows; r++)
+            int8_rows(rows + r * columns, x + n, 1, 4, columns, out + n * TILE + r);
     }
-    for (int n = 0; n < count; n++)
+    /* memory is read fastest in its order */
+    for (; n < count; n++)
+        for (int r = 0; r < count_rows; r++)
+            int8_rows(rows + r * columns, x + n, 1, 1, columns, out + n * TILE + r);
+    for (n = 0; n < count; n++)
         for (int r = 0; r < count_rows; r++)
             out[n * TILE + r] *= from_bfloat16(scales[r]);
 }
