@@ -84,7 +84,7 @@ class Workspace:
 class Program:
     """The operations for a fixed number of tokens.
 
-    Fill `hidden` and `angles`, point `attentions` to the caches, get `new_logits`, and run `operations`, which fills it.
+    Fill `hidden` and `angles`, point `attentions` to the caches, get `new_logits`, then run `operations`.
 
     Args:
         model: The model to compute.
