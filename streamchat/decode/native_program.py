@@ -189,6 +189,7 @@ class Program:
             window=of.window or 0,
             is_interleaved=of.interleaved,
             norms_whole=of.q_norm is not None and of.q_norm.whole,
+            repeats=layout.copies - 1,
             scale=of.scale,
             softcap=of.softcap or 0.0,
             clip=of.clip or 0.0,

@@ -42,6 +42,8 @@ class QkvLayout:
     key_stride: int
     value_start: int
     value_stride: int
+    copies: int = 1
+    """Consecutive cached key heads that have the same key and value (Falcon); strides are from group to group."""
 
 
 def separate(num_heads: int, num_kv_heads: int) -> QkvLayout:

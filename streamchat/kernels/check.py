@@ -133,6 +133,8 @@ class _Heads:
     by_group: bool = False
     """The key of a group of queries follows them."""
     value_size: float = 1.0
+    repeats: int = 0
+    """1: both key heads have the same key and value."""
 
 
 _HEADS = (
@@ -140,6 +142,7 @@ _HEADS = (
     _Heads(rotary_dim=16, kind=FLOAT32, by_group=True),
     _Heads(dim=48, rotary_dim=32, kind=FLOAT16, is_interleaved=True, norms="own", value_size=1e-6),  # subnormal numbers
     _Heads(dim=128, rotary_dim=128, kind=FLOAT32, softcap=2.0, window=70, norms="whole"),
+    _Heads(dim=32, rotary_dim=32, repeats=1),
     _Heads(dim=16, rotary_dim=0, kind=FLOAT32, queries=19, window=1, norms="none", clip=0.5),
 )
 
@@ -158,6 +161,10 @@ def _check_attention(kernels: Any) -> None:
             key = rows[:, heads * queries : -heads]
         value = rows[:, -heads:]
         value *= case.value_size
+        given = [_address(part) for part in (query, key, value)]
+        strides = [part.strides[1] // 4 for part in (query, key, value)]
+        if case.repeats:
+            key, value = (np.repeat(part[:, :1], heads, 1) for part in (key, value))
         norms = [_head_norm(case, count) for count in (heads * queries, heads)]
         angles = _noise(tokens, case.rotary_dim // 2)
         angles = np.repeat(angles, 2, 1) if case.is_interleaved else np.tile(angles, 2)
@@ -167,9 +174,9 @@ def _check_attention(kernels: Any) -> None:
         buffers = _stored(cached_pair, case.kind)
         before = _values(buffers).copy()
         partial = _zeros(kernels.attention_partial(tokens, heads, queries, dim, spans))
-        strides = [part.strides[1] // 4 for part in (query, key, value)]
         attention = Attention(
-            *(_address(part) for part in (query, key, value, cos, sin, buffers[0], buffers[1], partial)),
+            *given,
+            *(_address(part) for part in (cos, sin, buffers[0], buffers[1], partial)),
             *(Norm(_address(weight), _address(bias), 1e-5, bias is not None) for weight, bias in norms),
             *strides,
             token_stride=rows[0].size,
@@ -186,6 +193,7 @@ def _check_attention(kernels: Any) -> None:
             window=case.window,
             is_interleaved=case.is_interleaved,
             norms_whole=case.norms == "whole",
+            repeats=case.repeats,
             scale=0.7 / math.sqrt(dim),
             softcap=case.softcap,
             clip=case.clip,

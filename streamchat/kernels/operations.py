@@ -50,7 +50,7 @@ class Attention(ctypes.Structure):
         (Norm, "query_norm key_norm"),
         (c_long, "query_stride key_stride value_stride token_stride norm_stride head_stride_bytes cached"),
         (c_int, "tokens rotary_dim num_kv_heads num_kv_groups head_dim format spans window"),
-        (c_int, "is_interleaved norms_whole"),
+        (c_int, "is_interleaved norms_whole repeats"),
         (c_float, "scale softcap clip"),
     )
 

@@ -127,7 +127,8 @@ float *attention_tops(const Attention *a) { return a->partial + partials(a) * a-
 float *attention_sums(const Attention *a) { return attention_tops(a) + partials(a); }
 
 void prepare_query(const Attention *a, int token, int h, int i, float *out) {
-    const float *query = a->query + token * a->token_stride + h * a->query_stride + (long)i * a->head_dim;
+    int copies = a->repeats + 1, first = h % copies * a->num_kv_groups;
+    const float *query = a->query + token * a->token_stride + h / copies * a->query_stride + (long)(first + i) * a->head_dim;
     prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale, out);
 }
 
@@ -135,8 +136,9 @@ void prepare_query(const Attention *a, int token, int h, int i, float *out) {
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
     long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * format_bytes(a->format);
-    const float *key = a->key + token * a->token_stride + h * a->key_stride;
-    const float *value = a->value + token * a->token_stride + h * a->value_stride;
+    long source = h / (a->repeats + 1);
+    const float *key = a->key + token * a->token_stride + source * a->key_stride;
+    const float *value = a->value + token * a->token_stride + source * a->value_stride;
     prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
     store(row, a->head_dim, a->format, a->keys + at);
     store(clipped(a, value, row), a->head_dim, a->format, a->values + at);

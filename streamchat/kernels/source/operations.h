@@ -32,7 +32,8 @@ typedef struct {
  * that is 0.
  * query: `num_kv_groups` query heads for each of `num_kv_heads` key heads; those of the next key head are `query_stride`
  * floats after them. key, value: `num_kv_heads` heads, `key_stride` and `value_stride` floats apart. The next token's
- * are `token_stride` floats after them.
+ * are `token_stride` floats after them. If `repeats` isn't 0, so many more key heads are cached for each key and value,
+ * and strides are those from the first of them to the next ones'; all their queries are next to each other.
  * All are limited to [-clip, clip], unless that is 0. Queries and keys are then normalized, each head by itself, with
  * weights `norm_stride` floats after those of the head before (0: the same); if `norms_whole`, all heads of a token
  * together, which must be contiguous and not clipped. Then their first `rotary_dim` elements are rotated, by halves or,
@@ -48,7 +49,7 @@ typedef struct {
     Norm query_norm, key_norm;
     long query_stride, key_stride, value_stride, token_stride, norm_stride, head_stride_bytes, cached;
     int tokens, rotary_dim, num_kv_heads, num_kv_groups, head_dim, format, spans, window;
-    int is_interleaved, norms_whole;
+    int is_interleaved, norms_whole, repeats;
     float scale, softcap, clip;
 } Attention;
 
