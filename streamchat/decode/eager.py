@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.decode.parts import CPU, Backend, Rotation, activation, head_norm, projection
-from streamchat.decode.spec import BlockSpec, ModelSpec
+from streamchat.decode.parts import CPU, Backend, Rotation, head_norm, projection
+from streamchat.decode.spec import ACTIVATIONS, AttentionSpec, BlockSpec, ModelSpec
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
@@ -27,7 +27,7 @@ def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
     It takes for each layer what `backend.attend` takes: a `StreamingLayer` on a CPU.
     """
     table: Any = model.embedding.weight
-    rotary, norm, head = model.rotary, backend.norm(model.norm, model.dtype), projection(model.head)
+    rotary, norm, head = model.rotaries[0], backend.norm(model.norm, model.dtype), projection(model.head)
     blocks = [_block(block, model.dtype, backend) for block in model.blocks]
 
     def step(ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
@@ -44,11 +44,15 @@ def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
 
 
 def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
-    input_norm, post_attention_norm = backend.norm(of.input_norm, dtype), backend.norm(of.post_attention_norm, dtype)
-    heads = _heads_interleaved(of) if of.qkv_by_head else _heads_concatenated(of, dtype)
-    o_proj, down_proj, attend, scale = projection(of.o_proj), projection(of.down_proj), backend.attend, of.scale
-    up_proj, act, gated = projection(*of.up_proj), activation(of.act), len(of.up_proj) == 2
-    parallel_residual = of.parallel_residual
+    assert of.input_norm is not None
+    assert of.mlp_norm is not None
+    attention, up_layers = of.attention, of.mlp.up_proj
+    input_norm, post_attention_norm = backend.norm(of.input_norm, dtype), backend.norm(of.mlp_norm, dtype)
+    heads = _heads_interleaved(attention) if attention.layout.key_start == 1 else _heads_concatenated(attention, dtype)
+    o_proj, down_proj = projection(attention.o_proj), projection(of.mlp.down_proj)
+    attend, scale = backend.attend, attention.scale
+    up_proj, act, gated = projection(*up_layers), ACTIVATIONS[of.mlp.act], len(up_layers) == 2
+    parallel_residual = of.parallel
 
     def mlp(x: Tensor) -> Tensor:
         if not gated:
@@ -71,7 +75,7 @@ Heads = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
 """(1, hidden) -> queries (num_heads, head_dim), keys and values (num_kv_heads, head_dim); queries and keys rotated."""
 
 
-def _heads_concatenated(of: BlockSpec, dtype: torch.dtype) -> Heads:
+def _heads_concatenated(of: AttentionSpec, dtype: torch.dtype) -> Heads:
     qkv_proj, head_dim, num_heads = projection(*of.qkv_proj), of.head_dim, of.num_heads
     rotated = num_heads + of.num_kv_heads
     q_norm = None if of.q_norm is None else head_norm(of.q_norm, dtype)
@@ -88,7 +92,7 @@ def _heads_concatenated(of: BlockSpec, dtype: torch.dtype) -> Heads:
     return split
 
 
-def _heads_interleaved(of: BlockSpec) -> Heads:
+def _heads_interleaved(of: AttentionSpec) -> Heads:
     qkv_proj, head_dim = projection(*of.qkv_proj), of.head_dim
 
     def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:

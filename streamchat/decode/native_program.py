@@ -6,16 +6,28 @@ Weights and cache are in the model's dtypes; everything between them is float32.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import BlockSpec, ModelSpec, NormSpec
+from streamchat.decode.spec import AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
+    BFLOAT16,
+    BLOCK_BYTES,
+    FLOAT16,
+    FLOAT32,
     GELU,
+    GELU_TANH,
+    GROUP,
+    QUERIES_AT_ONCE,
+    RELU,
+    RELU2,
     SILU,
+    SOFTCAP,
+    TILE,
     Attention,
     Matrix,
     Norm,
@@ -27,11 +39,26 @@ from streamchat.kernels.operations import (
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
 from streamchat.quantization.weights import BITS
 
-ACTIVATIONS = {"SiLU": SILU, "SiLUActivation": SILU, "GELU": GELU, "GELUActivation": GELU}
+FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+"""Number formats of weights, keys and values."""
+FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
+"""The activations that the kernels compute."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Outputs that are not yet added to the residual stream."""
+
+    outputs: tuple[Tensor, ...] = ()
+    norm: NormSpec | None = None
+    """The norm of the first output."""
+    scale: float = 1.0
 
 
 class Workspace:
     """Memory that all programs of a model share, one at a time; its size does not depend on the length of the text.
+
+    For the default model, 256 tokens take 6 MB. Memory that no program has used yet is reserved only.
 
     Args:
         model: Determines the sizes.
@@ -43,21 +70,21 @@ class Workspace:
     def __init__(self, model: ModelSpec, kernels: Kernels, max_tokens: int, threads: int) -> None:
         self._max_tokens = max_tokens
         self._buffers: dict[tuple[str, int, bool], Tensor] = {}
-        self.partial = torch.zeros(_partial_size(model, kernels, max_tokens, threads))
+        self.partial = torch.empty(_partial_size(model, kernels, max_tokens, threads))
         """Partial results of one attention."""
 
     def buffer(self, name: str, rows: int, width: int) -> Tensor:
         """Return (rows, width) float32; the same memory for the same name and width."""
         key = name, width, rows == 1
         if key not in self._buffers:
-            self._buffers[key] = torch.zeros(1 if rows == 1 else self._max_tokens, width)
+            self._buffers[key] = torch.empty(1 if rows == 1 else self._max_tokens, width)
         return self._buffers[key][:rows]
 
 
 class Program:
     """The operations for a fixed number of tokens.
 
-    Fill `hidden`, `cos` and `sin`, point `attentions` to the caches and run `operations`; this sets `logits`.
+    Fill `hidden` and `angles`, point `attentions` to the caches, get `new_logits`, then run `operations`.
 
     Args:
         model: The model to compute.
@@ -76,74 +103,96 @@ class Program:
         width: int = table.shape[1]
         self.hidden = self._buffer("hidden", width)
         """(tokens, hidden): the embeddings."""
-        cos, _ = model.rotary(self.hidden, torch.zeros(1, 1, dtype=torch.long))
-        self.cos, self.sin = (self._buffer(name, cos.shape[-1]) for name in ("cos", "sin"))
-        """(tokens, rotary_dim) each."""
+        self.angles = [self._angles(index) for index in range(len(model.rotaries))]
+        """Cosines and sines for each of the model's rotaries, (tokens, rotary_dim) each."""
         self.attentions: list[Attention] = []
-        """Per layer; the caller sets `keys`, `values`, `head_stride_bytes` and `cached`."""
+        """Per layer; the caller sets `keys`, `values`, `format`, `head_stride_bytes` and `cached`."""
         self._attn_out, self._mlp_out = (self._buffer(name, width) for name in ("attn_out", "mlp_out"))
         self._sums, self._next_sums = self.hidden, self._buffer("next_hidden", width)
         # The residual stream: each sum is written next to the one before it, which is still being read.
-        added: tuple[Tensor, ...] = ()
+        pending = _Pending()
         for block in model.blocks:
-            added = self._block(block, added)
-        head = self._normed_input(model.norm, added, slice(-1, None) if last_only else slice(None))
-        self.logits = self._product("logits", (model.head,), **head, count=1 if last_only else tokens)
-        """(tokens, vocabulary); (1, vocabulary) if `last_only`."""
+            pending = self._block(block, pending)
+        head = self._normed_input(
+            _scaled(model.norm, model.logit_scale), pending, slice(-1, None) if last_only else slice(None)
+        )
+        if model.logit_softcap is not None:
+            head |= {"function": SOFTCAP, "softcap": model.logit_softcap}
+        self._logits_shape = 1 if last_only else tokens, _rows((model.head,))
+        self._append_product((model.head,), **head, count=self._logits_shape[0])
         self.operations = program(self._operations)
 
-    def _block(self, block: BlockSpec, added: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Append the operations of a block; `added` and the return value are residuals not yet added."""
-        qkv = self._product("qkv", block.qkv_proj, **self._normed_input(block.input_norm, added))
-        attention = self._attention(block, qkv)
-        self._product("attn_out", (block.o_proj,), attention=ctypes.pointer(attention))
-        pending = () if block.parallel_residual else (self._attn_out,)
-        activated = self._product(
-            "activated",
-            block.up_proj,
-            **self._normed_input(block.post_attention_norm, pending),
-            function=ACTIVATIONS[type(block.act).__name__],
-            gated=len(block.up_proj) == 2,
-        )
-        self._product("mlp_out", (block.down_proj,), x=activated.data_ptr())
-        return (self._attn_out, self._mlp_out) if block.parallel_residual else (self._mlp_out,)
+    def new_logits(self) -> Tensor:
+        """Return the memory that the next run fills: (tokens, vocabulary), or (1, vocabulary) if `last_only`."""
+        logits = torch.empty(self._logits_shape)
+        self.operations[-1].each.product.out = logits.data_ptr()
+        return logits
 
-    def _normed_input(self, norm: NormSpec, added: tuple[Tensor, ...], rows: slice = slice(None)) -> dict[str, Any]:
-        """Return the members of a product for the normalized residual stream, after adding `added` to it."""
-        first, second = ([each[rows].data_ptr() for each in added] + [None, None])[:2]
-        given = {"x": self._sums[rows].data_ptr(), "added": first, "more": second, "norm": self._norm(norm)}
-        if added and rows == slice(None):
+    def _angles(self, index: int) -> tuple[Tensor, Tensor]:
+        cos, _ = self._model.rotaries[index](self.hidden, torch.zeros(1, 1, dtype=torch.long))
+        return self._buffer(f"cos {index}", cos.shape[-1]), self._buffer(f"sin {index}", cos.shape[-1])
+
+    def _block(self, block: BlockSpec, pending: _Pending) -> _Pending:
+        """Append the operations of a block."""
+        qkv = self._product("qkv", block.attention.qkv_proj, **self._normed_input(block.input_norm, pending))
+        attention = self._attention(block.attention, qkv)
+        self._product("attn_out", (block.attention.o_proj,), attention=ctypes.pointer(attention))
+        if block.parallel:
+            self._mlp(block.mlp, self._normed_input(block.mlp_norm or block.input_norm, _Pending()))
+            return _Pending((self._attn_out, self._mlp_out), scale=block.residual_scale)
+        attended = _Pending((self._attn_out,), block.attention_out_norm, block.residual_scale)
+        self._mlp(block.mlp, self._normed_input(block.mlp_norm, attended))
+        return _Pending((self._mlp_out,), block.mlp_out_norm, block.residual_scale)
+
+    def _mlp(self, mlp: MlpSpec, given: dict[str, Any]) -> None:
+        """Append an MLP that reads `given`."""
+        gated = mlp.fused or len(mlp.up_proj) == 2
+        activated = self._product("activated", mlp.up_proj, **given, function=FUNCTIONS[mlp.act], gated=gated)
+        self._product("mlp_out", (mlp.down_proj,), x=activated.data_ptr())
+
+    def _normed_input(self, norm: NormSpec | None, pending: _Pending, rows: slice = slice(None)) -> dict[str, Any]:
+        """Return the members of a product for the normalized residual stream, after adding `pending` to it."""
+        first, second = ([each[rows].data_ptr() for each in pending.outputs] + [None, None])[:2]
+        given: dict[str, Any] = {"x": self._sums[rows].data_ptr(), "added": first, "more": second}
+        given["norm"] = self._norm(norm)
+        given |= {"added_norm": self._norm(pending.norm), "added_scale": pending.scale}
+        if pending.outputs and rows == slice(None):
             self._sums, self._next_sums = self._next_sums, self._sums
             given["sum"] = self._sums.data_ptr()
         return given
 
-    def _attention(self, block: BlockSpec, qkv: Tensor) -> Attention:
+    def _attention(self, of: AttentionSpec, qkv: Tensor) -> Attention:
         """Append the attention of all tokens; `qkv` is (tokens, heads * head_dim)."""
-        heads = qkv[0].view(-1, block.head_dim)
-        if block.qkv_by_head:
-            query, key, value, stride = heads, heads[1:], heads[2:], 3 * block.head_dim
-        else:
-            query, key, stride = heads, heads[block.num_heads :], block.head_dim
-            value = key[block.num_kv_heads :]
+        layout, dim, heads = of.layout, of.head_dim, qkv[0].view(-1, of.head_dim)
+        cos, sin = (None, None) if of.rotary is None else self.angles[of.rotary]
+        shares_weights = of.q_norm is None or of.q_norm.weight.shape == (dim,)
         attention = Attention(
-            query=query.data_ptr(),
-            key=key.data_ptr(),
-            value=value.data_ptr(),
-            cos=self.cos.data_ptr(),
-            sin=self.sin.data_ptr(),
+            query=heads.data_ptr(),
+            key=heads[layout.key_start :].data_ptr(),
+            value=heads[layout.value_start :].data_ptr(),
+            cos=None if cos is None else cos.data_ptr(),
+            sin=None if sin is None else sin.data_ptr(),
             partial=self._workspace.partial.data_ptr(),
-            query_norm=self._norm(block.q_norm),
-            key_norm=self._norm(block.k_norm),
-            head_stride=stride,
+            query_norm=self._norm(of.q_norm),
+            key_norm=self._norm(of.k_norm),
+            query_stride=layout.query_group_stride * dim,
+            key_stride=layout.key_stride * dim,
+            value_stride=layout.value_stride * dim,
             token_stride=qkv.stride(0),
+            norm_stride=0 if shares_weights else dim,
             tokens=self._tokens,
-            rotary_dim=self.cos.shape[1],
-            num_kv_heads=block.num_kv_heads,
-            num_kv_groups=block.num_heads // block.num_kv_heads,
-            head_dim=block.head_dim,
-            element_bytes=self._model.dtype.itemsize,
-            spans=self._threads,
-            scale=block.scale,
+            rotary_dim=0 if cos is None else cos.shape[1],
+            num_kv_heads=of.num_kv_heads,
+            num_kv_groups=of.num_heads // of.num_kv_heads,
+            head_dim=dim,
+            spans=_spans(self._tokens, of.num_kv_heads, of.num_heads // of.num_kv_heads, self._threads),
+            window=of.window or 0,
+            is_interleaved=of.interleaved,
+            norms_whole=of.q_norm is not None and of.q_norm.whole,
+            repeats=layout.copies - 1,
+            scale=of.scale,
+            softcap=of.softcap or 0.0,
+            clip=of.clip or 0.0,
         )
         self._operations += attend(attention)
         self.attentions.append(attention)
@@ -156,57 +205,97 @@ class Program:
         bias = None if norm.bias is None else norm.bias.data_ptr()
         return Norm(norm.weight.data_ptr(), bias, norm.eps, int(norm.is_layer_norm))
 
-    def _product(self, name: str, layers: tuple[Any, ...], count: int | None = None, **members: Any) -> Tensor:
-        """Append the product of an input with `layers`.
+    def _product(self, name: str, layers: tuple[Any, ...], **members: Any) -> Tensor:
+        """Append the product of an input, with one row per token, with `layers`.
 
         Args:
             name: Names the buffer for the results.
             layers: Linear layers that share their input.
-            count: Rows of the input; None for one per token.
             members: Members of the operation that describe its input and activation.
 
         Returns:
-            The results, concatenated or, with a gate, multiplied: (count, rows of all or of one).
+            The results, concatenated or, with a gate, multiplied: (tokens, rows of all or of one).
         """
-        rows = sum(layer.out_features for layer in layers[: 1 if members.get("gated") else None])
-        out = self._workspace.buffer(name, self._tokens if count is None else count, rows)
-        operation = product(
-            *self._matrices(layers, bool(members.get("gated"))),
-            columns=layers[0].in_features,
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-            count=out.shape[0],
-            **members,
-        )
-        self._operations.append(operation)
+        out = self._buffer(name, _rows(layers, **members))
+        self._append_product(layers, out=out.data_ptr(), count=self._tokens, **members)
         return out
 
+    def _append_product(self, layers: tuple[Any, ...], **members: Any) -> None:
+        """Append the product of an input with `layers`; see `_product`."""
+        matrices = self._matrices(layers, bool(members.get("gated")))
+        stride = _rows(layers, **members)
+        self._operations.append(product(*matrices, columns=layers[0].in_features, out_stride=stride, **members))
+
     def _matrices(self, layers: tuple[Any, ...], gated: bool) -> list[Matrix]:
+        if gated and len(layers) == 1:
+            return self._halves(layers[0])
         whole = None if gated else quantized_together(layers)
         if whole is not None:
             rows = sum(layer.out_features for layer in layers)
             return [self._matrix(BITS[whole.kind], whole.data, whole.scales, joined_bias(layers, torch.float32), rows)]
-        found = []
-        for layer in layers:
-            quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
-            if quantized is None:
-                weight = layer.weight.detach().contiguous()
-                bits, data, scales = 8 * weight.element_size(), weight, None
-            else:
-                bits, data, scales = BITS[quantized.kind], quantized.data, quantized.scales
-            found.append(self._matrix(bits, data, scales, joined_bias((layer,), torch.float32), layer.out_features))
-        return found
+        return [self._layer(layer) for layer in layers]
+
+    def _layer(self, layer: Any) -> Matrix:
+        bias = joined_bias((layer,), torch.float32)
+        quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
+        if quantized is None:
+            weight = layer.weight.detach().contiguous()
+            return self._matrix(8 * weight.element_size(), weight, None, bias, layer.out_features)
+        return self._matrix(BITS[quantized.kind], quantized.data, quantized.scales, bias, layer.out_features)
+
+    def _halves(self, layer: Any) -> list[Matrix]:
+        """Return both halves of the rows of a layer, as matrices."""
+        first = self._layer(layer)
+        rows = first.rows // 2
+        size = rows * (
+            layer.in_features // GROUP * BLOCK_BYTES // TILE if first.bits == 4 else layer.in_features * first.bits // 8
+        )
+        scales = None if first.scales is None else first.scales + rows * torch.bfloat16.itemsize
+        bias = None if first.bias is None else first.bias + rows * torch.float32.itemsize
+        return [
+            Matrix(first.data, first.scales, first.bias, rows, first.bits, first.format),
+            Matrix(first.data + size, scales, bias, rows, first.bits, first.format),
+        ]
 
     def _matrix(self, bits: int, data: Tensor, scales: Tensor | None, bias: Tensor | None, rows: int) -> Matrix:
         self._weights += [tensor for tensor in (data, scales, bias) if tensor is not None]
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in (data, scales, bias)]
-        return Matrix(*addresses, rows, bits)
+        return Matrix(*addresses, rows, bits, FORMATS.get(data.dtype, 0))
 
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)
 
 
-def _partial_size(model: ModelSpec, kernels: Kernels, tokens: int, threads: int) -> int:
+def _scaled(norm: NormSpec, scale: float) -> NormSpec:
+    """Return the norm followed by a factor."""
+    if scale == 1.0:
+        return norm
+    return replace(norm, weight=norm.weight * scale, bias=None if norm.bias is None else norm.bias * scale)
+
+
+def _rows(layers: tuple[Any, ...], gated: bool = False, **_: Any) -> int:
+    """Return the width of the results of a product: concatenated, or multiplied if there is a gate."""
+    rows: int = sum(layer.out_features for layer in layers)
+    return rows // 2 if gated else rows
+
+
+def _spans(tokens: int, heads: int, groups: int, threads: int) -> int:
+    """Return the number of spans that the slots are read in, so that attention has enough tasks for all threads.
+
+    Several tokens share a task, and each span of each token needs memory.
+    """
+    if tokens == 1:
+        return threads
+    tasks = heads * -(-tokens // max(1, QUERIES_AT_ONCE // groups))
+    return max(1, min(threads, 4 * threads // tasks))
+
+
+def _partial_size(model: ModelSpec, kernels: Kernels, max_tokens: int, threads: int) -> int:
     """Return the floats for partial results of the largest attention."""
-    sizes = ((block.num_kv_heads, block.num_heads // block.num_kv_heads, block.head_dim) for block in model.blocks)
-    return max(int(kernels.attention_partial(tokens, *each, threads)) for each in sizes)
+    attentions = [block.attention for block in model.blocks]
+    sizes = {(each.num_kv_heads, each.num_heads // each.num_kv_heads, each.head_dim) for each in attentions}
+    return max(
+        int(kernels.attention_partial(tokens, heads, groups, dim, _spans(tokens, heads, groups, threads)))
+        for heads, groups, dim in sizes
+        for tokens in range(1, max_tokens + 1)
+    )

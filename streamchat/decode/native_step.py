@@ -7,36 +7,59 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode import one_thread
-from streamchat.decode.native_program import ACTIVATIONS, Program, Workspace
-from streamchat.decode.spec import ModelSpec
+from streamchat.decode.native_program import FORMATS, FUNCTIONS, Program, Workspace
+from streamchat.decode.spec import BlockSpec, ModelSpec
 from streamchat.kernels.library import Kernels
-from streamchat.kernels.operations import MAX_HEAD_DIM, MAX_QUERIES
-from streamchat.quantization.linear import QuantizedLinear
+from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
+from streamchat.quantization.linear import QuantizedLinear, is_linear
 
-QUANTIZED_TOKENS = 32
-"""Maximum tokens per call for which kernels on quantized weights beat transformers' forward on the model's own."""
+QUANTIZED_TOKENS = 256
+"""Maximum tokens per call, as many as a chunk of a prompt has; the workspace grows with it. The kernels multiply int4
+weights with many tokens faster than PyTorch multiplies the model's own, and int8 weights faster than float32 ones."""
+INT8_TOKENS = 32
+"""The same for int8 weights of a bfloat16 model: PyTorch multiplies many tokens with bfloat16 weights faster."""
 NATIVE_TOKENS = 8
 """The same for a model without quantized weights."""
+MAX_PROGRAMS = 64
+"""Programs kept for the numbers of tokens met last: one takes about 0.2 MB, and a few milliseconds to build."""
 
 
 def kernels_support(model: ModelSpec) -> bool:
     """Return whether the kernels support every part of `model`."""
-    for block in model.blocks:
-        act = block.act
-        tanh = getattr(act, "approximate", "none") != "none"
-        if type(act).__name__ not in ACTIVATIONS or tanh or getattr(act, "act", functional.gelu) is not functional.gelu:
-            return False
-        groups, rest = divmod(block.num_heads, block.num_kv_heads)
-        if rest or groups > MAX_QUERIES or block.head_dim > MAX_HEAD_DIM:
-            return False
-    plain = all(type(layer) in (nn.Linear, QuantizedLinear) for layer in model.linear_layers)
-    return plain and model.dtype in (torch.bfloat16, torch.float32)
+    plain = all(isinstance(layer, QuantizedLinear) or is_linear(layer) for layer in model.linear_layers)
+    scaled_bias = model.logit_scale != 1 and model.head.bias is not None
+    return plain and not scaled_bias and model.dtype in FORMATS and all(map(_supports, model.blocks))
+
+
+def _supports(block: BlockSpec) -> bool:
+    attention, mlp = block.attention, block.mlp
+    if mlp.act not in FUNCTIONS or (mlp.fused and not _halves_are_tiles(mlp.up_proj[0])):
+        return False
+    if attention.num_heads % attention.num_kv_heads or attention.head_dim > MAX_HEAD_DIM:
+        return False
+    if attention.clip is not None and attention.q_norm is not None and attention.q_norm.whole:
+        return False  # the norm would need the clipped values of all heads
+    return not (block.parallel and (block.attention_out_norm or block.mlp_out_norm))
+
+
+def _halves_are_tiles(layer: Any) -> bool:
+    """Return whether both halves of the rows of a layer are matrices of their own."""
+    is_int4 = isinstance(layer, QuantizedLinear) and layer.quantized.kind == "int4"
+    rows: int = layer.out_features
+    return rows % (2 * TILE if is_int4 else 2) == 0
+
+
+def _max_tokens(model: ModelSpec) -> int:
+    """Return the maximum tokens per call for which the kernels beat transformers' forward on its own weights."""
+    if not all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers):
+        return NATIVE_TOKENS
+    kinds = {layer.quantized.kind for layer in model.linear_layers if layer is not model.head}
+    return INT8_TOKENS if "int8" in kinds and model.dtype == torch.bfloat16 else QUANTIZED_TOKENS
 
 
 class CompiledStep:
@@ -48,11 +71,11 @@ class CompiledStep:
 
     def __init__(self, model: ModelSpec, kernels: Kernels) -> None:
         self._model, self._kernels = model, kernels
-        quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
-        self.max_tokens = QUANTIZED_TOKENS if quantized else NATIVE_TOKENS
+        self.max_tokens = _max_tokens(model)
         self._table: Any = model.embedding.weight
         self._empty = [
-            torch.empty(1, block.num_kv_heads, 0, block.head_dim, dtype=model.dtype) for block in model.blocks
+            torch.empty(1, block.attention.num_kv_heads, 0, block.attention.head_dim, dtype=model.dtype)
+            for block in model.blocks
         ]
         self._lock = threading.Lock()
         self._programs: dict[tuple[int, bool, int], Program] = {}
@@ -64,15 +87,17 @@ class CompiledStep:
         """Run the program.
 
         Raises:
-            CacheError: The dtypes of cache and model differ.
+            CacheError: The cache has a dtype that the kernels do not support.
         """
         with self._lock:
             tokens, threads = ids.shape[1], torch.get_num_threads()
             program = self.program(tokens, last_only, threads)
             program.hidden.copy_(functional.embedding(ids[0], self._table))
-            cos, sin = self._model.rotary(program.hidden, positions)
-            program.cos.copy_(cos[0])
-            program.sin.copy_(sin[0])
+            if self._model.embedding_scale != 1:
+                program.hidden.mul_(self._model.embedding_scale)
+            for rotary, buffers in zip(self._model.rotaries, program.angles, strict=True):
+                for buffer, found in zip(buffers, rotary(program.hidden, positions), strict=True):
+                    buffer.copy_(found[0])
             for attention, layer, empty in zip(program.attentions, layers, self._empty, strict=True):
                 if not layer.is_initialized:
                     layer.lazy_initialization(empty, empty)
@@ -81,15 +106,15 @@ class CompiledStep:
                 keys, values = layer.keys, layer.values
                 assert keys is not None
                 assert values is not None
-                if keys.dtype != self._model.dtype:
-                    raise CacheError(
-                        f"a cache in {keys.dtype} cannot be continued by a model in {self._model.dtype}; reset it first"
-                    )
+                if keys.dtype not in FORMATS:
+                    raise CacheError(f"the compiled kernels do not support a cache in {keys.dtype}; reset it first")
+                attention.format = FORMATS[keys.dtype]
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()
                 attention.cached = cached
+            logits = program.new_logits()
             self._kernels.run(program.operations, threads)
-            return one_thread.copy(program.logits)[None]
+            return logits[None]
 
     def program(self, tokens: int, last_only: bool, threads: int) -> Program:
         """Return the program for `tokens` tokens; it is built at first use."""
@@ -100,5 +125,7 @@ class CompiledStep:
                 if self._workspace is None or any(threads != each for _, _, each in self._programs):
                     self._programs.clear()
                     self._workspace = Workspace(self._model, self._kernels, self.max_tokens, threads)
+                if len(self._programs) >= MAX_PROGRAMS:
+                    self._programs.pop(next(iter(self._programs)))
                 program = self._programs[key] = Program(self._model, self._workspace, *key)
         return program

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
@@ -72,11 +72,6 @@ def norm_of_row(of: NormSpec, dtype: torch.dtype) -> Op:
 def head_norm(of: NormSpec, dtype: torch.dtype) -> Op:
     """(heads, head_dim) -> (heads, head_dim) of `dtype`: RMSNorm of each head."""
     return lambda x: functional.rms_norm(x.float(), of.weight.shape, of.weight, of.eps).to(dtype)
-
-
-def activation(module: nn.Module) -> Op:
-    """Return the function of an activation module; for SiLU without the overhead of a module call."""
-    return functional.silu if type(module).__name__ in ("SiLU", "SiLUActivation") else module
 
 
 class Rotation:

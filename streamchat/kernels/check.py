@@ -11,15 +11,23 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamchat.kernels.operations import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
     GELU,
+    GELU_TANH,
     NO_FUNCTION,
+    RELU,
+    RELU2,
     SILU,
+    SOFTCAP,
     Attention,
     Matrix,
     Norm,
@@ -68,13 +76,13 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 
 def _check_products(kernels: Any) -> None:
-    columns, count = 96, 37  # two blocks of vectors; four at once, and one
+    columns, count = 160, 61  # two blocks of vectors, of full panels and others
     x, sizes = _noise(count, columns), (48, 32)
-    for bits in (4, 8, 16, 32):
-        made = [random_matrix(bits, rows, columns) for rows in sizes]
+    for bits, kind in ((4, BFLOAT16), (8, BFLOAT16), (16, BFLOAT16), (16, FLOAT16), (32, FLOAT32)):
+        made = [random_matrix(bits, rows, columns, kind) for rows in sizes]
         biases = [_noise(rows) for rows in sizes]
         matrices = [
-            Matrix(_address(data), _address(scales), _address(bias), rows, bits)
+            Matrix(_address(data), _address(scales), _address(bias), rows, bits, kind)
             for (data, scales, _), bias, rows in zip(made, biases, sizes, strict=True)
         ]
         out = _zeros(count, sum(sizes))
@@ -83,15 +91,15 @@ def _check_products(kernels: Any) -> None:
         _compare(f"a product with weights of {bits} bits", out, x @ meant.T + np.concatenate(biases))
 
 
-def random_matrix(bits: int, rows: int, columns: int) -> tuple[Array, Array | None, Array]:
-    """Return random data, its scales, and the weights that it represents."""
+def random_matrix(bits: int, rows: int, columns: int, kind: int = BFLOAT16) -> tuple[Array, Array | None, Array]:
+    """Return random data, its scales, and the weights that it represents; `kind` is the format of 16 bits."""
     if bits == 4:
         return _int4_matrix(rows, columns)
     if bits == 8:
         codes, scales = _random.integers(-127, 128, (rows, columns)), _rounded(0.01 * _random.random(rows))
         return codes.astype(np.int8), _bfloat16(scales), scales[:, None] * codes
-    weights = _rounded(_noise(rows, columns))
-    return (_bfloat16(weights) if bits == 16 else weights), None, weights.astype(float)
+    data = _stored(_noise(rows, columns), kind if bits == 16 else FLOAT32)
+    return data, None, _values(data).astype(float)
 
 
 def _int4_matrix(rows: int, columns: int) -> tuple[Array, None, Array]:
@@ -107,69 +115,146 @@ def _int4_matrix(rows: int, columns: int) -> tuple[Array, None, Array]:
     return data.astype(np.uint16), None, scales.repeat(32, 1) * (codes - 8) + zeros.repeat(32, 1)
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """An attention with two key heads, each with `queries` queries."""
+
+    dim: int = 64
+    rotary_dim: int = 64
+    kind: int = BFLOAT16
+    queries: int = 3
+    is_interleaved: bool = False
+    """Pairs of neighbors are rotated."""
+    window: int = 0
+    softcap: float = 0.0
+    clip: float = 0.0
+    norms: str = "shared"
+    """`shared` by all heads, `own` weights for each head, one for the `whole` token, or `none`."""
+    by_group: bool = False
+    """The key of a group of queries follows them."""
+    value_size: float = 1.0
+    repeats: int = 0
+    """1: both key heads have the same key and value."""
+
+
+_HEADS = (
+    _Heads(kind=BFLOAT16),
+    _Heads(rotary_dim=16, kind=FLOAT32, by_group=True),
+    _Heads(dim=48, rotary_dim=32, kind=FLOAT16, is_interleaved=True, norms="own", value_size=1e-6),  # subnormal numbers
+    _Heads(dim=128, rotary_dim=128, kind=FLOAT32, softcap=2.0, window=70, norms="whole"),
+    _Heads(dim=32, rotary_dim=32, repeats=1),
+    _Heads(dim=16, rotary_dim=0, kind=FLOAT32, queries=19, window=1, norms="none", clip=0.5),
+)
+
+
 def _check_attention(kernels: Any) -> None:
-    heads, queries, cached, tokens, spans = 2, 3, 200, 3, 2  # two blocks of keys per span
-    for dim, rotary_dim, size in ((64, 64, 2), (64, 16, 4), (48, 48, 2), (128, 128, 4)):
-        slots, scale = cached + 5, 0.7 / math.sqrt(dim)
-        qkv = _noise(tokens, heads * (queries + 2), dim)
-        query_norm, key_norm = _noise(2, dim)
-        angles = np.tile(_noise(tokens, rotary_dim // 2), 2)
+    heads, cached, spans = 2, 200, 2  # two blocks of keys per span
+    # one token, which is stored by the task that reads it; a few one by one; many together
+    for case, tokens in itertools.product(_HEADS, (1, 3, 50)):
+        queries, dim, slots = case.queries, case.dim, cached + tokens + 2
+        rows = _noise(tokens, heads * (queries + 2), dim)
+        if case.by_group:
+            parts = rows[:, :-heads].reshape(tokens, heads, queries + 1, dim)
+            query, key = parts[:, :, :queries], parts[:, :, queries]
+        else:
+            query = rows[:, : heads * queries].reshape(tokens, heads, queries, dim)
+            key = rows[:, heads * queries : -heads]
+        value = rows[:, -heads:]
+        value *= case.value_size
+        given = [_address(part) for part in (query, key, value)]
+        strides = [part.strides[1] // 4 for part in (query, key, value)]
+        if case.repeats:
+            key, value = (np.repeat(part[:, :1], heads, 1) for part in (key, value))
+        norms = [_head_norm(case, count) for count in (heads * queries, heads)]
+        angles = _noise(tokens, case.rotary_dim // 2)
+        angles = np.repeat(angles, 2, 1) if case.is_interleaved else np.tile(angles, 2)
         cos, sin = np.cos(angles), np.sin(angles)
-        stored = _rounded(_noise(2, heads, slots, dim))
-        buffers = _bfloat16(stored) if size == 2 else stored.copy()
+        cached_pair = _noise(2, heads, slots, dim)
+        cached_pair[1] *= case.value_size
+        buffers = _stored(cached_pair, case.kind)
+        before = _values(buffers).copy()
         partial = _zeros(kernels.attention_partial(tokens, heads, queries, dim, spans))
-        first_key, first_value = heads * queries, heads * (queries + 1)
         attention = Attention(
-            query=_address(qkv),
-            key=_address(qkv[:, first_key:]),
-            value=_address(qkv[:, first_value:]),
-            cos=_address(cos),
-            sin=_address(sin),
-            keys=_address(buffers[0]),
-            values=_address(buffers[1]),
-            partial=_address(partial),
-            query_norm=Norm(_address(query_norm), None, 1e-5, 0),
-            key_norm=Norm(_address(key_norm), None, 1e-5, 0),
-            head_stride=dim,
-            token_stride=qkv[0].size,
-            head_stride_bytes=slots * dim * size,
+            *given,
+            *(_address(part) for part in (cos, sin, buffers[0], buffers[1], partial)),
+            *(Norm(_address(weight), _address(bias), 1e-5, bias is not None) for weight, bias in norms),
+            *strides,
+            token_stride=rows[0].size,
+            norm_stride=0 if case.norms == "shared" else dim,
+            head_stride_bytes=slots * dim * buffers.itemsize,
             cached=cached,
             tokens=tokens,
-            rotary_dim=rotary_dim,
+            rotary_dim=case.rotary_dim,
             num_kv_heads=heads,
             num_kv_groups=queries,
             head_dim=dim,
-            element_bytes=size,
+            format=case.kind,
             spans=spans,
-            scale=scale,
+            window=case.window,
+            is_interleaved=case.is_interleaved,
+            norms_whole=case.norms == "whole",
+            repeats=case.repeats,
+            scale=0.7 / math.sqrt(dim),
+            softcap=case.softcap,
+            clip=case.clip,
         )
         out = _zeros(tokens, heads * queries * dim)
         _run(kernels, [*attend(attention), _identity(out, attention=attention)])
-        query = _rotated(_normed(qkv[:, :first_key], query_norm), cos, sin).reshape(tokens, heads, queries, dim)
-        key = _rotated(_normed(qkv[:, first_key:first_value], key_norm), cos, sin)
-        new = [_rounded(part) if size == 2 else part for part in (key, qkv[:, first_value:])]
-        keys, values = (
-            np.concatenate([old[:, :cached], part.transpose(1, 0, 2)], 1) for old, part in zip(stored, new, strict=True)
+        if case.clip:
+            query, key, value = (np.clip(part, -case.clip, case.clip) for part in (query, key, value))
+        flat = query.reshape(tokens, heads * queries, dim)
+        flat, key = (
+            _rotated(_normed_heads(case, part, *norm), cos, sin, case.is_interleaved)
+            for part, norm in zip((flat, key), norms, strict=True)
         )
-        _compare(f"attention with heads of {dim} in {size} bytes", out, _attended(query, keys, values, scale))
+        new = [_values(_stored(part, case.kind)) for part in (key, value)]
+        keys, values = (
+            np.concatenate([old[:, :cached], part.transpose(1, 0, 2)], 1) for old, part in zip(before, new, strict=True)
+        )
+        expected = _attended(flat.reshape(tokens, heads, queries, dim), keys, values, attention.scale, case)
+        _compare(f"attention with {case}", out, expected)
 
 
-def _attended(query: Array, keys: Array, values: Array, scale: float) -> Array:
+def _head_norm(case: _Heads, heads: int) -> tuple[Array | None, Array | None]:
+    """Return weights and biases of a norm of queries or keys: a LayerNorm if each head has its own."""
+    if case.norms == "none":
+        return None, None
+    if case.norms == "own":
+        return _noise(heads, case.dim), _noise(heads, case.dim)
+    return (_noise(case.dim) if case.norms == "shared" else _noise(heads, case.dim)), None
+
+
+def _normed_heads(case: _Heads, x: Array, weight: Array | None, bias: Array | None) -> Array:
+    """Return (tokens, heads, dim) after the norm of queries or keys."""
+    if weight is None:
+        return x
+    if case.norms != "whole":
+        return _normed(x, weight, bias)
+    return _normed(x.reshape(len(x), -1), weight.ravel()).reshape(x.shape)
+
+
+def _attended(query: Array, keys: Array, values: Array, scale: float, case: _Heads) -> Array:
     """(tokens, heads, queries, dim), of the last tokens; keys and values (heads, all tokens, dim)."""
     scores = scale * np.einsum("thqd,hkd->thqk", query, keys, dtype=float)
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
     tokens, count = len(query), keys.shape[1]
-    is_later = np.arange(count) > count - tokens + np.arange(tokens)[:, None]
-    shares = np.exp(np.where(is_later[:, None, None], -np.inf, scores))
+    ages = count - tokens + np.arange(tokens)[:, None] - np.arange(count)
+    is_hidden = (ages < 0) | (ages >= (case.window or count))
+    shares = np.exp(np.where(is_hidden[:, None, None], -np.inf, scores))
     attended: Array = np.einsum("thqk,hkd->thqd", shares / shares.sum(-1, keepdims=True), values)
     return attended
 
 
-def _rotated(x: Array, cos: Array, sin: Array) -> Array:
-    """Return `x` (tokens, heads, dim) with its first dimensions, as many as `cos` has, rotated by halves."""
+def _rotated(x: Array, cos: Array, sin: Array, is_interleaved: bool) -> Array:
+    """Return `x` (tokens, heads, dim) with as many dimensions rotated as `cos` has, in pairs or by halves."""
     part, rest = np.split(x, [cos.shape[1]], -1)
-    low, high = np.split(part, 2, -1)
-    turned = part * cos[:, None] + np.concatenate([-high, low], -1) * sin[:, None]
-    return np.concatenate([turned, rest], -1)
+    if is_interleaved:
+        partners = np.stack([-part[..., 1::2], part[..., ::2]], -1).reshape(part.shape)
+    else:
+        low, high = np.split(part, 2, -1)
+        partners = np.concatenate([-high, low], -1)
+    return np.concatenate([part * cos[:, None] + partners * sin[:, None], rest], -1)
 
 
 def _normed(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -187,27 +272,34 @@ def _check_inputs(kernels: Any) -> None:
     for is_layer_norm in (0, 1):
         x, added, more, weight, bias = _noise(5, width)
         norm = Norm(_address(weight), _address(bias) if is_layer_norm else None, 1e-5, is_layer_norm)
-        out, total = _zeros(1, width), _zeros(width)
+        out, total, biases = _zeros(1, width), _zeros(width), bias if is_layer_norm else None
         _run(kernels, [_identity(out, x=x, added=added, more=more, sum=total, norm=norm)])
         _compare("a sum", total, x + added + more)
-        _compare("a norm", out, _normed(x + added + more, weight, bias if is_layer_norm else None))
+        _compare("a norm", out, _normed(x + added + more, weight, biases))
+        _run(kernels, [_identity(out, x=x, added=added, more=more, added_scale=0.3, added_norm=norm, sum=total)])
+        _compare("a sum with factor and norm", total, x + 0.3 * (_normed(added, weight, biases) + more))
+        _compare("the input of a product", out, total)
 
 
 def _check_activations(kernels: Any) -> None:
     width = 72
-    x, factors = 4 * _noise(width), _noise(width)
+    x, factors, softcap = 4 * _noise(width), _noise(width), 1.5
     wanted = {
         NO_FUNCTION: x,
         SILU: x / (1 + np.exp(-x)),
         GELU: x * 0.5 * (1 + np.vectorize(math.erf)(x / 2**0.5)),
+        GELU_TANH: x * 0.5 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+        RELU: np.maximum(x, 0),
+        RELU2: np.maximum(x, 0) ** 2,
+        SOFTCAP: softcap * np.tanh(x / softcap),
     }
     diagonal = np.diag(factors)
     for function, expected in wanted.items():
         out = _zeros(1, width)
-        _run(kernels, [_identity(out, x=x, function=function)])
-        _compare("an activation", out, expected)
+        _run(kernels, [_identity(out, x=x, function=function, softcap=softcap)])
+        _compare("an activation", out, expected, tolerance=1e-5)
         gate = Matrix(_address(diagonal), rows=width, bits=32)
-        _run(kernels, [_identity(out, gate, x=x, function=function, gated=1)])
+        _run(kernels, [_identity(out, gate, x=x, function=function, softcap=softcap, gated=1)])
         _compare("a gate", out, expected * factors * x)
 
 
@@ -273,9 +365,23 @@ def _rounded(values: Array) -> Array:
     return (_bfloat16(values).astype(np.uint32) << 16).view(np.float32)
 
 
-def _compare(what: str, actual: Array, expected: Array) -> None:
+def _stored(values: Array, kind: int) -> Array:
+    """Return `values` in a format of 16 or 32 bits, bfloat16 as its bits."""
+    if kind == BFLOAT16:
+        return _bfloat16(values)
+    return values.astype(np.float16 if kind == FLOAT16 else np.float32)
+
+
+def _values(stored: Array) -> Array:
+    """Return what `_stored` stored, in float32."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def _compare(what: str, actual: Array, expected: Array, tolerance: float = TOLERANCE) -> None:
     worst, largest = np.abs(actual.ravel() - expected.ravel()).max(), np.abs(expected).max()
-    assert worst <= TOLERANCE * largest, f"{what} is off by {worst}, of {largest}"
+    assert worst <= tolerance * largest, f"{what} is off by {worst}, of {largest}"
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ from ctypes import c_float, c_int, c_long, c_void_p
 from typing import Any, ClassVar
 
 PRODUCT, ATTEND, STORE = range(3)
-NO_FUNCTION, SILU, GELU = range(3)
+NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
+BFLOAT16, FLOAT16, FLOAT32 = range(3)
 MAX_HEAD_DIM = 256
-MAX_QUERIES = 16
-"""Maximum query heads per key head."""
+QUERIES_AT_ONCE = 64
+"""Queries that several tokens have in one task of attention."""
 GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
 """With 4-bit weights the number of rows must be a multiple of this."""
+BLOCK_BYTES = 320
+"""Size of 16 rows x 32 columns of 4-bit weights."""
 
 
 Members = Sequence[tuple[str, Any]]
@@ -30,7 +33,7 @@ def _members(*declared: tuple[Any, str]) -> Members:
 class Matrix(ctypes.Structure):
     """Weights of a product."""
 
-    _fields_: ClassVar[Members] = _members((c_void_p, "data scales bias"), (c_long, "rows"), (c_int, "bits"))
+    _fields_: ClassVar[Members] = _members((c_void_p, "data scales bias"), (c_long, "rows"), (c_int, "bits format"))
 
 
 class Norm(ctypes.Structure):
@@ -45,9 +48,10 @@ class Attention(ctypes.Structure):
     _fields_: ClassVar[Members] = _members(
         (c_void_p, "query key value cos sin keys values partial"),
         (Norm, "query_norm key_norm"),
-        (c_long, "head_stride token_stride head_stride_bytes cached"),
-        (c_int, "tokens rotary_dim num_kv_heads num_kv_groups head_dim element_bytes spans"),
-        (c_float, "scale"),
+        (c_long, "query_stride key_stride value_stride token_stride norm_stride head_stride_bytes cached"),
+        (c_int, "tokens rotary_dim num_kv_heads num_kv_groups head_dim format spans window"),
+        (c_int, "is_interleaved norms_whole repeats"),
+        (c_float, "scale softcap clip"),
     )
 
 
@@ -59,9 +63,10 @@ class Product(ctypes.Structure):
         (c_void_p, "x added more"),
         (ctypes.POINTER(Attention), "attention"),
         (c_void_p, "sum out"),
-        (Norm, "norm"),
+        (Norm, "norm added_norm"),
         (c_long, "columns out_stride"),
         (c_int, "num_matrices count function gated"),
+        (c_float, "added_scale softcap"),
     )
 
 
@@ -77,6 +82,7 @@ class Operation(ctypes.Structure):
 
 def product(*matrices: Matrix, **members: Any) -> Operation:
     """Return the operation that multiplies with one to three matrices; see `source/operations.h`."""
+    members = {"added_scale": 1.0} | members
     return Operation(_Any(product=Product((Matrix * 3)(*matrices), num_matrices=len(matrices), **members)), PRODUCT)
 
 

@@ -70,6 +70,15 @@ class QuantizedConv1D(_QuantizedLayer, Conv1D):
         return rows.view(*x.shape[:-1], -1)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether `module` is a plain linear layer: `nn.Linear` itself, or Falcon's, which differs by rounding only.
+
+    Other subclasses may use the weight differently.
+    """
+    falcon = type(module).__name__ == "FalconLinear" and type(module).__module__.startswith("transformers.models.")
+    return type(module) is nn.Linear or falcon
+
+
 def quantized_together(layers: Sequence[nn.Module]) -> QuantizedWeight | None:
     """Return the quantized matrix that all of `layers` are parts of, in this order; None if there is none."""
     wholes = [layer.whole if isinstance(layer, QuantizedLinear) else None for layer in layers]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.kernels.library import Kernels
-from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, quantized_layers
+from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear, quantized_layers
 from streamchat.quantization.weights import TILE_ROWS, Kind, QuantizedWeight, can_quantize, quantize
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -85,9 +85,9 @@ def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[st
 
 def _weight(module: nn.Module) -> Tensor | None:
     """Return the (out_features, in_features) weight of a layer that can be quantized, else None."""
-    # exact types: subclasses may use the weight differently
-    if type(module) is nn.Linear:
-        return module.weight
+    if is_linear(module):
+        weight: Tensor = cast(nn.Linear, module).weight
+        return weight
     return module.weight.T if type(module) is Conv1D else None
 
 

@@ -1,7 +1,8 @@
-"""The products on every instruction set that they are written for, below that of this machine and emulated ones too."""
+"""The kernels on every instruction set that they are written for, below that of this machine and emulated ones too."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import struct
@@ -9,23 +10,25 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from streamchat.kernels import build
+from streamchat.kernels import build, check
 from streamchat.kernels.check import random_matrix
+from streamchat.kernels.operations import ATTEND, STORE, Attention
 from tests.support.zig import find_zig
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
 """Plain C, the same with SSE 4, AVX2, AVX-512, AVX-512 with VNNI."""
-CASES = [(bits, rows, 96, count) for bits in (4, 8, 16, 32) for rows in (16, 48) for count in (1, 4, 6, 35)]
+CASES = [(bits, rows, 160, count) for bits in (4, 8, 16, 32) for rows in (16, 48) for count in (1, 3, 4, 6, 15, 61)]
 
 
-def compile_driver(compiler: Sequence[str], to: Path) -> list[str]:
-    """Compiles the kernels and the driver; returns its path as a command."""
+def compile_driver(compiler: Sequence[str], to: Path, driver: str = "product_driver.c") -> list[str]:
+    """Compiles the kernels and a driver; returns its path as a command."""
     flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-fvisibility=hidden")]
-    sources = [str(Path(__file__).parent / "product_driver.c"), *map(str, sorted(build.SOURCES.glob("*.c")))]
+    sources = [str(Path(__file__).parent / driver), *map(str, sorted(build.SOURCES.glob("*.c")))]
     command = [*compiler, *flags, "-Wall", "-Werror", f"-I{build.SOURCES}", *sources, "-o", str(to)]
     subprocess.run(command, check=True)
     return [str(to)]
@@ -44,10 +47,8 @@ def check_products(driver: Sequence[str]) -> None:
         assert abs(found - expected).max() <= 2e-4 * abs(expected).max(), (bits, rows, count)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("level", X86)
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_products_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
+def skip_unless_possible(compiler: str, level: str) -> None:
+    """Skips a level that the compiler or this processor lacks."""
     if not shutil.which(compiler):
         pytest.skip(f"{compiler} is not installed")
     probe = subprocess.run(
@@ -55,19 +56,31 @@ def test_products_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
     )
     if probe.returncode:
         pytest.skip(f"{compiler} has no -march={level}")
-    driver = compile_driver([compiler, f"-march={level}"], tmp_path / "driver")
     flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
     needed = {"haswell": "avx2", "skylake-avx512": "avx512bw", "icelake-server": "avx512_vnni"}.get(level, "sse2")
     if needed not in flags:
         pytest.skip(f"this processor has no {needed}")
-    check_products(driver)
+
+
+def arm() -> tuple[str, str]:
+    """The compiler for ARM and the emulator."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
+    return compiler, emulator
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", X86)
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_products_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
+    skip_unless_possible(compiler, level)
+    check_products(compile_driver([compiler, f"-march={level}"], tmp_path / "driver"))
 
 
 @pytest.mark.slow
 def test_products_on_arm_with_neon(tmp_path: Path) -> None:
-    compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
-    if not compiler or not emulator:
-        pytest.skip("needs gcc-aarch64-linux-gnu and qemu-user")
+    compiler, emulator = arm()
     driver = compile_driver([compiler, "-static"], tmp_path / "driver")
     check_products([emulator, *driver])
 
@@ -84,3 +97,66 @@ def test_products_and_team_with_musl(tmp_path: Path, monkeypatch: pytest.MonkeyP
     subprocess.run([*compiler, *flags, *sources, "-o", str(tmp_path / "stress")], check=True)
     done = subprocess.run([str(tmp_path / "stress")], capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("level", X86)
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_every_operation_on_x86(tmp_path: Path, compiler: str, level: str) -> None:
+    skip_unless_possible(compiler, level)
+    made = tmp_path / "kernels.so"
+    sources = map(str, sorted(build.SOURCES.glob("*.c")))
+    subprocess.run([compiler, *build.FLAGS, "-shared", f"-march={level}", *sources, "-o", str(made)], check=True)
+    subprocess.run([sys.executable, "-m", "streamchat.kernels.check", str(made), "1"], check=True, timeout=120)
+
+
+class Emulated:
+    """Stands for a library that only an emulator can run: passes memory to a program and back."""
+
+    def __init__(self, command: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._command = command
+        self._arrays: dict[int, Any] = {}
+        monkeypatch.setattr(check, "_address", self._address)
+        monkeypatch.setattr(check, "declare", lambda _: None)
+
+    def _address(self, array: Any) -> int | None:
+        """Remembers the memory of the array, whole: operations may go on behind the part that they are given."""
+        if array is None:
+            return None
+        whole = array
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        self._arrays[whole.ctypes.data] = whole
+        return int(array.ctypes.data)
+
+    def attention_partial(self, tokens: int, heads: int, queries: int, dim: int, spans: int) -> int:
+        return tokens * heads * spans * queries * (dim + 2)
+
+    def run(self, operations: Any, count: int, threads: int) -> int:
+        kinds = [each for each in operations if each.kind in (ATTEND, STORE)]
+        kinds += [each for each in operations if each.kind not in (ATTEND, STORE) and each.each.product.attention]
+        pointers = [
+            each.each.attention if each.kind in (ATTEND, STORE) else each.each.product.attention for each in kinds
+        ]
+        structures = {ctypes.addressof(operations): ctypes.sizeof(operations)}
+        structures |= {ctypes.addressof(each.contents): ctypes.sizeof(Attention) for each in pointers}
+        data = {address: array.nbytes for address, array in self._arrays.items()}
+        given = [struct.pack("<2q", len(structures) + len(data), len(structures))]
+        for address, size in (*structures.items(), *data.items()):
+            given += [struct.pack("<2q", address, size), ctypes.string_at(address, size)]
+        given.append(struct.pack("<2q", count, threads))
+        done = subprocess.run(self._command, input=b"".join(given), capture_output=True, check=True, timeout=120)
+        at = 0
+        for address, size in data.items():
+            ctypes.memmove(address, done.stdout[at : at + size], size)
+            at += size
+        assert at == len(done.stdout)
+        return 0
+
+
+@pytest.mark.slow
+def test_every_operation_on_arm_with_neon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, emulator = arm()
+    driver = compile_driver([compiler, "-static"], tmp_path / "driver", "program_driver.c")
+    kernels = Emulated([emulator, *driver], monkeypatch)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: kernels)
+    check.main("", 1)

@@ -319,8 +319,9 @@ def test_auto_stays_with_the_models_own_where_packed_ones_say_something_else(
 def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refused(
     folder: Path, how: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "memory" not in how:
+        chosen[:] = ["torch"]  # compiled ones serve any processor and format
     if "capability" in how:
-        chosen[:] = ["torch"]  # compiled ones serve any processor
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: how["capability"])
     model = tiny_llama(**LLAMA).to(getattr(torch, how.get("dtype", "bfloat16")))
     if "memory" in how:
@@ -332,6 +333,16 @@ def test_where_packed_weights_do_not_work_auto_is_native_and_the_others_are_refu
     with pytest.raises(ConfigError, match=f"int4.*{reason}.*weights = native"):
         use_weights(model, None, "int4", device="cpu", name="m", kernels=chosen[0], progress=silent)
     assert not quantized_layers(model)
+
+
+@pytest.mark.skipif(load_kernels("auto") is None, reason="needs compiled kernels")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_compiled_kernels_quantize_a_model_in_float16(kind: Any) -> None:
+    model: Any = tiny_llama(**LLAMA)
+    model.to(torch.float16)
+    found, _ = use_weights(model, None, kind, device="cpu", name="m", kernels="auto", progress=silent)
+    assert found == kind
+    assert quantized_layers(model)
 
 
 def test_a_device_without_the_kernels_is_named() -> None:

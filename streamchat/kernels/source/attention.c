@@ -4,16 +4,18 @@
  * As in flash decoding, the keys are split into spans, so that all threads read equally much; the product that follows
  * combines the partial results.
  */
-#include "operations.h"
+#include "attention.h"
 
-#define LOWEST -1e30f
-
-enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
+enum { BLOCK = 64 };
 
 #define SAME(x) (x)
 #define SPAN span_bfloat16
 #define STORED bfloat16
 #define LOAD from_bfloat16
+#include "span.h"
+#define SPAN span_float16
+#define STORED float16
+#define LOAD from_float16
 #include "span.h"
 #define SPAN span_float32
 #define STORED float
@@ -23,23 +25,29 @@ enum { BLOCK = 64, MAX_DIM = 256, MAX_QUERIES = 16 };
 /* Sizes of common models as constants, so that accumulators stay in registers. */
 #define BY_SIZE(NAME) \
     do { \
-        if (dim == 64 && queries == 1) \
-            NAME(k, v, count, query, 1, 64, top, sum, acc); \
+        if (cap > 0.0f) \
+            NAME(k, v, count, query, queries, dim, cap, top, sum, acc); \
+        else if (dim == 64 && queries == 1) \
+            NAME(k, v, count, query, 1, 64, 0.0f, top, sum, acc); \
         else if (dim == 64 && queries == 3) \
-            NAME(k, v, count, query, 3, 64, top, sum, acc); \
+            NAME(k, v, count, query, 3, 64, 0.0f, top, sum, acc); \
         else if (dim == 64) \
-            NAME(k, v, count, query, queries, 64, top, sum, acc); \
+            NAME(k, v, count, query, queries, 64, 0.0f, top, sum, acc); \
         else if (dim == 128) \
-            NAME(k, v, count, query, queries, 128, top, sum, acc); \
+            NAME(k, v, count, query, queries, 128, 0.0f, top, sum, acc); \
         else \
-            NAME(k, v, count, query, queries, dim, top, sum, acc); \
+            NAME(k, v, count, query, queries, dim, 0.0f, top, sum, acc); \
     } while (0)
 
-static void span(const char *keys, const char *values, int bytes, long count, const float *query, int queries, int dim,
-                 float *top, float *sum, float *acc) {
-    if (bytes == 2) {
+/* A function of its own: inlined into a loop, its inner loops lose their registers. */
+NOINLINE static void span(const char *keys, const char *values, int format, long count, const float *query, int queries, int dim,
+                 float cap, float *top, float *sum, float *acc) {
+    if (format == BFLOAT16) {
         const bfloat16 *k = (const bfloat16 *)keys, *v = (const bfloat16 *)values;
         BY_SIZE(span_bfloat16);
+    } else if (format == FLOAT16) {
+        const float16 *k = (const float16 *)keys, *v = (const float16 *)values;
+        BY_SIZE(span_float16);
     } else {
         const float *k = (const float *)keys, *v = (const float *)values;
         BY_SIZE(span_float32);
@@ -59,10 +67,24 @@ static void rotate(const float *x, const float *cos, const float *sin, int rotar
         out[d] = scale * x[d];
 }
 
-static void store(const float *x, int dim, int bytes, char *to) {
-    if (bytes == 2)
+/* The same in pairs of neighbors. */
+static void rotate_pairs(const float *x, const float *cos, const float *sin, int rotary_dim, int dim, float scale,
+                         float *out) {
+    for (int d = 0; d < rotary_dim; d += 2) {
+        out[d] = scale * (x[d] * cos[d] - x[d + 1] * sin[d]);
+        out[d + 1] = scale * (x[d + 1] * cos[d + 1] + x[d] * sin[d + 1]);
+    }
+    for (int d = rotary_dim; d < dim; d++)
+        out[d] = scale * x[d];
+}
+
+static void store(const float *x, int dim, int format, char *to) {
+    if (format == BFLOAT16)
         for (int d = 0; d < dim; d++)
             ((bfloat16 *)to)[d] = to_bfloat16(x[d]);
+    else if (format == FLOAT16)
+        for (int d = 0; d < dim; d++)
+            ((float16 *)to)[d] = to_float16(x[d]);
     else
         memcpy(to, x, sizeof(float) * (size_t)dim);
 }
@@ -74,50 +96,89 @@ EXPORT long attention_partial(int tokens, int heads, int queries, int dim, int s
 
 static long partials(const Attention *a) { return (long)a->tokens * a->num_kv_heads * a->spans * a->num_kv_groups; }
 
-static void prepare(const Attention *a, const Norm *norm, const float *from, int token, float scale, float *out) {
-    float normed[MAX_DIM];
+/* Returns `x` within the limits of `clip`, in `out` unless there are none. */
+static const float *clipped(const Attention *a, const float *x, float *out) {
+    if (a->clip <= 0.0f)
+        return x;
+    for (int d = 0; d < a->head_dim; d++) {
+        float low = x[d] < -a->clip ? -a->clip : x[d];
+        out[d] = low > a->clip ? a->clip : low;
+    }
+    return out;
+}
+
+/* Normalizes and rotates head `index` of a token, which has `heads` of the kind. */
+static void prepare(const Attention *a, const Norm *norm, const float *from, int index, int heads, int token,
+                    float scale, float *out) {
+    float limited[MAX_DIM], normed[MAX_DIM];
+    int dim = a->head_dim;
     const float *cos = a->cos + (long)token * a->rotary_dim, *sin = a->sin + (long)token * a->rotary_dim;
-    if (norm->weight)
-        normalize(norm, from, a->head_dim, normed);
-    rotate(norm->weight ? normed : from, cos, sin, a->rotary_dim, a->head_dim, scale, out);
+    const float *x = clipped(a, from, limited);
+    if (norm->weight) {
+        Moments found = a->norms_whole ? moments(norm, from - (long)index * dim, (long)heads * dim) : moments(norm, x, dim);
+        normalize_part(norm, found, index * a->norm_stride, x, dim, normed);
+        x = normed;
+    }
+    (a->is_interleaved ? rotate_pairs : rotate)(x, cos, sin, a->rotary_dim, dim, scale, out);
+}
+
+float *attention_tops(const Attention *a) { return a->partial + partials(a) * a->head_dim; }
+
+float *attention_sums(const Attention *a) { return attention_tops(a) + partials(a); }
+
+void prepare_query(const Attention *a, int token, int h, int i, float *out) {
+    int copies = a->repeats + 1, first = h % copies * a->num_kv_groups;
+    const float *query = a->query + token * a->token_stride + h / copies * a->query_stride + (long)(first + i) * a->head_dim;
+    prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale, out);
 }
 
 /* Writes key and value of one head of a new token after the cached ones. */
 static void store_head(const Attention *a, int token, int h) {
     float row[MAX_DIM];
-    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * a->element_bytes;
-    long from = token * a->token_stride + h * a->head_stride;
-    prepare(a, &a->key_norm, a->key + from, token, 1.0f, row);
-    store(row, a->head_dim, a->element_bytes, a->keys + at);
-    store(a->value + from, a->head_dim, a->element_bytes, a->values + at);
+    long at = h * a->head_stride_bytes + (a->cached + token) * a->head_dim * format_bytes(a->format);
+    long source = h / (a->repeats + 1);
+    const float *key = a->key + token * a->token_stride + source * a->key_stride;
+    const float *value = a->value + token * a->token_stride + source * a->value_stride;
+    prepare(a, &a->key_norm, key, h, a->num_kv_heads, token, 1.0f, row);
+    store(row, a->head_dim, a->format, a->keys + at);
+    store(clipped(a, value, row), a->head_dim, a->format, a->values + at);
 }
 
 int store_tasks(const Attention *a) { return a->tokens * a->num_kv_heads; }
 
 void store_work(const Attention *a, int task) { store_head(a, task / a->num_kv_heads, task % a->num_kv_heads); }
 
-int attend_tasks(const Attention *a) { return a->tokens * a->num_kv_heads * a->spans; }
+int attend_tasks(const Attention *a) {
+    return is_many(a) ? attend_many_tasks(a) : a->tokens * a->num_kv_heads * a->spans;
+}
 
 void attend_work(const Attention *a, int task) {
-    int queries = a->num_kv_groups, dim = a->head_dim, bytes = a->element_bytes;
+    if (is_many(a)) {
+        attend_many_work(a, task);
+        return;
+    }
+    int groups = a->num_kv_groups, dim = a->head_dim;
     int part = task % a->spans, h = task / a->spans % a->num_kv_heads, token = task / a->spans / a->num_kv_heads;
-    long count = a->cached + token + 1, first = count * part / a->spans, last = count * (part + 1) / a->spans;
-    long at = h * a->head_stride_bytes + first * dim * bytes, result = (long)task * queries;
+    long stop = a->cached + token + 1, start = first_slot(a, token), count = stop - start;
+    long first = start + count * part / a->spans, last = start + count * (part + 1) / a->spans;
+    long at = h * a->head_stride_bytes + first * dim * format_bytes(a->format);
     float rotated[MAX_QUERIES * MAX_DIM];
-    float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    float *top = attention_tops(a), *sum = attention_sums(a);
     if (a->tokens == 1 && part == a->spans - 1)
         store_head(a, token, h); /* only this task reads the new slot */
-    for (int i = 0; i < queries; i++) {
-        const float *query = a->query + token * a->token_stride + ((long)h * queries + i) * a->head_stride;
-        prepare(a, &a->query_norm, query, token, a->scale, rotated + i * dim);
+    for (int done = 0; done < groups; done += MAX_QUERIES) {
+        int queries = groups - done < MAX_QUERIES ? groups - done : MAX_QUERIES;
+        long result = (long)task * groups + done;
+        for (int i = 0; i < queries; i++)
+            prepare_query(a, token, h, done + i, rotated + i * dim);
+        span(a->keys + at, a->values + at, a->format, last - first, rotated, queries, dim, a->softcap, top + result,
+             sum + result, a->partial + result * dim);
     }
-    span(a->keys + at, a->values + at, bytes, last - first, rotated, queries, dim, top + result, sum + result,
-         a->partial + result * dim);
 }
 
 void combine(const Attention *a, int token, float *out) {
     int queries = a->num_kv_groups, dim = a->head_dim, spans = a->spans, heads = a->num_kv_heads;
-    const float *top = a->partial + partials(a) * dim, *sum = top + partials(a);
+    const float *top = attention_tops(a), *sum = attention_sums(a);
     for (int query = 0; query < heads * queries; query++) {
         int h = query / queries, i = query % queries;
         long start = ((long)token * heads + h) * spans;

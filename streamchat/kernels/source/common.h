@@ -14,11 +14,13 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(name) SIMD_SUM_(omp simd reduction(+ : name))
 #define SIMD_SUM_(text) _Pragma(#text)
 
 typedef uint16_t bfloat16;
+typedef uint16_t float16; /* IEEE half precision */
 
 INLINE uint32_t bits_of(float x) {
     uint32_t bits;
@@ -40,6 +42,28 @@ INLINE bfloat16 to_bfloat16(float x) {
     return x != x ? 0x7fc0 : (bfloat16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* Free of branches, so that compilers vectorize it, and of subnormal floats, which are slow. */
+INLINE float from_float16(float16 x) {
+    uint32_t size = (uint32_t)(x & 0x7fffu) << 13, exponent = size & 0x0f800000u;
+    float value = exponent ? float_of(size + 0x38000000u) : float_of(size + 0x38800000u) - 0x1p-14f;
+    uint32_t bits = exponent == 0x0f800000u ? size + 0x70000000u : bits_of(value); /* inf and NaN */
+    return float_of(bits | (uint32_t)(x & 0x8000u) << 16);
+}
+
+/* Rounds to nearest, ties to even, like PyTorch; what is too large becomes inf, NaN stays NaN. */
+INLINE float16 to_float16(float x) {
+    uint32_t bits = bits_of(x), size = bits & 0x7fffffffu, code;
+    if (x != x)
+        code = 0x7e00u;
+    else if (size >= 0x47800000u) /* 65536 */
+        code = 0x7c00u;
+    else if (size < 0x38800000u) /* 2^-14: subnormal, multiples of 2^-24 as floats near 0.5 are */
+        code = bits_of(float_of(size) + 0.5f) - 0x3f000000u;
+    else
+        code = (size - 0x38000000u + 0x0fffu + ((size >> 13) & 1u)) >> 13;
+    return (float16)(code | (bits >> 16 & 0x8000u));
+}
+
 /* exp(x) for x <= 0: relative error below 1e-6, about 0 for large negative x. Free of branches, so that compilers
  * vectorize it: the clamp at 2^-126 is a minimum of the bit patterns, which for negative floats grow with the
  * magnitude. NaN stays NaN. */
@@ -56,6 +80,12 @@ INLINE float exp_negative(float x) {
     sum = sum * rest + 0.5f;
     sum = sum * rest * rest + rest + 1.0f;
     return sum * float_of((uint32_t)(whole + 127) << 23) + x * 0.0f;
+}
+
+/* cap * tanh(x / cap): error below 1e-6 * cap. */
+INLINE float capped(float x, float cap) {
+    float power = exp_negative(-2.0f * __builtin_fabsf(x) / cap);
+    return cap * __builtin_copysignf((1.0f - power) / (1.0f + power), x);
 }
 
 #endif

@@ -5,16 +5,19 @@
 #include "common.h"
 #include "team.h"
 
+/* Number formats of 16 or 32 bits. */
+enum { BFLOAT16, FLOAT16, FLOAT32 };
+
 /* A (rows, columns) matrix of weights; `columns` is that of the product.
  * bits per weight 4: data is (rows / 16, columns / 32, 320) bytes. 8: (rows, columns) int8, and scales: (rows)
- * bfloat16. 16: (rows, columns) bfloat16. 32: (rows, columns) float32. With 4 and 8 bits, columns must be a multiple of
+ * bfloat16. 16: (rows, columns) bfloat16, or float16 if that is the `format`. 32: (rows, columns) float32. With 4 and 8 bits, columns must be a multiple of
  * 32, and with 4 bits rows a multiple of 16. bias: (rows) or NULL. */
 typedef struct {
     const void *data;
     const bfloat16 *scales;
     const float *bias;
     long rows;
-    int bits;
+    int bits, format;
 } Matrix;
 
 /* x -> (x - mean) / sqrt(variance + eps) * weight + bias, or RMSNorm, which has no mean, unless `is_layer_norm`. There
@@ -25,39 +28,49 @@ typedef struct {
     int is_layer_norm;
 } Norm;
 
-/* Attention of `tokens` new tokens, the last of which reads `cached` + `tokens` slots.
- * query: `num_kv_heads` x `num_kv_groups` query heads, `head_stride` floats apart; key, value: `num_kv_heads` heads,
- * `head_stride` floats apart; the next token's are `token_stride` floats after them. cos, sin: (tokens, rotary_dim). Queries
- * and keys are normalized before they are rotated.
- * keys, values: the first cached slot of the first head; heads are `head_stride_bytes` apart, an element has
- * `element_bytes`: 2 (bfloat16) or 4 (float32). The new tokens are written after the cached slots.
+/* Attention of `tokens` new tokens, the last of which reads `cached` + `tokens` slots, or the last `window` of these unless
+ * that is 0.
+ * query: `num_kv_groups` query heads for each of `num_kv_heads` key heads; those of the next key head are `query_stride`
+ * floats after them. key, value: `num_kv_heads` heads, `key_stride` and `value_stride` floats apart. The next token's
+ * are `token_stride` floats after them. If `repeats` isn't 0, so many more key heads are cached for each key and value,
+ * and strides are those from the first of them to the next ones'; all their queries are next to each other.
+ * All are limited to [-clip, clip], unless that is 0. Queries and keys are then normalized, each head by itself, with
+ * weights `norm_stride` floats after those of the head before (0: the same); if `norms_whole`, all heads of a token
+ * together, which must be contiguous and not clipped. Then their first `rotary_dim` elements are rotated, by halves or,
+ * if `is_interleaved`, in pairs of neighbors. cos, sin: (tokens, rotary_dim).
+ * A score is softcap * tanh(score / softcap), unless softcap is 0.
+ * keys, values: the first cached slot of the first head, in `format`; heads are `head_stride_bytes` apart. The new tokens
+ * are written after the cached slots.
  * The slots are read in `spans` parts, whose results a product combines. partial: attention_partial(...). */
 typedef struct {
     const float *query, *key, *value, *cos, *sin;
     char *keys, *values;
     float *partial;
     Norm query_norm, key_norm;
-    long head_stride, token_stride, head_stride_bytes, cached;
-    int tokens, rotary_dim, num_kv_heads, num_kv_groups, head_dim, element_bytes, spans;
-    float scale;
+    long query_stride, key_stride, value_stride, token_stride, norm_stride, head_stride_bytes, cached;
+    int tokens, rotary_dim, num_kv_heads, num_kv_groups, head_dim, format, spans, window;
+    int is_interleaved, norms_whole, repeats;
+    float scale, softcap, clip;
 } Attention;
 
-enum { NO_FUNCTION, SILU, GELU };
+enum { NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP };
 
 /* out = f(y) (without a gate) or f(y of the first matrix) * y of the second (with one), where y = x W^T + bias, and x:
  * - `x`: (count, columns), if `attention` is NULL; else its combined result;
- * - plus `added` and `more` (each unless NULL), which are like x; this sum is written to `sum` unless that is NULL;
+ * - plus `added`, normalized with `added_norm`, and `more` (each unless NULL), which are like x, times `added_scale`; this
+ *   sum is written to `sum` unless that is NULL;
  * - then normalized.
  * The results of several matrices are concatenated: out is (count, rows of all), `out_stride` floats from row to row.
- * GELU is exact, not the tanh approximation. */
+ * GELU is exact, GELU_TANH its approximation; RELU2 is the square of RELU; SOFTCAP is softcap * tanh(y / softcap). */
 typedef struct {
     Matrix matrices[3];
     const float *x, *added, *more;
     const Attention *attention;
     float *sum, *out;
-    Norm norm;
+    Norm norm, added_norm;
     long columns, out_stride;
     int num_matrices, count, function, gated;
+    float added_scale, softcap;
 } Product;
 
 /* STORE writes the keys and values of new tokens, ATTEND reads them. ATTEND also stores if there is one new token. */
@@ -79,9 +92,17 @@ void attend_work(const Attention *a, int task);
 int store_tasks(const Attention *a);
 void store_work(const Attention *a, int task);
 
+/* What a norm makes of a row: out = (x - mean) * scale * weight + bias. */
+typedef struct {
+    float mean, scale;
+} Moments;
+
+Moments moments(const Norm *n, const float *x, long width);
+void normalize_part(const Norm *n, Moments m, long at, const float *x, long width, float *out);
 void normalize(const Norm *n, const float *x, long width, float *out);
 void add(float *to, const float *from, long width);
-void activate(int function, float *x, long count);
+void add_scaled(float *to, const float *from, float scale, long width);
+void activate(int function, float softcap, float *x, long count);
 /* Writes the combined result of a token's attention, (heads, queries, dim), to `out`. */
 void combine(const Attention *a, int token, float *out);
 

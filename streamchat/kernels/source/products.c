@@ -1,20 +1,22 @@
-/* Products of a matrix with a few vectors. Each token reads every weight once, so fewer bits take less time. */
+/* Products of a matrix with one vector or many. Each block of vectors reads every weight once, so fewer bits take less
+ * time. */
 #include "tiles.h"
 
-/* Most vectors of a task: they and their results are small enough for the caches. */
-enum { MOST = 32 };
+/* Most vectors of a task: they and their results are small enough for the caches. A multiple of all WIDE. */
+enum { MOST = 48 };
 
 /* The vectors that a task multiplies with, in the thread's own memory. */
 typedef struct {
-    const float *floats; /* (count, columns) */
+    const float *floats;   /* (count, columns) */
+    const int32_t *panels; /* of WIDE vectors each, the last of fewer */
     Rounded rounded[MOST];
     int count;
 } Vectors;
 
-static int is_rounded(const Product *p) {
+static int has_bits(const Product *p, int bits) {
     int found = 0;
     for (int i = 0; i < p->num_matrices; i++)
-        found |= p->matrices[i].bits <= 8;
+        found |= p->matrices[i].bits == bits;
     return found;
 }
 
@@ -22,8 +24,16 @@ static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
 
 /* Memory for the sums, the vectors and the rounded vectors of a block. */
 long product_memory(const Product *p) {
-    long count = p->count < MOST ? p->count : MOST;
-    return count * (2 * p->columns + rounded_floats(p->columns));
+    long count = p->count < MOST ? p->count : MOST, each = 2 * p->columns;
+    each += has_bits(p, 4) ? panel_words(p->columns) : 0;
+    each += has_bits(p, 8) ? rounded_floats(p->columns) : 0;
+    return count * each;
+}
+
+static void fill_panels(const Vectors *x, long columns, int32_t *panels) {
+    for (int n = 0; n < x->count; n += WIDE)
+        round_panel(x->floats + n * columns, x->count - n < WIDE ? x->count - n : WIDE, columns,
+                    panels + n * panel_words(columns));
 }
 
 /* Returns the vectors of a block. Each thread computes all of them, which is quicker than waiting for others, unless it
@@ -31,10 +41,12 @@ long product_memory(const Product *p) {
 static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member) {
     int first = block * MOST, count = p->count - first < MOST ? p->count - first : MOST;
     long columns = p->columns;
-    float *sums = member->memory, *floats = sums + count * columns, *codes = floats + count * columns;
+    float *sums = member->memory, *floats = sums + count * columns, *panels = floats + count * columns;
+    float *codes = panels + (has_bits(p, 4) ? count * panel_words(columns) : 0);
     int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight;
     int is_fresh = member->tag != tag || member->block != block + 1;
     Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .count = count};
+    found.panels = (const int32_t *)panels;
     if (is_fresh && !is_plain) {
         for (int n = 0; n < count; n++) {
             float *sum = sums + n * columns, *to = floats + n * columns;
@@ -42,53 +54,64 @@ static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member
                 combine(p->attention, first + n, sum);
             else
                 memcpy(sum, p->x + (first + n) * columns, sizeof(float) * (size_t)columns);
-            if (p->added)
-                add(sum, p->added + (first + n) * columns, columns);
+            if (p->added) {
+                const float *added = p->added + (first + n) * columns;
+                if (p->added_norm.weight)
+                    normalize(&p->added_norm, added, columns, to);
+                add_scaled(sum, p->added_norm.weight ? to : added, p->added_scale, columns);
+            }
             if (p->more)
-                add(sum, p->more + (first + n) * columns, columns);
+                add_scaled(sum, p->more + (first + n) * columns, p->added_scale, columns);
             if (p->norm.weight)
                 normalize(&p->norm, sum, columns, to);
             else
                 memcpy(to, sum, sizeof(float) * (size_t)columns);
         }
     }
-    for (int n = 0; is_rounded(p) && n < count; n++) {
+    if (is_fresh && has_bits(p, 4))
+        fill_panels(&found, columns, (int32_t *)panels);
+    for (int n = 0; has_bits(p, 8) && n < count; n++) {
         float *to = codes + n * rounded_floats(columns);
-        found.rounded[n] = (Rounded){(int16_t *)to, to + columns / 2, to + columns / 2 + columns / GROUP};
-        for (long g = 0; is_fresh && g < columns / GROUP; g++)
-            round_group(found.floats + n * columns + g * GROUP, found.rounded[n], g);
+        found.rounded[n] = (Rounded){(int16_t *)to, to + columns / 2};
+        if (is_fresh)
+            round_vector(found.floats + n * columns, columns, found.rounded[n]);
     }
     member->tag = tag;
     member->block = block + 1;
     return found;
 }
 
+/* Multiplies a tile of 16 rows with all vectors; to: (count, 16). */
+static void multiply_int4(const uint8_t *tile, long columns, const Vectors *x, float *to) {
+    for (int n = 0; n < x->count; n += WIDE)
+        int4_tile(tile, x->panels + n * panel_words(columns), x->count - n < WIDE ? x->count - n : WIDE, columns / GROUP,
+                  to + n * TILE);
+}
+
+/* Product of a row of 16 or 32-bit numbers with a vector. */
+INLINE float plain_row(const Matrix *m, long row, long columns, const float *x) {
+    if (m->bits == 32)
+        return float32_row((const float *)m->data + row * columns, x, columns);
+    if (m->format == FLOAT16)
+        return float16_row((const float16 *)m->data + row * columns, x, columns);
+    return bfloat16_row((const bfloat16 *)m->data + row * columns, x, columns);
+}
+
 /* Multiplies a tile of up to 16 rows with all vectors; to: (count, 16). */
 static void multiply_tile(const Matrix *m, long columns, long tile, const Vectors *x, float *to) {
-    long groups = columns / GROUP, first = tile * TILE, last = first + TILE < m->rows ? first + TILE : m->rows;
-    const uint8_t *codes = (const uint8_t *)m->data + tile * groups * BLOCK_BYTES;
-    int n = 0;
+    long first = tile * TILE, last = first + TILE < m->rows ? first + TILE : m->rows;
     if (last - first < TILE)
         memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
-#if defined(FOUR_AT_ONCE)
-    for (; m->bits == 4 && n + 4 <= x->count; n += 4)
-        int4_tile_four(codes, x->rounded + n, groups, to + n * TILE, TILE);
-#endif
-    for (; n < x->count; n++) {
-        float *out = to + n * TILE;
-        if (m->bits == 4)
-            int4_tile(codes, x->rounded[n], groups, out);
-        for (long r = first; r < last; r++) {
-            if (m->bits == 8)
-                out[r - first] = from_bfloat16(m->scales[r]) *
-                                 int8_row((const int8_t *)m->data + r * columns, x->rounded[n], groups);
-            else if (m->bits == 16)
-                out[r - first] = bfloat16_row((const bfloat16 *)m->data + r * columns, x->floats + n * columns, columns);
-            else if (m->bits == 32)
-                out[r - first] = float32_row((const float *)m->data + r * columns, x->floats + n * columns, columns);
-        }
-    }
-    for (n = 0; m->bias && n < x->count; n++)
+    if (m->bits == 4)
+        multiply_int4((const uint8_t *)m->data + tile * (columns / GROUP) * BLOCK_BYTES, columns, x, to);
+    else if (m->bits == 8)
+        int8_tile((const int8_t *)m->data + first * columns, m->scales + first, (int)(last - first), x->rounded, x->count,
+                  columns, to);
+    else
+        for (int n = 0; n < x->count; n++)
+            for (long r = first; r < last; r++)
+                to[n * TILE + r - first] = plain_row(m, r, columns, x->floats + n * columns);
+    for (int n = 0; m->bias && n < x->count; n++)
         add(to + n * TILE, m->bias + first, last - first);
 }
 
@@ -102,9 +125,10 @@ static long all_tiles(const Product *p) {
     return found;
 }
 
-/* Ranges of tiles that the tiles are divided into, for each block of vectors. */
+/* Ranges of tiles that the tiles are divided into, for each block of vectors: few if there are many blocks, as each
+ * thread computes the vectors of its tasks. */
 static int ranges(const Product *p, int threads) {
-    long most = threads > 1 ? 2L * threads : 1;
+    long most = threads > 1 ? (2L * threads + blocks(p) - 1) / blocks(p) : 1;
     return (int)(all_tiles(p) < most ? all_tiles(p) : most);
 }
 
@@ -129,7 +153,7 @@ void product_work(const Product *p, int task, int threads, uint64_t tag, Member 
         }
         long first = (t - passed) * TILE, rows = m->rows - first < TILE ? m->rows - first : TILE;
         multiply_tile(m, p->columns, t - passed, &x, results);
-        activate(p->function, results, (long)x.count * TILE);
+        activate(p->function, p->softcap, results, (long)x.count * TILE);
         if (p->gated) {
             multiply_tile(p->matrices + 1, p->columns, t, &x, factors);
             for (int i = 0; i < x.count * TILE; i++)

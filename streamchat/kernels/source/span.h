@@ -1,8 +1,8 @@
 /* Attention of `queries` query heads over `count` slots of the key head that they share. Elements have the type STORED
- * and are read by LOAD. Results, not yet divided by the sum: top, sum: (queries), maximum and sum of the softmax;
+ * and are read by LOAD. cap: soft limit of the scores, 0 for none. Results, not yet divided by the sum: top, sum: (queries), maximum and sum of the softmax;
  * acc: (queries, dim), weighted values. */
 INLINE void SPAN(const STORED *restrict keys, const STORED *restrict values, long count, const float *restrict query,
-                 int queries, int dim, float *restrict top, float *restrict sum, float *restrict acc) {
+                 int queries, int dim, float cap, float *restrict top, float *restrict sum, float *restrict acc) {
     float scores[MAX_QUERIES * BLOCK];
     for (int i = 0; i < queries; i++) {
         top[i] = LOWEST;
@@ -23,6 +23,8 @@ INLINE void SPAN(const STORED *restrict keys, const STORED *restrict values, lon
         }
         for (int i = 0; i < queries; i++) {
             float *score = scores + i * BLOCK, highest = top[i], total = 0.0f;
+            if (cap > 0.0f)
+                activate(SOFTCAP, cap, score, size);
             for (int j = 0; j < size; j++)
                 highest = score[j] > highest ? score[j] : highest;
             float fade = exp_negative(top[i] - highest);

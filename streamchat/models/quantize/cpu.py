@@ -103,7 +103,9 @@ def _obstacle(model: Any, device: str, kernels: str) -> str:
         return f"quantization supports a CPU or one CUDA GPU, and the model is on {device}"
     if load_kernels(kernels) is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {why_unavailable(kernels)}"
-    if model.dtype not in (torch.bfloat16, torch.float32):
+    if model.dtype not in (torch.bfloat16, torch.float32) and (
+        load_kernels(kernels) is None or model.dtype != torch.float16
+    ):
         return f"the kernels support bfloat16, and the model runs in {str(model.dtype).removeprefix('torch.')}"
     need, free = int(2 * SHARE * sum(p.numel() for p in model.parameters())), devices.free_memory("cpu")
     if free is not None and need > free:

@@ -1,0 +1,31 @@
+/* What both ways to attend share: one token at a time (attention.c), and many (attend_many.c). */
+#ifndef STREAMCHAT_ATTENTION_H
+#define STREAMCHAT_ATTENTION_H
+
+#include "operations.h"
+
+#define LOWEST -1e30f
+
+/* MAX_QUERIES: queries of one token that read a key together. */
+enum { MAX_DIM = 256, MAX_QUERIES = 16 };
+
+INLINE int format_bytes(int format) { return format == FLOAT32 ? 4 : 2; }
+
+/* First slot that a new token reads. */
+INLINE long first_slot(const Attention *a, int token) {
+    long stop = a->cached + token + 1;
+    return a->window && stop > a->window ? stop - a->window : 0;
+}
+
+/* Normalizes, rotates and scales a token's query head `i` of those that share the key head `h`. */
+void prepare_query(const Attention *a, int token, int h, int i, float *out);
+/* Maxima and sums of the partial results: (token, head, span, query). */
+float *attention_tops(const Attention *a);
+float *attention_sums(const Attention *a);
+
+/* Whether several tokens attend together: enough of them to be worth it. */
+int is_many(const Attention *a);
+int attend_many_tasks(const Attention *a);
+void attend_many_work(const Attention *a, int task);
+
+#endif

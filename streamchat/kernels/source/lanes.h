@@ -1,0 +1,150 @@
+/* Vector registers of each instruction set: LANES 32-bit lanes, and the few operations that the products need.
+ *
+ * A lane of Ints may also hold two 16-bit integers. Floats support the operators of C.
+ */
+#ifndef STREAMCHAT_LANES_H
+#define STREAMCHAT_LANES_H
+
+#include "common.h"
+
+/* How much a product takes at once, such that its sums stay in registers. WIDE: vectors of a panel. ROWS: int8 rows.
+ * DOWN: factors of attention. */
+#if defined(__AVX512BW__)
+enum { LANES = 16, WIDE = 8, DOWN = 8, ROWS = 4 };
+typedef __m512i Ints;
+typedef __m512 Floats;
+
+INLINE Ints load_ints(const void *from) { return _mm512_loadu_si512(from); }
+INLINE Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+INLINE Ints and_ints(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+INLINE Ints shift_halves_right(Ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); }
+INLINE Ints shift_left(Ints x, int bits) { return _mm512_slli_epi32(x, (unsigned)bits); }
+INLINE Ints widen_bytes(const int8_t *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Floats all_floats(float x) { return _mm512_set1_ps(x); }
+INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
+INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
+INLINE void store_floats(float *to, Floats x) { _mm512_storeu_ps(to, x); }
+INLINE float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
+
+#if defined(__AVX512VNNI__)
+INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
+#else
+INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
+#endif
+
+#elif defined(__AVX2__) && defined(__FMA__)
+enum { LANES = 8, WIDE = 4, DOWN = 6, ROWS = 2 };
+typedef __m256i Ints;
+typedef __m256 Floats;
+
+INLINE Ints load_ints(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
+INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+INLINE Ints and_ints(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+INLINE Ints shift_halves_right(Ints x, int bits) { return _mm256_srli_epi16(x, bits); }
+INLINE Ints shift_left(Ints x, int bits) { return _mm256_slli_epi32(x, bits); }
+INLINE Ints widen_bytes(const int8_t *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Floats all_floats(float x) { return _mm256_set1_ps(x); }
+INLINE Floats floats_of_bits(Ints x) { return _mm256_castsi256_ps(x); }
+INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
+INLINE void store_floats(float *to, Floats x) { _mm256_storeu_ps(to, x); }
+INLINE float sum_of(Floats x) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+#if defined(__AVXVNNI__)
+INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_dpwssd_avx_epi32(sum, a, b); }
+#else
+INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+#endif
+
+#elif defined(NEON)
+enum { LANES = 4, WIDE = 4, DOWN = 8, ROWS = 2 };
+typedef int32x4_t Ints;
+typedef float32x4_t Floats;
+
+INLINE Ints load_ints(const void *from) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)from)); }
+INLINE Ints all_ints(int32_t x) { return vdupq_n_s32(x); }
+INLINE Ints and_ints(Ints a, Ints b) { return vandq_s32(a, b); }
+INLINE Ints shift_halves_right(Ints x, int bits) {
+    return vreinterpretq_s32_u16(vshlq_u16(vreinterpretq_u16_s32(x), vdupq_n_s16((int16_t)-bits)));
+}
+INLINE Ints shift_left(Ints x, int bits) { return vshlq_s32(x, vdupq_n_s32(bits)); }
+INLINE Ints widen_bytes(const int8_t *from) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
+INLINE Floats all_floats(float x) { return vdupq_n_f32(x); }
+INLINE Floats floats_of_bits(Ints x) { return vreinterpretq_f32_s32(x); }
+INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum, a, b); }
+INLINE Floats load_floats(const float *from) { return vld1q_f32(from); }
+INLINE void store_floats(float *to, Floats x) { vst1q_f32(to, x); }
+INLINE float sum_of(Floats x) { return vaddvq_f32(x); }
+
+/* The two products of a lane are neighbors in one of the registers. */
+typedef struct {
+    int32x4_t low, high;
+} Sums;
+
+INLINE Sums no_sums(void) { return (Sums){vdupq_n_s32(0), vdupq_n_s32(0)}; }
+INLINE Sums dot_pairs(Sums sums, Ints a, Ints b) {
+    int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    return (Sums){vmlal_s16(sums.low, vget_low_s16(x), vget_low_s16(y)), vmlal_high_s16(sums.high, x, y)};
+}
+INLINE Sums add_sums(Sums a, Sums b) { return (Sums){vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
+INLINE Ints lane_sums(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
+
+#else
+enum { LANES = 4, WIDE = 4, DOWN = 4, ROWS = 4 };
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(16)));
+typedef int16_t Halves __attribute__((vector_size(16)));
+
+INLINE Ints load_ints(const void *from) {
+    Ints x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+INLINE Ints all_ints(int32_t x) { return (Ints){x, x, x, x}; }
+INLINE Ints add_ints(Ints a, Ints b) { return a + b; }
+INLINE Ints and_ints(Ints a, Ints b) { return a & b; }
+INLINE Ints shift_halves_right(Ints x, int bits) { return (x >> bits) & all_ints((0xffff >> bits) * 0x10001); }
+INLINE Ints shift_left(Ints x, int bits) { return x << bits; }
+INLINE Ints widen_bytes(const int8_t *from) {
+    Halves x;
+    for (int i = 0; i < 8; i++)
+        x[i] = from[i];
+    return (Ints)x;
+}
+INLINE Floats all_floats(float x) { return (Floats){x, x, x, x}; }
+INLINE Floats floats_of_bits(Ints x) { return (Floats)x; }
+INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
+INLINE Floats load_floats(const float *from) { return floats_of_bits(load_ints(from)); }
+INLINE void store_floats(float *to, Floats x) { memcpy(to, &x, sizeof x); }
+INLINE float sum_of(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
+    Halves x = (Halves)a, y = (Halves)b;
+    for (int i = 0; i < 4; i++)
+        sum[i] += x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return sum;
+}
+#endif
+
+#if !defined(NEON)
+typedef Ints Sums;
+
+INLINE Sums no_sums(void) { return all_ints(0); }
+INLINE Sums add_sums(Sums a, Sums b) { return add_ints(a, b); }
+INLINE Ints lane_sums(Sums sums) { return sums; }
+#endif
+
+/* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums then returns the sums.
+ * add_product(sum, a, b) = sum + a * b. */
+
+#endif

@@ -1,0 +1,87 @@
+/* Vectors rounded to 16-bit integers, in groups with a scale each. This is finer than bfloat16 for the larger elements of a
+ * group, and integers of 16 bits are multiplied twice as fast as floats. (8 bits are faster still, but cost 0.2 % of
+ * perplexity: docs/speed.md.)
+ *
+ * For 8-bit weights: groups of 128, vector after vector.
+ * For 4-bit weights: groups of 32, as panels of up to WIDE vectors. A panel has for each group: 16 words of each vector,
+ * which are pairs of neighboring columns, in the order (word, vector); the scales of the vectors; the sums of their
+ * rounded elements.
+ */
+#ifndef STREAMCHAT_ROUND_H
+#define STREAMCHAT_ROUND_H
+
+#include "lanes.h"
+
+enum { GROUP = 32, WIDE_GROUP = 128, WORDS = 16, PANEL_WORDS = 18 };
+
+/* Words of a vector in a panel. */
+static inline long panel_words(long columns) { return columns / GROUP * PANEL_WORDS; }
+
+/* Bits of the largest magnitude of 32 elements; bits are ordered like magnitudes, inf and NaN above all others. */
+INLINE uint32_t largest_bits(const float *from) {
+    uint32_t largest = 0;
+    for (int k = 0; k < GROUP; k++) {
+        uint32_t size = bits_of(from[k]) & 0x7fffffffu;
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+/* Factor that maps `most` to `limit`; 0 for vanishing numbers, and for inf and NaN, whose scale shows in the result. */
+INLINE float inverse_of(float most, float limit) { return most > 1e-30f ? limit / most : 0.0f; }
+
+INLINE int16_t nearest(float x) { return (int16_t)(int32_t)(x + __builtin_copysignf(0.5f, x)); }
+
+/* Rounds 32 elements; returns their sum. */
+INLINE int32_t round_group(const float *from, float inverse, int16_t *codes) {
+    int32_t sum = 0;
+    for (int k = 0; k < GROUP; k++) {
+        codes[k] = nearest(from[k] * inverse);
+        sum += codes[k];
+    }
+    return sum;
+}
+
+/* Rounds `count` vectors of `columns` elements to a panel. */
+INLINE void round_panel(const float *from, int count, long columns, int32_t *panel) {
+    for (long g = 0; g < columns / GROUP; g++, panel += PANEL_WORDS * count)
+        for (int n = 0; n < count; n++) {
+            const float *group = from + n * columns + g * GROUP;
+            int16_t codes[GROUP];
+            int32_t words[WORDS];
+            float most = float_of(largest_bits(group)), scale = most / 32767.0f;
+            float sum = scale * (float)round_group(group, inverse_of(most, 32767.0f), codes);
+            memcpy(words, codes, sizeof words);
+            for (int i = 0; i < WORDS; i++)
+                panel[i * count + n] = words[i];
+            memcpy(panel + WORDS * count + n, &scale, sizeof scale);
+            memcpy(panel + (WORDS + 1) * count + n, &sum, sizeof sum);
+        }
+}
+
+typedef struct {
+    int16_t *codes; /* (columns) */
+    float *scales;  /* a scale per group of 128 */
+} Rounded;
+
+static inline long wide_groups(long columns) { return (columns + WIDE_GROUP - 1) / WIDE_GROUP; }
+
+/* Memory of a rounded vector, in floats. */
+static inline long rounded_floats(long columns) { return columns / 2 + wide_groups(columns); }
+
+static inline void round_vector(const float *from, long columns, Rounded to) {
+    for (long first = 0; first < columns; first += WIDE_GROUP) {
+        long last = first + WIDE_GROUP < columns ? first + WIDE_GROUP : columns;
+        uint32_t largest = 0;
+        for (long k = first; k < last; k += GROUP) {
+            uint32_t size = largest_bits(from + k);
+            largest = size > largest ? size : largest;
+        }
+        float most = float_of(largest), inverse = inverse_of(most, 32767.0f);
+        to.scales[first / WIDE_GROUP] = most / 32767.0f;
+        for (long k = first; k < last; k += GROUP)
+            round_group(from + k, inverse, to.codes + k);
+    }
+}
+
+#endif

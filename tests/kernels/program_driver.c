@@ -1,0 +1,62 @@
+/* Runs a program of operations on any processor, also an emulated one. Reads the number of regions of memory, and for
+ * each its address in the other process, its size and its contents; the number of operations, which are in the first
+ * region, and of threads. All numbers are int64. Addresses within regions are replaced by those of this process. Writes
+ * all regions after the run. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "operations.h"
+
+extern int run(const Operation *operations, long count, int threads);
+
+typedef struct {
+    uint64_t address, size;
+    char *here;
+} Region;
+
+static void read_bytes(void *to, size_t size) {
+    if (size && fread(to, 1, size, stdin) != size)
+        exit(2);
+}
+
+static int64_t read_number(void) {
+    int64_t number;
+    read_bytes(&number, sizeof number);
+    return number;
+}
+
+/* Replaces addresses in the structures of a region; sizes and strides are too small to be taken for one. */
+static void relocate(const Region *in, const Region *regions, int64_t count) {
+    for (uint64_t at = 0; at + 8 <= in->size; at += 8) {
+        uint64_t word;
+        memcpy(&word, in->here + at, 8);
+        for (int64_t i = 0; i < count; i++)
+            if (word - regions[i].address < regions[i].size) {
+                char *moved = regions[i].here + (word - regions[i].address);
+                memcpy(in->here + at, &moved, 8);
+                break;
+            }
+    }
+}
+
+int main(void) {
+    int64_t count = read_number(), structures = read_number();
+    Region *regions = calloc((size_t)count, sizeof *regions);
+    for (int64_t i = 0; i < count; i++) {
+        regions[i].address = (uint64_t)read_number();
+        regions[i].size = (uint64_t)read_number();
+        regions[i].here = malloc(regions[i].size + 64);
+        read_bytes(regions[i].here, regions[i].size);
+    }
+    int64_t operations = read_number(), threads = read_number();
+    if ((uint64_t)operations * sizeof(Operation) != regions[0].size)
+        return 3; /* the structures differ in size */
+    for (int64_t i = 0; i < structures; i++)
+        relocate(regions + i, regions, count);
+    if (run((const Operation *)regions[0].here, operations, (int)threads))
+        return 4;
+    for (int64_t i = structures; i < count; i++)
+        if (regions[i].size && fwrite(regions[i].here, 1, regions[i].size, stdout) != regions[i].size)
+            return 5;
+    return 0;
+}
