@@ -63,7 +63,7 @@ class CompiledStep:
         """Run the program.
 
         Raises:
-            CacheError: The dtypes of cache and model differ.
+            CacheError: The cache is neither in bfloat16 nor in float32.
         """
         with self._lock:
             tokens, threads = ids.shape[1], torch.get_num_threads()
@@ -80,11 +80,13 @@ class CompiledStep:
                 keys, values = layer.keys, layer.values
                 assert keys is not None
                 assert values is not None
-                if keys.dtype != self._model.dtype:
+                if keys.dtype not in (torch.bfloat16, torch.float32):
                     raise CacheError(
-                        f"a cache in {keys.dtype} cannot be continued by a model in {self._model.dtype}; reset it first"
+                        f"a cache in {keys.dtype} cannot be continued by compiled kernels, which need bfloat16 or float32; "
+                        "reset it first"
                     )
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
+                attention.element_bytes = keys.element_size()
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()
                 attention.cached = cached
             self._kernels.run(program.operations, threads)
