@@ -82,8 +82,8 @@ class CompiledStep:
                 assert values is not None
                 if keys.dtype not in (torch.bfloat16, torch.float32):
                     raise CacheError(
-                        f"a cache in {keys.dtype} cannot be continued by compiled kernels, which need bfloat16 or float32; "
-                        "reset it first"
+                        f"a cache in {keys.dtype} cannot be continued by compiled kernels, which need bfloat16 or "
+                        "float32; reset it first"
                     )
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.element_bytes = keys.element_size()

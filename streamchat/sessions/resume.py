@@ -158,7 +158,8 @@ def _restore_snapshot(
     # 32 bits are rounded to 16 as they would have been when they were cached; 16 bits do not become exact again
     if stored_dtype is not None and cache.dtype == torch.float32 != stored_dtype:
         raise SnapshotError(
-            f"its keys and values were saved in {str(stored_dtype).removeprefix('torch.')} and the cache now stores float32"
+            f"its keys and values were saved in {str(stored_dtype).removeprefix('torch.')} and are now cached in "
+            "float32"
         )
     if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
         raise SnapshotError("its saved cache does not match the saved turns")
