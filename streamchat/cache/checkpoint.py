@@ -45,6 +45,11 @@ class CacheCheckpoint:
         return sum(stop - first for first, stop in self.runs)
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of keys and values; None without tensors."""
+        return next((tensor.dtype for name, tensor in self.tensors.items() if name.endswith(".keys")), None)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
@@ -88,7 +93,8 @@ def restore(cache: StreamingCache, checkpoint: CacheCheckpoint) -> None:
     New buffers are allocated on the device that computes the layer (`PositionFit.devices`); existing ones are reused.
 
     Args:
-        cache: A cache of the same model; its budget may differ if the checkpoint's tokens fit.
+        cache: A cache of the same model; its budget may differ if the checkpoint's tokens fit. Keys and values are
+            converted to its dtype.
         checkpoint: Not changed; it can be restored again.
 
     Raises:

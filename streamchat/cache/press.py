@@ -57,6 +57,7 @@ class StreamingPress:
         compression_ratio: Instead of `cache_size`: max(num_sink_tokens + 10, int(context * (1 - ratio))).
         options: How to evict; by default token by token, as in the paper.
         fit: Result of `choose_fit(model)`, to measure only once for several presses.
+        dtype: Dtype of the cached keys and values; None for that of the model.
 
     Raises:
         UnsupportedModelError: A streaming cache would give wrong output with this model, or its wrapper adds to the
@@ -73,6 +74,7 @@ class StreamingPress:
         compression_ratio: float | None = None,
         options: EvictionOptions | None = None,
         fit: PositionFit | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.causal_lm = causal_lm(model)
@@ -80,7 +82,12 @@ class StreamingPress:
         size = _budget(context_length(self.causal_lm.config), num_sink_tokens, cache_size, compression_ratio)
         self.fit = fit or choose_fit(self.causal_lm)
         self.cache: StreamingCache = make_cache(
-            self.causal_lm, self.fit, cache_size=size, num_sink_tokens=num_sink_tokens, options=options
+            self.causal_lm,
+            self.fit,
+            cache_size=size,
+            num_sink_tokens=num_sink_tokens,
+            options=options,
+            dtype=dtype or self.causal_lm.dtype,
         )
         self.cache.fed_tokens = FedTokens()
         self._hook = _PressHook(self.causal_lm, self.cache)

@@ -42,6 +42,7 @@ class StreamingCache(DynamicCache):
         cache_size: The budget in tokens: sinks + pinned + window. No layer ever exceeds it.
         num_sink_tokens: Number of tokens at the start of the stream that are never evicted.
         options: How to evict.
+        dtype: The dtype of the cached keys and values; None for that of the model.
 
     Raises:
         ConfigError: The sizes are impossible.
@@ -56,6 +57,7 @@ class StreamingCache(DynamicCache):
         cache_size: int,
         num_sink_tokens: int = 4,
         options: EvictionOptions | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not 0 <= num_sink_tokens < cache_size:
             raise ConfigError(
@@ -71,6 +73,8 @@ class StreamingCache(DynamicCache):
             )
         self.fit = fit
         self.cache_size = cache_size
+        self.dtype = dtype
+        """The dtype of the cached keys and values; None for that of the model."""
         self.num_sink_tokens = num_sink_tokens
         self.pins: tuple[Run, ...] = ()
         """Ascending runs of log indices that are never evicted; see `pin`."""
@@ -87,7 +91,7 @@ class StreamingCache(DynamicCache):
                 "model with choose_fit"
             )
         for i, layer in enumerate(self.layers):
-            self.layers[i] = streaming_layer(i, layer, config, fit.layers[i], cache_size)
+            self.layers[i] = streaming_layer(i, layer, config, fit.layers[i], cache_size, dtype)
         self._last = max(i for i, layer in enumerate(self.layers) if isinstance(layer, StreamingLayer))
         self.croppable = all(isinstance(layer, StreamingLayer) and not is_mixed(layer) for layer in self.layers)
         """Whether the newest tokens can be removed: not with recurrent states, which cannot be rewound."""

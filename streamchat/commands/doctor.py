@@ -317,6 +317,8 @@ def _chat(configuration: Configuration) -> Rows:
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast on this device')})",
         "cache": f"{plural(settings.cache_size, 'token')} ({configuration.origin('cache_size')})",
     }
+    if settings.dtype == "auto" and dtype == "float32" and device == "cpu":
+        rows["cached keys"] = "bfloat16 if compiled kernels decode, else float32"
     if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
         devices.check_memory(contents.parameters, dtype, device, source.name)

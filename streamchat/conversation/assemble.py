@@ -63,6 +63,7 @@ def assemble(
         dtype=loaded.dtype,
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         weights=loaded.weights,
+        cache_dtype=loaded.cache_dtype,
         weight_bytes=stored_bytes(loaded.model) + loaded.quantized_bytes,
         context_length=context or 0,
         cache_size=cache_size,

@@ -81,6 +81,8 @@ def install_captured(model: Any, record: Record) -> bool:
     plain = model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
+        if cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
+            return plain(**kwargs)
         layers: Any = cache.layers
         logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
         if logits is not None:
@@ -117,6 +119,11 @@ def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOu
 def uninstall(model: Any) -> None:
     """Remove the decode path."""
     model.__dict__.pop("forward", None)
+
+
+def is_compiled(model: Any) -> bool:
+    """Return whether compiled kernels decode for `model`."""
+    return isinstance(getattr(model.forward, "step", None), CompiledStep)
 
 
 def tokens_at_once(model: Any) -> int:

@@ -42,6 +42,8 @@ class LoadedModel:
     """Memory of the quantized copies, in addition to the native weights."""
     kernels: Kernels | None = field(default=None, repr=False)
     """The compiled kernels that it decodes with on a CPU; None for PyTorch's."""
+    cache_dtype: str = ""
+    """The dtype of cached keys and values."""
 
 
 def load_model(
@@ -80,7 +82,10 @@ def load_model(
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
     with quiet():
-        from streamchat.decode.install import install
+        import torch
+
+        from streamchat.cache.dtype import cache_dtype, set_cache_dtype
+        from streamchat.decode.install import install, is_compiled
         from streamchat.kernels.library import load_kernels
         from streamchat.models.fallback import load_weights
         from streamchat.models.fingerprint import set_contents_digest
@@ -103,6 +108,8 @@ def load_model(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     install(model, compiled)
+    if dtype == "auto" and done.dtype == "float32" and is_compiled(model):
+        set_cache_dtype(model, torch.bfloat16)  # float32 only because the processor lacks bfloat16 arithmetic
     progress(f"Loading {done.name}", 0, 0, "")
     return LoadedModel(
         model,
@@ -115,6 +122,7 @@ def load_model(
         used,
         quantized_bytes(model),
         compiled,
+        str(cache_dtype(model)).removeprefix("torch."),
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.ledger import Ledger
@@ -152,6 +154,13 @@ def _restore_snapshot(
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     saved_cache = saved.checkpoint
+    stored_dtype = saved_cache.dtype
+    # 32 bits are rounded to 16 as they would have been when they were cached; 16 bits do not become exact again
+    if stored_dtype is not None and cache.dtype == torch.float32 != stored_dtype:
+        raise SnapshotError(
+            f"its keys and values were saved in {str(stored_dtype).removeprefix('torch.')} and are now cached in "
+            "float32"
+        )
     if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
         raise SnapshotError("its saved cache does not match the saved turns")
     if saved_cache.length > cache.cache_size:

@@ -28,6 +28,7 @@ from streamchat.base.requests import (
     Submit,
     Undo,
 )
+from streamchat.cache.dtype import set_cache_dtype
 from streamchat.config.loader import Configuration
 from streamchat.sessions import snapshot as snapshots
 from streamchat.store.health import examine
@@ -209,6 +210,29 @@ def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> Non
     with running(other_dtype, store=database, session=session) as chat:
         assert "saved in float32 and the model now runs in bfloat16" in chat.wait(ev.Notice).text
         chat.turn("x")
+
+
+@pytest.mark.parametrize("before", ["float32", "bfloat16"])
+def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(database: Path, before: str) -> None:
+    def loaded_in(name: str) -> Any:
+        def load(*_: Any) -> Any:
+            loaded = tiny_loaded()
+            set_cache_dtype(loaded.model, getattr(torch, name))
+            return loaded
+
+        return load
+
+    with running(loaded_in(before), store=database) as chat:
+        said(chat, QUESTIONS[:2])
+    now = "bfloat16" if before == "float32" else "float32"
+    with running(loaded_in(now), store=database, session=session_of(database)) as chat:
+        resumed = chat.wait(ev.ConversationResumed)
+        notices = " ".join(notice.text for notice in chat.of(ev.Notice))
+        assert (resumed.prefilled > 0) == (before == "bfloat16")
+        assert ("saved in bfloat16 and are now cached in float32" in notices) == (before == "bfloat16")
+        conversation: Any = chat.conversation
+        assert conversation.cache.streaming_layers[0].keys.dtype == getattr(torch, now)
+        chat.turn("and now?")
 
 
 def test_another_tokenizer_reads_the_texts(database: Path) -> None:

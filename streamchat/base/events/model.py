@@ -47,11 +47,15 @@ class ModelInfo:
     """The system prompt that the chat template inserts by itself if none is set; it is pinned."""
     weights: str = "native"
     """Weights for decoding: 'native', or quantized to 'int8' or 'int4'."""
+    cache_dtype: str = ""
+    """Dtype of cached keys and values; '' for that of the model."""
 
     @property
     def precision(self) -> str:
-        """Dtype and weights, for display: 'bfloat16', 'bfloat16, int4 weights'."""
-        return self.dtype if self.weights == "native" else f"{self.dtype}, {self.weights} weights"
+        """Dtype, weights and cache, for display: 'bfloat16', 'float32, int4 weights, bfloat16 cache'."""
+        weights = "" if self.weights == "native" else f", {self.weights} weights"
+        cache = f", {self.cache_dtype} cache" if self.cache_dtype not in ("", self.dtype) else ""
+        return self.dtype + weights + cache
 
 
 @dataclass(frozen=True)

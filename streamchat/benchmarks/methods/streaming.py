@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -37,7 +38,7 @@ class RollingWindow(ModelStream):
     def begin(self) -> DynamicCache:
         self._evicting_s = 0.0
         options = replace(self.eviction(), before_evict=self._before_evict, on_evict=self._after_evict)
-        sizes = {"cache_size": self.method.budget, "num_sink_tokens": self.method.sinks}
+        sizes: dict[str, Any] = {"cache_size": self.method.budget, "num_sink_tokens": self.method.sinks}
         self._streaming = make_cache(self.model, self.fit, **sizes, options=options)
         self.enter(StreamingHook(self.model, self._streaming))
         self._feeder = Feeder(self.model, self._streaming, TokenLog())

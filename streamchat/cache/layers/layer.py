@@ -28,14 +28,20 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     An eviction moves the prefix (sinks and pinned tokens) forward to just before the window; the window stays where it
     is, in memory and in position (see docs/how-it-works.md). `keys` and `values` are views
     (batch, num_kv_heads, length, head_dim) of the buffers, as in a `DynamicCache`.
+
+    Args:
+        cache_size: The budget in tokens.
+        rotation: How keys and values carry positions.
+        dtype: The dtype of the buffers; None for that of the states.
     """
 
     is_sliding = False
 
-    def __init__(self, cache_size: int, rotation: LayerRotation) -> None:
+    def __init__(self, cache_size: int, rotation: LayerRotation, dtype: torch.dtype | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.cache_size = cache_size
         self.rotation = rotation
+        self._buffer_dtype = dtype
         self.slots = cache_size + max(16, cache_size // 4)
         self.start = self.end = self.base = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
@@ -47,11 +53,11 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for (batch, num_kv_heads, new tokens, head_dim) states."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtype, self.device = self._buffer_dtype or key_states.dtype, key_states.device
 
         def buffer(x: Tensor) -> Tensor:
             batch, heads, _, dim = x.shape
-            return torch.zeros(batch, heads, self.slots, dim, dtype=x.dtype, device=x.device)
+            return torch.zeros(batch, heads, self.slots, dim, dtype=self.dtype, device=x.device)
 
         with torch.inference_mode(False):  # usable outside inference mode later
             self._buffers = buffer(key_states), buffer(value_states)
@@ -60,6 +66,9 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append (batch, num_kv_heads, n, head_dim) states; returns all keys and values of the layer.
+
+        These are the views `keys` and `values`, or copies if the states have another dtype than the buffers: a forward
+        holds one layer's copies at a time.
 
         Raises:
             CacheError: The budget would be exceeded (no `StreamingHook` is attached to make room), or the batch size
@@ -80,7 +89,7 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         values.narrow(2, first, count).copy_(value_states)
         assert self.keys is not None
         assert self.values is not None
-        return self.keys, self.values
+        return self.keys.to(key_states.dtype), self.values.to(key_states.dtype)
 
     def reserve_slots(self, count: int) -> int:
         """Extend the layer by `count` slots for the caller to write; returns the first of them.
@@ -150,7 +159,8 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def load(self, state: Mapping[str, Tensor], base: int, device: torch.device) -> None:
         """Load copies of a `state()`, from absolute position `base` on, into an empty layer.
 
-        Existing buffers are used; new ones are allocated on `device`.
+        Existing buffers are used; new ones are allocated on `device`. Keys and values are converted to the buffers'
+        dtype.
         """
         if "keys" not in state:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
@@ -20,8 +21,8 @@ class MixedStreamingLayer(LinearAttentionLayer, StreamingLayer):  # type: ignore
 
     is_compileable = False
 
-    def __init__(self, plain: Any, cache_size: int, rotation: LayerRotation) -> None:
-        StreamingLayer.__init__(self, cache_size, rotation)
+    def __init__(self, plain: Any, cache_size: int, rotation: LayerRotation, dtype: torch.dtype | None = None) -> None:
+        StreamingLayer.__init__(self, cache_size, rotation, dtype)
         # before transformers 5.17 there is one state per layer, and no such argument
         states = getattr(plain, "number_of_states", None)
         LinearAttentionLayer.__init__(self, **({} if states is None else {"number_of_states": states}))
@@ -49,7 +50,9 @@ def is_mixed(layer: Any) -> bool:
     return isinstance(layer, MixedStreamingLayer)
 
 
-def streaming_layer(index: int, layer: Any, config: Any, rotation: LayerRotation, cache_size: int) -> Any:
+def streaming_layer(
+    index: int, layer: Any, config: Any, rotation: LayerRotation, cache_size: int, dtype: torch.dtype | None = None
+) -> Any:
     """Return the streaming layer for layer `index` of a model.
 
     A sliding layer is handled like a full one: evictions apply to all layers, and transformers' mask restricts each
@@ -63,7 +66,7 @@ def streaming_layer(index: int, layer: Any, config: Any, rotation: LayerRotation
     if kind == "recurrent":
         return layer
     if kind == "mixed":
-        return MixedStreamingLayer(layer, cache_size, rotation)
+        return MixedStreamingLayer(layer, cache_size, rotation, dtype)
     if kind == "unknown":
         raise UnsupportedModelError(
             f"layer {index} uses a {type(layer).__name__}, which does not support eviction; choose a model with plain "
@@ -76,4 +79,4 @@ def streaming_layer(index: int, layer: Any, config: Any, rotation: LayerRotation
             f"layer {index} attends within chunks of {layer.sliding_window} tokens, fewer than cache_size = "
             f"{cache_size}; set cache_size to at most {layer.sliding_window}"
         )
-    return StreamingLayer(cache_size, rotation)
+    return StreamingLayer(cache_size, rotation, dtype)

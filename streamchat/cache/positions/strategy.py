@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from streamchat.base.errors import UnsupportedModelError, describe_unexpected
+from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.eviction.check import require_eviction_check
 from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.positions.absolute import absolute_limit
@@ -99,12 +100,25 @@ def _model_errors_as_unsupported(model: Any) -> Iterator[None]:
 
 
 def _check_eviction(model: Any, fit: PositionFit) -> None:
-    require_eviction_check(model, lambda size, sinks: make_cache(model, fit, cache_size=size, num_sink_tokens=sinks))
+    require_eviction_check(
+        model, lambda size, sinks: make_cache(model, fit, cache_size=size, num_sink_tokens=sinks, dtype=model.dtype)
+    )
 
 
 def make_cache(
-    model: Any, fit: PositionFit, *, cache_size: int, num_sink_tokens: int, options: EvictionOptions | None = None
+    model: Any,
+    fit: PositionFit,
+    *,
+    cache_size: int,
+    num_sink_tokens: int,
+    options: EvictionOptions | None = None,
+    dtype: torch.dtype | None = None,
 ) -> StreamingCache:
-    """Return a streaming cache for `model`; see `StreamingCache` for arguments and errors."""
+    """Return a streaming cache for `model`; see `StreamingCache` for arguments and errors.
+
+    Args:
+        dtype: None for the `cache_dtype` of the model.
+    """
     kind = RecomputingCache if fit.method == "recompute" else StreamingCache
-    return kind(model.config, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)
+    sizes = {"cache_size": cache_size, "num_sink_tokens": num_sink_tokens}
+    return kind(model.config, fit, **sizes, options=options, dtype=dtype or cache_dtype(model))
