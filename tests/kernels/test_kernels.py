@@ -602,6 +602,21 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
 
 
 @needs_kernels
+def test_a_cache_of_other_heads_is_refused() -> None:
+    """The kernels would read beyond its end."""
+    from streamchat.base.errors import CacheError
+
+    model, ids = make("llama"), text(14)
+    install(model, load_kernels("auto"))
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :10], 10)
+    for layer in cache.streaming_layers:
+        layer._buffers = tuple(buffer[:, :1] for buffer in layer._buffers or ())  # type: ignore[assignment]
+    with pytest.raises(CacheError, match="1 key heads of 32"):
+        stream(model, cache, ids[:, 10:11], 1)
+
+
+@needs_kernels
 def test_a_step_in_bfloat16_is_nearer_to_float32_than_the_plain_forward(default_model_home: None) -> None:
     whole = load_model("default", device="cpu", dtype="float32")
     half = load_model("default", device="cpu", dtype="bfloat16")
