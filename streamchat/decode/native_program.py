@@ -60,7 +60,8 @@ class Workspace:
 class Program:
     """The operations for a fixed number of tokens.
 
-    Fill `hidden`, `cos` and `sin`, point `attentions` to the caches, get `new_logits` and run `operations`, which fills them.
+    Fill `hidden`, `cos` and `sin`, point `attentions` to the caches, get `new_logits`, and run `operations`, which fill
+    them.
 
     Args:
         model: The model to compute.
@@ -91,7 +92,7 @@ class Program:
         for block in model.blocks:
             added = self._block(block, added)
         head = self._normed_input(model.norm, added, slice(-1, None) if last_only else slice(None))
-        self._logits_shape = 1 if last_only else tokens, model.head.out_features
+        self._logits_shape = 1 if last_only else tokens, _rows((model.head,))
         self._append_product((model.head,), **head, count=self._logits_shape[0])
         self.operations = program(self._operations)
 

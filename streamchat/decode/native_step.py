@@ -44,7 +44,7 @@ def kernels_support(model: ModelSpec) -> bool:
 
 
 def _max_tokens(model: ModelSpec) -> int:
-    """Return the maximum tokens per call for which the kernels beat transformers' forward on the model's own weights."""
+    """Return the maximum tokens per call for which the kernels beat transformers' forward on native weights."""
     if not all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers):
         return NATIVE_TOKENS
     kinds = {layer.quantized.kind for layer in model.linear_layers if layer is not model.head}
