@@ -55,7 +55,7 @@ def _halves_are_tiles(layer: Any) -> bool:
 
 
 def _max_tokens(model: ModelSpec) -> int:
-    """Return the maximum tokens per call for which the kernels beat transformers' forward on its own weights."""
+    """Return the maximum tokens per call for which the kernels beat transformers' forward on native weights."""
     if not all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers):
         return NATIVE_TOKENS
     kinds = {layer.quantized.kind for layer in model.linear_layers if layer is not model.head}
@@ -110,8 +110,8 @@ class CompiledStep:
                     raise CacheError(f"the compiled kernels do not support a cache in {keys.dtype}; reset it first")
                 if keys.shape[1] != attention.num_kv_heads or keys.shape[3] != attention.head_dim:
                     raise CacheError(
-                        f"a cache with {keys.shape[1]} key heads of {keys.shape[3]} cannot be continued by a model with "
-                        f"{attention.num_kv_heads} of {attention.head_dim}; reset it first"
+                        f"a cache with {keys.shape[1]} key heads of {keys.shape[3]} cannot be continued by a model "
+                        f"with {attention.num_kv_heads} of {attention.head_dim}; reset it first"
                     )
                 attention.format = FORMATS[keys.dtype]
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
