@@ -55,7 +55,7 @@ def _halves_are_tiles(layer: Any) -> bool:
 
 
 def _max_tokens(model: ModelSpec) -> int:
-    """Return the maximum tokens per call for which the kernels beat transformers' forward on its own weights."""
+    """Return the maximum tokens per call for which the kernels beat transformers' forward on native weights."""
     if not all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers):
         return NATIVE_TOKENS
     kinds = {layer.quantized.kind for layer in model.linear_layers if layer is not model.head}
@@ -87,7 +87,7 @@ class CompiledStep:
         """Run the program.
 
         Raises:
-            CacheError: The cache has a dtype that the kernels do not support.
+            CacheError: The cache has a dtype that the kernels do not support, or other heads than the model.
         """
         with self._lock:
             tokens, threads = ids.shape[1], torch.get_num_threads()
@@ -108,6 +108,11 @@ class CompiledStep:
                 assert values is not None
                 if keys.dtype not in FORMATS:
                     raise CacheError(f"the compiled kernels do not support a cache in {keys.dtype}; reset it first")
+                if keys.shape[1] != attention.num_kv_heads or keys.shape[3] != attention.head_dim:
+                    raise CacheError(
+                        f"a cache with {keys.shape[1]} key heads of {keys.shape[3]} cannot be continued by a model "
+                        f"with {attention.num_kv_heads} of {attention.head_dim}; reset it first"
+                    )
                 attention.format = FORMATS[keys.dtype]
                 attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
                 attention.head_stride_bytes = keys.stride(1) * keys.element_size()

@@ -164,6 +164,7 @@ def _check_attention(kernels: Any) -> None:
         given = [_address(part) for part in (query, key, value)]
         strides = [part.strides[1] // 4 for part in (query, key, value)]
         if case.repeats:
+            strides[0] = 0  # there is no other group
             key, value = (np.repeat(part[:, :1], heads, 1) for part in (key, value))
         norms = [_head_norm(case, count) for count in (heads * queries, heads)]
         angles = _noise(tokens, case.rotary_dim // 2)

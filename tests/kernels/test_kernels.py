@@ -87,10 +87,9 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
     group = 32 if kind == "int4" else 128
-    steps = (
-        torch.cat([part.abs().amax(1, keepdim=True).expand_as(part) for part in torch.split(x, group, dim=1)], 1)
-        / 32767
-    )
+    steps = torch.empty_like(x)
+    for at in range(0, columns, group):
+        steps[:, at : at + group] = x[:, at : at + group].abs().amax(1, keepdim=True) / 32767
     allowed = 0.51 * steps.double() @ meant.abs().T
     found = packed.multiply(x)
     assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
@@ -603,6 +602,21 @@ def test_a_cache_of_another_number_format_is_refused() -> None:
     stream(model, cache, ids[:, :10], 10)
     convert(cache, torch.float64)
     with pytest.raises(CacheError, match="float64"):
+        stream(model, cache, ids[:, 10:11], 1)
+
+
+@needs_kernels
+def test_a_cache_of_other_heads_is_refused() -> None:
+    """The kernels would read beyond its end."""
+    from streamchat.base.errors import CacheError
+
+    model, ids = make("llama"), text(14)
+    install(model, load_kernels("auto"))
+    cache = cache_of(model, 24)
+    stream(model, cache, ids[:, :10], 10)
+    for layer in cache.streaming_layers:
+        layer._buffers = tuple(buffer[:, :1] for buffer in layer._buffers or ())  # type: ignore[assignment]
+    with pytest.raises(CacheError, match="1 key heads of 32"):
         stream(model, cache, ids[:, 10:11], 1)
 
 
