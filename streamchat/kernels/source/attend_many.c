@@ -145,30 +145,33 @@ static void fill(const Attention *a, int token, int tokens, int h, long first, B
     }
 }
 
-void attend_many_work(const Attention *a, int task) {
+/* In floats. A block is too large for the stacks of some threads. */
+long attend_many_memory(void) { return (long)(sizeof(Block) / sizeof(float)); }
+
+void attend_many_work(const Attention *a, int task, float *memory) {
     int queries = a->num_kv_groups, dim = a->head_dim, bytes = format_bytes(a->format), heads = a->num_kv_heads;
     int part = task % a->spans, h = task / a->spans % heads, token = task / a->spans / heads * block_tokens(a);
     int tokens = a->tokens - token < block_tokens(a) ? a->tokens - token : block_tokens(a);
     long start = first_slot(a, token), count = a->cached + token + tokens - start;
     long first = start + count * part / a->spans, last = start + count * (part + 1) / a->spans;
-    Block b;
-    fill(a, token, tokens, h, first, &b);
+    Block *b = (Block *)memory;
+    fill(a, token, tokens, h, first, b);
     for (long slot = first; slot < last; slot += KEYS) {
         int size = last - slot < KEYS ? (int)(last - slot) : KEYS;
         long at = h * a->head_stride_bytes + slot * dim * bytes;
-        const float *keys = rows_of(a->keys + at, a->format, size, dim, b.widened);
-        multiply_all(keys, dim, 1, b.queries, dim, size, b.lanes, 0, b.scores);
+        const float *keys = rows_of(a->keys + at, a->format, size, dim, b->widened);
+        multiply_all(keys, dim, 1, b->queries, dim, size, b->lanes, 0, b->scores);
         if (a->softcap > 0.0f)
-            activate(SOFTCAP, a->softcap, b.scores, (long)size * QUERIES_AT_ONCE);
-        soften(&b, slot - first, size, dim);
-        const float *values = rows_of(a->values + at, a->format, size, dim, b.widened);
-        multiply_all(values, 1, dim, b.scores, size, dim, b.lanes, 1, b.values);
+            activate(SOFTCAP, a->softcap, b->scores, (long)size * QUERIES_AT_ONCE);
+        soften(b, slot - first, size, dim);
+        const float *values = rows_of(a->values + at, a->format, size, dim, b->widened);
+        multiply_all(values, 1, dim, b->scores, size, dim, b->lanes, 1, b->values);
     }
     for (int n = 0; n < tokens * queries; n++) {
         long to = (((long)(token + n / queries) * heads + h) * a->spans + part) * queries + n % queries;
         for (int d = 0; d < dim; d++)
-            a->partial[to * dim + d] = b.values[d * QUERIES_AT_ONCE + n];
-        attention_tops(a)[to] = b.top[n];
-        attention_sums(a)[to] = b.sum[n];
+            a->partial[to * dim + d] = b->values[d * QUERIES_AT_ONCE + n];
+        attention_tops(a)[to] = b->top[n];
+        attention_sums(a)[to] = b->sum[n];
     }
 }

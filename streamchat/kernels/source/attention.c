@@ -152,9 +152,13 @@ int attend_tasks(const Attention *a) {
     return is_many(a) ? attend_many_tasks(a) : a->tokens * a->num_kv_heads * a->spans;
 }
 
-void attend_work(const Attention *a, int task) {
+/* Scratch memory of a thread, in floats. */
+long attend_memory(const Attention *a) { return is_many(a) ? attend_many_memory() : 0; }
+
+void attend_work(const Attention *a, int task, uint64_t tag, Member *member) {
     if (is_many(a)) {
-        attend_many_work(a, task);
+        member->tag = tag;
+        attend_many_work(a, task, member->memory);
         return;
     }
     int groups = a->num_kv_groups, dim = a->head_dim;

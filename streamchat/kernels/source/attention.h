@@ -26,6 +26,7 @@ float *attention_sums(const Attention *a);
 /* Whether several tokens attend together: enough of them to be worth it. */
 int is_many(const Attention *a);
 int attend_many_tasks(const Attention *a);
-void attend_many_work(const Attention *a, int task);
+long attend_many_memory(void);
+void attend_many_work(const Attention *a, int task, float *memory);
 
 #endif

@@ -88,7 +88,8 @@ int product_tasks(const Product *p, int threads);
 void product_work(const Product *p, int task, int threads, uint64_t tag, Member *member);
 long product_memory(const Product *p);
 int attend_tasks(const Attention *a);
-void attend_work(const Attention *a, int task);
+void attend_work(const Attention *a, int task, uint64_t tag, Member *member);
+long attend_memory(const Attention *a);
 int store_tasks(const Attention *a);
 void store_work(const Attention *a, int task);
 

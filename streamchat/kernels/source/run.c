@@ -20,20 +20,31 @@ static void work(const void *data, long phase, int task, int threads, uint64_t t
         product_work(&each->product, task, threads, tag, member);
         break;
     case ATTEND:
-        attend_work(each->attention, task);
+        attend_work(each->attention, task, tag, member);
         break;
     default:
         store_work(each->attention, task);
     }
 }
 
+/* Scratch memory of a thread, in floats. */
+static long memory(const Operation *each) {
+    switch (each->kind) {
+    case PRODUCT:
+        return product_memory(&each->product);
+    case ATTEND:
+        return attend_memory(each->attention);
+    default:
+        return 0;
+    }
+}
+
 /* Returns 0, or -1 if there is not enough memory. */
 EXPORT int run(const Operation *operations, long count, int threads) {
     TeamProgram program = {.data = operations, .phases = count, .tasks = tasks, .work = work};
-    for (long i = 0; i < count; i++)
-        if (operations[i].kind == PRODUCT) {
-            long memory = product_memory(&operations[i].product);
-            program.memory = memory > program.memory ? memory : program.memory;
-        }
+    for (long i = 0; i < count; i++) {
+        long needed = memory(operations + i);
+        program.memory = needed > program.memory ? needed : program.memory;
+    }
     return team_run(&program, threads);
 }

@@ -11,7 +11,7 @@ enum { CACHE_LINE = 128 };
 typedef struct {
     _Alignas(CACHE_LINE) float *memory; /* scratch memory */
     long floats;                        /* its size */
-    uint64_t tag;                       /* phase whose input `memory` contains */
+    uint64_t tag;                       /* phase that filled `memory` */
     int block;                          /* 1 + number of the block of vectors in `memory`; 0 = none */
 } Member;
 
