@@ -15,8 +15,8 @@ from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.press import StreamingPress
 from streamchat.decode import install as short
+from streamchat.decode.families.registry import model_spec
 from streamchat.decode.install import install, tokens_at_once, uninstall
-from streamchat.decode.spec import model_spec
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models.load import load_model
 from streamchat.quantization.linear import always_quantized

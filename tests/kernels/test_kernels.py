@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from streamchat.base import paths
+from streamchat.decode.families.registry import model_spec
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import MAX_PROGRAMS, CompiledStep, kernels_support
-from streamchat.decode.spec import model_spec
 from streamchat.kernels import build, library, operations, platforms, sealed
 from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
