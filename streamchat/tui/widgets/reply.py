@@ -141,9 +141,11 @@ class ReplyMarkdown(OneLayout, Markdown):
         if self._held:
             held, self._held = self._held, ""
             await super().append(held)
-        blocks = list(self._parse_markdown(make_parser().parse(text)))
-        if self.source != text or not show_same(self.children, blocks):
+        if self.source != text or not show_same(self.children, self._parsed(text)):
             await self.update(text)
+
+    def _parsed(self, text: str) -> list[MarkdownBlock]:
+        return list(self._parse_markdown(make_parser().parse(text)))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return the rows of the blocks, without the margin below the last one."""
