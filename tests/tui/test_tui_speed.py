@@ -228,7 +228,7 @@ async def test_a_turn_out_of_view_has_the_height_of_its_changed_content() -> Non
         await driver.until(lambda: first.asleep)
         first.query_one(Thinking).fold(False)
         await driver.until(lambda: driver.conversation.max_scroll_y > height)
-        assert first.asleep
+        assert driver.turns[0].asleep
 
 
 @pytest.mark.slow
