@@ -15,6 +15,7 @@ from streamchat.tui.pace import FIGURES_S, FRAME_S, FULL_COLLECTIONS, MAX_FRAME_
 from streamchat.tui.widgets.growing import BulletList, OrderedList
 from streamchat.tui.widgets.reply import Paragraph, ReplyMarkdown
 from streamchat.tui.widgets.status_panel import StatusPanel
+from streamchat.tui.widgets.thinking import Thinking
 from streamchat.tui.widgets.turn import Turn
 from tests.support.app_driver import driving
 from tests.support.scripted_engine import Reply, ScriptedEngine
@@ -206,6 +207,28 @@ async def test_turns_wake_at_another_width_and_when_they_come_into_view() -> Non
         assert driver.screen_text.count("word word") > 8
         reply = first.query_one(Paragraph)
         assert reply.size.height > 1
+
+
+@pytest.mark.slow
+async def test_a_turn_out_of_view_has_the_height_of_its_changed_content() -> None:
+    # so narrow that "no longer in context" adds rows to the headings
+    engine = ScriptedEngine(lambda text: "<think>\nthought\n</think>\n\nreply", settings=Settings(cache_size=64))
+    async with driving(engine, size=(24, 10)) as driver:
+        for number in range(12):
+            await driver.ask(str(number))
+        first = driver.turns[0]
+        assert first.asleep
+        assert first.visibility.evicted
+        height = driver.conversation.max_scroll_y
+        driver.conversation.scroll_home(animate=False)
+        await driver.pilot.pause()
+        assert not first.asleep
+        assert driver.conversation.max_scroll_y == height
+        driver.conversation.follow()
+        await driver.until(lambda: first.asleep)
+        first.query_one(Thinking).fold(False)
+        await driver.until(lambda: driver.conversation.max_scroll_y > height)
+        assert driver.turns[0].asleep
 
 
 @pytest.mark.slow

@@ -41,6 +41,11 @@ class Sleeper(Vertical):
             return DockArrangeResult([], set(), Spacing())
         return super().arrange(size, optimal)
 
+    def _clear_arrangement_cache(self) -> None:
+        """Forget the height too: the content has changed. The layout that follows finds the new one."""
+        super()._clear_arrangement_cache()
+        self._height = None
+
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return the rows of the content at `width` columns. Another width than that of the content wakes it."""
         if self._height is not None:

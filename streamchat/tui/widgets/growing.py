@@ -82,13 +82,13 @@ class _GrowingList(Growing):
 
     def compose(self) -> ComposeResult:
         """The items."""
-        items = _items(self)
+        items = list_items(self)
         yield from (_Row(mark, item._blocks) for mark, item in zip(self.marks(items), items, strict=True))
         self._blocks.clear()
 
     async def grow(self, block: MarkdownBlock) -> bool:
         """Update the items of the list, and append new ones."""
-        rows, items = [row for row in self.children if isinstance(row, _Row)], _items(block)
+        rows, items = list_rows(self), list_items(block)
         marks = self.marks(items)
         if not rows or [row.mark for row in rows] != marks[: len(rows)]:
             return False
@@ -101,7 +101,13 @@ class _GrowingList(Growing):
         return True
 
 
-def _items(block: MarkdownBlock) -> list[MarkdownListItem]:
+def list_rows(holder: Widget) -> list[_Row]:
+    """Return the mounted items of a list."""
+    return [row for row in holder.children if isinstance(row, _Row)]
+
+
+def list_items(block: MarkdownBlock) -> list[MarkdownListItem]:
+    """Return the items of a parsed list that is not mounted."""
     return [item for item in block._blocks if isinstance(item, MarkdownListItem)]
 
 

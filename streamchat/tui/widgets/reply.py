@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
+from textual.await_complete import AwaitComplete
 from textual.containers import Vertical
 from textual.content import Content
 from textual.geometry import Size
 from textual.widgets import Markdown
-from textual.widgets._markdown import MarkdownBlock, MarkdownParagraph
+from textual.widgets._markdown import MarkdownBlock, MarkdownHorizontalRule, MarkdownParagraph
 from textual.widgets.markdown import MarkdownFence, MarkdownStream
 
 from streamchat.base.sanitize import PrintableStream, printable
@@ -18,12 +21,21 @@ from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.config.settings import Thinking as ShowThinking
 from streamchat.tui.widgets.growing import BulletList, Growing, OrderedList, Quote
 from streamchat.tui.widgets.one_layout import OneLayout
+from streamchat.tui.widgets.rendered import show_same
 from streamchat.tui.widgets.text import Verbatim
 from streamchat.tui.widgets.thinking import Thinking
 
 if TYPE_CHECKING:
     from textual.css.styles import RulesMap
 
+OPEN_LINE = re.compile(r"[ \t>]*([-=*+_#`~|:]+|\d{1,9}[.)]?)?[ \t]*")
+"""The start of a line that more text can turn into something else.
+
+For example, `-` below a paragraph makes it a heading until it becomes `- item`, and `2` after a list is a paragraph
+until it becomes `2. item`; the item would then start another list.
+"""
+NESTED_RULE = "nested_hr"
+"""Type of the token of a horizontal rule in a list or quote."""
 LINKS = ("http://", "https://", "mailto:")
 
 
@@ -35,6 +47,7 @@ def make_parser() -> MarkdownIt:
     """
     parser = MarkdownIt("gfm-like", {"html": False})
     parser.core.ruler.push("lines", _keep_lines)
+    parser.core.ruler.push("rules", _keep_rules)
     return parser
 
 
@@ -43,6 +56,13 @@ def _keep_lines(state: StateCore) -> None:
         for child in token.children or ():
             if child.type == "softbreak":
                 child.type = "hardbreak"
+
+
+def _keep_rules(state: StateCore) -> None:
+    """Rename rules in lists and quotes: Textual would place them before the list, once more for each new word."""
+    for token in state.tokens:
+        if token.type == "hr" and token.level > 0:
+            token.type = NESTED_RULE
 
 
 class Fence(Growing, OneLayout, MarkdownFence):
@@ -96,6 +116,36 @@ class ReplyMarkdown(OneLayout, Markdown):
 
     def __init__(self) -> None:
         super().__init__(parser_factory=make_parser, open_links=False)
+        self._held = ""
+        """The text that is not appended yet."""
+
+    def unhandled_token(self, token: Token) -> MarkdownBlock | None:
+        """Return the block of a token that Textual does not know."""
+        return MarkdownHorizontalRule(self, token) if token.type == NESTED_RULE else None
+
+    def append(self, markdown: str) -> AwaitComplete:
+        """Append text, except for an unfinished last line whose meaning is still open (see `OPEN_LINE`)."""
+        text = self._held + markdown
+        start = text.rfind("\n") + 1
+        begun = start == 0 and bool(self.source) and not self.source.endswith("\n")
+        if begun or not OPEN_LINE.fullmatch(text, start):
+            start = len(text)
+        self._held = text[start:]
+        return super().append(text[:start]) if start else AwaitComplete()
+
+    async def complete(self, text: str) -> None:
+        """Show the whole document `text`; changes nothing if what was appended looks the same.
+
+        What is appended is parsed without most of what is before it, so a link reference, for example, is not known.
+        """
+        if self._held:
+            held, self._held = self._held, ""
+            await super().append(held)
+        if self.source != text or not show_same(self.children, self._parsed(text)):
+            await self.update(text)
+
+    def _parsed(self, text: str) -> list[MarkdownBlock]:
+        return list(self._parse_markdown(make_parser().parse(text)))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return the rows of the blocks, without the margin below the last one."""
@@ -149,10 +199,8 @@ class Reply(OneLayout, Vertical):
             self._thoughts.finish()
         elif thoughts and not answer:  # hidden
             await self.mount(Verbatim(ONLY_REASONING, classes="only-thought"))
-        if answer != self.text or "```" in answer or "~~~" in answer:
-            # a fence rendered in pieces can end up blank
-            self.text = answer
-            await self.query_one(ReplyMarkdown).update(answer)
+        self.text = answer
+        await self.query_one(ReplyMarkdown).complete(answer)
 
     async def _write(self, parts: list[Part]) -> None:
         for part in parts:
