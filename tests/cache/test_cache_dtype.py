@@ -58,7 +58,7 @@ def buffer_dtypes(cache: StreamingCache) -> set[torch.dtype]:
 def fed_in_pieces(model: Any, ids: Tensor, sizes: list[int]) -> StreamingCache:
     cache, name = cache_in(model, HALF), cache_keyword(model)
     with torch.inference_mode(), StreamingHook(model, cache):
-        for piece in ids.split(sizes, dim=1):
+        for piece in torch.split(ids, sizes, dim=1):
             model(input_ids=piece, use_cache=True, **{name: cache})
     return cache
 
