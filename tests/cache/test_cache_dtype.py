@@ -187,14 +187,19 @@ def test_copies_pins_cuts_and_beams_keep_the_dtype() -> None:
     assert cache.streaming_layers[0].keys.dtype == HALF
 
 
-def test_key_diversity_reads_keys_in_float32() -> None:
+def test_key_diversity_evicts_the_same_turns_with_16_bits() -> None:
     model, ids = make("llama"), text(60)
-    cache = cache_in(model, HALF, policy="key-diversity")
-    for first in range(0, 60, 6):
-        cache.begin_turn(6)
-        stream(model, cache, ids[:, first : first + 6], 6)
-    assert cache.compression_count
-    assert {keys.dtype for keys in cache.unrotated_keys(0, 5)} == {torch.float32}
+    cached = []
+    for dtype in (HALF, torch.float32):
+        cache = cache_in(model, dtype, policy="key-diversity")
+        for first in range(0, 60, 6):
+            cache.begin_turn(6)
+            stream(model, cache, ids[:, first : first + 6], 6)
+        assert cache.compression_count > 3
+        assert {keys.dtype for keys in cache.unrotated_keys(0, 5)} == {torch.float32}
+        cached.append(cache.ledger.runs)
+    assert cached[0] == cached[1]
+    assert len(cached[0]) > 2  # turns in the middle were evicted: the choice was not the oldest
 
 
 def test_a_press_keeps_the_dtype_of_the_model_unless_asked() -> None:
