@@ -59,6 +59,7 @@ def about(command: str, loaded: LoadedModel, **arguments: Any) -> dict[str, Any]
         "source": loaded.source,
         "device": loaded.device,
         "dtype": loaded.dtype,
+        "cache_dtype": loaded.cache_dtype or loaded.dtype,
         "weights": loaded.weights,
         "attention": str(loaded.model.config._attn_implementation),
         "threads": torch.get_num_threads() if loaded.device == "cpu" else 0,
@@ -78,10 +79,11 @@ def heading(loaded: LoadedModel, *more: str) -> list[str]:
     import torch
 
     weights = [] if loaded.weights == "native" else [f"{loaded.weights} weights"]
+    cache = [] if loaded.cache_dtype in ("", loaded.dtype) else [f"{loaded.cache_dtype} cache"]
     uses: list[str] = []
     if loaded.device == "cpu":
         uses = [plural(torch.get_num_threads(), "thread"), torch.backends.cpu.get_cpu_capability()]
-    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *uses, *more]
+    first = [loaded.name, f"{loaded.dtype} on {device_name(loaded.device)}", *weights, *cache, *uses, *more]
     return [", ".join(first), machine_line()]
 
 

@@ -13,8 +13,9 @@ from transformers import DynamicCache
 
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import human_bytes
-from streamchat.benchmarks.methods.registry import Method
+from streamchat.benchmarks.methods.registry import KINDS, Method
 from streamchat.cache.arguments import cache_keyword
+from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.token_ids import input_device
 from streamchat.conversation.feeder import PREFILL_CHUNK
 from streamchat.models.device import free_memory
@@ -37,6 +38,8 @@ class TokenCost:
     heads: int
     key_value_heads: int
     vocabulary: int
+    streaming_share: float = 1.0
+    """Bytes per token in a `StreamingCache`, as a share of those in a plain one."""
 
     def cache_bytes(self, tokens: int) -> int:
         """Return the bytes of keys and values of `tokens` tokens in a plain cache."""
@@ -60,7 +63,8 @@ def measure_cost(model: Any) -> TokenCost:
         sizes.append(sum(x.nbytes for x in tensors) // PROBE_TOKENS)
         windows.append(layer.sliding_window if getattr(layer, "is_sliding", False) else None)
     heads = getattr(model.config.get_text_config(), "num_attention_heads", groups)
-    return TokenCost(tuple(sizes), tuple(windows), heads, groups, vocabulary)
+    share = cache_dtype(model).itemsize / model.dtype.itemsize
+    return TokenCost(tuple(sizes), tuple(windows), heads, groups, vocabulary, share)
 
 
 def predicted_bytes(method: Method, tokens: int, cost: TokenCost, chunk: int, eager: bool) -> int:
@@ -84,7 +88,8 @@ def predicted_bytes(method: Method, tokens: int, cost: TokenCost, chunk: int, ea
     layer = max(cost.layer_bytes, default=0) * cached
     copies = layer * (1 + cost.heads // max(1, cost.key_value_heads))
     scores = 3 * 4 * cost.heads * fed * cached if eager else 0
-    return cost.cache_bytes(cached) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
+    share = cost.streaming_share if KINDS[method.kind].has_streaming_cache else 1
+    return int(share * cost.cache_bytes(cached)) + copies + scores + 10 * min(fed, tokens) * cost.vocabulary
 
 
 def check_memory(methods: Sequence[Method], tokens: int, loaded: LoadedModel, chunk: int) -> None:

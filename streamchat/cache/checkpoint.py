@@ -45,11 +45,6 @@ class CacheCheckpoint:
         return sum(stop - first for first, stop in self.runs)
 
     @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype of keys and values; None without tensors."""
-        return next((tensor.dtype for name, tensor in self.tensors.items() if name.endswith(".keys")), None)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

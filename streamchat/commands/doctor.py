@@ -226,15 +226,26 @@ def _kernels(configuration: Configuration) -> str:
     """Describe the CPU decode kernels. They are compiled when a model is loaded, not here."""
     from streamchat.kernels import build
 
-    if configuration.settings.kernels == "torch":
-        return f"PyTorch: kernels = torch ({configuration.origin('kernels')})"
-    try:
-        compiler, made = build.find_compiler(), build.library_path()
-    except build.KernelsUnavailableError as error:
-        return f"PyTorch: {error}"
+    reason = _no_kernels(configuration)
+    if reason:
+        return f"PyTorch: {reason}"
+    compiler, made = build.find_compiler(), build.library_path()
     return (
         f"compiled, {made}" if made.is_file() else f"not compiled yet; {compiler[0]} compiles them at the first start"
     )
+
+
+def _no_kernels(configuration: Configuration) -> str:
+    """Return why there are no compiled kernels; '' if there are, or if the first start can compile them."""
+    from streamchat.kernels import build
+
+    if configuration.settings.kernels == "torch":
+        return f"kernels = torch ({configuration.origin('kernels')})"
+    try:
+        build.library_path()
+    except build.KernelsUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def _free_of(free: int | None, total: int) -> str:
@@ -317,8 +328,10 @@ def _chat(configuration: Configuration) -> Rows:
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast on this device')})",
         "cache": f"{plural(settings.cache_size, 'token')} ({configuration.origin('cache_size')})",
     }
-    if settings.dtype == "auto" and dtype == "float32" and device == "cpu":
-        rows["cached keys"] = "bfloat16 if compiled kernels decode, else float32"
+    if device == "cpu":
+        cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=not _no_kernels(configuration))
+        # whether the kernels support the model shows when it is loaded
+        rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
     if contents is not None:
         rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
         devices.check_memory(contents.parameters, dtype, device, source.name)

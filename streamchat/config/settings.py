@@ -116,7 +116,10 @@ class Settings:
         forms={"cuda:N[,N]": r"cuda:\d{1,3}(,\d{1,3})*"},
     )
     dtype: Dtype = _MODEL.harmless(
-        "auto", "Dtype of weights and cache; auto picks a safe and fast one for the device", choices=get_args(Dtype)
+        "auto",
+        "Dtype of weights and cache; auto picks a safe and fast one for the device: on a CPU without bfloat16 "
+        "arithmetic, float32 weights and, with compiled kernels, a bfloat16 cache",
+        choices=get_args(Dtype),
     )
     weights: Weights = _MODEL.harmless(
         "auto",

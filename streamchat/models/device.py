@@ -110,6 +110,20 @@ def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
     return ("bfloat16" if cpu_has_bfloat16() else "float32"), ()
 
 
+def choose_cache_dtype(asked: str, dtype: str, device: str, compiled: bool) -> str:
+    """Return the dtype for cached keys and values: the model's, or bfloat16 in one case.
+
+    The case: `auto` chose float32 because the processor lacks bfloat16 arithmetic. Compiled kernels need none.
+
+    Args:
+        asked: The `dtype` setting.
+        dtype: The dtype of the model.
+        device: The device of the model.
+        compiled: Whether compiled kernels decode.
+    """
+    return "bfloat16" if compiled and (asked, dtype, device) == ("auto", "float32", "cpu") else dtype
+
+
 def cpu_has_bfloat16() -> bool:
     """Return whether torch uses bfloat16 instructions of this CPU; emulating bfloat16 is slower than float32.
 

@@ -84,9 +84,10 @@ def load_model(
     with quiet():
         import torch
 
-        from streamchat.cache.dtype import cache_dtype, set_cache_dtype
+        from streamchat.cache.dtype import set_cache_dtype
         from streamchat.decode.install import install, is_compiled
         from streamchat.kernels.library import load_kernels
+        from streamchat.models.device import choose_cache_dtype
         from streamchat.models.fallback import load_weights
         from streamchat.models.fingerprint import set_contents_digest
         from streamchat.models.quantize.cpu import use_weights
@@ -108,8 +109,8 @@ def load_model(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     install(model, compiled)
-    if dtype == "auto" and done.dtype == "float32" and is_compiled(model):
-        set_cache_dtype(model, torch.bfloat16)  # float32 only because the processor lacks bfloat16 arithmetic
+    cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
+    set_cache_dtype(model, getattr(torch, cache_dtype))
     progress(f"Loading {done.name}", 0, 0, "")
     return LoadedModel(
         model,
@@ -122,7 +123,7 @@ def load_model(
         used,
         quantized_bytes(model),
         compiled,
-        str(cache_dtype(model)).removeprefix("torch."),
+        cache_dtype,
     )
 
 

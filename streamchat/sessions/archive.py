@@ -256,6 +256,7 @@ class Archive:
                 active.info.precision,
                 model_fingerprint(conversation.model),
                 tokenizer_fingerprint(conversation.tokenizer, parts),
+                active.info.compute_precision,
             )
             self._identified = (conversation.model, parts, identity)
         return self._identified[2]

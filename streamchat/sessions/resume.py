@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from streamchat.base.errors import CacheError
 from streamchat.cache import checkpoint
 from streamchat.cache.eviction.ledger import Ledger
@@ -147,20 +145,14 @@ def _restore_snapshot(
     cache, log = conversation.cache, conversation.log
     if saved.session != stored.info.id:
         raise SnapshotError("its saved cache belongs to another session")
-    if saved.dtype != identity.dtype:
+    # more bits are rounded as they would have been when they were cached; fewer do not become exact again
+    if saved.dtype not in (identity.dtype, identity.full_dtype):
         raise SnapshotError(f"its cache was saved in {saved.dtype} and the model now runs in {identity.dtype}")
     if not saved.fingerprint.startswith(FINGERPRINT_PREFIX):
         raise SnapshotError("its cache was saved by an older streamchat, which did not fingerprint all weights")
     if saved.fingerprint != identity.fingerprint:
         raise SnapshotError("its cache was saved with another model")
     saved_cache = saved.checkpoint
-    stored_dtype = saved_cache.dtype
-    # 32 bits are rounded to 16 as they would have been when they were cached; 16 bits do not become exact again
-    if stored_dtype is not None and cache.dtype == torch.float32 != stored_dtype:
-        raise SnapshotError(
-            f"its keys and values were saved in {str(stored_dtype).removeprefix('torch.')} and are now cached in "
-            "float32"
-        )
     if saved_cache.next_index != len(log) or log.ids_at(saved_cache.runs) != saved.ids.tolist():
         raise SnapshotError("its saved cache does not match the saved turns")
     if saved_cache.length > cache.cache_size:

@@ -105,10 +105,13 @@ class ModelIdentity:
     """In the form that `--model` accepts."""
     model_name: str
     dtype: str = ""
+    """Dtype, weights and cache: 'float32, int4 weights, bfloat16 cache'."""
     fingerprint: str = ""
     """Fingerprint of configuration and weights; '' if the session was imported."""
     tokenizer: str = ""
     """Fingerprint of the tokenizer and the chat format; '' if the saved ids must not be used."""
+    full_dtype: str = ""
+    """`dtype` of the same model with keys and values in the model's dtype. Not stored."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import torch
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.eviction_policies import POLICIES
 from streamchat.benchmarks import memory_estimate
-from streamchat.benchmarks.methods.registry import Method, parse_methods
+from streamchat.benchmarks.methods.registry import KINDS, Method, parse_methods
 from streamchat.benchmarks.methods.stream import open_stream
 from streamchat.benchmarks.perplexity import default_segment, losses_in, score_all, segments
 from streamchat.benchmarks.score import Scores, perplexity, score
 from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokenize
+from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cli import main as cli
 from tests.support.models_help import make_tokenizer, save, tiny_llama
@@ -269,6 +270,18 @@ def test_the_predicted_cache_is_the_one_that_is_made(family: str) -> None:
     cost = memory_estimate.measure_cost(model)
     assert cost.cache_bytes(COUNT) == scored(Method("dense"), family).kv_bytes
     assert memory_estimate.predicted_bytes(Method("dense"), COUNT, cost, 1, False) > cost.cache_bytes(COUNT)
+
+
+def test_a_streaming_cache_in_16_bits_is_predicted_with_half_the_bytes() -> None:
+    model = tiny_model("llama")
+    full = memory_estimate.measure_cost(model)
+    set_cache_dtype(model, torch.bfloat16)
+    half = memory_estimate.measure_cost(model)
+    for kind in KINDS.values():
+        method = Method(kind.name, *(64, 4)[: len(kind.sizes)])
+        one, other = (memory_estimate.predicted_bytes(method, 1000, cost, 16, False) for cost in (full, half))
+        runs_on_it = kind.name in ("window", "sinks", "streamchat", *POLICIES)
+        assert one - other == (full.cache_bytes(64) // 2 if runs_on_it else 0), kind.name
 
 
 def test_what_does_not_fit_is_refused_with_what_would() -> None:

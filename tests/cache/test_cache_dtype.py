@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.dtype import cache_dtype, set_cache_dtype
 from streamchat.cache.eviction.options import EvictionOptions
+from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.cache.press import StreamingPress
 from streamchat.cache.streaming import StreamingCache
-from streamchat.decode.install import install
+from streamchat.cli.main import main
+from streamchat.decode.install import install, install_captured
+from streamchat.kernels import build
+from streamchat.kernels.build import KernelsUnavailableError
 from streamchat.kernels.library import load_kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.load import load_model
 from tests.support.decode_models import make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
+from tests.support.recorded_graphs import RecordedGraphs
 
 needs_kernels = pytest.mark.skipif(bool(why_unavailable("auto")), reason="no compiled kernels here")
 HALF = torch.bfloat16
@@ -45,6 +51,18 @@ def equal(one: StreamingCache, other: StreamingCache) -> bool:
     return all(torch.equal(a, b) for a, b in zip(stored(one), stored(other), strict=True))
 
 
+def buffer_dtypes(cache: StreamingCache) -> set[torch.dtype]:
+    return {buffer.dtype for layer in cache.streaming_layers for buffer in layer._buffers or ()}
+
+
+def fed_in_pieces(model: Any, ids: Tensor, sizes: list[int]) -> StreamingCache:
+    cache, name = cache_in(model, HALF), cache_keyword(model)
+    with torch.inference_mode(), StreamingHook(model, cache):
+        for piece in torch.split(ids, sizes, dim=1):
+            model(input_ids=piece, use_cache=True, **{name: cache})
+    return cache
+
+
 def close(one: Tensor, other: Tensor) -> bool:
     """Within what rounding keys and values to 8 bits of mantissa can change, and not equal to the bit."""
     error = (one - other).square().mean().sqrt() / other.std()
@@ -56,7 +74,7 @@ def test_keys_and_values_take_half_the_memory_and_the_logits_stay_close() -> Non
     half, full = cache_in(model, HALF), cache_in(model, torch.float32)
     logits, exact = stream(model, half, ids, 10), stream(model, full, ids, 10)
     assert half.compression_count > 5
-    assert {layer.keys.dtype for layer in half.streaming_layers if layer.keys is not None} == {HALF}
+    assert buffer_dtypes(half) == {HALF}
     assert (2 * half.kv_bytes, 2 * half.token_bytes) == (full.kv_bytes, full.token_bytes)
     assert logits.dtype == torch.float32
     assert close(logits, exact)
@@ -70,7 +88,7 @@ def test_compiled_kernels_read_and_write_16_bits() -> None:
     assert install(model, load_kernels("auto"))
     compiled = cache_in(model, HALF)
     logits = stream(model, compiled, ids, 10)
-    assert {layer.keys.dtype for layer in compiled.streaming_layers if layer.keys is not None} == {HALF}
+    assert buffer_dtypes(compiled) == {HALF}
     assert (logits - expected).square().mean().sqrt() < 0.01 * expected.std()
     # the first layer does not depend on attention: its bits are the same but for sums that end in another order
     first, other = (cache.streaming_layers[0].keys for cache in (plain, compiled))
@@ -86,8 +104,34 @@ def test_the_short_path_of_torch_attends_to_16_bits() -> None:
     assert install(model, None)
     short = cache_in(model, HALF)
     logits = stream(model, short, ids, 10)
-    assert short.streaming_layers[0].dtype == HALF
+    assert buffer_dtypes(short) == {HALF}
     assert (logits - expected).square().mean().sqrt() < 0.01 * expected.std()
+
+
+@pytest.mark.parametrize("path", ["plain", "torch", pytest.param("kernels", marks=needs_kernels)])
+def test_chunks_store_the_bits_of_single_tokens(path: str) -> None:
+    """The tokens of a chunk attend to each other's rounded keys and values, as they would one by one."""
+    model, ids = make("llama"), text(20)
+    if path != "plain":
+        assert install(model, load_kernels("auto") if path == "kernels" else None)
+    single = fed_in_pieces(model, ids, [1] * 20)
+    for sizes in ([20], [7, 1, 12]):
+        for one, other in zip(stored(single), stored(fed_in_pieces(model, ids, sizes)), strict=True):
+            assert one.dtype == HALF
+            # sums that end in another order change the last bit of a number now and then
+            assert (one == other).float().mean() > 0.99
+            assert torch.allclose(one.float(), other.float(), rtol=2**-7, atol=1e-3)
+
+
+def test_a_captured_step_leaves_a_cache_of_another_dtype_to_the_plain_forward() -> None:
+    model, ids = make("llama"), text(40)
+    expected = stream(model, cache_in(model, HALF), ids, 10)
+    graphs = RecordedGraphs()
+    assert install_captured(model, graphs.record)
+    assert torch.equal(stream(model, cache_in(model, HALF), ids, 10), expected)
+    assert graphs.recordings == graphs.replays == 0
+    stream(model, cache_in(model, torch.float32), ids, 10)
+    assert graphs.replays
 
 
 def test_sinks_do_not_drift_and_a_rebase_keeps_the_dtype() -> None:
@@ -113,7 +157,7 @@ def test_a_checkpoint_is_converted_to_the_dtype_of_the_cache(source: torch.dtype
     cache, other = cache_in(model, source), cache_in(model, target)
     stream(model, cache, ids[:, :50], 10)
     saved = checkpoint.capture(cache)
-    assert saved.dtype == source
+    assert {tensor.dtype for name, tensor in saved.tensors.items() if name.endswith(".keys")} == {source}
     checkpoint.restore(other, saved)
     for one, two in zip(cache.streaming_layers, other.streaming_layers, strict=True):
         assert two.keys is not None
@@ -143,14 +187,19 @@ def test_copies_pins_cuts_and_beams_keep_the_dtype() -> None:
     assert cache.streaming_layers[0].keys.dtype == HALF
 
 
-def test_key_diversity_reads_keys_in_float32() -> None:
+def test_key_diversity_evicts_the_same_turns_with_16_bits() -> None:
     model, ids = make("llama"), text(60)
-    cache = cache_in(model, HALF, policy="key-diversity")
-    for first in range(0, 60, 6):
-        cache.begin_turn(6)
-        stream(model, cache, ids[:, first : first + 6], 6)
-    assert cache.compression_count
-    assert {keys.dtype for keys in cache.unrotated_keys(0, 5)} == {torch.float32}
+    cached = []
+    for dtype in (HALF, torch.float32):
+        cache = cache_in(model, dtype, policy="key-diversity")
+        for first in range(0, 60, 6):
+            cache.begin_turn(6)
+            stream(model, cache, ids[:, first : first + 6], 6)
+        assert cache.compression_count > 3
+        assert {keys.dtype for keys in cache.unrotated_keys(0, 5)} == {torch.float32}
+        cached.append(cache.ledger.runs)
+    assert cached[0] == cached[1]
+    assert len(cached[0]) > 2  # turns in the middle were evicted: the choice was not the oldest
 
 
 def test_a_press_keeps_the_dtype_of_the_model_unless_asked() -> None:
@@ -181,3 +230,38 @@ def test_float32_keys_only_where_asked_for(
     loaded = load_model(str(folder), device="cpu", dtype=asked, kernels=kernels)
     assert (loaded.dtype, loaded.cache_dtype) == expected
     assert str(cache_dtype(loaded.model)) == f"torch.{expected[1]}"
+
+
+def doctor_rows(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    main(["doctor", "--json", "--device", "cpu", "--model", "pythia-410m", *flags])
+    rows: dict[str, Any] = json.loads(capsys.readouterr().out)["chat"]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast", "compiler", "expected"),
+    [
+        ((), False, True, "bfloat16 if compiled kernels decode, else float32"),
+        ((), False, False, "float32"),
+        (("--kernels", "torch"), False, True, "float32"),
+        (("--dtype", "float32"), False, True, "float32"),
+        ((), True, True, "bfloat16"),
+    ],
+)
+def test_doctor_names_the_dtype_of_cached_keys(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+    fast: bool,
+    compiler: bool,
+    expected: str,
+) -> None:
+    def library_path() -> Path:
+        if compiler:
+            return Path("kernels.so")
+        raise KernelsUnavailableError("no C compiler was found")
+
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: fast)
+    monkeypatch.setattr(build, "library_path", library_path)
+    monkeypatch.setattr(build, "find_compiler", lambda: ["gcc"])
+    assert doctor_rows(capsys, *flags)["cached keys"] == expected

@@ -212,27 +212,53 @@ def test_a_snapshot_of_another_model_or_dtype_is_not_used(database: Path) -> Non
         chat.turn("x")
 
 
-@pytest.mark.parametrize("before", ["float32", "bfloat16"])
-def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(database: Path, before: str) -> None:
-    def loaded_in(name: str) -> Any:
-        def load(*_: Any) -> Any:
-            loaded = tiny_loaded()
-            set_cache_dtype(loaded.model, getattr(torch, name))
-            return loaded
+def loaded_with_cache_in(dtype: str) -> Any:
+    """A model in float32 that stores keys and values in `dtype`, as `load_model` returns it."""
 
-        return load
+    def load(*_: Any) -> Any:
+        loaded = replace(tiny_loaded(), cache_dtype=dtype)
+        set_cache_dtype(loaded.model, getattr(torch, dtype))
+        return loaded
 
-    with running(loaded_in(before), store=database) as chat:
+    return load
+
+
+CACHE_IN_16_BITS = "float32, bfloat16 cache"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ("bfloat16", "bfloat16", ""),
+        ("float32", "bfloat16", ""),
+        ("bfloat16", "float32", f"saved in {CACHE_IN_16_BITS} and the model now runs in float32"),
+    ],
+)
+def test_a_snapshot_is_continued_with_keys_of_fewer_bits_and_not_of_more(
+    database: Path, before: str, now: str, refused: str
+) -> None:
+    with running(loaded_with_cache_in(before), store=database) as chat:
         said(chat, QUESTIONS[:2])
-    now = "bfloat16" if before == "float32" else "float32"
-    with running(loaded_in(now), store=database, session=session_of(database)) as chat:
+    with running(loaded_with_cache_in(now), store=database, session=session_of(database)) as chat:
         resumed = chat.wait(ev.ConversationResumed)
         notices = " ".join(notice.text for notice in chat.of(ev.Notice))
-        assert (resumed.prefilled > 0) == (before == "bfloat16")
-        assert ("saved in bfloat16 and are now cached in float32" in notices) == (before == "bfloat16")
+        assert (resumed.prefilled > 0) == bool(refused)
+        assert refused in notices
+        assert ("and the model now runs in" in notices) == bool(refused)
         conversation: Any = chat.conversation
         assert conversation.cache.streaming_layers[0].keys.dtype == getattr(torch, now)
         chat.turn("and now?")
+
+
+@pytest.mark.parametrize(("stored", "name"), [("float32", "float32"), ("bfloat16", CACHE_IN_16_BITS)])
+def test_a_snapshot_names_the_dtype_of_its_keys(database: Path, stored: str, name: str) -> None:
+    """An older streamchat compares the name and refuses a cache in 16 bits, which its forward could not continue."""
+    with running(loaded_with_cache_in(stored), store=database) as chat:
+        said(chat, QUESTIONS[:1])
+    (path,) = database.parent.rglob("*.safetensors")
+    saved = snapshots.load(path)
+    keys = {str(tensor.dtype) for part, tensor in saved.checkpoint.tensors.items() if part.endswith(".keys")}
+    assert (saved.dtype, keys) == (name, {f"torch.{stored}"})
 
 
 def test_another_tokenizer_reads_the_texts(database: Path) -> None:

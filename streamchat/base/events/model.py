@@ -53,9 +53,13 @@ class ModelInfo:
     @property
     def precision(self) -> str:
         """Dtype, weights and cache, for display: 'bfloat16', 'float32, int4 weights, bfloat16 cache'."""
-        weights = "" if self.weights == "native" else f", {self.weights} weights"
         cache = f", {self.cache_dtype} cache" if self.cache_dtype not in ("", self.dtype) else ""
-        return self.dtype + weights + cache
+        return self.compute_precision + cache
+
+    @property
+    def compute_precision(self) -> str:
+        """Dtype and weights without the cache: 'float32, int4 weights'."""
+        return self.dtype if self.weights == "native" else f"{self.dtype}, {self.weights} weights"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class Kind:
     is_scored: bool = True
     """Whether `ppl` and `sweep` offer it: not if its output always equals that of another method."""
 
+    @property
+    def has_streaming_cache(self) -> bool:
+        """Whether it runs on a `StreamingCache`."""
+        return self.stream.startswith("streaming.")
+
 
 KINDS = {
     kind.name: kind
