@@ -48,7 +48,7 @@ def verdict_file(model: Any) -> Path:
         "attention": str(model.config._attn_implementation),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "code": _code_digest(),
+        "code": code_digest("streamchat.cache"),
     }
     return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True, default=str), ".json")
 
@@ -60,9 +60,10 @@ def _device_summary(model: Any) -> str:
     return kinds if len(devices) == 1 else f"{len(devices)} x {kinds}"
 
 
-def _code_digest() -> str:
+def code_digest(package: str) -> str:
+    """Return a digest of the Python files of a package."""
     digest = hashlib.sha256()
-    with resources.as_file(resources.files("streamchat.cache")) as folder:
+    with resources.as_file(resources.files(package)) as folder:
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -85,8 +85,9 @@ def load_model(
         import torch
 
         from streamchat.cache.dtype import set_cache_dtype
-        from streamchat.decode.install import install, is_compiled
+        from streamchat.decode.install import is_compiled
         from streamchat.kernels.library import load_kernels
+        from streamchat.models.checked_step import install_checked
         from streamchat.models.device import choose_cache_dtype
         from streamchat.models.fallback import load_weights
         from streamchat.models.fingerprint import set_contents_digest
@@ -108,7 +109,7 @@ def load_model(
     used, weight_notes = use_weights(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
-    install(model, compiled)
+    step_notes = install_checked(model, compiled, used)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))
     progress(f"Loading {done.name}", 0, 0, "")
@@ -119,7 +120,7 @@ def load_model(
         done.source.repo_id or done.source.location,
         done.device,
         done.dtype,
-        (*done.dtype_notes, *done.notes, *weight_notes),
+        (*done.dtype_notes, *done.notes, *weight_notes, *step_notes),
         used,
         quantized_bytes(model),
         compiled,

@@ -153,6 +153,6 @@ def test_the_limit_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     first = choose_checked_fit(model)
     monkeypatch.setattr("streamchat.cache.positions.strategy.absolute_limit", lambda *_: pytest.fail("measured again"))
     assert choose_checked_fit(model).position_limit == first.position_limit == 64
-    monkeypatch.setattr(checked_fit, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(checked_fit, "code_digest", lambda package: "other code")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         choose_checked_fit(model)

@@ -44,7 +44,7 @@ def test_any_other_condition_is_checked_anew(monkeypatch: pytest.MonkeyPatch) ->
     files = {verdict_file(model), verdict_file(tiny_model("llama", "eager"))}
     files.add(verdict_file(tiny_model("llama", rope_parameters={"rope_type": "default", "rope_theta": 20000.0})))
     files.add(verdict_file(tiny_model("llama").to(torch.bfloat16)))
-    monkeypatch.setattr(checked_fit, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(checked_fit, "code_digest", lambda package: "other code")
     files.add(verdict_file(model))
     monkeypatch.setattr(torch, "__version__", "0.0.0")
     files.add(verdict_file(model))

@@ -1,0 +1,67 @@
+"""Installs the short path of a model if it gives the logits of the model's own forward; the verdict is remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from streamchat.base import paths
+from streamchat.base.atomic_files import read_json, save_result
+from streamchat.decode.check import check_step
+from streamchat.decode.install import install, is_compiled, uninstall
+from streamchat.kernels.build import library_path
+from streamchat.kernels.library import Kernels
+from streamchat.models.checked_fit import code_digest
+from streamchat.models.fingerprint import model_fingerprint
+
+_log = logging.getLogger(__name__)
+
+
+def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[str, ...]:
+    """Give `model` its short path, unless the check finds other logits than those of the model's own forward.
+
+    On a GPU, the captured step has its own check.
+
+    Args:
+        model: A causal LM in eval mode; its `forward` may be replaced.
+        kernels: Compiled kernels for a CPU; None for PyTorch's.
+        weights: `native`, `int8` or `int4`: the weights that decode.
+
+    Returns:
+        Notes for the user.
+    """
+    if not install(model, kernels) or any(weight.device.type != "cpu" for weight in model.parameters()):
+        return ()
+    file = _verdict_file(model, weights)
+    if read_json(file).get("passed") is True:
+        return ()
+    found = check_step(model)
+    _log.info("short path: off by %.2g of the logits' spread (allowed %.2g)", found.error, found.allowed)
+    if found.passed:
+        save_result(file, {"passed": True, "error": found.error}, "the result of a model's checks")
+        return ()
+    uninstall(model)
+    return (
+        f"The short path for this model gives other logits than transformers' forward (off by {found.error:.2g} of "
+        f"their spread, allowed {found.allowed:.2g}), so transformers' forward is used, which is slower.",
+    )
+
+
+def _verdict_file(model: Any, weights: str) -> Path:
+    """Return the file that stores the verdict for this model under the current conditions."""
+    conditions = {
+        "model": model_fingerprint(model),
+        "dtype": str(model.dtype),
+        "weights": weights,
+        "attention": str(model.config._attn_implementation),
+        "kernels": library_path().stem if is_compiled(model) else "torch",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "code": code_digest("streamchat.decode"),
+    }
+    return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True), ".json")

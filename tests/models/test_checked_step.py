@@ -1,0 +1,99 @@
+"""A short path that gives other logits than the model's own forward is not used, and the user is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace as changed
+from typing import Any
+
+import pytest
+import torch
+
+from streamchat.decode import install as short
+from streamchat.decode.check import check_step
+from streamchat.decode.families.registry import model_spec
+from streamchat.decode.spec import ModelSpec
+from streamchat.kernels.library import load_kernels
+from streamchat.models import checked_step
+from streamchat.models.checked_step import install_checked
+from streamchat.models.fingerprint import set_contents_digest
+from streamchat.quantization.replace import groups, quantize_group, replace
+from tests.support.decode_models import KNOWN
+from tests.support.decode_models import make as make_known
+from tests.support.families import build
+
+
+@pytest.fixture(params=["auto", "torch"])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    return load_kernels(request.param)
+
+
+def has_short_path(model: Any) -> bool:
+    return "forward" in model.__dict__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_right_step_is_used(name: str, dtype: torch.dtype, kernels: Any) -> None:
+    model = make_known(name).to(dtype)
+    set_contents_digest(model, f"{name} {dtype}")
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt_neox"])
+def test_a_right_step_of_quantized_weights_is_used(name: str, kind: Any, kernels: Any) -> None:
+    model = make_known(name)
+    set_contents_digest(model, f"{name} {kind}")
+    replace(model, {group: quantize_group(model, group, kind, kernels) for group in groups(model, kind)})
+    assert install_checked(model, kernels, kind) == ()
+    assert has_short_path(model)
+
+
+WRONG: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
+    "scale": ("llama", lambda spec: spec.with_attention(scale=1.3 * spec.blocks[0].attention.scale)),
+    "halves instead of pairs": ("glm", lambda spec: spec.with_attention(interleaved=False)),
+    "soft cap of the logits": ("gemma2_window_64", lambda spec: changed(spec, logit_softcap=1.0)),
+    "window": ("mistral_window_16", lambda spec: spec.with_attention(window=4)),
+    "one block less": ("granite", lambda spec: changed(spec, blocks=(*spec.blocks[:-1], spec.blocks[0]))),
+    "scale of the logits": ("cohere", lambda spec: changed(spec, logit_scale=2 * spec.logit_scale)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_step_is_not_used(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = load_kernels("auto")
+    if kernels is None:
+        pytest.skip("needs compiled kernels")
+    family, wrong = WRONG[what]
+    model = build(family, "eager" if family.startswith("gemma2") else "sdpa")
+    set_contents_digest(model, what)
+    right = model_spec(model)
+    assert right is not None
+    monkeypatch.setattr(short, "model_spec", lambda model: wrong(right))
+    [note] = install_checked(model, kernels, "native")
+    assert note.startswith("The short path for this model gives other logits than transformers' forward (off by ")
+    assert not has_short_path(model)
+    monkeypatch.setattr(short, "model_spec", lambda model: right)
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+
+
+def test_the_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Any] = []
+    check = check_step
+
+    def noted(model: Any) -> Any:
+        checks.append(model)
+        return check(model)
+
+    monkeypatch.setattr(checked_step, "check_step", noted)
+    for weights, expected in (("native", 1), ("native", 1), ("int8", 2)):
+        model = make_known("llama")
+        set_contents_digest(model, "remembered")
+        assert install_checked(model, None, weights) == ()
+        assert len(checks) == expected
+    monkeypatch.setattr(checked_step, "code_digest", lambda package: "other code")
+    assert install_checked(make_known("llama"), None, "native") == ()
+    assert len(checks) == 3
