@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamchat.base.events.model import ModelInfo
+from streamchat.benchmarks.loading import about, heading
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.dtype import cache_dtype, set_cache_dtype
@@ -30,6 +33,7 @@ from streamchat.models.load import load_model
 from tests.support.decode_models import make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
+from tests.support.real_engine import tiny_loaded
 from tests.support.recorded_graphs import RecordedGraphs
 
 needs_kernels = pytest.mark.skipif(bool(why_unavailable("auto")), reason="no compiled kernels here")
@@ -265,3 +269,24 @@ def test_doctor_names_the_dtype_of_cached_keys(
     monkeypatch.setattr(build, "library_path", library_path)
     monkeypatch.setattr(build, "find_compiler", lambda: ["gcc"])
     assert doctor_rows(capsys, *flags)["cached keys"] == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "cache", "expected"),
+    [
+        ("native", "", "float32"),
+        ("native", "float32", "float32"),
+        ("native", "bfloat16", "float32, bfloat16 cache"),
+        ("int4", "float32", "float32, int4 weights"),
+        ("int4", "bfloat16", "float32, int4 weights, bfloat16 cache"),
+    ],
+)
+def test_the_panel_and_the_pages_of_benchmarks_name_the_dtype_of_the_cache(
+    weights: str, cache: str, expected: str
+) -> None:
+    loaded = replace(tiny_loaded(), weights=weights, cache_dtype=cache)
+    sizes = (1, 4, 64, 64, 4, 0)
+    info = ModelInfo("m", "m", "cpu", "float32", *sizes, "sdpa", "plain", weights=weights, cache_dtype=cache)
+    assert info.precision == expected
+    assert ("bfloat16 cache" in heading(loaded)[0]) == ("cache" in expected)
+    assert about("ppl", loaded)["cache_dtype"] == (cache or "float32")
