@@ -49,9 +49,8 @@ def _supports(block: BlockSpec) -> bool:
 
 def _halves_are_tiles(layer: Any) -> bool:
     """Return whether both halves of the rows of a layer are matrices of their own."""
-    is_int4 = isinstance(layer, QuantizedLinear) and layer.quantized.kind == "int4"
     rows: int = layer.out_features
-    return rows % (2 * TILE if is_int4 else 2) == 0
+    return rows % (2 * TILE if isinstance(layer, QuantizedLinear) else 2) == 0
 
 
 def _max_tokens(model: ModelSpec) -> int:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from streamchat.kernels.library import Kernels
 from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear, quantized_layers
-from streamchat.quantization.weights import TILE_ROWS, Kind, QuantizedWeight, can_quantize, quantize
+from streamchat.quantization.weights import Kind, QuantizedWeight, can_quantize, quantize, rows_together
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Sibling layers with the same input: quantized as one matrix, they need one product."""
@@ -78,7 +78,7 @@ def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[st
         sizes = [_size(names[each]) for each in group]
         have_one_width = len({columns for _, columns in sizes}) == 1
         # all rows of a tile must belong to one layer
-        if have_one_width and (kind == "int8" or all(rows % TILE_ROWS == 0 for rows, _ in sizes)):
+        if have_one_width and all(rows % rows_together(kind) == 0 for rows, _ in sizes):
             return group
     return (name,)
 

@@ -21,22 +21,26 @@ Kind = Literal["int8", "int4"]
 BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 TILE_ROWS = 64
 """Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
+INT8_LIMIT = 127
+"""Largest int8 code."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A matrix of `rows` x `columns` weights (out_features x in_features), with bfloat16 scales.
+    """A matrix of `rows` x `columns` weights (out_features x in_features).
 
-    int8: one scale per row, `w = scale * q`. int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
+    int8: `w = scale * q`, in groups of 32 along a row; for PyTorch's kernels, one group per row. int4: `w = scale * (q -
+    8) + zero` in groups of 32 along a row.
     """
 
     kind: Kind
     data: Tensor
-    """int8: (rows, columns) int8. int4: (rows, columns / 2) uint8, in the layout of PyTorch's kernel for this CPU; or
-    tiled, (rows / 16, columns / 32, 320) uint8 including the scales, in the layout of the compiled kernels."""
+    """Tiled for the compiled kernels: (rows / 16 rounded up, columns / 32, 544 or 320) uint8 including the scales. For
+    PyTorch's, int8: (rows, columns) int8; int4: (rows, columns / 2) uint8, in its layout for this CPU."""
     scales: Tensor
     """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
-
+    rows: int
+    """Output features."""
     kernels: Kernels | None = field(repr=False, compare=False)
     """The compiled kernels that multiply; None for PyTorch's. Tiled weights need them."""
 
@@ -44,11 +48,6 @@ class QuantizedWeight:
     def tiled(self) -> bool:
         """Whether the data has the layout of the compiled kernels."""
         return self.data.dim() == 3
-
-    @property
-    def rows(self) -> int:
-        """Output features."""
-        return self.data.shape[0] * (TILE if self.tiled else 1)
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +69,7 @@ class QuantizedWeight:
         count, columns = x.shape
         x_floats = x.detach().float().contiguous()
         out = torch.empty(count, self.rows)
-        matrix = Matrix(self.data.data_ptr(), self.scales.data_ptr(), rows=self.rows, bits=BITS[self.kind])
+        matrix = Matrix(self.data.data_ptr(), rows=self.rows, bits=BITS[self.kind])
         operation = product(
             matrix, x=x_floats.data_ptr(), out=out.data_ptr(), columns=columns, out_stride=self.rows, count=count
         )
@@ -80,16 +79,22 @@ class QuantizedWeight:
     def part(self, first: int, stop: int) -> QuantizedWeight:
         """Return rows `[first, stop)`, as views if the kernels accept them.
 
-        For int4, `first` must be a multiple of `TILE_ROWS`, and `stop` too unless it is the end.
+        `first` must be a multiple of `rows_together`, and `stop` too unless it is the end.
         """
-        if self.kind == "int8":
-            return QuantizedWeight("int8", self.data[first:stop], self.scales[first:stop], self.kernels)
+        unit = rows_together(self.kind)
+        assert first % unit == 0
+        assert stop % unit == 0 or stop == self.rows
         if self.tiled:
-            return QuantizedWeight("int4", self.data[first // TILE : stop // TILE], self.scales, self.kernels)
-        assert first % TILE_ROWS == 0
-        assert stop % TILE_ROWS == 0 or stop == self.rows
-        scales = self.scales[:, first:stop].contiguous()
-        return QuantizedWeight("int4", self.data[first:stop], scales, self.kernels)
+            data, scales = self.data[first // TILE : -(-stop // TILE)], self.scales
+        else:
+            data = self.data[first:stop]
+            scales = self.scales[first:stop] if self.kind == "int8" else self.scales[:, first:stop].contiguous()
+        return QuantizedWeight(self.kind, data, scales, stop - first, self.kernels)
+
+
+def rows_together(kind: Kind) -> int:
+    """Return how many rows of a matrix stay together in the layouts of all kernels."""
+    return TILE if kind == "int8" else TILE_ROWS
 
 
 def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
@@ -100,8 +105,8 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
 def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
     """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
 
-    int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1) exactly, even after
-    rounding to bfloat16: the smallest and largest weight of a group have codes 0 and 15.
+    A matrix that was quantized in such groups before is recovered, even after rounding to bfloat16: Q4_1 of GGUF by
+    int4, as the smallest and largest weight of a group have codes 0 and 15; Q8_0 by int8 for the compiled kernels.
 
     Raises:
         ValueError: `can_quantize` does not allow this size.
@@ -110,27 +115,57 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
     weight = weight.float().contiguous()
-    return _int8(weight, kernels) if kind == "int8" else _int4(weight, kernels)
-
-
-def _int8(weight: Tensor, kernels: Kernels | None) -> QuantizedWeight:
-    scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
-    # clamp: if the scale was rounded down, the largest weight exceeds 127 scales
-    codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
-    return QuantizedWeight("int8", codes.to(torch.int8), scales, kernels)
-
-
-def _int4(weight: Tensor, kernels: Kernels | None) -> QuantizedWeight:
-    rows, columns = weight.shape
-    codes, scales = int4_codes(weight)
     if kernels is not None:
-        return QuantizedWeight("int4", _tiles(codes, scales), torch.empty(0, dtype=torch.bfloat16), kernels)
+        tiles = _int8_tiles(*int8_codes(weight)) if kind == "int8" else _int4_tiles(*int4_codes(weight))
+        return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
+    if kind == "int8":
+        return _int8_rows(weight)
+    codes, scales = int4_codes(weight)
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
-    return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous(), kernels)
+    return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous(), rows, None)
 
 
-def _tiles(codes: Tensor, scales: Tensor) -> Tensor:
-    """(rows / 16, columns / 32, 320) uint8 for the compiled kernels; kernels/source/tiles.h describes the layout."""
+def _int8_rows(weight: Tensor) -> QuantizedWeight:
+    scales = (weight.abs().amax(1) / INT8_LIMIT).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
+    # clamp: if the scale was rounded down, the largest weight exceeds 127 scales
+    codes = (weight / scales.float()[:, None]).round_().clamp_(-INT8_LIMIT, INT8_LIMIT)
+    return QuantizedWeight("int8", codes.to(torch.int8), scales, weight.shape[0], None)
+
+
+def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes (rows, columns / 32, 32) int8 from -127 to 127, and (rows, columns / 32) float16 scales.
+
+    The scale of a group is the least-squares fit to its codes, and its codes are those nearest with that scale.
+    """
+    groups = weight.view(weight.shape[0], -1, GROUP)
+    step = (groups.abs().amax(-1, keepdim=True) / INT8_LIMIT).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (groups / step).round_()
+    squares = codes.square().sum(-1, keepdim=True)
+    scale = torch.where(squares > 0, (codes * groups).sum(-1, keepdim=True) / squares, step)
+    scale = _float16_above(scale, 0.998 * step)
+    codes = (groups / scale.float()).round_().clamp_(-INT8_LIMIT, INT8_LIMIT)
+    return codes.to(torch.int8), scale.squeeze(-1)
+
+
+def _float16_above(values: Tensor, least: Tensor) -> Tensor:
+    """Round positive numbers to float16: to the nearest, or up if that is less than `least`. The result is not 0."""
+    rounded = values.to(torch.float16)
+    above = (rounded.view(torch.int16) + (rounded.float() < least)).view(torch.float16)
+    return above.clamp_(max=torch.finfo(torch.float16).max)
+
+
+def _int8_tiles(codes: Tensor, scales: Tensor) -> Tensor:
+    """(rows / 16 rounded up, columns / 32, 544) uint8; kernels/source/tiles.h describes the layout."""
+    rows, count = scales.shape
+    missing = -rows % TILE
+    codes = torch.nn.functional.pad(codes, (0, 0, 0, 0, 0, missing)).view(-1, TILE, count, GROUP // 2, 2)
+    scales = torch.nn.functional.pad(scales, (0, 0, 0, missing)).view(-1, TILE, count).transpose(1, 2)
+    pairs = codes.permute(0, 2, 3, 1, 4).reshape(-1, count, TILE * GROUP)
+    return torch.cat([pairs.view(torch.uint8), scales.contiguous().view(torch.uint8)], dim=-1)
+
+
+def _int4_tiles(codes: Tensor, scales: Tensor) -> Tensor:
+    """(rows / 16, columns / 32, 320) uint8; kernels/source/tiles.h describes the layout."""
     rows, count = codes.shape[:2]
     # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word, two words a row's share of a quarter
     nibbles = codes.view(rows // TILE, TILE, count, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)

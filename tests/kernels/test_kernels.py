@@ -46,7 +46,7 @@ from streamchat.kernels.operations import (
 from streamchat.models.load import load_model
 from streamchat.quantization.linear import quantized_layers
 from streamchat.quantization.replace import groups, quantize_group, replace
-from streamchat.quantization.weights import BITS, Kind, int4_codes, quantize
+from streamchat.quantization.weights import BITS, Kind, int4_codes, int8_codes, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
@@ -68,8 +68,8 @@ FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOA
 def stands_for(weight: Tensor, kind: Kind) -> Tensor:
     """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
     if kind == "int8":
-        packed = quantize(weight, kind, load_kernels("auto"))
-        return packed.data.double() * packed.scales.double()[:, None]
+        codes, steps = int8_codes(weight)
+        return (codes.double() * steps.double().unsqueeze(-1)).reshape(weight.shape)
     codes, scales = int4_codes(weight)
     scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
     return ((codes - 8) * scale + zero).reshape(weight.shape)
@@ -83,13 +83,10 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
     x[0, 3] = 40.0  # as the large numbers of some channels
     packed = quantize(weight, kind, load_kernels("auto"))
-    assert packed.tiled == (kind == "int4")
+    assert packed.tiled
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
-    group = 32 if kind == "int4" else 128
-    steps = torch.empty_like(x)
-    for at in range(0, columns, group):
-        steps[:, at : at + group] = x[:, at : at + group].abs().amax(1, keepdim=True) / 32767
+    steps = (x.view(count, -1, 32).abs().amax(-1) / 32767).repeat_interleave(32, 1)
     allowed = 0.51 * steps.double() @ meant.abs().T
     found = packed.multiply(x)
     assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
@@ -132,8 +129,8 @@ def test_one_product_may_have_quantized_and_other_matrices_in_any_order(kind: Ki
         noise(5, 64, seed=3),
         noise(2, 64, seed=2),
     )
-    first = Matrix(quantized.data.data_ptr(), quantized.scales.data_ptr(), None, 32, BITS[kind])
-    second = Matrix(plain.data_ptr(), None, None, 5, 32)
+    first = Matrix(quantized.data.data_ptr(), None, 32, BITS[kind])
+    second = Matrix(plain.data_ptr(), None, 5, 32)
     expected = torch.cat([quantized.multiply(x), x @ plain.T], dim=1)
     for matrices, order in (((first, second), range(37)), ((second, first), [*range(32, 37), *range(32)])):
         out = torch.empty(2, 37)

@@ -34,7 +34,7 @@ from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
 SHARE = 0.6
@@ -174,7 +174,11 @@ def _read(
 
             return {
                 group: QuantizedWeight(
-                    kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"), kernels
+                    kind_of(model, group, kind),
+                    tensor(group, "data"),
+                    tensor(group, "scales"),
+                    sum(model.get_submodule(name).weight.shape[0] for name in group),
+                    kernels,
                 )
                 for group in wanted
             }
