@@ -259,7 +259,9 @@ class Program:
 
     def _matrix(self, bits: int, data: Tensor, bias: Tensor | None, rows: int) -> Matrix:
         self._weights += [tensor for tensor in (data, bias) if tensor is not None]
-        return Matrix(data.data_ptr(), None if bias is None else bias.data_ptr(), rows, bits, FORMATS.get(data.dtype, 0))
+        return Matrix(
+            data.data_ptr(), None if bias is None else bias.data_ptr(), rows, bits, FORMATS.get(data.dtype, 0)
+        )
 
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)

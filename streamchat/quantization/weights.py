@@ -15,22 +15,23 @@ from torch import Tensor
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GROUP as GROUP
 from streamchat.kernels.operations import TILE, Matrix, product, program
+from streamchat.quantization.codes import INT8_LIMIT, int4_codes, int8_codes
 
 Kind = Literal["int8", "int4"]
 
 BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 TILE_ROWS = 64
 """Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
-INT8_LIMIT = 127
-"""Largest int8 code."""
+CHUNK = 1 << 20
+"""Weights that are quantized together; their float32 copies fit the caches."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A matrix of `rows` x `columns` weights (out_features x in_features).
 
-    int8: `w = scale * q`, in groups of 32 along a row; for PyTorch's kernels, one group per row. int4: `w = scale * (q -
-    8) + zero` in groups of 32 along a row.
+    int8: `w = scale * q` in groups of 32 along a row; for PyTorch's kernels, one group per row.
+    int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
     """
 
     kind: Kind
@@ -105,8 +106,8 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
 def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
     """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
 
-    A matrix that was quantized in such groups before is recovered, even after rounding to bfloat16: Q4_1 of GGUF by
-    int4, as the smallest and largest weight of a group have codes 0 and 15; Q8_0 by int8 for the compiled kernels.
+    int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1 and Q4_K), even after
+    rounding to bfloat16; for the compiled kernels, int8 those of Q8_0, Q5_0 and Q4_0.
 
     Raises:
         ValueError: `can_quantize` does not allow this size.
@@ -114,10 +115,11 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
     rows, columns = weight.shape
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
-    weight = weight.float().contiguous()
     if kernels is not None:
-        tiles = _int8_tiles(*int8_codes(weight)) if kind == "int8" else _int4_tiles(*int4_codes(weight))
+        chunks = torch.split(weight, max(1, CHUNK // columns // TILE) * TILE)
+        tiles = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
         return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
+    weight = weight.float()
     if kind == "int8":
         return _int8_rows(weight)
     codes, scales = int4_codes(weight)
@@ -132,26 +134,9 @@ def _int8_rows(weight: Tensor) -> QuantizedWeight:
     return QuantizedWeight("int8", codes.to(torch.int8), scales, weight.shape[0], None)
 
 
-def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes (rows, columns / 32, 32) int8 from -127 to 127, and (rows, columns / 32) float16 scales.
-
-    The scale of a group is the least-squares fit to its codes, and its codes are those nearest with that scale.
-    """
-    groups = weight.view(weight.shape[0], -1, GROUP)
-    step = (groups.abs().amax(-1, keepdim=True) / INT8_LIMIT).clamp_min(torch.finfo(torch.float32).tiny)
-    codes = (groups / step).round_()
-    squares = codes.square().sum(-1, keepdim=True)
-    scale = torch.where(squares > 0, (codes * groups).sum(-1, keepdim=True) / squares, step)
-    scale = _float16_above(scale, 0.998 * step)
-    codes = (groups / scale.float()).round_().clamp_(-INT8_LIMIT, INT8_LIMIT)
-    return codes.to(torch.int8), scale.squeeze(-1)
-
-
-def _float16_above(values: Tensor, least: Tensor) -> Tensor:
-    """Round positive numbers to float16: to the nearest, or up if that is less than `least`. The result is not 0."""
-    rounded = values.to(torch.float16)
-    above = (rounded.view(torch.int16) + (rounded.float() < least)).view(torch.float16)
-    return above.clamp_(max=torch.finfo(torch.float16).max)
+def _tiles(weight: Tensor, kind: Kind) -> Tensor:
+    """Return (rows, columns) float32 weights as tiles."""
+    return _int8_tiles(*int8_codes(weight)) if kind == "int8" else _int4_tiles(*int4_codes(weight))
 
 
 def _int8_tiles(codes: Tensor, scales: Tensor) -> Tensor:
@@ -173,21 +158,3 @@ def _int4_tiles(codes: Tensor, scales: Tensor) -> Tensor:
     data = words.to(torch.uint16).reshape(rows // TILE, count, -1).view(torch.uint8)
     pairs = scales.view(rows // TILE, TILE, count, 2).transpose(1, 2).reshape(rows // TILE, count, -1)
     return torch.cat([data, pairs.view(torch.uint8)], dim=-1)
-
-
-def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) bfloat16 scales and zeros.
-
-    Scale and zero of a group are the least-squares fit to its codes.
-    """
-    groups = weight.view(weight.shape[0], -1, GROUP)
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    step = ((high - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
-    codes = ((groups - low) / step).round_().clamp_(0, 15)
-    centered = codes - codes.mean(-1, keepdim=True)
-    mean = groups.mean(-1, keepdim=True)
-    variance = centered.square().sum(-1, keepdim=True)
-    scale = torch.where(variance > 0, (centered * (groups - mean)).sum(-1, keepdim=True) / variance, step)
-    scale = scale.to(torch.bfloat16).float()
-    zero = mean - scale * (codes.mean(-1, keepdim=True) - 8)
-    return codes.to(torch.int32), torch.cat([scale, zero], dim=-1).to(torch.bfloat16)

@@ -188,7 +188,7 @@ def test_a_model_that_they_do_not_serve_still_multiplies_weights_that_were_quant
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.GELU(approximate="tanh")
     kernels = load_kernels("auto")
-    replace(model, {group: quantize_group(model, group, kind, kernels) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     expected = stream(model, cache_of(model, 48), ids, 20).float()
     assert install(model, kernels)
     assert not isinstance(model.forward.step, CompiledStep)

@@ -44,9 +44,10 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.models.load import load_model
+from streamchat.quantization.codes import int4_codes, int8_codes
 from streamchat.quantization.linear import quantized_layers
 from streamchat.quantization.replace import groups, quantize_group, replace
-from streamchat.quantization.weights import BITS, Kind, int4_codes, int8_codes, quantize
+from streamchat.quantization.weights import BITS, Kind, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
@@ -504,7 +505,7 @@ def test_a_prompt_is_computed_with_the_weights_that_decode(kind: Kind, dtype: to
     """A chunk of a prompt gives what its tokens give one by one; both round a vector in the same way."""
     compiled, ids = load_kernels("auto"), text(120)
     model = make("llama").to(dtype)
-    replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, compiled) for group, its in groups(model, kind).items()})
     install(model, compiled)
     assert model.forward.step.max_tokens == at_once
     expected = stream(model, cache_of(model, 160), ids, 1)
@@ -520,7 +521,10 @@ def test_chunks_that_pytorch_multiplies_faster_are_left_to_it() -> None:
     for kind in ("int4", "int8", None):
         model = make("llama").to(torch.bfloat16)
         if kind is not None:
-            replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+            replace(
+                model,
+                {group: quantize_group(model, group, its, compiled) for group, its in groups(model, kind).items()},
+            )
         install(model, compiled)
         sizes[str(kind)] = model.forward.step.max_tokens
     assert sizes == {"int4": 256, "int8": 32, "None": 8}
@@ -530,7 +534,7 @@ def test_chunks_that_pytorch_multiplies_faster_are_left_to_it() -> None:
 def test_programs_of_many_lengths_are_not_all_kept() -> None:
     compiled, ids = load_kernels("auto"), text(80)
     model = make("llama")
-    replace(model, {group: quantize_group(model, group, "int8", compiled) for group in groups(model, "int8")})
+    replace(model, {group: quantize_group(model, group, its, compiled) for group, its in groups(model, "int8").items()})
     install(model, compiled)
     for size in range(1, 81):
         stream(model, cache_of(model, 96), ids[:, :size], size)

@@ -162,7 +162,9 @@ def test_a_packed_model_predicts_nearly_the_same_and_can_be_put_back(family: str
     before = model(input_ids=ids, use_cache=False).logits
     names = [name for name, _ in model.named_parameters()]
     print_before = model_fingerprint(model)
-    replace(model, {group: quantize_group(model, group, "int8", compiled()) for group in groups(model, "int8")})
+    replace(
+        model, {group: quantize_group(model, group, its, compiled()) for group, its in groups(model, "int8").items()}
+    )
     assert quantized_layers(model)
     assert [name for name, _ in model.named_parameters()] == names
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
@@ -181,7 +183,7 @@ def test_siblings_are_packed_as_one_and_the_output_layer_in_int8() -> None:
     found = groups(model, "int4")
     joined = {tuple(name.rpartition(".")[2] for name in group) for group in found}
     assert {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)} <= joined
-    packed = {group: quantize_group(model, group, "int4", compiled()) for group in found}
+    packed = {group: quantize_group(model, group, its, compiled()) for group, its in found.items()}
     assert {weight.kind for group, weight in packed.items() if group != ("lm_head",)} == {"int4"}
     if ("lm_head",) in packed:
         assert packed[("lm_head",)].kind == "int8"
@@ -368,7 +370,9 @@ def test_who_asks_for_float32_gets_exact_numbers_from_auto(folder: Path) -> None
 
 def test_the_divergence_is_that_of_the_definition() -> None:
     model = tiny_llama(**LLAMA)
-    replace(model, {group: quantize_group(model, group, "int4", compiled()) for group in groups(model, "int4")})
+    replace(
+        model, {group: quantize_group(model, group, its, compiled()) for group, its in groups(model, "int4").items()}
+    )
     tokenizer = make_tokenizer()
     measured = quality.divergence(model, tokenizer)
     ids = torch.tensor([tokenizer(quality.TEXT)["input_ids"][: quality.TOKENS]])
