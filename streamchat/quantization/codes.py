@@ -11,9 +11,9 @@ from streamchat.kernels.operations import GROUP
 
 INT8_LIMIT = 127
 """Largest int8 code."""
-INT8_LARGEST = (INT8_LIMIT, 112, 120)
-"""Codes for the largest weight of a group; the one with the smallest error is used. GGUF's Q5_0 has integers up to 16
-and Q4_0 up to 8: seven and fifteen times these are exact, too."""
+INT8_LARGEST = (INT8_LIMIT, 112)
+"""Codes for the largest weight of a group; the one with the smallest error is used. The integers of GGUF's Q8_0 go up
+to 127, those of Q5_0 and Q4_0 to 16 and 8, of which 112 is a multiple."""
 INT4_LARGEST = (15, 14, 13, 12, 11, 10, 9, 8)
 """The same for int4. A group that was quantized to 4 bits before need not have all 16 values."""
 SAMPLED_ROWS = 4

@@ -36,10 +36,11 @@ class QuantizedWeight:
 
     kind: Kind
     data: Tensor
-    """Tiled for the compiled kernels: (rows / 16 rounded up, columns / 32, 544 or 320) uint8 including the scales. For
-    PyTorch's, int8: (rows, columns) int8; int4: (rows, columns / 2) uint8, in its layout for this CPU."""
+    """Tiled for the compiled kernels: (rows / 16 rounded up, columns / 32, 544 or 320) uint8 including the scales.
+    For PyTorch's, int8: (rows rounded up to 16, columns) int8; int4: (rows, columns / 2) uint8, in a layout for this
+    CPU."""
     scales: Tensor
-    """int8: (rows,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
+    """int8: (rows rounded up to 16,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
     rows: int
     """Output features."""
     kernels: Kernels | None = field(repr=False, compare=False)
@@ -49,6 +50,11 @@ class QuantizedWeight:
     def tiled(self) -> bool:
         """Whether the data has the layout of the compiled kernels."""
         return self.data.dim() == 3
+
+    @property
+    def layout(self) -> str:
+        """What the weights are: the kind, and whether int8 is in groups."""
+        return "int8 in groups" if self.kind == "int8" and self.tiled else self.kind
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +67,7 @@ class QuantizedWeight:
             return self._multiply_compiled(self.kernels, x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
         if self.kind == "int8":
-            product = torch._weight_int8pack_mm(half, self.data, self.scales)
+            product = torch._weight_int8pack_mm(half, self.data, self.scales)[:, : self.rows]
         else:
             product = torch._weight_int4pack_mm_for_cpu(half, self.data, GROUP, self.scales)
         return product if x.dtype == torch.bfloat16 else product.to(x.dtype)
@@ -88,8 +94,9 @@ class QuantizedWeight:
         if self.tiled:
             data, scales = self.data[first // TILE : -(-stop // TILE)], self.scales
         else:
-            data = self.data[first:stop]
-            scales = self.scales[first:stop] if self.kind == "int8" else self.scales[:, first:stop].contiguous()
+            last = -(-stop // TILE) * TILE
+            data = self.data[first:last]
+            scales = self.scales[first:last] if self.kind == "int8" else self.scales[:, first:stop].contiguous()
         return QuantizedWeight(self.kind, data, scales, stop - first, self.kernels)
 
 
@@ -119,7 +126,7 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
         chunks = torch.split(weight, max(1, CHUNK // columns // TILE) * TILE)
         tiles = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
         return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
-    weight = weight.float()
+    weight = weight.float().contiguous()
     if kind == "int8":
         return _int8_rows(weight)
     codes, scales = int4_codes(weight)
@@ -128,10 +135,12 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
 
 
 def _int8_rows(weight: Tensor) -> QuantizedWeight:
+    rows = weight.shape[0]
+    weight = torch.nn.functional.pad(weight, (0, 0, 0, -rows % TILE))  # with other sizes, PyTorch reads out of bounds
     scales = (weight.abs().amax(1) / INT8_LIMIT).clamp_min(torch.finfo(torch.float32).tiny).to(torch.bfloat16)
     # clamp: if the scale was rounded down, the largest weight exceeds 127 scales
     codes = (weight / scales.float()[:, None]).round_().clamp_(-INT8_LIMIT, INT8_LIMIT)
-    return QuantizedWeight("int8", codes.to(torch.int8), scales, weight.shape[0], None)
+    return QuantizedWeight("int8", codes.to(torch.int8), scales, rows, None)
 
 
 def _tiles(weight: Tensor, kind: Kind) -> Tensor:

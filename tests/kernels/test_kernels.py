@@ -748,7 +748,15 @@ def test_a_compiler_that_fails_is_told(
     [
         ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
-        ("tiles.h", "to.sums[g] = to.scales[g] * (float)sum;", "to.sums[g] = (float)sum;"),
+        ("round.h", "float sum = scale * (float)round_group", "float sum = (float)round_group"),
+        ("tiles.h", "floats_of_bits(shift_left(pairs, 16))", "floats_of_bits(pairs)"),
+        ("tiles.h", "block + INT8_CODES + 2 * row", "block + INT8_CODES - 32 + 2 * row"),
+        ("tiles.h", "32 * (4 * i + j) + 2 * row", "32 * (4 * j + i) + 2 * row"),
+        (
+            "tiles.h",
+            "scale, to_floats(lane_sums(sums[n])) * all_floats(scales[n])",
+            "scale, to_floats(lane_sums(sums[n]))",
+        ),
         ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
         ("rows.c", "if (n->bias)", "if (0)"),
         ("rows.c", "EACH(gelu_tanh(x[i]));", "EACH(gelu(x[i]));"),
