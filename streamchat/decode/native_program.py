@@ -232,7 +232,7 @@ class Program:
         whole = None if gated else quantized_together(layers)
         if whole is not None:
             rows = sum(layer.out_features for layer in layers)
-            return [self._matrix(BITS[whole.kind], whole.data, whole.scales, joined_bias(layers, torch.float32), rows)]
+            return [self._matrix(BITS[whole.kind], whole.data, joined_bias(layers, torch.float32), rows)]
         return [self._layer(layer) for layer in layers]
 
     def _layer(self, layer: Any) -> Matrix:
@@ -240,27 +240,28 @@ class Program:
         quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
         if quantized is None:
             weight = layer.weight.detach().contiguous()
-            return self._matrix(8 * weight.element_size(), weight, None, bias, layer.out_features)
-        return self._matrix(BITS[quantized.kind], quantized.data, quantized.scales, bias, layer.out_features)
+            return self._matrix(8 * weight.element_size(), weight, bias, layer.out_features)
+        return self._matrix(BITS[quantized.kind], quantized.data, bias, layer.out_features)
 
     def _halves(self, layer: Any) -> list[Matrix]:
         """Return both halves of the rows of a layer, as matrices."""
         first = self._layer(layer)
         rows = first.rows // 2
-        size = rows * (
-            layer.in_features // GROUP * BLOCK_BYTES // TILE if first.bits == 4 else layer.in_features * first.bits // 8
-        )
-        scales = None if first.scales is None else first.scales + rows * torch.bfloat16.itemsize
+        if first.bits in BLOCK_BYTES:
+            size = rows // TILE * (layer.in_features // GROUP) * BLOCK_BYTES[first.bits]
+        else:
+            size = rows * layer.in_features * first.bits // 8
         bias = None if first.bias is None else first.bias + rows * torch.float32.itemsize
         return [
-            Matrix(first.data, first.scales, first.bias, rows, first.bits, first.format),
-            Matrix(first.data + size, scales, bias, rows, first.bits, first.format),
+            Matrix(first.data, first.bias, rows, first.bits, first.format),
+            Matrix(first.data + size, bias, rows, first.bits, first.format),
         ]
 
-    def _matrix(self, bits: int, data: Tensor, scales: Tensor | None, bias: Tensor | None, rows: int) -> Matrix:
-        self._weights += [tensor for tensor in (data, scales, bias) if tensor is not None]
-        addresses = [None if tensor is None else tensor.data_ptr() for tensor in (data, scales, bias)]
-        return Matrix(*addresses, rows, bits, FORMATS.get(data.dtype, 0))
+    def _matrix(self, bits: int, data: Tensor, bias: Tensor | None, rows: int) -> Matrix:
+        self._weights += [tensor for tensor in (data, bias) if tensor is not None]
+        return Matrix(
+            data.data_ptr(), None if bias is None else bias.data_ptr(), rows, bits, FORMATS.get(data.dtype, 0)
+        )
 
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)

@@ -77,33 +77,43 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 def _check_products(kernels: Any) -> None:
     columns, count = 160, 61  # two blocks of vectors, of full panels and others
-    x, sizes = _noise(count, columns), (48, 32)
+    x, sizes = _noise(count, columns), (48, 23)
     for bits, kind in ((4, BFLOAT16), (8, BFLOAT16), (16, BFLOAT16), (16, FLOAT16), (32, FLOAT32)):
         made = [random_matrix(bits, rows, columns, kind) for rows in sizes]
         biases = [_noise(rows) for rows in sizes]
         matrices = [
-            Matrix(_address(data), _address(scales), _address(bias), rows, bits, kind)
-            for (data, scales, _), bias, rows in zip(made, biases, sizes, strict=True)
+            Matrix(_address(data), _address(bias), rows, bits, kind)
+            for (data, _), bias, rows in zip(made, biases, sizes, strict=True)
         ]
         out = _zeros(count, sum(sizes))
         _run(kernels, [_product(*matrices, x=x, out=out, columns=columns)])
-        meant = np.concatenate([weights for _, _, weights in made])
+        meant = np.concatenate([weights for _, weights in made])
         _compare(f"a product with weights of {bits} bits", out, x @ meant.T + np.concatenate(biases))
 
 
-def random_matrix(bits: int, rows: int, columns: int, kind: int = BFLOAT16) -> tuple[Array, Array | None, Array]:
-    """Return random data, its scales, and the weights that it represents; `kind` is the format of 16 bits."""
-    if bits == 4:
-        return _int4_matrix(rows, columns)
-    if bits == 8:
-        codes, scales = _random.integers(-127, 128, (rows, columns)), _rounded(0.01 * _random.random(rows))
-        return codes.astype(np.int8), _bfloat16(scales), scales[:, None] * codes
+def random_matrix(bits: int, rows: int, columns: int, kind: int = BFLOAT16) -> tuple[Array, Array]:
+    """Return random data, and the weights that it represents; `kind` is the format of 16 bits."""
+    if bits < 16:
+        data, weights = (_int4_matrix if bits == 4 else _int8_matrix)(-(-rows // 16), columns)
+        return data, weights[:rows]
     data = _stored(_noise(rows, columns), kind if bits == 16 else FLOAT32)
-    return data, None, _values(data).astype(float)
+    return data, _values(data).astype(float)
 
 
-def _int4_matrix(rows: int, columns: int) -> tuple[Array, None, Array]:
-    tiles, groups = rows // 16, columns // 32
+def _int8_matrix(tiles: int, columns: int) -> tuple[Array, Array]:
+    """Return tiles as kernels/source/tiles.h describes them, and (16 * tiles, columns) weights."""
+    groups = columns // 32
+    codes = _random.integers(-127, 128, (tiles, 16, groups, 16, 2))
+    scales = (0.01 * _random.random((tiles, 16, groups))).astype(np.float16)
+    pairs = codes.transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1).astype(np.int8)
+    parts = [np.ascontiguousarray(part).view(np.uint8) for part in (pairs, scales.transpose(0, 2, 1))]
+    weights = scales.astype(float)[..., None, None] * codes
+    return np.concatenate(parts, -1), weights.reshape(16 * tiles, columns)
+
+
+def _int4_matrix(tiles: int, columns: int) -> tuple[Array, Array]:
+    """Return tiles as kernels/source/tiles.h describes them, and (16 * tiles, columns) weights."""
+    rows, groups = 16 * tiles, columns // 32
     codes = _random.integers(0, 16, (rows, columns))
     scales = _rounded(0.1 * _random.random((rows, groups)))
     zeros = _rounded(_random.random((rows, groups)) - 0.5)
@@ -112,7 +122,7 @@ def _int4_matrix(rows: int, columns: int) -> tuple[Array, None, Array]:
     words = (nibbles << np.array([[0], [4], [8], [12]])).sum(4).transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
     pairs = np.stack([_bfloat16(scales), _bfloat16(zeros)], -1).reshape(tiles, 16, groups, 2)
     data = np.concatenate([words, pairs.transpose(0, 2, 1, 3).reshape(tiles, groups, -1)], -1)
-    return data.astype(np.uint16), None, scales.repeat(32, 1) * (codes - 8) + zeros.repeat(32, 1)
+    return data.astype(np.uint16), scales.repeat(32, 1) * (codes - 8) + zeros.repeat(32, 1)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ QUERIES_AT_ONCE = 64
 GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
-"""With 4-bit weights the number of rows must be a multiple of this."""
-BLOCK_BYTES = 320
-"""Size of 16 rows x 32 columns of 4-bit weights."""
+"""Rows that are next to each other in memory with 4 or 8-bit weights; the last ones are padded."""
+BLOCK_BYTES = {4: 320, 8: 544}
+"""Size of 16 rows x 32 columns of weights, by bits."""
 
 
 Members = Sequence[tuple[str, Any]]
@@ -33,7 +33,7 @@ def _members(*declared: tuple[Any, str]) -> Members:
 class Matrix(ctypes.Structure):
     """Weights of a product."""
 
-    _fields_: ClassVar[Members] = _members((c_void_p, "data scales bias"), (c_long, "rows"), (c_int, "bits format"))
+    _fields_: ClassVar[Members] = _members((c_void_p, "data bias"), (c_long, "rows"), (c_int, "bits format"))
 
 
 class Norm(ctypes.Structure):

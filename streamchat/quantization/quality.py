@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamchat.cache.token_ids import as_input
 from streamchat.quantization.linear import always_quantized, never_quantized
-from streamchat.quantization.weights import GROUP, int4_codes
 
 AUTO_LIMIT = 0.00995
 """Largest KL divergence, in nats per token, that `auto` accepts: 1 % of perplexity if the model's own predictions are
 the truth."""
 TOKENS = 256
-SAMPLED_ROWS = 64
-GROUPED_LIMIT = 0.1
-"""Largest residual, in steps, of weights that count as grouped: those of a Q4_1 file leave about 0.03, others 0.29."""
 TEXT = """\
 The mill stood where the river bends, half a mile below the village, and in the spring its wheel could be heard from \
 the church. Anna's grandfather had built it with two of his brothers. They were not rich people; what they earned in \
@@ -36,32 +32,6 @@ the middle. The time that it takes gives the speed at the surface; about four fi
 Multiply it by the width and by the mean depth, and you have the volume that passes in one second. For example, with \
 0.5 m/s, a width of 3 m and a depth of 0.4 m, it is 0.6 cubic metres.
 """
-
-
-def is_grouped(model: Any) -> bool:
-    """Return whether each group of 32 weights lies on 16 evenly spaced values, like the weights of a Q4_1 file."""
-    return all(_residual(weight) <= GROUPED_LIMIT for weight in _samples(model))
-
-
-def _samples(model: Any) -> list[Tensor]:
-    """Return a few rows of the first layers' matrices."""
-    rows = []
-    output = model.get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not output and module.in_features % GROUP == 0:
-            rows.append(module.weight.detach()[:SAMPLED_ROWS].float())
-        if len(rows) == 8:
-            break
-    # random weights count as not grouped
-    return rows or [torch.rand(1, GROUP)]
-
-
-def _residual(weight: Tensor) -> float:
-    """Root mean square distance from the nearest int4 values, in units of their step."""
-    codes, scales = int4_codes(weight)
-    step, zero = (part.float().unsqueeze(-1) for part in scales.unbind(-1))
-    distance = (weight.view(weight.shape[0], -1, GROUP) - zero) / step - (codes - 8)
-    return float(distance.square().mean().sqrt())
 
 
 def divergence(model: Any, tokenizer: Any) -> float:

@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.kernels.library import Kernels
+from streamchat.quantization.codes import is_grouped
 from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear, quantized_layers
-from streamchat.quantization.weights import TILE_ROWS, Kind, QuantizedWeight, can_quantize, quantize
+from streamchat.quantization.weights import Kind, QuantizedWeight, can_quantize, quantize, rows_together
+
+Choice = Kind | Literal["auto"]
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Sibling layers with the same input: quantized as one matrix, they need one product."""
 
 
-def groups(model: nn.Module, kind: Kind) -> list[tuple[str, ...]]:
-    """Return the names of the layers to quantize; those in one tuple form one matrix, in this order."""
-    names = {name: module for name, module in model.named_modules() if _weight(module) is not None}
-    names = {name: module for name, module in names.items() if can_quantize(kind, *_size(module))}
-    result: list[tuple[str, ...]] = []
+def groups(model: nn.Module, asked: Choice) -> dict[tuple[str, ...], Kind]:
+    """Return the layers to quantize, and how; those in one tuple form one matrix, in this order.
+
+    Args:
+        model: Its linear layers are looked at, in their order.
+        asked: The kind, except of the output layer, which is int8. `auto` is int4 for layers whose weights were
+            quantized in such groups before, and int8 for others.
+    """
+    kinds = {name: kind for name, layer in model.named_modules() if (kind := _kind(model, layer, asked)) is not None}
+    sizes = {name: layer_size(model.get_submodule(name)) for name in kinds}
+    result: dict[tuple[str, ...], Kind] = {}
     grouped: set[str] = set()
-    for name in names:
-        if name in grouped:
-            continue
-        group = _siblings(name, names, kind)
-        grouped.update(group)
-        result.append(group)
+    for name, kind in kinds.items():
+        if name not in grouped:
+            group = _siblings(name, kinds, sizes)
+            grouped.update(group)
+            result[group] = kind
     return result
 
 
 def quantize_group(model: nn.Module, group: tuple[str, ...], kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
-    """Return the concatenated weights of `group`, quantized for these kernels (None: PyTorch's).
-
-    The output layer is int8 even if `kind` is int4.
-    """
+    """Return the concatenated weights of `group`, quantized for these kernels (None: PyTorch's)."""
     weights = [_weight(model.get_submodule(name)) for name in group]
-    whole = torch.cat([weight.detach() for weight in weights if weight is not None])
-    return quantize(whole, kind_of(model, group, kind), kernels)
+    return quantize(torch.cat([weight.detach() for weight in weights if weight is not None]), kind, kernels)
 
 
-def kind_of(model: Any, group: tuple[str, ...], kind: Kind) -> Kind:
-    """Return the format of `group`: int8 for the output layer, else `kind`.
-
-    int4 in the output layer would cost 4 % of perplexity and save 1 ms of the default model's 10 (docs/speed.md).
-    """
-    return "int8" if model.get_submodule(group[0]) is model.get_output_embeddings() else kind
+def layer_size(layer: nn.Module) -> tuple[int, int]:
+    """Return output and input features of a layer that can be quantized."""
+    weight = _weight(layer)
+    assert weight is not None
+    return weight.shape[0], weight.shape[1]
 
 
 def replace(model: nn.Module, weights: Mapping[tuple[str, ...], QuantizedWeight]) -> None:
@@ -56,7 +59,7 @@ def replace(model: nn.Module, weights: Mapping[tuple[str, ...], QuantizedWeight]
         first = 0
         for name in group:
             plain: Any = model.get_submodule(name)
-            stop = first + _size(plain)[0]
+            stop = first + layer_size(plain)[0]
             part = weight if len(group) == 1 else weight.part(first, stop)
             layer = QuantizedConv1D(plain, part) if isinstance(plain, Conv1D) else QuantizedLinear(plain, part, weight)
             model.set_submodule(name, layer)
@@ -69,16 +72,29 @@ def restore(model: nn.Module) -> None:
         model.set_submodule(name, layer.plain)
 
 
-def _siblings(name: str, names: Mapping[str, nn.Module], kind: Kind) -> tuple[str, ...]:
+def _kind(model: Any, layer: nn.Module, asked: Choice) -> Kind | None:
+    """Return how to quantize a layer of `model`; None if it cannot be quantized.
+
+    int4 in the output layer would cost 4 % of perplexity and save 1 ms of the default model's 10 (docs/speed.md).
+    """
+    weight = _weight(layer)
+    if weight is None:
+        return None
+    kind: Kind = "int4" if asked == "int4" and layer is not model.get_output_embeddings() else "int8"
+    if asked == "auto" and layer is not model.get_output_embeddings():
+        kind = "int4" if can_quantize("int4", *weight.shape) and is_grouped(weight) else "int8"
+    return kind if can_quantize(kind, *weight.shape) else None
+
+
+def _siblings(name: str, kinds: Mapping[str, Kind], sizes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
     parent, _, child = name.rpartition(".")
+    unit = rows_together(kinds[name])  # all rows of a tile must belong to one layer
     for together in TOGETHER:
         group = tuple(f"{parent}.{each}" for each in together)
-        if child not in together or not all(each in names for each in group):
+        if child not in together or any(kinds.get(each) != kinds[name] for each in group):
             continue
-        sizes = [_size(names[each]) for each in group]
-        have_one_width = len({columns for _, columns in sizes}) == 1
-        # all rows of a tile must belong to one layer
-        if have_one_width and (kind == "int8" or all(rows % TILE_ROWS == 0 for rows, _ in sizes)):
+        have_one_width = len({sizes[each][1] for each in group}) == 1
+        if have_one_width and all(sizes[each][0] % unit == 0 for each in group):
             return group
     return (name,)
 
@@ -89,9 +105,3 @@ def _weight(module: nn.Module) -> Tensor | None:
         weight: Tensor = cast(nn.Linear, module).weight
         return weight
     return module.weight.T if type(module) is Conv1D else None
-
-
-def _size(module: nn.Module) -> tuple[int, int]:
-    weight = _weight(module)
-    assert weight is not None
-    return weight.shape[0], weight.shape[1]

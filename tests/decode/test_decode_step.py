@@ -66,7 +66,7 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
     compiled: Kernels | None, name: str, kind: Any, dtype: torch.dtype
 ) -> None:
     model = make(name).to(dtype)
-    replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, compiled) for group, its in groups(model, kind).items()})
     ids = text(76)
     expected = stream(model, cache_of(model, 48), ids, 36).float()
     with always_quantized(model):

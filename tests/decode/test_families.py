@@ -125,7 +125,7 @@ def test_in_16_bits_a_step_is_no_farther_from_float32_than_the_plain_forward(nam
 @pytest.mark.parametrize("name", NAMES)
 def test_quantized_layers_give_what_they_give_in_the_plain_forward(name: str, kind: Any) -> None:
     model, kernels = make(name), load_kernels("auto")
-    replace(model, {group: quantize_group(model, group, kind, kernels) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     with always_quantized(model):
         expected = stream(model, new_cache(model))
     assert install(model, kernels)

@@ -1,5 +1,5 @@
-/* Multiplies on any processor, also an emulated one: reads bits, rows, columns, count as int32, the weights, the scales of
- * int8 rows, and the vectors; writes the results. */
+/* Multiplies on any processor, also an emulated one: reads bits, rows, columns, count as int32, the weights, and the
+ * vectors; writes the results. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -16,11 +16,9 @@ static void *read_bytes(size_t size) {
 
 int main(void) {
     int32_t *sizes = read_bytes(4 * sizeof(int32_t)), bits = sizes[0], rows = sizes[1], columns = sizes[2], count = sizes[3];
-    size_t groups = (size_t)rows / 16 * (size_t)columns / 32, weights = (size_t)rows * (size_t)columns;
+    size_t groups = ((size_t)rows + 15) / 16 * ((size_t)columns / 32), weights = (size_t)rows * (size_t)columns;
     Matrix matrix = {.rows = rows, .bits = bits};
-    matrix.data = read_bytes(bits == 4 ? groups * 320 : weights * (size_t)bits / 8);
-    if (bits == 8)
-        matrix.scales = read_bytes((size_t)rows * sizeof(bfloat16));
+    matrix.data = read_bytes(bits < 16 ? groups * (bits == 4 ? 320 : 544) : weights * (size_t)bits / 8);
     Operation operation = {.kind = PRODUCT};
     operation.product = (Product){.matrices = {matrix}, .num_matrices = 1, .columns = columns, .count = count};
     operation.product.x = read_bytes((size_t)count * (size_t)columns * sizeof(float));

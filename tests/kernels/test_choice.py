@@ -188,7 +188,7 @@ def test_a_model_that_they_do_not_serve_still_multiplies_weights_that_were_quant
 ) -> None:
     model, ids, kernels = make("llama").to(torch.bfloat16), text(40), load_kernels("auto")
     monkeypatch.setattr(short, "kernels_support", lambda spec: False)
-    replace(model, {group: quantize_group(model, group, kind, kernels) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     expected = stream(model, cache_of(model, 48), ids, 20).float()
     assert install(model, kernels)
     assert not isinstance(model.forward.step, CompiledStep)

@@ -44,9 +44,10 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.models.load import load_model
+from streamchat.quantization.codes import int4_codes, int8_codes
 from streamchat.quantization.linear import quantized_layers
 from streamchat.quantization.replace import groups, quantize_group, replace
-from streamchat.quantization.weights import BITS, Kind, int4_codes, quantize
+from streamchat.quantization.weights import BITS, Kind, quantize
 from tests.support.decode_models import cache_of, counted_calls, make, stream
 from tests.support.families import text
 from tests.support.models_help import save, tiny_llama
@@ -68,8 +69,8 @@ FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOA
 def stands_for(weight: Tensor, kind: Kind) -> Tensor:
     """The float64 matrix that the codes and scales of `weight` mean, computed without the kernels."""
     if kind == "int8":
-        packed = quantize(weight, kind, load_kernels("auto"))
-        return packed.data.double() * packed.scales.double()[:, None]
+        codes, steps = int8_codes(weight)
+        return (codes.double() * steps.double().unsqueeze(-1)).reshape(weight.shape)
     codes, scales = int4_codes(weight)
     scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
     return ((codes - 8) * scale + zero).reshape(weight.shape)
@@ -83,13 +84,10 @@ def test_products_are_exact_but_for_the_rounding_of_the_vector(kind: Kind, count
     weight, x = noise(rows, columns), noise(count, columns, seed=2)
     x[0, 3] = 40.0  # as the large numbers of some channels
     packed = quantize(weight, kind, load_kernels("auto"))
-    assert packed.tiled == (kind == "int4")
+    assert packed.tiled
     meant = stands_for(weight, kind)
     # half a step of each group's 16 bits, times the weights of the group
-    group = 32 if kind == "int4" else 128
-    steps = torch.empty_like(x)
-    for at in range(0, columns, group):
-        steps[:, at : at + group] = x[:, at : at + group].abs().amax(1, keepdim=True) / 32767
+    steps = (x.view(count, -1, 32).abs().amax(-1) / 32767).repeat_interleave(32, 1)
     allowed = 0.51 * steps.double() @ meant.abs().T
     found = packed.multiply(x)
     assert ((found - x.double() @ meant.T).abs() <= allowed + 1e-5 * meant.abs().sum(1).max()).all()
@@ -132,8 +130,8 @@ def test_one_product_may_have_quantized_and_other_matrices_in_any_order(kind: Ki
         noise(5, 64, seed=3),
         noise(2, 64, seed=2),
     )
-    first = Matrix(quantized.data.data_ptr(), quantized.scales.data_ptr(), None, 32, BITS[kind])
-    second = Matrix(plain.data_ptr(), None, None, 5, 32)
+    first = Matrix(quantized.data.data_ptr(), None, 32, BITS[kind])
+    second = Matrix(plain.data_ptr(), None, 5, 32)
     expected = torch.cat([quantized.multiply(x), x @ plain.T], dim=1)
     for matrices, order in (((first, second), range(37)), ((second, first), [*range(32, 37), *range(32)])):
         out = torch.empty(2, 37)
@@ -508,7 +506,7 @@ def test_a_prompt_is_computed_with_the_weights_that_decode(kind: Kind, dtype: to
     """A chunk of a prompt gives what its tokens give one by one; both round a vector in the same way."""
     compiled, ids = load_kernels("auto"), text(120)
     model = make("llama").to(dtype)
-    replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, compiled) for group, its in groups(model, kind).items()})
     install(model, compiled)
     assert model.forward.step.max_tokens == at_once
     expected = stream(model, cache_of(model, 160), ids, 1)
@@ -524,17 +522,20 @@ def test_chunks_that_pytorch_multiplies_faster_are_left_to_it() -> None:
     for kind in ("int4", "int8", None):
         model = make("llama").to(torch.bfloat16)
         if kind is not None:
-            replace(model, {group: quantize_group(model, group, kind, compiled) for group in groups(model, kind)})
+            replace(
+                model,
+                {group: quantize_group(model, group, its, compiled) for group, its in groups(model, kind).items()},
+            )
         install(model, compiled)
         sizes[str(kind)] = model.forward.step.max_tokens
-    assert sizes == {"int4": 256, "int8": 32, "None": 8}
+    assert sizes == {"int4": 256, "int8": 256, "None": 8}
 
 
 @needs_kernels
 def test_programs_of_many_lengths_are_not_all_kept() -> None:
     compiled, ids = load_kernels("auto"), text(80)
     model = make("llama")
-    replace(model, {group: quantize_group(model, group, "int8", compiled) for group in groups(model, "int8")})
+    replace(model, {group: quantize_group(model, group, its, compiled) for group, its in groups(model, "int8").items()})
     install(model, compiled)
     for size in range(1, 81):
         stream(model, cache_of(model, 96), ids[:, :size], size)
@@ -748,6 +749,15 @@ def test_a_compiler_that_fails_is_told(
     [
         ("attention.c", "x[d] * cos[d] - x[d + half] * sin[d]", "x[d] * cos[d] + x[d + half] * sin[d]"),
         ("attention.c", "total += share * sum[at];", "total += sum[at];"),
+        ("round.h", "float sum = scale * (float)round_group", "float sum = (float)round_group"),
+        ("tiles.h", "floats_of_bits(shift_left(pairs, 16))", "floats_of_bits(pairs)"),
+        ("tiles.h", "block + INT8_CODES + 2 * row", "block + INT8_CODES - 32 + 2 * row"),
+        ("tiles.h", "32 * (4 * i + j) + 2 * row", "32 * (4 * j + i) + 2 * row"),
+        (
+            "tiles.h",
+            "scale, to_floats(lane_sums(sums[n])) * all_floats(scales[n])",
+            "scale, to_floats(lane_sums(sums[n]))",
+        ),
         ("span.h", "sum[i] = sum[i] * fade + total;", "sum[i] = sum[i] + total;"),
         ("rows.c", "if (n->bias)", "if (0)"),
         ("rows.c", "EACH(gelu_tanh(x[i]));", "EACH(gelu(x[i]));"),

@@ -46,7 +46,7 @@ def test_a_right_step_is_used(name: str, dtype: torch.dtype, kernels: Any) -> No
 def test_a_right_step_of_quantized_weights_is_used(name: str, kind: Any, kernels: Any) -> None:
     model = make_known(name)
     set_contents_digest(model, f"{name} {kind}")
-    replace(model, {group: quantize_group(model, group, kind, kernels) for group in groups(model, kind)})
+    replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     assert install_checked(model, kernels, kind) == ()
     assert has_short_path(model)
 

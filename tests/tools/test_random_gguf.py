@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from streamchat.models.load import load_model
-from streamchat.quantization.quality import is_grouped
+from streamchat.quantization.replace import groups
 from tests.support.models_help import write_gguf
 from tools import random_gguf
 from tools.random_gguf import BLOCKS, DEVIATION, TYPES, Shape, write
 
+EXPECTED = {"Q4_0": {"int4"}, "Q4_1": {"int4"}, "Q4_K_M": {"int4", "int8"}, "Q8_0": {"int8"}}
+"""What `auto` quantizes the layers to."""
 SHAPE = Shape(hidden=256, layers=3, heads=4, kv_heads=2, inner=512)
 
 
@@ -41,7 +43,8 @@ def test_the_file_loads(kind: str, tmp_path: Path, tokenizer: Path, monkeypatch:
     assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size) == (256, 3, 512)
     assert (config.num_attention_heads, config.num_key_value_heads, config.tie_word_embeddings) == (4, 2, True)
     assert loaded.tokenizer("hel")["input_ids"] == load_model(str(tokenizer)).tokenizer("hel")["input_ids"]
-    assert is_grouped(loaded.model) == (kind != "Q8_0")
+    kinds = {its for group, its in groups(loaded.model, "auto").items() if group != ("lm_head",)}
+    assert kinds == EXPECTED[kind]
     weights = loaded.model.model.layers[2].mlp.down_proj.weight
     assert float(weights.std()) == pytest.approx(DEVIATION, rel=0.02)
 

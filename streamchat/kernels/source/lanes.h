@@ -7,10 +7,10 @@
 
 #include "common.h"
 
-/* How much a product takes at once, such that its sums stay in registers. WIDE: vectors of a panel. ROWS: int8 rows.
+/* How much a product takes at once, such that its sums stay in registers. WIDE: vectors of a panel.
  * DOWN: factors of attention. */
 #if defined(__AVX512BW__)
-enum { LANES = 16, WIDE = 8, DOWN = 8, ROWS = 4 };
+enum { LANES = 16, WIDE = 8, DOWN = 8 };
 typedef __m512i Ints;
 typedef __m512 Floats;
 
@@ -23,6 +23,7 @@ INLINE Ints shift_left(Ints x, int bits) { return _mm512_slli_epi32(x, (unsigned
 INLINE Ints widen_bytes(const int8_t *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from)); }
 INLINE Floats all_floats(float x) { return _mm512_set1_ps(x); }
 INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
+INLINE Floats floats_of_halves(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
 INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
@@ -35,8 +36,8 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
 #endif
 
-#elif defined(__AVX2__) && defined(__FMA__)
-enum { LANES = 8, WIDE = 4, DOWN = 6, ROWS = 2 };
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+enum { LANES = 8, WIDE = 4, DOWN = 6 };
 typedef __m256i Ints;
 typedef __m256 Floats;
 
@@ -49,6 +50,7 @@ INLINE Ints shift_left(Ints x, int bits) { return _mm256_slli_epi32(x, bits); }
 INLINE Ints widen_bytes(const int8_t *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats all_floats(float x) { return _mm256_set1_ps(x); }
 INLINE Floats floats_of_bits(Ints x) { return _mm256_castsi256_ps(x); }
+INLINE Floats floats_of_halves(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE Floats load_floats(const float *from) { return _mm256_loadu_ps(from); }
@@ -66,7 +68,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _
 #endif
 
 #elif defined(NEON)
-enum { LANES = 4, WIDE = 4, DOWN = 8, ROWS = 2 };
+enum { LANES = 4, WIDE = 4, DOWN = 8 };
 typedef int32x4_t Ints;
 typedef float32x4_t Floats;
 
@@ -80,6 +82,9 @@ INLINE Ints shift_left(Ints x, int bits) { return vshlq_s32(x, vdupq_n_s32(bits)
 INLINE Ints widen_bytes(const int8_t *from) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
 INLINE Floats all_floats(float x) { return vdupq_n_f32(x); }
 INLINE Floats floats_of_bits(Ints x) { return vreinterpretq_f32_s32(x); }
+INLINE Floats floats_of_halves(const void *from) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
+}
 INLINE Floats to_floats(Ints x) { return vcvtq_f32_s32(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum, a, b); }
 INLINE Floats load_floats(const float *from) { return vld1q_f32(from); }
@@ -100,7 +105,7 @@ INLINE Sums add_sums(Sums a, Sums b) { return (Sums){vaddq_s32(a.low, b.low), va
 INLINE Ints lane_sums(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
 
 #else
-enum { LANES = 4, WIDE = 4, DOWN = 4, ROWS = 4 };
+enum { LANES = 4, WIDE = 4, DOWN = 4 };
 typedef int32_t Ints __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
 typedef int16_t Halves __attribute__((vector_size(16)));
@@ -123,6 +128,11 @@ INLINE Ints widen_bytes(const int8_t *from) {
 }
 INLINE Floats all_floats(float x) { return (Floats){x, x, x, x}; }
 INLINE Floats floats_of_bits(Ints x) { return (Floats)x; }
+INLINE Floats floats_of_halves(const void *from) {
+    float16 x[4];
+    memcpy(x, from, sizeof x);
+    return (Floats){from_float16(x[0]), from_float16(x[1]), from_float16(x[2]), from_float16(x[3])};
+}
 INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
 INLINE Floats load_floats(const float *from) { return floats_of_bits(load_ints(from)); }
@@ -145,6 +155,6 @@ INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
 
 /* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums then returns the sums.
- * add_product(sum, a, b) = sum + a * b. */
+ * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16. */
 
 #endif

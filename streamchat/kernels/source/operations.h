@@ -9,12 +9,11 @@
 enum { BFLOAT16, FLOAT16, FLOAT32 };
 
 /* A (rows, columns) matrix of weights; `columns` is that of the product.
- * bits per weight 4: data is (rows / 16, columns / 32, 320) bytes. 8: (rows, columns) int8, and scales: (rows)
- * bfloat16. 16: (rows, columns) bfloat16, or float16 if that is the `format`. 32: (rows, columns) float32. With 4 and 8 bits, columns must be a multiple of
- * 32, and with 4 bits rows a multiple of 16. bias: (rows) or NULL. */
+ * bits per weight 4 or 8: data is (rows / 16 rounded up, columns / 32, 320 or 544) bytes, see tiles.h; columns must be a
+ * multiple of 32, and what the last tile has in addition to `rows` is not used. 16: (rows, columns) bfloat16, or float16
+ * if that is the `format`. 32: (rows, columns) float32. bias: (rows) or NULL. */
 typedef struct {
     const void *data;
-    const bfloat16 *scales;
     const float *bias;
     long rows;
     int bits, format;

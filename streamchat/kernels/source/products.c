@@ -8,15 +8,16 @@ enum { MOST = 48 };
 /* The vectors that a task multiplies with, in the thread's own memory. */
 typedef struct {
     const float *floats;   /* (count, columns) */
-    const int32_t *panels; /* of WIDE vectors each, the last of fewer */
-    Rounded rounded[MOST];
+    const int32_t *panels; /* rounded, of WIDE vectors each, the last of fewer; for quantized weights only */
     int count;
 } Vectors;
 
-static int has_bits(const Product *p, int bits) {
+static int is_quantized(const Matrix *m) { return m->bits < 16; }
+
+static int needs_rounded(const Product *p) {
     int found = 0;
     for (int i = 0; i < p->num_matrices; i++)
-        found |= p->matrices[i].bits == bits;
+        found |= is_quantized(p->matrices + i);
     return found;
 }
 
@@ -25,8 +26,7 @@ static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
 /* Memory for the sums, the vectors and the rounded vectors of a block. */
 long product_memory(const Product *p) {
     long count = p->count < MOST ? p->count : MOST, each = 2 * p->columns;
-    each += has_bits(p, 4) ? panel_words(p->columns) : 0;
-    each += has_bits(p, 8) ? rounded_floats(p->columns) : 0;
+    each += needs_rounded(p) ? panel_words(p->columns) : 0;
     return count * each;
 }
 
@@ -42,7 +42,6 @@ static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member
     int first = block * MOST, count = p->count - first < MOST ? p->count - first : MOST;
     long columns = p->columns;
     float *sums = member->memory, *floats = sums + count * columns, *panels = floats + count * columns;
-    float *codes = panels + (has_bits(p, 4) ? count * panel_words(columns) : 0);
     int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight;
     int is_fresh = member->tag != tag || member->block != block + 1;
     Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .count = count};
@@ -68,24 +67,20 @@ static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member
                 memcpy(to, sum, sizeof(float) * (size_t)columns);
         }
     }
-    if (is_fresh && has_bits(p, 4))
+    if (is_fresh && needs_rounded(p))
         fill_panels(&found, columns, (int32_t *)panels);
-    for (int n = 0; has_bits(p, 8) && n < count; n++) {
-        float *to = codes + n * rounded_floats(columns);
-        found.rounded[n] = (Rounded){(int16_t *)to, to + columns / 2};
-        if (is_fresh)
-            round_vector(found.floats + n * columns, columns, found.rounded[n]);
-    }
     member->tag = tag;
     member->block = block + 1;
     return found;
 }
 
-/* Multiplies a tile of 16 rows with all vectors; to: (count, 16). */
-static void multiply_int4(const uint8_t *tile, long columns, const Vectors *x, float *to) {
-    for (int n = 0; n < x->count; n += WIDE)
-        int4_tile(tile, x->panels + n * panel_words(columns), x->count - n < WIDE ? x->count - n : WIDE, columns / GROUP,
-                  to + n * TILE);
+/* Multiplies a tile of 16 quantized rows with all vectors; to: (count, 16). */
+static void multiply_quantized(int bits, const uint8_t *tile, long columns, const Vectors *x, float *to) {
+    for (int n = 0; n < x->count; n += WIDE) {
+        int count = x->count - n < WIDE ? x->count - n : WIDE;
+        (bits == 4 ? int4_tile : int8_tile)(tile, x->panels + n * panel_words(columns), count, columns / GROUP,
+                                            to + n * TILE);
+    }
 }
 
 /* Product of a row of 16 or 32-bit numbers with a vector. */
@@ -102,11 +97,9 @@ static void multiply_tile(const Matrix *m, long columns, long tile, const Vector
     long first = tile * TILE, last = first + TILE < m->rows ? first + TILE : m->rows;
     if (last - first < TILE)
         memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
-    if (m->bits == 4)
-        multiply_int4((const uint8_t *)m->data + tile * (columns / GROUP) * BLOCK_BYTES, columns, x, to);
-    else if (m->bits == 8)
-        int8_tile((const int8_t *)m->data + first * columns, m->scales + first, (int)(last - first), x->rounded, x->count,
-                  columns, to);
+    if (is_quantized(m))
+        multiply_quantized(m->bits, (const uint8_t *)m->data + tile * (columns / GROUP) * block_bytes(m->bits), columns, x,
+                           to);
     else
         for (int n = 0; n < x->count; n++)
             for (long r = first; r < last; r++)

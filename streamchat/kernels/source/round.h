@@ -2,9 +2,8 @@
  * group, and integers of 16 bits are multiplied twice as fast as floats. (8 bits are faster still, but cost 0.2 % of
  * perplexity: docs/speed.md.)
  *
- * For 8-bit weights: groups of 128, vector after vector.
- * For 4-bit weights: groups of 32, as panels of up to WIDE vectors. A panel has for each group: 16 words of each vector,
- * which are pairs of neighboring columns, in the order (word, vector); the scales of the vectors; the sums of their
+ * Vectors are rounded in groups of 32, as panels of up to WIDE vectors. A panel has for each group: 16 words of each
+ * vector, which are pairs of neighboring columns, in the order (word, vector); the scales of the vectors; the sums of their
  * rounded elements.
  */
 #ifndef STREAMCHAT_ROUND_H
@@ -12,7 +11,7 @@
 
 #include "lanes.h"
 
-enum { GROUP = 32, WIDE_GROUP = 128, WORDS = 16, PANEL_WORDS = 18 };
+enum { GROUP = 32, WORDS = 16, PANEL_WORDS = 18 };
 
 /* Words of a vector in a panel. */
 static inline long panel_words(long columns) { return columns / GROUP * PANEL_WORDS; }
@@ -57,31 +56,6 @@ INLINE void round_panel(const float *from, int count, long columns, int32_t *pan
             memcpy(panel + WORDS * count + n, &scale, sizeof scale);
             memcpy(panel + (WORDS + 1) * count + n, &sum, sizeof sum);
         }
-}
-
-typedef struct {
-    int16_t *codes; /* (columns) */
-    float *scales;  /* a scale per group of 128 */
-} Rounded;
-
-static inline long wide_groups(long columns) { return (columns + WIDE_GROUP - 1) / WIDE_GROUP; }
-
-/* Memory of a rounded vector, in floats. */
-static inline long rounded_floats(long columns) { return columns / 2 + wide_groups(columns); }
-
-static inline void round_vector(const float *from, long columns, Rounded to) {
-    for (long first = 0; first < columns; first += WIDE_GROUP) {
-        long last = first + WIDE_GROUP < columns ? first + WIDE_GROUP : columns;
-        uint32_t largest = 0;
-        for (long k = first; k < last; k += GROUP) {
-            uint32_t size = largest_bits(from + k);
-            largest = size > largest ? size : largest;
-        }
-        float most = float_of(largest), inverse = inverse_of(most, 32767.0f);
-        to.scales[first / WIDE_GROUP] = most / 32767.0f;
-        for (long k = first; k < last; k += GROUP)
-            round_group(from + k, inverse, to.codes + k);
-    }
 }
 
 #endif

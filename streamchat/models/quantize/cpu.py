@@ -28,13 +28,13 @@ from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
 from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.staging import ensure, read_manifest
-from streamchat.quantization.quality import AUTO_LIMIT, divergence, is_grouped
-from streamchat.quantization.replace import groups, kind_of, quantize_group, replace, restore
+from streamchat.quantization.quality import AUTO_LIMIT, divergence
+from streamchat.quantization.replace import Choice, groups, layer_size, quantize_group, replace, restore
 from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
 SHARE = 0.6
@@ -49,7 +49,7 @@ def use_weights(
     Args:
         model: In eval mode on `device`; changed in place.
         tokenizer: For the text that the quality is measured on.
-        asked: `auto`, `native`, `int8` or `int4`. On a CPU, auto chooses int4 for a model whose weights were quantized
+        asked: `auto`, `native`, `int8` or `int4`. On a CPU, auto chooses int4 for layers whose weights were quantized
             in such groups before, and int8 for others. It chooses native if the quality measured on this model is too
             low, without a kernel, or with too little memory. On other devices, auto is native.
         device: Device of the model.
@@ -58,7 +58,7 @@ def use_weights(
         progress: Called with the stage; may raise to cancel.
 
     Returns:
-        "native", "int8" or "int4", and notes for the user.
+        "native", "int8", "int4" or "int4 and int8", not counting the output layer; and notes for the user.
 
     Raises:
         ConfigError: int8 or int4 was requested and is not possible.
@@ -75,26 +75,35 @@ def use_weights(
             raise ConfigError(f"weights = {asked!r} cannot be used: {reason}; choose weights = native")
         _log.info("%s runs with native weights: %s", name, reason)
         return "native", ()
-    kind: Kind = "int8" if asked == "int8" or (asked == "auto" and not is_grouped(model)) else "int4"
+    choices: dict[str, Choice] = {"auto": "auto", "int8": "int8"}
+    wanted = groups(model, choices.get(asked, "int4"))
+    if not wanted:
+        return "native", (f"{name} has no layer that can be quantized, so it runs with native weights",)
+    kinds = _name_kinds(model, wanted)
     compiled = load_kernels(kernels)
-    target = quantized_folder(model, kind, compiled)
+    target = quantized_folder(model, kinds, compiled)
     if asked == "auto" and (_measured_divergence(target) or 0.0) > AUTO_LIMIT:
         return "native", ()
-    quantized, notes = _load_or_quantize(model, kind, compiled, target, name, progress)
-    if not quantized:
-        return "native", (f"{name} has no layer that can be quantized to {kind}, so it runs with native weights",)
+    quantized, notes = _load_or_quantize(model, wanted, compiled, target, name, progress)
     replace(model, quantized)
     if asked == "auto" and not _is_good_enough(model, tokenizer, target, name, progress):
         restore(model)
         return "native", notes
-    return kind, notes
+    return kinds, notes
 
 
-def quantized_folder(model: Any, kind: Kind, kernels: Kernels | None) -> Path:
+def _name_kinds(model: Any, wanted: Mapping[tuple[str, ...], Kind]) -> str:
+    """Return the kinds of all layers but the output layer, in words; that of the output layer if there is no other."""
+    output = model.get_output_embeddings()
+    kinds = {kind for group, kind in wanted.items() if model.get_submodule(group[0]) is not output}
+    return " and ".join(sorted(kinds or set(wanted.values())))
+
+
+def quantized_folder(model: Any, kinds: str, kernels: Kernels | None) -> Path:
     """Return the folder of this model's quantized copy, which depends on the weights, the kernels and the format."""
     layout = "compiled" if kernels is not None else [torch.__version__, torch.backends.cpu.get_cpu_capability()]
-    conditions = [model_fingerprint(model), kind, FORMAT, layout]
-    return paths.cache_path("weights", json.dumps(conditions), f"-{kind}")
+    conditions = [model_fingerprint(model), kinds, FORMAT, layout]
+    return paths.cache_path("weights", json.dumps(conditions), f"-{kinds.replace(' and ', '-')}")
 
 
 def _obstacle(model: Any, device: str, kernels: str) -> str:
@@ -114,16 +123,21 @@ def _obstacle(model: Any, device: str, kernels: str) -> str:
 
 
 def _load_or_quantize(
-    model: Any, kind: Kind, kernels: Kernels | None, target: Path, name: str, progress: Progress
+    model: Any,
+    wanted: Mapping[tuple[str, ...], Kind],
+    kernels: Kernels | None,
+    target: Path,
+    name: str,
+    progress: Progress,
 ) -> tuple[dict[tuple[str, ...], QuantizedWeight], tuple[str, ...]]:
     """Return the quantized weights and notes: from disk if complete there, else quantized now and saved if possible."""
-    wanted = groups(model, kind)
-    found = _read(model, kind, kernels, target, wanted)
-    if found is not None or not wanted:
-        return found or {}, ()
+    kinds = _name_kinds(model, wanted)
+    found = _read(model, wanted, kernels, target)
+    if found is not None:
+        return found, ()
     made: dict[tuple[str, ...], QuantizedWeight] = {}
-    for done, group in enumerate(wanted):
-        progress(f"Quantizing {name} to {kind} (once)", done, len(wanted), "")
+    for done, (group, kind) in enumerate(wanted.items()):
+        progress(f"Quantizing {name} to {kinds} (once)", done, len(wanted), "")
         made[group] = quantize_group(model, group, kind, kernels)
     shutil.rmtree(target, ignore_errors=True)  # damaged, else it would have been loaded
 
@@ -133,12 +147,12 @@ def _load_or_quantize(
             tensors[f"{'+'.join(group)}:data"] = weight.data
             tensors[f"{'+'.join(group)}:scales"] = weight.scales
         save_file(tensors, folder / FILE)
-        about = {"name": name, "weights": kind, "digest": _digest(folder / FILE)}
+        about = {"name": name, "weights": kinds, "digest": _digest(folder / FILE)}
         return about | {"fingerprint": model_fingerprint(model)}
 
     need = sum(weight.nbytes for weight in made.values())
     try:
-        ensure(target, build, what=f"{name} in {kind}", progress=progress, need_bytes=need)
+        ensure(target, build, what=f"{name} in {kinds}", progress=progress, need_bytes=need)
     except (ModelNotFoundError, SafetensorError, OSError) as error:
         return made, (f"Quantized weights could not be cached and will be rebuilt at every start: {error}",)
     _remove_unusable(target.parent)
@@ -156,7 +170,7 @@ def _remove_unusable(folder: Path) -> None:
 
 
 def _read(
-    model: Any, kind: Kind, kernels: Kernels | None, target: Path, wanted: list[tuple[str, ...]]
+    model: Any, wanted: Mapping[tuple[str, ...], Kind], kernels: Kernels | None, target: Path
 ) -> dict[tuple[str, ...], QuantizedWeight] | None:
     """Return the weights that `_load_or_quantize` saved in `target`; None if they are missing or damaged."""
     manifest = read_manifest(target)
@@ -174,9 +188,13 @@ def _read(
 
             return {
                 group: QuantizedWeight(
-                    kind_of(model, group, kind), tensor(group, "data"), tensor(group, "scales"), kernels
+                    kind,
+                    tensor(group, "data"),
+                    tensor(group, "scales"),
+                    sum(layer_size(model.get_submodule(name))[0] for name in group),
+                    kernels,
                 )
-                for group in wanted
+                for group, kind in wanted.items()
             }
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         _log.warning("the quantized weights in %s are damaged and will be rebuilt: %s", target, error)
