@@ -34,6 +34,7 @@ from tests.support.family_runs import (
     subject,
     with_unmoved_sinks,
 )
+from tools.family_speed import ShortPath, measured, short_path
 
 INTRODUCTION = """\
 # Model families
@@ -59,6 +60,12 @@ of 7, and 5 single tokens. The reference shares no code with the product: it cac
 - *generate*: 90 tokens of `generate` in a `StreamingPress`, compared with feeding them one by one.
 - *limit*: positions stay below this value, because the RoPE changes there, its table ends, or queries are scaled by the
   absolute position from there on (measured). A larger budget is refused.
+- *CPU*, *GPU*: the short path of one token (`docs/speed.md`). On a CPU it is **compiled** (C kernels), **torch**
+  (PyTorch's operations), or both, for machines with and without a compiler; on a GPU it is **recorded** as a CUDA
+  graph. -: transformers' forward.
+- *speed*: tokens per second of the short path on a CPU, divided by those of transformers' forward on the same cache of
+  {speed_budget} tokens. Models with random weights, hidden size {hidden}, {layers} layers, bfloat16, one thread
+  ({processor}); the minimum times of {rounds} interleaved rounds of {tokens} tokens.
 
 The check at load also compares the attention in use (`attn_implementation`) with eager attention on a cache that
 evicts. It refuses an attention that is wrong there and reports the figures (`streamchat/cache/eviction/check.py`).
@@ -80,6 +87,7 @@ class Row:
     mistake: float | None
     generate: float
     limit: int | None
+    short: ShortPath
 
 
 def measure(name: str) -> Row:
@@ -106,6 +114,7 @@ def measure(name: str) -> Row:
         mistake,
         generated(first),
         first.fit.position_limit if first.fit.rotates else None,
+        short_path(name),
     )
 
 
@@ -165,8 +174,11 @@ def page() -> str:
     rows = [measure(name) for name in SERVED]
     worst = max(max(row.sdpa or 0, row.eager or 0, row.rebased, row.generate) for row in rows)
     heading = ["name", "class", "by", "layout in the cache", "sdpa", "eager", "rebased", "mistake", "generate", "limit"]
+    heading += ["CPU", "GPU", "speed"]
     lines = [
-        INTRODUCTION.format(count=len(rows), budget=BUDGET, sinks=SINKS, tolerance=TOLERANCE, rebase=BUDGET),
+        INTRODUCTION.format(
+            count=len(rows), budget=BUDGET, sinks=SINKS, tolerance=TOLERANCE, rebase=BUDGET, **measured()
+        ),
         f"Largest difference of all: {worst:.1e}. transformers {transformers.__version__}, torch {torch.__version__}, "
         "CPU, one thread.",
         "",
@@ -176,6 +188,7 @@ def page() -> str:
     for row in rows:
         cells = [row.name, row.kind, row.by, row.layout, *map(_figure, (row.sdpa, row.eager, row.rebased, row.mistake))]
         cells += [_figure(row.generate), "" if row.limit is None else str(row.limit)]
+        cells += [row.short.cpu, row.short.gpu, "-" if row.short.speed is None else f"{row.short.speed:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Refused", "", "These models are refused at load, with this reason:", ""]
     for name, family in FAMILIES.items():

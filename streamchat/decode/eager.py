@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.decode.parts import CPU, Backend, Rotation, head_norm, projection
-from streamchat.decode.spec import ACTIVATIONS, BY_HEAD, AttentionSpec, BlockSpec, ModelSpec, separate
+from streamchat.decode.spec import ACTIVATIONS, BY_HEAD, AttentionSpec, BlockSpec, ModelSpec
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
@@ -21,30 +21,11 @@ Block = Callable[[Tensor, Rotation, Any], None]
 """(1, hidden) float32, changed in place."""
 
 
-def supports(model: ModelSpec) -> bool:
-    """Return whether `decode_step` computes every part of `model`."""
-    same_logits = model.embedding_scale == model.logit_scale == 1 and model.logit_softcap is None
-    return same_logits and len(model.rotaries) == 1 and all(map(_supports, model.blocks))
-
-
-def _supports(block: BlockSpec) -> bool:
-    attention = block.attention
-    normed = block.input_norm is not None and block.mlp_norm is not None
-    plain_sum = block.attention_out_norm is None and block.mlp_out_norm is None and block.residual_scale == 1
-    norms = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
-    usual_norms = all(norm.weight.dim() == 1 and not norm.whole and not norm.is_layer_norm for norm in norms)
-    usual_heads = attention.layout in (separate(attention.num_heads, attention.num_kv_heads), BY_HEAD)
-    limits = (attention.window, attention.softcap, attention.clip)
-    rotated = attention.rotary == 0 and not attention.interleaved
-    unlimited = limits == (None, None, None) and not block.mlp.fused
-    return normed and plain_sum and usual_norms and usual_heads and rotated and unlimited
-
-
 def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
     """Return the step of `model`.
 
-    `supports` must accept the model. The step takes for each layer what `backend.attend` takes: a `StreamingLayer` on a
-    CPU.
+    It takes for each layer what `backend.attend` takes: a `StreamingLayer` on a CPU. `plain.is_plain` must accept the
+    model.
     """
     table: Any = model.embedding.weight
     rotary, norm, head = model.rotaries[0], backend.norm(model.norm, model.dtype), projection(model.head)

@@ -16,9 +16,10 @@ from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
 from streamchat.decode.cuda_graph import CapturedStep, Record, record_cuda_graph
-from streamchat.decode.eager import Step, decode_step, supports
+from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_step import CompiledStep, kernels_support
+from streamchat.decode.plain import is_plain
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
 
@@ -71,7 +72,7 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
         return None
     if kernels is not None and kernels_support(spec):
         return CompiledStep(spec, kernels)
-    return decode_step(spec) if supports(spec) else None
+    return decode_step(spec) if is_plain(spec) else None
 
 
 def install_captured(model: Any, record: Record) -> bool:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.cache.positions.probe import rope_kinds
-from streamchat.decode.eager import Step, decode_step, supports
+from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Backend, Op, layer_norm
+from streamchat.decode.plain import is_plain
 from streamchat.decode.spec import NormSpec
 
 Buffers = tuple[Tensor, Tensor]
@@ -62,7 +63,7 @@ def static_step(model: Any) -> Step | None:
     """Return the step of `model` on `StaticLayer`s, for `bind`; None if the model is not supported."""
     changing = any(kind in CHANGING_ROPES for module in model.modules() for kind in rope_kinds(module))
     spec = model_spec(model)
-    return None if changing or spec is None or not supports(spec) else decode_step(spec, STATIC)
+    return None if changing or spec is None or not is_plain(spec) else decode_step(spec, STATIC)
 
 
 def bind(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -1,1 +1,1 @@
-"""Readers of model families: from the model's own modules to a `ModelSpec`."""
+"""Descriptions of the supported model families, read from the modules of a model."""

@@ -1,63 +1,84 @@
-"""Which classes of transformers a decode step supports, and how each is read."""
+"""The reader of each supported family, by the class of the model."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from streamchat.decode.families import readers
-from streamchat.decode.families.modules import UnreadableError
-from streamchat.decode.families.readers import (
-    glm4_block,
-    outputs_block,
-    parallel_block,
-    plain_block,
-    read_model,
-    sandwich_block,
-)
+import torch
+
+from streamchat.decode.families.blocks import AFTER, AROUND, AROUND_GLM, ONE, Family, read_blocks
+from streamchat.decode.families.errors import UnsupportedPartError
+from streamchat.decode.families.gpt import read_falcon, read_gptj, read_neox
 from streamchat.decode.spec import ModelSpec
 
-Reader = Callable[[Any], ModelSpec | None]
+Reader = Callable[[Any], ModelSpec]
 
-_PLAIN: Reader = partial(read_model, block=plain_block)
-_PLAIN_IN_PAIRS: Reader = partial(read_model, block=plain_block, interleaved=True)
-_PARALLEL: Reader = partial(read_model, block=parallel_block)
-_OUTPUTS: Reader = partial(read_model, block=outputs_block)
+
+def _blocks(**differences: Any) -> Reader:
+    return functools.partial(read_blocks, family=Family(**differences))
+
+
+def _always(layer: Any) -> bool:
+    return True
+
+
+def _is_parallel(layer: Any) -> bool:
+    return bool(layer.use_parallel_residual)
+
+
+def _slides(attention: Any) -> bool:
+    return attention.sliding_window is not None
+
+
+def _slides_or_all_do_not(attention: Any) -> bool:
+    return attention.sliding_window is None or bool(attention.is_sliding)
+
+
+def _uses_rope(attention: Any) -> bool:
+    return bool(attention.use_rope)
+
 
 READERS: dict[str, Reader] = {
-    "ArceeForCausalLM": _PLAIN,
-    "CohereForCausalLM": readers.cohere,
-    "Cohere2ForCausalLM": readers.cohere,
-    "Ernie4_5ForCausalLM": _PLAIN_IN_PAIRS,
-    "Exaone4ForCausalLM": _OUTPUTS,
-    "FalconForCausalLM": readers.falcon,
-    "GemmaForCausalLM": partial(readers.gemma, block=plain_block),
-    "Gemma2ForCausalLM": partial(readers.gemma, block=sandwich_block),
-    "Gemma3ForCausalLM": partial(readers.gemma, block=sandwich_block),
-    "GlmForCausalLM": _PLAIN_IN_PAIRS,
-    "Glm4ForCausalLM": partial(read_model, block=glm4_block, interleaved=True),
-    "GPTJForCausalLM": readers.gptj,
-    "GPTNeoXForCausalLM": readers.neox,
-    "GraniteForCausalLM": readers.granite,
-    "HeliumForCausalLM": _PLAIN_IN_PAIRS,
-    "LlamaForCausalLM": _PLAIN,
-    "Ministral3ForCausalLM": _PLAIN,
-    "MistralForCausalLM": _PLAIN,
-    "NemotronForCausalLM": _PLAIN,
-    "OlmoForCausalLM": _PLAIN,
-    "Olmo2ForCausalLM": _OUTPUTS,
-    "Olmo3ForCausalLM": _OUTPUTS,
-    "PhiForCausalLM": _PARALLEL,
-    "Phi3ForCausalLM": _PLAIN,
-    "Qwen2ForCausalLM": _PLAIN,
-    "Qwen3ForCausalLM": _PLAIN,
-    "SeedOssForCausalLM": _PLAIN,
-    "SmolLM3ForCausalLM": _PLAIN,
-    "StableLmForCausalLM": _PARALLEL,
-    "Starcoder2ForCausalLM": _PLAIN,
+    **dict.fromkeys(
+        (
+            "ArceeForCausalLM",
+            "Ernie4_5ForCausalLM",
+            "GemmaForCausalLM",
+            "GlmForCausalLM",
+            "GraniteForCausalLM",
+            "HeliumForCausalLM",
+            "LlamaForCausalLM",
+            "Ministral3ForCausalLM",
+            "MistralForCausalLM",
+            "NemotronForCausalLM",
+            "OlmoForCausalLM",
+            "Phi3ForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "SeedOssForCausalLM",
+            "Starcoder2ForCausalLM",
+        ),
+        _blocks(),
+    ),
+    "Gemma2ForCausalLM": _blocks(norms=AROUND, softcaps=True),
+    "Gemma3ForCausalLM": _blocks(norms=AROUND, softcaps=True),
+    "Glm4ForCausalLM": _blocks(norms=AROUND_GLM),
+    "Olmo2ForCausalLM": _blocks(norms=AFTER),
+    "Olmo3ForCausalLM": _blocks(norms=AFTER),
+    "Exaone4ForCausalLM": _blocks(norms=AFTER, has_positions=_slides_or_all_do_not),
+    "CohereForCausalLM": _blocks(norms=ONE, parallel=_always),
+    "Cohere2ForCausalLM": _blocks(norms=ONE, parallel=_always, has_positions=_slides),
+    "PhiForCausalLM": _blocks(norms=ONE, parallel=_always),
+    "StableLmForCausalLM": _blocks(parallel=_is_parallel),
+    "SmolLM3ForCausalLM": _blocks(has_positions=_uses_rope),
+    "FalconForCausalLM": read_falcon,
+    "GPTJForCausalLM": read_gptj,
+    "GPTNeoXForCausalLM": read_neox,
 }
-LAYER_TYPES = {"full_attention", "sliding_attention"}
+_EAGER = {"Gemma2ForCausalLM"}
+"""Families that transformers computes with eager attention, because of their soft caps."""
 
 
 def model_spec(model: Any) -> ModelSpec | None:
@@ -65,18 +86,15 @@ def model_spec(model: Any) -> ModelSpec | None:
 
     The classes themselves are matched: subclasses and classes of the same name from elsewhere are not supported.
     """
-    read = READERS.get(type(model).__name__)
-    if read is None or not type(model).__module__.startswith("transformers.models.") or not _is_known(model):
+    name = type(model).__name__
+    read = READERS.get(name)
+    attentions = ("sdpa", "eager") if name in _EAGER else ("sdpa",)
+    if read is None or not type(model).__module__.startswith("transformers.models."):
+        return None
+    if model.config._attn_implementation not in attentions:
         return None
     try:
-        return read(model)
-    except UnreadableError:
+        with torch.no_grad():
+            return read(model)
+    except (UnsupportedPartError, AttributeError):  # other releases of transformers may name parts differently
         return None
-
-
-def _is_known(model: Any) -> bool:
-    """Return whether its layers attend in ways that a step computes."""
-    # where transformers has sdpa for a model, another attention was chosen for a reason
-    usual = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
-    types = getattr(model.config, "layer_types", None) or ()
-    return model.config._attn_implementation == usual and set(types) <= LAYER_TYPES
