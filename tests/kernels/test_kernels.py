@@ -394,7 +394,8 @@ def test_structures_and_constants_are_those_of_the_sources() -> None:
                 numbers[name.strip()] = int(value or at)
     numbers["MAX_HEAD_DIM"] = numbers["MAX_DIM"]
     constants = {name: value for name, value in vars(operations).items() if name.isupper() and isinstance(value, int)}
-    assert len(constants) == 18
+    assert len(constants) == 17
+    assert {4: numbers["INT4_BLOCK"], 8: numbers["INT8_BLOCK"]} == operations.BLOCK_BYTES
     assert constants.items() <= numbers.items()
 
 

@@ -22,7 +22,7 @@ from streamchat.models.load import load_model
 from streamchat.models.quantize import cpu
 from streamchat.models.quantize.cpu import quantized_folder, use_weights
 from streamchat.quantization import quality
-from streamchat.quantization.codes import is_grouped
+from streamchat.quantization.codes import int8_codes, is_grouped
 from streamchat.quantization.linear import (
     MAX_ROWS,
     QuantizedConv1D,
@@ -117,6 +117,12 @@ def test_int4_finds_the_codes_of_groups_that_have_few_of_them(count: int, least:
 def test_random_weights_are_not_grouped() -> None:
     assert not is_grouped(noise(64, 576))
     assert not is_grouped(torch.rand(5, 32, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e9])
+def test_int8_scales_are_positive_and_finite(size: float) -> None:
+    scales = int8_codes(size * noise(2, 32))[1]
+    assert ((scales > 0) & scales.isfinite()).all()
 
 
 @pytest.mark.skipif(load_kernels("auto") is None, reason="needs compiled kernels")
