@@ -12,91 +12,153 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamchat.decode.parts import CPU, Backend, Rotation, head_norm, projection
-from streamchat.decode.spec import ACTIVATIONS, BY_HEAD, AttentionSpec, BlockSpec, ModelSpec
+from streamchat.decode.parts import CPU, Backend, Op, Rotation, head_norm, projection
+from streamchat.decode.spec import ACTIVATIONS, BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
-Block = Callable[[Tensor, Rotation, Any], None]
+Block = Callable[[Tensor, Rotation | None, Any], None]
 """(1, hidden) float32, changed in place."""
 
 
 def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
     """Return the step of `model`.
 
-    It takes for each layer what `backend.attend` takes: a `StreamingLayer` on a CPU. `plain.is_plain` must accept the
-    model.
+    It takes for each layer what `backend.attend` takes: a `StreamingLayer` on a CPU.
     """
     table: Any = model.embedding.weight
-    rotary, norm, head = model.rotaries[0], backend.norm(model.norm, model.dtype), projection(model.head)
+    norm, head = backend.norm(model.norm, model.dtype), _output(model)
     blocks = [_block(block, model.dtype, backend) for block in model.blocks]
+    kinds = [(block.attention.rotary, block.attention.interleaved) for block in model.blocks]
+    needed = [kind for kind in dict.fromkeys(kinds) if kind[0] is not None]
+    embedding_scale = model.embedding_scale
 
     def step(ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
         x = functional.embedding(ids.view(-1), table)
-        h, rotate = x.float(), Rotation(rotary, x, positions)
+        if embedding_scale != 1:
+            x = x * embedding_scale
+        h = x.float()
+        rotations: dict[tuple[int | None, bool], Any] = {
+            (index, pairs): Rotation(model.rotaries[index], x, positions, pairs)
+            for index, pairs in needed
+            if index is not None
+        }
         if h is x:  # the table itself was float32
             h = x.clone()
-        for block, layer in zip(blocks, layers, strict=True):
-            block(h, rotate, layer)
-        logits: Tensor = head(norm(h))
-        return logits[None]
+        for block, kind, layer in zip(blocks, kinds, layers, strict=True):
+            block(h, rotations.get(kind), layer)
+        return head(norm(h))[None]
 
     return step
 
 
-def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
-    assert of.input_norm is not None
-    assert of.mlp_norm is not None
-    attention, up_layers = of.attention, of.mlp.up_proj
-    input_norm, post_attention_norm = backend.norm(of.input_norm, dtype), backend.norm(of.mlp_norm, dtype)
-    heads = _heads_interleaved(attention) if attention.layout == BY_HEAD else _heads_concatenated(attention, dtype)
-    o_proj, down_proj = projection(attention.o_proj), projection(of.mlp.down_proj)
-    attend, scale = backend.attend, attention.scale
-    up_proj, act, gated = projection(*up_layers), ACTIVATIONS[of.mlp.act], len(up_layers) == 2
-    parallel_residual = of.parallel
+def _output(model: ModelSpec) -> Op:
+    """(1, hidden) -> (1, vocabulary) logits."""
+    head, scale, cap = projection(model.head), model.logit_scale, model.logit_softcap
+    if scale == 1 and cap is None:
+        return head
+    if cap is None:
+        return lambda x: head(x) * scale
+    return lambda x: torch.tanh(head(x) * (scale / cap)) * cap
 
-    def mlp(x: Tensor) -> Tensor:
-        if not gated:
-            return down_proj(act(up_proj(x)))
+
+def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
+    attention = of.attention
+    read = _input(of.input_norm, dtype, backend)
+    read_mlp = None if of.parallel and of.mlp_norm is None else _input(of.mlp_norm, dtype, backend)
+    heads = _heads_interleaved(attention) if _is_neox(attention) else _heads_anywhere(attention, dtype)
+    attend, scale = backend.attention(attention), attention.scale
+    write = _residual(projection(attention.o_proj), of.attention_out_norm, of.residual_scale, backend)
+    mlp = _residual(_mlp(of.mlp), of.mlp_out_norm, of.residual_scale, backend)
+
+    def parallel_block(h: Tensor, rotate: Rotation | None, cache: Any) -> None:
+        x = read(h)
+        attended = write(attend(cache, *heads(x, rotate), scale))
+        h += attended + mlp(x if read_mlp is None else read_mlp(h))
+
+    def block(h: Tensor, rotate: Rotation | None, cache: Any) -> None:
+        h += write(attend(cache, *heads(read(h), rotate), scale))
+        h += mlp(h if read_mlp is None else read_mlp(h))
+
+    return parallel_block if of.parallel else block
+
+
+def _input(norm: NormSpec | None, dtype: torch.dtype, backend: Backend) -> Op:
+    return backend.norm(norm, dtype) if norm is not None else lambda h: h.to(dtype)
+
+
+def _residual(output: Op, norm: NormSpec | None, scale: float, backend: Backend) -> Op:
+    """Return `output` with its norm and factor, as it is added to the hidden state."""
+    normed = output
+    if norm is not None:
+        apply = backend.norm(norm, torch.float32)
+        normed = lambda x: apply(output(x).float())  # noqa: E731
+    return normed if scale == 1 else lambda x: normed(x) * scale
+
+
+def _mlp(of: MlpSpec) -> Op:
+    up_proj, act, down_proj = projection(*of.up_proj), ACTIVATIONS[of.act], projection(of.down_proj)
+    if not (of.fused or len(of.up_proj) == 2):
+        return lambda x: down_proj(act(up_proj(x)))
+
+    def gated(x: Tensor) -> Tensor:
         gate, up = up_proj(x).chunk(2, dim=-1)
         return down_proj(act(gate) * up)
 
-    def block(h: Tensor, rotate: Rotation, cache: Any) -> None:
-        attended = o_proj(attend(cache, *heads(input_norm(h), rotate), scale))
-        if parallel_residual:
-            h += attended + mlp(post_attention_norm(h))
-        else:
-            h += attended
-            h += mlp(post_attention_norm(h))
-
-    return block
+    return gated
 
 
-Heads = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
+Heads = Callable[[Tensor, Rotation | None], tuple[Tensor, Tensor, Tensor]]
 """(1, hidden) -> queries (num_heads, head_dim), keys and values (num_kv_heads, head_dim); queries and keys rotated."""
 
 
-def _heads_concatenated(of: AttentionSpec, dtype: torch.dtype) -> Heads:
-    qkv_proj, head_dim, num_heads = projection(*of.qkv_proj), of.head_dim, of.num_heads
+def _is_neox(of: AttentionSpec) -> bool:
+    plain = of.q_norm is None and of.k_norm is None and of.clip is None
+    return plain and not of.interleaved and of.rotary is not None and of.layout == BY_HEAD
+
+
+def _heads_anywhere(of: AttentionSpec, dtype: torch.dtype) -> Heads:
+    qkv_proj, head_dim, num_heads, clip = projection(*of.qkv_proj), of.head_dim, of.num_heads, of.clip
     rotated = num_heads + of.num_kv_heads
+    order = _head_order(of)
     q_norm = None if of.q_norm is None else head_norm(of.q_norm, dtype)
     k_norm = None if of.k_norm is None else head_norm(of.k_norm, dtype)
 
-    def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def split(x: Tensor, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         qkv = qkv_proj(x).view(-1, head_dim)
-        if q_norm is None or k_norm is None:
-            qk = rotate(qkv[:rotated])
-        else:
-            qk = rotate(torch.cat([q_norm(qkv[:num_heads]), k_norm(qkv[num_heads:rotated])]))
+        if clip is not None:
+            qkv = qkv.clamp(-clip, clip)
+        if order is not None:
+            qkv = qkv.index_select(0, order)
+        qk = qkv[:rotated]
+        if q_norm is not None or k_norm is not None:
+            q, k = qk[:num_heads], qk[num_heads:]
+            qk = torch.cat([q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)])
+        if rotate is not None and rotate.width == head_dim:
+            qk = rotate(qk)
+        elif rotate is not None:
+            qk = torch.cat([rotate(qk[:, : rotate.width]), qk[:, rotate.width :]], dim=-1)
         return qk[:num_heads], qk[num_heads:], qkv[rotated:]
 
     return split
 
 
+def _head_order(of: AttentionSpec) -> Tensor | None:
+    """Return the rows of the queries, keys and values among the heads; None if they are in that order."""
+    layout, size = of.layout, of.num_heads // of.num_kv_heads
+    places = [divmod(head, layout.copies) for head in range(of.num_kv_heads)]
+    rows = [group * layout.query_group_stride + copy * size + i for group, copy in places for i in range(size)]
+    rows += [layout.key_start + group * layout.key_stride for group, _ in places]
+    rows += [layout.value_start + group * layout.value_stride for group, _ in places]
+    weight: Any = of.o_proj.weight
+    return None if rows == list(range(len(rows))) else torch.tensor(rows, device=weight.device)
+
+
 def _heads_interleaved(of: AttentionSpec) -> Heads:
     qkv_proj, head_dim = projection(*of.qkv_proj), of.head_dim
 
-    def split(x: Tensor, rotate: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def split(x: Tensor, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        assert rotate is not None
         qkv = qkv_proj(x).view(-1, 3, head_dim)
         rotated = qkv[:, :2, : rotate.width]
         rotated.copy_(rotate(rotated))

@@ -19,7 +19,6 @@ from streamchat.decode.cuda_graph import CapturedStep, Record, record_cuda_graph
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_step import CompiledStep, kernels_support
-from streamchat.decode.plain import is_plain
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
 
@@ -70,9 +69,7 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
     spec = model_spec(model)
     if spec is None:
         return None
-    if kernels is not None and kernels_support(spec):
-        return CompiledStep(spec, kernels)
-    return decode_step(spec) if is_plain(spec) else None
+    return CompiledStep(spec, kernels) if kernels is not None and kernels_support(spec) else decode_step(spec)
 
 
 def install_captured(model: Any, record: Record) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.spec import NormSpec
+from streamchat.decode.spec import AttentionSpec, NormSpec
 from streamchat.quantization.linear import joined_bias, quantized_together
 from streamchat.quantization.weights import GROUP
 
 Op = Callable[[Tensor], Tensor]
+Attend = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
+"""Like `attend` below."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Backend:
 
     norm: Callable[[NormSpec, torch.dtype], Op]
     """(1, hidden) float32 -> (1, hidden) of a dtype."""
-    attend: Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
-    """Like `attend` below; the first argument is what the step got for the layer."""
+    attention: Callable[[AttentionSpec], Attend]
+    """Return the attention of a block; its first argument is what the step got for the layer."""
 
 
 def projection(*layers: Any) -> Op:
@@ -70,24 +72,41 @@ def norm_of_row(of: NormSpec, dtype: torch.dtype) -> Op:
 
 
 def head_norm(of: NormSpec, dtype: torch.dtype) -> Op:
-    """(heads, head_dim) -> (heads, head_dim) of `dtype`: RMSNorm of each head."""
-    return lambda x: functional.rms_norm(x.float(), of.weight.shape, of.weight, of.eps).to(dtype)
+    """(heads, head_dim) -> (heads, head_dim) of `dtype`: the norm of each head, or of all together if `of.whole`."""
+    shape, weight, bias, eps = of.weight.shape, of.weight, of.bias, of.eps
+    if of.whole:
+        together = head_norm(replace(of, whole=False), dtype)
+        return lambda x: together(x.reshape(-1)).view(x.shape)
+    if not of.is_layer_norm:
+        if weight.ndim == 1:
+            return lambda x: functional.rms_norm(x.float(), shape, weight, eps).to(dtype)
+        return lambda x: (functional.rms_norm(x.float(), shape[-1:], eps=eps) * weight).to(dtype)
+    shift = torch.zeros_like(weight) if bias is None else bias
+    return lambda x: torch.addcmul(shift, functional.layer_norm(x.float(), shape[-1:], eps=eps), weight).to(dtype)
 
 
 class Rotation:
-    """Rotary angles of one position, for tensors whose last dimension is rotated by halves (`rotate_half`)."""
+    """Rotary angles of one position, for tensors whose last dimension is rotated by halves or in pairs."""
 
-    def __init__(self, module: Any, like: Tensor, position_ids: Tensor) -> None:
+    def __init__(self, module: Any, like: Tensor, position_ids: Tensor, interleaved: bool = False) -> None:
         cos, sin = module(like, position_ids)
         self.width: int = cos.shape[-1]
         half = self.width // 2
-        self._half, self._cos = half, cos.view(-1)
+        self._half, self._cos, self._interleaved = half, cos.view(-1), interleaved
+        if interleaved:
+            pairs = sin.view(-1, 2)
+            self._sin = torch.stack([-pairs[:, 0], pairs[:, 1]], dim=1).view(-1)
+            return
         # transformers' rotate_half: roll by half and negate the first half
         self._sin = torch.cat([-sin.view(-1)[:half], sin.view(-1)[half:]])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
-        return torch.addcmul(x * self._cos, torch.roll(x, self._half, -1), self._sin)
+        """(..., width) -> (..., width) of the same dtype; some models (OLMo) compute it in float32."""
+        if self._interleaved:
+            partners = x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+        else:
+            partners = torch.roll(x, self._half, -1)
+        return torch.addcmul(x * self._cos, partners, self._sin).to(x.dtype)
 
 
 def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -118,4 +137,35 @@ def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float)
     return attended.reshape(1, -1)
 
 
-CPU = Backend(norm_of_row, attend)
+def attention(of: AttentionSpec) -> Attend:
+    """Return `attend` with the window and the soft cap of `of`."""
+    window, cap = of.window, of.softcap
+    if window is None and cap is None:
+        return attend
+
+    def limited(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        heads, dim = k.shape
+        keys, values = layer.update(k.view(1, heads, 1, dim), v.view(1, heads, 1, dim))
+        if window is not None:
+            keys, values = keys[:, :, -window:], values[:, :, -window:]
+        queries = q.reshape(1, heads, -1, dim)
+        if cap is None:
+            attended = functional.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        else:
+            attended = capped_attention(queries, keys, values, scale, cap)
+        return attended.reshape(1, -1)
+
+    return limited
+
+
+def capped_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, cap: float, mask: Tensor | None = None
+) -> Tensor:
+    """Attention whose scores are cap * tanh(score / cap), before `mask` is added."""
+    scores = torch.tanh(queries @ keys.transpose(-1, -2) * (scale / cap)) * cap
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+CPU = Backend(norm_of_row, attention)

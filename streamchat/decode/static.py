@@ -17,9 +17,8 @@ from torch.nn import functional
 from streamchat.cache.positions.probe import rope_kinds
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.parts import Backend, Op, layer_norm
-from streamchat.decode.plain import is_plain
-from streamchat.decode.spec import NormSpec
+from streamchat.decode.parts import Attend, Backend, Op, capped_attention, layer_norm
+from streamchat.decode.spec import AttentionSpec, NormSpec
 
 Buffers = tuple[Tensor, Tensor]
 """Keys and values of a layer, (1, num_kv_heads, slots, head_dim) each."""
@@ -63,7 +62,7 @@ def static_step(model: Any) -> Step | None:
     """Return the step of `model` on `StaticLayer`s, for `bind`; None if the model is not supported."""
     changing = any(kind in CHANGING_ROPES for module in model.modules() for kind in rope_kinds(module))
     spec = model_spec(model)
-    return None if changing or spec is None or not is_plain(spec) else decode_step(spec, STATIC)
+    return None if changing or spec is None else decode_step(spec, STATIC)
 
 
 def bind(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -91,16 +90,26 @@ def norm(of: NormSpec, dtype: torch.dtype) -> Op:
     return lambda h: functional.rms_norm(h, of.weight.shape, of.weight, of.eps).to(dtype)
 
 
-def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Write one token to its slot and attend to all unmasked slots. Shapes as in `parts.attend`."""
-    heads, dim = k.shape
-    layer.keys.index_copy_(2, layer.slot, k.view(1, heads, 1, dim))
-    layer.values.index_copy_(2, layer.slot, v.view(1, heads, 1, dim))
-    queries = q.reshape(1, heads, -1, dim)
-    attended = functional.scaled_dot_product_attention(
-        queries, layer.keys, layer.values, attn_mask=layer.mask, scale=scale
-    )
-    return attended.reshape(1, -1)
+def attention(of: AttentionSpec) -> Attend:
+    """Return the attention of a block: writes one token to its slot and attends to all unmasked slots."""
+    window, cap = of.window, of.softcap
+
+    def attend(layer: StaticLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        heads, dim = k.shape
+        layer.keys.index_copy_(2, layer.slot, k.view(1, heads, 1, dim))
+        layer.values.index_copy_(2, layer.slot, v.view(1, heads, 1, dim))
+        queries, mask = q.reshape(1, heads, -1, dim), layer.mask
+        if window is not None:
+            slots = torch.arange(mask.shape[-1], device=mask.device)
+            mask = mask.masked_fill(slots <= layer.slot - window, float("-inf"))
+        if cap is not None:
+            return capped_attention(queries, layer.keys, layer.values, scale, cap, mask).reshape(1, -1)
+        attended = functional.scaled_dot_product_attention(
+            queries, layer.keys, layer.values, attn_mask=mask, scale=scale
+        )
+        return attended.reshape(1, -1)
+
+    return attend
 
 
-STATIC = Backend(norm, attend)
+STATIC = Backend(norm, attention)

@@ -14,13 +14,15 @@ from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.install import install, tokens_at_once
+from streamchat.decode.install import install, install_captured, tokens_at_once
 from streamchat.decode.native_step import CompiledStep
+from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.quantization.linear import always_quantized
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import counted
 from tests.support.families import FAMILIES, build, text
+from tests.support.recorded_graphs import RecordedGraphs
 
 COMPILED = (
     "llama",
@@ -151,11 +153,11 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
     model = _model(case)
     expected, expected_cache = _stream(model)
     plain = counted(model, monkeypatch)
-    if not install(model, kernels):
-        assert kernels is None
-        pytest.skip("no compiled kernels, and PyTorch's operations do not compute this family")
+    assert install(model, kernels)
     found, cache = _stream(model)
-    if kernels is not None:
+    if kernels is None:
+        assert 1 not in plain[plain.index(SIZES[0]) :]  # all single tokens took the short path
+    else:
         assert isinstance(model.forward.step, CompiledStep)
         assert tokens_at_once(model) >= max(SIZES[1:])
         assert plain[-1] == SIZES[0]  # all later calls took the short path
@@ -168,13 +170,27 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(case: str) -> None:
+    model, graphs = _model(case), RecordedGraphs()
+    expected, _ = _stream(model)
+    changing = static_step(model) is None
+    assert changing == (case in ("llama_dynamic", "phi3_longrope"))
+    if changing:
+        return
+    assert install_captured(model, graphs.record)
+    found, _ = _stream(model)
+    assert model.forward.step.failed == ""
+    assert graphs.replays > 10
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    if kernels is None:
-        pytest.skip("no compiled kernels")
     exact, _ = _stream(_model(name).to(dtype).float())
     model = _model(name).to(dtype)
     plain, _ = _stream(model)
