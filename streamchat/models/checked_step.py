@@ -12,6 +12,7 @@ import transformers
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import read_json, save_result
+from streamchat.base.errors import describe_unexpected
 from streamchat.decode.check import check_step
 from streamchat.decode.install import install, is_compiled, uninstall
 from streamchat.kernels.build import library_path
@@ -40,7 +41,16 @@ def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[
     file = _verdict_file(model, weights)
     if read_json(file).get("passed") is True:
         return ()
-    found = check_step(model)
+    try:
+        found = check_step(model)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a step raises, the model's own forward still works
+        uninstall(model)
+        return (
+            f"The short path for this model fails ({describe_unexpected(error)}), so transformers' forward is used, "
+            "which is slower.",
+        )
     _log.info("short path: off by %.2g of the logits' spread (allowed %.2g)", found.error, found.allowed)
     if found.passed:
         save_result(file, {"passed": True, "error": found.error}, "the result of a model's checks")

@@ -80,6 +80,24 @@ def test_a_wrong_step_is_not_used(what: str, monkeypatch: pytest.MonkeyPatch) ->
     assert has_short_path(model)
 
 
+def test_a_step_that_raises_is_not_used(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_known("llama")
+    set_contents_digest(model, "raises")
+    right = model_spec(model)
+    assert right is not None
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("no angles")
+
+    monkeypatch.setattr(short, "model_spec", lambda model: changed(right, rotaries=(broken,)))
+    [note] = install_checked(model, kernels, "native")
+    assert note == (
+        "The short path for this model fails (RuntimeError: no angles), so transformers' forward is used, "
+        "which is slower."
+    )
+    assert not has_short_path(model)
+
+
 def test_the_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[Any] = []
     check = check_step
