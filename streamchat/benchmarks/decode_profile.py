@@ -35,7 +35,9 @@ def measure_parts(stream: EndlessReply, step: CompiledStep, repeats: int = 100) 
     """Return median milliseconds of the whole token and of its operations by kind, each kind measured alone."""
     token = 1000 * statistics.median(stream.decode(repeats))
     threads = torch.get_num_threads()
-    kernels, whole = step._kernels, list(step.program(1, True, threads).operations)
+    kernels, made = step._kernels, step.program(1, True, threads)
+    logits = made.new_logits()  # the last operation writes there
+    whole = list(made.operations)
     kinds: dict[str, list[Operation]] = {}
     for each in whole:
         kinds.setdefault(_KINDS.get(each.kind) or f"products, {_BITS[each.each.product.matrices[0].bits]}", []).append(
@@ -50,6 +52,7 @@ def measure_parts(stream: EndlessReply, step: CompiledStep, repeats: int = 100) 
             kernels.run(part, threads)
             times.append(time.perf_counter() - started)
         found[f"{name} ({len(part)})"] = 1000 * statistics.median(times)
+    del logits
     return found
 
 
