@@ -79,14 +79,14 @@ class Conversation(TurnColumn, can_focus=False):
         turn = self.mounted.turns.get(number)
         if turn is not None:
             self.release_anchor()
-            self.call_after_refresh(self._scroll_to, turn, again=True)
+            self.call_after_refresh(self._show_at_top, turn, again=True)
         return turn
 
-    def _scroll_to(self, turn: Turn, again: bool) -> None:
+    def _show_at_top(self, turn: Turn, again: bool) -> None:
         """Scroll `turn` to the top; once more after the next layout if turns near it may have got another height."""
         turn.scroll_visible(animate=False, top=True, force=True)
         if again:
-            self.call_after_refresh(self._scroll_to, turn, again=False)
+            self.call_after_refresh(self._show_at_top, turn, again=False)
 
     # --- writing --------------------------------------------------------------------------------------------
 
