@@ -21,10 +21,11 @@ SEVERAL = (4, 3)
 TOKENS = 24
 # Root mean square, in units of the logits' spread.
 ALLOWED = 0.02
-ALLOWED_16_BIT = 0.05
-NOISE_FACTOR = 2.0
+ALLOWED_16_BIT = 0.1
+"""The default model is off by 0.07 where PyTorch emulates bfloat16; a wrong description by 0.3 or more."""
+NOISE_FACTOR = 4.0
 """In 16 bits, some models round so much that right logits differ by more: allowed is this many times what the logits of
-the model's own forward differ by if the same text is fed whole and in pieces."""
+the model's own forward differ by if the same text is fed whole and in pieces, which round alike in part."""
 
 
 @dataclass(frozen=True)
