@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 
-from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.layers.layer import LayerRotation, StreamingLayer
+from streamchat.cache.logits import logit_distance, logits_in_pieces
 from streamchat.cache.token_ids import random_ids
 from streamchat.decode.native_step import CompiledStep
 from streamchat.quantization.linear import always_quantized
@@ -51,7 +49,7 @@ def check_step(model: Any) -> StepCheck:
     several = SEVERAL if isinstance(step, CompiledStep) else ()
     sizes = [*several, *[1] * (TOKENS - sum(several))]
     ids = random_ids(model, TOKENS, seed=12)
-    layers = [StreamingLayer(2 * TOKENS, LayerRotation()) for _ in range(_layer_count(model))]
+    layers = [StreamingLayer(2 * TOKENS, LayerRotation()) for _ in DynamicCache(config=model.config).layers]
     found, at = [], 0
     for size in sizes:
         positions = torch.arange(at, at + size)[None]
@@ -59,27 +57,11 @@ def check_step(model: Any) -> StepCheck:
         found.append(step(ids[:, at : at + size], positions, layers, **more)[0].float())
         at += size
     with always_quantized(model):
-        whole = plain(input_ids=ids, use_cache=False).logits[0].float()
-        error, allowed = _distance(torch.cat(found), whole), ALLOWED
+        whole = plain(input_ids=ids, use_cache=False).logits[0]
+        error, allowed = logit_distance(torch.cat(found), whole), ALLOWED
         if model.dtype != torch.float32:
             allowed = ALLOWED_16_BIT
             if error > allowed:
-                allowed = max(allowed, NOISE_FACTOR * _distance(_in_pieces(model, plain, ids, sizes), whole))
+                pieces = torch.cat(logits_in_pieces(model, plain, ids, sizes))
+                allowed = max(allowed, NOISE_FACTOR * logit_distance(pieces, whole))
     return StepCheck(error, allowed)
-
-
-def _layer_count(model: Any) -> int:
-    return len(DynamicCache(config=model.config).layers) or int(model.config.num_hidden_layers)
-
-
-def _in_pieces(model: Any, plain: Any, ids: Tensor, sizes: Sequence[int]) -> Tensor:
-    cache = DynamicCache(config=model.config)
-    pieces = torch.split(ids, list(sizes), dim=1)
-    logits = [plain(input_ids=piece, use_cache=True, **{cache_keyword(model): cache}).logits[0] for piece in pieces]
-    return torch.cat(logits).float()
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return float("inf")
-    return float((a - b).square().mean().sqrt() / b.std().clamp_min(1e-9))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamchat.cache.layers.layer import StreamingLayer
+from streamchat.cache.logits import logit_distance
 from streamchat.decode.eager import Step
 from streamchat.decode.static import Inputs, bind
 
@@ -100,7 +101,7 @@ class CapturedStep:
             return plain
         logits, run = pending
         try:
-            error = _distance(logits, plain)
+            error = logit_distance(logits, plain)
             if error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
                 with torch.inference_mode(False), torch.no_grad():
                     run()
@@ -127,7 +128,7 @@ class CapturedStep:
             if self._checked and self._replay is None and self._tokens >= STEADY:
                 self._replay = self._record_with_zeros(run, slot)
                 self._inputs.fill(ids, positions, layers[0].start, slot)
-                error = _distance(self._replay(), run())
+                error = logit_distance(self._replay(), run())
                 if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
                     self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
                     return None
@@ -149,12 +150,6 @@ class CapturedStep:
     def _give_up(self, reason: str) -> None:
         self.failed, self._replay, self._pending_check = reason, None, None
         _log.warning("decoding without a captured step: %s", reason)
-
-
-def _distance(actual: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference, in standard deviations of `expected`."""
-    actual, expected = actual.float(), expected.float()
-    return float((actual - expected).square().mean().sqrt() / expected.std())
 
 
 def _open_slots(layers: Sequence[StreamingLayer]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -134,11 +134,6 @@ class ModelSpec:
         for block in self.blocks:
             layers += [*block.attention.qkv_proj, block.attention.o_proj, *block.mlp.up_proj, block.mlp.down_proj]
         return layers
-
-    def with_attention(self, **members: Any) -> ModelSpec:
-        """Return the same model with these members in all attentions."""
-        blocks = (replace(block, attention=replace(block.attention, **members)) for block in self.blocks)
-        return replace(self, blocks=tuple(blocks))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,6 +13,7 @@ from streamchat.base.formatting import plural
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.layers.kinds import kind_of
+from streamchat.cache.logits import logit_distance
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.selfcheck import SelfCheck
 from streamchat.cache.positions.strategy import make_cache
@@ -175,9 +176,6 @@ def check_hooks(model: Any, fit: PositionFit, runs: list[ModeRun]) -> Check:
 
 
 def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Return the root mean square difference in units of `b`'s spread, and the largest; inf if any is not finite."""
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return float("inf"), float("inf")
-    difference = a - b
-    spread = b.std().clamp_min(1e-9)
-    return (difference.square().mean().sqrt() / spread).item(), difference.abs().max().item()
+    """Return the `logit_distance`, and the largest difference; inf if any is not finite."""
+    distance = logit_distance(a, b)
+    return distance, (a - b).abs().max().item() if distance < float("inf") else distance

@@ -51,11 +51,17 @@ def test_a_right_step_of_quantized_weights_is_used(name: str, kind: Any, kernels
     assert has_short_path(model)
 
 
+def with_attention(spec: ModelSpec, **members: Any) -> ModelSpec:
+    """The same model with these members in all attentions."""
+    blocks = (changed(block, attention=changed(block.attention, **members)) for block in spec.blocks)
+    return changed(spec, blocks=tuple(blocks))
+
+
 WRONG: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
-    "scale": ("llama", lambda spec: spec.with_attention(scale=1.3 * spec.blocks[0].attention.scale)),
-    "halves instead of pairs": ("glm", lambda spec: spec.with_attention(interleaved=False)),
+    "scale": ("llama", lambda spec: with_attention(spec, scale=1.3 * spec.blocks[0].attention.scale)),
+    "halves instead of pairs": ("glm", lambda spec: with_attention(spec, interleaved=False)),
     "soft cap of the logits": ("gemma2_window_64", lambda spec: changed(spec, logit_softcap=1.0)),
-    "window": ("mistral_window_16", lambda spec: spec.with_attention(window=4)),
+    "window": ("mistral_window_16", lambda spec: with_attention(spec, window=4)),
     "one block less": ("granite", lambda spec: changed(spec, blocks=(*spec.blocks[:-1], spec.blocks[0]))),
     "scale of the logits": ("cohere", lambda spec: changed(spec, logit_scale=2 * spec.logit_scale)),
 }

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
+from streamchat.cache.logits import logit_distance, logits_in_pieces
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import random_ids
 
@@ -94,14 +94,10 @@ def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
 
 
 def _rounding(model: Any, steps: list[int]) -> float:
-    """Return the largest `_distance` of logits between a text fed whole and in pieces, without evictions."""
-    ids, cache = random_ids(model, sum(steps), seed=11), DynamicCache(config=model.config)
-    whole = model(input_ids=ids, use_cache=False).logits[0].float().split(steps)
-    pieces = [
-        model(input_ids=piece, use_cache=True, **{cache_keyword(model): cache}).logits[0].float()
-        for piece in torch.split(ids, steps, dim=1)
-    ]
-    return max(_distances(pieces, whole))
+    """Return the largest distance of logits between a text fed whole and in pieces, without evictions."""
+    ids = random_ids(model, sum(steps), seed=11)
+    whole = model(input_ids=ids, use_cache=False).logits[0].split(steps)
+    return max(_distances(logits_in_pieces(model, model, ids, steps), whole))
 
 
 def _in_separate_tensors(cache: StreamingCache) -> StreamingCache:
@@ -117,13 +113,7 @@ def _in_separate_tensors(cache: StreamingCache) -> StreamingCache:
 
 
 def _distances(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
-    return [_distance(a, b) for a, b in zip(found, expected, strict=True)]
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return float("inf")
-    return ((a - b).square().mean().sqrt() / b.std().clamp_min(1e-9)).item()
+    return [logit_distance(a, b) for a, b in zip(found, expected, strict=True)]
 
 
 @contextmanager

@@ -125,9 +125,7 @@ INLINE void quantized_tile(int bits, const uint8_t *tile, const int32_t *x, int 
     case 4:
         multiply_panel(bits, tile, x, 4, groups, out);
         break;
-#if !defined(__AVX2__)
-    }
-#else
+#if defined(__AVX512BW__)
     case 5:
         multiply_panel(bits, tile, x, 5, groups, out);
         break;
@@ -137,10 +135,11 @@ INLINE void quantized_tile(int bits, const uint8_t *tile, const int32_t *x, int 
     case 7:
         multiply_panel(bits, tile, x, 7, groups, out);
         break;
-    default:
+    case 8:
         multiply_panel(bits, tile, x, 8, groups, out);
-    }
+        break;
 #endif
+    }
 }
 
 static NOINLINE void int4_tile(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
