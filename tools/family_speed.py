@@ -1,4 +1,4 @@
-"""The short path of each family, and its speed against transformers' forward; part of `tools.family_table`."""
+"""The short path of each family, and its speed against transformers' forward pass; part of `tools.family_table`."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _SIZES: dict[str, int] = {
 
 @dataclass(frozen=True)
 class ShortPath:
-    """What serves one token of a family."""
+    """The steps that compute one token of a family, and their speed."""
 
     cpu: str
     gpu: str
     speed: float | None
-    """Times the speed of transformers' forward on this CPU; None without a short path."""
+    """Speed on this CPU as a multiple of transformers' forward pass; None without a short path."""
 
 
 def measured() -> dict[str, Any]:
-    """Return what the page says about the measurement."""
+    """Return the figures that the page states about the measurement."""
     return {
         "hidden": HIDDEN,
         "layers": LAYERS,

@@ -1,6 +1,6 @@
 """Measures products of the compiled kernels and of PyTorch on one thread: `python -m tools.product_speed`.
 
-Prints billions of multiplications per second, the fastest of several runs in processor time. For lower instruction
+Prints billions of multiplications per second, the fastest of several runs in CPU time. For lower instruction
 sets, set CC="gcc -mno-avx512f -mno-avxvnni", and ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2 for PyTorch.
 """
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def least_time(call: Callable[[], object]) -> float:
-    """Return the least processor time of `call` in seconds."""
+    """Return the least CPU time of `call` in seconds."""
     least, stop = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < stop:
         started = time.thread_time()

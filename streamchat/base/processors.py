@@ -27,7 +27,7 @@ def usable_processors() -> int:
 
 
 def performance_cores() -> int:
-    """Return how many of `allowed_cores` are performance cores; all if none is, or if the system does not tell."""
+    """Return how many of `allowed_cores` are performance cores; all if none is, or if the system does not report it."""
     if is_macos():
         return sysctl.read_number("hw.perflevel0.physicalcpu") or allowed_cores()
     numbers = _affinity()
@@ -38,7 +38,7 @@ def performance_cores() -> int:
 def allowed_cores() -> int:
     """Return the number of different cores of the processors on which this process may be scheduled.
 
-    Only Linux and macOS tell; elsewhere each processor counts as a core.
+    Only Linux and macOS report cores; elsewhere each processor counts as one.
     """
     if is_macos():
         return sysctl.read_number("hw.physicalcpu") or allowed_processors()
@@ -46,7 +46,7 @@ def allowed_cores() -> int:
 
 
 def _affinity() -> set[int]:
-    """Return the numbers of the processors on which this process may be scheduled; none if the system does not tell."""
+    """Return the numbers of the processors on which this process may be scheduled; none if unknown."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 

@@ -54,7 +54,7 @@ class UiFigures:
     core_share: float
     """Median share of one core that the app's thread uses while a reply streams, without typing."""
     drawing_ms_per_token: float
-    """The processor time behind it: median milliseconds of the app's thread per token."""
+    """CPU time of the app's thread per token: median milliseconds."""
     rounds: int
     tokens: int
     """Tokens of each reply."""

@@ -1,4 +1,4 @@
-"""`streamchat bench --busy`: time per token while other programs keep the processors busy."""
+"""`streamchat bench --busy`: time per token while other processes keep the cores busy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Means = dict[int, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of streamchat, in a process of its own, and what the other runs need to know."""
+    """Result of one run of streamchat in its own process, with what the other runs need."""
 
     mean_ms: float
     """Mean milliseconds per token."""

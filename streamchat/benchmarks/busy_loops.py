@@ -1,4 +1,4 @@
-"""Processes that keep the processors busy, as other programs do."""
+"""Processes that keep the cores busy, as other programs do."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ _BITS = {4: "int4", 8: "int8", 16: "bfloat16", 32: "float32"}
 
 
 def profile_token(stream: EndlessReply, repeats: int) -> dict[str, float]:
-    """Return milliseconds per token by operation: native kernels by kind if the model has them, else PyTorch's."""
+    """Return milliseconds per token by operation: compiled kernels by kind if the model has them, else PyTorch's."""
     step = compiled_step(stream.model)
     return profile_operations(stream, repeats) if step is None else measure_parts(stream, step, repeats)
 
 
 def compiled_step(model: Any) -> CompiledStep | None:
-    """Return the step of native kernels that `install` gave `model`, if any."""
+    """Return the step of compiled kernels that `install` gave `model`, if any."""
     step = getattr(model.forward, "step", None)
     return step if isinstance(step, CompiledStep) else None
 

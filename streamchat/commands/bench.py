@@ -1,4 +1,4 @@
-"""`streamchat bench`: measure speed against other methods, the decode step, a busy machine, a GPU, the app,
+"""`streamchat bench`: measure speed against other methods, decoding (also on a busy machine and on a GPU), the app,
 startup and resuming."""
 
 from __future__ import annotations

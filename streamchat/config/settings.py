@@ -129,8 +129,8 @@ class Settings:
     )
     kernels: Kernels = _MODEL.harmless(
         "auto",
-        "CPU decode kernels: auto compiles native kernels once (Linux or macOS, gcc or clang), else uses PyTorch; "
-        "torch always uses PyTorch",
+        "CPU decode kernels: auto compiles kernels once (Linux or macOS, gcc or clang), else uses PyTorch's; "
+        "torch always uses PyTorch's",
         choices=get_args(Kernels),
     )
     attention: Attention = _MODEL.harmless(

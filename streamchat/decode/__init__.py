@@ -1,1 +1,1 @@
-"""Decode steps, short paths that compute one token: eager torch, CUDA graphs and native kernels."""
+"""Decode steps, short paths that compute one token: torch operations, CUDA graphs and compiled kernels."""

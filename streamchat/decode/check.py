@@ -1,4 +1,4 @@
-"""Checks, when a model loads, that its short path gives the logits of the model's own forward."""
+"""Checks at load that the short path of a model computes the logits of the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from streamchat.decode.native_step import CompiledStep
 from streamchat.quantization.linear import always_quantized
 
 SEVERAL = (4, 3)
-"""Tokens of the first calls, of a step that takes several."""
+"""Tokens of the first calls, for a step that supports several tokens."""
 TOKENS = 24
 # Root mean square, in units of the logits' spread.
 ALLOWED = 0.02
 ALLOWED_16_BIT = 0.1
 """The default model is off by 0.07 where PyTorch emulates bfloat16; a wrong description by 0.3 or more."""
 NOISE_FACTOR = 4.0
-"""In 16 bits, some models round so much that right logits differ by more: allowed is this many times what the logits of
-the model's own forward differ by if the same text is fed whole and in pieces, which round alike in part."""
+"""In 16 bits, the rounding of some models changes correct logits by more. They may then differ by this many times the
+difference between two runs of the model's own forward pass, on the text at once and in pieces. These share some of the
+rounding."""
 
 
 @dataclass(frozen=True)
 class StepCheck:
-    """How far the logits of a step are from those of the forward, in units of their spread."""
+    """Difference between the logits of a step and of the model's own forward pass, in units of their spread."""
 
     error: float
     allowed: float
@@ -41,9 +42,9 @@ class StepCheck:
 
 @torch.inference_mode()
 def check_step(model: Any) -> StepCheck:
-    """Compare the installed step of `model` (on a CPU) with its own forward, on a short random text.
+    """Compare the installed step of `model` (on a CPU) with its own forward pass, on a short random text.
 
-    Both take the quantized weights if there are any. Text that a sliding window hides is not part of the check.
+    Both use the quantized weights if there are any. Text that a sliding window hides is not part of the check.
     """
     step, plain = model.forward.step, model.forward.__wrapped__
     several = SEVERAL if isinstance(step, CompiledStep) else ()

@@ -1,4 +1,4 @@
-"""Decode steps of torch operations: what a model's forward computes for one token, and nothing else.
+"""Decode steps of torch operations: what a model's forward pass computes for one token, and nothing else.
 
 The residual stream is float32, which saves the norms their conversions; everything else is in the model's dtype.
 """
@@ -64,21 +64,21 @@ def _output(model: ModelSpec) -> Op:
 
 def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
     attention = of.attention
-    read = _input(of.input_norm, dtype, backend)
-    read_mlp = None if of.parallel and of.mlp_norm is None else _input(of.mlp_norm, dtype, backend)
+    attention_input = _input(of.input_norm, dtype, backend)
+    mlp_input = None if of.parallel and of.mlp_norm is None else _input(of.mlp_norm, dtype, backend)
     heads = _heads_interleaved(attention) if _is_neox(attention) else _heads_anywhere(attention, dtype)
     attend, scale = backend.attention(attention), attention.scale
-    write = _residual(projection(attention.o_proj), of.attention_out_norm, of.residual_scale, backend)
+    attention_output = _residual(projection(attention.o_proj), of.attention_out_norm, of.residual_scale, backend)
     mlp = _residual(_mlp(of.mlp), of.mlp_out_norm, of.residual_scale, backend)
 
     def parallel_block(h: Tensor, rotate: Rotation | None, cache: Any) -> None:
-        x = read(h)
-        attended = write(attend(cache, *heads(x, rotate), scale))
-        h += attended + mlp(x if read_mlp is None else read_mlp(h))
+        x = attention_input(h)
+        attended = attention_output(attend(cache, *heads(x, rotate), scale))
+        h += attended + mlp(x if mlp_input is None else mlp_input(h))
 
     def block(h: Tensor, rotate: Rotation | None, cache: Any) -> None:
-        h += write(attend(cache, *heads(read(h), rotate), scale))
-        h += mlp(h if read_mlp is None else read_mlp(h))
+        h += attention_output(attend(cache, *heads(attention_input(h), rotate), scale))
+        h += mlp(h if mlp_input is None else mlp_input(h))
 
     return parallel_block if of.parallel else block
 
@@ -88,7 +88,7 @@ def _input(norm: NormSpec | None, dtype: torch.dtype, backend: Backend) -> Op:
 
 
 def _residual(output: Op, norm: NormSpec | None, scale: float, backend: Backend) -> Op:
-    """Return `output` with its norm and factor, as it is added to the hidden state."""
+    """Return `output` followed by its norm and factor; the result is added to the residual stream."""
     normed = output
     if norm is not None:
         apply = backend.norm(norm, torch.float32)
@@ -144,7 +144,7 @@ def _heads_anywhere(of: AttentionSpec, dtype: torch.dtype) -> Heads:
 
 
 def _head_order(of: AttentionSpec) -> Tensor | None:
-    """Return the rows of the queries, keys and values among the heads; None if they are in that order."""
+    """Return the indices of the query, key and value heads in `qkv_proj`'s output; None if they are in that order."""
     layout, size = of.layout, of.num_heads // of.num_kv_heads
     places = [divmod(head, layout.copies) for head in range(of.num_kv_heads)]
     rows = [group * layout.query_group_stride + copy * size + i for group, copy in places for i in range(size)]

@@ -58,7 +58,7 @@ class _Pending:
 class Workspace:
     """Memory that all programs of a model share, one at a time; its size does not depend on the length of the text.
 
-    For the default model, 256 tokens take 6 MB. Memory that no program has used yet is reserved only.
+    For the default model, 256 tokens take 6 MB. Memory that no program has used yet is only reserved.
 
     Args:
         model: Determines the sizes.

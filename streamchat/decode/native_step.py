@@ -19,12 +19,12 @@ from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
 from streamchat.quantization.linear import QuantizedLinear, is_linear
 
 QUANTIZED_TOKENS = 256
-"""Maximum tokens per call, as many as a chunk of a prompt has; the workspace grows with it. The default model's prefill
-is at least as fast on the kernels as with transformers' forward on the model's own weights."""
+"""Maximum tokens per call with quantized weights: the size of a chunk of a prompt. The workspace grows with it. The
+kernels prefill the default model at least as fast as transformers' forward pass does with native weights."""
 NATIVE_TOKENS = 8
-"""The same for a model without quantized weights."""
+"""Maximum tokens per call with native weights."""
 MAX_PROGRAMS = 64
-"""Programs kept for the numbers of tokens met last: one takes about 0.2 MB, and a few milliseconds to build."""
+"""Maximum programs to keep: one takes about 0.2 MB, and a few milliseconds to build."""
 
 
 def kernels_support(model: ModelSpec) -> bool:
@@ -52,7 +52,7 @@ def _halves_are_tiles(layer: Any) -> bool:
 
 
 def _max_tokens(model: ModelSpec) -> int:
-    """Return the maximum tokens per call for which the kernels beat transformers' forward on native weights."""
+    """Return the maximum tokens per call for which the kernels beat transformers' forward pass on native weights."""
     is_quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
     return QUANTIZED_TOKENS if is_quantized else NATIVE_TOKENS
 

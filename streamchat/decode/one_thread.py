@@ -1,8 +1,8 @@
 """Operations on the logits of one token that run on the calling thread only.
 
 PyTorch divides an operation on more than 32,768 numbers among its OpenMP threads. For the logits of one token, that
-saves microseconds, but the threads spin afterwards and take the cores from those of the compiled kernels. On a CPU,
-NumPy is used instead, which has no threads for this. On other devices, these are PyTorch's operations.
+saves microseconds, but these threads spin afterwards and take the cores from the threads of the compiled kernels. On a
+CPU, NumPy is used instead, which has no threads for this. On other devices, these are PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 16_384
-"""Numbers per operation: PyTorch does not divide so few, and they fit into the processor's caches."""
+"""Numbers per operation: few enough for one thread of PyTorch, and for the processor's caches."""
 GROUP = 64
 """Scores that `top_scores` represents by their maximum."""
 
@@ -27,7 +27,7 @@ def copy(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if values.dtype == torch.float32:
         np.copyto(copied.numpy(), values.numpy())
         return copied
-    # NumPy does not have every type
+    # NumPy lacks some dtypes, such as bfloat16
     for target, source in zip(*(torch.split(each.reshape(-1), CHUNK) for each in (copied, values)), strict=True):
         target.copy_(source)
     return copied
@@ -78,7 +78,7 @@ def top_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_on_cpu(values: Tensor) -> bool:
-    return values.device.type == "cpu" and type(values) is Tensor  # NumPy takes no subclasses
+    return values.device.type == "cpu" and type(values) is Tensor  # NumPy does not accept subclasses
 
 
 def _array(logits: Tensor) -> Any:

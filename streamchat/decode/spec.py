@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x, (1, n) positions) -> cos and sin, (1, n, rotary_dim) each, as the attention's heads are rotated."""
+"""(x, (1, n) positions) -> cos and sin, (1, n, rotary_dim) each, in the order in which heads are rotated."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NormSpec:
     eps: float
     is_layer_norm: bool
     whole: bool = False
-    """For queries and keys: all heads of a token are normalized together; weight: (heads * head_dim,)."""
+    """For queries and keys: whether all heads of a token are normalized together; weight: (heads * head_dim,)."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class QkvLayout:
     """
 
     query_group_stride: int
-    """From the first query of a key head to that of the next key head."""
+    """Distance from the first query of a key head to that of the next key head."""
     key_start: int
     key_stride: int
     value_start: int
     value_stride: int
     copies: int = 1
-    """Consecutive cached key heads that have the same key and value (Falcon); strides are from group to group."""
+    """Consecutive cached key heads with the same key and value (Falcon). Strides are then between such groups."""
 
 
 def separate(num_heads: int, num_kv_heads: int) -> QkvLayout:
@@ -52,7 +52,7 @@ def separate(num_heads: int, num_kv_heads: int) -> QkvLayout:
 
 
 BY_HEAD = QkvLayout(3, 1, 3, 2, 3)
-"""The layout of query, key and value of each head in turn, without groups."""
+"""The layout of query, key and value of one head after the other; each query head has its own key head."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class AttentionSpec:
     rotary: int | None = 0
     """Index of the model's `rotaries`; None for an attention without positions."""
     interleaved: bool = False
-    """Neighbors are rotated as pairs, instead of the two halves."""
+    """Whether neighboring elements are rotated as pairs, instead of elements of the two halves."""
     window: int | None = None
     """Number of tokens that a token sees, including itself; None for all."""
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap)."""
     clip: float | None = None
-    """Largest magnitude of queries, keys and values."""
+    """Queries, keys and values are limited to this magnitude."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class MlpSpec:
     """A name in `ACTIVATIONS`."""
     down_proj: nn.Module
     fused: bool = False
-    """The first half of the rows of the one layer is the gate, the other half is up."""
+    """Whether the only layer has the rows of the gate, then those of up."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,15 @@ class BlockSpec:
     input_norm: NormSpec | None
     attention: AttentionSpec
     mlp_norm: NormSpec | None
-    """None: the MLP gets what the attention gets if `parallel`, else the sum as it is."""
+    """None: the MLP gets the input of the attention if `parallel`, else the residual stream without a norm."""
     mlp: MlpSpec
     attention_out_norm: NormSpec | None = None
-    """Applied to the attention's output before it is added."""
+    """Applied to the attention's output before it is added to the residual stream."""
     mlp_out_norm: NormSpec | None = None
     parallel: bool = False
-    """The MLP reads the input of the block, instead of that plus the attention's output."""
+    """Whether the MLP gets the input of the block, instead of that plus the attention's output."""
     residual_scale: float = 1.0
-    """Factor on each output before it is added."""
+    """Factor on both outputs before they are added to the residual stream."""
 
 
 @dataclass(frozen=True)

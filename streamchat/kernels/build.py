@@ -98,7 +98,7 @@ def _loadable(descriptor: int) -> Iterator[str]:
 
     On Linux this is the descriptor itself, so nobody can put another file there. The loader of macOS needs a file: a
     copy, without the checksum, in a new folder that only this user can write. It may be deleted once it is loaded. The
-    file of `descriptor` itself is never mapped there, as macOS ends a process whose library is written to later.
+    file of `descriptor` itself is never loaded there: macOS ends a process if the file of a loaded library is modified.
     """
     if platforms.loads_descriptors():
         yield f"/proc/self/fd/{descriptor}"

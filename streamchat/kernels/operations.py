@@ -12,11 +12,11 @@ NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
 BFLOAT16, FLOAT16, FLOAT32 = range(3)
 MAX_HEAD_DIM = 256
 QUERIES_AT_ONCE = 64
-"""Queries that several tokens have in one task of attention."""
+"""Maximum queries of one attention task for several tokens."""
 GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
-"""Rows that are next to each other in memory with 4 or 8-bit weights; the last ones are padded."""
+"""Rows of 4 or 8-bit weights that are stored together; the last tile is padded."""
 BLOCK_BYTES = {4: 320, 8: 544}
 """Size of 16 rows x 32 columns of weights, by bits."""
 

@@ -1,4 +1,4 @@
-"""What differs between operating systems and processors when the kernels are compiled."""
+"""Differences between operating systems and processors when the kernels are compiled and loaded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ X86 = ("x86_64", "amd64", "i386", "i686")
 SELECT = "/usr/bin/xcode-select"
 SELECT_S = 20
 STUBS = Path("/usr/bin")
-"""macOS: where the commands of the developer tools are, whether these are installed or not."""
+"""macOS: folder of the developer tools' commands, which exist there even if the tools are not installed."""
 FEATURES = ("machdep.cpu.brand_string", "machdep.cpu.features", "machdep.cpu.leaf7_features")
-"""Values of macOS. On Apple silicon there is only the first, which implies the instruction set."""
+"""Names of `sysctl` values on macOS. Apple silicon has only the first, which implies the instruction set."""
 
 
 def is_supported() -> bool:
@@ -51,7 +51,7 @@ def processor_flags(compiler: Sequence[str]) -> Sequence[str]:
         return [""]
     if platform.machine().lower() in X86:
         return ["-march=native", ""]
-    # compilers for ARM tune for the processor only with the first, and older ones of Apple know only the first
+    # on ARM, only the first also tunes for the processor, and older compilers of Apple support only the first
     return ["-mcpu=native", "-march=native", ""]
 
 
@@ -66,7 +66,7 @@ def processor_features() -> str:
 
 
 def is_stub(program: str) -> bool:
-    """Return whether a command only offers, in a dialog, to install the developer tools of macOS."""
+    """Return whether a command is only a stub that opens a dialog to install the developer tools of macOS."""
     return is_macos() and Path(program).parent == STUBS and not _has_developer_tools()
 
 

@@ -1,4 +1,4 @@
-"""Installs the short path of a model if it gives the logits of the model's own forward; the verdict is remembered."""
+"""Installs the short path of a model if its logits are those of the model's own forward pass; remembers the verdict."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[str, ...]:
-    """Give `model` its short path, unless the check finds other logits than those of the model's own forward.
+    """Install the short path of `model`, unless its logits differ from those of the model's own forward pass.
 
     On a GPU, the captured step has its own check.
 
     Args:
         model: A causal LM in eval mode; its `forward` may be replaced.
         kernels: Compiled kernels for a CPU; None for PyTorch's.
-        weights: `native`, `int8` or `int4`: the weights that decode.
+        weights: What the weights are: `native`, `int8`, `int4` or `int4 and int8`.
 
     Returns:
         Notes for the user.
@@ -45,7 +45,7 @@ def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[
         found = check_step(model)
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # whatever a step raises, the model's own forward still works
+    except Exception as error:  # whatever a step raises, the model's own forward pass still works
         uninstall(model)
         return (
             f"The short path for this model fails ({describe_unexpected(error)}), so transformers' forward is used, "

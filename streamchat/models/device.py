@@ -111,9 +111,10 @@ def choose_dtype(asked: str, device: str) -> tuple[str, tuple[str, ...]]:
 
 
 def choose_cache_dtype(asked: str, dtype: str, device: str, compiled: bool) -> str:
-    """Return the dtype for cached keys and values: the model's, or bfloat16 in one case.
+    """Return the dtype for cached keys and values: the model's, with one exception.
 
-    The case: `auto` chose float32 because the processor lacks bfloat16 arithmetic. Compiled kernels need none.
+    If `auto` chose float32 because the processor lacks bfloat16 arithmetic, it is bfloat16, which the compiled kernels
+    can read and write without such arithmetic.
 
     Args:
         asked: The `dtype` setting.

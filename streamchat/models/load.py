@@ -64,7 +64,7 @@ def load_model(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
-        kernels: `auto`: native kernels for decoding on a CPU if there is a compiler; `torch`: PyTorch's kernels.
+        kernels: `auto`: compiled kernels on a CPU if there is a compiler; `torch`: PyTorch's kernels.
         progress: Called with the stage; may raise to cancel.
 
     Raises:

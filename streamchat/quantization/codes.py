@@ -17,9 +17,9 @@ to 127, those of Q5_0 and Q4_0 to 16 and 8, of which 112 is a multiple."""
 INT4_LARGEST = (15, 14, 13, 12, 11, 10, 9, 8)
 """The same for int4. A group that was quantized to 4 bits before need not have all 16 values."""
 SAMPLED_ROWS = 4
-"""Few enough that PyTorch uses one thread: every start looks at all layers."""
+"""Rows that `is_grouped` samples: few enough for one thread of PyTorch, as every start samples all layers."""
 GROUPED_LIMIT = 0.1
-"""Largest residual, in steps, of weights that count as grouped: those of Q4_1 and Q4_K leave about 0.03, others 0.2."""
+"""Largest residual, in steps, of weights that count as grouped: about 0.03 for Q4_1 and Q4_K, 0.2 for others."""
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,9 +57,9 @@ def int4_codes(weight: Tensor, largest: Iterable[int] = INT4_LARGEST) -> tuple[T
 
 
 def is_grouped(weight: Tensor) -> bool:
-    """Return whether each group of a (rows, columns) matrix lies on 16 evenly spaced values, as those of Q4_1 files.
+    """Return whether each group of a (rows, columns) matrix has at most 16 evenly spaced values, as in Q4_1 files.
 
-    Looks at a few rows.
+    Samples a few rows.
     """
     sample = weight.detach()[:: max(1, weight.shape[0] // SAMPLED_ROWS)][:SAMPLED_ROWS].float()
     return any(_residual(sample, largest) <= GROUPED_LIMIT for largest in (INT4_LARGEST[:1], INT4_LARGEST))

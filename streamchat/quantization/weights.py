@@ -1,7 +1,8 @@
 """int8 and int4 weight matrices, multiplied by compiled kernels if available, else by PyTorch's.
 
 A decode step reads every weight once per token, so reading dominates its time: int8 has half the bytes of bfloat16,
-int4 less than a third. For many tokens at once the kernels are slower than a plain bfloat16 product.
+int4 less than a third. For several hundred tokens at once, or without compiled kernels for more than a few, a product
+with native weights is faster.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class QuantizedWeight:
 
     @property
     def layout(self) -> str:
-        """What the weights are: the kind, and whether int8 is in groups."""
+        """Name of the layout: the kind, and whether int8 has groups."""
         return "int8 in groups" if self.kind == "int8" and self.tiled else self.kind
 
     @property

@@ -145,7 +145,7 @@ def _restore_snapshot(
     cache, log = conversation.cache, conversation.log
     if saved.session != stored.info.id:
         raise SnapshotError("its saved cache belongs to another session")
-    # more bits are rounded as they would have been when they were cached; fewer do not become exact again
+    # float32 keys and values are rounded as they would have been when cached; rounded ones cannot become exact again
     if saved.dtype not in (identity.dtype, identity.full_dtype):
         raise SnapshotError(f"its cache was saved in {saved.dtype} and the model now runs in {identity.dtype}")
     if not saved.fingerprint.startswith(FINGERPRINT_PREFIX):

@@ -75,7 +75,7 @@ class EventBridge:
                 self._pending.append(event)
 
     def _merge_text(self, event: ev.TextDelta) -> None:
-        """Append to the text before it. Figures and evictions between the two are shown after the text of both."""
+        """Append to pending text of the same turn, also if only figures and evictions came in between."""
         for at in range(len(self._pending) - 1, -1, -1):
             last = self._pending[at]
             if isinstance(last, ev.TextDelta) and last.turn == event.turn:

@@ -1,4 +1,4 @@
-"""When to draw: the more a frame costs, the fewer frames there are, so that the cores stay with the decoder."""
+"""Decides when to draw: the more a frame costs, the fewer frames, so that the cores are free for decoding."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SHARE = 0.1
 FIGURES_S = 0.25
 """Minimum seconds between two updates of the status figures while a reply streams."""
 FULL_COLLECTIONS = 200
-"""Garbage collections of the middle generation before a full one, while a reply streams; 10 in Python."""
+"""Collections of the middle generation before a full one, while a reply streams; Python's default is 10."""
 
 
 class FramePace:
     """Measures frames on the thread that draws them.
 
     Args:
-        clock: Seconds.
-        cpu_time: Processor seconds of the calling thread.
+        clock: Elapsed seconds.
+        cpu_time: CPU seconds of the calling thread.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class FramePace:
     def interval(self) -> float:
         """Return the seconds from this frame to the next; call it once per frame.
 
-        A frame costs all processor time of the thread since the last one: layout and painting come after the events.
+        The cost of a frame is all CPU time of the thread since the last one, as layout and painting follow the events.
         """
         spent = self._cpu_time()
         if self._spent is not None:
@@ -47,11 +47,11 @@ class FramePace:
         return min(MAX_FRAME_S, max(FRAME_S, self._cost / SHARE))
 
     def wait(self) -> float:
-        """Return the seconds until a frame may be drawn that must not wait longer; 0 if it may be drawn now."""
+        """Return the seconds until an urgent frame may be drawn; 0 if it may be drawn now."""
         return max(0.0, self._frame_at + FRAME_S - self._clock())
 
     def figures_due(self, now: bool) -> bool:
-        """Return whether to show the figures with this frame; `now` means in any case."""
+        """Return whether to show the figures with this frame; always True if `now`."""
         time_ = self._clock()
         if not now and time_ - self._figures_at < FIGURES_S:
             return False
@@ -66,8 +66,8 @@ class FramePace:
 class CollectionPace:
     """Delays full garbage collections while a reply streams.
 
-    A full collection takes about 0.1 s in a long conversation, and stops both threads. The next one then comes when the
-    reply has ended, or after about 2,500 tokens.
+    A full collection stops both threads, for about 0.1 s in a long conversation. It is delayed until the reply ends,
+    but not for more than about 2,500 tokens.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class CollectionPace:
             gc.set_threshold(*self._before[:2], max(self._before[2], FULL_COLLECTIONS))
 
     def resume(self) -> None:
-        """Collect as before."""
+        """Restore the thresholds of Python."""
         if self._before is not None:
             gc.set_threshold(*self._before)
             self._before = None

@@ -27,8 +27,8 @@ SIZES = (32, 16)
 ALLOWED = {torch.float32: 1e-4}
 ALLOWED_16_BIT = 5e-2
 NOISE_FACTOR = 2.0
-"""In 16 bits, some models round so much (Gemma 3) that right logits differ by more: allowed is this many times what the
-model's logits differ by if the same text is fed whole and in pieces."""
+"""In 16 bits, the rounding of some models (Gemma 3) changes correct logits by more. They may then differ by this many
+times the difference between two runs of the model: the text at once, and in pieces."""
 
 
 @torch.inference_mode()
@@ -94,7 +94,7 @@ def _stream(model: Any, cache: StreamingCache) -> list[Tensor]:
 
 
 def _rounding(model: Any, steps: list[int]) -> float:
-    """Return the largest distance of logits between a text fed whole and in pieces, without evictions."""
+    """Return the largest distance of logits between a text at once and in pieces, without evictions."""
     ids = random_ids(model, sum(steps), seed=11)
     whole = model(input_ids=ids, use_cache=False).logits[0].split(steps)
     return max(_distances(logits_in_pieces(model, model, ids, steps), whole))

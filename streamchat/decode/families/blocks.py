@@ -42,19 +42,19 @@ def _always(attention: Any) -> bool:
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between the families."""
+    """How the blocks of a family differ from those of Llama."""
 
     norms: NormNames = BEFORE
     parallel: Callable[[Any], bool] = lambda layer: False
-    """Of a block: whether the MLP reads its input."""
+    """Block -> whether its MLP gets the input of the block."""
     has_positions: Callable[[Any], bool] = _always
-    """Of an attention: whether it rotates queries and keys."""
+    """Attention -> whether it rotates queries and keys."""
     softcaps: bool = False
-    """Attention and logits may have soft caps, which `config` tells."""
+    """Whether `config` may name soft caps of scores and logits."""
 
 
 def read_blocks(model: Any, family: Family = Family()) -> ModelSpec:
-    """Describe a model of such blocks.
+    """Return the description of a model whose blocks have `self_attn` and `mlp`.
 
     Raises:
         UnsupportedPartError: A part is not supported.
@@ -106,7 +106,7 @@ def _attention(attention: Any, place: Place, family: Family) -> AttentionSpec:
 
 
 def _embedding_scale(model: Any, embedding: Any, width: int) -> float:
-    """Return the factor on the embeddings: of Granite, of the embedding itself, or of Gemma before it had one."""
+    """Return the factor on the embeddings: Granite's, that of the embedding module, or Gemma's in older versions."""
     multiplier = getattr(model.base_model, "embedding_multiplier", None)
     if multiplier is not None:
         return float(multiplier)

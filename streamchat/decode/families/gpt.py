@@ -13,7 +13,7 @@ from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, ModelSpec,
 
 
 def read_neox(model: Any) -> ModelSpec:
-    """GPT-NeoX: Pythia."""
+    """Return the description of a GPT-NeoX (Pythia)."""
     body, width = model.gpt_neox, model.config.hidden_size
     rotaries = read_rotaries(model)
     blocks = []
@@ -38,7 +38,7 @@ def read_neox(model: Any) -> ModelSpec:
 
 
 def read_falcon(model: Any) -> ModelSpec:
-    """Falcon with rotary positions, in all its layouts."""
+    """Return the description of a Falcon with rotary positions, in any of its layouts."""
     body, config = model.transformer, model.config
     if config.alibi:
         raise UnsupportedPartError("biases of positions (ALiBi) are not supported")
@@ -84,7 +84,7 @@ def _falcon_norms(layer: Any, config: Any) -> tuple[NormSpec, NormSpec | None]:
 
 
 def read_gptj(model: Any) -> ModelSpec:
-    """GPT-J."""
+    """Return the description of a GPT-J."""
     body, width = model.transformer, model.config.hidden_size
     table = getattr(body, "rotary_emb", None)
     if table is None or model.config.rotary_dim is None:

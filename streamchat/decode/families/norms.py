@@ -48,14 +48,14 @@ def _norm_per_head(norms: Any, width: int) -> NormSpec:
 
 
 def _probe(like: Tensor) -> Tensor:
-    """Return two inputs shaped like the weights, off center: one of usual size, one that shows `eps`."""
+    """Return two inputs with the shape of the weights and a nonzero mean; one is so small that `eps` matters."""
     generator = torch.Generator().manual_seed(0)
     x = 1.0 + torch.randn(like.shape, generator=generator)
     return torch.stack([x, 0.004 * x])[None].to(like)
 
 
 def _candidates(module: Any, weight: Tensor, whole: bool, weights: bool) -> Iterator[NormSpec]:
-    """Yield what the module may compute: weights as they are or plus 1, RMSNorm or LayerNorm."""
+    """Yield what the module may compute: RMSNorm or LayerNorm, with its weights or its weights plus 1."""
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), _DEFAULT_EPS)
     bias = getattr(module, "bias", None)
     bias = None if bias is None else bias.detach().float()

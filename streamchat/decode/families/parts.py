@@ -24,7 +24,7 @@ _UNGATED = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attention is and what the layers share."""
+    """The layer of an attention, and what all layers share."""
 
     config: Any
     layer: int
@@ -38,7 +38,11 @@ class Place:
 
     @property
     def window(self) -> int | None:
-        """Number of tokens that a token sees, including itself; None for all."""
+        """Number of tokens that a token sees, including itself; None for all.
+
+        Raises:
+            UnsupportedPartError: The type of the layer is not supported.
+        """
         if self.layer_type not in (None, "full_attention", "sliding_attention"):
             raise UnsupportedPartError(f"layers of type {self.layer_type} are not supported")
         size: int | None = getattr(self.config, "sliding_window", None)

@@ -15,7 +15,7 @@ from streamchat.decode.families.errors import UnsupportedPartError
 from streamchat.decode.spec import Rotary
 
 _POSITION = 3
-"""Where the rotations are compared."""
+"""Position at which rotations are compared."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_rotaries(model: Any) -> Rotaries:
 
 
 def _calls_by_type(body: Any, config: Any) -> dict[str | None, Rotary]:
-    """Return the modules that compute angles, by type of layer; under None the one of all layers."""
+    """Return the modules that compute angles by type of layer, or {None: module} if all layers share one."""
     several = getattr(body, "rotary_embs", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     if several is not None:
@@ -58,12 +58,12 @@ def _calls_by_type(body: Any, config: Any) -> dict[str | None, Rotary]:
 
 
 def _takes_type(module: Any) -> bool:
-    """Return whether the module has angles per type of layer, not just a decorator that could pass the type on."""
+    """Return whether the module has angles per type of layer; a decorator may add the argument to any module."""
     return isinstance(getattr(module, "rope_type", None), dict)
 
 
 def _learn(model: Any, call: Rotary) -> tuple[Rotary, bool]:
-    """Return the rotary in the order of the heads, and whether neighbors are rotated."""
+    """Return the rotary with its angles in the order of the heads, and whether neighbors are rotated."""
     apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
     if apply is None:
         raise UnsupportedPartError("the model has no function that rotates queries and keys")
@@ -80,7 +80,7 @@ def _learn(model: Any, call: Rotary) -> tuple[Rotary, bool]:
 
 
 def _first_half_twice(call: Rotary, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the angles, with those of the first half for two neighbors each."""
+    """Compute the angles; each of the first half is repeated for two neighbors."""
     cos, sin = call(x, positions)
     half = cos.shape[-1] // 2
     return cos[..., :half].repeat_interleave(2, dim=-1), sin[..., :half].repeat_interleave(2, dim=-1)

@@ -6,7 +6,7 @@
 #include "attention.h"
 #include "lanes.h"
 
-/* QUERIES_AT_ONCE: lanes of a task; a multiple of LANES. A product's inner block: DOWN values x ACROSS registers. */
+/* QUERIES_AT_ONCE: lanes of a task; a multiple of LANES. Products compute DOWN values x ACROSS registers at a time. */
 enum { FEWEST = 4, KEYS = 64, QUERIES_AT_ONCE = 64, ACROSS = 2 };
 
 int is_many(const Attention *a) { return a->tokens >= FEWEST && a->num_kv_groups <= QUERIES_AT_ONCE; }
@@ -20,8 +20,8 @@ int attend_many_tasks(const Attention *a) {
 
 /* to[i] (+)= sum over k of x[i * stride_i + k * stride_k] * y[k], for i < down; to and y have rows of QUERIES_AT_ONCE
  * floats, of which `across` registers are used. */
-INLINE void multiply_block(const float *x, long stride_i, long stride_k, const float *y, long length, int down, int across,
-                           int adds, float *to) {
+INLINE void multiply_block(const float *x, long stride_i, long stride_k, const float *y, long length, int down,
+                           int across, int adds, float *to) {
     Floats sums[DOWN][ACROSS];
     for (int i = 0; i < down; i++)
         for (int j = 0; j < across; j++)
@@ -64,12 +64,12 @@ INLINE void multiply_all(const float *x, long stride_i, long stride_k, const flo
     }
 }
 
-/* What a task knows of its queries; one lane for each. */
+/* State of a task: one lane per query. */
 typedef struct {
     float queries[MAX_DIM * QUERIES_AT_ONCE], values[MAX_DIM * QUERIES_AT_ONCE]; /* (dim, lane) */
     float scores[KEYS * QUERIES_AT_ONCE];                                        /* (key, lane) */
     float top[QUERIES_AT_ONCE], sum[QUERIES_AT_ONCE];
-    int32_t starts[QUERIES_AT_ONCE], ends[QUERIES_AT_ONCE]; /* slots that the lane sees; 0: the first slot of the task */
+    int32_t starts[QUERIES_AT_ONCE], ends[QUERIES_AT_ONCE]; /* slots that the lane sees, within the task */
     float widened[KEYS * MAX_DIM]; /* keys or values of a block in float32 */
     int lanes;                     /* in use, a multiple of LANES */
 } Block;

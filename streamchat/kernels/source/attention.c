@@ -40,8 +40,8 @@ enum { BLOCK = 64 };
     } while (0)
 
 /* A function of its own: inlined into a loop, its inner loops lose their registers. */
-NOINLINE static void span(const char *keys, const char *values, int format, long count, const float *query, int queries, int dim,
-                 float cap, float *top, float *sum, float *acc) {
+NOINLINE static void span(const char *keys, const char *values, int format, long count, const float *query,
+                          int queries, int dim, float cap, float *top, float *sum, float *acc) {
     if (format == BFLOAT16) {
         const bfloat16 *k = (const bfloat16 *)keys, *v = (const bfloat16 *)values;
         BY_SIZE(span_bfloat16);
@@ -56,7 +56,8 @@ NOINLINE static void span(const char *keys, const char *values, int format, long
 
 /* Rotates the first `rotary_dim` elements of a head by halves, like transformers' rotate_half, and copies the rest.
  * Multiplies all of them by `scale`. */
-static void rotate(const float *x, const float *cos, const float *sin, int rotary_dim, int dim, float scale, float *out) {
+static void rotate(const float *x, const float *cos, const float *sin, int rotary_dim, int dim, float scale,
+                   float *out) {
     int half = rotary_dim / 2;
     SIMD
     for (int d = 0; d < half; d++) {
@@ -67,7 +68,7 @@ static void rotate(const float *x, const float *cos, const float *sin, int rotar
         out[d] = scale * x[d];
 }
 
-/* The same in pairs of neighbors. */
+/* Rotates in pairs of neighbors instead of halves; otherwise like `rotate`. */
 static void rotate_pairs(const float *x, const float *cos, const float *sin, int rotary_dim, int dim, float scale,
                          float *out) {
     for (int d = 0; d < rotary_dim; d += 2) {
@@ -96,7 +97,7 @@ EXPORT long attention_partial(int tokens, int heads, int queries, int dim, int s
 
 static long partials(const Attention *a) { return (long)a->tokens * a->num_kv_heads * a->spans * a->num_kv_groups; }
 
-/* Returns `x` within the limits of `clip`, in `out` unless there are none. */
+/* Returns `x` limited to [-clip, clip], in `out`; `x` itself without a clip. */
 static const float *clipped(const Attention *a, const float *x, float *out) {
     if (a->clip <= 0.0f)
         return x;
@@ -107,7 +108,7 @@ static const float *clipped(const Attention *a, const float *x, float *out) {
     return out;
 }
 
-/* Normalizes and rotates head `index` of a token, which has `heads` of the kind. */
+/* Limits, normalizes and rotates head `index` of a token's `heads` queries or keys. */
 static void prepare(const Attention *a, const Norm *norm, const float *from, int index, int heads, int token,
                     float scale, float *out) {
     float limited[MAX_DIM], normed[MAX_DIM];
@@ -115,7 +116,8 @@ static void prepare(const Attention *a, const Norm *norm, const float *from, int
     const float *cos = a->cos + (long)token * a->rotary_dim, *sin = a->sin + (long)token * a->rotary_dim;
     const float *x = clipped(a, from, limited);
     if (norm->weight) {
-        Moments found = a->norms_whole ? moments(norm, from - (long)index * dim, (long)heads * dim) : moments(norm, x, dim);
+        Moments found =
+            a->norms_whole ? moments(norm, from - (long)index * dim, (long)heads * dim) : moments(norm, x, dim);
         normalize_part(norm, found, index * a->norm_stride, x, dim, normed);
         x = normed;
     }
@@ -128,8 +130,10 @@ float *attention_sums(const Attention *a) { return attention_tops(a) + partials(
 
 void prepare_query(const Attention *a, int token, int h, int i, float *out) {
     int copies = a->repeats + 1, first = h % copies * a->num_kv_groups;
-    const float *query = a->query + token * a->token_stride + h / copies * a->query_stride + (long)(first + i) * a->head_dim;
-    prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale, out);
+    const float *query =
+        a->query + token * a->token_stride + h / copies * a->query_stride + (long)(first + i) * a->head_dim;
+    prepare(a, &a->query_norm, query, h * a->num_kv_groups + i, a->num_kv_heads * a->num_kv_groups, token, a->scale,
+            out);
 }
 
 /* Writes key and value of one head of a new token after the cached ones. */

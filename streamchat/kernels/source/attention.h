@@ -1,4 +1,4 @@
-/* What both ways to attend share: one token at a time (attention.c), and many (attend_many.c). */
+/* Shared by attention of one token at a time (attention.c) and of several together (attend_many.c). */
 #ifndef STREAMCHAT_ATTENTION_H
 #define STREAMCHAT_ATTENTION_H
 

@@ -50,7 +50,7 @@ INLINE float from_float16(float16 x) {
     return float_of(bits | (uint32_t)(x & 0x8000u) << 16);
 }
 
-/* Rounds to nearest, ties to even, like PyTorch; what is too large becomes inf, NaN stays NaN. */
+/* Rounds to nearest, ties to even, like PyTorch. Numbers that are too large become inf; NaN stays NaN. */
 INLINE float16 to_float16(float x) {
     uint32_t bits = bits_of(x), size = bits & 0x7fffffffu, code;
     if (x != x)

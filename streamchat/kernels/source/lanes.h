@@ -7,8 +7,8 @@
 
 #include "common.h"
 
-/* How much a product takes at once, such that its sums stay in registers. WIDE: vectors of a panel.
- * DOWN: factors of attention. */
+/* How much a product computes at once, so that its sums stay in registers. WIDE: vectors of a panel.
+ * DOWN: rows of attention's products. */
 #if defined(__AVX512BW__)
 enum { LANES = 16, WIDE = 8, DOWN = 8 };
 typedef __m512i Ints;
@@ -154,7 +154,7 @@ INLINE Sums add_sums(Sums a, Sums b) { return add_ints(a, b); }
 INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
 
-/* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums then returns the sums.
+/* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums returns the sums.
  * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16. */
 
 #endif

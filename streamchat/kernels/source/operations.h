@@ -9,9 +9,9 @@
 enum { BFLOAT16, FLOAT16, FLOAT32 };
 
 /* A (rows, columns) matrix of weights; `columns` is that of the product.
- * bits per weight 4 or 8: data is (rows / 16 rounded up, columns / 32, 320 or 544) bytes, see tiles.h; columns must be a
- * multiple of 32, and what the last tile has in addition to `rows` is not used. 16: (rows, columns) bfloat16, or float16
- * if that is the `format`. 32: (rows, columns) float32. bias: (rows) or NULL. */
+ * bits: per weight. 4 or 8: data is (rows / 16 rounded up, columns / 32, 320 or 544) bytes, see tiles.h; columns must
+ * be a multiple of 32, and rows of the last tile beyond `rows` are not used. 16: (rows, columns) in `format`, bfloat16
+ * or float16. 32: (rows, columns) float32. bias: (rows) or NULL. */
 typedef struct {
     const void *data;
     const float *bias;
@@ -27,19 +27,21 @@ typedef struct {
     int is_layer_norm;
 } Norm;
 
-/* Attention of `tokens` new tokens, the last of which reads `cached` + `tokens` slots, or the last `window` of these unless
- * that is 0.
- * query: `num_kv_groups` query heads for each of `num_kv_heads` key heads; those of the next key head are `query_stride`
- * floats after them. key, value: `num_kv_heads` heads, `key_stride` and `value_stride` floats apart. The next token's
- * are `token_stride` floats after them. If `repeats` isn't 0, so many more key heads are cached for each key and value,
- * and strides are those from the first of them to the next ones'; all their queries are next to each other.
- * All are limited to [-clip, clip], unless that is 0. Queries and keys are then normalized, each head by itself, with
- * weights `norm_stride` floats after those of the head before (0: the same); if `norms_whole`, all heads of a token
- * together, which must be contiguous and not clipped. Then their first `rotary_dim` elements are rotated, by halves or,
- * if `is_interleaved`, in pairs of neighbors. cos, sin: (tokens, rotary_dim).
+/* Attention of `tokens` new tokens, the last of which reads `cached` + `tokens` slots, or, unless `window` is 0, the
+ * last `window` of these.
+ * query: `num_kv_groups` query heads for each of `num_kv_heads` key heads; those of the next key head are
+ * `query_stride` floats after them. key, value: `num_kv_heads` heads, `key_stride` and `value_stride` floats apart.
+ * Those of the next token are `token_stride` floats after them. If `repeats` is not 0, each key and value is cached
+ * `repeats` more times, as key heads in sequence. Strides are then between such groups, and the queries of a group are
+ * contiguous.
+ * Queries, keys and values are limited to [-clip, clip], unless clip is 0. Queries and keys are then normalized, each
+ * head by itself, with weights `norm_stride` floats after those of the previous head (0: the same weights). If
+ * `norms_whole`, all heads of a token are normalized together; they must be contiguous and not clipped. Then their
+ * first `rotary_dim` elements are rotated, by halves or, if `is_interleaved`, in pairs of neighbors. cos, sin: (tokens,
+ * rotary_dim).
  * A score is softcap * tanh(score / softcap), unless softcap is 0.
- * keys, values: the first cached slot of the first head, in `format`; heads are `head_stride_bytes` apart. The new tokens
- * are written after the cached slots.
+ * keys, values: the first cached slot of the first head, in `format`; heads are `head_stride_bytes` apart. The new
+ * tokens are written after the cached slots.
  * The slots are read in `spans` parts, whose results a product combines. partial: attention_partial(...). */
 typedef struct {
     const float *query, *key, *value, *cos, *sin;
@@ -56,8 +58,8 @@ enum { NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP };
 
 /* out = f(y) (without a gate) or f(y of the first matrix) * y of the second (with one), where y = x W^T + bias, and x:
  * - `x`: (count, columns), if `attention` is NULL; else its combined result;
- * - plus `added`, normalized with `added_norm`, and `more` (each unless NULL), which are like x, times `added_scale`; this
- *   sum is written to `sum` unless that is NULL;
+ * - plus `added`, normalized with `added_norm`, and `more`, times `added_scale`; both have the shape of x, or are NULL.
+ *   This sum is written to `sum` unless that is NULL;
  * - then normalized.
  * The results of several matrices are concatenated: out is (count, rows of all), `out_stride` floats from row to row.
  * GELU is exact, GELU_TANH its approximation; RELU2 is the square of RELU; SOFTCAP is softcap * tanh(y / softcap). */
@@ -92,7 +94,7 @@ long attend_memory(const Attention *a);
 int store_tasks(const Attention *a);
 void store_work(const Attention *a, int task);
 
-/* What a norm makes of a row: out = (x - mean) * scale * weight + bias. */
+/* Statistics of a row for its norm: out = (x - mean) * scale * weight + bias. */
 typedef struct {
     float mean, scale;
 } Moments;

@@ -49,7 +49,7 @@ static inline void pace_start_trial(Pace *p) {
     p->trial_ns = 0.0;
 }
 
-/* Takes note of a run that took `ns`, of which the caller's thread waited for `waited_ns`. */
+/* Records a run of `ns`, of which the caller's thread waited for `waited_ns`; may choose another level. */
 static inline void pace_learn(Pace *p, const void *program, double ns, double waited_ns) {
     if (p->program != program) {
         if (p->trial)

@@ -2,7 +2,7 @@
  * time. */
 #include "tiles.h"
 
-/* Most vectors of a task: they and their results are small enough for the caches. A multiple of all WIDE. */
+/* Maximum vectors of a task: they and their results are small enough for the caches. A multiple of all WIDE. */
 enum { MOST = 48 };
 
 /* The vectors that a task multiplies with, in the thread's own memory. */
@@ -98,8 +98,8 @@ static void multiply_tile(const Matrix *m, long columns, long tile, const Vector
     if (last - first < TILE)
         memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
     if (is_quantized(m))
-        multiply_quantized(m->bits, (const uint8_t *)m->data + tile * (columns / GROUP) * block_bytes(m->bits), columns, x,
-                           to);
+        multiply_quantized(m->bits, (const uint8_t *)m->data + tile * (columns / GROUP) * block_bytes(m->bits), columns,
+                           x, to);
     else
         for (int n = 0; n < x->count; n++)
             for (long r = first; r < last; r++)
@@ -118,8 +118,8 @@ static long all_tiles(const Product *p) {
     return found;
 }
 
-/* Ranges of tiles that the tiles are divided into, for each block of vectors: few if there are many blocks, as each
- * thread computes the vectors of its tasks. */
+/* Number of ranges that the tiles are divided into for each block of vectors: few if there are many blocks, as each
+ * thread prepares the vectors of its tasks again. */
 static int ranges(const Product *p, int threads) {
     long most = threads > 1 ? (2L * threads + blocks(p) - 1) / blocks(p) : 1;
     return (int)(all_tiles(p) < most ? all_tiles(p) : most);

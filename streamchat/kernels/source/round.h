@@ -1,10 +1,9 @@
-/* Vectors rounded to 16-bit integers, in groups with a scale each. This is finer than bfloat16 for the larger elements of a
- * group, and integers of 16 bits are multiplied twice as fast as floats. (8 bits are faster still, but cost 0.2 % of
- * perplexity: docs/speed.md.)
+/* Vectors rounded to 16-bit integers, in groups of 32 with a scale each. This is finer than bfloat16 for the larger
+ * elements of a group, and 16-bit integers are multiplied faster than floats. (8 bits are faster still, but cost
+ * quality: docs/speed.md.)
  *
- * Vectors are rounded in groups of 32, as panels of up to WIDE vectors. A panel has for each group: 16 words of each
- * vector, which are pairs of neighboring columns, in the order (word, vector); the scales of the vectors; the sums of their
- * rounded elements.
+ * Up to WIDE vectors form a panel. For each group, it has: 16 words of each vector, which are pairs of neighboring
+ * columns, in the order (word, vector); the scales of the vectors; the sums of their rounded elements.
  */
 #ifndef STREAMCHAT_ROUND_H
 #define STREAMCHAT_ROUND_H

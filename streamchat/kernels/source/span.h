@@ -1,6 +1,6 @@
 /* Attention of `queries` query heads over `count` slots of the key head that they share. Elements have the type STORED
- * and are read by LOAD. cap: soft limit of the scores, 0 for none. Results, not yet divided by the sum: top, sum: (queries), maximum and sum of the softmax;
- * acc: (queries, dim), weighted values. */
+ * and are read by LOAD. cap: soft cap of the scores, 0 for none. Results, not yet divided by the sum: top, sum:
+ * (queries), maximum and sum of the softmax; acc: (queries, dim), weighted values. */
 INLINE void SPAN(const STORED *restrict keys, const STORED *restrict values, long count, const float *restrict query,
                  int queries, int dim, float cap, float *restrict top, float *restrict sum, float *restrict acc) {
     float scores[MAX_QUERIES * BLOCK];

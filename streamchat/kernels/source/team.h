@@ -7,7 +7,7 @@
 /* In bytes. Apple silicon has lines of 128; other processors have 64, and many of them read two at once. */
 enum { CACHE_LINE = 128 };
 
-/* What a thread has of its own, on a cache line of its own. */
+/* Data of one thread, on its own cache line. */
 typedef struct {
     _Alignas(CACHE_LINE) float *memory; /* scratch memory */
     long floats;                        /* its size */

@@ -14,9 +14,9 @@ enum { TILE = 16, MOST_WIDE = 8, CHAINS = 4, AHEAD = 8192 };
 #endif
 
 /* Layout of one group (32 columns) of 16 rows:
- * int4: 256 bytes of codes, then 16 (scale, zero) pairs in bfloat16. Each 32-bit word of codes belongs to one row; in the
- * i-th 64 bytes, nibble j of the two halves of a word holds columns 8 i + 2 j and 8 i + 2 j + 1. w = scale * (code - 8) +
- * zero.
+ * int4: 256 bytes of codes, then 16 (scale, zero) pairs in bfloat16. Each 32-bit word of codes belongs to one row; in
+ * the i-th 64 bytes, nibble j of the two halves of a word holds columns 8 i + 2 j and 8 i + 2 j + 1.
+ * w = scale * (code - 8) + zero.
  * int8: 512 bytes of codes, then 16 scales in float16. The i-th 32 bytes hold columns 2 i and 2 i + 1 of each row.
  * w = scale * code. */
 enum { INT4_CODES = 256, INT8_CODES = 512, INT4_BLOCK = 320, INT8_BLOCK = 544 };
@@ -38,8 +38,8 @@ INLINE void add_pairs(Sums *sums, Ints codes, const int32_t *x, int count) {
         sums[n] = dot_pairs(sums[n], codes, all_ints(x[n]));
 }
 
-/* Adds the share of a group to the totals of LANES rows, with the rounded x: scale * codes x for int8, scale * (codes x - 8
- * sum x) + zero * sum x for int4. scales: those of the vectors, and the sums of their rounded elements. */
+/* Adds the share of a group to the totals of LANES rows, with the rounded x: scale * codes x for int8, scale * (codes x
+ * - 8 sum x) + zero * sum x for int4. scales: of the vectors, then the sums of their rounded elements. */
 INLINE void add_group(Floats *total, const Sums *sums, int bits, const uint8_t *block, int row, const float *scales,
                       int count) {
     if (bits == 8) {
@@ -77,8 +77,8 @@ INLINE void multiply_lanes(int bits, const uint8_t *tile, int row, const int32_t
         store_floats(out + n * TILE, total[n]);
 }
 
-/* The product with one vector takes the tile in the order of its memory, from which it mostly comes: several sums hide the
- * latency of adds, and prefetching that of the memory. out: (16). */
+/* The product with one vector mostly waits for memory, so it reads the tile in order and prefetches. Several sums hide
+ * the latency of additions. out: (16). */
 INLINE void multiply_one(int bits, const uint8_t *tile, const int32_t *x, long groups, float *out) {
     Floats total[TILE / LANES];
     for (int r = 0; r < TILE / LANES; r++)

@@ -111,7 +111,7 @@ def _obstacle(model: Any, device: str, kernels: str) -> str:
     if device != "cpu":
         return f"quantization supports a CPU or one CUDA GPU, and the model is on {device}"
     if load_kernels(kernels) is None and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no native kernels: {why_unavailable(kernels)}"
+        return f"PyTorch's kernels need AVX2 or AVX-512, and there are no compiled kernels: {why_unavailable(kernels)}"
     if model.dtype not in (torch.bfloat16, torch.float32) and (
         load_kernels(kernels) is None or model.dtype != torch.float16
     ):

@@ -25,7 +25,7 @@ class Sleeper(Vertical):
         return self._height is not None
 
     def sleep(self, size: Size) -> None:
-        """Keep the `size` of the content, and leave the content out of the next layouts."""
+        """Remember the `size` of the content, and leave the content out of the next layouts."""
         if not self.asleep:
             self._width, self._height = size
 
@@ -42,7 +42,7 @@ class Sleeper(Vertical):
         return super().arrange(size, optimal)
 
     def _clear_arrangement_cache(self) -> None:
-        """Forget the height too: the content has changed. The layout that follows finds the new one."""
+        """Wake up because the content has changed: the next layout finds the new height."""
         super()._clear_arrangement_cache()
         self._height = None
 

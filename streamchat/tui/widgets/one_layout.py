@@ -17,8 +17,8 @@ class OneLayout(_Base):
     """A mixin, before the Textual class: a new size, found by a layout, does not request another layout.
 
     Textual stores the size of the content in `virtual_size`, and each change of it requests a layout of the whole
-    screen. But the layout that has just found the size has already placed everything. What a new size can change,
-    whether scrollbars are shown, requests its own layout.
+    screen. But the layout that found the size has already placed everything. A new size can only change whether
+    scrollbars are shown, and showing one requests its own layout.
     """
 
     def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:

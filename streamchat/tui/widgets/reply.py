@@ -59,7 +59,7 @@ def _keep_lines(state: StateCore) -> None:
 
 
 def _keep_rules(state: StateCore) -> None:
-    """Rename rules in lists and quotes: Textual would place them before the list, once more for each new word."""
+    """Rename rules in lists and quotes: Textual would show them before the list, again for each new word."""
     for token in state.tokens:
         if token.type == "hr" and token.level > 0:
             token.type = NESTED_RULE
