@@ -35,7 +35,7 @@ def kernels_support(model: ModelSpec) -> bool:
 
 
 def _has_known_weights(layer: Any) -> bool:
-    """Return whether the kernels know the layout of a layer's weights; that of weights for PyTorch's kernels differs."""
+    """Return whether the kernels know the layout of the weights; those packed for PyTorch's kernels have another."""
     return layer.quantized.tiled if isinstance(layer, QuantizedLinear) else is_linear(layer)
 
 
