@@ -11,6 +11,7 @@ import shutil
 import site
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +91,20 @@ def safe_environment() -> Iterator[None]:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
+
+
+def end_with_parent() -> None:
+    """End this process, started by `multiprocessing`, when its parent ends, even if that is killed.
+
+    A worker of a pool has both ends of the pipe that it waits on, so it would wait forever.
+    """
+    import multiprocessing  # slow to import, and most programs start no worker
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

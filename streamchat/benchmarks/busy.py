@@ -116,7 +116,8 @@ def _measure(
 def _new_process() -> Iterator[Callable[..., Any]]:
     """Yield a function that calls another one in a new process."""
     # spawned, because torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, context, initializer=child_processes.end_with_parent)
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         with child_processes.safe_environment():

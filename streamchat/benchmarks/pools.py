@@ -38,7 +38,8 @@ def run_in_processes(work: Work, workers: int) -> Iterator[Result]:
     threads = max(1, usable_processors() // max(workers, 1))
     # spawned, because torch's threads do not survive a fork
     with child_processes.safe_environment():
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=child_processes.end_with_parent)
     try:
         yield from _results(pool, work, workers, threads)
     except BrokenProcessPool:

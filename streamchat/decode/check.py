@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class StepCheck:
     @property
     def passed(self) -> bool:
         """Whether the step may be used."""
-        return self.error <= self.allowed
+        return math.isfinite(self.error) and self.error <= self.allowed
 
 
 @torch.inference_mode()

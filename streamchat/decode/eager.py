@@ -150,8 +150,9 @@ def _head_order(of: AttentionSpec) -> Tensor | None:
     rows = [group * layout.query_group_stride + copy * size + i for group, copy in places for i in range(size)]
     rows += [layout.key_start + group * layout.key_stride for group, _ in places]
     rows += [layout.value_start + group * layout.value_stride for group, _ in places]
-    weight: Any = of.o_proj.weight
-    return None if rows == list(range(len(rows))) else torch.tensor(rows, device=weight.device)
+    # an adapter in the place of a layer has parameters, but no weight of its own
+    device = next(of.o_proj.parameters()).device
+    return None if rows == list(range(len(rows))) else torch.tensor(rows, device=device)
 
 
 def _heads_interleaved(of: AttentionSpec) -> Heads:

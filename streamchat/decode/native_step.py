@@ -29,9 +29,14 @@ MAX_PROGRAMS = 64
 
 def kernels_support(model: ModelSpec) -> bool:
     """Return whether the kernels support every part of `model`."""
-    plain = all(isinstance(layer, QuantizedLinear) or is_linear(layer) for layer in model.linear_layers)
+    plain = all(map(_has_known_weights, model.linear_layers))
     scaled_bias = model.logit_scale != 1 and model.head.bias is not None
     return plain and not scaled_bias and model.dtype in FORMATS and all(map(_supports, model.blocks))
+
+
+def _has_known_weights(layer: Any) -> bool:
+    """Return whether the kernels know the layout of the weights; those packed for PyTorch's kernels have another."""
+    return layer.quantized.tiled if isinstance(layer, QuantizedLinear) else is_linear(layer)
 
 
 def _supports(block: BlockSpec) -> bool:

@@ -25,7 +25,7 @@ def copy(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return values.to(dtype, copy=True)
     copied = torch.empty(values.shape, dtype=dtype)
     if values.dtype == torch.float32:
-        np.copyto(copied.numpy(), values.numpy())
+        np.copyto(copied.numpy(), values.detach().numpy())
         return copied
     # NumPy lacks some dtypes, such as bfloat16
     for target, source in zip(*(torch.split(each.reshape(-1), CHUNK) for each in (copied, values)), strict=True):
@@ -46,7 +46,8 @@ def argmax(logits: Tensor) -> int:
 def divide(scores: Tensor, divisor: float) -> None:
     """Divide (n,) float32 scores in place."""
     quotients: Any = scores.numpy() if _is_on_cpu(scores) else scores
-    quotients /= divisor
+    with np.errstate(all="ignore"):  # infinity without a warning, as PyTorch
+        quotients /= divisor
 
 
 def logsumexp(scores: Tensor) -> Tensor:
@@ -55,7 +56,10 @@ def logsumexp(scores: Tensor) -> Tensor:
         return scores.logsumexp(-1)
     array = scores.numpy()
     largest = array.max()
-    total = sum(float(np.exp(array[at : at + CHUNK] - largest).sum()) for at in range(0, len(array), CHUNK))
+    if not np.isfinite(largest):
+        return torch.tensor(largest)
+    with np.errstate(over="ignore"):  # two finite numbers may be too far apart
+        total = sum(float(np.exp(array[at : at + CHUNK] - largest).sum()) for at in range(0, len(array), CHUNK))
     return torch.tensor(largest + np.log(total), dtype=torch.float32)
 
 
@@ -82,4 +86,4 @@ def _is_on_cpu(values: Tensor) -> bool:
 
 
 def _array(logits: Tensor) -> Any:
-    return (logits if logits.dtype == torch.float32 else copy(logits)).numpy()
+    return (logits.detach() if logits.dtype == torch.float32 else copy(logits)).numpy()

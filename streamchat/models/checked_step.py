@@ -36,12 +36,12 @@ def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[
     Returns:
         Notes for the user.
     """
-    if not install(model, kernels) or any(weight.device.type != "cpu" for weight in model.parameters()):
-        return ()
-    file = _verdict_file(model, weights)
-    if read_json(file).get("passed") is True:
-        return ()
     try:
+        if not install(model, kernels) or any(weight.device.type != "cpu" for weight in model.parameters()):
+            return ()
+        file = _verdict_file(model, weights)
+        if read_json(file).get("passed") is True:
+            return ()
         found = check_step(model)
     except (torch.OutOfMemoryError, MemoryError):
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 import types
@@ -13,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from streamchat.base import child_processes
 from streamchat.base.errors import ExitCode
 from streamchat.benchmarks import busy
 from streamchat.benchmarks.busy_loops import busy_loops
@@ -193,3 +196,33 @@ def test_wrong_flags(capsys: pytest.CaptureFixture[str], arguments: list[str], w
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
+
+
+PARENT = """
+import os, time
+from streamchat.benchmarks import busy
+
+if __name__ == "__main__":
+    with busy._new_process() as call:
+        print(call(os.getpid), flush=True)
+        call(time.sleep, 60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_a_run_ends_with_the_program_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT, encoding="utf-8")
+    command = child_processes.python(str(script))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=child_processes.environment(), text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < deadline, "the worker went on"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -84,6 +84,14 @@ def test_packed_layers_that_are_multiplied_together_give_what_they_give_one_by_o
     assert (native - expected)[36:].square().mean() > 0
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_compiled_kernels_leave_weights_packed_for_pytorch_alone(compiled: Kernels | None, kind: Any) -> None:
+    model = make("llama")
+    replace(model, {group: quantize_group(model, group, its, None) for group, its in groups(model, kind).items()})
+    assert install(model, compiled)
+    assert not short.is_compiled(model)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "falcon_h1", "falcon_alibi", "mixtral", "nanochat"])
 def test_families_that_are_not_known_keep_their_forward(compiled: Kernels | None, family: str) -> None:
     model = build(family)

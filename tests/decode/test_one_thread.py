@@ -120,3 +120,20 @@ def test_no_other_thread_wakes_when_a_token_is_sampled(monkeypatch: pytest.Monke
     assert first.endswith("True")
     assert len(counts) == 8
     assert all(line.endswith(" 0") for line in counts), counts
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinite_scores_give_what_pytorch_gives_and_no_warning(value: float) -> None:
+    scores = torch.full((100,), value)
+    assert one_thread.logsumexp(scores).item() == scores.logsumexp(-1).item() == value
+    scores = torch.tensor([3e38, -3e38, 1.0])
+    assert one_thread.logsumexp(scores).item() == scores.logsumexp(-1).item()
+    one_thread.divide(scores, 1e-40)
+    assert scores.tolist() == [float("inf"), float("-inf"), float("inf")]
+
+
+def test_logits_with_gradients_are_read() -> None:
+    logits = scores_of(100).requires_grad_(True)
+    assert one_thread.argmax(logits) == int(logits.argmax())
+    assert one_thread.maximum(logits) == logits.max().item()
+    assert torch.equal(one_thread.copy(logits), logits.detach())

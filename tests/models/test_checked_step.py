@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from streamchat.decode import install as short
 from streamchat.decode.check import check_step
@@ -101,6 +102,46 @@ def test_a_step_that_raises_is_not_used(kernels: Any, monkeypatch: pytest.Monkey
         "The short path for this model fails (RuntimeError: no angles), so transformers' forward is used, "
         "which is slower."
     )
+    assert not has_short_path(model)
+
+
+def test_a_step_that_cannot_be_built_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_known("llama")
+
+    def broken(model: Any) -> Any:
+        raise RuntimeError("no layers")
+
+    monkeypatch.setattr(short, "model_spec", broken)
+    [note] = install_checked(model, None, "native")
+    assert note.startswith("The short path for this model fails (RuntimeError: no layers), so")
+    assert not has_short_path(model)
+
+
+def test_an_adapter_around_any_layer_is_computed() -> None:
+    class Adapter(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layer(x)
+            return result + 1
+
+    model = make_known("llama")
+    block = model.model.layers[1]
+    block.self_attn.o_proj = Adapter(block.self_attn.o_proj)
+    block.mlp.down_proj = Adapter(block.mlp.down_proj)
+    set_contents_digest(model, "adapters")
+    assert install_checked(model, load_kernels("auto"), "native") == ()
+    assert has_short_path(model)
+
+
+def test_logits_that_are_not_finite_verify_nothing() -> None:
+    model = make_known("llama").to(torch.bfloat16)
+    model.model.layers[1].mlp.up_proj.weight[3, 5] = float("nan")
+    set_contents_digest(model, "not a number")
+    [note] = install_checked(model, None, "native")
+    assert "other logits than transformers' forward (off by inf of" in note
     assert not has_short_path(model)
 
 
