@@ -411,6 +411,15 @@ def test_a_vocabulary_of_any_size_is_quantized_and_read_again(tmp_path: Path, mo
     assert torch.equal(logits(loaded(folder, "int8").model), logits(first.model))
 
 
+@pytest.mark.parametrize("vocabulary", [160, 176, 200])
+def test_copies_are_aligned_in_memory(tmp_path: Path, vocabulary: int) -> None:
+    """PyTorch's int8 kernel crashes otherwise, for two tokens or more."""
+    folder = save(tiny_llama(**LLAMA | {"vocab_size": vocabulary}), tmp_path / "model")
+    for _ in range(2):  # the second time, they are read from the disk
+        layers = quantized_layers(loaded(folder, "int8").model)
+        assert {layer.quantized.data.data_ptr() % 16 for layer in layers.values()} == {0}
+
+
 def test_copies_of_an_older_format_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(folder, "native").model
     now = quantized_folder(model, "int8", compiled())

@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 FORMAT = 2
 """Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
+ALIGNMENT = 64
+"""Bytes: PyTorch allocates tensors at multiples of it."""
 SHARE = 0.6
 """Maximum size of the quantized weights relative to 16-bit weights."""
 
@@ -184,7 +186,8 @@ def _read(
             def tensor(group: tuple[str, ...], part: str) -> Tensor:
                 found = file.get_tensor(f"{'+'.join(group)}:{part}")
                 assert isinstance(found, Tensor)
-                return found
+                # PyTorch's int8 kernel crashes if they are not aligned, and in the file they need not be
+                return found if found.data_ptr() % ALIGNMENT == 0 else found.clone()
 
             return {
                 group: QuantizedWeight(
