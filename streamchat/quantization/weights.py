@@ -53,6 +53,23 @@ class QuantizedWeight:
         return self.data.dim() == 3
 
     @property
+    def columns(self) -> int:
+        """Input features of tiled weights."""
+        return self.data.shape[1] * GROUP
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return (rows, columns) weights, of tiled ones."""
+        from streamchat.quantization.unpack import dequantize
+
+        return dequantize(self, dtype)
+
+    def rows_at(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n,) ids -> (n, columns): the rows `ids` of tiled weights."""
+        from streamchat.quantization.unpack import rows_at
+
+        return rows_at(self, ids, dtype)
+
+    @property
     def layout(self) -> str:
         """Name of the layout: the kind, and whether int8 has groups."""
         return "int8 in groups" if self.kind == "int8" and self.tiled else self.kind
@@ -111,7 +128,7 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
     return columns % GROUP == 0 and (kind == "int8" or rows % TILE == 0)
 
 
-def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
+def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None, *, tiled: bool = False) -> QuantizedWeight:
     """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
 
     int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1 and Q4_K), even after
@@ -123,7 +140,7 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
     rows, columns = weight.shape
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
-    if kernels is not None:
+    if kernels is not None or tiled:
         chunks = torch.split(weight, max(1, CHUNK // columns // TILE) * TILE)
         tiles = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
         return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
