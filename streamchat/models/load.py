@@ -78,7 +78,7 @@ def load_model(
     progress("Starting torch", 0, 0, "")
     from streamchat.models.plan import make_plan
 
-    plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress)
+    plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress, weights=weights, kernels=kernels)
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
     with quiet():

@@ -66,6 +66,8 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     spread = spread_arguments(plan.device) if is_spread(plan.device) else {}
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
+        if plan.contents.kinds is not None:
+            return _read_tiles(plan, how, spread)
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
             str(plan.folder),
             dtype=getattr(torch, plan.dtype),
@@ -104,6 +106,15 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     model.eval()
     model.requires_grad_(False)
     return model, notes
+
+
+def _read_tiles(plan: LoadPlan, attention: str, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from streamchat.models.served import build_native, build_served
+
+    dtype = getattr(torch, plan.dtype)
+    if plan.kernels is not None:
+        return build_served(plan.folder, dtype, attention, plan.kernels)
+    return build_native(plan.folder, dtype, attention, spread)
 
 
 def _check_complete(info: dict[str, Any], plan: LoadPlan) -> None:

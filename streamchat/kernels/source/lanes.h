@@ -7,10 +7,11 @@
 
 #include "common.h"
 
-/* How much a product computes at once, so that its sums stay in registers. WIDE: vectors of a panel.
+/* How much a product computes at once, so that its sums stay in registers. ROWS:
+ * registers of rows; WIDE: vectors of a panel.
  * DOWN: rows of attention's products. */
 #if defined(__AVX512BW__)
-enum { LANES = 16, WIDE = 8, DOWN = 8 };
+enum { LANES = 16, ROWS = 1, WIDE = 8, DOWN = 8 };
 typedef __m512i Ints;
 typedef __m512 Floats;
 
@@ -19,10 +20,10 @@ INLINE Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); }
-INLINE Ints shift_left(Ints x, int bits) { return _mm512_slli_epi32(x, (unsigned)bits); }
 INLINE Ints widen_bytes(const int8_t *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Ints ints_of_signed(const uint8_t *from) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats all_floats(float x) { return _mm512_set1_ps(x); }
-INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
 INLINE Floats floats_of_halves(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
@@ -37,7 +38,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _
 #endif
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-enum { LANES = 8, WIDE = 4, DOWN = 6 };
+enum { LANES = 8, ROWS = 2, WIDE = 6, DOWN = 6 };
 typedef __m256i Ints;
 typedef __m256 Floats;
 
@@ -46,10 +47,10 @@ INLINE Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
 INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm256_srli_epi16(x, bits); }
-INLINE Ints shift_left(Ints x, int bits) { return _mm256_slli_epi32(x, bits); }
 INLINE Ints widen_bytes(const int8_t *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+INLINE Ints ints_of_signed(const uint8_t *from) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 INLINE Floats all_floats(float x) { return _mm256_set1_ps(x); }
-INLINE Floats floats_of_bits(Ints x) { return _mm256_castsi256_ps(x); }
 INLINE Floats floats_of_halves(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
@@ -68,7 +69,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _
 #endif
 
 #elif defined(NEON)
-enum { LANES = 4, WIDE = 4, DOWN = 8 };
+enum { LANES = 4, ROWS = 1, WIDE = 4, DOWN = 8 };
 typedef int32x4_t Ints;
 typedef float32x4_t Floats;
 
@@ -78,10 +79,18 @@ INLINE Ints and_ints(Ints a, Ints b) { return vandq_s32(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) {
     return vreinterpretq_s32_u16(vshlq_u16(vreinterpretq_u16_s32(x), vdupq_n_s16((int16_t)-bits)));
 }
-INLINE Ints shift_left(Ints x, int bits) { return vshlq_s32(x, vdupq_n_s32(bits)); }
 INLINE Ints widen_bytes(const int8_t *from) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
+INLINE Ints ints_of_bytes(const uint8_t *from) {
+    uint32_t bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes)))));
+}
+INLINE Ints ints_of_signed(const uint8_t *from) {
+    uint32_t bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bytes))));
+}
 INLINE Floats all_floats(float x) { return vdupq_n_f32(x); }
-INLINE Floats floats_of_bits(Ints x) { return vreinterpretq_f32_s32(x); }
 INLINE Floats floats_of_halves(const void *from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
 }
@@ -105,7 +114,7 @@ INLINE Sums add_sums(Sums a, Sums b) { return (Sums){vaddq_s32(a.low, b.low), va
 INLINE Ints lane_sums(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
 
 #else
-enum { LANES = 4, WIDE = 4, DOWN = 4 };
+enum { LANES = 4, ROWS = 1, WIDE = 4, DOWN = 4 };
 typedef int32_t Ints __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
 typedef int16_t Halves __attribute__((vector_size(16)));
@@ -119,15 +128,17 @@ INLINE Ints all_ints(int32_t x) { return (Ints){x, x, x, x}; }
 INLINE Ints add_ints(Ints a, Ints b) { return a + b; }
 INLINE Ints and_ints(Ints a, Ints b) { return a & b; }
 INLINE Ints shift_halves_right(Ints x, int bits) { return (x >> bits) & all_ints((0xffff >> bits) * 0x10001); }
-INLINE Ints shift_left(Ints x, int bits) { return x << bits; }
 INLINE Ints widen_bytes(const int8_t *from) {
     Halves x;
     for (int i = 0; i < 8; i++)
         x[i] = from[i];
     return (Ints)x;
 }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
+INLINE Ints ints_of_signed(const uint8_t *from) {
+    return (Ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
+}
 INLINE Floats all_floats(float x) { return (Floats){x, x, x, x}; }
-INLINE Floats floats_of_bits(Ints x) { return (Floats)x; }
 INLINE Floats floats_of_halves(const void *from) {
     float16 x[4];
     memcpy(x, from, sizeof x);
@@ -135,7 +146,7 @@ INLINE Floats floats_of_halves(const void *from) {
 }
 INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
-INLINE Floats load_floats(const float *from) { return floats_of_bits(load_ints(from)); }
+INLINE Floats load_floats(const float *from) { return (Floats)load_ints(from); }
 INLINE void store_floats(float *to, Floats x) { memcpy(to, &x, sizeof x); }
 INLINE float sum_of(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
@@ -154,7 +165,16 @@ INLINE Sums add_sums(Sums a, Sums b) { return add_ints(a, b); }
 INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
 
+/* Returns `sums`, but compilers cannot reorder additions across it: gcc would add in trees, and run out of registers. */
+INLINE Sums in_register(Sums sums) {
+#if defined(__AVX2__)
+    __asm__("" : "+x"(sums));
+#endif
+    return sums;
+}
+
 /* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums returns the sums.
- * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16. */
+ * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16, ints_of_bytes and
+ * ints_of_signed read LANES bytes. */
 
 #endif
