@@ -145,7 +145,11 @@ INLINE Floats floats_of_halves(const void *from) {
 }
 INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
-INLINE Floats load_floats(const float *from) { return floats_of_bits(load_ints(from)); }
+INLINE Floats load_floats(const float *from) {
+    Floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
 INLINE void store_floats(float *to, Floats x) { memcpy(to, &x, sizeof x); }
 INLINE float sum_of(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
