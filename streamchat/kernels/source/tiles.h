@@ -87,27 +87,40 @@ INLINE void add_group(Floats *total, const Sums *sums, int bits, int scales, con
     }
 }
 
-/* Multiplies LANES rows with a panel of `count` vectors. */
-INLINE void multiply_lanes(int bits, int scales, const uint8_t *tile, int row, const int32_t *x, int count,
-                           long groups, float *out) {
-    Floats total[MOST_WIDE];
-    for (int n = 0; n < count; n++)
-        total[n] = all_floats(0.0f);
+/* Multiplies ROWS registers of rows with a panel of `count` vectors: each word of a vector is loaded once for all. */
+INLINE void multiply_rows(int bits, int scales, const uint8_t *tile, int row, const int32_t *x, int count, long groups,
+                          float *out) {
+    Floats total[ROWS][MOST_WIDE];
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < count; n++)
+            total[r][n] = all_floats(0.0f);
     for (long g = 0; g < groups; g++, x += PANEL_WORDS * count) {
         const uint8_t *block = block_of(bits, scales, tile, g);
         for (int part = 0; part < parts_of(scales); part++) {
-            Sums sums[MOST_WIDE];
-            for (int n = 0; n < count; n++)
-                sums[n] = no_sums();
+            Sums sums[ROWS][MOST_WIDE];
+            for (int r = 0; r < ROWS; r++)
+                for (int n = 0; n < count; n++)
+                    sums[r][n] = no_sums();
             KEEP_LOOP
             for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
-                for (int j = 0; j < 4; j++)
-                    add_pairs(sums, unpack(bits, block, row, i, j), x + (4 * i + j) * count, count);
-            add_group(total, sums, bits, scales, tile, g, part, row, (const float *)(x + WORDS * count), count);
+                for (int j = 0; j < 4; j++) {
+                    Ints codes[ROWS];
+                    for (int r = 0; r < ROWS; r++)
+                        codes[r] = unpack(bits, block, row + r * LANES, i, j);
+                    for (int n = 0; n < count; n++) {
+                        Ints pair = all_ints(x[(4 * i + j) * count + n]);
+                        for (int r = 0; r < ROWS; r++)
+                            sums[r][n] = in_register(dot_pairs(sums[r][n], codes[r], pair));
+                    }
+                }
+            for (int r = 0; r < ROWS; r++)
+                add_group(total[r], sums[r], bits, scales, tile, g, part, row + r * LANES,
+                          (const float *)(x + WORDS * count), count);
         }
     }
-    for (int n = 0; n < count; n++)
-        store_floats(out + n * TILE, total[n]);
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < count; n++)
+            store_floats(out + n * TILE + r * LANES, total[r][n]);
 }
 
 /* The product with one vector mostly waits for memory, so it reads the tile in order and prefetches. Several sums hide
@@ -143,8 +156,8 @@ INLINE void multiply_one(int bits, int scales, const uint8_t *tile, const int32_
 /* out: (count, 16). */
 INLINE void multiply_panel(int bits, int scales, const uint8_t *tile, const int32_t *x, int count, long groups,
                            float *out) {
-    for (int r = 0; r < TILE; r += LANES)
-        multiply_lanes(bits, scales, tile, r, x, count, groups, out + r);
+    for (int row = 0; row < TILE; row += ROWS * LANES)
+        multiply_rows(bits, scales, tile, row, x, count, groups, out + row);
 }
 
 /* A panel has up to WIDE vectors. */
@@ -163,13 +176,15 @@ INLINE void quantized_tile(int bits, int scales, const uint8_t *tile, const int3
     case 4:
         multiply_panel(bits, scales, tile, x, 4, groups, out);
         break;
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
     case 5:
         multiply_panel(bits, scales, tile, x, 5, groups, out);
         break;
     case 6:
         multiply_panel(bits, scales, tile, x, 6, groups, out);
         break;
+#endif
+#if defined(__AVX512BW__)
     case 7:
         multiply_panel(bits, scales, tile, x, 7, groups, out);
         break;
