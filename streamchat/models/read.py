@@ -11,8 +11,10 @@ from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.models.gguf.tokenizer import read_saved
 from streamchat.models.plan import LoadPlan
 from streamchat.models.spread import spread_arguments
+from streamchat.models.staging import read_manifest
 
 
 def check_config(plan: LoadPlan) -> None:
@@ -44,6 +46,8 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
     """
     library: Any = AutoTokenizer
     try:
+        if "converter" in (read_manifest(plan.folder) or {}):
+            return read_saved(plan.folder)
         tokenizer: PreTrainedTokenizerBase = library.from_pretrained(
             str(plan.folder), local_files_only=True, trust_remote_code=False
         )

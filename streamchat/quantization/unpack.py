@@ -38,9 +38,9 @@ def _tiles(data: Tensor, kind: str) -> Tensor:
         pairs = data[..., : TILE * GROUP].contiguous().view(torch.int8).view(count, groups, GROUP // 2, TILE, 2)
         codes = pairs.permute(0, 3, 1, 2, 4).reshape(count, TILE, groups, GROUP).float()
         scale = data[..., TILE * GROUP :].contiguous().view(torch.float16).transpose(1, 2)[..., None]
-        return (codes * scale.float()).view(count, TILE, -1)
+        return (codes * scale.float()).reshape(count, TILE, -1)
     words = data[..., :256].contiguous().view(torch.uint16).to(torch.int32).view(count, groups, 4, TILE, 2)
     nibbles = (words[..., None] >> (4 * torch.arange(4, dtype=torch.int32))) & 15
     codes = nibbles.permute(0, 3, 1, 2, 5, 4).reshape(count, TILE, groups, GROUP).float()
     pairs = data[..., 256:].contiguous().view(torch.bfloat16).float().view(count, groups, TILE, 2).transpose(1, 2)
-    return (pairs[..., :1] * (codes - 8) + pairs[..., 1:]).view(count, TILE, -1)
+    return (pairs[..., :1] * (codes - 8) + pairs[..., 1:]).reshape(count, TILE, -1)

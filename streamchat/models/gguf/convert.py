@@ -58,7 +58,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         _check_memory(path, int(memory * 1.1))
         check_space(folder, disk, name)
         with refuse(f"{path} cannot be read", USE_OTHER_FORMAT):
-            tokenizer = build_tokenizer(path, metadata)
+            tokenizer = build_tokenizer(path, metadata, reader)
         tokenizer.save_pretrained(str(folder))
         write = _write_tiles if weights.has_tiles() else _write_native
         write(path, weights, folder, stage, progress)
