@@ -1,46 +1,57 @@
-"""Weights of tiles as numbers again: rows for an embedding, or a whole matrix."""
+"""Tiles as numbers again: rows of an embedding, or a whole matrix."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from streamchat.quantization.weights import CHUNK, GROUP, QuantizedWeight
-from streamchat.kernels.operations import TILE
+from streamchat.kernels.library import Kernels
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, TILE, Matrix
+from streamchat.quantization.layouts import Layout, weights_of
+
+FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+CHUNK = 1 << 20
+"""Weights that are dequantized together; their float32 copies fit the caches."""
 
 
-def columns_of(weight: QuantizedWeight) -> int:
-    return weight.data.shape[1] * GROUP
+def dequantize(
+    layout: Layout, data: Tensor, rows: int, columns: int, dtype: torch.dtype, kernels: Kernels | None
+) -> Tensor:
+    """Return the (rows, columns) weights of tiles; uses all threads."""
+    out = torch.empty(rows, columns, dtype=dtype)
+    step = max(1, CHUNK // columns // TILE) * TILE
+
+    def fill(first: int) -> None:
+        stop = min(first + step, rows)
+        if kernels is not None and dtype in FORMATS:
+            matrix = Matrix(data.data_ptr(), None, rows, layout.bits, layout.scales)
+            kernels.dequantize(matrix, columns, None, first, stop - first, FORMATS[dtype], out[first:stop].data_ptr())
+            return
+        part = weights_of(layout, data[first // TILE : -(-stop // TILE)])
+        out[first:stop] = part.view(-1, columns)[: stop - first]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(0, rows, step)))
+    return out
 
 
-def dequantize(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
-    """Return all weights, (rows, columns)."""
-    columns = columns_of(weight)
-    out = torch.empty(weight.data.shape[0] * TILE, columns, dtype=dtype)
-    step = max(1, CHUNK // columns // TILE)
-    for first in range(0, weight.data.shape[0], step):
-        part = _tiles(weight.data[first : first + step], weight.kind)
-        out[first * TILE : first * TILE + len(part) * TILE] = part.reshape(-1, columns)
-    return out[: weight.rows]
+def rows_at(
+    layout: Layout, data: Tensor, ids: Tensor, columns: int, dtype: torch.dtype, kernels: Kernels | None
+) -> Tensor:
+    """(n,) ids -> (n, columns): rows of the matrix of tiles.
 
-
-def rows_at(weight: QuantizedWeight, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the rows `ids`, (n, columns)."""
-    rows = _tiles(weight.data[ids // TILE], weight.kind)
-    picked = rows[torch.arange(len(ids)), ids % TILE]
-    return picked.to(dtype)
-
-
-def _tiles(data: Tensor, kind: str) -> Tensor:
-    """(n, columns / 32, bytes) uint8 -> (n, 16, columns) float32."""
-    count, groups = data.shape[:2]
-    if kind == "int8":
-        pairs = data[..., : TILE * GROUP].contiguous().view(torch.int8).view(count, groups, GROUP // 2, TILE, 2)
-        codes = pairs.permute(0, 3, 1, 2, 4).reshape(count, TILE, groups, GROUP).float()
-        scale = data[..., TILE * GROUP :].contiguous().view(torch.float16).transpose(1, 2)[..., None]
-        return (codes * scale.float()).reshape(count, TILE, -1)
-    words = data[..., :256].contiguous().view(torch.uint16).to(torch.int32).view(count, groups, 4, TILE, 2)
-    nibbles = (words[..., None] >> (4 * torch.arange(4, dtype=torch.int32))) & 15
-    codes = nibbles.permute(0, 3, 1, 2, 5, 4).reshape(count, TILE, groups, GROUP).float()
-    pairs = data[..., 256:].contiguous().view(torch.bfloat16).float().view(count, groups, TILE, 2).transpose(1, 2)
-    return (pairs[..., :1] * (codes - 8) + pairs[..., 1:]).reshape(count, TILE, -1)
+    Raises:
+        IndexError: An id is not a row of the tiles.
+    """
+    count = len(ids)
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < TILE * len(data):
+        raise IndexError("an id is out of range")
+    if kernels is not None and dtype in FORMATS:
+        out, numbers = torch.empty(count, columns, dtype=dtype), ids.to(torch.int64).contiguous()
+        matrix = Matrix(data.data_ptr(), None, TILE * len(data), layout.bits, layout.scales)
+        kernels.dequantize(matrix, columns, numbers.data_ptr(), 0, count, FORMATS[dtype], out.data_ptr())
+        return out
+    rows = weights_of(layout, data[ids // TILE])
+    return rows[torch.arange(count), ids % TILE].to(dtype)

@@ -84,7 +84,7 @@ class GgufWeights:
             self.requantized.add(kind.name)
             weights = self.numbers(tensor)[placed.name]
             made = quantize_tiles(weights.T if placed.transposed else weights)
-        yield placed.name, made.data, Coded(made.kind, made.rows, made.columns, placed.transposed)
+        yield placed.name, made.data, Coded(made.layout, made.rows, made.columns, placed.transposed)
 
     def numbers(self, tensor: Any) -> dict[str, Tensor]:
         """Return the parameters that `tensor` becomes, in float32 or the 16-bit dtype of the file."""

@@ -35,7 +35,7 @@ from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
 ALIGNMENT = 64
