@@ -133,6 +133,7 @@ def _weights_of(path: Path, reader: Any, metadata: dict[str, Any], config: Any) 
     import torch
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
+    from streamchat.models.gguf.reader import shared
     from streamchat.models.gguf.tiles import GgufWeights
 
     architecture = str(metadata["general.architecture"])
@@ -146,7 +147,8 @@ def _weights_of(path: Path, reader: Any, metadata: dict[str, Any], config: Any) 
         with torch.device("meta"):
             model = causal_lm.from_config(config, dtype=torch.float32)
         processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
-        names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
+        with shared(reader):
+            names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
     return GgufWeights(reader.tensors, model, processor, names)
 
 

@@ -45,13 +45,14 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
-    from streamchat.models.gguf.reader import shared
+    from streamchat.models.gguf.reader import WithoutLists, shared
 
     architecture = str(metadata["general.architecture"])
     library: Any = modeling_gguf_pytorch_utils
     try:
-        with shared(reader):
+        with shared(WithoutLists(reader)):
             values = dict(library.load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+        values.setdefault("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or ()))
         config: Any = AutoConfig.for_model(str(values.pop("model_type")), **values)
     except Exception as error:
         known = architecture in library.GGUF_SUPPORTED_ARCHITECTURES

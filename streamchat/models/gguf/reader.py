@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGUFValueType
+from transformers import modeling_gguf_pytorch_utils
+
+LONG = 1_000
+"""Length of lists that are not part of a config."""
 
 
 class Reader(gguf.GGUFReader):
@@ -46,12 +51,40 @@ class Reader(gguf.GGUFReader):
         return values, at - start
 
 
+class WithoutLists:
+    """The fields and tensors of `reader` without lists such as the vocabulary, which a config does not need."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.fields = {name: field for name, field in reader.fields.items() if len(field.data) < LONG}
+        self.tensors = reader.tensors
+
+    def get_field(self, key: str) -> Any:
+        """Return a field, or None."""
+        return self.fields.get(key)
+
+
 @contextmanager
-def shared(reader: Reader) -> Iterator[None]:
-    """Context manager: transformers gets `reader` when it opens the file again."""
-    original = gguf.GGUFReader
-    gguf.GGUFReader = lambda *_, **__: reader  # type: ignore[assignment, misc]
+def shared(reader: Any) -> Iterator[None]:
+    """Context manager: transformers gets `reader` when it opens the file again, and reads strings and names fast."""
+    replaced: list[tuple[Any, str, Any]] = [
+        (gguf, "GGUFReader", lambda *_, **__: reader),
+        (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        (modeling_gguf_pytorch_utils, "_gguf_parse_value", _parsed),
+    ]
+    originals = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, value in replaced:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        gguf.GGUFReader = original  # type: ignore[misc]
+        for (module, name, _), original in zip(replaced, originals, strict=True):
+            setattr(module, name, original)
+
+
+_parse: Any = getattr(modeling_gguf_pytorch_utils, "_gguf_parse_value")  # noqa: B009 - it is private
+
+
+def _parsed(value: Any, types: Any) -> Any:
+    """Return what transformers makes of a value, which takes a step per byte of a string."""
+    is_text = isinstance(types, list) and types[-1] == GGUFValueType.STRING
+    return bytes(value).decode() if is_text else _parse(value, types)
