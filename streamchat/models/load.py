@@ -11,6 +11,7 @@ from streamchat.base.progress import silent
 from streamchat.config.settings import Settings
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
+from streamchat.models.light.libraries import collections_paused, import_libraries
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import resolve
@@ -73,6 +74,14 @@ def load_model(
         ConfigError: The device is not available, accelerate is needed and not installed, or the weights are not
             possible here.
     """
+    with collections_paused():
+        return _load(name, device, dtype, attention, weights, kernels, progress)
+
+
+def _load(
+    name: str, device: str, dtype: str, attention: str, weights: str, kernels: str, progress: Progress
+) -> LoadedModel:
+    """Implements `load_model`."""
     check_start()
     source = resolve(name)
     progress("Starting torch", 0, 0, "")
@@ -81,6 +90,7 @@ def load_model(
     plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress)
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
+    import_libraries(str(plan.contents.config.get("model_type")))
     with quiet():
         import torch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from streamchat.models.light.watch import when_imported
@@ -21,58 +22,56 @@ def postponed_marks(package: str) -> Iterator[None]:
     import torch
     from torch import compiler
 
-    functions: Any = compiler
-    own_allow, own_disable = functions.allow_in_graph, functions.disable
-
-    def is_ours(function: object) -> bool:
-        return callable(function) and str(getattr(function, "__module__", "")).partition(".")[0] == package
-
-    def allow_in_graph(fn: Any) -> Any:
-        if not is_ours(fn):
-            return own_allow(fn)
-        when_imported(COMPILER, lambda _: own_allow(fn))
-        return fn
-
-    def disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
-        if not is_ours(fn) or reason is not None:
-            return own_disable(fn, recursive, reason=reason)
-        return _disabled_when_called(fn, recursive)
-
-    functions.allow_in_graph, functions.disable = allow_in_graph, disable
-    before = vars(torch).get("_dynamo")
-    if before is None:
-        vars(torch)["_dynamo"] = _Compiler()
+    public: Any = compiler
+    own = {name: getattr(public, name) for name in ("allow_in_graph", "disable")}
+    marks = _Marks(package)
+    for name in own:
+        setattr(public, name, getattr(marks, name))
+    space = vars(torch)
+    if "_dynamo" not in space:
+        space["_dynamo"] = marks
     try:
         yield
     finally:
-        functions.allow_in_graph, functions.disable = own_allow, own_disable
-        if isinstance(vars(torch).get("_dynamo"), _Compiler):
-            del vars(torch)["_dynamo"]
+        for name, function in own.items():
+            setattr(public, name, function)
+        if space.get("_dynamo") is marks:
+            del space["_dynamo"]
 
 
-def _disabled_when_called(function: Callable[..., Any], recursive: bool) -> Any:
-    """Return `function` with compilation disabled: torch's own wrapper, which imports torch._dynamo when it is called.
+class _Marks:
+    """What `torch._dynamo` means until it is imported: the decorators postpone, everything else imports it."""
 
-    It is private; without it, torch._dynamo is imported now.
-    """
-    try:
-        from torch._compile import _disable_dynamo
-    except ImportError:
-        from torch import compiler
-
-        return compiler.disable(function, recursive)
-    return _disable_dynamo(function, recursive)
-
-
-class _Compiler:
-    """What `torch._dynamo` means until it is imported."""
-
-    def assume_constant_result(self, function: Any) -> Any:
-        """Mark `function` as in torch._dynamo, which only sets this attribute."""
-        function._dynamo_marked_constant = True
-        return function
+    def __init__(self, package: str) -> None:
+        self._package = package
 
     def __getattr__(self, name: str) -> Any:
-        from importlib import import_module
-
         return getattr(import_module(COMPILER), name)
+
+    def allow_in_graph(self, fn: Any) -> Any:
+        """Mark `fn` once torch._dynamo is imported. It registers the function and returns it unchanged."""
+        if not self._is_ours(fn):
+            return self.__getattr__("allow_in_graph")(fn)
+        when_imported(COMPILER, lambda module: module.allow_in_graph(fn))
+        return fn
+
+    def assume_constant_result(self, fn: Any) -> Any:
+        """Mark `fn` as torch._dynamo does, which only sets this attribute."""
+        fn._dynamo_marked_constant = True
+        return fn
+
+    def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
+        """Return `fn` in a wrapper that imports torch._dynamo when it is called.
+
+        It is the wrapper of torch's own functions, but private; without it, torch._dynamo is imported now.
+        """
+        if fn is None:  # `@disable(recursive=False)`
+            return lambda function: self.disable(function, recursive, **options)
+        if self._is_ours(fn) and not any(options.values()):
+            wrapper: Callable[..., Any] | None = getattr(import_module("torch._compile"), "_disable_dynamo", None)
+            if wrapper is not None:
+                return wrapper(fn, recursive)
+        return self.__getattr__("disable")(fn, recursive, **options)
+
+    def _is_ours(self, function: object) -> bool:
+        return callable(function) and str(getattr(function, "__module__", "")).partition(".")[0] == self._package
