@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
+from streamchat.models.folder import weight_files
+from streamchat.models.light.skeleton import read_exactly
 from streamchat.models.plan import LoadPlan
 from streamchat.models.spread import spread_arguments
 
@@ -66,6 +68,8 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     spread = spread_arguments(plan.device) if is_spread(plan.device) else {}
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
+        if plan.device == "cpu" and (exact := _read_exactly(plan, how)) is not None:
+            return exact, {}
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
             str(plan.folder),
             dtype=getattr(torch, plan.dtype),
@@ -104,6 +108,12 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     model.eval()
     model.requires_grad_(False)
     return model, notes
+
+
+def _read_exactly(plan: LoadPlan, attention: str) -> PreTrainedModel | None:
+    library: Any = AutoConfig
+    config = library.from_pretrained(str(plan.folder), local_files_only=True, trust_remote_code=False)
+    return read_exactly(plan.folder, weight_files(plan.folder), config, getattr(torch, plan.dtype), attention)
 
 
 def _check_complete(info: dict[str, Any], plan: LoadPlan) -> None:
