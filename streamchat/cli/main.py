@@ -266,15 +266,17 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
 def _mark_start(event: Event) -> None:
     """Record startup trace events; subscribed only by `streamchat bench --startup`."""
-    from streamchat.base.events import ModelReady, TextDelta, TurnFinished
-    from streamchat.telemetry.trace import FAILED, mark
+    from streamchat.base.events import ModelReady, PrefillProgress, TextDelta, TurnFinished
+    from streamchat.telemetry.trace import FAILED, PREFILLED, READY, TOKEN, mark
 
     if isinstance(event, ModelReady):
-        mark("model ready")
+        mark(READY)
+    elif isinstance(event, PrefillProgress) and event.done == event.total:
+        mark(PREFILLED)
     elif isinstance(event, TurnFinished) and event.finish_reason == "error":
         mark(FAILED + one_line(event.message))
     elif isinstance(event, TextDelta | TurnFinished):  # the first token may end the reply before it has any text
-        mark("first token")
+        mark(TOKEN)
 
 
 def _run_front_end(front_end: FrontEnd, engine: ChatEngine, configuration: Configuration) -> int:

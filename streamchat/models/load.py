@@ -15,6 +15,7 @@ from streamchat.models.light.libraries import collections_paused, import_librari
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import resolve
+from streamchat.telemetry import trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,10 +88,12 @@ def _load(
     progress("Starting torch", 0, 0, "")
     from streamchat.models.plan import make_plan
 
+    trace.mark(trace.TORCH)
     plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress)
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
     import_libraries(str(plan.contents.config.get("model_type")))
+    trace.mark(trace.TRANSFORMERS)
     with quiet():
         import torch
 
@@ -106,8 +109,11 @@ def _load(
         from streamchat.quantization.linear import quantized_bytes
 
         check_config(plan)
+        trace.mark(trace.MODULES)
         tokenizer = read_tokenizer(plan)
+        trace.mark(trace.TOKENIZER)
         model, done = load_weights(plan)
+    trace.mark(trace.WEIGHTS)
     progress(f"Loading {done.name}", 0, 0, "")
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
@@ -120,6 +126,7 @@ def _load(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     step_notes = install_checked(model, compiled, used)
+    trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))
     progress(f"Loading {done.name}", 0, 0, "")
