@@ -58,6 +58,7 @@ def _remembered(own: Any, module_path: Any, prefix: str | None, models: Path, co
     return structure
 
 
+@functools.cache
 def _state(models: Path, code: Path) -> str:
     """Return a digest of name, size and time of every Python file of the models, and of the code that reads them."""
     digest = hashlib.sha256()
