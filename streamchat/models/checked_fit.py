@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import read_json, save_result
+from streamchat.base.atomic_files import read_checked, read_json, save_checked, save_result
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.plain import fit_from_plain, fit_to_plain
 from streamchat.cache.positions.strategy import Verdict, choose_fit
@@ -35,11 +35,11 @@ def choose_checked_fit(model: Any) -> PositionFit:
     """
     file, fit_file = verdict_file(model), _fit_file(model)
     verdict = _read_verdict(file)
-    if verdict is not None and (known := fit_from_plain(model, read_json(fit_file).get("fit"))) is not None:
+    if verdict is not None and (known := fit_from_plain(model, read_checked(fit_file))) is not None:
         return known
     fit = choose_fit(model, verdict=verdict)
     if (plain := fit_to_plain(model, fit)) is not None:
-        save_result(fit_file, {"fit": plain}, "how a model carries positions")
+        save_checked(fit_file, plain, "how a model carries positions")
     if verdict is None and fit.method != "recompute":
         limit = fit.position_limit if fit.scales_queries else None
         save_result(file, {"passed": True, "absolute_limit": limit}, "the result of a model's checks")

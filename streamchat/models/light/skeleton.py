@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.models.auto import modeling_auto
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def read_exactly(
 ) -> PreTrainedModel | None:
     """Return the model in `folder`; None if only `from_pretrained` can read it, or say what is wrong with it.
 
-    That is so if its weights must be converted, renamed or completed.
+    That is so if its weights must be converted or completed.
 
     Args:
         folder: With `generation_config.json`, if the model has one.
@@ -66,12 +66,17 @@ def _read_exactly(
         return None
     model = build_skeleton(config, dtype, attention)
     library: Any = model
-    if not all(isinstance(each, WeightRenaming) for each in get_model_conversion_mapping(library)):
+    renamings = get_model_conversion_mapping(library)
+    if not all(isinstance(each, WeightRenaming) for each in renamings):
         return None  # it computes weights from those in the files, perhaps under the same names
     if library._get_dtype_plan(dtype):
         return None  # some weights need another dtype
-    tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
     own = model.state_dict()
+
+    def own_name(name: str) -> str:
+        return str(rename_source_key(name, renamings, [], model.base_model_prefix, own)[0])
+
+    tensors = {own_name(name): tensor for file in files for name, tensor in _read(file).items()}
     tied = set(library.all_tied_weights_keys)
     shapes = {name: own[name].shape for name in tensors if name in own}
     if any(shapes.get(name) != tensor.shape for name, tensor in tensors.items()) or own.keys() - tensors.keys() - tied:

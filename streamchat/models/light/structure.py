@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import read_json, save_result
+from streamchat.base.atomic_files import read_checked, save_checked
 from streamchat.models.light.watch import when_imported
 
 MODULE, FUNCTION = "transformers.utils.import_utils", "define_import_structure"
@@ -49,12 +49,12 @@ def _wrap(module: ModuleType) -> None:
 def _remembered(own: Any, module_path: Any, prefix: str | None, models: Path, code: Path) -> Any:
     file = paths.cache_path("imports", json.dumps([str(module_path), prefix, str(code)]), ".json")
     state = _state(models, code)
-    kept = read_json(file)
-    if kept.get("state") == state and (known := _decoded(kept.get("structure"))) is not None:
+    kept = read_checked(file)
+    if isinstance(kept, list) and kept[:1] == [state] and (known := _decoded(kept[-1])) is not None:
         return known
     structure = own(module_path, prefix)
     if (plain := _encoded(structure)) is not None:
-        save_result(file, {"state": state, "structure": plain}, "the import structure of transformers")
+        save_checked(file, [state, plain], "the import structure of transformers")
     return structure
 
 
@@ -80,7 +80,9 @@ def _files(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def _encoded(structure: Any) -> list[Any] | None:
     """Return `structure` for JSON; None if it is not a `Structure`."""
-    plain = [[sorted(needed), {name: sorted(names) for name, names in files.items()}] for needed, files in structure.items()]
+    plain = [
+        [sorted(needed), {name: sorted(names) for name, names in files.items()}] for needed, files in structure.items()
+    ]
     return plain if _decoded(plain) == structure else None
 
 
