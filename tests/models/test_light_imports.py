@@ -6,11 +6,14 @@ import builtins
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamchat.base import paths
 from streamchat.models.light import deferred, libraries, structure, watch
 from tests.support.models_help import save, tiny_llama, tiny_neox
 
@@ -208,7 +211,7 @@ def test_a_model_that_is_no_causal_lm_is_no_error_here(kind: str) -> None:
 
 
 @pytest.fixture
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package `pretend` that takes the part of transformers, and a library `slowlib`."""
     package = tmp_path / "pretend"
     package.mkdir()
@@ -230,7 +233,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     watch._watcher.callbacks.clear()
 
 
-def light(*names: str, registries: dict[str, tuple[str, ...]] | None = None) -> list[Any]:
+def light(*names: str, registries: Mapping[str, tuple[str, ...]] | None = None) -> list[Any]:
     """Import modules while `slowlib` is deferred."""
     own = builtins.__import__
     with deferred.deferring(frozenset({"slowlib", "pretend.filler"}), registries or {}):
@@ -251,8 +254,7 @@ def test_a_name_that_is_not_used_loads_nothing() -> None:
     assert "stand-in for slowlib.Thing" in repr(user.Thing)
     assert "slowlib" not in sys.modules
     made = user.make()  # loads it
-    import slowlib  # type: ignore[import-not-found]
-
+    slowlib = import_module("slowlib")
     assert type(made) is slowlib.Thing
     assert user.Thing is slowlib.Thing
     assert reexport.Thing is slowlib.Thing
@@ -295,7 +297,9 @@ def test_a_subclass_has_the_real_base() -> None:
 def test_others_import_the_real_module() -> None:
     user, outsider = light("pretend.user", "outsider")
     assert outsider.Thing is sys.modules["slowlib"].Thing is user.Thing
-    assert sys.modules["slowlib"].__spec__.loader is sys.modules["slowlib"].__loader__
+    spec = sys.modules["slowlib"].__spec__
+    assert spec is not None
+    assert spec.loader is sys.modules["slowlib"].__loader__
     assert type(sys.modules["slowlib"].__loader__).__name__ == "SourceFileLoader"
 
 
@@ -314,10 +318,9 @@ def test_a_watched_module_that_fails_can_be_imported_again(pretend: Path) -> Non
     good = (pretend / "slowlib.py").read_text()
     (pretend / "slowlib.py").write_text("raise ImportError('not yet')\n")
     with pytest.raises(ImportError, match="not yet"):
-        import slowlib
+        import_module("slowlib")
     (pretend / "slowlib.py").write_text(good + "# longer, so that no old bytecode is used\n")
-    import slowlib  # noqa: F811
-
+    import_module("slowlib")
     assert seen == ["slowlib"]
     assert watch._watcher not in sys.meta_path
     watch.when_imported("slowlib", lambda module: seen.append("again"))
@@ -383,7 +386,7 @@ def test_a_changed_file_is_read_again(models: Path, change: str) -> None:
 def test_a_damaged_memory_is_ignored(models: Path, text: str) -> None:
     calls: list[Any] = []
     expected = read(models, calls)
-    (file,) = structure.paths.cache_path("imports", "", "").parent.iterdir()
+    (file,) = paths.cache_path("imports", "", "").parent.iterdir()
     assert file.stat().st_mode & 0o077 == 0
     if text == "cut":
         file.write_text(file.read_text()[:-20])

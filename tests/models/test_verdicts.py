@@ -11,7 +11,7 @@ import torch
 from streamchat.base.atomic_files import read_checked, save_checked
 from streamchat.base.errors import UnsupportedModelError
 from streamchat.cache.positions import strategy
-from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.fit import PositionFit, fit_positions
 from streamchat.cache.positions.selfcheck import require_self_check
 from streamchat.models import checked_fit
 from streamchat.models.checked_fit import choose_checked_fit, verdict_file
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_only_costs_the_check(checks: list[Any],
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models whose fit was measured."""
     measured: list[Any] = []
-    original = strategy.fit_positions
+    original = fit_positions
 
     def counting(model: Any) -> Any:
         measured.append(model)

@@ -66,7 +66,7 @@ def _read_exactly(
         return None
     model = build_skeleton(config, dtype, attention)
     library: Any = model
-    renamings = get_model_conversion_mapping(library)
+    renamings: Any = get_model_conversion_mapping(library)
     if not all(isinstance(each, WeightRenaming) for each in renamings):
         return None  # it computes weights from those in the files, perhaps under the same names
     if library._get_dtype_plan(dtype):
