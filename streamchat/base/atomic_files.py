@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import logging
 import os
@@ -100,6 +101,22 @@ def save_result(file: Path, result: dict[str, Any], what: str) -> None:
         write_json(file, result, durable=False)
     except OSError as error:
         _log.warning("%s could not be saved and will be computed again: %s", what, error)
+
+
+def save_checked(file: Path, value: Any, what: str) -> None:
+    """Save a result like `save_result`, with a checksum: for values that would do harm if one of them changed."""
+    save_result(file, {"value": value, "sha256": _checksum(value)}, what)
+
+
+def read_checked(file: Path) -> Any:
+    """Return the value that `save_checked` wrote; None if it is missing or damaged."""
+    kept = read_json(file)
+    value = kept.get("value")
+    return value if kept.get("sha256") == _checksum(value) else None
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_new(target: Path, text: str, *, durable: bool) -> None:

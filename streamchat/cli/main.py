@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -147,6 +148,10 @@ def check_model(name: str) -> None:
     Raises:
         ModelError: The name is not a model, or its folder cannot be loaded.
     """
+    from streamchat.models import catalogue
+
+    if name == catalogue.DEFAULT:
+        return  # not a local one
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
 
@@ -200,6 +205,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
         ModelError: The name is not a model, or its local files cannot be loaded.
         SessionError: The session does not exist, or is open in another process.
     """
+    gc.disable()  # the imports of a start make many objects, and no garbage; the engine enables it when it starts
     from streamchat.base.events import ConversationCleared, SavingChanged, SessionOpened, TurnFinished
     from streamchat.telemetry import trace
     from streamchat.telemetry.log_file import start_logging
@@ -266,15 +272,17 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
 
 def _mark_start(event: Event) -> None:
     """Record startup trace events; subscribed only by `streamchat bench --startup`."""
-    from streamchat.base.events import ModelReady, TextDelta, TurnFinished
-    from streamchat.telemetry.trace import FAILED, mark
+    from streamchat.base.events import ModelReady, PrefillProgress, TextDelta, TurnFinished
+    from streamchat.telemetry.trace import FAILED, PREFILLED, READY, TOKEN, mark
 
     if isinstance(event, ModelReady):
-        mark("model ready")
+        mark(READY)
+    elif isinstance(event, PrefillProgress) and event.done == event.total:
+        mark(PREFILLED)
     elif isinstance(event, TurnFinished) and event.finish_reason == "error":
         mark(FAILED + one_line(event.message))
     elif isinstance(event, TextDelta | TurnFinished):  # the first token may end the reply before it has any text
-        mark("first token")
+        mark(TOKEN)
 
 
 def _run_front_end(front_end: FrontEnd, engine: ChatEngine, configuration: Configuration) -> int:

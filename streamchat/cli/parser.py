@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
@@ -88,8 +89,8 @@ def command(name: str) -> Command:
     return cast(Command, import_module(f"streamchat.commands.{name}"))
 
 
-def build_parser() -> tuple[Parser, Subparsers[Parser]]:
-    """Return the complete parser and its subparsers."""
+def build_parser(*, with_commands: bool = True) -> tuple[Parser, Subparsers[Parser]]:
+    """Return the parser and its subparsers; without commands it imports no module of a command."""
     parser = Parser(
         prog="streamchat",
         usage="streamchat [SETTING ...] [COMMAND ...]",
@@ -119,7 +120,7 @@ def build_parser() -> tuple[Parser, Subparsers[Parser]]:
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser
     )
-    for name in COMMANDS:
+    for name in COMMANDS if with_commands else ():
         module = command(name)
         module.add_flags(subparsers.add_parser(name, help=module.HELP, description=module.DESCRIPTION))
     for subparser in _all_below(subparsers):
@@ -134,7 +135,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ConfigError: An argument is wrong; one sentence with a hint.
         SystemExit: `--help` or `--version` was printed.
     """
-    parser, subparsers = build_parser()
+    if not any(word in COMMANDS or word in ("-h", "--help") for word in argv):
+        with suppress(ConfigError):  # wrong: the complete parser says what is wrong
+            return _parse(argv, with_commands=False)
+    return _parse(argv)
+
+
+def _parse(argv: Sequence[str], *, with_commands: bool = True) -> argparse.Namespace:
+    parser, subparsers = build_parser(with_commands=with_commands)
     known: set[str] = set()
     for each in (parser, *_all_below(subparsers)):
         known.update(each._option_string_actions)

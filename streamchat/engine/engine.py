@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import traceback
@@ -98,6 +99,7 @@ class Engine:
 
     def start(self) -> None:
         """Start loading the model."""
+        gc.enable()  # the command line disables it
         self._thread.start()
 
     def send(self, request: Request) -> None:

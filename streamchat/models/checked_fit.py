@@ -1,10 +1,12 @@
 """Cached results of the numeric checks of a model, so that they do not run at every start.
 
-The fit itself is always measured. Only the longer checks are skipped, with the position limit that they measure.
+The verdict of the longer checks holds for all models that compute the same. The fit itself is remembered only for the
+very weights that it was measured on.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from importlib import resources
@@ -15,10 +17,11 @@ import torch
 import transformers
 
 from streamchat.base import paths
-from streamchat.base.atomic_files import read_json, save_result
+from streamchat.base.atomic_files import read_checked, read_json, save_checked, save_result
 from streamchat.cache.positions.fit import PositionFit
+from streamchat.cache.positions.plain import fit_from_plain, fit_to_plain
 from streamchat.cache.positions.strategy import Verdict, choose_fit
-from streamchat.models.fingerprint import computed_config
+from streamchat.models.fingerprint import computed_config, model_fingerprint
 
 
 def choose_checked_fit(model: Any) -> PositionFit:
@@ -30,9 +33,13 @@ def choose_checked_fit(model: Any) -> PositionFit:
     Raises:
         UnsupportedModelError: A streaming cache would give wrong results with this model.
     """
-    file = verdict_file(model)
+    file, fit_file = verdict_file(model), _fit_file(model)
     verdict = _read_verdict(file)
+    if verdict is not None and (known := fit_from_plain(model, read_checked(fit_file))) is not None:
+        return known
     fit = choose_fit(model, verdict=verdict)
+    if (plain := fit_to_plain(model, fit)) is not None:
+        save_checked(fit_file, plain, "how a model carries positions")
     if verdict is None and fit.method != "recompute":
         limit = fit.position_limit if fit.scales_queries else None
         save_result(file, {"passed": True, "absolute_limit": limit}, "the result of a model's checks")
@@ -41,7 +48,18 @@ def choose_checked_fit(model: Any) -> PositionFit:
 
 def verdict_file(model: Any) -> Path:
     """Return the file that stores the verdict for this model under the current conditions."""
-    conditions = {
+    return paths.cache_path("verdicts", json.dumps(_conditions(model), sort_keys=True, default=str), ".json")
+
+
+def _fit_file(model: Any) -> Path:
+    """Return the file that stores the fit for this model, with these weights, under the current conditions."""
+    conditions = _conditions(model) | {"fit of": model_fingerprint(model)}
+    return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True, default=str), ".json")
+
+
+def _conditions(model: Any) -> dict[str, Any]:
+    """Return everything that the checks depend on, except for the weights."""
+    return {
         "config": computed_config(model.config),
         "dtype": str(model.dtype),
         "device": _device_summary(model),
@@ -50,7 +68,6 @@ def verdict_file(model: Any) -> Path:
         "transformers": transformers.__version__,
         "code": code_digest("streamchat.cache"),
     }
-    return paths.cache_path("verdicts", json.dumps(conditions, sort_keys=True, default=str), ".json")
 
 
 def _device_summary(model: Any) -> str:
@@ -60,6 +77,7 @@ def _device_summary(model: Any) -> str:
     return kinds if len(devices) == 1 else f"{len(devices)} x {kinds}"
 
 
+@functools.cache
 def code_digest(package: str) -> str:
     """Return a digest of the Python files of a package."""
     digest = hashlib.sha256()

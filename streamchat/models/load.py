@@ -11,9 +11,11 @@ from streamchat.base.progress import silent
 from streamchat.config.settings import Settings
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
+from streamchat.models.light.libraries import collections_paused, import_libraries
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import resolve
+from streamchat.telemetry import trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,14 +75,34 @@ def load_model(
         ConfigError: The device is not available, accelerate is needed and not installed, or the weights are not
             possible here.
     """
+    with collections_paused():
+        return _load(name, device, dtype, attention, weights, kernels, progress)
+
+
+def _load(
+    name: str, device: str, dtype: str, attention: str, weights: str, kernels: str, progress: Progress
+) -> LoadedModel:
+    """Implements `load_model`."""
     check_start()
     source = resolve(name)
     progress("Starting torch", 0, 0, "")
     from streamchat.models.plan import make_plan
 
-    plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress, weights=weights, kernels=kernels)
+    trace.mark(trace.TORCH)
+    plan = make_plan(
+        source,
+        name,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        weights=weights,
+        kernels=kernels,
+        progress=progress,
+    )
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
+    import_libraries(str(plan.contents.config.get("model_type")))
+    trace.mark(trace.TRANSFORMERS)
     with quiet():
         import torch
 
@@ -96,8 +118,11 @@ def load_model(
         from streamchat.quantization.linear import quantized_bytes
 
         check_config(plan)
+        trace.mark(trace.MODULES)
         tokenizer = read_tokenizer(plan)
+        trace.mark(trace.TOKENIZER)
         model, done = load_weights(plan)
+    trace.mark(trace.WEIGHTS)
     progress(f"Loading {done.name}", 0, 0, "")
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
@@ -110,6 +135,7 @@ def load_model(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     step_notes = install_checked(model, compiled, used)
+    trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))
     progress(f"Loading {done.name}", 0, 0, "")

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from streamchat.kernels.library import Kernels
 from streamchat.models.folder import TILES
+from streamchat.models.light.skeleton import build_skeleton
 from streamchat.models.tile_file import Coded, read_tiles
 from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear
 from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.weights import QuantizedWeight
 
 
-def build_served(folder: Path, dtype: torch.dtype, attention: str, kernels: Kernels) -> tuple[Any, dict[str, Any]]:
+def build_served(
+    folder: Path, dtype: torch.dtype, attention: str, kernels: Kernels
+) -> tuple[Any, dict[str, Any]] | None:
     """Return the model of `folder` with its tiles as weights, and transformers' loading information.
 
-    Only tensors that are not tiles and have another dtype than `dtype` are copied into memory.
+    Only tensors that are not tiles and have another dtype than `dtype` are copied into memory. None if some weights of
+    the model need another dtype.
 
     Raises:
         ValueError, ImportError: The model has no such attention.
     """
-    kind, config = _class_and_config(folder)
-    with _parameters_on_meta(), no_init_weights():
-        model = kind._from_config(config, dtype=dtype, attn_implementation=attention)
+    model: Any = build_skeleton(_config(folder), dtype, attention)
+    if model._get_dtype_plan(dtype):
+        return None
     tensors, coded = read_tiles(folder / TILES)
-    wanted = {name: weight.shape for name, weight in model.state_dict().items()}
-    found = {name: _weight(tensors[name], coded.get(name), dtype, kernels) for name in tensors if name in wanted}
-    wrong = [name for name, tensor in found.items() if tensor.shape != wanted[name]]
-    for name, tensor in found.items():
-        if name not in wrong:
+    own = model.state_dict()
+    found = {name: _weight(tensors[name], coded.get(name), dtype, kernels) for name in tensors if name in own}
+    wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    missing = [name for name in own if name not in found and name not in model.all_tied_weights_keys]
+    if not wrong and not missing:
+        for name, tensor in found.items():
             _assign(model, name, tensor)
-    model.tie_weights()
-    _use_tiles(model)
-    _set_generation_config(model, folder)
-    missing = [name for name, weight in model.named_parameters() if weight.is_meta and name not in wrong]
-    model.eval()
+        model.tie_weights()
+        _use_tiles(model)
+        _set_generation_config(model, folder)
     return model, {"missing_keys": missing, "mismatched_keys": wrong}
 
 
@@ -61,7 +61,9 @@ def build_native(
     Raises:
         ValueError, ImportError: The model has no such attention.
     """
-    kind, config = _class_and_config(folder)
+    config = _config(folder)
+    library: Any = AutoModelForCausalLM
+    kind = library._model_mapping[type(config)]
     tensors, coded = read_tiles(folder / TILES)
     weights = {name: _native(tensor, coded.get(name), dtype) for name, tensor in tensors.items()}
     model, info = kind.from_pretrained(
@@ -88,28 +90,9 @@ def served_kinds(model: Any) -> str:
     return " and ".join(sorted({each.weight.quantized.kind for each in inner or layers}))
 
 
-def _class_and_config(folder: Path) -> tuple[Any, Any]:
-    library: Any = AutoModelForCausalLM
-    config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    kind: Any = library._model_mapping[type(config)]
-    return (kind[0] if isinstance(kind, tuple) else kind), config
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Context manager: parameters of new modules take no memory, but buffers are computed."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None:
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+def _config(folder: Path) -> Any:
+    library: Any = AutoConfig
+    return library.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def _weight(tensor: Tensor, coded: Coded | None, dtype: torch.dtype, kernels: Kernels | None) -> Tensor:
@@ -125,8 +108,8 @@ def _native(tensor: Tensor, coded: Coded | None, dtype: torch.dtype) -> Tensor:
 
 def quantized(tiles: Tensor, coded: Coded, kernels: Kernels | None) -> QuantizedWeight:
     """Return the quantized matrix that `coded` describes."""
-    kind: Any = coded.layout
-    return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), coded.rows, kernels)
+    layout: Any = coded.layout
+    return QuantizedWeight(layout, tiles, torch.empty(0, dtype=torch.bfloat16), coded.rows, kernels)
 
 
 def _assign(model: Any, name: str, tensor: Tensor) -> None:

@@ -10,6 +10,16 @@ VARIABLE = "STREAMCHAT_TRACE"
 """Environment variable with the trace file; if unset, nothing is written."""
 FAILED = "failed: "
 """Prefix of the event that marks a failed start; the reason follows."""
+PAINT = "first paint"
+TORCH = "torch imported"
+TRANSFORMERS = "transformers imported"
+MODULES = "own modules imported"
+TOKENIZER = "tokenizer read"
+WEIGHTS = "weights read"
+CHECKS = "weights prepared and checked"
+READY = "model ready"
+PREFILLED = "prompt prefilled"
+TOKEN = "first token"
 
 
 def is_enabled() -> bool:

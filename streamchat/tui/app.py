@@ -27,7 +27,7 @@ from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
 from streamchat.telemetry import log_file
 from streamchat.telemetry.memory import free_unused
-from streamchat.telemetry.trace import FAILED, mark
+from streamchat.telemetry.trace import FAILED, PAINT, mark
 from streamchat.tui.bindings import bind
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.commands import add_app_commands
@@ -114,7 +114,7 @@ class StreamchatApp(App[int]):
         if not self.is_headless:
             self._leaving.watch_signals()
         self.state.engine.subscribe(self._bridge.put)
-        self.call_after_refresh(mark, "first paint")
+        self.call_after_refresh(mark, PAINT)
         self.call_after_refresh(self.state.engine.start)
 
     def on_unmount(self) -> None:

@@ -40,6 +40,11 @@ class RotarySource:
     def __deepcopy__(self, memo: dict[int, Any]) -> RotarySource:
         return self  # copying a cache must not copy the model's modules
 
+    @property
+    def call(self) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+        """The recorded call: module, arguments, and arguments by name."""
+        return self._module, self._args, self._kwargs
+
     def _call(self, positions: Tensor) -> Angles:
         positions = positions.to(self._device)
         row = positions[None]

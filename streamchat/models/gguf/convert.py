@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         _check_memory(path, int(memory * 1.1))
         check_space(folder, disk, name)
         with refuse(f"{path} cannot be read", USE_OTHER_FORMAT):
-            tokenizer = build_tokenizer(path, metadata)
+            tokenizer = build_tokenizer(path, metadata, reader)
         tokenizer.save_pretrained(str(folder))
         write = _write_tiles if weights.has_tiles() else _write_native
         write(path, weights, folder, stage, progress)
@@ -133,6 +134,7 @@ def _weights_of(path: Path, reader: Any, metadata: dict[str, Any], config: Any) 
     import torch
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
+    from streamchat.models.gguf.reader import shared
     from streamchat.models.gguf.tiles import GgufWeights
 
     architecture = str(metadata["general.architecture"])
@@ -146,7 +148,8 @@ def _weights_of(path: Path, reader: Any, metadata: dict[str, Any], config: Any) 
         with torch.device("meta"):
             model = causal_lm.from_config(config, dtype=torch.float32)
         processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config.to_dict())
-        names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
+        with shared(reader):
+            names: dict[str, str] = library.get_gguf_hf_weights_map(model, processor)
     return GgufWeights(reader.tensors, model, processor, names)
 
 
@@ -165,11 +168,13 @@ def _write_tiles(path: Path, weights: GgufWeights, folder: Path, stage: str, pro
     from streamchat.models.tile_file import TileWriter
 
     written: set[str] = set()
+    own = weights.model.state_dict()
     with TileWriter(folder / TILES, len(weights.model.state_dict())) as file:
         for done, tensor in enumerate(weights.tensors):
             progress(stage, done, len(weights.tensors), "")
             with refuse(f"{path}: {tensor.name} cannot be read", USE_OTHER_FORMAT):
                 for name, part, coded in weights.read(tensor):
+                    _check_shape(path, name, tuple(part.shape) if coded is None else coded.shape, own)
                     file.add(name, part, coded)
                     written.add(name)
     model = weights.model
@@ -200,6 +205,14 @@ def _write_native(path: Path, weights: GgufWeights, folder: Path, stage: str, pr
         if "os error 28" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
         raise
+
+
+def _check_shape(path: Path, name: str, shape: tuple[int, ...], own: Mapping[str, Any]) -> None:
+    if name in own and tuple(own[name].shape) != shape:
+        raise UnsupportedModelError(
+            f"{path} has weights that do not match its metadata ({name} is {shape} and not {tuple(own[name].shape)}); "
+            f"{USE_OTHER_FORMAT}"
+        )
 
 
 def _check_complete(path: Path, missing: list[str]) -> None:
