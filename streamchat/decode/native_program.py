@@ -16,12 +16,10 @@ from streamchat.decode.spec import AttentionSpec, BlockSpec, MlpSpec, ModelSpec,
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     BFLOAT16,
-    BLOCK_BYTES,
     FLOAT16,
     FLOAT32,
     GELU,
     GELU_TANH,
-    GROUP,
     QUERIES_AT_ONCE,
     RELU,
     RELU2,
@@ -35,9 +33,10 @@ from streamchat.kernels.operations import (
     attend,
     product,
     program,
+    unit_size,
 )
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
-from streamchat.quantization.weights import BITS
+from streamchat.quantization.weights import QuantizedWeight
 
 FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
 """Number formats of weights, keys and values."""
@@ -231,24 +230,25 @@ class Program:
             return self._halves(layers[0])
         whole = None if gated else quantized_together(layers)
         if whole is not None:
-            rows = sum(layer.out_features for layer in layers)
-            return [self._matrix(BITS[whole.kind], whole.data, joined_bias(layers, torch.float32), rows)]
+            return [self._quantized(whole, joined_bias(layers, torch.float32))]
         return [self._layer(layer) for layer in layers]
 
     def _layer(self, layer: Any) -> Matrix:
         bias = joined_bias((layer,), torch.float32)
-        quantized = layer.quantized if isinstance(layer, QuantizedLinear) else None
-        if quantized is None:
-            weight = layer.weight.detach().contiguous()
-            return self._matrix(8 * weight.element_size(), weight, bias, layer.out_features)
-        return self._matrix(BITS[quantized.kind], quantized.data, bias, layer.out_features)
+        if isinstance(layer, QuantizedLinear):
+            return self._quantized(layer.quantized, bias)
+        weight = layer.weight.detach().contiguous()
+        self._weights.append(weight)
+        bits = 8 * weight.element_size()
+        return Matrix(weight.data_ptr(), self._address(bias), layer.out_features, bits, FORMATS[weight.dtype])
 
     def _halves(self, layer: Any) -> list[Matrix]:
         """Return both halves of the rows of a layer, as matrices."""
         first = self._layer(layer)
         rows = first.rows // 2
-        if first.bits in BLOCK_BYTES:
-            size = rows // TILE * (layer.in_features // GROUP) * BLOCK_BYTES[first.bits]
+        if isinstance(layer, QuantizedLinear):
+            columns, unit = unit_size(first.bits, first.format)
+            size = rows // TILE * (layer.in_features // columns) * unit
         else:
             size = rows * layer.in_features * first.bits // 8
         bias = None if first.bias is None else first.bias + rows * torch.float32.itemsize
@@ -257,11 +257,15 @@ class Program:
             Matrix(first.data + size, bias, rows, first.bits, first.format),
         ]
 
-    def _matrix(self, bits: int, data: Tensor, bias: Tensor | None, rows: int) -> Matrix:
-        self._weights += [tensor for tensor in (data, bias) if tensor is not None]
-        return Matrix(
-            data.data_ptr(), None if bias is None else bias.data_ptr(), rows, bits, FORMATS.get(data.dtype, 0)
-        )
+    def _quantized(self, weight: QuantizedWeight, bias: Tensor | None) -> Matrix:
+        self._weights.append(weight.data)
+        return weight.matrix(self._address(bias))
+
+    def _address(self, bias: Tensor | None) -> int | None:
+        if bias is None:
+            return None
+        self._weights.append(bias)
+        return bias.data_ptr()
 
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)

@@ -43,7 +43,7 @@ def projection(*layers: Any) -> Op:
         return lambda x: multiply(x) + bias
     if dtype != torch.bfloat16 or whole.kernels is not None or whole.rows != len(data):
         return multiply
-    if whole.kind == "int8":
+    if whole.layout == "int8":
         return lambda x: torch._weight_int8pack_mm(x, data, scales)
     return lambda x: torch._weight_int4pack_mm_for_cpu(x, data, GROUP, scales)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamchat.kernels.check_matrices import MATRICES, noise, random_matrix, stored, values
 from streamchat.kernels.operations import (
     BFLOAT16,
     FLOAT16,
@@ -28,6 +29,7 @@ from streamchat.kernels.operations import (
     RELU2,
     SILU,
     SOFTCAP,
+    SUPER_32,
     Attention,
     Matrix,
     Norm,
@@ -41,7 +43,6 @@ from streamchat.kernels.operations import (
 Array = NDArray[Any]
 TOLERANCE = 2e-4
 """Largest accepted error, as a share of the largest element of a result."""
-_random = np.random.default_rng(1)
 
 
 def main(path: str, number: int) -> None:
@@ -49,6 +50,7 @@ def main(path: str, number: int) -> None:
     kernels = ctypes.CDLL(path)
     declare(kernels)
     _check_products(kernels)
+    _check_rows(kernels)
     _check_attention(kernels)
     _check_inputs(kernels)
     _check_activations(kernels)
@@ -76,11 +78,12 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 
 def _check_products(kernels: Any) -> None:
-    columns, count = 160, 61  # two blocks of vectors, of full panels and others
-    x, sizes = _noise(count, columns), (48, 23)
-    for bits, kind in ((4, BFLOAT16), (8, BFLOAT16), (16, BFLOAT16), (16, FLOAT16), (32, FLOAT32)):
+    count, sizes = 61, (48, 23)  # two blocks of vectors, of full panels and others
+    for bits, kind in MATRICES:
+        columns = 512 if bits < 16 and kind >= SUPER_32 else 160
+        x = noise(count, columns)
         made = [random_matrix(bits, rows, columns, kind) for rows in sizes]
-        biases = [_noise(rows) for rows in sizes]
+        biases = [noise(rows) for rows in sizes]
         matrices = [
             Matrix(_address(data), _address(bias), rows, bits, kind)
             for (data, _), bias, rows in zip(made, biases, sizes, strict=True)
@@ -88,41 +91,23 @@ def _check_products(kernels: Any) -> None:
         out = _zeros(count, sum(sizes))
         _run(kernels, [_product(*matrices, x=x, out=out, columns=columns)])
         meant = np.concatenate([weights for _, weights in made])
-        _compare(f"a product with weights of {bits} bits", out, x @ meant.T + np.concatenate(biases))
+        _compare(f"a product with weights of {bits} bits, format {kind}", out, x @ meant.T + np.concatenate(biases))
 
 
-def random_matrix(bits: int, rows: int, columns: int, kind: int = BFLOAT16) -> tuple[Array, Array]:
-    """Return random data, and the weights that it represents; `kind` is the format of 16 bits."""
-    if bits < 16:
-        data, weights = (_int4_matrix if bits == 4 else _int8_matrix)(-(-rows // 16), columns)
-        return data, weights[:rows]
-    data = _stored(_noise(rows, columns), kind if bits == 16 else FLOAT32)
-    return data, _values(data).astype(float)
-
-
-def _int8_matrix(tiles: int, columns: int) -> tuple[Array, Array]:
-    """Return tiles as kernels/source/tiles.h describes them, and (16 * tiles, columns) weights."""
-    groups = columns // 32
-    codes = _random.integers(-127, 128, (tiles, 16, groups, 16, 2))
-    scales = (0.01 * _random.random((tiles, 16, groups))).astype(np.float16)
-    pairs = codes.transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1).astype(np.int8)
-    parts = [np.ascontiguousarray(part).view(np.uint8) for part in (pairs, scales.transpose(0, 2, 1))]
-    weights = scales.astype(float)[..., None, None] * codes
-    return np.concatenate(parts, -1), weights.reshape(16 * tiles, columns)
-
-
-def _int4_matrix(tiles: int, columns: int) -> tuple[Array, Array]:
-    """Return tiles as kernels/source/tiles.h describes them, and (16 * tiles, columns) weights."""
-    rows, groups = 16 * tiles, columns // 32
-    codes = _random.integers(0, 16, (rows, columns))
-    scales = _rounded(0.1 * _random.random((rows, groups)))
-    zeros = _rounded(_random.random((rows, groups)) - 0.5)
-    # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word
-    nibbles = codes.reshape(tiles, 16, groups, 4, 4, 2)
-    words = (nibbles << np.array([[0], [4], [8], [12]])).sum(4).transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
-    pairs = np.stack([_bfloat16(scales), _bfloat16(zeros)], -1).reshape(tiles, 16, groups, 2)
-    data = np.concatenate([words, pairs.transpose(0, 2, 1, 3).reshape(tiles, groups, -1)], -1)
-    return data.astype(np.uint16), scales.repeat(32, 1) * (codes - 8) + zeros.repeat(32, 1)
+def _check_rows(kernels: Any) -> None:
+    """Rows of matrices of codes as numbers."""
+    ids = np.array([17, 0, 39, 22], np.int64)
+    for bits, kind in MATRICES:
+        if bits >= 16:
+            continue
+        data, weights = random_matrix(bits, 40, 512, kind)
+        matrix = Matrix(_address(data), None, 40, bits, kind)
+        for number in (BFLOAT16, FLOAT16, FLOAT32):
+            out = stored(_zeros(4, 512), number)
+            kernels.dequantize(ctypes.byref(matrix), 512, _address(ids), 0, 4, number, _address(out))
+            expected = values(stored(weights[ids].astype(np.float32), number))
+            # codes times scales may round to the other neighbor
+            _compare(f"rows of {bits} bits, format {kind}", values(out), expected, 1e-6 if number == FLOAT32 else 5e-3)
 
 
 @dataclass(frozen=True)
@@ -162,7 +147,7 @@ def _check_attention(kernels: Any) -> None:
     # one token, which is stored by the task that reads it; a few one by one; many together
     for case, tokens in itertools.product(_HEADS, (1, 3, 50)):
         queries, dim, slots = case.queries, case.dim, cached + tokens + 2
-        rows = _noise(tokens, heads * (queries + 2), dim)
+        rows = noise(tokens, heads * (queries + 2), dim)
         if case.by_group:
             parts = rows[:, :-heads].reshape(tokens, heads, queries + 1, dim)
             query, key = parts[:, :, :queries], parts[:, :, queries]
@@ -177,13 +162,13 @@ def _check_attention(kernels: Any) -> None:
             strides[0] = 0  # there is no other group
             key, value = (np.repeat(part[:, :1], heads, 1) for part in (key, value))
         norms = [_head_norm(case, count) for count in (heads * queries, heads)]
-        angles = _noise(tokens, case.rotary_dim // 2)
+        angles = noise(tokens, case.rotary_dim // 2)
         angles = np.repeat(angles, 2, 1) if case.is_interleaved else np.tile(angles, 2)
         cos, sin = np.cos(angles), np.sin(angles)
-        cached_pair = _noise(2, heads, slots, dim)
+        cached_pair = noise(2, heads, slots, dim)
         cached_pair[1] *= case.value_size
-        buffers = _stored(cached_pair, case.kind)
-        before = _values(buffers).copy()
+        buffers = stored(cached_pair, case.kind)
+        before = values(buffers).copy()
         partial = _zeros(kernels.attention_partial(tokens, heads, queries, dim, spans))
         attention = Attention(
             *given,
@@ -218,11 +203,11 @@ def _check_attention(kernels: Any) -> None:
             _rotated(_normed_heads(case, part, *norm), cos, sin, case.is_interleaved)
             for part, norm in zip((flat, key), norms, strict=True)
         )
-        new = [_values(_stored(part, case.kind)) for part in (key, value)]
-        keys, values = (
+        new = [values(stored(part, case.kind)) for part in (key, value)]
+        all_keys, all_values = (
             np.concatenate([old[:, :cached], part.transpose(1, 0, 2)], 1) for old, part in zip(before, new, strict=True)
         )
-        expected = _attended(flat.reshape(tokens, heads, queries, dim), keys, values, attention.scale, case)
+        expected = _attended(flat.reshape(tokens, heads, queries, dim), all_keys, all_values, attention.scale, case)
         _compare(f"attention with {case}", out, expected)
 
 
@@ -231,8 +216,8 @@ def _head_norm(case: _Heads, heads: int) -> tuple[Array | None, Array | None]:
     if case.norms == "none":
         return None, None
     if case.norms == "own":
-        return _noise(heads, case.dim), _noise(heads, case.dim)
-    return (_noise(case.dim) if case.norms == "shared" else _noise(heads, case.dim)), None
+        return noise(heads, case.dim), noise(heads, case.dim)
+    return (noise(case.dim) if case.norms == "shared" else noise(heads, case.dim)), None
 
 
 def _normed_heads(case: _Heads, x: Array, weight: Array | None, bias: Array | None) -> Array:
@@ -281,7 +266,7 @@ def _check_inputs(kernels: Any) -> None:
     """Sums and norms before a product."""
     width = 72
     for is_layer_norm in (0, 1):
-        x, added, more, weight, bias = _noise(5, width)
+        x, added, more, weight, bias = noise(5, width)
         norm = Norm(_address(weight), _address(bias) if is_layer_norm else None, 1e-5, is_layer_norm)
         out, total, biases = _zeros(1, width), _zeros(width), bias if is_layer_norm else None
         _run(kernels, [_identity(out, x=x, added=added, more=more, sum=total, norm=norm)])
@@ -294,7 +279,7 @@ def _check_inputs(kernels: Any) -> None:
 
 def _check_activations(kernels: Any) -> None:
     width = 72
-    x, factors, softcap = 4 * _noise(width), _noise(width), 1.5
+    x, factors, softcap = 4 * noise(width), noise(width), 1.5
     wanted = {
         NO_FUNCTION: x,
         SILU: x / (1 + np.exp(-x)),
@@ -357,37 +342,8 @@ def _run(kernels: Any, operations: Sequence[Operation], threads: int = 2) -> Non
     assert status == 0, "no memory"
 
 
-def _noise(*shape: int) -> Array:
-    return _random.standard_normal(shape, dtype=np.float32)
-
-
 def _zeros(*shape: int) -> Array:
     return np.zeros(shape, dtype=np.float32)
-
-
-def _bfloat16(values: Array) -> Array:
-    """Round to nearest, ties to even; returns the bits."""
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _rounded(values: Array) -> Array:
-    """Return the values of `_bfloat16` in float32."""
-    return (_bfloat16(values).astype(np.uint32) << 16).view(np.float32)
-
-
-def _stored(values: Array, kind: int) -> Array:
-    """Return `values` in a format of 16 or 32 bits, bfloat16 as its bits."""
-    if kind == BFLOAT16:
-        return _bfloat16(values)
-    return values.astype(np.float16 if kind == FLOAT16 else np.float32)
-
-
-def _values(stored: Array) -> Array:
-    """Return what `_stored` stored, in float32."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
 
 
 def _compare(what: str, actual: Array, expected: Array, tolerance: float = TOLERANCE) -> None:

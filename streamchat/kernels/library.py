@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from streamchat.kernels.build import KernelsUnavailableError, library
-from streamchat.kernels.operations import Operation, declare
+from streamchat.kernels.operations import Matrix, Operation, declare
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ class Kernels:
 
     def __init__(self, loaded: Any) -> None:
         declare(loaded)
-        self._run = loaded.run
+        self._run, self._dequantize = loaded.run, loaded.dequantize
         self.attention_partial = loaded.attention_partial
         """(tokens, num_kv_heads, num_kv_groups, head_dim, spans) -> floats for partial results."""
 
@@ -30,6 +30,19 @@ class Kernels:
         """
         if self._run(operations, len(operations), threads):
             raise MemoryError("no scratch memory for the compiled kernels")
+
+    def dequantize(self, matrix: Matrix, columns: int, ids: int | None, first: int, count: int, *to: int) -> None:
+        """Write rows of a matrix of codes as numbers; see `source/dequantize.c`. Releases the GIL.
+
+        Args:
+            matrix: The matrix, of 4 or 8 bits.
+            columns: Its columns.
+            ids: Address of `count` numbers of rows, int64; None for `count` rows from `first` on.
+            first: The first row.
+            count: Number of rows.
+            *to: Number format, and address of (count, columns) numbers.
+        """
+        self._dequantize(ctypes.byref(matrix), columns, ids, first, count, *to)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         return self  # copies of a model share the library

@@ -17,8 +17,18 @@ GROUP = 32
 """With 4 or 8-bit weights the number of columns must be a multiple of this."""
 TILE = 16
 """Rows of 4 or 8-bit weights that are stored together; the last tile is padded."""
-BLOCK_BYTES = {4: 320, 8: 544}
-"""Size of 16 rows x 32 columns of weights, by bits."""
+SCALE, SCALE_MIN, SUPER_32, SUPER_16 = range(4)
+"""Kinds of scales of 4 or 8-bit weights."""
+SUPERBLOCK = 8
+"""Groups of a superblock."""
+HEADER = 64
+"""Bytes before the groups of a superblock, for 16 rows."""
+
+
+def unit_size(bits: int, scales: int) -> tuple[int, int]:
+    """Return columns and bytes of the repeating unit of a tile: a group, or a superblock."""
+    block = 64 * bits + (64 if scales == SCALE_MIN else 32)
+    return (GROUP * SUPERBLOCK, HEADER + SUPERBLOCK * block) if scales >= SUPER_32 else (GROUP, block)
 
 
 Members = Sequence[tuple[str, Any]]
@@ -100,4 +110,6 @@ def program(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
 def declare(kernels: Any) -> None:
     """Declare the argument and result types of the library's functions."""
     kernels.run.argtypes, kernels.run.restype = [c_void_p, c_long, c_int], c_int
+    kernels.dequantize.argtypes = [c_void_p, c_long, c_void_p, c_long, c_long, c_int, c_void_p]
+    kernels.dequantize.restype = None
     kernels.attention_partial.argtypes, kernels.attention_partial.restype = [c_int] * 5, c_long

@@ -180,6 +180,20 @@ def check_memory(parameters: int, dtype: str, device: str, name: str) -> None:
             )
 
 
+def check_served_memory(file_bytes: int, name: str) -> None:
+    """Refuse a model whose weights are mapped from a file that is larger than the free memory.
+
+    Raises:
+        ModelNotFoundError: There is too little memory.
+    """
+    need, free = int(file_bytes * HEADROOM), available_memory()
+    if need > free:
+        raise ModelNotFoundError(
+            f"{name} needs {human_bytes(need)} of memory and {human_bytes(free)} are free; choose a smaller model, or "
+            "close other programs"
+        )
+
+
 def _need(parameters: int, dtype: str) -> int:
     return int(parameters * BYTES[dtype] * HEADROOM)
 

@@ -46,7 +46,7 @@ def model_fingerprint(model: Any) -> str:
             if contents is None:
                 digest.update(_bytes_of(part))
     for name, layer in quantized_layers(model).items():
-        digest.update(f"{name} {layer.quantized.layout}".encode())
+        digest.update(f"{name} {layer.quantized.described}".encode())
         if contents is None:
             digest.update(_bytes_of(layer.quantized.scales))
     return FINGERPRINT_PREFIX + digest.hexdigest()[:32]

@@ -15,6 +15,10 @@ from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, sh
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TILES = "tiles.safetensors"
+"""The weights of a converted copy, which has tiles of quantized matrices; `tile_file` describes the format."""
+LAYERS_ENTRY = "layers"
+"""Entry of its header that describes the matrices."""
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.pth", "*.pt", "tf_model.h5", "flax_model.msgpack")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead")
@@ -30,6 +34,8 @@ class Contents:
     parameters: int
     """Number of parameters."""
     file_bytes: int
+    kinds: frozenset[str] | None = None
+    """The kinds of the quantized matrices that the weights consist of; None for native weights."""
 
     def bytes_as(self, bytes_per_number: int) -> int:
         """Return the size of the weights in another dtype."""
@@ -47,12 +53,13 @@ def inspect(folder: Path) -> Contents:
     check_kind(config, str(folder))
     files = weight_files(folder)
     shapes = [shape for path in files for shape in tensor_shapes(path)]
+    kinds = frozenset(str(each["layout"])[:4] for each in tile_layers(files[0]).values()) or None
     check_sizes(config, shapes, str(folder))
     if not any((folder / name).is_file() for name in TOKENIZER):
         raise ModelNotFoundError(
             f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the same model into it"
         )
-    return Contents(config, sum(map(math.prod, shapes)), sum(path.stat().st_size for path in files))
+    return Contents(config, sum(map(math.prod, shapes)), sum(path.stat().st_size for path in files), kinds)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -149,6 +156,8 @@ def weight_files(folder: Path) -> list[Path]:
         UnsupportedModelError: The weights are in another format.
     """
     index = folder / INDEX
+    if (folder / TILES).is_file():
+        return [folder / TILES]
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if index.is_file():
@@ -194,9 +203,24 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
 
     try:
         with safe_open(path, framework="np") as file:
-            shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 - not a dict
+            sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+            layers = _layers_in(file.metadata())
+            shapes = [(layers[name]["rows"], layers[name]["columns"]) if name in layers else sizes[name] for name in sizes]
         if not shapes:
             raise ValueError("it contains no tensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelNotFoundError(f"{path} is damaged ({short(error)}); fetch the model again") from error
     return shapes
+
+
+def tile_layers(path: Path) -> dict[str, Any]:
+    """Return what the header of the safetensors file `path` says about its tiles, by name; empty if it has none."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return _layers_in(file.metadata())
+
+
+def _layers_in(metadata: dict[str, str] | None) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((metadata or {}).get(LAYERS_ENTRY) or "{}")
+    return found

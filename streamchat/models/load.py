@@ -89,7 +89,16 @@ def _load(
     from streamchat.models.plan import make_plan
 
     trace.mark(trace.TORCH)
-    plan = make_plan(source, name, device=device, dtype=dtype, attention=attention, progress=progress)
+    plan = make_plan(
+        source,
+        name,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        weights=weights,
+        kernels=kernels,
+        progress=progress,
+    )
     digest = _digest_of(plan.folder, plan.name, progress)
     progress(f"Loading {plan.name}", 0, 0, "")
     import_libraries(str(plan.contents.config.get("model_type")))

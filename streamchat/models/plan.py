@@ -7,6 +7,7 @@ from pathlib import Path
 
 from streamchat.base.devices import is_spread
 from streamchat.base.progress import Progress
+from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device as devices
 from streamchat.models.folder import Contents, inspect
 from streamchat.models.hub_cache import older_note
@@ -29,6 +30,8 @@ class LoadPlan:
     """Notes for the user about the dtype."""
     notes: tuple[str, ...] = ()
     """Notes about source and device."""
+    kernels: Kernels | None = None
+    """The compiled kernels that serve the tiles of the folder; None for native weights."""
 
     @property
     def name(self) -> str:
@@ -41,7 +44,10 @@ class LoadPlan:
         Raises:
             ModelNotFoundError: There is too little.
         """
-        devices.check_memory(self.contents.parameters, self.dtype, self.device, self.name)
+        if self.kernels is not None:
+            devices.check_served_memory(self.contents.file_bytes, self.name)
+        else:
+            devices.check_memory(self.contents.parameters, self.dtype, self.device, self.name)
 
     def in_safe_dtype(self) -> LoadPlan:
         """Return the plan for a model that overflows in float16."""
@@ -49,7 +55,17 @@ class LoadPlan:
         return replace(self, dtype=dtype, dtype_notes=(f"{self.name} overflows in float16, so it runs in {dtype}",))
 
 
-def make_plan(source: Source, asked: str, *, device: str, dtype: str, attention: str, progress: Progress) -> LoadPlan:
+def make_plan(
+    source: Source,
+    asked: str,
+    *,
+    device: str,
+    dtype: str,
+    attention: str,
+    progress: Progress,
+    weights: str = "native",
+    kernels: str = "auto",
+) -> LoadPlan:
     """Return the plan for `source`, which the user called `asked`; fetch or convert it first if needed.
 
     See `load_model`.
@@ -65,9 +81,22 @@ def make_plan(source: Source, asked: str, *, device: str, dtype: str, attention:
         chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)
         if is_spread(chosen_device):
             notes.append(f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
-    plan = LoadPlan(source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes))
+    serving = None
+    if chosen_device == "cpu" and _serves_tiles(contents, weights, dtype):
+        progress("Preparing kernels", 0, 0, "")
+        serving = load_kernels(kernels)
+    plan = LoadPlan(
+        source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes), serving
+    )
     plan.check_memory()
     return plan
+
+
+def _serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
+    """Return whether the weights that were asked for are the tiles of the folder. float32 means native weights."""
+    if contents.kinds is None:
+        return False
+    return (weights == "auto" and dtype != "float32") or {weights} == contents.kinds
 
 
 def _local_folder(source: Source, asked: str, progress: Progress) -> Path:

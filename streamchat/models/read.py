@@ -12,9 +12,11 @@ from transformers.models.auto import modeling_auto
 from streamchat.base.devices import is_spread
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, short
 from streamchat.models.folder import weight_files
+from streamchat.models.gguf.tokenizer import read_saved
 from streamchat.models.light.skeleton import read_exactly
 from streamchat.models.plan import LoadPlan
 from streamchat.models.spread import spread_arguments
+from streamchat.models.staging import read_manifest
 
 
 def check_config(plan: LoadPlan) -> None:
@@ -46,6 +48,8 @@ def read_tokenizer(plan: LoadPlan) -> PreTrainedTokenizerBase:
     """
     library: Any = AutoTokenizer
     try:
+        if "converter" in (read_manifest(plan.folder) or {}):
+            return read_saved(plan.folder)
         tokenizer: PreTrainedTokenizerBase = library.from_pretrained(
             str(plan.folder), local_files_only=True, trust_remote_code=False
         )
@@ -68,6 +72,8 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     spread = spread_arguments(plan.device) if is_spread(plan.device) else {}
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
+        if plan.contents.kinds is not None:
+            return _read_tiles(plan, how, spread)
         if plan.device == "cpu" and (exact := _read_exactly(plan, how)) is not None:
             return exact, {}
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
@@ -108,6 +114,15 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     model.eval()
     model.requires_grad_(False)
     return model, notes
+
+
+def _read_tiles(plan: LoadPlan, attention: str, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from streamchat.models.served import build_native, build_served
+
+    dtype = getattr(torch, plan.dtype)
+    if plan.kernels is not None and (served := build_served(plan.folder, dtype, attention, plan.kernels)) is not None:
+        return served
+    return build_native(plan.folder, dtype, attention, spread)
 
 
 def _read_exactly(plan: LoadPlan, attention: str) -> PreTrainedModel | None:

@@ -39,10 +39,20 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int4_codes(weight: Tensor, largest: Iterable[int] = INT4_LARGEST) -> tuple[Tensor, Tensor]:
-    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) bfloat16 scales and zeros.
+    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) float16.
 
-    Scale and zero of a group are the least-squares fit to its codes. `largest` are codes to try for its largest weight.
+    These are scale and minimum of a group, the least-squares fit to its codes: `w = scale * code + minimum`. `largest`
+    are codes to try for its largest weight.
     """
+    return _fit_int4(weight, largest, torch.float16, 0)
+
+
+def centered_int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same for PyTorch's kernels, in bfloat16: `w = scale * (code - 8) + zero`."""
+    return _fit_int4(weight, INT4_LARGEST, torch.bfloat16, 8)
+
+
+def _fit_int4(weight: Tensor, largest: Iterable[int], dtype: torch.dtype, center: int) -> tuple[Tensor, Tensor]:
     groups = _groups(weight)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)  # aminmax uses all threads
     step = _best_step(groups - low, high - low, largest)
@@ -51,9 +61,10 @@ def int4_codes(weight: Tensor, largest: Iterable[int] = INT4_LARGEST) -> tuple[T
     mean = groups.mean(-1, keepdim=True)
     variance = centered.square().sum(-1, keepdim=True)
     scale = torch.where(variance > 0, (centered * (groups - mean)).sum(-1, keepdim=True) / variance, step)
-    scale = scale.to(torch.bfloat16).float()
-    zero = mean - scale * (codes.mean(-1, keepdim=True) - 8)
-    return codes.to(torch.int32), torch.cat([scale, zero], dim=-1).to(torch.bfloat16)
+    most = torch.finfo(dtype).max
+    scale = scale.clamp(max=most).to(dtype).float()
+    zero = mean - scale * (codes.mean(-1, keepdim=True) - center)
+    return codes.to(torch.int32), torch.cat([scale, zero.clamp(-most, most)], dim=-1).to(dtype)
 
 
 def is_grouped(weight: Tensor) -> bool:
@@ -67,7 +78,7 @@ def is_grouped(weight: Tensor) -> bool:
 
 def _residual(weight: Tensor, largest: Iterable[int]) -> float:
     """Return the root mean square distance from the nearest int4 values, in units of their step."""
-    codes, scales = int4_codes(weight, largest)
+    codes, scales = _fit_int4(weight, largest, torch.bfloat16, 8)
     step, zero = (part.float().unsqueeze(-1) for part in scales.unbind(-1))
     distance = (_groups(weight) - zero) / step - (codes - 8)
     return float(distance.square().mean().sqrt())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.weights import QuantizedWeight
 
 MAX_ROWS = 4
@@ -99,8 +100,12 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedC
 
 
 def quantized_bytes(model: nn.Module) -> int:
-    """Return the memory of all quantized weights of `model` in bytes; shared storage counts once."""
-    tensors = [t for layer in quantized_layers(model).values() for t in (layer.quantized.data, layer.quantized.scales)]
+    """Return the memory of quantized copies in `model` in bytes; shared storage counts once.
+
+    Weights that the model has in no other form are not copies.
+    """
+    copies = [each for each in quantized_layers(model).values() if not isinstance(each.weight, QuantizedMatrix)]
+    tensors = [t for layer in copies for t in (layer.quantized.data, layer.quantized.scales)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

@@ -8,7 +8,6 @@ with native weights is faster.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from torch import Tensor
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import GROUP as GROUP
 from streamchat.kernels.operations import TILE, Matrix, product, program
-from streamchat.quantization.codes import INT8_LIMIT, int4_codes, int8_codes
+from streamchat.quantization import unpack
+from streamchat.quantization.codes import INT8_LIMIT, centered_int4_codes, int4_codes, int8_codes
+from streamchat.quantization.layouts import LAYOUTS, Coded, Layout, LayoutName, tiles
+from streamchat.quantization.layouts import Kind as Kind
 
-Kind = Literal["int8", "int4"]
-
-BITS: dict[Kind, int] = {"int8": 8, "int4": 4}
 TILE_ROWS = 64
 """Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
 CHUNK = 1 << 20
@@ -31,36 +30,69 @@ CHUNK = 1 << 20
 class QuantizedWeight:
     """A matrix of `rows` x `columns` weights (out_features x in_features).
 
-    int8: `w = scale * q` in groups of 32 along a row; for PyTorch's kernels, one group per row.
-    int4: `w = scale * (q - 8) + zero` in groups of 32 along a row.
+    In tiles, `w = scale * q` or `w = scale * q + minimum`, in groups of 32 or 16 along a row. For PyTorch's kernels,
+    int8 has one group per row, and int4 is `w = scale * (q - 8) + zero` in groups of 32.
     """
 
-    kind: Kind
+    layout: LayoutName
+    """How tiles store the weights; for PyTorch's kernels, int8 or int4."""
     data: Tensor
-    """Tiled for the compiled kernels: (rows / 16 rounded up, columns / 32, 544 or 320) uint8 including the scales.
-    For PyTorch's, int8: (rows rounded up to 16, columns) int8; int4: (rows, columns / 2) uint8, in a layout for this
-    CPU."""
+    """Tiles: (rows / 16 rounded up, units, bytes of a unit) uint8 including the scales. For PyTorch's kernels, int8:
+    (rows rounded up to 16, columns) int8; int4: (rows, columns / 2) uint8, in a layout for this CPU."""
     scales: Tensor
-    """int8: (rows rounded up to 16,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty if tiled."""
+    """int8: (rows rounded up to 16,). int4: (columns / 32, rows, 2), scale and zero. bfloat16. Empty for tiles."""
     rows: int
     """Output features."""
     kernels: Kernels | None = field(repr=False, compare=False)
-    """The compiled kernels that multiply; None for PyTorch's. Tiled weights need them."""
+    """The compiled kernels that multiply. None for PyTorch's; tiles can then only be dequantized."""
 
     @property
     def tiled(self) -> bool:
-        """Whether the data has the layout of the compiled kernels."""
+        """Whether the data is tiles."""
         return self.data.dim() == 3
 
     @property
-    def layout(self) -> str:
-        """Name of the layout: the kind, and whether int8 has groups."""
-        return "int8 in groups" if self.kind == "int8" and self.tiled else self.kind
+    def tile_layout(self) -> Layout:
+        """Bits and scales of tiles."""
+        return LAYOUTS[self.layout]
+
+    @property
+    def kind(self) -> Kind:
+        """The precision, for users."""
+        return self.tile_layout.kind
+
+    @property
+    def columns(self) -> int:
+        """Input features."""
+        if self.tiled:
+            return self.data.shape[1] * self.tile_layout.columns
+        return self.data.shape[1] * (2 if self.layout == "int4" else 1)
+
+    @property
+    def described(self) -> str:
+        """The layout and whether it is tiles, which determine the numbers."""
+        return f"{self.layout} in tiles" if self.tiled else self.layout
 
     @property
     def nbytes(self) -> int:
         """Bytes of both tensors."""
         return self.data.nbytes + self.scales.nbytes
+
+    def matrix(self, bias: int | None = None) -> Matrix:
+        """Return tiles as an operand of the kernels, with the address of a (rows,) float32 bias. Keep `data` alive."""
+        return Matrix(self.data.data_ptr(), bias, self.rows, self.tile_layout.bits, self.tile_layout.scales)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the (rows, columns) weights of tiles, without a float32 copy of all of them."""
+        return unpack.dequantize(self.tile_layout, self.data, self.rows, self.columns, dtype, self.kernels)
+
+    def rows_at(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n,) ids -> (n, columns): rows of tiles.
+
+        Raises:
+            IndexError: An id is out of range.
+        """
+        return unpack.rows_at(self.tile_layout, self.data, ids, self.columns, dtype, self.kernels)
 
     def multiply(self, x: Tensor) -> Tensor:
         """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels round `x` to bfloat16."""
@@ -77,9 +109,8 @@ class QuantizedWeight:
         count, columns = x.shape
         x_floats = x.detach().float().contiguous()
         out = torch.empty(count, self.rows)
-        matrix = Matrix(self.data.data_ptr(), rows=self.rows, bits=BITS[self.kind])
         operation = product(
-            matrix, x=x_floats.data_ptr(), out=out.data_ptr(), columns=columns, out_stride=self.rows, count=count
+            self.matrix(), x=x_floats.data_ptr(), out=out.data_ptr(), columns=columns, out_stride=self.rows, count=count
         )
         compiled.run(program([operation]), torch.get_num_threads())
         return out.to(x.dtype)
@@ -97,8 +128,8 @@ class QuantizedWeight:
         else:
             last = -(-stop // TILE) * TILE
             data = self.data[first:last]
-            scales = self.scales[first:last] if self.kind == "int8" else self.scales[:, first:stop].contiguous()
-        return QuantizedWeight(self.kind, data, scales, stop - first, self.kernels)
+            scales = self.scales[first:last] if self.layout == "int8" else self.scales[:, first:stop].contiguous()
+        return QuantizedWeight(self.layout, data, scales, stop - first, self.kernels)
 
 
 def rows_together(kind: Kind) -> int:
@@ -111,11 +142,17 @@ def can_quantize(kind: Kind, rows: int, columns: int) -> bool:
     return columns % GROUP == 0 and (kind == "int8" or rows % TILE == 0)
 
 
-def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWeight:
+def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None, *, tiled: bool = False) -> QuantizedWeight:
     """Quantize a (rows, columns) matrix of any float dtype on the CPU, for these kernels (None: PyTorch's).
 
     int4 recovers the codes of a matrix that was quantized in such groups before (GGUF's Q4_1 and Q4_K), even after
-    rounding to bfloat16; for the compiled kernels, int8 those of Q8_0, Q5_0 and Q4_0.
+    rounding to bfloat16; in tiles, int8 those of Q8_0, Q5_0 and Q4_0.
+
+    Args:
+        weight: The weights.
+        kind: The precision.
+        kernels: The compiled kernels that will multiply; None for PyTorch's.
+        tiled: Make tiles without kernels, too.
 
     Raises:
         ValueError: `can_quantize` does not allow this size.
@@ -123,14 +160,14 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None) -> QuantizedWe
     rows, columns = weight.shape
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
-    if kernels is not None:
+    if kernels is not None or tiled:
         chunks = torch.split(weight, max(1, CHUNK // columns // TILE) * TILE)
-        tiles = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
-        return QuantizedWeight(kind, tiles, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
+        made = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
+        return QuantizedWeight(kind, made, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
     weight = weight.float().contiguous()
     if kind == "int8":
         return _int8_rows(weight)
-    codes, scales = int4_codes(weight)
+    codes, scales = centered_int4_codes(weight)
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(rows, columns), 1)
     return QuantizedWeight("int4", data, scales.transpose(0, 1).contiguous(), rows, None)
 
@@ -146,25 +183,8 @@ def _int8_rows(weight: Tensor) -> QuantizedWeight:
 
 def _tiles(weight: Tensor, kind: Kind) -> Tensor:
     """Return (rows, columns) float32 weights as tiles."""
-    return _int8_tiles(*int8_codes(weight)) if kind == "int8" else _int4_tiles(*int4_codes(weight))
-
-
-def _int8_tiles(codes: Tensor, scales: Tensor) -> Tensor:
-    """(rows / 16 rounded up, columns / 32, 544) uint8; kernels/source/tiles.h describes the layout."""
-    rows, count = scales.shape
-    missing = -rows % TILE
-    codes = torch.nn.functional.pad(codes, (0, 0, 0, 0, 0, missing)).view(-1, TILE, count, GROUP // 2, 2)
-    scales = torch.nn.functional.pad(scales, (0, 0, 0, missing)).view(-1, TILE, count).transpose(1, 2)
-    pairs = codes.permute(0, 2, 3, 1, 4).reshape(-1, count, TILE * GROUP)
-    return torch.cat([pairs.view(torch.uint8), scales.contiguous().view(torch.uint8)], dim=-1)
-
-
-def _int4_tiles(codes: Tensor, scales: Tensor) -> Tensor:
-    """(rows / 16, columns / 32, 320) uint8; kernels/source/tiles.h describes the layout."""
-    rows, count = codes.shape[:2]
-    # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word, two words a row's share of a quarter
-    nibbles = codes.view(rows // TILE, TILE, count, 4, 4, 2).permute(0, 2, 3, 1, 5, 4)
-    words = (nibbles << (4 * torch.arange(4, dtype=torch.int32))).sum(-1, dtype=torch.int32)
-    data = words.to(torch.uint16).reshape(rows // TILE, count, -1).view(torch.uint8)
-    pairs = scales.view(rows // TILE, TILE, count, 2).transpose(1, 2).reshape(rows // TILE, count, -1)
-    return torch.cat([data, pairs.view(torch.uint8)], dim=-1)
+    if kind == "int8":
+        codes, scales = int8_codes(weight)
+        return tiles(LAYOUTS[kind], Coded(codes, [scales]))
+    codes, pairs = int4_codes(weight)
+    return tiles(LAYOUTS[kind], Coded(codes.to(torch.uint8), pairs.unbind(-1)))

@@ -1,9 +1,9 @@
-/* Multiplies on any processor, also an emulated one: reads bits, rows, columns, count as int32, the weights, and the
+/* Multiplies on any processor, also an emulated one: reads bits, format, rows, columns, count as int32, the weights, and the
  * vectors; writes the results. */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "operations.h"
+#include "tiles.h"
 
 extern int run(const Operation *operations, long count, int threads);
 
@@ -15,10 +15,12 @@ static void *read_bytes(size_t size) {
 }
 
 int main(void) {
-    int32_t *sizes = read_bytes(4 * sizeof(int32_t)), bits = sizes[0], rows = sizes[1], columns = sizes[2], count = sizes[3];
-    size_t groups = ((size_t)rows + 15) / 16 * ((size_t)columns / 32), weights = (size_t)rows * (size_t)columns;
-    Matrix matrix = {.rows = rows, .bits = bits};
-    matrix.data = read_bytes(bits < 16 ? groups * (bits == 4 ? 320 : 544) : weights * (size_t)bits / 8);
+    int32_t *sizes = read_bytes(5 * sizeof(int32_t)), bits = sizes[0], format = sizes[1];
+    int32_t rows = sizes[2], columns = sizes[3], count = sizes[4];
+    size_t tiles = ((size_t)rows + TILE - 1) / TILE, weights = (size_t)rows * (size_t)columns;
+    Matrix matrix = {.rows = rows, .bits = bits, .format = format};
+    size_t each = bits < 16 ? (size_t)tile_bytes(bits, format, columns / GROUP) : 0;
+    matrix.data = read_bytes(bits < 16 ? tiles * each : weights * (size_t)bits / 8);
     Operation operation = {.kind = PRODUCT};
     operation.product = (Product){.matrices = {matrix}, .num_matrices = 1, .columns = columns, .count = count};
     operation.product.x = read_bytes((size_t)count * (size_t)columns * sizeof(float));

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from streamchat.kernels import build, check
-from streamchat.kernels.check import random_matrix
-from streamchat.kernels.operations import ATTEND, STORE, Attention
+from streamchat.kernels.check_matrices import MATRICES, random_matrix
+from streamchat.kernels.operations import ATTEND, STORE, SUPER_32, Attention
 from tests.support.zig import find_zig
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
 """Plain C, the same with SSE 4, AVX2, AVX-512, AVX-512 with VNNI."""
-CASES = [(bits, rows, 160, count) for bits in (4, 8, 16, 32) for rows in (16, 48, 57) for count in (1, 3, 4, 6, 15, 61)]
+CASES = [(*each, rows, count) for each in MATRICES for rows in (16, 48, 57) for count in (1, 3, 4, 6, 15, 61)]
 
 
 def compile_driver(compiler: Sequence[str], to: Path, driver: str = "product_driver.c") -> list[str]:
@@ -37,14 +37,15 @@ def compile_driver(compiler: Sequence[str], to: Path, driver: str = "product_dri
 def check_products(driver: Sequence[str]) -> None:
     """Compares the driver's products with NumPy's."""
     noise = np.random.default_rng(2)
-    for bits, rows, columns, count in CASES:
-        data, meant = random_matrix(bits, rows, columns)
+    for bits, kind, rows, count in CASES:
+        columns = 512 if bits < 16 and kind >= SUPER_32 else 160
+        data, meant = random_matrix(bits, rows, columns, kind)
         x = noise.standard_normal((count, columns), dtype=np.float32)
-        sizes = struct.pack("<4i", bits, rows, columns, count)
+        sizes = struct.pack("<5i", bits, kind, rows, columns, count)
         given = b"".join([sizes, data.tobytes(), x.tobytes()])
         done = subprocess.run(driver, input=given, capture_output=True, check=True, timeout=120)
         found, expected = np.frombuffer(done.stdout, np.float32).reshape(count, rows), x @ meant.T
-        assert abs(found - expected).max() <= 2e-4 * abs(expected).max(), (bits, rows, count)
+        assert abs(found - expected).max() <= 2e-4 * abs(expected).max(), (bits, kind, rows, count)
 
 
 def skip_unless_possible(compiler: str, level: str) -> None:

@@ -152,7 +152,7 @@ def test_a_gguf_with_another_middle_has_another_copy(tmp_path: Path) -> None:
 
 def test_a_copy_with_a_name_of_before_goes_when_the_new_one_is_made(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
-    older = convert._legacy_copy(file)
+    older = convert._first_copy(file)
     older.mkdir(parents=True)
     (older / "model.safetensors").write_bytes(b"old")
     made = convert.converted_copy(file, progress=silent)

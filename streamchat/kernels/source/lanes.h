@@ -19,10 +19,10 @@ INLINE Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm512_srli_epi16(x, (unsigned)bits); }
-INLINE Ints shift_left(Ints x, int bits) { return _mm512_slli_epi32(x, (unsigned)bits); }
 INLINE Ints widen_bytes(const int8_t *from) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Ints ints_of_signed(const uint8_t *from) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats all_floats(float x) { return _mm512_set1_ps(x); }
-INLINE Floats floats_of_bits(Ints x) { return _mm512_castsi512_ps(x); }
 INLINE Floats floats_of_halves(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
@@ -46,10 +46,10 @@ INLINE Ints all_ints(int32_t x) { return _mm256_set1_epi32(x); }
 INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints and_ints(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) { return _mm256_srli_epi16(x, bits); }
-INLINE Ints shift_left(Ints x, int bits) { return _mm256_slli_epi32(x, bits); }
 INLINE Ints widen_bytes(const int8_t *from) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+INLINE Ints ints_of_signed(const uint8_t *from) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 INLINE Floats all_floats(float x) { return _mm256_set1_ps(x); }
-INLINE Floats floats_of_bits(Ints x) { return _mm256_castsi256_ps(x); }
 INLINE Floats floats_of_halves(const void *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
 INLINE Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
@@ -78,10 +78,18 @@ INLINE Ints and_ints(Ints a, Ints b) { return vandq_s32(a, b); }
 INLINE Ints shift_halves_right(Ints x, int bits) {
     return vreinterpretq_s32_u16(vshlq_u16(vreinterpretq_u16_s32(x), vdupq_n_s16((int16_t)-bits)));
 }
-INLINE Ints shift_left(Ints x, int bits) { return vshlq_s32(x, vdupq_n_s32(bits)); }
 INLINE Ints widen_bytes(const int8_t *from) { return vreinterpretq_s32_s16(vmovl_s8(vld1_s8(from))); }
+INLINE Ints ints_of_bytes(const uint8_t *from) {
+    uint32_t bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes)))));
+}
+INLINE Ints ints_of_signed(const uint8_t *from) {
+    uint32_t bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(bytes))));
+}
 INLINE Floats all_floats(float x) { return vdupq_n_f32(x); }
-INLINE Floats floats_of_bits(Ints x) { return vreinterpretq_f32_s32(x); }
 INLINE Floats floats_of_halves(const void *from) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from)));
 }
@@ -119,15 +127,17 @@ INLINE Ints all_ints(int32_t x) { return (Ints){x, x, x, x}; }
 INLINE Ints add_ints(Ints a, Ints b) { return a + b; }
 INLINE Ints and_ints(Ints a, Ints b) { return a & b; }
 INLINE Ints shift_halves_right(Ints x, int bits) { return (x >> bits) & all_ints((0xffff >> bits) * 0x10001); }
-INLINE Ints shift_left(Ints x, int bits) { return x << bits; }
 INLINE Ints widen_bytes(const int8_t *from) {
     Halves x;
     for (int i = 0; i < 8; i++)
         x[i] = from[i];
     return (Ints)x;
 }
+INLINE Ints ints_of_bytes(const uint8_t *from) { return (Ints){from[0], from[1], from[2], from[3]}; }
+INLINE Ints ints_of_signed(const uint8_t *from) {
+    return (Ints){(int8_t)from[0], (int8_t)from[1], (int8_t)from[2], (int8_t)from[3]};
+}
 INLINE Floats all_floats(float x) { return (Floats){x, x, x, x}; }
-INLINE Floats floats_of_bits(Ints x) { return (Floats)x; }
 INLINE Floats floats_of_halves(const void *from) {
     float16 x[4];
     memcpy(x, from, sizeof x);
@@ -155,6 +165,7 @@ INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
 
 /* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums returns the sums.
- * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16. */
+ * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16, ints_of_bytes and
+ * ints_of_signed read LANES bytes. */
 
 #endif

@@ -8,10 +8,14 @@
 /* Number formats of 16 or 32 bits. */
 enum { BFLOAT16, FLOAT16, FLOAT32 };
 
+/* Scales of 4 or 8-bit codes: one for each group of 32 columns of a row; a scale and a minimum; 6-bit scales and
+ * minimums of groups in superblocks of 256 columns; 8-bit scales of 16 columns in superblocks. */
+enum { SCALE, SCALE_MIN, SUPER_32, SUPER_16 };
+
 /* A (rows, columns) matrix of weights; `columns` is that of the product.
- * bits: per weight. 4 or 8: data is (rows / 16 rounded up, columns / 32, 320 or 544) bytes, see tiles.h; columns must
- * be a multiple of 32, and rows of the last tile beyond `rows` are not used. 16: (rows, columns) in `format`, bfloat16
- * or float16. 32: (rows, columns) float32. bias: (rows) or NULL. */
+ * bits: per weight. 4 or 8: data is tiles of codes with scales of the kind `format`, see tiles.h; columns must be a
+ * multiple of 32, or 256 with superblocks, and rows of the last tile beyond `rows` are not used. 16: (rows, columns) in
+ * `format`, bfloat16 or float16. 32: (rows, columns) float32. bias: (rows) or NULL. */
 typedef struct {
     const void *data;
     const float *bias;

@@ -75,11 +75,12 @@ static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member
 }
 
 /* Multiplies a tile of 16 quantized rows with all vectors; to: (count, 16). */
-static void multiply_quantized(int bits, const uint8_t *tile, long columns, const Vectors *x, float *to) {
+static void multiply_quantized(const Matrix *m, long tile, long columns, const Vectors *x, float *to) {
+    TileProduct multiply = tile_product(m->bits, m->format);
+    const uint8_t *data = (const uint8_t *)m->data + tile * tile_bytes(m->bits, m->format, columns / GROUP);
     for (int n = 0; n < x->count; n += WIDE) {
         int count = x->count - n < WIDE ? x->count - n : WIDE;
-        (bits == 4 ? int4_tile : int8_tile)(tile, x->panels + n * panel_words(columns), count, columns / GROUP,
-                                            to + n * TILE);
+        multiply(data, x->panels + n * panel_words(columns), count, columns / GROUP, to + n * TILE);
     }
 }
 
@@ -98,8 +99,7 @@ static void multiply_tile(const Matrix *m, long columns, long tile, const Vector
     if (last - first < TILE)
         memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
     if (is_quantized(m))
-        multiply_quantized(m->bits, (const uint8_t *)m->data + tile * (columns / GROUP) * block_bytes(m->bits), columns,
-                           x, to);
+        multiply_quantized(m, tile, columns, x, to);
     else
         for (int n = 0; n < x->count; n++)
             for (long r = first; r < last; r++)

@@ -13,15 +13,40 @@ enum { TILE = 16, MOST_WIDE = 8, CHAINS = 4, AHEAD = 8192 };
 #define KEEP_LOOP _Pragma("GCC unroll 1") /* gcc would load too early, and run out of registers */
 #endif
 
-/* Layout of one group (32 columns) of 16 rows:
- * int4: 256 bytes of codes, then 16 (scale, zero) pairs in bfloat16. Each 32-bit word of codes belongs to one row; in
- * the i-th 64 bytes, nibble j of the two halves of a word holds columns 8 i + 2 j and 8 i + 2 j + 1.
- * w = scale * (code - 8) + zero.
- * int8: 512 bytes of codes, then 16 scales in float16. The i-th 32 bytes hold columns 2 i and 2 i + 1 of each row.
- * w = scale * code. */
-enum { INT4_CODES = 256, INT8_CODES = 512, INT4_BLOCK = 320, INT8_BLOCK = 544 };
+/* A tile is 16 rows. For each group of 32 columns it has a block: the codes, then the scales.
+ * 4-bit codes: 256 bytes. Each 32-bit word of codes belongs to one row; in the i-th 64 bytes, nibble j of the two
+ * halves of a word holds columns 8 i + 2 j and 8 i + 2 j + 1. Codes are 0 to 15.
+ * 8-bit codes: 512 bytes of signed codes. The i-th 32 bytes hold columns 2 i and 2 i + 1 of each row.
+ * SCALE: 16 scales, in float16. w = scale * code.
+ * SCALE_MIN: 16 scales, 16 minimums, in float16. w = scale * code + minimum.
+ * SUPER_32: 16 scales, 16 minimums, in 8 bits. Before each 8 blocks, a header has 16 factors for the scales and 16 for
+ * the minimums, in float16. w = factor * scale * code - factor of minimums * minimum.
+ * SUPER_16: 16 scales of the first 16 columns, 16 of the others, in signed 8 bits. Of the header, the first half is
+ * used. w = factor * scale * code. */
+enum { SUPERBLOCK = 8, HEADER = 64 };
 
-INLINE long block_bytes(int bits) { return bits == 4 ? INT4_BLOCK : INT8_BLOCK; }
+INLINE long codes_bytes(int bits) { return 64 * bits; }
+INLINE long block_bytes(int bits, int scales) { return codes_bytes(bits) + (scales == SCALE_MIN ? 64 : 32); }
+INLINE long superblock_bytes(int bits, int scales) { return HEADER + SUPERBLOCK * block_bytes(bits, scales); }
+
+INLINE long tile_bytes(int bits, int scales, long groups) {
+    if (scales >= SUPER_32)
+        return groups / SUPERBLOCK * superblock_bytes(bits, scales);
+    return groups * block_bytes(bits, scales);
+}
+
+INLINE const uint8_t *header_of(int bits, int scales, const uint8_t *tile, long group) {
+    return tile + group / SUPERBLOCK * superblock_bytes(bits, scales);
+}
+
+INLINE const uint8_t *block_of(int bits, int scales, const uint8_t *tile, long group) {
+    if (scales >= SUPER_32)
+        return header_of(bits, scales, tile, group) + HEADER + group % SUPERBLOCK * block_bytes(bits, scales);
+    return tile + group * block_bytes(bits, scales);
+}
+
+/* Parts of a group that have scales of their own. */
+INLINE int parts_of(int scales) { return scales == SUPER_16 ? 2 : 1; }
 
 /* Returns codes of LANES rows from `row` on, as pairs of 16-bit integers: columns 8 i + 2 j and 8 i + 2 j + 1. */
 INLINE Ints unpack(int bits, const uint8_t *block, int row, int i, int j) {
@@ -38,40 +63,48 @@ INLINE void add_pairs(Sums *sums, Ints codes, const int32_t *x, int count) {
         sums[n] = dot_pairs(sums[n], codes, all_ints(x[n]));
 }
 
-/* Adds the share of a group to the totals of LANES rows, with the rounded x: scale * codes x for int8, scale * (codes x
- * - 8 sum x) + zero * sum x for int4. scales: of the vectors, then the sums of their rounded elements. */
-INLINE void add_group(Floats *total, const Sums *sums, int bits, const uint8_t *block, int row, const float *scales,
-                      int count) {
-    if (bits == 8) {
-        Floats scale = floats_of_halves(block + INT8_CODES + 2 * row);
-        for (int n = 0; n < count; n++)
-            total[n] = add_product(total[n], scale, to_floats(lane_sums(sums[n])) * all_floats(scales[n]));
-        return;
+/* Adds the share of a part of a group to the totals of LANES rows, with the rounded x: scale * codes x + minimum * sum
+ * x. x_scales: of the vectors, then the sums of their rounded elements. */
+INLINE void add_group(Floats *total, const Sums *sums, int bits, int scales, const uint8_t *tile, long group, int part,
+                      int row, const float *x_scales, int count) {
+    const uint8_t *at = block_of(bits, scales, tile, group) + codes_bytes(bits);
+    const uint8_t *header = header_of(bits, scales, tile, group);
+    Floats scale, minimum = all_floats(0.0f);
+    if (scales == SUPER_32) {
+        scale = floats_of_halves(header + 2 * row) * to_floats(ints_of_bytes(at + row));
+        minimum -= floats_of_halves(header + 2 * (TILE + row)) * to_floats(ints_of_bytes(at + TILE + row));
+    } else if (scales == SUPER_16) {
+        scale = floats_of_halves(header + 2 * row) * to_floats(ints_of_signed(at + TILE * part + row));
+    } else {
+        scale = floats_of_halves(at + 2 * row);
+        if (scales == SCALE_MIN)
+            minimum = floats_of_halves(at + 2 * (TILE + row));
     }
-    Ints pairs = load_ints(block + INT4_CODES + 4 * row);
-    Floats scale = floats_of_bits(shift_left(pairs, 16)), zero = floats_of_bits(and_ints(pairs, all_ints(-65536)));
-    zero = add_product(zero, scale, all_floats(-8.0f));
     for (int n = 0; n < count; n++) {
-        Floats dot = to_floats(lane_sums(sums[n])) * all_floats(scales[n]);
-        total[n] = add_product(add_product(total[n], scale, dot), zero, all_floats(scales[count + n]));
+        total[n] = add_product(total[n], scale, to_floats(lane_sums(sums[n])) * all_floats(x_scales[n]));
+        if (scales == SCALE_MIN || scales == SUPER_32)
+            total[n] = add_product(total[n], minimum, all_floats(x_scales[count + n]));
     }
 }
 
 /* Multiplies LANES rows with a panel of `count` vectors. */
-INLINE void multiply_lanes(int bits, const uint8_t *tile, int row, const int32_t *x, int count, long groups,
-                           float *out) {
+INLINE void multiply_lanes(int bits, int scales, const uint8_t *tile, int row, const int32_t *x, int count,
+                           long groups, float *out) {
     Floats total[MOST_WIDE];
     for (int n = 0; n < count; n++)
         total[n] = all_floats(0.0f);
-    for (long g = 0; g < groups; g++, tile += block_bytes(bits), x += PANEL_WORDS * count) {
-        Sums sums[MOST_WIDE];
-        for (int n = 0; n < count; n++)
-            sums[n] = no_sums();
-        KEEP_LOOP
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 4; j++)
-                add_pairs(sums, unpack(bits, tile, row, i, j), x + (4 * i + j) * count, count);
-        add_group(total, sums, bits, tile, row, (const float *)(x + WORDS * count), count);
+    for (long g = 0; g < groups; g++, x += PANEL_WORDS * count) {
+        const uint8_t *block = block_of(bits, scales, tile, g);
+        for (int part = 0; part < parts_of(scales); part++) {
+            Sums sums[MOST_WIDE];
+            for (int n = 0; n < count; n++)
+                sums[n] = no_sums();
+            KEEP_LOOP
+            for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
+                for (int j = 0; j < 4; j++)
+                    add_pairs(sums, unpack(bits, block, row, i, j), x + (4 * i + j) * count, count);
+            add_group(total, sums, bits, scales, tile, g, part, row, (const float *)(x + WORDS * count), count);
+        }
     }
     for (int n = 0; n < count; n++)
         store_floats(out + n * TILE, total[n]);
@@ -79,25 +112,28 @@ INLINE void multiply_lanes(int bits, const uint8_t *tile, int row, const int32_t
 
 /* The product with one vector mostly waits for memory, so it reads the tile in order and prefetches. Several sums hide
  * the latency of additions. out: (16). */
-INLINE void multiply_one(int bits, const uint8_t *tile, const int32_t *x, long groups, float *out) {
+INLINE void multiply_one(int bits, int scales, const uint8_t *tile, const int32_t *x, long groups, float *out) {
     Floats total[TILE / LANES];
     for (int r = 0; r < TILE / LANES; r++)
         total[r] = all_floats(0.0f);
-    for (long g = 0; g < groups; g++, tile += block_bytes(bits), x += PANEL_WORDS) {
-        Sums sums[TILE / LANES][CHAINS];
-        for (int r = 0; r < TILE / LANES; r++)
-            for (int c = 0; c < CHAINS; c++)
-                sums[r][c] = no_sums();
-        for (int line = 0; line < block_bytes(bits); line += 64)
-            __builtin_prefetch(tile + AHEAD + line);
-        for (int i = 0; i < 4; i++)
+    for (long g = 0; g < groups; g++, x += PANEL_WORDS) {
+        const uint8_t *block = block_of(bits, scales, tile, g);
+        for (int line = 0; line < block_bytes(bits, scales); line += 64)
+            __builtin_prefetch(block + AHEAD + line);
+        for (int part = 0; part < parts_of(scales); part++) {
+            Sums sums[TILE / LANES][CHAINS];
             for (int r = 0; r < TILE / LANES; r++)
-                for (int j = 0; j < 4; j++)
-                    add_pairs(sums[r] + j % CHAINS, unpack(bits, tile, LANES * r, i, j), x + 4 * i + j, 1);
-        for (int r = 0; r < TILE / LANES; r++) {
-            for (int c = 1; c < CHAINS; c++)
-                sums[r][0] = add_sums(sums[r][0], sums[r][c]);
-            add_group(total + r, sums[r], bits, tile, LANES * r, (const float *)(x + WORDS), 1);
+                for (int c = 0; c < CHAINS; c++)
+                    sums[r][c] = no_sums();
+            for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
+                for (int r = 0; r < TILE / LANES; r++)
+                    for (int j = 0; j < 4; j++)
+                        add_pairs(sums[r] + j % CHAINS, unpack(bits, block, LANES * r, i, j), x + 4 * i + j, 1);
+            for (int r = 0; r < TILE / LANES; r++) {
+                for (int c = 1; c < CHAINS; c++)
+                    sums[r][0] = add_sums(sums[r][0], sums[r][c]);
+                add_group(total + r, sums[r], bits, scales, tile, g, part, LANES * r, (const float *)(x + WORDS), 1);
+            }
         }
     }
     for (int r = 0; r < TILE / LANES; r++)
@@ -105,49 +141,63 @@ INLINE void multiply_one(int bits, const uint8_t *tile, const int32_t *x, long g
 }
 
 /* out: (count, 16). */
-INLINE void multiply_panel(int bits, const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
+INLINE void multiply_panel(int bits, int scales, const uint8_t *tile, const int32_t *x, int count, long groups,
+                           float *out) {
     for (int r = 0; r < TILE; r += LANES)
-        multiply_lanes(bits, tile, r, x, count, groups, out + r);
+        multiply_lanes(bits, scales, tile, r, x, count, groups, out + r);
 }
 
 /* A panel has up to WIDE vectors. */
-INLINE void quantized_tile(int bits, const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
+INLINE void quantized_tile(int bits, int scales, const uint8_t *tile, const int32_t *x, int count, long groups,
+                           float *out) {
     switch (count) {
     case 1:
-        multiply_one(bits, tile, x, groups, out);
+        multiply_one(bits, scales, tile, x, groups, out);
         break;
     case 2:
-        multiply_panel(bits, tile, x, 2, groups, out);
+        multiply_panel(bits, scales, tile, x, 2, groups, out);
         break;
     case 3:
-        multiply_panel(bits, tile, x, 3, groups, out);
+        multiply_panel(bits, scales, tile, x, 3, groups, out);
         break;
     case 4:
-        multiply_panel(bits, tile, x, 4, groups, out);
+        multiply_panel(bits, scales, tile, x, 4, groups, out);
         break;
 #if defined(__AVX512BW__)
     case 5:
-        multiply_panel(bits, tile, x, 5, groups, out);
+        multiply_panel(bits, scales, tile, x, 5, groups, out);
         break;
     case 6:
-        multiply_panel(bits, tile, x, 6, groups, out);
+        multiply_panel(bits, scales, tile, x, 6, groups, out);
         break;
     case 7:
-        multiply_panel(bits, tile, x, 7, groups, out);
+        multiply_panel(bits, scales, tile, x, 7, groups, out);
         break;
     case 8:
-        multiply_panel(bits, tile, x, 8, groups, out);
+        multiply_panel(bits, scales, tile, x, 8, groups, out);
         break;
 #endif
     }
 }
 
-static NOINLINE void int4_tile(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
-    quantized_tile(4, tile, x, count, groups, out);
-}
+/* One function for each kind of codes and scales that files have. */
+typedef void (*TileProduct)(const uint8_t *tile, const int32_t *x, int count, long groups, float *out);
 
-static NOINLINE void int8_tile(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {
-    quantized_tile(8, tile, x, count, groups, out);
+#define TILE_PRODUCT(name, bits, scales)                                                                               \
+    static NOINLINE void name(const uint8_t *tile, const int32_t *x, int count, long groups, float *out) {             \
+        quantized_tile(bits, scales, tile, x, count, groups, out);                                                     \
+    }
+TILE_PRODUCT(int4_min, 4, SCALE_MIN)
+TILE_PRODUCT(int4_super, 4, SUPER_32)
+TILE_PRODUCT(int8_scale, 8, SCALE)
+TILE_PRODUCT(int8_min, 8, SCALE_MIN)
+TILE_PRODUCT(int8_super, 8, SUPER_32)
+TILE_PRODUCT(int8_super_16, 8, SUPER_16)
+
+INLINE TileProduct tile_product(int bits, int scales) {
+    static const TileProduct of_4_bits[] = {NULL, int4_min, int4_super, NULL};
+    static const TileProduct of_8_bits[] = {int8_scale, int8_min, int8_super, int8_super_16};
+    return (bits == 4 ? of_4_bits : of_8_bits)[scales];
 }
 
 INLINE float bfloat16_row(const bfloat16 *row, const float *x, long columns) {

@@ -11,16 +11,16 @@ from streamchat.models.gguf.tokenizer import USE_OTHER_FORMAT, end_ids, special_
 
 
 def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the `gguf.GGUFReader` of `path`, and its metadata as plain Python values.
+    """Return the reader of `path`, and its metadata as plain Python values.
 
     Raises:
         ModelNotFoundError: The file is not a readable GGUF file, or its metadata describe a far larger model.
         UnsupportedModelError: The file is one part of a split model.
     """
-    import gguf
+    from streamchat.models.gguf.reader import Reader
 
     try:
-        reader: Any = gguf.GGUFReader(str(path))
+        reader: Any = Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         shapes = [tuple(int(size) for size in tensor.shape) for tensor in reader.tensors]
     except Exception as error:  # the reader raises errors of many kinds for truncated files
@@ -45,10 +45,14 @@ def read_config(path: Path, reader: Any, metadata: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
+    from streamchat.models.gguf.reader import WithoutLists, shared
+
     architecture = str(metadata["general.architecture"])
     library: Any = modeling_gguf_pytorch_utils
     try:
-        values = dict(library.load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+        with shared(WithoutLists(reader)):
+            values = dict(library.load_gguf_checkpoint(str(path), return_tensors=False)["config"])
+        values.setdefault("vocab_size", len(metadata.get("tokenizer.ggml.tokens") or ()))
         config: Any = AutoConfig.for_model(str(values.pop("model_type")), **values)
     except Exception as error:
         known = architecture in library.GGUF_SUPPORTED_ARCHITECTURES

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base.errors import UnsupportedModelError, refuse
+from streamchat.models.limits import return_free_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,12 +73,13 @@ _NFC = {"qwen2"}
 _BOS_BY_DEFAULT = {"llama3", "llama-v3", "llama-bpe"}
 
 
-def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+def build_tokenizer(gguf: Path, metadata: dict[str, Any], reader: Any) -> PreTrainedTokenizerBase:
     """Return the tokenizer of `gguf` with its special tokens and chat template.
 
     Args:
         gguf: The file, for messages and for transformers.
         metadata: All `tokenizer.*` and `general.*` values of the file.
+        reader: The reader of the file, for transformers.
 
     Raises:
         UnsupportedModelError: The tokenizer cannot be rebuilt exactly.
@@ -86,8 +88,29 @@ def build_tokenizer(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizer
     if kind == "gpt2":
         return _byte_level(gguf, metadata)
     if kind in ("llama", "gemma4"):
-        return _by_transformers(gguf, metadata)
+        return _by_transformers(gguf, metadata, reader)
     raise UnsupportedModelError(f"{gguf} has a tokenizer of type {kind!r}, which is not supported; {USE_OTHER_FORMAT}")
+
+
+def read_saved(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that `build_tokenizer` made and `save_pretrained` wrote to `folder`.
+
+    `AutoTokenizer` gives the same, but parses the file five times.
+    """
+    import transformers
+
+    arguments = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for name in ("tokenizer_class", "backend"):
+        arguments.pop(name, None)
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        arguments["chat_template"] = template.read_text(encoding="utf-8")
+    library: Any = transformers
+    tokenizer: PreTrainedTokenizerBase = library.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), name_or_path=str(folder), **arguments
+    )
+    return_free_memory()  # parsing takes more than the tokenizer: 200 MB for one with 262,144 tokens
+    return tokenizer
 
 
 def tokenizer_notes(gguf: Path, metadata: dict[str, Any]) -> list[str]:
@@ -174,32 +197,39 @@ def _wrap(backend: Any, add_bos: bool, metadata: dict[str, Any]) -> PreTrainedTo
     return tokenizer
 
 
-def _by_transformers(gguf: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _by_transformers(gguf: Path, metadata: dict[str, Any], reader: Any) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    with refuse(f"The tokenizer of {gguf} cannot be rebuilt", USE_OTHER_FORMAT):
+    from streamchat.models.gguf.reader import shared
+
+    with shared(reader), refuse(f"The tokenizer of {gguf} cannot be rebuilt", USE_OTHER_FORMAT):
         read: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
-    backend = read.backend_tokenizer
+    state = json.loads(read.backend_tokenizer.to_str())
     if metadata.get("tokenizer.ggml.add_space_prefix") is False:
-        backend = _without_space_prefix(backend)
-    backend = _with_user_defined(backend, metadata)
+        _remove_space_prefix(state)
+    defined = _hide_user_defined(state, metadata)
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.add_tokens(defined)
     # llama.cpp adds the BOS token to SentencePiece vocabularies unless the file says otherwise
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
     return _wrap(backend, bool(add_bos), metadata)
 
 
-def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
-    """Return a SentencePiece tokenizer that matches user-defined tokens before merging, longest first.
+def _hide_user_defined(state: dict[str, Any], metadata: dict[str, Any]) -> list[Any]:
+    """Remove the merges of user-defined tokens with spaces from the state of a SentencePiece tokenizer.
 
-    transformers builds those with spaces (Gemma's runs of 2 to 31) by merges, which split longer runs differently.
+    transformers builds those (Gemma's runs of 2 to 31) by merges, which split longer runs differently.
+
+    Returns:
+        The tokens, to be matched before merging, longest first.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type") or ()
     defined = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED and " " in token]
     if not defined:
-        return backend
-    state = json.loads(backend.to_str())
+        return []
     vocabulary = state["model"]["vocab"]
     hidden = {token.replace(" ", "▁"): token for token in defined}
     for merged, token in hidden.items():
@@ -211,22 +241,18 @@ def _with_user_defined(backend: Any, metadata: dict[str, Any]) -> Any:
         return not {first, second, first + second} & hidden.keys()
 
     state["model"]["merges"] = [pair for pair in state["model"]["merges"] if is_left(pair)]
-    made = Tokenizer.from_str(json.dumps(state))
-    made.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
-    return made
+    return [AddedToken(token, normalized=False, special=False) for token in defined]
 
 
-def _without_space_prefix(backend: Any) -> Any:
-    """Return a SentencePiece tokenizer that adds no space before a text, and strips none when decoding.
+def _remove_space_prefix(state: dict[str, Any]) -> None:
+    """Change the state of a SentencePiece tokenizer: no space before a text, and none stripped when decoding.
 
     transformers adds the prefix even if the file disables it.
     """
-    from tokenizers import Tokenizer
 
     def parts(part: dict[str, Any], of: str) -> list[dict[str, Any]]:
         return [inner for each in part[of] for inner in parts(each, of)] if of in part else [part]
 
-    state = json.loads(backend.to_str())
     for name, of, dropped in (("normalizer", "normalizers", "Prepend"), ("decoder", "decoders", "Strip")):
         if state[name] is not None:
             kept = [part for part in parts(state[name], of) if part["type"] != dropped]
@@ -234,4 +260,3 @@ def _without_space_prefix(backend: Any) -> Any:
     for part in parts(state["pre_tokenizer"], "pretokenizers") if state["pre_tokenizer"] is not None else ():
         if part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
-    return Tokenizer.from_str(json.dumps(state))

@@ -27,6 +27,7 @@ from streamchat.kernels.library import Kernels, load_kernels, why_unavailable
 from streamchat.models import device as devices
 from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
 from streamchat.models.quantize.gpu import quantize_on_gpu
+from streamchat.models.served import served_kinds
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.quantization.quality import AUTO_LIMIT, divergence
 from streamchat.quantization.replace import Choice, groups, layer_size, quantize_group, replace, restore
@@ -34,7 +35,7 @@ from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the quantized tensors; increment it when they change, so that older copies are quantized again."""
 FILE = "packed.safetensors"
 ALIGNMENT = 64
@@ -67,6 +68,8 @@ def use_weights(
     """
     if asked == "native":
         return "native", ()
+    if kinds := served_kinds(model):
+        return kinds, ()
     one_gpu = device.startswith("cuda") and len({weight.device for weight in model.parameters()}) == 1
     if one_gpu and asked in ("int8", "int4"):
         chosen: Kind = "int8" if asked == "int8" else "int4"

@@ -1,0 +1,139 @@
+"""Builds models from tiles: served as they are by the compiled kernels, or dequantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+from streamchat.kernels.library import Kernels
+from streamchat.models.folder import TILES
+from streamchat.models.light.skeleton import build_skeleton
+from streamchat.models.tile_file import Coded, read_tiles
+from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear
+from streamchat.quantization.matrix import QuantizedMatrix
+from streamchat.quantization.weights import QuantizedWeight
+
+
+def build_served(
+    folder: Path, dtype: torch.dtype, attention: str, kernels: Kernels
+) -> tuple[Any, dict[str, Any]] | None:
+    """Return the model of `folder` with its tiles as weights, and transformers' loading information.
+
+    Only tensors that are not tiles and have another dtype than `dtype` are copied into memory. None if some weights of
+    the model need another dtype.
+
+    Raises:
+        ValueError, ImportError: The model has no such attention.
+    """
+    model: Any = build_skeleton(_config(folder), dtype, attention)
+    if model._get_dtype_plan(dtype):
+        return None
+    tensors, coded = read_tiles(folder / TILES)
+    own = model.state_dict()
+    found = {name: _weight(tensors[name], coded.get(name), dtype, kernels) for name in tensors if name in own}
+    wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    missing = [name for name in own if name not in found and name not in model.all_tied_weights_keys]
+    if not wrong and not missing:
+        for name, tensor in found.items():
+            _assign(model, name, tensor)
+        model.tie_weights()
+        _use_tiles(model)
+        _set_generation_config(model, folder)
+    return model, {"missing_keys": missing, "mismatched_keys": wrong}
+
+
+def build_native(
+    folder: Path, dtype: torch.dtype, attention: str, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model of `folder` with dequantized weights, and transformers' loading information.
+
+    Args:
+        folder: Has tiles.
+        dtype: Of the weights.
+        attention: Its implementation.
+        arguments: More arguments for `from_pretrained`.
+
+    Raises:
+        ValueError, ImportError: The model has no such attention.
+    """
+    config = _config(folder)
+    library: Any = AutoModelForCausalLM
+    kind = library._model_mapping[type(config)]
+    tensors, coded = read_tiles(folder / TILES)
+    weights = {name: _native(tensor, coded.get(name), dtype) for name, tensor in tensors.items()}
+    model, info = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+        **arguments,
+    )
+    _set_generation_config(model, folder)
+    return model, info
+
+
+def served_kinds(model: Any) -> str:
+    """Return the kinds of the layers of `model` that are served from tiles, in words; '' if there are none.
+
+    The output layer counts only if there is no other.
+    """
+    output = model.get_output_embeddings()
+    layers = [each for each in model.modules() if isinstance(getattr(each, "weight", None), QuantizedMatrix)]
+    inner = [each for each in layers if each is not output and not isinstance(each, nn.Embedding)]
+    return " and ".join(sorted({each.weight.quantized.kind for each in inner or layers}))
+
+
+def _config(folder: Path) -> Any:
+    library: Any = AutoConfig
+    return library.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def _weight(tensor: Tensor, coded: Coded | None, dtype: torch.dtype, kernels: Kernels | None) -> Tensor:
+    if coded is None:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return QuantizedMatrix(quantized(tensor, coded, kernels), dtype, coded.transposed)
+
+
+def _native(tensor: Tensor, coded: Coded | None, dtype: torch.dtype) -> Tensor:
+    found = _weight(tensor, coded, dtype, None)
+    return found.whole().contiguous() if isinstance(found, QuantizedMatrix) else found
+
+
+def quantized(tiles: Tensor, coded: Coded, kernels: Kernels | None) -> QuantizedWeight:
+    """Return the quantized matrix that `coded` describes."""
+    layout: Any = coded.layout
+    return QuantizedWeight(layout, tiles, torch.empty(0, dtype=torch.bfloat16), coded.rows, kernels)
+
+
+def _assign(model: Any, name: str, tensor: Tensor) -> None:
+    owner, _, part = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if part in module._buffers:
+        module._buffers[part] = tensor
+    else:
+        module._parameters[part] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _use_tiles(model: Any) -> None:
+    """Replace the linear layers that have tiles, so that decode steps find them."""
+    for name, layer in list(model.named_modules()):
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, QuantizedMatrix) or isinstance(layer, nn.Embedding):
+            continue
+        if type(layer) is Conv1D:
+            model.set_submodule(name, QuantizedConv1D(layer, weight.quantized))
+        elif is_linear(layer):
+            linear: Any = layer
+            model.set_submodule(name, QuantizedLinear(linear, weight.quantized))
+
+
+def _set_generation_config(model: Any, folder: Path) -> None:
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)

@@ -1,0 +1,123 @@
+"""A weight of which only the codes are in memory, as a tensor that PyTorch's layers take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+
+from streamchat.quantization.weights import QuantizedWeight
+
+
+class QuantizedMatrix(Tensor):
+    """The weight of a linear layer, an embedding, or both.
+
+    It has the shape, dtype, and device of the dequantized weight, but no memory of its own. `linear` multiplies by the
+    codes, and `embedding` dequantizes the rows of its ids. Every other function gets the whole dequantized weight, for
+    as long as it runs. Cannot be changed.
+
+    Args:
+        quantized: The codes.
+        dtype: The dtype of the dequantized weight.
+        transposed: Whether the shape is (columns, rows), as `Conv1D` stores it.
+    """
+
+    quantized: QuantizedWeight
+    transposed: bool
+
+    @staticmethod
+    def __new__(cls, quantized: QuantizedWeight, dtype: torch.dtype, transposed: bool = False) -> QuantizedMatrix:
+        size = (quantized.rows, quantized.columns)
+        new: Any = Tensor._make_wrapper_subclass(cls, size[::-1] if transposed else size, dtype=dtype, device="cpu")
+        new.quantized, new.transposed = quantized, transposed
+        made: QuantizedMatrix = new
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        """Name the tensors that take the memory."""
+        return ["codes"], None
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes and scales, uint8."""
+        return self.quantized.data
+
+    def whole(self) -> Tensor:
+        """Return the dequantized weight."""
+        found = self.quantized.dequantize(self.dtype)
+        return found.T if self.transposed else found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedMatrix:
+        return _like(self)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"QuantizedMatrix({tuple(self.shape)}, {self.dtype}, {self.quantized.layout})"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` on the codes if it is a product or a lookup."""
+        serve = _SERVED.get(func)
+        served = NotImplemented if serve is None else serve(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {}) if served is NotImplemented else served
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run any other function on dequantized weights."""
+        if func is torch.ops.aten.detach.default:
+            return _like(args[0])
+        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+
+
+def _like(matrix: QuantizedMatrix) -> QuantizedMatrix:
+    new: Any = QuantizedMatrix(matrix.quantized, matrix.dtype, matrix.transposed)
+    if isinstance(matrix, torch.nn.Parameter):
+        new._is_param = True
+    made: QuantizedMatrix = new
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value.whole() if isinstance(value, QuantizedMatrix) else value
+
+
+def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
+    if not isinstance(weight, QuantizedMatrix) or weight.transposed or not x.numel():
+        return NotImplemented
+    out = weight.quantized.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Any, **more: Any) -> Any:
+    if not isinstance(weight, QuantizedMatrix) or not weight.transposed or more or not x.numel():
+        return NotImplemented
+    return weight.quantized.multiply(x) + bias
+
+
+def _embedding(ids: Tensor, weight: Any, *_: Any, **__: Any) -> Any:
+    # the other arguments matter in training only
+    if not isinstance(weight, QuantizedMatrix) or weight.transposed:
+        return NotImplemented
+    return weight.quantized.rows_at(ids.reshape(-1), weight.dtype).view(*ids.shape, -1)
+
+
+_SERVED: dict[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: _linear,
+    torch.addmm: _addmm,
+    functional.embedding: _embedding,
+}

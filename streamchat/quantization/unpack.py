@@ -1,0 +1,57 @@
+"""Tiles as numbers again: rows of an embedding, or a whole matrix."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from streamchat.kernels.library import Kernels
+from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, TILE, Matrix
+from streamchat.quantization.layouts import Layout, weights_of
+
+FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+CHUNK = 1 << 20
+"""Weights that are dequantized together; their float32 copies fit the caches."""
+
+
+def dequantize(
+    layout: Layout, data: Tensor, rows: int, columns: int, dtype: torch.dtype, kernels: Kernels | None
+) -> Tensor:
+    """Return the (rows, columns) weights of tiles; uses all threads."""
+    out = torch.empty(rows, columns, dtype=dtype)
+    step = max(1, CHUNK // columns // TILE) * TILE
+
+    def fill(first: int) -> None:
+        stop = min(first + step, rows)
+        if kernels is not None and dtype in FORMATS:
+            matrix = Matrix(data.data_ptr(), None, rows, layout.bits, layout.scales)
+            kernels.dequantize(matrix, columns, None, first, stop - first, FORMATS[dtype], out[first:stop].data_ptr())
+            return
+        part = weights_of(layout, data[first // TILE : -(-stop // TILE)])
+        out[first:stop] = part.view(-1, columns)[: stop - first]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(0, rows, step)))
+    return out
+
+
+def rows_at(
+    layout: Layout, data: Tensor, ids: Tensor, columns: int, dtype: torch.dtype, kernels: Kernels | None
+) -> Tensor:
+    """(n,) ids -> (n, columns): rows of the matrix of tiles.
+
+    Raises:
+        IndexError: An id is not a row of the tiles.
+    """
+    count = len(ids)
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < TILE * len(data):
+        raise IndexError("an id is out of range")
+    if kernels is not None and dtype in FORMATS:
+        out, numbers = torch.empty(count, columns, dtype=dtype), ids.to(torch.int64).contiguous()
+        matrix = Matrix(data.data_ptr(), None, TILE * len(data), layout.bits, layout.scales)
+        kernels.dequantize(matrix, columns, numbers.data_ptr(), 0, count, FORMATS[dtype], out.data_ptr())
+        return out
+    rows = weights_of(layout, data[ids // TILE])
+    return rows[torch.arange(count), ids % TILE].to(dtype)
