@@ -1,4 +1,4 @@
-"""`streamchat bench --startup`: time from the command to the first paint, the ready model and the first token, in parts.
+"""`streamchat bench --startup`: time from the command to first paint, ready model and first token, in parts.
 
 The time of `import torch` depends on the machine and on what else it does, so it is measured in the same rounds.
 """
