@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import cast
 
 from textual._compositor import ChopsUpdate, Compositor, ReflowResult
@@ -57,8 +58,7 @@ class SparseCompositor(Compositor):
         if self._wanted is None:
             return set(cuts[:-1])
         spans = self._wanted.get(y, ())
-        pieces = zip(cuts, cuts[1:], strict=False)
-        return {start for start, stop in pieces if any(start < end and stop > first for first, end in spans)}
+        return {start for start, stop in pairwise(cuts) if any(start < end and stop > first for first, end in spans)}
 
     def _draw(
         self, widget: Widget, shown: Region, inner: Offset, rows: list[int], chops: Chops, missing: dict[int, set[int]]
@@ -92,7 +92,7 @@ class SparseCompositor(Compositor):
         return result
 
     def update_widgets(self, widgets: set[Widget]) -> None:
-        """Note what of `widgets` changed. Those out of view have their places: all are placed again for new ones only."""
+        """Note what of `widgets` changed. Widgets out of view keep their places; Textual would place all again."""
         known = not self._full_map_invalidated and widgets <= self._full_map.keys()
         super().update_widgets(widgets)
         if known:

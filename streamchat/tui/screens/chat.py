@@ -98,7 +98,7 @@ class ChatScreen(CommandScreen):
             if self.is_attached and self.app.is_running:
                 raise
             return  # the app is exiting and its widgets are unmounted
-        self._show_after(self._pace.interval())
+        self._show_after(self._pace.interval(self.state.board.decode_tps))
 
     def show_soon(self) -> None:
         """Show pending events at once, or as soon as a frame may follow the last one."""
