@@ -157,6 +157,12 @@ async def test_a_layout_places_and_arranges_once(monkeypatch: pytest.MonkeyPatch
             await show(text(" more" * 40), sample(driver, 101.0 + number))
         assert len(placed) == 5
         assert arranged[ReplyMarkdown] == arranged[Reply] == 5
+        hidden = driver.conversation.query(Paragraph).first()
+        assert hidden not in driver.chat._compositor.visible_widgets
+        hidden.refresh()
+        await driver.pilot.pause()
+        assert driver.prompt.region.height > 0  # asks where it is
+        assert len(placed) == 5
 
 
 async def test_the_rows_of_a_container_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
