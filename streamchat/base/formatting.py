@@ -7,7 +7,29 @@ import time
 
 def parse_whole_number(text: str) -> int | None:
     """Parse `text` as a whole number; None if it is not one or has more than 18 digits (larger values never occur)."""
-    return int(text) if text.isdecimal() and len(text) <= 18 else None
+    return int(text) if is_whole_number(text) and len(text) <= 18 else None
+
+
+def is_whole_number(text: str) -> bool:
+    """Return whether `text` consists of the digits 0 to 9."""
+    return text.isascii() and text.isdecimal()
+
+
+def parse_int(text: str) -> int:
+    """Parse an integer like `int`, but from the digits 0 to 9 only; raises ValueError."""
+    return int(_plain(text))
+
+
+def parse_float(text: str) -> float:
+    """Parse a number like `float`, but from the digits 0 to 9 only; raises ValueError."""
+    return float(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """Refuse what Python takes but a user mistyped or pasted: digits of other scripts, and `1_000`."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"not a number: {text!r}")
+    return text
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

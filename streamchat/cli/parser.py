@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import parse_float, parse_int
 from streamchat.base.suggestions import did_you_mean
 from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
@@ -42,6 +43,11 @@ class Command(Protocol):
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `ConfigError` instead of printing the usage and exiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", int, parse_int)  # what `type=int` does with the text
+        self.register("type", float, parse_float)
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's message, reworded."""

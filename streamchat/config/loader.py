@@ -16,6 +16,7 @@ from typing import Any
 
 from streamchat.base import paths
 from streamchat.base.errors import ConfigError
+from streamchat.base.formatting import parse_float, parse_int
 from streamchat.base.suggestions import did_you_mean
 from streamchat.config.files import (
     LOCAL,
@@ -166,9 +167,9 @@ def parse_text(name: str, text: str, source: str) -> Any:
             return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False,
                     "off": False}[text.strip().lower()]  # fmt: skip
         if isinstance(default, int):
-            return int(text)
+            return parse_int(text)
         if isinstance(default, float):
-            return float(text)
+            return parse_float(text)
     except (KeyError, ValueError):
         raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(text)}") from None
     return text

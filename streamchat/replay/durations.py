@@ -19,7 +19,7 @@ def parse_duration(text: str, flag: str) -> float:
     Raises:
         ConfigError: `text` is not a duration, or is 0.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower())
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip().lower(), re.ASCII)
     whole = "".join(number + unit for number, unit in parts)
     total = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
     if whole != text.strip().lower() or total <= 0:

@@ -11,9 +11,11 @@ FRAME_S = 1 / 15
 """Minimum seconds between two frames. A model slower than this has each of its tokens shown at once."""
 MAX_FRAME_S = 0.25
 """Maximum seconds between two frames, however expensive they are."""
-SHARE = 0.1
-"""Share of one core that frames may use before there are fewer of them."""
-FIGURES_S = 0.25
+SHARE = 0.05
+"""Share of one core that frames may use before there are fewer of them, while text comes faster than people read."""
+READING_TPS, READING_SHARE = 20.0, 0.1
+"""Tokens per second up to which the share is larger, so that each token is shown soon, and that share."""
+FIGURES_S = 0.5
 """Minimum seconds between two updates of the status figures while a reply streams."""
 FULL_COLLECTIONS = 200
 """Collections of the middle generation before a full one, while a reply streams; Python's default is 10."""
@@ -35,16 +37,20 @@ class FramePace:
         self._cost = 0.0
         self._frame_at = self._figures_at = -math.inf
 
-    def interval(self) -> float:
+    def interval(self, tps: float | None = None) -> float:
         """Return the seconds from this frame to the next; call it once per frame.
 
         The cost of a frame is all CPU time of the thread since the last one, as layout and painting follow the events.
+
+        Args:
+            tps: Tokens per second of the reply; None if unknown.
         """
         spent = self._cpu_time()
         if self._spent is not None:
             self._cost += (spent - self._spent - self._cost) / 4
         self._spent, self._frame_at = spent, self._clock()
-        return min(MAX_FRAME_S, max(FRAME_S, self._cost / SHARE))
+        share = READING_SHARE if tps is None or tps <= READING_TPS else SHARE
+        return min(MAX_FRAME_S, max(FRAME_S, self._cost / share))
 
     def wait(self) -> float:
         """Return the seconds until an urgent frame may be drawn; 0 if it may be drawn now."""

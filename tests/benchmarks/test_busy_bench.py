@@ -179,6 +179,8 @@ def test_a_model_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture
     [
         (["--busy", "x"], "--busy: x is not a number of busy loops (0 to 64)"),
         (["--busy", "0,-1"], "--busy: -1 is not a number of busy loops (0 to 64)"),
+        (["--busy", "٣"], "--busy: ٣ is not a number of busy loops (0 to 64)"),
+        (["--rounds", "٣"], "--rounds: invalid int value: '٣'"),
         (["--busy", "65"], "--busy: 65 is not a number of busy loops (0 to 64)"),
         (["--busy", "1.5"], "--busy: 1.5 is not a number of busy loops (0 to 64)"),
         (["--busy", ""], "--busy is empty; give a comma-separated list"),

@@ -278,6 +278,8 @@ def test_a_missing_file_a_folder_and_an_unreadable_file_are_refused() -> None:
     ("variable", "text", "words"),
     [
         ("STREAMCHAT_CACHE_SIZE", "big", ["cache_size must be a whole number, at least 16, not 'big'"]),
+        ("STREAMCHAT_CACHE_SIZE", "٦٤", ["cache_size must be a whole number, at least 16, not '٦٤'"]),
+        ("STREAMCHAT_TEMPERATURE", "٠.٥", ["temperature must be a"]),
         ("STREAMCHAT_CACHE_SIZE", "64.5", ["cache_size must be a whole number"]),
         ("STREAMCHAT_CACHE_SIZE", "15", ["cache_size = 15 is not valid; it must be at least 16"]),
         ("STREAMCHAT_TEMPERATURE", "nan", ["temperature = nan is not valid"]),

@@ -149,7 +149,7 @@ def test_durations() -> None:
     assert [parse_duration(text, "--duration") for text in ("45", "90s", "30m", "8h", "2d", "1h30m", "0.5h")] == [
         45, 90, 1800, 28800, 172800, 5400, 1800,
     ]  # fmt: skip
-    for wrong in ("", "h", "8 hours", "-5s", "0", "1x", "5s!"):
+    for wrong in ("", "h", "8 hours", "-5s", "0", "1x", "5s!", "٣s", "1_0"):
         with pytest.raises(ConfigError, match="is not a duration; give for example 90s, 30m, 8h or 2d"):
             parse_duration(wrong, "--duration")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from textual.widgets import Markdown
 
@@ -14,7 +16,7 @@ from streamchat.tui.widgets.gauge import Gauge
 from streamchat.tui.widgets.lines import FailurePanel, SystemPrompt, Welcome
 from streamchat.tui.widgets.loading import LoadingPanel
 from streamchat.tui.widgets.reply import Reply as ReplyWidget
-from streamchat.tui.widgets.status_line import StatusLine
+from streamchat.tui.widgets.status_line import StatusLine, fitting
 from streamchat.tui.widgets.turn import Turn, UserMessage
 from tests.support.app_driver import NASTY, driving
 from tests.support.scripted_engine import Reply, ScriptedEngine
@@ -334,6 +336,32 @@ async def test_reading_a_prompt_is_shown() -> None:
         engine.release()
         await driver.until(lambda: driver.finished == 1)
         assert "prefill" not in driver.figures("speed")
+
+
+FORMS = ["cache 1,024/1,024", "1,234 compressions", "memory 1.23 GB", "280.1 tok/s"]
+
+
+@pytest.mark.parametrize(
+    ("width", "parts"), [(69, [0, 1, 2, 3]), (68, [0, 2, 3]), (61, [0, 2, 3]), (47, [0, 3]), (10, [0, 3])]
+)
+def test_the_status_line_leaves_out_the_least_useful(width: int, parts: list[int]) -> None:
+    assert fitting(FORMS, width) == " · ".join(FORMS[part] for part in parts)
+
+
+async def test_the_speed_is_on_the_status_line_of_80_columns() -> None:
+    engine = ScriptedEngine(["x"])
+    async with driving(engine, size=(80, 24)) as driver:
+        await driver.ask("hello")
+        board = driver.board
+        board.cache = replace(board.cache, length=1024, cache_size=1024, compressions=1234)
+        board.decode_tps = 280.1
+        line = driver.chat.query_one(StatusLine)
+        line.show(board)
+        await driver.pilot.pause()
+        assert "cache 1,024/1,024 · memory 612 MB · 280.1 tok/s" in driver.screen_text
+        await driver.pilot.resize_terminal(99, 24)
+        await driver.pilot.pause()
+        assert "1,234 compressions" in line.text
 
 
 async def test_narrow_and_wide() -> None:

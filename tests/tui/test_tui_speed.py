@@ -11,7 +11,16 @@ from textual.content import Content
 from streamchat.base import events as ev
 from streamchat.config.settings import Settings
 from streamchat.tui.bridge import EventBridge
-from streamchat.tui.pace import FIGURES_S, FRAME_S, FULL_COLLECTIONS, MAX_FRAME_S, SHARE, FramePace
+from streamchat.tui.pace import (
+    FIGURES_S,
+    FRAME_S,
+    FULL_COLLECTIONS,
+    MAX_FRAME_S,
+    READING_SHARE,
+    READING_TPS,
+    SHARE,
+    FramePace,
+)
 from streamchat.tui.widgets.growing import BulletList, OrderedList
 from streamchat.tui.widgets.reply import Paragraph, ReplyMarkdown
 from streamchat.tui.widgets.status_panel import StatusPanel
@@ -36,15 +45,15 @@ class Clock:
 # --- when to draw ---------------------------------------------------------------------------------------------------
 
 
-def frame(pace: FramePace, clock: Clock, cpu: Clock, cost: float) -> float:
-    interval = pace.interval()
+def frame(pace: FramePace, clock: Clock, cpu: Clock, cost: float, tps: float | None = 300.0) -> float:
+    interval = pace.interval(tps)
     clock.s += interval
     cpu.s += cost
     return interval
 
 
 @pytest.mark.parametrize(
-    ("cost", "interval"), [(0.001, FRAME_S), (0.012, 0.012 / SHARE), (0.5, MAX_FRAME_S)], ids=["cheap", "dear", "most"]
+    ("cost", "interval"), [(0.001, FRAME_S), (0.008, 0.008 / SHARE), (0.5, MAX_FRAME_S)], ids=["cheap", "dear", "most"]
 )
 def test_expensive_frames_are_rare(cost: float, interval: float) -> None:
     clock, cpu = Clock(), Clock()
@@ -53,6 +62,17 @@ def test_expensive_frames_are_rare(cost: float, interval: float) -> None:
     for _ in range(40):
         last = frame(pace, clock, cpu, cost)
     assert last == pytest.approx(interval, rel=0.01)
+
+
+@pytest.mark.parametrize("tps", [None, 3.0, READING_TPS])
+def test_text_at_reading_speed_gets_more_frames(tps: float | None) -> None:
+    clock, cpu = Clock(), Clock()
+    pace = FramePace(clock, cpu)
+    for _ in range(40):
+        last = frame(pace, clock, cpu, 0.008, tps)
+    assert last == pytest.approx(0.008 / READING_SHARE, rel=0.01)
+    assert last < 2 / READING_TPS
+    assert frame(pace, clock, cpu, 0.008, READING_TPS + 1) == pytest.approx(0.008 / SHARE, rel=0.01)
 
 
 def test_what_is_computed_between_replies_is_no_cost_of_a_frame() -> None:
@@ -136,7 +156,7 @@ async def test_tokens_between_two_frames_are_one_update(monkeypatch: pytest.Monk
         monkeypatch.setattr(Turn, "add", counted_add)
         monkeypatch.setattr(StatusPanel, "show", counted_show)
         # no frame is due before the end of the test: only what is urgent is drawn
-        monkeypatch.setattr(FramePace, "interval", lambda pace: 1e6)
+        monkeypatch.setattr(FramePace, "interval", lambda pace, tps: 1e6)
         turn = await driver.ask("count")
         assert turn.reply_text == words
         assert len(driver.emitted(ev.TextDelta)) == 300

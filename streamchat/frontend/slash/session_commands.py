@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, SessionError
-from streamchat.base.formatting import parse_whole_number, plural
+from streamchat.base.formatting import is_whole_number, parse_whole_number, plural
 from streamchat.base.paths import user_path
 from streamchat.base.requests import Compact, Edit, OpenSession, Quote, Retry, SetTitle, Undo
 from streamchat.base.sanitize import one_line
@@ -122,7 +122,7 @@ class SessionCommands:
 
     def keep(self, context: SlashContext, argument: str) -> SlashResult:
         """Run `/keep N or TEXT`."""
-        if argument and not argument.isdecimal():
+        if argument and not is_whole_number(argument):
             text = note_prompt(argument)
         else:
             text = quote_prompt(self._chosen("/keep", argument), time.time())

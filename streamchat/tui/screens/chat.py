@@ -22,6 +22,7 @@ from streamchat.frontend.outbox import Phase
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.catch_up import collapse_turns
 from streamchat.tui.clipboard import SENT
+from streamchat.tui.drawing import SparseCompositor
 from streamchat.tui.pace import FramePace
 from streamchat.tui.screens.commands import CommandScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
@@ -51,6 +52,7 @@ class ChatScreen(CommandScreen):
         super().__init__(state)
         self._bridge, self._react = bridge, react
         self._reading: ev.PrefillProgress | None = None
+        self._compositor = SparseCompositor()
         self._pace = FramePace()
         self._next: Timer | None = None
         """Shows the next frame."""
@@ -96,7 +98,7 @@ class ChatScreen(CommandScreen):
             if self.is_attached and self.app.is_running:
                 raise
             return  # the app is exiting and its widgets are unmounted
-        self._show_after(self._pace.interval())
+        self._show_after(self._pace.interval(self.state.board.decode_tps))
 
     def show_soon(self) -> None:
         """Show pending events at once, or as soon as a frame may follow the last one."""

@@ -32,7 +32,7 @@ class Composer(Vertical):
         self.prompt = Prompt(state.history, self._complete, self._completions)
         self._message_size = MessageSize(lambda text: state.engine.send(CountTokens(text)))
         self._pause_timer: Timer | None = None
-        self._end_hint = ""
+        self._end_hint = self._hint = ""
 
     def compose(self) -> ComposeResult:
         """The completions above the input."""
@@ -88,7 +88,8 @@ class Composer(Vertical):
         size = self._message_size.summary(self.prompt.text, self._state.board.cache)
         verb = "saves" if self.prompt.edits_queued else "sends"
         keys = f"{hint(self.app, 'prompt.send')} {verb} · {hint(self.app, 'prompt.newline')} new line"
-        self.prompt.border_subtitle = size or keys
+        if (size or keys) != self._hint:  # each assignment draws the input again
+            self._hint = self.prompt.border_subtitle = size or keys
 
     # --- editor ---------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from textual.widgets._markdown import (
     MarkdownOrderedList,
 )
 
+from streamchat.tui.widgets.backdrop import Column
 from streamchat.tui.widgets.one_layout import OneLayout
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def _keep(old: Widget, new: MarkdownBlock) -> bool:
     return isinstance(old, Growing) and await old.grow(new)
 
 
-class _Cell(OneLayout, Vertical):
+class _Cell(Column, OneLayout, Vertical):
     """The blocks of a list item."""
 
 
@@ -111,7 +112,7 @@ def list_items(block: MarkdownBlock) -> list[MarkdownListItem]:
     return [item for item in block._blocks if isinstance(item, MarkdownListItem)]
 
 
-class BulletList(_GrowingList, OneLayout, MarkdownBulletList):
+class BulletList(_GrowingList, Column, OneLayout, MarkdownBulletList):
     """A list with bullets."""
 
     def marks(self, items: Sequence[MarkdownListItem]) -> list[str]:
@@ -119,7 +120,7 @@ class BulletList(_GrowingList, OneLayout, MarkdownBulletList):
         return [item.bullet for item in items]
 
 
-class OrderedList(_GrowingList, OneLayout, MarkdownOrderedList):
+class OrderedList(_GrowingList, Column, OneLayout, MarkdownOrderedList):
     """A list with numbers, all of the same width."""
 
     def marks(self, items: Sequence[MarkdownListItem]) -> list[str]:
@@ -130,7 +131,7 @@ class OrderedList(_GrowingList, OneLayout, MarkdownOrderedList):
         return [number.rjust(max(map(len, numbers)) + 1) for number in numbers]
 
 
-class Quote(Growing, OneLayout, MarkdownBlockQuote):
+class Quote(Growing, Column, OneLayout, MarkdownBlockQuote):
     """A block quote."""
 
     async def grow(self, block: MarkdownBlock) -> bool:

@@ -19,6 +19,7 @@ from textual.widgets.markdown import MarkdownFence, MarkdownStream
 from streamchat.base.sanitize import PrintableStream, printable
 from streamchat.base.thinking import ONLY_REASONING, Part, ThinkingStream, split
 from streamchat.config.settings import Thinking as ShowThinking
+from streamchat.tui.widgets.backdrop import Column
 from streamchat.tui.widgets.growing import BulletList, Growing, OrderedList, Quote
 from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.rendered import show_same
@@ -91,7 +92,8 @@ class Paragraph(Growing, OneLayout, MarkdownParagraph):
         # as in Widget.get_content_height; the styles behave like a RulesMap
         same = self.is_mounted and bool(width) and content.get_height(cast("RulesMap", self.styles), width) == height
         self._content = content
-        self.update(content, layout=not same)
+        # mounting requests a layout; another request, from before, would cause a second one right after it
+        self.update(content, layout=self.is_mounted and not same)
 
     async def grow(self, block: MarkdownBlock) -> bool:
         """Show `block`, with more text."""
@@ -101,7 +103,7 @@ class Paragraph(Growing, OneLayout, MarkdownParagraph):
         return True
 
 
-class ReplyMarkdown(OneLayout, Markdown):
+class ReplyMarkdown(Column, OneLayout, Markdown):
     """Markdown that opens only web links."""
 
     BLOCKS = {  # noqa: RUF012 - as in the base class
@@ -160,7 +162,7 @@ class ReplyMarkdown(OneLayout, Markdown):
             self.app.notify(f"not a web link: {printable(event.href)}", markup=False)
 
 
-class Reply(OneLayout, Vertical):
+class Reply(Column, OneLayout, Vertical):
     """The model's reply. Call `add` while it is generated, then `finish`.
 
     Args:

@@ -18,6 +18,7 @@ from streamchat.frontend.visibility import TurnVisibility, Visibility
 from streamchat.tui.bindings import hint
 from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.asleep import Sleeper
+from streamchat.tui.widgets.backdrop import Column
 from streamchat.tui.widgets.lines import EvictionLine
 from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.reply import Reply
@@ -38,7 +39,7 @@ class UserMessage(Vertical):
         super().__init__(Verbatim("You", classes="heading"), Folded(text, lines=16, classes="body"))
 
 
-class Turn(OneLayout, Sleeper):
+class Turn(Column, OneLayout, Sleeper):
     """Grows as events of the turn arrive.
 
     Args:

@@ -12,12 +12,13 @@ from textual.widget import Widget
 from streamchat.base.events import CacheState
 from streamchat.config.settings import Thinking
 from streamchat.frontend.visibility import ContextView
+from streamchat.tui.widgets.backdrop import Backdrop
 from streamchat.tui.widgets.edge import ContextEdge
 from streamchat.tui.widgets.one_layout import OneLayout
 from streamchat.tui.widgets.turn import Turn
 
 
-class TurnColumn(OneLayout, VerticalScroll, can_focus=False):
+class TurnColumn(Backdrop, OneLayout, VerticalScroll, can_focus=False):
     """What `Conversation` and its `MountedTurns` share: how turns are shown, and where the context edge is."""
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's word
