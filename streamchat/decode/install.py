@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
+from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
@@ -39,11 +40,10 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
-    if spread or device.type not in ("cpu", "cuda"):
-        return False
-    if device.type == "cpu":
-        return _install_short(model, kernels)
-    return install_captured(model, functools.partial(record_cuda_graph, device))
+    if device.type == "cuda":
+        model.forward = without_plans(model.forward)
+        return not spread and install_captured(model, functools.partial(record_cuda_graph, device))
+    return device.type == "cpu" and not spread and _install_short(model, kernels)
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:
@@ -73,7 +73,11 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
 
 
 def install_captured(model: Any, record: Record) -> bool:
-    """Have `record` record the step of `model` when it decodes; returns whether the model has a recordable step."""
+    """Have `record` record the step of `model` when it decodes; returns whether the model has a recordable step.
+
+    Plain forwards run without attention kernels that keep a plan for every length, also without such a step.
+    """
+    model.forward = without_plans(model.forward)
     step = static_step(model)
     if step is None:
         return False
@@ -117,8 +121,11 @@ def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOu
 
 
 def uninstall(model: Any) -> None:
-    """Remove the decode path."""
-    model.__dict__.pop("forward", None)
+    """Remove the decode path; the limit on attention kernels stays."""
+    forward = model.__dict__.pop("forward", None)
+    limited = getattr(forward, "without_plans", None)
+    if limited is not None:
+        model.forward = limited
 
 
 def is_compiled(model: Any) -> bool:
