@@ -40,7 +40,7 @@ def summaries(names: Iterable[str]) -> str:
 def add_text_flags(
     parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, max_tokens: int, *, by_device: bool = False
 ) -> None:
-    """Add FILE..., `--max-tokens` (default: `max_tokens`) and `--chunk`, None by default if it is chosen `by_device`."""
+    """Add FILE..., `--max-tokens` (default: `max_tokens`) and `--chunk`, by default None if chosen `by_device`."""
     chunk = f"{DEFAULT_CHUNK}, on a GPU {GPU_CHUNK}" if by_device else str(DEFAULT_CHUNK)
     parser.add_argument(
         "files",
