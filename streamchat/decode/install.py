@@ -16,7 +16,8 @@ from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
-from streamchat.decode.cuda_graph import CapturedStep, Record, record_cuda_graph
+from streamchat.decode.captured_steps import CapturedSteps
+from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_step import CompiledStep, kernels_support
@@ -42,7 +43,7 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     spread = any(weights.device != device for weights in model.parameters())
     if device.type == "cuda":
         model.forward = without_plans(model.forward)
-        return not spread and install_captured(model, functools.partial(record_cuda_graph, device))
+        return not spread and install_captured(model, CudaRecorder(device))
     return device.type == "cpu" and not spread and _install_short(model, kernels)
 
 
@@ -73,7 +74,7 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
 
 
 def install_captured(model: Any, record: Record) -> bool:
-    """Have `record` record the step of `model` when it decodes; returns whether the model has a recordable step.
+    """Have `record` record the steps of `model` when it decodes; returns whether the model has recordable steps.
 
     Plain forwards run without attention kernels that keep a plan for every length, also without such a step.
     """
@@ -81,22 +82,32 @@ def install_captured(model: Any, record: Record) -> bool:
     step = static_step(model)
     if step is None:
         return False
-    captured = CapturedStep(step, input_device(model), model.dtype, record)
-    plain = model.forward
+    captured, plain = CapturedSteps(model, step, record), model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
-        if cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
+        count = kwargs["input_ids"].shape[1]
+        wants_more = count > 1 and kwargs.get("logits_to_keep") != 1  # a prompt step gives those of the last token
+        if wants_more or cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
             return plain(**kwargs)
         layers: Any = cache.layers
-        logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
+        chosen = captured.of(count)
+        logits = chosen(kwargs["input_ids"], kwargs["position_ids"], layers)
         if logits is not None:
-            return _output(cache, logits)
+            return _output(cache, logits, count)
         output = plain(**kwargs)
-        output.logits = captured.resolve_check(output.logits)
+        output.logits = chosen.resolve_check(output.logits)
         return output
 
     _wrap(model, serve, captured)
     return True
+
+
+def record_used(model: Any, cache: StreamingCache) -> None:
+    """Record the steps of `model` for short prompts of the lengths that `cache` was fed with; not during a reply."""
+    step = getattr(model.forward, "step", None)
+    if isinstance(step, CapturedSteps) and type(cache) is StreamingCache:
+        layers: Any = cache.layers
+        step.record_used(layers)
 
 
 def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
