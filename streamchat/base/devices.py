@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+ATTENTION_ON_GPUS = "flash, memory-efficient or math for prompts; also cuDNN in recorded steps"
+"""Which of PyTorch's attention kernels serve on CUDA, for people; `cache.attention_backends` sets them."""
+
 
 def device_type(device: str) -> str:
     """Return the part before the index: `cuda:0,1` -> `cuda`."""

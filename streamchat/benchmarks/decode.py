@@ -15,8 +15,9 @@ from streamchat.cache.eviction.options import EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.config.settings import Settings
+from streamchat.conversation.chunk_size import PREFILL_CHUNK
 from streamchat.conversation.conversation import EVICTION_BLOCK
-from streamchat.conversation.feeder import PREFILL_CHUNK, Feeder
+from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
 from streamchat.conversation.sampling import REPETITION_WINDOW, Sampler, new_generator
 from streamchat.decode.install import install, uninstall

@@ -17,7 +17,7 @@ from streamchat.benchmarks.methods.registry import KINDS, Method
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.dtype import cache_dtype
 from streamchat.cache.token_ids import input_device
-from streamchat.conversation.feeder import PREFILL_CHUNK
+from streamchat.conversation.chunk_size import PREFILL_CHUNK
 from streamchat.models.device import free_memory
 from streamchat.models.load import LoadedModel
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from streamchat.base.devices import device_type
 from streamchat.base.errors import ConfigError
 from streamchat.benchmarks.methods.registry import KINDS
 
 DEFAULT_CHUNK = 16
+GPU_CHUNK = 128
+"""On CUDA a forward of 128 tokens takes about as long as one of 16: both are limited by kernel launches."""
+
+
+def default_chunk(device: str) -> int:
+    """Return the default of `--chunk` in `ppl` for the device of the model."""
+    return GPU_CHUNK if device_type(device) == "cuda" else DEFAULT_CHUNK
 
 
 def add_methods_flag(group: argparse._ArgumentGroup, default: str, form: str, names: Iterable[str]) -> None:
@@ -29,8 +37,11 @@ def summaries(names: Iterable[str]) -> str:
     return ", ".join(f"{name} ({KINDS[name].summary})" for name in names)
 
 
-def add_text_flags(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, max_tokens: int) -> None:
-    """Add FILE..., `--max-tokens` (default: `max_tokens`) and `--chunk`."""
+def add_text_flags(
+    parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, max_tokens: int, *, by_device: bool = False
+) -> None:
+    """Add FILE..., `--max-tokens` (default: `max_tokens`) and `--chunk`, by default None if chosen `by_device`."""
+    chunk = f"{DEFAULT_CHUNK}, on a GPU {GPU_CHUNK}" if by_device else str(DEFAULT_CHUNK)
     parser.add_argument(
         "files",
         nargs="*",
@@ -47,10 +58,10 @@ def add_text_flags(parser: argparse.ArgumentParser, group: argparse._ArgumentGro
     group.add_argument(
         "--chunk",
         type=int,
-        default=DEFAULT_CHUNK,
+        default=None if by_device else DEFAULT_CHUNK,
         metavar="N",
         help="tokens per forward pass for bounded methods; --chunk 1 reproduces decoding exactly but is slow "
-        f"(default: {DEFAULT_CHUNK})",
+        f"(default: {chunk})",
     )
 
 

@@ -12,39 +12,21 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from streamchat import __version__
 from streamchat.base import paths
+from streamchat.base.devices import ATTENTION_ON_GPUS
 from streamchat.base.errors import ExitCode, StreamchatError
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.base.sanitize import printable
 from streamchat.cli import flags
 from streamchat.cli.front_ends import choose_front_end
+from streamchat.commands.doctor_versions import remedy, versions
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "huggingface-hub",
-    "textual",
-    "prompt-toolkit",
-)
-OPTIONAL = {
-    "matplotlib": "plots of reports",
-    "textual-serve": "--serve",
-    "torchao": "int8 and int4 weights on a GPU",
-    "accelerate": "models sharded over several GPUs",
-    "ray": "sweep --ray",
-    "llama-cpp-python": "bench --peers",
-}
 Rows = dict[str, Any]
 LABELS = {"face": "front end", "conversations": "sessions"}
 """How keys of the JSON report are displayed, if differently."""
@@ -89,6 +71,8 @@ def examine(args: argparse.Namespace) -> Report:
             report.sections[name] = check(report)
         except StreamchatError as error:
             report.problems.append(f"{name}: {error}")
+        except ModuleNotFoundError as error:
+            report.problems.append(f"{name}: {error.name} is not installed; {remedy()}")
         except Exception as error:  # whatever is broken, the rest is still shown
             report.problems.append(f"{name}: {type(error).__name__}: {error}")
 
@@ -97,7 +81,7 @@ def examine(args: argparse.Namespace) -> Report:
         configuration = flags.configuration_of(args, announce=False)
         return _settings(configuration)
 
-    section("versions", _versions)
+    section("versions", lambda report: versions(report.problems))
     section("settings", settings)
     section("device", lambda report: _device(configuration))
     section("terminal", lambda report: _terminal(configuration))
@@ -135,37 +119,6 @@ def _format_value(label: str, value: Any) -> str:
 # --- the sections --------------------------------------------------------------------------------------------------
 
 
-def _versions(report: Report) -> Rows:
-    rows: Rows = {"streamchat": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in (*PACKAGES, *OPTIONAL):
-        try:
-            rows[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            rows[package] = f"not installed (for {OPTIONAL[package]})" if package in OPTIONAL else "not installed"
-            if package not in OPTIONAL:
-                report.problems.append(f"{package} is not installed; install streamchat again with pip")
-    report.problems += _unsupported_versions()
-    return rows
-
-
-def _unsupported_versions() -> list[str]:
-    """Return a problem for each package whose version streamchat does not support."""
-    from packaging.requirements import Requirement
-
-    wrong = []
-    for line in metadata.requires("streamchat") or ():
-        wanted = Requirement(line)
-        if wanted.name not in PACKAGES or (wanted.marker is not None and not wanted.marker.evaluate()):
-            continue
-        try:
-            found = metadata.version(wanted.name)
-        except metadata.PackageNotFoundError:
-            continue  # reported above
-        if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found} is installed, but streamchat needs {wanted.specifier}")
-    return wrong
-
-
 def _settings(configuration: Configuration) -> Rows:
     file = configuration.file
     rows: Rows = {"file": str(file) if file else f"none; {loader.user_file()} would be read"}
@@ -198,6 +151,8 @@ def _device(configuration: Configuration) -> Rows:
         about = torch.cuda.get_device_properties(name)
         rows[name] = f"{about.name}, {_free_of(devices.free_memory(name), about.total_memory)}"
         rows[f"bfloat16 on {name}"] = devices.choose_dtype("auto", name)[0] == "bfloat16"
+    if torch.cuda.is_available():
+        rows["attention on GPUs"] = ATTENTION_ON_GPUS
     if torch.backends.mps.is_available():
         # the maximum that Apple recommends, of memory shared with the CPU
         rows["mps"] = _free_of(devices.free_memory("mps"), torch.mps.recommended_max_memory())

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamchat.base.devices import device_type
 from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.formatting import plural
 from streamchat.benchmarks.loading import about, heading
@@ -14,7 +15,7 @@ from streamchat.benchmarks.methods.registry import SCORED, Method, parse_methods
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, output_folder, print_page
-from streamchat.cli.scoring import add_methods_flag, add_text_flags, require_at_least, summaries
+from streamchat.cli.scoring import add_methods_flag, add_text_flags, default_chunk, require_at_least, summaries
 
 if TYPE_CHECKING:
     from streamchat.benchmarks.texts import Document, Tokens
@@ -33,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     flags.add_setting_flags(parser, ("model", "device", "dtype", "attention", "weights", "kernels", "num_sink_tokens"))
     own = parser.add_argument_group("perplexity")
-    add_text_flags(parser, own, DEFAULT_TOKENS)
+    add_text_flags(parser, own, DEFAULT_TOKENS, by_device=True)
     add_methods_flag(own, DEFAULT_METHODS, "NAME[:BUDGET[:SINKS]],...", SCORED)
     own.add_argument(
         "--cache-size", default="512", metavar="TOKENS", help="budget of methods that do not name one (default: 512)"
@@ -106,11 +107,11 @@ def _score(
     from streamchat.models.quiet import quiet
     from streamchat.quantization.linear import always_quantized
 
-    model = loaded.model
+    model, chunk = loaded.model, args.chunk or default_chunk(loaded.device)
     longest = max(len(each.ids) for each in tokens)
     with quiet():
         fit = choose_checked_fit(model)
-        check_memory(methods, longest, loaded, args.chunk)
+        check_memory(methods, longest, loaded, chunk)
     context = context_length(model.config)
     if context is not None and longest > context and any(method.kind == "dense" for method in methods):
         notes.append(f"{loaded.name} was trained for {context:,} tokens; dense exceeds that from token {context:,} on.")
@@ -125,7 +126,7 @@ def _score(
                 fit,
                 tokens,
                 methods,
-                args.chunk,
+                chunk,
                 lambda method, document, count: bar.advance(f"{method.name}, {document.name}", count),
             )
             results.extend(scored)
@@ -135,8 +136,9 @@ def _score(
         code = ExitCode.INTERRUPTED
         notes.append("Stopped early: missing methods and documents were not finished.")
     notes += _unscorable(results)
-    lines = heading(loaded, f"{plural(args.chunk, 'token')} per forward pass for bounded methods")
-    data = about("ppl", loaded, chunk=args.chunk)
+    why = "" if args.chunk else f" (default on {device_type(loaded.device)})"
+    lines = heading(loaded, f"{plural(chunk, 'token')} per forward pass for bounded methods{why}")
+    data = about("ppl", loaded, chunk=chunk)
     size = args.segment or ppl.default_segment(longest)
     print_page(make_page(results, ppl.segments(longest, size), data, lines, notes), args, folder)
     return code

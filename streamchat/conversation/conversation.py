@@ -27,6 +27,7 @@ from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
 from streamchat.conversation.template.chat_format import ChatFormat
+from streamchat.decode.install import record_used
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
@@ -257,6 +258,10 @@ class Conversation:
         for sentence in result.notices(self.cache):
             self._emit(ev.Notice(sentence))
         return result
+
+    def record_steps(self) -> None:
+        """Record the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
+        record_used(self.model, self.cache)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 

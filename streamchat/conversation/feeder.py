@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +12,12 @@ from torch import Tensor
 from streamchat.base.errors import CacheError
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.eviction.ledger import Ledger
-from streamchat.cache.room import quarter_of_room
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
+from streamchat.conversation.chunk_size import ChunkSize
 from streamchat.conversation.log import TokenLog
 from streamchat.decode.install import tokens_at_once
 
-# Large enough to be fast, small enough to stop without a noticeable delay.
-PREFILL_CHUNK = 256
 # oneDNN, which multiplies 16-bit matrices on a CPU, compiles and caches code for each chunk length: with arbitrary
 # lengths the process grew from 728 to 871 MB in 160 prompts, with multiples of 16 it did not grow.
 PADDED_TO = 16
@@ -39,6 +38,7 @@ class Feeder:
         sixteen_bit_cpu = self.device.type == "cpu" and model.dtype != torch.float32
         self.padded_to = PADDED_TO if sixteen_bit_cpu and cache.croppable else 1
         """Chunks are padded to a multiple of this length if the cache has room."""
+        self.chunk_size = ChunkSize(self.device.type)
         self._cache_name = cache_keyword(model)
 
     def feed(self, ids: Sequence[int], after_chunk: Callable[[int], None] = lambda done: None) -> Tensor:
@@ -53,8 +53,8 @@ class Feeder:
         done = 0
         while done < len(ids):
             after_chunk(done)
-            piece = ids[done : done + self._chunk_size()]
-            logits = self.forward(piece)
+            piece = ids[done : done + self._chunk_size(len(ids), len(ids) - done)]
+            logits = self._forward_timed(piece) if len(piece) < len(ids) else self.forward(piece)
             done += len(piece)
         after_chunk(done)
         return logits
@@ -128,6 +128,19 @@ class Feeder:
         logits: Tensor = out.logits[0, -padding - 1]
         return logits.to(self.device)  # the last layers may be on another device
 
+    def _forward_timed(self, ids: Sequence[int]) -> Tensor:
+        """Like `forward`, for one of several chunks; waits for a GPU, so that the prompt can be stopped after each."""
+        started = time.perf_counter()
+        logits = self.forward(ids)
+        self._wait_for_device()
+        if self.chunk_size.is_measured(len(ids)):
+            self.chunk_size.note(time.perf_counter() - started)
+        return logits
+
+    def _wait_for_device(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def _padding(self, count: int) -> int:
         wanted = -count % self.padded_to if count > max(1, tokens_at_once(self.model)) else 0
         if not wanted:
@@ -136,7 +149,7 @@ class Feeder:
         self.cache.make_room(count)
         return wanted if self.cache.length + count + wanted <= self.cache.cache_size else 0
 
-    def _chunk_size(self) -> int:
+    def _chunk_size(self, prompt: int, left: int) -> int:
         if self.cache.fit.single_steps and self.cache.length:
             return 1
-        return quarter_of_room(self.cache.cache_size, self.cache.num_retained, PREFILL_CHUNK)
+        return self.chunk_size.of(self.cache, prompt, left)

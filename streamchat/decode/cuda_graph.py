@@ -1,10 +1,11 @@
-"""The decode step recorded once as a CUDA graph and replayed for each token: one launch instead of hundreds."""
+"""A step recorded once as a CUDA graph and replayed for each token or prompt: one launch instead of hundreds."""
 
 from __future__ import annotations
 
 import logging
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,15 @@ from torch import Tensor
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.logits import logit_distance
 from streamchat.decode.eager import Step
-from streamchat.decode.static import Inputs, bind
+from streamchat.decode.static import Buffers, Inputs, bind
+from streamchat.decode.static_prompt import bind_prompt
 
 _log = logging.getLogger(__name__)
 
 STEADY = 8
 """Consecutive tokens on the same buffers before a step is recorded: recording takes a few hundred milliseconds."""
+ANY_IDS = 32
+"""A recorded prompt step is checked with ids below this number, which every vocabulary has."""
 WARM_UPS = 3
 """Runs before the recording, in which libraries choose kernels and allocate workspaces."""
 LIMITS = {torch.float32: 5e-3}
@@ -34,41 +38,65 @@ Record = Callable[[Run], Run]
 tensor with the result, which the next replay overwrites. It holds no reference to the run."""
 
 
-def record_cuda_graph(device: torch.device, run: Run) -> Run:
-    """See `Record`: a CUDA graph on `device`, with its own memory pool."""
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                run()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: allow memory queries from other threads during capture
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = run()
+class CudaRecorder:
+    """See `Record`: records CUDA graphs on `device`.
 
-    def replay() -> Tensor:
-        with torch.cuda.device(device):
-            graph.replay()
-        return result
+    They share one memory pool: they never run at the same time, and each result is read before the next replay.
+    """
 
-    return replay
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pool: Any = None
+
+    def __call__(self, run: Run) -> Run:
+        with torch.cuda.device(self.device):
+            before = torch.cuda.memory_reserved()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            current = torch.cuda.current_stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    run()
+            current.wait_stream(side)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: allow memory queries from other threads during capture
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run()
+            _log.info("a captured step took %d bytes of device memory", torch.cuda.memory_reserved() - before)
+
+        def replay() -> Tensor:
+            with torch.cuda.device(self.device):
+                graph.replay()
+            return result
+
+        return replay
 
 
 class CapturedStep:
-    """A static step that is recorded for the buffers of a cache after `STEADY` consecutive tokens, and then replayed.
+    """A static step that is recorded for the buffers of a cache, and then replayed.
 
-    The first token is also computed by the plain forward, to check the step; each recording is checked against the
+    A step of one token is recorded after `STEADY` consecutive tokens, one of several when `record_used` is called.
+
+    The first call is also computed by the plain forward, to check the step; each recording is checked against the
     step. Any failure is logged once and disables the step: from then on every call returns None.
+
+    Args:
+        step: `static_step(model)`, or `prompt_step(model)` for a `length` above 1.
+        device: Where the model is.
+        dtype: The model's.
+        record: Records the step.
+        length: Tokens of the step; it serves up to as many.
     """
 
-    def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, record: Record) -> None:
+    def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, record: Record, length: int = 1) -> None:
         self._step, self._dtype, self._record = step, dtype, record
-        self._inputs = Inputs(device)
+        self.length = length
+        self._inputs = Inputs(device, length)
+        self._bind = bind if length == 1 else bind_prompt
         # weak: a deleted cache must free its memory
-        self._buffers: list[weakref.ref[Tensor]] = []
+        self._seen: list[weakref.ref[Tensor]] = []
         self._tokens = 0
         self._replay: Run | None = None
         self._checked = False
@@ -77,9 +105,10 @@ class CapturedStep:
         """Why the step is disabled; '' while it works."""
 
     def __call__(self, ids: Tensor, positions: Tensor, layers: Sequence[StreamingLayer]) -> Tensor | None:
-        """Append the token to `layers` and return its (1, 1, vocabulary) logits; None if the plain forward must run.
+        """Append the (1, n) tokens to `layers` and return the (1, 1, vocabulary) logits of the last one.
 
-        If it returns None, the layers are unchanged, and the plain forward's logits must be passed to `resolve_check`.
+        Returns None if the plain forward must run; the layers are unchanged then, and its logits must be passed to
+        `resolve_check`.
         """
         self._pending_check = None
         if self.failed:
@@ -91,7 +120,7 @@ class CapturedStep:
             return None
 
     def resolve_check(self, plain: Tensor) -> Tensor:
-        """Return the (1, 1, vocabulary) logits of a token for which the step returned None, given the plain forward's.
+        """Return the (1, 1, vocabulary) logits of a call for which the step returned None, given the plain forward's.
 
         If a check was pending and passes, logits and cache are the step's, as for all later tokens: a conversation
         continues bit for bit the same, wherever it was resumed.
@@ -112,25 +141,55 @@ class CapturedStep:
             self._give_up(f"{type(failure).__name__}: {failure}")
         return plain
 
+    def record_used(self, layers: Sequence[StreamingLayer]) -> None:
+        """Record the step for the buffers of `layers` if it has served them and is not recorded; takes about 0.3 s.
+
+        The contents of the buffers do not change, not even in free slots.
+        """
+        if self.failed or not self._checked or self._replay is not None or not self._tokens:
+            return
+        buffers = _buffers(layers)
+        slot = None if buffers is None or not self._follows(buffers) else _open_slots(layers, self.length)
+        if buffers is None or slot is None:
+            return
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._record_unused(buffers, layers[0].start, slot)
+        except Exception as error:
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _record_unused(self, buffers: list[Buffers], start: int, slot: int) -> None:
+        """Record the step and check it with ids that do not stay in `buffers`."""
+        length = self.length
+        free = [tensor.narrow(2, slot, length) for pair in buffers for tensor in pair]
+        before = [tensor.clone() for tensor in free]
+        run = self._bind(self._step, self._inputs, buffers, self._dtype)
+        self._replay = self._record_with_zeros(run, slot)
+        index = torch.arange(length)[None]
+        self._inputs.fill(index % ANY_IDS, slot - start + index, start, slot)
+        self._check_replay(run)
+        for tensor, old in zip(free, before, strict=True):
+            tensor.copy_(old)
+
     def _next(self, ids: Tensor, positions: Tensor, layers: Sequence[StreamingLayer]) -> Tensor | None:
-        buffers = [layer.buffers for layer in layers if layer.buffers is not None]
-        if len(buffers) < len(layers) or buffers[0][0].shape[0] != 1 or layers[0].length >= layers[0].cache_size:
+        count = ids.shape[1]
+        buffers = _buffers(layers)
+        if buffers is None or layers[0].length + count > layers[0].cache_size:
             return None
-        tensors = [tensor for pair in buffers for tensor in pair]
-        if len(tensors) != len(self._buffers) or any(r() is not t for r, t in zip(self._buffers, tensors, strict=True)):
-            self._buffers, self._tokens, self._replay = [weakref.ref(tensor) for tensor in tensors], 0, None
-        slot = _open_slots(layers)
+        if not self._follows(buffers):
+            tensors = [tensor for pair in buffers for tensor in pair]
+            self._seen, self._tokens, self._replay = [weakref.ref(tensor) for tensor in tensors], 0, None
+        slot = _open_slots(layers, self.length)
         if slot is None:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            run = bind(self._step, self._inputs, buffers, self._dtype)
+            run = self._bind(self._step, self._inputs, buffers, self._dtype)
             self._tokens += 1
-            if self._checked and self._replay is None and self._tokens >= STEADY:
+            if self.length == 1 and self._checked and self._replay is None and self._tokens >= STEADY:
                 self._replay = self._record_with_zeros(run, slot)
                 self._inputs.fill(ids, positions, layers[0].start, slot)
-                error = logit_distance(self._replay(), run())
-                if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
-                    self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
+                self._check_replay(run)
+                if self.failed:
                     return None
             self._inputs.fill(ids, positions, layers[0].start, slot)
             logits = run() if self._replay is None else self._replay().clone()
@@ -138,23 +197,43 @@ class CapturedStep:
             self._pending_check = logits, run
             return None
         for layer in layers:
-            layer.reserve_slots(1)
+            layer.reserve_slots(count)
         return logits
 
+    def _check_replay(self, run: Run) -> None:
+        """Give up if the recording does not compute what the step computes from the current inputs."""
+        assert self._replay is not None
+        error = logit_distance(self._replay(), run())
+        if not error <= LIMITS.get(self._dtype, ROUNDED_LIMIT):
+            self._give_up(f"a replay's logits are {error:.2g} standard deviations from those of the step")
+
+    def _follows(self, buffers: list[Buffers]) -> bool:
+        """Return whether the latest call had these buffers."""
+        tensors = [tensor for pair in buffers for tensor in pair]
+        return len(tensors) == len(self._seen) and all(r() is t for r, t in zip(self._seen, tensors, strict=True))
+
     def _record_with_zeros(self, run: Run, slot: int) -> Run:
-        """Record `run` with other inputs than those of the check that follows; writes to the free slot only."""
+        """Record `run` with other inputs than those of the check that follows; writes to free slots only."""
         zero = torch.zeros_like(self._inputs.ids)
         self._inputs.fill(zero, zero, slot, slot)
         return self._record(run)
 
     def _give_up(self, reason: str) -> None:
         self.failed, self._replay, self._pending_check = reason, None, None
-        _log.warning("decoding without a captured step: %s", reason)
+        what = "decoding" if self.length == 1 else f"prompts of up to {self.length} tokens are computed"
+        _log.warning("%s without a captured step: %s", what, reason)
 
 
-def _open_slots(layers: Sequence[StreamingLayer]) -> int | None:
-    """Return the free slot, the same in all layers; None if layers differ in length."""
+def _buffers(layers: Sequence[StreamingLayer]) -> list[Buffers] | None:
+    """Return the buffers of one row of all layers; None if there are others, or none yet."""
+    buffers = [layer.buffers for layer in layers if layer.buffers is not None]
+    return None if len(buffers) < len(layers) or buffers[0][0].shape[0] != 1 else buffers
+
+
+def _open_slots(layers: Sequence[StreamingLayer], count: int) -> int | None:
+    """Return the first of `count` free slots, the same in all layers; None if layers differ or have fewer."""
     spans = {(layer.start, layer.end) for layer in layers}
     # a forward that failed halfway has moved some layers to the front and not others
-    slots = {layer.open_slot(front=len(spans) > 1) for layer in layers}
-    return slots.pop() if len(slots) == 1 else None
+    slots = {layer.open_slot(count, front=len(spans) > 1) for layer in layers}
+    slot = min(slots)
+    return slot if len(slots) == 1 and slot + count <= layers[0].slots else None

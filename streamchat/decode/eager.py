@@ -1,5 +1,7 @@
 """Decode steps of torch operations: what a model's forward pass computes for one token, and nothing else.
 
+With a backend for several tokens, the same operations compute a short prompt, a row per token.
+
 The residual stream is float32, which saves the norms their conversions; everything else is in the model's dtype.
 """
 
@@ -31,7 +33,7 @@ def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
     blocks = [_block(block, model.dtype, backend) for block in model.blocks]
     kinds = [(block.attention.rotary, block.attention.interleaved) for block in model.blocks]
     needed = [kind for kind in dict.fromkeys(kinds) if kind[0] is not None]
-    embedding_scale = model.embedding_scale
+    embedding_scale, several = model.embedding_scale, backend.several
 
     def step(ids: Tensor, positions: Tensor, layers: Sequence[Any]) -> Tensor:
         x = functional.embedding(ids.view(-1), table)
@@ -39,7 +41,7 @@ def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
             x = x * embedding_scale
         h = x.float()
         rotations: dict[tuple[int | None, bool], Any] = {
-            (index, pairs): Rotation(model.rotaries[index], x, positions, pairs)
+            (index, pairs): Rotation(model.rotaries[index], x, positions, pairs, several)
             for index, pairs in needed
             if index is not None
         }
@@ -47,6 +49,8 @@ def decode_step(model: ModelSpec, backend: Backend = CPU) -> Step:
             h = x.clone()
         for block, kind, layer in zip(blocks, kinds, layers, strict=True):
             block(h, rotations.get(kind), layer)
+        if several:
+            h = h.index_select(0, layers[-1].last)
         return head(norm(h))[None]
 
     return step
@@ -66,7 +70,9 @@ def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
     attention = of.attention
     attention_input = _input(of.input_norm, dtype, backend)
     mlp_input = None if of.parallel and of.mlp_norm is None else _input(of.mlp_norm, dtype, backend)
-    heads = _heads_interleaved(attention) if _is_neox(attention) else _heads_anywhere(attention, dtype)
+    several = backend.several
+    neox = _is_neox(attention)
+    heads = _heads_interleaved(attention, several) if neox else _heads_anywhere(attention, dtype, several)
     attend, scale = backend.attention(attention), attention.scale
     attention_output = _residual(projection(attention.o_proj), of.attention_out_norm, of.residual_scale, backend)
     mlp = _residual(_mlp(of.mlp), of.mlp_out_norm, of.residual_scale, backend)
@@ -109,7 +115,8 @@ def _mlp(of: MlpSpec) -> Op:
 
 
 Heads = Callable[[Tensor, Rotation | None], tuple[Tensor, Tensor, Tensor]]
-"""(1, hidden) -> queries (num_heads, head_dim), keys and values (num_kv_heads, head_dim); queries and keys rotated."""
+"""(1, hidden) -> queries (num_heads, head_dim), keys and values (num_kv_heads, head_dim); queries and keys rotated.
+For several tokens (tokens, hidden) -> (tokens, num_heads, head_dim) and so on."""
 
 
 def _is_neox(of: AttentionSpec) -> bool:
@@ -117,28 +124,28 @@ def _is_neox(of: AttentionSpec) -> bool:
     return plain and not of.interleaved and of.rotary is not None and of.layout == BY_HEAD
 
 
-def _heads_anywhere(of: AttentionSpec, dtype: torch.dtype) -> Heads:
+def _heads_anywhere(of: AttentionSpec, dtype: torch.dtype, several: bool) -> Heads:
     qkv_proj, head_dim, num_heads, clip = projection(*of.qkv_proj), of.head_dim, of.num_heads, of.clip
-    rotated = num_heads + of.num_kv_heads
+    rotated, rows = num_heads + of.num_kv_heads, _row_shape(several)
     order = _head_order(of)
     q_norm = None if of.q_norm is None else head_norm(of.q_norm, dtype)
     k_norm = None if of.k_norm is None else head_norm(of.k_norm, dtype)
 
     def split(x: Tensor, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = qkv_proj(x).view(-1, head_dim)
+        qkv = qkv_proj(x).view(*rows(x), -1, head_dim)
         if clip is not None:
             qkv = qkv.clamp(-clip, clip)
         if order is not None:
-            qkv = qkv.index_select(0, order)
-        qk = qkv[:rotated]
+            qkv = qkv.index_select(-2, order)
+        qk = qkv[..., :rotated, :]
         if q_norm is not None or k_norm is not None:
-            q, k = qk[:num_heads], qk[num_heads:]
-            qk = torch.cat([q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)])
+            q, k = qk[..., :num_heads, :], qk[..., num_heads:, :]
+            qk = torch.cat([q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)], dim=-2)
         if rotate is not None and rotate.width == head_dim:
             qk = rotate(qk)
         elif rotate is not None:
-            qk = torch.cat([rotate(qk[:, : rotate.width]), qk[:, rotate.width :]], dim=-1)
-        return qk[:num_heads], qk[num_heads:], qkv[rotated:]
+            qk = torch.cat([rotate(qk[..., : rotate.width]), qk[..., rotate.width :]], dim=-1)
+        return qk[..., :num_heads, :], qk[..., num_heads:, :], qkv[..., rotated:, :]
 
     return split
 
@@ -155,14 +162,19 @@ def _head_order(of: AttentionSpec) -> Tensor | None:
     return None if rows == list(range(len(rows))) else torch.tensor(rows, device=device)
 
 
-def _heads_interleaved(of: AttentionSpec) -> Heads:
-    qkv_proj, head_dim = projection(*of.qkv_proj), of.head_dim
+def _heads_interleaved(of: AttentionSpec, several: bool) -> Heads:
+    qkv_proj, head_dim, rows = projection(*of.qkv_proj), of.head_dim, _row_shape(several)
 
     def split(x: Tensor, rotate: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         assert rotate is not None
-        qkv = qkv_proj(x).view(-1, 3, head_dim)
-        rotated = qkv[:, :2, : rotate.width]
+        qkv = qkv_proj(x).view(*rows(x), -1, 3, head_dim)
+        rotated = qkv[..., :2, : rotate.width]
         rotated.copy_(rotate(rotated))
-        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        return qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
 
     return split
+
+
+def _row_shape(several: bool) -> Callable[[Tensor], tuple[int, ...]]:
+    """Return what gives the dimension of the tokens of (tokens, hidden); none for one token."""
+    return (lambda x: (x.shape[0],)) if several else (lambda x: ())

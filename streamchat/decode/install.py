@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from streamchat.cache.arguments import CACHE_NAMES, given_cache
+from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
-from streamchat.decode.cuda_graph import CapturedStep, Record, record_cuda_graph
+from streamchat.decode.captured_steps import CapturedSteps
+from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_step import CompiledStep, kernels_support
@@ -39,11 +41,10 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
-    if spread or device.type not in ("cpu", "cuda"):
-        return False
-    if device.type == "cpu":
-        return _install_short(model, kernels)
-    return install_captured(model, functools.partial(record_cuda_graph, device))
+    if device.type == "cuda":
+        model.forward = without_plans(model.forward)
+        return not spread and install_captured(model, CudaRecorder(device))
+    return device.type == "cpu" and not spread and _install_short(model, kernels)
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:
@@ -73,26 +74,40 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
 
 
 def install_captured(model: Any, record: Record) -> bool:
-    """Have `record` record the step of `model` when it decodes; returns whether the model has a recordable step."""
+    """Have `record` record the steps of `model` when it decodes; returns whether the model has recordable steps.
+
+    Plain forwards run without attention kernels that keep a plan for every length, also without such a step.
+    """
+    model.forward = without_plans(model.forward)
     step = static_step(model)
     if step is None:
         return False
-    captured = CapturedStep(step, input_device(model), model.dtype, record)
-    plain = model.forward
+    captured, plain = CapturedSteps(model, step, record), model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
-        if cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
+        count = kwargs["input_ids"].shape[1]
+        wants_more = count > 1 and kwargs.get("logits_to_keep") != 1  # a prompt step gives those of the last token
+        if wants_more or cache.dtype not in (None, model.dtype):  # the graph writes the model's dtype to the buffers
             return plain(**kwargs)
         layers: Any = cache.layers
-        logits = captured(kwargs["input_ids"], kwargs["position_ids"], layers)
+        chosen = captured.of(count)
+        logits = chosen(kwargs["input_ids"], kwargs["position_ids"], layers)
         if logits is not None:
-            return _output(cache, logits)
+            return _output(cache, logits, count)
         output = plain(**kwargs)
-        output.logits = captured.resolve_check(output.logits)
+        output.logits = chosen.resolve_check(output.logits)
         return output
 
     _wrap(model, serve, captured)
     return True
+
+
+def record_used(model: Any, cache: StreamingCache) -> None:
+    """Record the steps of `model` for short prompts of the lengths that `cache` was fed with; not during a reply."""
+    step = getattr(model.forward, "step", None)
+    if isinstance(step, CapturedSteps) and type(cache) is StreamingCache:
+        layers: Any = cache.layers
+        step.record_used(layers)
 
 
 def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
@@ -117,8 +132,11 @@ def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOu
 
 
 def uninstall(model: Any) -> None:
-    """Remove the decode path."""
-    model.__dict__.pop("forward", None)
+    """Remove the decode path; the limit on attention kernels stays."""
+    forward = model.__dict__.pop("forward", None)
+    limited = getattr(forward, "without_plans", None)
+    if limited is not None:
+        model.forward = limited
 
 
 def is_compiled(model: Any) -> bool:

@@ -29,6 +29,9 @@ class Backend:
     """(1, hidden) float32 -> (1, hidden) of a dtype."""
     attention: Callable[[AttentionSpec], Attend]
     """Return the attention of a block; its first argument is what the step got for the layer."""
+    several: bool = False
+    """Whether a step computes several tokens: heads have shape (tokens, heads, head_dim) then, and the logits are those
+    of the token at index `last` of the last layer, (1,) int64."""
 
 
 def projection(*layers: Any) -> Op:
@@ -72,11 +75,11 @@ def norm_of_row(of: NormSpec, dtype: torch.dtype) -> Op:
 
 
 def head_norm(of: NormSpec, dtype: torch.dtype) -> Op:
-    """(heads, head_dim) -> (heads, head_dim) of `dtype`: the norm of each head, or of all together if `of.whole`."""
+    """(..., heads, head_dim) -> the same of `dtype`: the norm of each head, or of all together if `of.whole`."""
     shape, weight, bias, eps = of.weight.shape, of.weight, of.bias, of.eps
     if of.whole:
         together = head_norm(replace(of, whole=False), dtype)
-        return lambda x: together(x.reshape(-1)).view(x.shape)
+        return lambda x: together(x.flatten(-2)).view(x.shape)
     if not of.is_layer_norm:
         if weight.ndim == 1:
             return lambda x: functional.rms_norm(x.float(), shape, weight, eps).to(dtype)
@@ -86,27 +89,38 @@ def head_norm(of: NormSpec, dtype: torch.dtype) -> Op:
 
 
 class Rotation:
-    """Rotary angles of one position, for tensors whose last dimension is rotated by halves or in pairs."""
+    """Rotary angles of one position, for tensors whose last dimension is rotated by halves or in pairs.
 
-    def __init__(self, module: Any, like: Tensor, position_ids: Tensor, interleaved: bool = False) -> None:
+    With `several`, those of several positions, for tensors whose first dimension is that of the tokens.
+    """
+
+    def __init__(
+        self, module: Any, like: Tensor, position_ids: Tensor, interleaved: bool = False, several: bool = False
+    ) -> None:
         cos, sin = module(like, position_ids)
         self.width: int = cos.shape[-1]
         half = self.width // 2
-        self._half, self._cos, self._interleaved = half, cos.view(-1), interleaved
+        shape = (-1, self.width) if several else (-1,)
+        self._half, self._interleaved, self._several = half, interleaved, several
+        self._cos, sin = cos.view(shape), sin.view(shape)
         if interleaved:
             pairs = sin.view(-1, 2)
-            self._sin = torch.stack([-pairs[:, 0], pairs[:, 1]], dim=1).view(-1)
+            self._sin = torch.stack([-pairs[:, 0], pairs[:, 1]], dim=1).view(shape)
             return
         # transformers' rotate_half: roll by half and negate the first half
-        self._sin = torch.cat([-sin.view(-1)[:half], sin.view(-1)[half:]])
+        self._sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width) of the same dtype; some models (OLMo) compute it in float32."""
+        cos, sin = self._cos, self._sin
+        if self._several:
+            shape = (len(cos), *(1,) * (x.dim() - 2), self.width)
+            cos, sin = cos.view(shape), sin.view(shape)
         if self._interleaved:
             partners = x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
         else:
             partners = torch.roll(x, self._half, -1)
-        return torch.addcmul(x * self._cos, partners, self._sin).to(x.dtype)
+        return torch.addcmul(x * cos, partners, sin).to(x.dtype)
 
 
 def attend(layer: StreamingLayer, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -27,23 +27,34 @@ CHANGING_ROPES = ("dynamic", "longrope")
 
 
 class Inputs:
-    """The input tensors of a step, on `device`."""
+    """The input tensors of a step of `length` tokens, on `device`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, length: int = 1) -> None:
+        self.length = length
+
         def number(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
 
         with torch.inference_mode(False):  # filled outside inference mode too
-            self.ids, self.positions = number(1, 1), number(1, 1)
-            self.start, self.slot = number(1), number(1)
+            self.ids, self.positions = number(1, length), number(1, length)
+            self.start, self.slot, self.count = number(1), number(1), number(1)
 
     def fill(self, ids: Tensor, positions: Tensor, start: int, slot: int) -> None:
-        """Set the next step's (1, 1) `ids` and `positions`; it writes to `slot` and attends to `[start, slot]`."""
-        self.ids.copy_(ids)
-        self.positions.copy_(positions)
+        """Set the next step's (1, n) `ids` and `positions`, n <= `length`; they may be on another device.
+
+        The first token is written to `slot`, the others to those after it. Each attends to the slots from `start` up to
+        its own. If n is less than `length`, the rest is padding: the last id again, at the last position.
+        """
+        count = ids.shape[1]
+        self.ids[:, :count].copy_(ids)
+        self.positions[:, :count].copy_(positions)
+        if count < self.length:
+            self.ids[:, count:].copy_(ids[:, -1:].expand(1, self.length - count))
+            self.positions[:, count:].copy_(positions[:, -1:].expand(1, self.length - count))
         # passed as kernel arguments: no copy from the host
         self.start.fill_(start)
         self.slot.fill_(slot)
+        self.count.fill_(count)
 
 
 @dataclass(frozen=True)
@@ -60,9 +71,13 @@ class StaticLayer:
 
 def static_step(model: Any) -> Step | None:
     """Return the step of `model` on `StaticLayer`s, for `bind`; None if the model is not supported."""
-    changing = any(kind in CHANGING_ROPES for module in model.modules() for kind in rope_kinds(module))
-    spec = model_spec(model)
-    return None if changing or spec is None else decode_step(spec, STATIC)
+    spec = None if changes_with_length(model) else model_spec(model)
+    return None if spec is None else decode_step(spec, STATIC)
+
+
+def changes_with_length(model: Any) -> bool:
+    """Return whether the angles of `model` depend on the length of the text."""
+    return any(kind in CHANGING_ROPES for module in model.modules() for kind in rope_kinds(module))
 
 
 def bind(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:

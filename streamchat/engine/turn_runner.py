@@ -59,6 +59,7 @@ class TurnRunner:
         self._archive.changed |= not outcome.rolled_back
         self._jobs.finish(job)
         self._finish(text, outcome)
+        host.active.conversation.record_steps()
         if outcome.rolled_back:
             return
         if pin or host.pin_next:

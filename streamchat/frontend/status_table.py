@@ -129,12 +129,11 @@ def memory_rows(memory: ev.MemoryState | None) -> list[Row]:
 
 
 def _memory_short(memory: ev.MemoryState | None) -> str:
-    """VRAM if there is a GPU, else process memory."""
+    """Process memory, after VRAM if there is a GPU: a chat must keep both."""
     if memory is None:
         return "memory n/a"
-    if memory.allocated_bytes is None:
-        return f"memory {human_bytes(memory.rss_bytes)}"
-    return f"VRAM {human_bytes(memory.allocated_bytes)}"
+    process = f"memory {human_bytes(memory.rss_bytes)}"
+    return process if memory.allocated_bytes is None else f"VRAM {human_bytes(memory.allocated_bytes)}, {process}"
 
 
 def _model_rows(info: ev.ModelInfo) -> list[Row]:

@@ -24,6 +24,8 @@ from streamchat.benchmarks.texts import Document, Tokens, read_documents, tokeni
 from streamchat.cache.dtype import set_cache_dtype
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cli import main as cli
+from streamchat.cli.scoring import default_chunk
+from streamchat.commands import ppl as ppl_command
 from tests.support.models_help import make_tokenizer, save, tiny_llama
 from tests.support.perplexity import Policies
 from tests.support.tiny import random_ids, tiny_model
@@ -352,6 +354,28 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "log-perplexity.svg",
         "log-perplexity.png",
     }
+
+
+def test_tokens_per_forward_are_chosen_by_device_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [default_chunk(device) for device in ("cpu", "mps", "cuda", "cuda:1")] == [16, 16, 128, 128]
+    (folder / "one.txt").write_text("one two three four five " * 20)
+    what = [str(folder / "one.txt"), "--methods", "sinks:64:4", "--max-tokens", "100", "--json"]
+
+    def chunk_of(*arguments: str) -> tuple[int, str]:
+        assert run(folder, *what, *arguments) == ExitCode.OK
+        text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
+        return json.loads(last)["chunk"], next(line for line in text.splitlines() if "per forward pass" in line)
+
+    chunk, line = chunk_of()
+    assert chunk == 16
+    assert "16 tokens per forward pass for bounded methods (default on cpu)" in line
+    monkeypatch.setattr(ppl_command, "default_chunk", {"cpu": 12}.__getitem__)
+    assert chunk_of()[0] == 12
+    chunk, line = chunk_of("--chunk", "8")
+    assert chunk == 8
+    assert "default" not in line
 
 
 @pytest.mark.parametrize(

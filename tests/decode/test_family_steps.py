@@ -135,7 +135,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels | None:
     return load_kernels(request.param)
 
 
-def _model(case: str) -> Any:
+def family_model(case: str) -> Any:
     name, changes = CASES[case]
     return build(name, FAMILIES[name].attentions[0], **changes)
 
@@ -155,7 +155,7 @@ def _stream(model: Any, fit: PositionFit | None = None) -> tuple[Tensor, Streami
 def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
     kernels: Kernels | None, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = _model(case)
+    model = family_model(case)
     expected, expected_cache = _stream(model)
     plain = counted(model, monkeypatch)
     assert install(model, kernels)
@@ -177,7 +177,7 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(case: str) -> None:
-    model, graphs = _model(case), RecordedGraphs()
+    model, graphs = family_model(case), RecordedGraphs()
     expected, _ = _stream(model)
     changing = static_step(model) is None
     assert changing == (case in ("llama_dynamic", "phi3_longrope"))
@@ -196,8 +196,8 @@ def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(c
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    exact, _ = _stream(_model(name).to(dtype).float())
-    model = _model(name).to(dtype)
+    exact, _ = _stream(family_model(name).to(dtype).float())
+    model = family_model(name).to(dtype)
     plain, _ = _stream(model)
     assert install(model, kernels)
     found, _ = _stream(model)
@@ -210,7 +210,7 @@ def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
 def test_quantized_weights_give_what_their_values_give(kernels: Kernels | None, name: str, kind: Any) -> None:
     if kernels is None:
         pytest.skip("no compiled kernels")
-    model = _model(name)
+    model = family_model(name)
     fit = choose_fit(model)
     replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     with always_quantized(model):

@@ -14,9 +14,12 @@ import torch
 
 from streamchat import __version__
 from streamchat.base import paths
+from streamchat.base.devices import ATTENTION_ON_GPUS
 from streamchat.base.errors import StoreError
 from streamchat.cli import main as cli
+from streamchat.commands import doctor_versions
 from streamchat.kernels import build
+from streamchat.models import device as devices
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
@@ -67,7 +70,7 @@ def test_what_is_broken_is_named_and_the_rest_is_there(
     assert code == 1
     settings, device, files = report["problems"]
     assert settings.startswith("settings: config.toml: cache_size = 3 is not valid")
-    assert device.startswith("device: ModuleNotFoundError: ")
+    assert device == "device: psutil is not installed; install streamchat again with pip"
     assert files.startswith(f"{paths.data_dir()} can be read by other users")
     assert {"versions", "terminal", "files", "chat"} <= set(report)
 
@@ -93,6 +96,64 @@ def test_versions_outside_their_range_are_named(
     assert code == 1
     assert report["problems"][0] == "gguf is not installed; install streamchat again with pip"
     assert report["problems"][1].startswith("transformers 1.0 is installed, but streamchat needs ")
+
+
+def without_installation(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """As in a checkout that is run with `python -m streamchat`; '' for a package that is missing."""
+    real_version, real_distribution = metadata.version, metadata.distribution
+
+    def version(package: str) -> str:
+        found = versions.get(package)
+        if found == "":
+            raise metadata.PackageNotFoundError(package)
+        return found or real_version(package)
+
+    def distribution(name: str) -> metadata.Distribution:
+        if name == "streamchat":
+            raise metadata.PackageNotFoundError(name)
+        return real_distribution(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "distribution", distribution)
+
+
+def test_a_checkout_that_is_not_installed_says_so_and_checks_versions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_installation(monkeypatch)
+    code, report = told(capsys)
+    folder = Path(doctor_versions.__file__).parents[2]
+    assert (code, report["problems"]) == (0, [])
+    assert report["versions"]["installation"] == f"none: runs from {folder}; pip install -e {folder} installs it"
+    assert report["versions"]["torch"] == torch.__version__
+
+
+def test_a_checkout_says_how_to_install_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_installation(monkeypatch, gguf="", transformers="1.0")
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    code, report = told(capsys)
+    folder = Path(doctor_versions.__file__).parents[2]
+    install = f"pip install -e {folder} installs it"
+    assert code == 1
+    gguf, transformers, psutil = report["problems"]
+    assert gguf == f"gguf is not installed; {install}"
+    assert transformers.startswith("transformers 1.0 is installed, but streamchat needs ")
+    assert psutil == f"device: psutil is not installed; {install}"
+
+
+def test_on_a_gpu_it_says_which_attention_serves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, without = told(capsys, "--device", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "gpus", list)
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cuda", "cpu"])
+    _, report = told(capsys, "--device", "cpu")
+    assert report["problems"] == []
+    assert report["device"]["attention on GPUs"] == ATTENTION_ON_GPUS
+    assert "attention on GPUs" not in without["device"]
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_rows_as_text() -> None:
     [
         (None, "memory n/a"),
         (ev.MemoryState(612_000_000), "memory 612 MB"),
-        (ev.MemoryState(1, "cuda", 2_000_000_000, 3, 80_000_000_000), "VRAM 2.0 GB"),
+        (ev.MemoryState(1_900_000_000, "cuda", 2_000_000_000, 3, 80_000_000_000), "VRAM 2.0 GB, memory 1.9 GB"),
     ],
 )
 def test_short_forms(memory: ev.MemoryState | None, short: str) -> None:

@@ -17,6 +17,7 @@ from streamchat.models.quantize import gpu
 from streamchat.models.quantize.cpu import use_weights
 from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.quantize.weight_storage import stored_bytes, stored_tensors
+from tests.gpu.conftest import NEEDS_CUDA
 from tests.support.decode_models import cache_of, make, stream
 from tests.support.families import text
 from tests.support.models_help import make_tokenizer, tiny_llama
@@ -64,11 +65,35 @@ def test_a_loss_of_quality_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "loses quality with int8 weights: KL divergence" in notes[0]
 
 
-def test_what_torchao_cannot_do_is_one_sentence() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'int4' cannot be used: torchao reported .*CUDA only.*weights = native"
-    ) as error:
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_int4_on_a_cpu_is_refused_in_one_sentence(has_cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU, where torchao's own sentence is another one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    expected = (
+        r"^weights = 'int4' cannot be used: its kernels need a GPU with CUDA, and the model is on cpu; "
+        r"choose weights = native$"
+    )
+    with pytest.raises(ConfigError, match=expected):
         quantize_on_gpu(tiny_llama(**LLAMA), make_tokenizer(), "int4", name="m", progress=silent)
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_int4_of_another_dtype_is_refused_in_one_sentence() -> None:
+    model: Any = tiny_llama(**LLAMA)
+    with pytest.raises(ConfigError, match="its kernels need dtype = bfloat16, and the model has float32; choose"):
+        quantize_on_gpu(model.to("cuda"), make_tokenizer(), "int4", name="m", progress=silent)
+
+
+def test_what_torchao_cannot_do_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel\nfor this device")
+
+    monkeypatch.setattr("torchao.quantization.quantize_", fail)
+    with pytest.raises(
+        ConfigError, match=r"'int8' cannot be used: torchao reported .*no kernel.*weights = native"
+    ) as error:
+        int8(tiny_llama(**LLAMA), make_tokenizer())
     assert "\n" not in str(error.value)
 
 

@@ -486,6 +486,20 @@ def test_the_account_of_evictions_comes_from_the_events_alone() -> None:
     assert told == []
 
 
+@pytest.mark.parametrize(("per_turn", "violated"), [(3_600_000, ["process-memory"]), (50_000, [])])
+def test_host_memory_that_grows_on_a_gpu_is_seen_within_160_turns(per_turn: int, violated: list[str]) -> None:
+    """As with the plans that cuDNN keeps: VRAM stays."""
+    told: list[invariants.Violation] = []
+    inspector = invariants.Inspector(0.25, told.append)
+    for turn in range(1, 161):
+        stats = ev.TurnStats(
+            turn, 30, 60, 900, 1024, 5, 900, 0.1, 200.0, 1, 1_857_000_000 + per_turn * turn, 602_630_000, "length"
+        )
+        inspector.observe(ev.TurnFinished(stats, "length", "reply", "text"))
+    assert [each.name for each in told] == violated
+    assert inspector.invariants["device-memory"].checked > 0
+
+
 # --- recorded runs ----------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from streamchat.benchmarks.methods.stream import ModelStream
 from streamchat.cache.context import context_length
-from streamchat.conversation.feeder import PREFILL_CHUNK
+from streamchat.conversation.chunk_size import PREFILL_CHUNK
 
 
 class Dense(ModelStream):

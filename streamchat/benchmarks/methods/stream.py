@@ -19,7 +19,7 @@ from streamchat.cache.arguments import cache_keyword, parameter_names
 from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.room import quarter_of_room
 from streamchat.cache.token_ids import input_device
-from streamchat.conversation.feeder import PREFILL_CHUNK
+from streamchat.conversation.chunk_size import PREFILL_CHUNK
 from streamchat.quantization.linear import never_quantized
 from streamchat.verify.measure import layer_lengths, storage_bytes
 

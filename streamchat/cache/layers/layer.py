@@ -207,15 +207,16 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         only if the batch changes."""
         return self._buffers
 
-    def open_slot(self, *, front: bool = False) -> int:
+    def open_slot(self, count: int = 1, *, front: bool = False) -> int:
         """Return the slot of the next token, for callers that write to the buffers directly.
 
         Follow with `reserve_slots`.
 
         Args:
+            count: Slots that are needed; fewer are free behind the returned one only if the whole buffers have fewer.
             front: Move the used slots to the front of the buffers even if their end is not reached.
         """
-        if self.start and (front or self.end == self.slots):
+        if self.start and (front or self.end + count > self.slots):
             self._move_to_front()
             self._refresh_views()
         return self.end

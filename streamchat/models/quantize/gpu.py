@@ -35,10 +35,13 @@ def quantize_on_gpu(model: Any, tokenizer: Any, kind: Kind, *, name: str, progre
         Notes for the user: a measured loss of quality.
 
     Raises:
-        ConfigError: torchao is not installed, or fails here. The model is then unusable.
+        ConfigError: torchao is not installed, or has no int4 kernels for the model; or torchao fails here, which leaves
+            the model unusable.
     """
     if importlib.util.find_spec("torchao") is None:
         raise ConfigError(f"weights = {kind!r} on a GPU needs torchao; pip install torchao, or choose weights = native")
+    if kind == "int4":
+        _require_int4(model)
     before = predictions(model, tokenizer)
     progress(f"Quantizing {name} to {kind}", 0, 0, "")
     output = model.get_output_embeddings()
@@ -69,12 +72,25 @@ def quantize_on_gpu(model: Any, tokenizer: Any, kind: Kind, *, name: str, progre
     )
 
 
+def _require_int4(model: Any) -> None:
+    """Require what torchao's int4 kernels do.
+
+    Raises:
+        ConfigError: The model is not on a GPU, or not in bfloat16.
+    """
+    wrong = ""
+    if model.device.type != "cuda":
+        wrong = f"its kernels need a GPU with CUDA, and the model is on {model.device}"
+    elif model.dtype != torch.bfloat16:
+        wrong = f"its kernels need dtype = bfloat16, and the model has {str(model.dtype).removeprefix('torch.')}"
+    if wrong:
+        raise ConfigError(f"weights = 'int4' cannot be used: {wrong}; choose weights = native")
+
+
 def _config(kind: Kind) -> Any:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     if kind == "int8":
         return Int8WeightOnlyConfig(set_inductor_config=False)
-    if not torch.cuda.is_available():
-        raise NotImplementedError("int4 has kernels for CUDA only")
     # the layout whose kernel is part of PyTorch itself
     return Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d", set_inductor_config=False)
