@@ -1,0 +1,99 @@
+"""Measures what a forward of several tokens costs, in forwards of one token."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+SIZES = (2, 3, 4, 6, 8, 12, 16)
+"""Tokens per forward that are used. Each needs a program of its own in the compiled kernels."""
+ASSUMED_COST = 0.25
+"""Cost per further token before anything was measured. The default model in int4 on two cores: 0.19."""
+OBSERVATIONS = 15
+"""Times are medians of this many forwards."""
+FEWEST_SINGLE = 3
+"""Forwards of one token to measure before any costs are used."""
+RETRY = 512
+"""After this many forwards without a size, only its lowest measured cost is remembered: it may have been slow because
+the machine was busy."""
+
+
+class RunningMedian:
+    """The median of the last `OBSERVATIONS` values."""
+
+    def __init__(self) -> None:
+        self._values = deque[float](maxlen=OBSERVATIONS)
+        self._median: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, value: float) -> None:
+        """Add a value."""
+        self._values.append(value)
+        self._median = None
+
+    def keep_lowest(self) -> None:
+        """Forget all values except the lowest."""
+        lowest = min(self._values)
+        self._values.clear()
+        self.add(lowest)
+
+    @property
+    def value(self) -> float:
+        """The median; 0 without values."""
+        if self._median is None:
+            self._median = median(self._values) if self._values else 0.0
+        return self._median
+
+
+class ForwardCosts:
+    """Costs by number of tokens, measured while a conversation runs."""
+
+    def __init__(self) -> None:
+        self._single, self._rest = RunningMedian(), RunningMedian()
+        self._ratios: dict[int, RunningMedian] = {}
+        self._latest: dict[int, int] = {}
+        self._forwards = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Add a forward of `tokens` tokens. The first one of each size is not counted: it also builds its program."""
+        self._forwards += 1
+        if tokens == 1:
+            self._single.add(seconds)
+            return
+        self._latest[tokens] = self._forwards
+        if tokens not in self._ratios:
+            self._ratios[tokens] = RunningMedian()
+        elif len(self._single):
+            self._ratios[tokens].add(seconds / self._single.value)
+
+    def observe_rest(self, seconds: float) -> None:
+        """Add the time per token outside of forwards: sampling and text."""
+        self._rest.add(seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether the time of one token is known, the unit of all costs."""
+        return len(self._single) >= FEWEST_SINGLE
+
+    def cost(self, tokens: int) -> float:
+        """Return the cost of a forward of `tokens` tokens, as a multiple of one token."""
+        if tokens == 1:
+            return 1.0
+        measured = [size for size, ratios in self._ratios.items() if len(ratios)]
+        if tokens in measured:
+            ratios = self._ratios[tokens]
+            if len(ratios) > 1 and self._forwards - self._latest[tokens] > RETRY:
+                ratios.keep_lowest()
+            return ratios.value
+        if not measured:
+            return 1 + ASSUMED_COST * (tokens - 1)
+        near = min(measured, key=lambda size: abs(size - tokens))
+        return 1 + (self._ratios[near].value - 1) * (tokens - 1) / (near - 1)
+
+    def speedup(self, tokens: int, accepted: float) -> float:
+        """Return the speedup over forwards of one token if `accepted` proposed tokens are accepted per forward."""
+        rest = self._rest.value / self._single.value if len(self._single) else 0.0
+        decoded = 1 + accepted
+        return decoded * (1 + rest) / (self.cost(tokens) + decoded * rest)
