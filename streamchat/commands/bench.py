@@ -20,6 +20,7 @@ MODES = {
     "startup": ("startup", "measure startup, from the command to the first token"),
     "resume": ("resume", "measure resuming a full cache of --cache-size tokens"),
     "decode": ("decode_page", "measure the decode step on the CPU"),
+    "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
     "gpu": ("gpu", "measure one GPU, with native weights"),
 }
@@ -48,7 +49,8 @@ DESCRIPTION = (
     "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
     "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
     "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
-    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --busy: "
+    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
+    "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: "
     "time per token of streamchat and of llama.cpp (if llama-cpp-python is installed) while other programs compute. "
     "--gpu: "
     "tokens per second of the engine and of transformers' generate on one GPU, the limit set by the GPU's memory "

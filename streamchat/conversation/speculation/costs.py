@@ -14,8 +14,8 @@ OBSERVATIONS = 15
 FEWEST_SINGLE = 3
 """Forwards of one token to measure before any costs are used."""
 RETRY = 512
-"""After this many forwards without a size, only its lowest measured cost is remembered: it may have been slow because
-the machine was busy."""
+"""If a size was not used in this many forwards, only its lowest cost is remembered: the others may have been measured
+while the machine was busy."""
 
 
 class RunningMedian:
@@ -55,10 +55,14 @@ class ForwardCosts:
         self._ratios: dict[int, RunningMedian] = {}
         self._latest: dict[int, int] = {}
         self._forwards = 0
+        self._costs: dict[int, float] = {}
+        """Costs computed since the last change."""
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Add a forward of `tokens` tokens. The first one of each size is not counted: it also builds its program."""
         self._forwards += 1
+        if self._forwards % RETRY == 0:
+            self._forget_old()
         if tokens == 1:
             self._single.add(seconds)
             return
@@ -67,6 +71,7 @@ class ForwardCosts:
             self._ratios[tokens] = RunningMedian()
         elif len(self._single):
             self._ratios[tokens].add(seconds / self._single.value)
+            self._costs.clear()
 
     def observe_rest(self, seconds: float) -> None:
         """Add the time per token outside of forwards: sampling and text."""
@@ -79,21 +84,28 @@ class ForwardCosts:
 
     def cost(self, tokens: int) -> float:
         """Return the cost of a forward of `tokens` tokens, as a multiple of one token."""
-        if tokens == 1:
-            return 1.0
-        measured = [size for size, ratios in self._ratios.items() if len(ratios)]
-        if tokens in measured:
-            ratios = self._ratios[tokens]
-            if len(ratios) > 1 and self._forwards - self._latest[tokens] > RETRY:
-                ratios.keep_lowest()
-            return ratios.value
-        if not measured:
-            return 1 + ASSUMED_COST * (tokens - 1)
-        near = min(measured, key=lambda size: abs(size - tokens))
-        return 1 + (self._ratios[near].value - 1) * (tokens - 1) / (near - 1)
+        if tokens not in self._costs:
+            self._costs[tokens] = self._estimate(tokens)
+        return self._costs[tokens]
 
     def speedup(self, tokens: int, accepted: float) -> float:
         """Return the speedup over forwards of one token if `accepted` proposed tokens are accepted per forward."""
         rest = self._rest.value / self._single.value if len(self._single) else 0.0
         decoded = 1 + accepted
         return decoded * (1 + rest) / (self.cost(tokens) + decoded * rest)
+
+    def _estimate(self, tokens: int) -> float:
+        """Return the measured cost, or else one that grows in proportion with that of the nearest measured size."""
+        if tokens == 1:
+            return 1.0
+        measured = [size for size, ratios in self._ratios.items() if len(ratios)]
+        if not measured:
+            return 1 + ASSUMED_COST * (tokens - 1)
+        near = min(measured, key=lambda size: abs(size - tokens))
+        return 1 + (self._ratios[near].value - 1) * (tokens - 1) / (near - 1)
+
+    def _forget_old(self) -> None:
+        for size, ratios in self._ratios.items():
+            if len(ratios) > 1 and self._forwards - self._latest[size] >= RETRY:
+                ratios.keep_lowest()
+                self._costs.clear()

@@ -17,6 +17,8 @@ from streamchat.decode.install import tokens_at_once
 
 MIN_SPEEDUP = 1.1
 """Tokens are proposed only if the expected speedup is at least this."""
+MIN_RATE = 0.15
+"""If the next token is accepted more rarely than this, `MIN_SPEEDUP` is out of reach."""
 SINGLE_EVERY = 64
 """After this many forwards with proposals, one token is fed alone: its time is the unit of the costs."""
 
@@ -103,18 +105,19 @@ class Speculator:
         self._expected = []
         if self._match is None:
             return []
+        matched = self._match.length
         most = max(0, min(most, tokens_at_once(self._feeder.model) - 1, SIZES[-1] - 1))
+        if not self._costs.known or self._since_single >= SINGLE_EVERY or self._rates.rate(matched) < MIN_RATE:
+            most = 0
         found = continuation(self._feeder.log, token, self._match, max(1, most))
         end = next((at for at, each in enumerate(found) if each in control), len(found))
         self._expected = found[:end]
-        count = self._best_count(self._match.length, min(most, end))
+        count = self._best_count(matched, min(most, end))
         if count:
             self._expected = found[:count]
         return found[:count]
 
     def _best_count(self, matched: int, most: int) -> int:
-        if not self._costs.known or self._since_single >= SINGLE_EVERY:
-            return 0
         accepted, best, count = self._rates.expected(matched, most), MIN_SPEEDUP, 0
         for size in SIZES:
             if size - 1 > most:
