@@ -6,7 +6,7 @@ import bisect
 
 BUCKETS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of matched tokens that have an estimate of their own; others belong to the next lower one."""
-ASSUMED = (0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.85)
+ASSUMED = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.85, 0.9, 0.95)
 """Rate of each bucket before anything was observed."""
 ASSUMED_WEIGHT = 4.0
 """Number of observations that an assumed rate counts as."""

@@ -11,11 +11,13 @@ ASSUMED_COST = 0.25
 """Cost per further token before anything was measured. The default model in int4 on two cores: 0.19."""
 OBSERVATIONS = 15
 """Times are medians of this many forwards."""
+FIRST_SIZE = 4
+"""Largest size to try before any cost was measured; then twice the largest measured one."""
 FEWEST_SINGLE = 3
 """Forwards of one token to measure before any costs are used."""
-RETRY = 512
-"""If a size was not used in this many forwards, only its lowest cost is remembered: the others may have been measured
-while the machine was busy."""
+RETRY = 1024
+"""If a size was not used in this many forwards, its cost is forgotten: the machine may have been busy when it was
+measured."""
 
 
 class RunningMedian:
@@ -33,11 +35,10 @@ class RunningMedian:
         self._values.append(value)
         self._median = None
 
-    def keep_lowest(self) -> None:
-        """Forget all values except the lowest."""
-        lowest = min(self._values)
+    def clear(self) -> None:
+        """Forget all values."""
         self._values.clear()
-        self.add(lowest)
+        self._median = None
 
     @property
     def value(self) -> float:
@@ -82,6 +83,11 @@ class ForwardCosts:
         """Whether the time of one token is known, the unit of all costs."""
         return len(self._single) >= FEWEST_SINGLE
 
+    @property
+    def largest(self) -> int:
+        """The largest size to use: costs of larger ones are too uncertain."""
+        return max((2 * size for size, ratios in self._ratios.items() if len(ratios)), default=FIRST_SIZE)
+
     def cost(self, tokens: int) -> float:
         """Return the cost of a forward of `tokens` tokens, as a multiple of one token."""
         if tokens not in self._costs:
@@ -106,6 +112,6 @@ class ForwardCosts:
 
     def _forget_old(self) -> None:
         for size, ratios in self._ratios.items():
-            if len(ratios) > 1 and self._forwards - self._latest[size] >= RETRY:
-                ratios.keep_lowest()
+            if self._forwards - self._latest[size] >= RETRY:
+                ratios.clear()
                 self._costs.clear()

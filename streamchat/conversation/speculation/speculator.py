@@ -119,8 +119,9 @@ class Speculator:
 
     def _best_count(self, matched: int, most: int) -> int:
         accepted, best, count = self._rates.expected(matched, most), MIN_SPEEDUP, 0
+        largest = min(1 + most, self._costs.largest)
         for size in SIZES:
-            if size - 1 > most:
+            if size > largest:
                 break
             speedup = self._costs.speedup(size, accepted[size - 1])
             if speedup >= best:
