@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import assemble
 from streamchat.conversation.log import TokenLog
-from streamchat.conversation.speculation import ngrams, speculator
+from streamchat.conversation.speculation import ngrams
 from streamchat.conversation.speculation.acceptance import AcceptanceRates
 from streamchat.conversation.speculation.costs import OBSERVATIONS, RETRY, ForwardCosts
 from streamchat.conversation.speculation.ngrams import LENGTHS, LONGEST, Match, NgramIndex, continuation
 from streamchat.conversation.speculation.speculator import Speculator
+from streamchat.models.load import load_model
+from tests.support.kernels import needs_kernels
 
 STEP_S = 0.004
 """Seconds of a simulated forward of one token."""
@@ -37,8 +44,9 @@ class Simulation:
 
     def __post_init__(self) -> None:
         room = SimpleNamespace(cache_size=10**9, length=0, position_limit=10**9, next_position=0)
+        model = SimpleNamespace(forward=SimpleNamespace(step=SimpleNamespace(max_tokens=256)))
         feeder: Any = SimpleNamespace(
-            log=self.log, cache=room, model=None, forward_proposals=lambda *given: self._forward(*given)
+            log=self.log, cache=room, model=model, forward_proposals=lambda *given: self._forward(*given)
         )
         self.speculator = Speculator(feeder, lambda: self.now)
 
@@ -62,11 +70,6 @@ class Simulation:
             self.now += SAMPLING_S * (at - first + 1)
             self.speculator.learn(text[first : at + 1])
         return (len(text) - 1) * (self.cost(1) + SAMPLING_S) / (self.now - started)
-
-
-@pytest.fixture(autouse=True)
-def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculator, "tokens_at_once", lambda model: 256)
 
 
 def cheap(tokens: int) -> float:
@@ -97,16 +100,16 @@ def test_a_text_that_does_not_repeat_costs_at_most_two_percent() -> None:
     assert Simulation(cheap).decode(misleading) > 0.98
 
 
-def test_short_matches_that_mislead_are_no_longer_followed() -> None:
-    """Pairs that are always followed by another token."""
-    run, counter, text = Simulation(cheap), 1000, list[int]()
-    for _ in range(600):
-        counter += 1
-        text += [1, 2, counter]
-    assert run.decode(text[:300]) > 0.9
-    run.forwards.clear()
-    assert run.decode(text[300:]) > 0.98
-    assert sum(run.forwards) < 1.02 * len(run.forwards)
+def test_matches_that_mislead_are_no_longer_followed() -> None:
+    """A phrase of eight tokens that is always followed by another token."""
+    run, text = Simulation(cheap), [token for number in range(200) for token in (*range(1, 9), 1000 + number)]
+    half = len(text) // 2
+    run.decode(text[:half])
+    rejected, proposed = run.speculator.proposed - run.speculator.accepted, run.speculator.proposed
+    assert rejected > 0
+    assert run.decode(text[half:]) > 1.1
+    assert run.speculator.proposed - proposed > 200
+    assert run.speculator.proposed - run.speculator.accepted < rejected + 30
 
 
 @pytest.mark.parametrize("slope", [0.8, 1.0, 1.5])
@@ -170,6 +173,28 @@ def test_proposals_end_before_control_tokens_the_limit_and_the_room() -> None:
     assert proposals(50) == text[21:22]
     cache.position_limit = cache.next_position
     assert proposals(50) == []
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_the_default_model_gives_the_same_replies(default_model_home: Path) -> None:
+    """Greedy, in float32, with a clock that makes forwards of several tokens as cheap as one."""
+    loaded = load_model("default", device="cpu", dtype="float32")
+    paragraph = "Three boats lay at the pier. A man in a yellow coat walked from one to the next and checked the ropes."
+    messages = [f"Repeat this word for word: {paragraph}", "Repeat it again, with a blue coat.", "What is a pier?"]
+    found = []
+    for mode in ("off", "auto"):
+        own: dict[str, Any] = {"speculation": mode, "cache_size": 128, "max_new_tokens": 50, "repetition_penalty": 1.0}
+        settings = Settings(temperature=0.0, **own)
+        made = assemble(Configuration(settings, {}), loaded, lambda event: None, lambda *_: None).conversation
+        made.speculator._clock = itertools.count().__next__
+        replies = [made.run_turn(message, lambda: False).reply for message in messages]
+        found.append((replies, made.log.ids, made.cache.compression_count))
+        made.close()
+        assert (made.speculator.accepted > 20) == (mode == "auto")
+    assert found[0] == found[1]
+    assert "yellow coat" in found[0][0][0]
+    assert found[0][2] > 0
 
 
 # --- the index --------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class ForwardCosts:
         self._latest[tokens] = self._forwards
         if tokens not in self._ratios:
             self._ratios[tokens] = RunningMedian()
-        elif len(self._single):
+        elif self._single.value:
             self._ratios[tokens].add(seconds / self._single.value)
             self._costs.clear()
 
@@ -96,7 +96,7 @@ class ForwardCosts:
 
     def speedup(self, tokens: int, accepted: float) -> float:
         """Return the speedup over forwards of one token if `accepted` proposed tokens are accepted per forward."""
-        rest = self._rest.value / self._single.value if len(self._single) else 0.0
+        rest = self._rest.value / self._single.value if self._single.value else 0.0
         decoded = 1 + accepted
         return decoded * (1 + rest) / (self.cost(tokens) + decoded * rest)
 
