@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
+import torch
+
+from streamchat.base import events as ev
 from streamchat.base.devices import device_type
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
-from streamchat.benchmarks.loading import about, heading, load_in_thread
+from streamchat.benchmarks.decode import Clock
+from streamchat.benchmarks.loading import about, heading
 from streamchat.config.loader import Configuration
-from streamchat.config.settings import Settings, Speculation, default_of
+from streamchat.config.settings import Speculation, default_of
 from streamchat.conversation.assemble import assemble
-from streamchat.conversation.conversation import Conversation
-from streamchat.conversation.generation import TurnOutcome
-from streamchat.models.load import LoadedModel
+from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.reports.page import Page, Table
 
 REPLY_TOKENS = 192
@@ -89,10 +94,19 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     settings = configuration.settings
     if device_type(settings.device) not in ("auto", "cpu"):
         raise ConfigError(f"--speculative measures the CPU and device = {settings.device}; add --device cpu")
-    on_cpu = replace(configuration, settings=replace(settings, device="cpu"))
-    loaded = load_in_thread(on_cpu, progress)
-    chats = _chats(on_cpu, loaded)
-    if not chats["auto"].speculator.is_supported:
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or before)
+    try:
+        return _page(args, replace(configuration, settings=replace(settings, device="cpu")), progress)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _page(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
+    loaded = load_from_settings(configuration.settings, progress)
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    chats = {mode: TimedChat(configuration, loaded, mode, clock) for mode in MODES}
+    if not chats["auto"].conversation.speculator.is_supported:
         raise ConfigError(
             f"speculation needs compiled kernels that serve all of {loaded.name}, and it has none; `streamchat doctor` "
             "says why"
@@ -102,69 +116,93 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
         for name in TEXTS:
             progress(f"Decoding {name} at temperature {temperature:g}")
             figures.append(measure(chats, name, temperature, args.rounds))
-    lines = heading(loaded, f"cache_size {settings.cache_size:,}", plural(args.rounds, "round"))
+    sizes = f"cache_size {configuration.settings.cache_size:,}", plural(args.rounds, "round")
+    lines = heading(loaded, *sizes, *["CPU time"] * args.cpu_time)
     data = about("bench", loaded) | {"figures": [asdict(each) for each in figures]}
     return Page("bench-speculation", "Speculation", lines, [_table(figures)], notes=[*loaded.notes], data=data)
 
 
-def _chats(configuration: Configuration, loaded: LoadedModel) -> dict[str, Conversation]:
-    """Return a conversation for each of `MODES`, on one model and without its hook."""
-    chats: dict[str, Conversation] = {}
-    for mode in MODES:
+class TimedChat:
+    """A conversation whose decoding is timed; its hook is on the model only while it runs.
+
+    Args:
+        configuration: The settings.
+        loaded: The model, which several conversations share.
+        mode: Value of the setting `speculation`.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, configuration: Configuration, loaded: LoadedModel, mode: Speculation, clock: Clock) -> None:
         settings = replace(configuration.settings, speculation=mode, max_new_tokens=REPLY_TOKENS)
-        made = assemble(replace(configuration, settings=settings), loaded, lambda event: None, lambda *_: None)
-        chats[mode] = made.conversation
-        made.conversation.close()
-    return chats
+        own = replace(configuration, settings=settings)
+        self.conversation = assemble(own, loaded, self._hear, lambda *_: None).conversation
+        self.conversation.speculator.clock = self._clock = clock
+        self._decoding_since = 0.0
+        self.tokens, self.seconds = 0, 0.0
+        """Decoded in all replies."""
+        self.conversation.close()
+
+    def _hear(self, event: ev.Event) -> None:
+        if isinstance(event, ev.PrefillProgress) and event.done == event.total:
+            self._decoding_since = self._clock()
+
+    def start_over(self, temperature: float, seed: int) -> None:
+        """Clear the conversation, and sample with these settings."""
+        chat = self.conversation
+        chat.settings = replace(chat.settings, temperature=temperature, seed=seed)
+        with self._attached():
+            chat.start_over(chat.encoder.format)
+            chat.reseed()
+
+    def reply(self, message: str) -> str:
+        """Decode a reply, and add its tokens and seconds."""
+        with self._attached():
+            outcome = self.conversation.run_turn(message, lambda: False)
+        self.tokens += outcome.new_tokens
+        self.seconds += self._clock() - self._decoding_since
+        return outcome.reply
+
+    @contextmanager
+    def _attached(self) -> Iterator[None]:
+        self.conversation.reopen()
+        try:
+            yield
+        finally:
+            self.conversation.close()
 
 
-def measure(chats: dict[str, Conversation], text: str, temperature: float, rounds: int) -> SpeculationFigures:
+def measure(chats: Mapping[Speculation, TimedChat], text: str, temperature: float, rounds: int) -> SpeculationFigures:
     """Have the conversation about `text` in both modes, one reply each in turn, with the seed of each round.
 
     Args:
-        chats: A conversation for each of `MODES`, without its hook.
+        chats: A conversation for each of `MODES`.
         text: A key of `TEXTS`.
         temperature: That of the sampling; other settings have their defaults.
         rounds: Number of conversations.
     """
-    seconds, tokens = dict.fromkeys(chats, 0.0), dict.fromkeys(chats, 0)
     proposed = accepted = same = 0
+    for chat in chats.values():
+        chat.tokens, chat.seconds = 0, 0.0
     for number in range(rounds):
         for chat in chats.values():
-            _start(chat, replace(chat.settings, temperature=temperature, seed=number))
+            chat.start_over(temperature, number)
         for at, message in enumerate(TEXTS[text], number):
-            outcomes = {mode: _reply(chats[mode], message) for mode in MODES[:: 1 if at % 2 else -1]}
-            for mode, outcome in outcomes.items():
-                if outcome.speed.decode_tps:
-                    tokens[mode] += outcome.new_tokens - 1
-                    seconds[mode] += (outcome.new_tokens - 1) / outcome.speed.decode_tps
-            same += len({outcome.reply for outcome in outcomes.values()}) == 1
-        proposed += chats["auto"].speculator.proposed
-        accepted += chats["auto"].speculator.accepted
-    plain, with_it = (tokens[mode] / seconds[mode] if seconds[mode] else 0.0 for mode in MODES)
-    speedup = with_it / plain if plain else 0.0
-    count = rounds * len(TEXTS[text])
+            same += len({chats[mode].reply(message) for mode in MODES[:: 1 if at % 2 else -1]}) == 1
+        speculator = chats["auto"].conversation.speculator
+        proposed, accepted = proposed + speculator.proposed, accepted + speculator.accepted
+    plain, speculative = (chats[mode].tokens / max(chats[mode].seconds, 1e-9) for mode in MODES)
     return SpeculationFigures(
-        text, temperature, tokens["auto"], plain, with_it, speedup, proposed, accepted, same, count
+        text=text,
+        temperature=temperature,
+        tokens=chats["auto"].tokens,
+        plain_tps=plain,
+        tps=speculative,
+        speedup=speculative / plain,
+        proposed=proposed,
+        accepted=accepted,
+        same_replies=same,
+        replies=rounds * len(TEXTS[text]),
     )
-
-
-def _start(chat: Conversation, settings: Settings) -> None:
-    chat.settings = settings
-    chat.reopen()
-    try:
-        chat.start_over(chat.encoder.format)
-        chat.reseed()
-    finally:
-        chat.close()
-
-
-def _reply(chat: Conversation, message: str) -> TurnOutcome:
-    chat.reopen()
-    try:
-        return chat.run_turn(message, lambda: False)
-    finally:
-        chat.close()
 
 
 def _table(figures: list[SpeculationFigures]) -> Table:

@@ -116,12 +116,15 @@ def _add_step_flags(group: argparse._ArgumentGroup) -> None:
         help="with --decode: decode one reply of this length and compare its last tokens with early ones",
     )
     group.add_argument(
-        "--threads", type=int, metavar="N", help="with --decode: number of threads (default: as in a chat)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="with --decode or --speculative: number of threads (default: as in a chat)",
     )
     group.add_argument(
         "--cpu-time",
         action="store_true",
-        help="with --decode --threads 1: count CPU time instead of elapsed time, for a busy machine",
+        help="with --threads 1: count CPU time instead of elapsed time, for a busy machine",
     )
     group.add_argument(
         "--until",
@@ -157,9 +160,12 @@ def _mode(args: argparse.Namespace) -> str:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check numbers, and that flags of one mode are not given for another; raises ConfigError."""
-    for name in ("profile", "flat", "threads", "cpu_time"):
+    for name in ("profile", "flat"):
         if getattr(args, name) not in (None, False) and not args.decode:
-            raise ConfigError(f"--{name.replace('_', '-')} needs --decode")
+            raise ConfigError(f"--{name} needs --decode")
+    for name in ("threads", "cpu_time"):
+        if getattr(args, name) not in (None, False) and not (args.decode or args.speculative):
+            raise ConfigError(f"--{name.replace('_', '-')} needs --decode or --speculative")
     if args.until is not None and not args.gpu:
         raise ConfigError("--until needs --gpu")
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:

@@ -187,7 +187,7 @@ def test_the_default_model_gives_the_same_replies(default_model_home: Path) -> N
         own: dict[str, Any] = {"speculation": mode, "cache_size": 128, "max_new_tokens": 50, "repetition_penalty": 1.0}
         settings = Settings(temperature=0.0, **own)
         made = assemble(Configuration(settings, {}), loaded, lambda event: None, lambda *_: None).conversation
-        made.speculator._clock = itertools.count().__next__
+        made.speculator.clock = itertools.count().__next__
         replies = [made.run_turn(message, lambda: False).reply for message in messages]
         found.append((replies, made.log.ids, made.cache.compression_count))
         made.close()

@@ -31,11 +31,11 @@ class Speculator:
 
     Args:
         feeder: Runs the forwards; has the log with all earlier tokens of the conversation, also evicted ones.
-        clock: Returns seconds.
+        clock: Returns seconds since an arbitrary start.
     """
 
     def __init__(self, feeder: Feeder, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._feeder, self._clock = feeder, clock
+        self._feeder, self.clock = feeder, clock
         self._costs = ForwardCosts()
         self.start_over()
 
@@ -74,13 +74,13 @@ class Speculator:
             most: Maximum number of proposals.
             control: Control tokens, which are not proposed.
         """
-        log, begun = self._feeder.log, self._clock()
+        log, begun = self._feeder.log, self.clock()
         self._index.update(log)
         self._match = self._index.find(log, token)
         proposals = self._choose(token, min(most, self._room()), control)
         self._proposals = len(proposals)
         logits = self._feeder.forward_proposals(token, proposals)
-        self._forward_end = self._clock()
+        self._forward_end = self.clock()
         self._costs.observe(1 + len(proposals), self._forward_end - begun)
         self._since_single = self._since_single + 1 if proposals else 0
         return logits, proposals
@@ -89,7 +89,7 @@ class Speculator:
         """Note the tokens sampled after a forward, up to the first that was not proposed."""
         if not sampled or self._forward_end is None:
             return
-        self._costs.observe_rest((self._clock() - self._forward_end) / len(sampled))
+        self._costs.observe_rest((self.clock() - self._forward_end) / len(sampled))
         hits = 0
         for token, expected in zip(sampled, self._expected, strict=False):
             assert self._match is not None
