@@ -20,6 +20,7 @@ MODES = {
     "startup": ("startup", "measure startup, from the command to the first token"),
     "resume": ("resume", "measure resuming a full cache of --cache-size tokens"),
     "decode": ("decode_page", "measure the decode step on the CPU"),
+    "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
     "gpu": ("gpu", "measure one GPU, with native weights"),
 }
@@ -49,9 +50,10 @@ DESCRIPTION = (
     "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token, in parts, "
     "and compared with `import torch`. --resume: restoring a saved cache compared with prefilling its tokens. "
     "--decode: time per token of the engine and of transformers' forward pass on a full cache on the CPU, with "
-    "quantized and with native weights. --busy: time per token of streamchat and of llama.cpp (if llama-cpp-python is "
-    "installed) while other programs compute. --gpu: tokens per second of the engine and of transformers' generate on "
-    "one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token over a long stream."
+    "quantized and with native weights. --speculative: tokens per second with and without speculation, on text that "
+    "repeats and on prose. --busy: time per token of streamchat and of llama.cpp (if llama-cpp-python is installed) "
+    "while other programs compute. --gpu: tokens per second of the engine and of transformers' generate on one GPU, "
+    "the limit set by the GPU's memory bandwidth, and memory and time per token over a long stream."
 )
 
 
@@ -113,12 +115,15 @@ def _add_step_flags(group: argparse._ArgumentGroup) -> None:
         help="with --decode: decode one reply of this length and compare its last tokens with early ones",
     )
     group.add_argument(
-        "--threads", type=int, metavar="N", help="with --decode: number of threads (default: as in a chat)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="with --decode or --speculative: number of threads (default: as in a chat)",
     )
     group.add_argument(
         "--cpu-time",
         action="store_true",
-        help="with --decode --threads 1: count CPU time instead of elapsed time, for a busy machine",
+        help="with --threads 1: count CPU time instead of elapsed time, for a busy machine",
     )
     group.add_argument(
         "--until",
@@ -154,9 +159,12 @@ def _mode(args: argparse.Namespace) -> str:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check numbers, and that flags of one mode are not given for another; raises ConfigError."""
-    for name in ("profile", "flat", "threads", "cpu_time"):
+    for name in ("profile", "flat"):
         if getattr(args, name) not in (None, False) and not args.decode:
-            raise ConfigError(f"--{name.replace('_', '-')} needs --decode")
+            raise ConfigError(f"--{name} needs --decode")
+    for name in ("threads", "cpu_time"):
+        if getattr(args, name) not in (None, False) and not (args.decode or args.speculative):
+            raise ConfigError(f"--{name.replace('_', '-')} needs --decode or --speculative")
     if args.until is not None and not args.gpu:
         raise ConfigError("--until needs --gpu")
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:

@@ -18,6 +18,7 @@ Kernels = Literal["auto", "torch"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
+Speculation = Literal["auto", "off"]
 Thinking = Literal["collapse", "show", "hide"]
 Save = Literal["chats", "always", "never"]
 
@@ -194,6 +195,13 @@ class Settings:
         "Random seed for sampling; -1 = a new seed at every start",
         minimum=-1,
         maximum=2**63 - 1,  # the range of torch
+        live=True,
+    )
+    speculation: Speculation = _GENERATION.harmless(
+        "auto",
+        "Propose text that occurred before, and verify several tokens per forward pass: auto if that is measured to be "
+        "faster (CPU with compiled kernels), or off",
+        choices=get_args(Speculation),
         live=True,
     )
 

@@ -26,6 +26,7 @@ from streamchat.conversation.pins import require_window, set_pin
 from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
 from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
+from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
 
@@ -83,6 +84,7 @@ class Conversation:
         )
         self.feeder = Feeder(model, self.cache, self.log)
         self._device = self.feeder.device
+        self.speculator = Speculator(self.feeder)
         self.rollback = Rollback(self.cache, self.log, self.feeder)
         self.cache.options.before_evict = self.rollback.before_evict
         self._generator = new_generator(settings.seed, self._device)
@@ -125,6 +127,7 @@ class Conversation:
         self.cache.reset()
         self.log.clear()
         self.rollback.clear()
+        self.speculator.start_over()
         self.speed = Speed()
         self.system_tokens = len(block)
         if block:
@@ -208,7 +211,15 @@ class Conversation:
         self.log.turns.append(turn)
         try:
             generation = Generation(
-                self.feeder, self.encoder, turn, self._new_text(), self.settings, self._emit, cancelled, started
+                self.feeder,
+                self.encoder,
+                turn,
+                self._new_text(),
+                self.settings,
+                self._emit,
+                cancelled,
+                started,
+                self.speculator if self.settings.speculation == "auto" and self.speculator.is_supported else None,
             )
             self._text = generation.text
             self.rollback.start_turn(turn, before)

@@ -120,12 +120,35 @@ class Feeder:
             self.forward(ids[:-rest])
             return self.forward(ids[-rest:])
         # Causal attention: padding after a token does not affect it. The padding is cropped below.
-        tokens = torch.tensor([[*ids, *[ids[-1]] * padding]], dtype=torch.long, device=self.device)
-        out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=padding + 1, **{self._cache_name: self.cache})
+        logits = self._run([*ids, *[ids[-1]] * padding], padding + 1)[-padding - 1]
         if padding:
             self.cache.crop_newest(padding)
         self.log.append(ids)
-        logits: Tensor = out.logits[0, -padding - 1]
+        return logits
+
+    @torch.inference_mode()
+    def forward_proposals(self, token: int, proposals: Sequence[int]) -> Tensor:
+        """Feed `token` and `proposals` as one chunk; return the logits (n, vocabulary) after each of them.
+
+        Only `token` is appended to the log. Call `accept` for each accepted proposal, then `drop_rejected`.
+        """
+        logits = self._run([token, *proposals], 1 + len(proposals))
+        self.log.append([token])
+        return logits
+
+    def accept(self, proposal: int) -> None:
+        """Append the next proposal to the log."""
+        self.log.append([proposal])
+
+    def drop_rejected(self) -> None:
+        """Remove the proposals that were not accepted from the cache."""
+        self.cache.crop_newest(self.cache.ledger.next_index - len(self.log))
+
+    def _run(self, ids: Sequence[int], keep: int) -> Tensor:
+        """Return the last `keep` rows of the logits of a forward, (keep, vocabulary)."""
+        tokens = torch.tensor([ids], dtype=torch.long, device=self.device)
+        out = self.model(input_ids=tokens, use_cache=True, logits_to_keep=keep, **{self._cache_name: self.cache})
+        logits: Tensor = out.logits[0, -keep:]
         return logits.to(self.device)  # the last layers may be on another device
 
     def _forward_timed(self, ids: Sequence[int]) -> Tensor:

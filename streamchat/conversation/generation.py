@@ -19,6 +19,7 @@ from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import Speed, TurnRecord
 from streamchat.conversation.reply import ReplyText
 from streamchat.conversation.sampling import REPETITION_WINDOW, TokenSampler
+from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.decode import one_thread
 
 
@@ -53,6 +54,7 @@ class Generation:
         emit: Receives progress and text.
         cancelled: Called before each forward; returns whether to stop.
         started: `time.perf_counter()` when the turn started.
+        speculator: Proposes tokens; None to decode one token per forward.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Generation:
         emit: Callable[[ev.Event], None],
         cancelled: Callable[[], bool],
         started: float,
+        speculator: Speculator | None = None,
     ) -> None:
         self._feeder, self._encoder, self._turn, self.text = feeder, encoder, turn, text
+        self._speculator = speculator
         self._settings, self._emit, self._cancelled = settings, emit, cancelled
         self._started, self._first_at = started, started
         self.speed = Speed()
@@ -132,20 +136,54 @@ class Generation:
         """Return the ids of a reply, of which the newest may not be fed yet, and why it ended."""
         ids: list[int] = []
         limit = self._limit()
+        rows, proposals = logits[None], list[int]()
+        if self._speculator is not None:
+            self._speculator.begin_reply()
         while len(ids) < limit:
             if self._cancelled():
                 return ids, "cancelled"
             if ids:
-                logits = self._feeder.forward(ids[-1:])
-            token = sampler(_require_finite(logits), self._recent())
-            self._measure(len(ids))
-            if self.text.ended_by(token):
-                return ids, "stop"
-            ids.append(token)
-            self._show(self.text.push(token))
-            if self.text.stopped:
+                rows, proposals = self._forward(ids[-1], limit - len(ids))
+            if self._accept(rows, proposals, ids, sampler):
                 return ids, "stop"
         return ids, "length"
+
+    def _forward(self, token: int, left: int) -> tuple[Tensor, list[int]]:
+        """Feed `token` and fewer than `left` proposals; return the logits (n, vocabulary) after each, and these."""
+        if self._speculator is None:
+            return self._feeder.forward([token])[None], []
+        return self._speculator.forward(token, left - 1, self._encoder.control_ids)
+
+    def _accept(self, rows: Tensor, proposals: Sequence[int], ids: list[int], sampler: TokenSampler) -> bool:
+        """Sample and show tokens, up to the first that was not proposed; return whether the reply ended.
+
+        Nothing is emitted before the cache is rid of rejected proposals.
+
+        Args:
+            rows: (n, vocabulary) logits after the newest token and after each proposal.
+            proposals: The n - 1 proposals.
+            ids: The reply; sampled tokens are appended.
+            sampler: Samples the tokens.
+        """
+        sampled, shown, is_over = list[int](), "", False
+        for row, proposal in zip(rows, [*proposals, None], strict=True):
+            token = sampler(_require_finite(row), self._recent())
+            self._measure(len(ids))
+            sampled.append(token)
+            is_over = self.text.ended_by(token)
+            if not is_over:
+                ids.append(token)
+                shown += self.text.push(token)
+                is_over = self.text.stopped
+            if is_over or token != proposal:
+                break
+            self._feeder.accept(token)
+        if proposals:
+            self._feeder.drop_rejected()
+        if self._speculator is not None:
+            self._speculator.learn(sampled)
+        self._show(shown)
+        return is_over
 
     def _limit(self) -> int:
         """Return the maximum number of tokens of the reply."""

@@ -65,6 +65,8 @@ class TokenLog:
 
     ids: array[int] = field(default_factory=lambda: array("i"))
     turns: list[TurnRecord] = field(default_factory=list)
+    unchanged: int = 0
+    """Number of ids, from the start, that did not change since an index of them set this to the length of the log."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,8 +97,10 @@ class TokenLog:
     def cut(self, index: int) -> None:
         """Remove all ids from log index `index` on."""
         del self.ids[index:]
+        self.unchanged = min(self.unchanged, len(self.ids))
 
     def clear(self) -> None:
         """Remove all ids and turns."""
         self.ids = array("i")
         self.turns = []
+        self.unchanged = 0

@@ -45,6 +45,8 @@ class StatusSampler:
             ttft_s=conversation.speed.ttft_s,
             decode_tps=conversation.speed.decode_tps,
             busy=self._jobs.running,
+            proposed_tokens=conversation.speculator.proposed,
+            accepted_tokens=conversation.speculator.accepted,
         )
         self._archive.record_status(sample, info)
         self._publish(sample)

@@ -41,6 +41,9 @@ class StatusBoard:
     ttft_s: float | None = None
     decode_tps: float | None = None
     busy: bool = False
+    proposed_tokens: int = 0
+    """Tokens proposed by speculation."""
+    accepted_tokens: int = 0
     turns: int = 0
     """Turns in the conversation."""
     prompt_tokens: int = 0
@@ -71,6 +74,7 @@ class StatusBoard:
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
                 self.ttft_s, self.decode_tps = event.ttft_s, event.decode_tps
+                self.proposed_tokens, self.accepted_tokens = event.proposed_tokens, event.accepted_tokens
                 self.lengths.add(event.cache.length)
                 if event.busy and event.decode_tps is not None:
                     self.speeds.add(event.decode_tps)

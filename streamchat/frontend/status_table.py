@@ -57,6 +57,9 @@ def status_table(board: StatusBoard, prefill: ev.PrefillProgress | None = None) 
     }
     if cache.tokens_evicted:  # before the first eviction this is less than the allocation
         table["evicted"].append(Row("without eviction", human_bytes(cache.full_kv_bytes)))
+    if board.proposed_tokens:
+        percent = 100 * board.accepted_tokens // board.proposed_tokens
+        table["speed"].append(Row("accepted proposals", f"{percent} % of {board.proposed_tokens:,}"))
     if prefill is not None:
         table["speed"].append(Row("prefill", f"{prefill.done:,} / {prefill.total:,}"))
     if board.uptime_s is not None:

@@ -6,14 +6,19 @@ the next logits. `python -m tools.random_chats` runs many more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from streamchat.base import events as ev
 from streamchat.base.eviction_policies import POLICIES
 from streamchat.conversation.feeder import Feeder
+from streamchat.conversation.speculation import ngrams, speculator
+from streamchat.conversation.speculation.costs import ForwardCosts
+from streamchat.conversation.speculation.speculator import Speculator
 from tests.support.chat_oracle import Fault, Oracle, Tokens
 from tests.support.random_chats import RandomChat
 from tests.support.random_plans import FAMILIES, Plan, Step, plan, shrunk
@@ -37,6 +42,27 @@ def carry_out(chosen: Plan, folder: Path) -> RandomChat:
 @pytest.mark.parametrize("seed", range(CHATS))
 def test_nothing_is_lost_and_all_that_is_told_is_so(seed: int, tmp_path: Path) -> None:
     carry_out(plan(seed, STEPS), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(0, CHATS, 3))
+def test_nothing_is_lost_with_speculation(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every match, up to seven tokens are proposed; transformers' forward pass verifies them."""
+    monkeypatch.setattr(speculator, "tokens_at_once", lambda model: 8)
+    monkeypatch.setattr(speculator, "MIN_RATE", 0.0)
+    monkeypatch.setattr(ngrams, "LENGTHS", (4, 2, 1))
+    monkeypatch.setattr(ForwardCosts, "known", True)
+    monkeypatch.setattr(Speculator, "_best_count", lambda self, matched, most: min(most, 7))
+    proposed, forward = list[int](), Feeder.forward_proposals
+
+    def noted(self: Feeder, token: int, proposals: Sequence[int]) -> Tensor:
+        proposed.extend(proposals)
+        return forward(self, token, proposals)
+
+    monkeypatch.setattr(Feeder, "forward_proposals", noted)
+    chat = carry_out(plan(seed, STEPS), tmp_path)
+    if chat.plan.family not in ("gpt2", "falcon_h1"):
+        assert proposed
 
 
 def test_the_chats_cover_what_they_are_for() -> None:

@@ -50,6 +50,13 @@ def test_a_session_and_its_uptime_have_rows() -> None:
     assert status_table(running)["totals"][-2:] == [Row("uptime", "1 h 02 min"), Row("saved as", "abc")]
 
 
+def test_accepted_proposals_have_a_row_once_there_are_any() -> None:
+    status = board()
+    assert "accepted proposals" not in {row.label for row in status_rows(status)}
+    status.apply(ev.StatusSampled(CACHE, ev.MemoryState(1), proposed_tokens=2000, accepted_tokens=1250))
+    assert Row("accepted proposals", "62 % of 2,000") in status_table(status)["speed"]
+
+
 def test_rows_as_text() -> None:
     assert rows_text([Row("a", "1"), Row("longer", "2")]) == "a       1\nlonger  2"
 

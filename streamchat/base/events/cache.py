@@ -110,3 +110,7 @@ class StatusSampled(Event):
     decode_tps: float | None = None
     """Tokens per second of the running or last turn."""
     busy: bool = False
+    proposed_tokens: int = 0
+    """Tokens proposed by speculation in this conversation."""
+    accepted_tokens: int = 0
+    """Proposed tokens that became part of replies."""
