@@ -34,7 +34,10 @@ COMPILED = (
     "gpt_neox",
     "qwen2",
     "qwen3",
+    "qwen2_moe",
+    "qwen3_moe",
     "mistral",
+    "mixtral",
     "mistral_window_16",
     "mistral_window_64",
     "ministral3",
@@ -57,10 +60,13 @@ COMPILED = (
     "falcon_new",
     "smollm3",
     "olmo",
+    "olmoe",
     "olmo2",
     "olmo3_window_16",
     "stablelm",
     "granite",
+    "granitemoe",
+    "granitemoe_shared",
     "exaone4_window_16",
     "ernie4_5",
     "helium",
@@ -120,6 +126,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm, biases": ("glm", {"attention_bias": True}),
     "arcee, biases": ("arcee", {"attention_bias": True, "mlp_bias": True}),
     "seed_oss, biases": ("seed_oss", {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}),
+    "mixtral, window": ("mixtral", {"sliding_window": 12}),
+    "mixtral, one expert per token": ("mixtral", {"num_experts_per_tok": 1}),
+    "mixtral, all experts": ("mixtral", {"num_experts_per_tok": 4}),
+    "qwen2_moe, normalized": ("qwen2_moe", {"norm_topk_prob": True}),
+    "qwen2_moe, a layer without experts": ("qwen2_moe", {"mlp_only_layers": [1]}),
+    "qwen3_moe, normalized": ("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen3_moe, three of seven experts": ("qwen3_moe", {"num_experts": 7, "num_experts_per_tok": 3}),
+    "olmoe, normalized": ("olmoe", {"norm_topk_prob": True}),
     "gptj, wide heads": ("gptj", {"n_head": 2, "rotary_dim": 16}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in AVAILABLE} | {
@@ -224,7 +238,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).square().mean().sqrt() / expected.std()).item()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "falcon_alibi", "nanochat", "llama4", "gpt2", "bloom"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "falcon_alibi", "nanochat", "llama4", "gpt2", "bloom"])
 def test_what_no_description_covers_is_left_to_transformers(name: str) -> None:
     assert model_spec(build(name, FAMILIES[name].attentions[0])) is None
 
