@@ -71,7 +71,7 @@ def _halves_are_tiles(layer: Any) -> bool:
 
 def _max_tokens(model: ModelSpec) -> int:
     """Return the maximum tokens per call for which the kernels beat transformers' forward pass on native weights."""
-    is_quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
+    is_quantized = all(isinstance(layer, QuantizedLinear) or layer.out_features == 1 for layer in model.linear_layers)
     is_quantized &= all(experts.quantized is not None for experts in model.experts)
     return QUANTIZED_TOKENS if is_quantized else NATIVE_TOKENS
 

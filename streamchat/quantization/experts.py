@@ -23,6 +23,9 @@ class QuantizedExperts(nn.Module):
         max_rows: Maximum number of tokens for which the quantized weights are used.
     """
 
+    plain: Any
+    """The original module."""
+
     def __init__(self, plain: Any, up: QuantizedWeight, down: QuantizedWeight, max_rows: int) -> None:
         super().__init__()
         self.__dict__.update(plain.__dict__)
@@ -36,8 +39,7 @@ class QuantizedExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """(n, hidden), (n, top_k) numbers and weights of the chosen experts -> (n, hidden)."""
         if not 0 < len(hidden_states) <= self.max_rows or hidden_states.device.type != "cpu":
-            plain: Any = self.__dict__["plain"]
-            result: Tensor = plain(hidden_states, top_k_index, top_k_weights)
+            result: Tensor = self.plain(hidden_states, top_k_index, top_k_weights)
             return result
         total = torch.zeros_like(hidden_states)
         for expert in sorted(set(top_k_index.flatten().tolist())):
@@ -55,14 +57,32 @@ def _split(whole: QuantizedWeight, count: int) -> list[QuantizedWeight]:
     return [whole.part(expert * rows, (expert + 1) * rows) for expert in range(count)]
 
 
+@torch.no_grad()
 def is_experts(module: nn.Module) -> bool:
     """Return whether `module` is a plain module of gated experts without biases, whose parameters are stacked.
 
-    The first half of the rows of `gate_up_proj` is the gate. Other modules may use the parameters differently.
+    The first half of the rows of an expert's `gate_up_proj` is its gate. Modules with such parameters may use them
+    differently, so the first expert is tried.
     """
     parameters = dict(module.named_parameters(recurse=False))
     if set(parameters) != set(STACKED) or any(each.dim() != 3 for each in parameters.values()):
         return False
-    up, down = parameters["gate_up_proj"].shape, parameters["down_proj"].shape
-    fits = up[0] == down[0] and up[1:] == (2 * down[2], down[1])
-    return fits and type(module).__module__.startswith("transformers.models.") and hasattr(module, "act_fn")
+    gate_up, down = (parameters[name] for name in STACKED)
+    if gate_up.shape[0] != down.shape[0] or gate_up.shape[1:] != (2 * down.shape[2], down.shape[1]):
+        return False
+    act: Any = getattr(module, "act_fn", None)
+    if act is None or isinstance(module, QuantizedExperts):
+        return False
+    x = torch.randn(1, down.shape[1], generator=torch.Generator().manual_seed(0)).to(down)
+    try:
+        found = module(x, torch.zeros(1, 1, dtype=torch.long, device=x.device), torch.ones(1, 1).to(x))
+    except TypeError:  # other arguments
+        return False
+    gate, up = nn.functional.linear(x, gate_up[0]).chunk(2, dim=-1)
+    expected = nn.functional.linear(act(gate) * up, down[0])
+    return bool((found - expected).norm() <= 0.05 * expected.norm())
+
+
+def quantized_experts(model: nn.Module) -> dict[str, QuantizedExperts]:
+    """Return the quantized modules of experts of `model` by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedExperts)}

@@ -210,11 +210,13 @@ def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(c
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    exact, _ = _stream(_model(name).to(dtype).float())
+    whole = _model(name).to(dtype).float()
+    fit = choose_fit(whole)  # rounding makes tiny mixtures choose other experts; its checks see errors
+    exact, _ = _stream(whole, fit)
     model = _model(name).to(dtype)
-    plain, _ = _stream(model)
+    plain, _ = _stream(model, fit)
     assert install(model, kernels)
-    found, _ = _stream(model)
+    found, _ = _stream(model, fit)
     assert _error(found, exact) < 1.5 * _error(plain, exact) + 1e-3
 
 
