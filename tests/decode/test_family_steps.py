@@ -19,6 +19,7 @@ from streamchat.decode.install import install, install_captured, tokens_at_once
 from streamchat.decode.native_step import CompiledStep
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels, load_kernels
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import always_quantized
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import counted
@@ -211,7 +212,7 @@ def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
     whole = _model(name).to(dtype).float()
-    fit = choose_fit(whole)  # rounding makes tiny mixtures choose other experts; its checks see errors
+    fit = choose_fit(whole)
     exact, _ = _stream(whole, fit)
     model = _model(name).to(dtype)
     plain, _ = _stream(model, fit)
@@ -229,6 +230,8 @@ def test_quantized_weights_give_what_their_values_give(kernels: Kernels | None, 
     model = _model(name)
     fit = choose_fit(model)
     replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
+    if name.startswith("granitemoe") and not quantized_experts(model):
+        pytest.skip("this version of transformers keeps Granite's experts in another form, which stays native")
     with always_quantized(model):
         expected, _ = _stream(model, fit)
     assert install(model, kernels)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.decode import install as short
 from streamchat.decode.check import check_step
 from streamchat.decode.families.registry import model_spec
@@ -21,7 +22,7 @@ from streamchat.models.fingerprint import set_contents_digest
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import KNOWN
 from tests.support.decode_models import make as make_known
-from tests.support.families import build
+from tests.support.families import FAMILIES, build
 
 
 @pytest.fixture(params=["auto", "torch"])
@@ -52,6 +53,25 @@ def test_a_right_step_of_quantized_weights_is_used(name: str, kind: Any, kernels
     assert has_short_path(model)
 
 
+MIXTURES = [name for name in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe") if FAMILIES[name].available]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_right_step_of_a_mixture_of_experts_is_used(name: str, dtype: torch.dtype, kernels: Any) -> None:
+    model = build(name).to(dtype)
+    choose_fit(model)  # its check is not confused by other experts either
+    set_contents_digest(model, f"{name} {dtype}")
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+
+
+def with_experts(spec: ModelSpec, **members: Any) -> ModelSpec:
+    """The same model with these members in all mixtures of experts."""
+    blocks = (changed(block, mlp=changed(block.mlp, **members)) for block in spec.blocks)
+    return changed(spec, blocks=tuple(blocks))
+
+
 def with_attention(spec: ModelSpec, **members: Any) -> ModelSpec:
     """The same model with these members in all attentions."""
     blocks = (changed(block, attention=changed(block.attention, **members)) for block in spec.blocks)
@@ -59,6 +79,9 @@ def with_attention(spec: ModelSpec, **members: Any) -> ModelSpec:
 
 
 WRONG: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
+    "weights of experts": ("qwen3_moe", lambda spec: with_experts(spec, is_normalized=True)),
+    "number of experts": ("mixtral", lambda spec: with_experts(spec, top_k=1)),
+    "no shared expert": ("qwen2_moe", lambda spec: with_experts(spec, shared=None, shared_gate=None)),
     "scale": ("llama", lambda spec: with_attention(spec, scale=1.3 * spec.blocks[0].attention.scale)),
     "halves instead of pairs": ("glm", lambda spec: with_attention(spec, interleaved=False)),
     "soft cap of the logits": ("gemma2_window_64", lambda spec: changed(spec, logit_softcap=1.0)),
