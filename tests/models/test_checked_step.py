@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace as changed
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.decode import install as short
 from streamchat.decode.check import check_step
-from streamchat.decode.families.registry import model_spec
+from streamchat.decode.families.blocks import AROUND, Family, read_blocks
+from streamchat.decode.families.parts import Place
+from streamchat.decode.families.registry import READERS, model_spec
 from streamchat.decode.spec import ModelSpec
 from streamchat.kernels.library import load_kernels
 from streamchat.models import checked_step
@@ -108,6 +111,45 @@ def test_a_wrong_step_is_not_used(what: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(short, "model_spec", lambda model: right)
     assert install_checked(model, kernels, "native") == ()
     assert has_short_path(model)
+
+
+@pytest.mark.parametrize("family", ["mistral_window_64", "gemma3_window_64", "gemma2_window_64", "phi3_windowed"])
+def test_a_window_longer_than_the_text_of_the_check_is_seen(
+    family: str, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"sliding_window": 2047} if family == "phi3_windowed" else {}
+    name = family.removesuffix("_windowed")
+    model = build(name, FAMILIES[name].attentions[0], **changes)
+    set_contents_digest(model, family)
+    monkeypatch.setattr(Place, "window", None)
+    [note] = install_checked(model, kernels, "native")
+    assert "gives other logits" in note
+    monkeypatch.undo()
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+    assert changes.get("sliding_window", 64) == model.config.get_text_config().sliding_window
+
+
+@pytest.mark.parametrize("member", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_soft_caps_far_above_the_logits_are_seen(member: str, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gemma2_window_64", "eager", attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+    set_contents_digest(model, member)
+    right = read_blocks
+
+    def forgetful(model: Any, **given: Any) -> ModelSpec:
+        spec = right(model, **given)
+        wrong = {"softcap": None} if member.startswith("attn") else {}
+        return changed(with_attention(spec, **wrong), logit_softcap=spec.logit_softcap if wrong else None)
+
+    monkeypatch.setitem(
+        READERS, "Gemma2ForCausalLM", functools.partial(forgetful, family=Family(AROUND, softcaps=True))
+    )
+    [note] = install_checked(model, kernels, "native")
+    assert "gives other logits" in note
+    monkeypatch.undo()
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+    assert (model.config.attn_logit_softcapping, model.config.final_logit_softcapping) == (50.0, 30.0)
 
 
 def test_a_step_that_raises_is_not_used(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
