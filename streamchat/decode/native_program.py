@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
+from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, MlpSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     BFLOAT16,
@@ -27,12 +27,15 @@ from streamchat.kernels.operations import (
     SOFTCAP,
     TILE,
     Attention,
+    Experts,
     Matrix,
     Norm,
     Operation,
     attend,
+    compute_experts,
     product,
     program,
+    route,
     unit_size,
 )
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
@@ -97,6 +100,8 @@ class Program:
         self._model, self._tokens, self._threads, self._workspace = model, tokens, threads, workspace
         self._weights: list[Tensor] = []
         """Keeps the tensors alive that the operations point to."""
+        self._mixtures: list[Experts] = []
+        """Keeps the structures alive that the operations point to."""
         self._operations: list[Operation] = []
         table: Any = model.embedding.weight
         width: int = table.shape[1]
@@ -143,11 +148,83 @@ class Program:
         self._mlp(block.mlp, self._normed_input(block.mlp_norm, attended))
         return _Pending((self._mlp_out,), block.mlp_out_norm, block.residual_scale)
 
-    def _mlp(self, mlp: MlpSpec, given: dict[str, Any]) -> None:
-        """Append an MLP that reads `given`."""
+    def _mlp(self, mlp: MlpSpec | ExpertsSpec, given: dict[str, Any], out: str = "mlp_out") -> Tensor:
+        """Append an MLP that reads `given`; returns its output, in the buffer `out`."""
+        if isinstance(mlp, ExpertsSpec):
+            return self._experts(mlp, given)
         gated = mlp.fused or len(mlp.up_proj) == 2
         activated = self._product("activated", mlp.up_proj, **given, function=FUNCTIONS[mlp.act], gated=gated)
-        self._product("mlp_out", (mlp.down_proj,), x=activated.data_ptr())
+        return self._product(out, (mlp.down_proj,), x=activated.data_ptr())
+
+    def _experts(self, of: ExpertsSpec, given: dict[str, Any]) -> Tensor:
+        """Append a mixture of experts that reads `given`; returns its output."""
+        (num, hidden), width = of.router.shape, of.down.shape[-1]
+        matrices = [self._native(of.router)]
+        matrices += [] if of.shared_gate is None else [self._layer(of.shared_gate)]
+        logits = self._buffer("router", sum(matrix.rows for matrix in matrices))
+        normed, shares = self._buffer("normed", hidden), self._buffer("shares", of.top_k)
+        self._operations.append(
+            product(
+                *matrices,
+                columns=hidden,
+                out=logits.data_ptr(),
+                out_stride=logits.shape[1],
+                count=self._tokens,
+                **given,
+            )
+        )
+        (gate, up_stride), (down, down_stride) = self._stacked(of, width)
+        experts = Experts(
+            gate,
+            Matrix(gate.data + up_stride // 2, None, width, gate.bits, gate.format),
+            down,
+            given["norm"],
+            x=given.get("sum") or given["x"],
+            logits=logits.data_ptr(),
+            normed=normed.data_ptr(),
+            activated=self._buffer("experts", of.top_k * width).data_ptr(),
+            out=self._mlp_out.data_ptr(),
+            shares=shares.data_ptr(),
+            factors=self._buffer("factors", 1).data_ptr(),
+            chosen=self._buffer("chosen", of.top_k).data_ptr(),  # 32-bit integers
+            columns=hidden,
+            up_stride=up_stride,
+            down_stride=down_stride,
+            logits_stride=logits.shape[1],
+            num_experts=num,
+            top_k=of.top_k,
+            count=self._tokens,
+            function=FUNCTIONS[of.act],
+            is_normalized=of.is_normalized,
+            has_gate=of.shared_gate is not None,
+        )
+        self._mixtures.append(experts)
+        self._operations.append(route(experts))
+        if of.shared is not None:
+            experts.shared = self._mlp(of.shared, {"x": normed.data_ptr()}, "shared").data_ptr()
+        self._operations += compute_experts(experts)
+        return self._mlp_out
+
+    def _stacked(self, of: ExpertsSpec, width: int) -> tuple[tuple[Matrix, int], tuple[Matrix, int]]:
+        """Return gate and up, and down, of the first expert, each with the bytes from expert to expert."""
+        count, hidden = of.router.shape
+        if of.quantized is not None:
+            up, down = of.quantized.wholes
+            found = [self._quantized(whole, None) for whole in (up, down)]
+            sizes = [whole.data.nbytes // count for whole in (up, down)]
+        else:
+            stacks = [each.detach().contiguous() for each in (of.gate_up, of.down)]
+            found = [self._native(stack) for stack in stacks]
+            sizes = [stack.nbytes // count for stack in stacks]
+        found[0].rows, found[1].rows = width, hidden
+        return (found[0], sizes[0]), (found[1], sizes[1])
+
+    def _native(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        """Return a matrix of native weights; keeps them alive."""
+        weight = weight.detach().contiguous()
+        self._weights.append(weight)
+        bits = 8 * weight.element_size()
+        return Matrix(weight.data_ptr(), self._address(bias), len(weight), bits, FORMATS[weight.dtype])
 
     def _normed_input(self, norm: NormSpec | None, pending: _Pending, rows: slice = slice(None)) -> dict[str, Any]:
         """Return the members of a product for the normalized residual stream, after adding `pending` to it."""
@@ -237,10 +314,7 @@ class Program:
         bias = joined_bias((layer,), torch.float32)
         if isinstance(layer, QuantizedLinear):
             return self._quantized(layer.quantized, bias)
-        weight = layer.weight.detach().contiguous()
-        self._weights.append(weight)
-        bits = 8 * weight.element_size()
-        return Matrix(weight.data_ptr(), self._address(bias), layer.out_features, bits, FORMATS[weight.dtype])
+        return self._native(layer.weight, bias)
 
     def _halves(self, layer: Any) -> list[Matrix]:
         """Return both halves of the rows of a layer, as matrices."""

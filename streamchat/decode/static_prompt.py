@@ -104,4 +104,4 @@ def _write(buffer: Tensor, layer: PromptLayer, states: Tensor) -> None:
     buffer.index_copy_(2, layer.slots, torch.where(layer.real, states.transpose(0, 1)[None], before))
 
 
-PROMPT = Backend(norm, attention, several=True)
+PROMPT = Backend(norm, attention, static_experts, several=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.weights import QuantizedWeight
 
@@ -106,6 +107,7 @@ def quantized_bytes(model: nn.Module) -> int:
     """
     copies = [each for each in quantized_layers(model).values() if not isinstance(each.weight, QuantizedMatrix)]
     tensors = [t for layer in copies for t in (layer.quantized.data, layer.quantized.scales)]
+    tensors += [t for each in quantized_experts(model).values() for w in each.wholes for t in (w.data, w.scales)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -121,7 +123,7 @@ def never_quantized(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _rows(model: nn.Module, max_rows: int) -> Iterator[None]:
-    layers = quantized_layers(model).values()
+    layers = [*quantized_layers(model).values(), *quantized_experts(model).values()]
     for layer in layers:
         layer.max_rows = max_rows
     try:

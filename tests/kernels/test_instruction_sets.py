@@ -17,7 +17,7 @@ import pytest
 
 from streamchat.kernels import build, check
 from streamchat.kernels.check_matrices import MATRICES, random_matrix
-from streamchat.kernels.operations import ATTEND, STORE, SUPER_32, Attention, Matrix
+from streamchat.kernels.operations import ATTEND, PRODUCT, STORE, SUPER_32, Matrix
 from tests.support.zig import find_zig
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
@@ -133,13 +133,9 @@ class Emulated:
         return tokens * heads * spans * queries * (dim + 2)
 
     def run(self, operations: Any, count: int, threads: int) -> int:
-        kinds = [each for each in operations if each.kind in (ATTEND, STORE)]
-        kinds += [each for each in operations if each.kind not in (ATTEND, STORE) and each.each.product.attention]
-        pointers = [
-            each.each.attention if each.kind in (ATTEND, STORE) else each.each.product.attention for each in kinds
-        ]
+        pointers = [_refers_to(each) for each in operations]
         structures = {ctypes.addressof(operations): ctypes.sizeof(operations)}
-        structures |= {ctypes.addressof(each.contents): ctypes.sizeof(Attention) for each in pointers}
+        structures |= {ctypes.addressof(each.contents): ctypes.sizeof(each.contents) for each in pointers if each}
         return self._call(structures, count, threads)
 
     def dequantize(self, matrix: Any, columns: int, *arguments: int) -> None:
@@ -162,6 +158,13 @@ class Emulated:
             at += size
         assert at == len(done.stdout)
         return 0
+
+
+def _refers_to(operation: Any) -> Any:
+    """Returns the pointer to a structure in an operation; it may be null."""
+    if operation.kind in (ATTEND, STORE):
+        return operation.each.attention
+    return operation.each.product.attention if operation.kind == PRODUCT else operation.each.experts
 
 
 @pytest.mark.slow
