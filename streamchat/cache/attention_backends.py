@@ -8,6 +8,7 @@ and cuDNN is the fastest (350 instead of 265 tokens/s).
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable
@@ -25,6 +26,24 @@ WITHOUT_PLANS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 """The backends that keep nothing per shape."""
 
 
+class _LimitedForward:
+    """A forward limited to `WITHOUT_PLANS` in calls with a `StreamingCache`; a deep copy limits that of the copy."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, forward)
+        self._forward = forward
+        self.without_plans = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(given_cache(kwargs), StreamingCache):
+            return self._forward(*args, **kwargs)
+        with sdpa_kernel([*WITHOUT_PLANS]):
+            return self._forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LimitedForward:
+        return _LimitedForward(copy.deepcopy(self._forward, memo))
+
+
 def without_plans(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return `forward` limited to `WITHOUT_PLANS` in calls with a `StreamingCache`; other calls do not change.
 
@@ -32,15 +51,5 @@ def without_plans(forward: Callable[..., Any]) -> Callable[..., Any]:
     """
     if hasattr(forward, "without_plans"):
         return forward
-
-    @functools.wraps(forward)
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        if not isinstance(given_cache(kwargs), StreamingCache):
-            return forward(*args, **kwargs)
-        with sdpa_kernel([*WITHOUT_PLANS]):
-            return forward(*args, **kwargs)
-
-    made: Any = limited
-    made.without_plans = made
     _log.info("attention: %s", ATTENTION_ON_GPUS)
-    return limited
+    return _LimitedForward(forward)

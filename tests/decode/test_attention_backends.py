@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -118,3 +119,16 @@ def test_every_model_on_cuda_is_limited_and_the_log_says_so(
         assert install(model, None) is not spread
     assert hasattr(model.forward, "without_plans")
     assert f"attention: {ATTENTION_ON_GPUS}" in caplog.messages
+
+
+def test_a_copy_of_a_model_is_limited_and_runs_its_own_forward(cudnn: list[tuple[int, bool]]) -> None:
+    model = make("llama")
+    install_captured(model, RecordedGraphs().record)
+    uninstall(model)
+    twin = copy.deepcopy(model)
+    for weights in model.parameters():
+        weights.zero_()
+    cache = cache_of(twin, 64)
+    cudnn.clear()
+    assert stream(twin, cache, text(20), 20).std() > 0
+    assert {enabled for _, enabled in cudnn} == {False}
