@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.decode.eager import Step, decode_step
+from streamchat.decode.experts import static_experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Attend, Backend, capped_attention
 from streamchat.decode.spec import AttentionSpec, MlpSpec
