@@ -55,7 +55,7 @@ class QuantizedMatrix(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedMatrix:
         return _like(self)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"QuantizedMatrix({tuple(self.shape)}, {self.dtype}, {self.quantized.layout})"
 
     @classmethod
