@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
+    from streamchat.conversation.template.chat_format import ChatFormat
     from streamchat.models.load import LoadedModel
 
 Load = Callable[[Configuration, Progress], "LoadedModel"]
@@ -71,7 +73,7 @@ def assemble(
         pinned_tokens=conversation.state().pinned,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
-        template_prompt=_template_prompt(loaded.tokenizer, settings.chat_format),
+        template_prompt=_template_prompt(loaded.tokenizer, settings, chat_format),
     )
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
@@ -81,9 +83,13 @@ def assemble(
     return StartedConversation(conversation, info, tuple(notes))
 
 
-def _template_prompt(tokenizer: Any, wanted: str) -> str:
-    """Return the system block that the template writes without a system prompt; '' if it is only a control token."""
+def _template_prompt(tokenizer: Any, settings: Settings, chosen: ChatFormat) -> str:
+    """Return the system block that the template writes without a system prompt; '' if it is only a control token.
+
+    `chosen` is the format with the system prompt of `settings`.
+    """
     from streamchat.conversation.template.format import choose_format
 
-    block = choose_format(tokenizer, wanted, "").system_block.strip()
+    without = choose_format(tokenizer, settings.chat_format, "") if settings.system_prompt else chosen
+    block = without.system_block.strip()
     return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block
