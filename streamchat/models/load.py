@@ -100,6 +100,8 @@ def _load(
         progress=progress,
     )
     digest = _digest_of(plan.folder, plan.name, progress)
+    if weights == "auto" and dtype == "float32":
+        weights = "native"  # float32 was requested: do not quantize
     progress(f"Loading {plan.name}", 0, 0, "")
     import_libraries(str(plan.contents.config.get("model_type")))
     trace.mark(trace.TRANSFORMERS)
@@ -114,18 +116,28 @@ def _load(
         from streamchat.models.fallback import load_weights
         from streamchat.models.fingerprint import set_contents_digest
         from streamchat.models.quantize.cpu import use_weights
+        from streamchat.models.quantize.served_copy import (
+            can_be_served,
+            is_complete,
+            make_served_copy,
+            served_folder,
+        )
         from streamchat.models.read import check_config, read_tokenizer
         from streamchat.quantization.linear import quantized_bytes
 
         check_config(plan)
+        copy = None
+        if plan.device == "cpu" and plan.tiles is None and weights != "native":
+            copy = served_folder(plan, digest, weights)
+            serving = load_kernels(kernels)
+            if serving is not None and is_complete(copy, plan.name, progress):
+                plan = replace(plan, kernels=serving, tiles=copy)
         trace.mark(trace.MODULES)
         tokenizer = read_tokenizer(plan)
         trace.mark(trace.TOKENIZER)
         model, done = load_weights(plan)
     trace.mark(trace.WEIGHTS)
     progress(f"Loading {done.name}", 0, 0, "")
-    if weights == "auto" and dtype == "float32":
-        weights = "native"  # float32 was requested: do not quantize
     compiled = None
     if done.device == "cpu":
         progress("Preparing kernels", 0, 0, "")
@@ -135,6 +147,13 @@ def _load(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     step_notes = install_checked(model, compiled, used)
+    if copy is not None and done.tiles is None and done.dtype == plan.dtype and can_be_served(model):
+        if make_served_copy(model, copy, done.name, progress):
+            # from now on without native weights, as in later starts
+            del model
+            model, done = load_weights(replace(done, kernels=compiled, tiles=copy))
+            set_contents_digest(model, digest)
+            step_notes = install_checked(model, compiled, used)
     trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))

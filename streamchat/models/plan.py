@@ -31,7 +31,9 @@ class LoadPlan:
     notes: tuple[str, ...] = ()
     """Notes about source and device."""
     kernels: Kernels | None = None
-    """The compiled kernels that serve the tiles of the folder; None for native weights."""
+    """The compiled kernels that serve tiles; None for native weights."""
+    tiles: Path | None = None
+    """The folder with the tiles of the weights, and their config; None if there are no tiles."""
 
     @property
     def name(self) -> str:
@@ -88,6 +90,8 @@ def make_plan(
     plan = LoadPlan(
         source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes), serving
     )
+    if contents.kinds is not None:
+        plan = replace(plan, tiles=folder)
     plan.check_memory()
     return plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     spread = spread_arguments(plan.device) if is_spread(plan.device) else {}
 
     def read(how: str) -> tuple[Any, dict[str, Any]]:
-        if plan.contents.kinds is not None:
-            return _read_tiles(plan, how, spread)
+        if plan.tiles is not None:
+            return _read_tiles(plan, plan.tiles, how, spread)
         if plan.device == "cpu" and (exact := _read_exactly(plan, how)) is not None:
             return exact, {}
         result: tuple[Any, dict[str, Any]] = library.from_pretrained(
@@ -116,13 +117,15 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     return model, notes
 
 
-def _read_tiles(plan: LoadPlan, attention: str, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _read_tiles(
+    plan: LoadPlan, folder: Path, attention: str, spread: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     from streamchat.models.served import build_native, build_served
 
     dtype = getattr(torch, plan.dtype)
-    if plan.kernels is not None and (served := build_served(plan.folder, dtype, attention, plan.kernels)) is not None:
+    if plan.kernels is not None and (served := build_served(folder, dtype, attention, plan.kernels)) is not None:
         return served
-    return build_native(plan.folder, dtype, attention, spread)
+    return build_native(folder, dtype, attention, spread)
 
 
 def _read_exactly(plan: LoadPlan, attention: str) -> PreTrainedModel | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ def build_served(
     wrong = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
     missing = [name for name in own if name not in found and name not in model.all_tied_weights_keys]
     if not wrong and not missing:
+        tied = model.all_tied_weights_keys
         for name, tensor in found.items():
-            _assign(model, name, tensor)
+            if name not in tied:
+                _assign(model, name, tensor)
         model.tie_weights()
-        _use_tiles(model)
+        _use_tiles(model, {name: tensor for name, tensor in found.items() if name in tied})
         _set_generation_config(model, folder)
     return model, {"missing_keys": missing, "mismatched_keys": wrong}
 
@@ -121,10 +124,15 @@ def _assign(model: Any, name: str, tensor: Tensor) -> None:
         module._parameters[part] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _use_tiles(model: Any) -> None:
-    """Replace the linear layers that have tiles, so that decode steps find them."""
+def _use_tiles(model: Any, copies: Mapping[str, Tensor]) -> None:
+    """Replace the linear layers that have tiles, so that decode steps find them.
+
+    Args:
+        model: Its weights are loaded and tied.
+        copies: Tiles of weights that are tied to a native embedding.
+    """
     for name, layer in list(model.named_modules()):
-        weight = getattr(layer, "weight", None)
+        weight = copies.get(f"{name}.weight", getattr(layer, "weight", None))
         if not isinstance(weight, QuantizedMatrix) or isinstance(layer, nn.Embedding):
             continue
         if type(layer) is Conv1D:

@@ -45,6 +45,11 @@ class Coded:
     transposed: bool = False
     """Whether the layer stores its weight as (columns, rows)."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the weight."""
+        return (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+
 
 class TileWriter:
     """Writes the file; a context manager. Tensors of other sizes than multiples of 64 bytes are written at the end.

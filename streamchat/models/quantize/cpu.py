@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,6 +43,16 @@ ALIGNMENT = 64
 """Bytes: PyTorch allocates tensors at multiples of it."""
 SHARE = 0.6
 """Maximum size of the quantized weights relative to 16-bit weights."""
+
+
+_copies: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
+"""Model -> folder with the quantized copy that it uses."""
+
+
+def remove_copy(model: Any) -> None:
+    """Remove the quantized copy of `model` from disk, because another one replaces it."""
+    if folder := _copies.pop(model, None):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def use_weights(
@@ -90,6 +101,7 @@ def use_weights(
     if asked == "auto" and (_measured_divergence(target) or 0.0) > AUTO_LIMIT:
         return "native", ()
     quantized, notes = _load_or_quantize(model, wanted, compiled, target, name, progress)
+    _copies[model] = target
     replace(model, quantized)
     if asked == "auto" and not _is_good_enough(model, tokenizer, target, name, progress):
         restore(model)
