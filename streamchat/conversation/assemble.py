@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from streamchat.base import events as ev
 from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
-from streamchat.config.settings import Settings
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
@@ -73,7 +72,9 @@ def assemble(
         pinned_tokens=conversation.state().pinned,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
-        template_prompt=_template_prompt(loaded.tokenizer, settings, chat_format),
+        template_prompt=_template_prompt(
+            loaded.tokenizer, settings.chat_format, None if settings.system_prompt else chat_format
+        ),
     )
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
@@ -83,13 +84,15 @@ def assemble(
     return StartedConversation(conversation, info, tuple(notes))
 
 
-def _template_prompt(tokenizer: Any, settings: Settings, chosen: ChatFormat) -> str:
+def _template_prompt(tokenizer: Any, wanted: str, known: ChatFormat | None = None) -> str:
     """Return the system block that the template writes without a system prompt; '' if it is only a control token.
 
-    `chosen` is the format with the system prompt of `settings`.
+    Args:
+        tokenizer: The model's tokenizer.
+        wanted: The setting `chat_format`.
+        known: The format without a system prompt, if it is known.
     """
     from streamchat.conversation.template.format import choose_format
 
-    without = choose_format(tokenizer, settings.chat_format, "") if settings.system_prompt else chosen
-    block = without.system_block.strip()
+    block = (known or choose_format(tokenizer, wanted, "")).system_block.strip()
     return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block
