@@ -205,7 +205,9 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
         with safe_open(path, framework="np") as file:
             sizes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
             layers = _layers_in(file.metadata())
-            shapes = [(layers[name]["rows"], layers[name]["columns"]) if name in layers else sizes[name] for name in sizes]
+            shapes = [
+                (layers[name]["rows"], layers[name]["columns"]) if name in layers else sizes[name] for name in sizes
+            ]
         if not shapes:
             raise ValueError("it contains no tensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -118,9 +118,9 @@ def _load(
         from streamchat.models.quantize.cpu import use_weights
         from streamchat.models.quantize.served_copy import (
             can_be_served,
-            is_complete,
             make_served_copy,
             served_folder,
+            with_copy,
         )
         from streamchat.models.read import check_config, read_tokenizer
         from streamchat.quantization.linear import quantized_bytes
@@ -129,9 +129,7 @@ def _load(
         copy = None
         if plan.device == "cpu" and plan.tiles is None and weights != "native":
             copy = served_folder(plan, digest, weights)
-            serving = load_kernels(kernels)
-            if serving is not None and is_complete(copy, plan.name, progress):
-                plan = replace(plan, kernels=serving, tiles=copy)
+            plan = with_copy(plan, copy, kernels, progress)
         trace.mark(trace.MODULES)
         tokenizer = read_tokenizer(plan)
         trace.mark(trace.TOKENIZER)
@@ -147,13 +145,12 @@ def _load(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
     step_notes = install_checked(model, compiled, used)
-    if copy is not None and done.tiles is None and done.dtype == plan.dtype and can_be_served(model):
-        if make_served_copy(model, copy, done.name, progress):
-            # from now on without native weights, as in later starts
-            del model
-            model, done = load_weights(replace(done, kernels=compiled, tiles=copy))
-            set_contents_digest(model, digest)
-            step_notes = install_checked(model, compiled, used)
+    is_new = copy is not None and done.tiles is None and done.dtype == plan.dtype and can_be_served(model)
+    if copy is not None and is_new and make_served_copy(model, copy, done.name, progress):
+        del model  # from now on without native weights, as in later starts
+        model, done = load_weights(replace(done, kernels=compiled, tiles=copy))
+        set_contents_digest(model, digest)
+        step_notes = install_checked(model, compiled, used)
     trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))

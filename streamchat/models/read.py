@@ -117,9 +117,7 @@ def read_model(plan: LoadPlan) -> tuple[PreTrainedModel, tuple[str, ...]]:
     return model, notes
 
 
-def _read_tiles(
-    plan: LoadPlan, folder: Path, attention: str, spread: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def _read_tiles(plan: LoadPlan, folder: Path, attention: str, spread: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from streamchat.models.served import build_native, build_served
 
     dtype = getattr(torch, plan.dtype)

@@ -32,7 +32,8 @@ class QuantizedMatrix(Tensor):
     @staticmethod
     def __new__(cls, quantized: QuantizedWeight, dtype: torch.dtype, transposed: bool = False) -> QuantizedMatrix:
         size = (quantized.rows, quantized.columns)
-        new: Any = Tensor._make_wrapper_subclass(cls, size[::-1] if transposed else size, dtype=dtype, device="cpu")
+        shape, device = size[::-1] if transposed else size, torch.device("cpu")
+        new: Any = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         new.quantized, new.transposed = quantized, transposed
         made: QuantizedMatrix = new
         return made
@@ -54,7 +55,7 @@ class QuantizedMatrix(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedMatrix:
         return _like(self)
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"QuantizedMatrix({tuple(self.shape)}, {self.dtype}, {self.quantized.layout})"
 
     @classmethod
@@ -74,7 +75,7 @@ class QuantizedMatrix(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Sequence[type],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from streamchat.base import events as ev
 from streamchat.cache.positions.fit import fit_positions
@@ -35,7 +35,7 @@ QUESTIONS = (
 
 @pytest.fixture(scope="module")
 def model(default_model_dir: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(default_model_dir, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+    return load_model(str(default_model_dir), device="cpu", dtype="float32").model
 
 
 @pytest.fixture(scope="module")

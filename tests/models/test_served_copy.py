@@ -12,10 +12,11 @@ import torch
 from streamchat.base import paths
 from streamchat.decode.install import is_compiled
 from streamchat.models import fallback
+from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.folder import TILES
 from streamchat.models.load import LoadedModel, load_model
-from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.quantize.weight_storage import stored_bytes
+from streamchat.models.read import read_model
 from streamchat.quantization.matrix import QuantizedMatrix
 from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
@@ -43,7 +44,7 @@ def test_later_starts_read_only_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
     folder = save(tiny_llama(**SIZES, tie_word_embeddings=tied), tmp_path / "m")
     first = loaded(folder)
     read: list[Path | None] = []
-    plain = fallback.read_model
+    plain = read_model
 
     def spy(plan: Any) -> Any:
         read.append(plan.tiles)

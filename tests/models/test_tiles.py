@@ -119,7 +119,9 @@ def test_every_family_computes_what_its_dequantized_weights_compute(
     assert logit_distance(logits(native.eval(), ids), logits(theirs, ids)) < 1e-5
     matrices = [name for name, weight in ours.named_parameters() if isinstance(weight, QuantizedMatrix)]
     plain = [weight.numel() for weight in ours.parameters() if not isinstance(weight, QuantizedMatrix)]
-    assert len(matrices) == sum(len(shape) == 2 and "position" not in name for name, shape in FAMILIES[family].shapes().items())
+    assert len(matrices) == sum(
+        len(shape) == 2 and "position" not in name for name, shape in FAMILIES[family].shapes().items()
+    )
     assert max(plain) <= 1024 * SIZES["embedding_length"]  # norms, biases, GPT-2's positions
     assert {name: buffer.tolist() for name, buffer in ours.named_buffers()} == {
         name: buffer.tolist() for name, buffer in theirs.named_buffers()
@@ -168,7 +170,7 @@ def copies(model: Any) -> list[str]:
     ],
 )
 def test_native_weights_are_dequantized_where_they_are_needed(
-    tmp_path: Path, how: dict[str, str], native: bool
+    tmp_path: Path, how: dict[str, Any], native: bool
 ) -> None:
     meant = write_family(tmp_path / "a.gguf", FAMILIES["qwen2"], everywhere(Type.Q4_1))
     loaded = load_model(str(tmp_path / "a.gguf"), device="cpu", **({"dtype": "bfloat16"} | how))
@@ -240,7 +242,7 @@ def test_a_tile_file_is_aligned_mapped_and_read_by_safetensors(tmp_path: Path) -
 def test_a_tile_file_is_not_left_behind_when_writing_fails(tmp_path: Path) -> None:
     write_family(tmp_path / "a.gguf", FAMILIES["llama"], mixed)
 
-    def cancel(stage: str, done: int, *_: object) -> None:
+    def cancel(stage: str, done: int = 0, total: int = 0, unit: str = "", /) -> None:
         if done == 5:
             raise KeyboardInterrupt
 

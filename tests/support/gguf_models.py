@@ -55,7 +55,9 @@ class Family:
             found |= {f"{at}.ffn_up.weight": (inner, width)}
             if self.arch == "gpt2":
                 found |= {f"{at}.attn_qkv.weight": (3 * width, width), f"{at}.attn_qkv.bias": (3 * width,)}
-                found |= {f"{at}.{name}.bias": (width,) for name in ("attn_norm", "ffn_norm", "attn_output", "ffn_down")}
+                found |= {
+                    f"{at}.{name}.bias": (width,) for name in ("attn_norm", "ffn_norm", "attn_output", "ffn_down")
+                }
                 found |= {f"{at}.ffn_up.bias": (inner,)}
                 continue
             rows = {"attn_q": width, "attn_k": kv, "attn_v": kv}

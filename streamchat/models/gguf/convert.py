@@ -189,13 +189,16 @@ def _write_tiles(path: Path, weights: GgufWeights, folder: Path, stage: str, pro
 
 def _write_native(path: Path, weights: GgufWeights, folder: Path, stage: str, progress: Progress) -> None:
     """Write a folder with float32 weights, as transformers saves it."""
-    model, numbers = weights.model, {}
+    model = weights.model
+    numbers: dict[str, Any] = {}
     for done, tensor in enumerate(weights.tensors):
         progress(stage, done, len(weights.tensors), "")
         with refuse(f"{path}: {tensor.name} cannot be read", USE_OTHER_FORMAT):
             weights.add_numbers(tensor, numbers)
     with refuse(f"{path} has weights that do not match its metadata", USE_OTHER_FORMAT):
-        result = model.load_state_dict({name: each.float() for name, each in numbers.items()}, assign=True, strict=False)
+        result = model.load_state_dict(
+            {name: each.float() for name, each in numbers.items()}, assign=True, strict=False
+        )
         model.tie_weights()
     _check_complete(path, [key for key in result.missing_keys if model.get_parameter(key).is_meta])
     try:

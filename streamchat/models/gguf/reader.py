@@ -21,7 +21,7 @@ class Reader(gguf.GGUFReader):
     """`gguf.GGUFReader`, which reads arrays at once instead of value by value."""
 
     def __init__(self, path: Path) -> None:
-        self._raw = memoryview(np.memmap(path, mode="r"))
+        self._raw = memoryview(np.asarray(np.memmap(path, mode="r")).data)
         super().__init__(str(path))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
@@ -39,7 +39,12 @@ class Reader(gguf.GGUFReader):
             if len(whole) < length:
                 raise ValueError("an array ends after the end of the file")
             values, size = [whole[i : i + 1] for i in range(length)], whole.nbytes
-        return 12 + size, [kind, count, *values], list(range(2, 2 + length)), [GGUFValueType.ARRAY, item][: 1 + (length > 0)]
+        return (
+            12 + size,
+            [kind, count, *values],
+            list(range(2, 2 + length)),
+            [GGUFValueType.ARRAY, item][: 1 + (length > 0)],
+        )
 
     def _strings(self, start: int, count: int) -> tuple[list[Any], int]:
         """Return the bytes of `count` strings, and their size in the file."""

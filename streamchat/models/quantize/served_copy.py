@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.progress import Progress
 from streamchat.decode.install import is_compiled, tokens_at_once
 from streamchat.decode.native_step import QUANTIZED_TOKENS
+from streamchat.kernels.library import load_kernels
 from streamchat.models.contents import file_digest
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.folder import TILES
@@ -55,6 +57,14 @@ def is_complete(folder: Path, name: str, progress: Progress) -> bool:
         _log.warning("the quantized weights in %s are damaged and will be rebuilt", folder)
         shutil.rmtree(folder, ignore_errors=True)
     return whole
+
+
+def with_copy(plan: LoadPlan, folder: Path, kernels: str, progress: Progress) -> LoadPlan:
+    """Return the plan that serves the copy in `folder`; `plan` itself if there is none, or no kernels."""
+    compiled = load_kernels(kernels)
+    if compiled is None or not is_complete(folder, plan.name, progress):
+        return plan
+    return replace(plan, kernels=compiled, tiles=folder)
 
 
 def can_be_served(model: Any) -> bool:
