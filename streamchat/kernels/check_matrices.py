@@ -83,7 +83,8 @@ def _random_scales(kind: int, tiles: int, groups: int) -> list[Array]:
 
 
 def _halves(numbers: Array) -> Array:
-    return numbers.astype(np.float16)
+    halves: Array = numbers.astype(np.float16)
+    return halves
 
 
 def _int8_bytes(codes: Array) -> Array:
