@@ -30,6 +30,9 @@ _SIZES: dict[str, int] = {
     "num_hidden_layers": LAYERS,
     "n_layer": LAYERS,
     "intermediate_size": 1408,
+    "moe_intermediate_size": 704,
+    "shared_expert_intermediate_size": 1408,
+    "shared_intermediate_size": 1408,
     "head_dim": HIDDEN // HEADS,
 }
 

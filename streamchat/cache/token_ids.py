@@ -29,6 +29,12 @@ def as_input(model: Any, ids: Sequence[int]) -> Tensor:
     return torch.tensor([list(ids)], device=input_device(model))
 
 
+def repeated_id(model: Any, shape: tuple[int, int], token: int) -> Tensor:
+    """Return `token` repeated in a tensor of this shape; the last id if the vocabulary is smaller."""
+    vocabulary: int = model.config.get_text_config().vocab_size
+    return torch.full(shape, min(token, vocabulary - 1), device=input_device(model))
+
+
 def counting_ids(model: Any, count: int, first: int = 0) -> Tensor:
     """Return the ids `first`, `first` + 1, ..., (1, count), modulo the size of the model's vocabulary."""
     ids = torch.arange(first, first + count, device=input_device(model))[None]

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.decode.parts import CPU, Backend, Op, Rotation, head_norm, projection
-from streamchat.decode.spec import ACTIVATIONS, BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
+from streamchat.decode.spec import (
+    ACTIVATIONS,
+    BY_HEAD,
+    AttentionSpec,
+    BlockSpec,
+    ExpertsSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+)
 
 Step = Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
 """(1, 1) id, (1, 1) position, the layers of the cache -> (1, 1, vocabulary) logits. Appends to the layers."""
@@ -75,7 +84,7 @@ def _block(of: BlockSpec, dtype: torch.dtype, backend: Backend) -> Block:
     heads = _heads_interleaved(attention, several) if neox else _heads_anywhere(attention, dtype, several)
     attend, scale = backend.attention(attention), attention.scale
     attention_output = _residual(projection(attention.o_proj), of.attention_out_norm, of.residual_scale, backend)
-    mlp = _residual(_mlp(of.mlp), of.mlp_out_norm, of.residual_scale, backend)
+    mlp = _residual(_mlp_or_experts(of.mlp, backend), of.mlp_out_norm, of.residual_scale, backend)
 
     def parallel_block(h: Tensor, rotate: Rotation | None, cache: Any) -> None:
         x = attention_input(h)
@@ -100,6 +109,19 @@ def _residual(output: Op, norm: NormSpec | None, scale: float, backend: Backend)
         apply = backend.norm(norm, torch.float32)
         normed = lambda x: apply(output(x).float())  # noqa: E731
     return normed if scale == 1 else lambda x: normed(x) * scale
+
+
+def _mlp_or_experts(of: MlpSpec | ExpertsSpec, backend: Backend) -> Op:
+    if isinstance(of, MlpSpec):
+        return _mlp(of)
+    routed = backend.experts(of)
+    if of.shared is None:
+        return routed
+    shared = _mlp(of.shared)
+    if of.shared_gate is None:
+        return lambda x: routed(x) + shared(x)
+    gate = projection(of.shared_gate)
+    return lambda x: torch.addcmul(routed(x), shared(x), torch.sigmoid(gate(x)))
 
 
 def _mlp(of: MlpSpec) -> Op:

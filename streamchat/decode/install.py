@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +21,7 @@ from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
+from streamchat.decode.native_program import FORMATS
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
@@ -33,7 +35,8 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
-    hooks on its inner modules do not run on the short path.
+    hooks on its inner modules do not run on the short path. A step keeps the weights that it was made of: after
+    replacing parameters, `uninstall` it and install it again.
 
     Args:
         model: A causal LM in eval mode; its `forward` is replaced.
@@ -51,8 +54,11 @@ def _install_short(model: Any, kernels: Kernels | None) -> bool:
     step = _cpu_step(model, kernels)
     if step is None:
         return False
+    plain = model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
+        if isinstance(step, CompiledStep) and cache.dtype not in (None, *FORMATS):
+            return plain(**kwargs)
         layers: Any = cache.layers
         ids, keep = kwargs["input_ids"], kwargs.get("logits_to_keep") or 0
         if isinstance(step, CompiledStep):
@@ -112,16 +118,23 @@ def record_used(model: Any, cache: StreamingCache) -> None:
 
 def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
     """Route calls that `step` supports to `serve`; sets `model.forward.step` to the step."""
-    plain, max_tokens = model.forward, getattr(step, "max_tokens", 1)
+    model.forward = _ShortForward(model.forward, serve, step)
 
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = _supported_cache(args, kwargs, max_tokens)
-        return plain(*args, **kwargs) if cache is None else serve(cache, kwargs)
 
-    wrapped: Any = forward
-    wrapped.step = step
-    model.forward = wrapped
+class _ShortForward:
+    """The forward of a model that has a step; a deep copy of the model gets the plain forward of its own."""
+
+    def __init__(self, plain: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
+        functools.update_wrapper(self, plain)
+        self._plain, self._serve, self._max_tokens = plain, serve, getattr(step, "max_tokens", 1)
+        self.step = step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = _supported_cache(args, kwargs, self._max_tokens)
+        return self._plain(*args, **kwargs) if cache is None else self._serve(cache, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._plain, memo)
 
 
 def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOutputWithPast:

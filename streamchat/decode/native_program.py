@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec
+from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, MlpSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     BFLOAT16,
@@ -29,12 +29,15 @@ from streamchat.kernels.operations import (
     SOFTCAP,
     TILE,
     Attention,
+    Experts,
     Matrix,
     Norm,
     Operation,
     attend,
+    compute_experts,
     product,
     program,
+    route,
 )
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
 from streamchat.quantization.weights import BITS
@@ -98,6 +101,8 @@ class Program:
         self._model, self._tokens, self._threads, self._workspace = model, tokens, threads, workspace
         self._weights: list[Tensor] = []
         """Keeps the tensors alive that the operations point to."""
+        self._mixtures: list[Experts] = []
+        """Keeps the structures alive that the operations point to."""
         self._operations: list[Operation] = []
         table: Any = model.embedding.weight
         width: int = table.shape[1]
@@ -144,11 +149,76 @@ class Program:
         self._mlp(block.mlp, self._normed_input(block.mlp_norm, attended))
         return _Pending((self._mlp_out,), block.mlp_out_norm, block.residual_scale)
 
-    def _mlp(self, mlp: MlpSpec, given: dict[str, Any]) -> None:
-        """Append an MLP that reads `given`."""
+    def _mlp(self, mlp: MlpSpec | ExpertsSpec, given: dict[str, Any], out: str = "mlp_out") -> Tensor:
+        """Append an MLP that reads `given`; returns its output, in the buffer `out`."""
+        if isinstance(mlp, ExpertsSpec):
+            return self._experts(mlp, given)
         gated = mlp.fused or len(mlp.up_proj) == 2
         activated = self._product("activated", mlp.up_proj, **given, function=FUNCTIONS[mlp.act], gated=gated)
-        self._product("mlp_out", (mlp.down_proj,), x=activated.data_ptr())
+        return self._product(out, (mlp.down_proj,), x=activated.data_ptr())
+
+    def _experts(self, of: ExpertsSpec, given: dict[str, Any]) -> Tensor:
+        """Append a mixture of experts that reads `given`; returns its output."""
+        (num, hidden), width = of.router.shape, of.down.shape[-1]
+        matrices = [self._native(of.router)]
+        matrices += [] if of.shared_gate is None else [self._layer(of.shared_gate)]
+        logits = self._buffer("router", sum(matrix.rows for matrix in matrices))
+        normed, shares = self._buffer("normed", hidden), self._buffer("shares", of.top_k)
+        self._operations.append(
+            product(
+                *matrices,
+                columns=hidden,
+                out=logits.data_ptr(),
+                out_stride=logits.shape[1],
+                count=self._tokens,
+                **given,
+            )
+        )
+        ups, downs = self._stacked(of)
+        up_stride, down_stride = (data.nbytes // num for data, _ in (ups, downs))
+        gate = self._matrix(ups[1], ups[0], None, width)
+        experts = Experts(
+            gate,
+            Matrix(gate.data + up_stride // 2, None, width, gate.bits, gate.format),
+            self._matrix(downs[1], downs[0], None, hidden),
+            given["norm"],
+            x=given.get("sum") or given["x"],
+            logits=logits.data_ptr(),
+            normed=normed.data_ptr(),
+            activated=self._buffer("experts", of.top_k * width).data_ptr(),
+            out=self._mlp_out.data_ptr(),
+            shares=shares.data_ptr(),
+            factors=self._buffer("factors", 1).data_ptr(),
+            chosen=self._buffer("chosen", of.top_k).data_ptr(),  # 32-bit integers
+            columns=hidden,
+            up_stride=up_stride,
+            down_stride=down_stride,
+            logits_stride=logits.shape[1],
+            num_experts=num,
+            top_k=of.top_k,
+            count=self._tokens,
+            function=FUNCTIONS[of.act],
+            is_normalized=of.is_normalized,
+            has_gate=of.shared_gate is not None,
+        )
+        self._mixtures.append(experts)
+        self._operations.append(route(experts))
+        if of.shared is not None:
+            experts.shared = self._mlp(of.shared, {"x": normed.data_ptr()}, "shared").data_ptr()
+        self._operations += compute_experts(experts)
+        return self._mlp_out
+
+    def _stacked(self, of: ExpertsSpec) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
+        """Return data and bits of the weights of all experts: gate and up, down."""
+        if of.quantized is not None:
+            up, down = of.quantized.wholes
+            return (up.data, BITS[up.kind]), (down.data, BITS[down.kind])
+        ups, downs = (each.detach().contiguous() for each in (of.gate_up, of.down))
+        return (ups, 8 * ups.element_size()), (downs, 8 * downs.element_size())
+
+    def _native(self, weight: Tensor) -> Matrix:
+        """Return a matrix of native weights."""
+        return self._matrix(8 * weight.element_size(), weight.detach().contiguous(), None, len(weight))
 
     def _normed_input(self, norm: NormSpec | None, pending: _Pending, rows: slice = slice(None)) -> dict[str, Any]:
         """Return the members of a product for the normalized residual stream, after adding `pending` to it."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.decode.native_program import FORMATS, FUNCTIONS, Program, Workspace
-from streamchat.decode.spec import BlockSpec, ModelSpec
+from streamchat.decode.spec import BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
 from streamchat.quantization.linear import QuantizedLinear, is_linear
@@ -40,14 +40,27 @@ def _has_known_weights(layer: Any) -> bool:
 
 
 def _supports(block: BlockSpec) -> bool:
-    attention, mlp = block.attention, block.mlp
-    if mlp.act not in FUNCTIONS or (mlp.fused and not _halves_are_tiles(mlp.up_proj[0])):
+    attention = block.attention
+    if not (_supports_experts(block.mlp) if isinstance(block.mlp, ExpertsSpec) else _supports_mlp(block.mlp)):
         return False
     if attention.num_heads % attention.num_kv_heads or attention.head_dim > MAX_HEAD_DIM:
         return False
     if attention.clip is not None and attention.q_norm is not None and attention.q_norm.whole:
         return False  # the norm would need the clipped values of all heads
     return not (block.parallel and (block.attention_out_norm or block.mlp_out_norm))
+
+
+def _supports_mlp(mlp: MlpSpec) -> bool:
+    return mlp.act in FUNCTIONS and not (mlp.fused and not _halves_are_tiles(mlp.up_proj[0]))
+
+
+def _supports_experts(experts: ExpertsSpec) -> bool:
+    if experts.act not in FUNCTIONS or not (experts.shared is None or _supports_mlp(experts.shared)):
+        return False
+    if experts.shared_gate is not None and experts.shared_gate.bias is not None:
+        return False
+    quantized = experts.quantized
+    return quantized is None or (all(each.tiled for each in quantized.wholes) and experts.down.shape[-1] % TILE == 0)
 
 
 def _halves_are_tiles(layer: Any) -> bool:
@@ -58,7 +71,8 @@ def _halves_are_tiles(layer: Any) -> bool:
 
 def _max_tokens(model: ModelSpec) -> int:
     """Return the maximum tokens per call for which the kernels beat transformers' forward pass on native weights."""
-    is_quantized = all(isinstance(layer, QuantizedLinear) for layer in model.linear_layers)
+    is_quantized = all(isinstance(layer, QuantizedLinear) or layer.out_features == 1 for layer in model.linear_layers)
+    is_quantized &= all(experts.quantized is not None for experts in model.experts)
     return QUANTIZED_TOKENS if is_quantized else NATIVE_TOKENS
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.spec import AttentionSpec, NormSpec
+from streamchat.decode.experts import Op as Op
+from streamchat.decode.experts import experts
+from streamchat.decode.spec import AttentionSpec, ExpertsSpec, NormSpec
 from streamchat.quantization.linear import joined_bias, quantized_together
 from streamchat.quantization.weights import GROUP
 
-Op = Callable[[Tensor], Tensor]
 Attend = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
 """Like `attend` below."""
 
@@ -29,6 +30,8 @@ class Backend:
     """(1, hidden) float32 -> (1, hidden) of a dtype."""
     attention: Callable[[AttentionSpec], Attend]
     """Return the attention of a block; its first argument is what the step got for the layer."""
+    experts: Callable[[ExpertsSpec], Op]
+    """(1, hidden) -> (1, hidden): the chosen experts, without what all tokens share."""
     several: bool = False
     """Whether a step computes several tokens: heads have shape (tokens, heads, head_dim) then, and the logits are those
     of the token at index `last` of the last layer, (1,) int64."""
@@ -182,4 +185,4 @@ def capped_attention(
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values
 
 
-CPU = Backend(norm_of_row, attention)
+CPU = Backend(norm_of_row, attention, experts)

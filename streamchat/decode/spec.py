@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from streamchat.quantization.experts import QuantizedExperts
+
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x, (1, n) positions) -> cos and sin, (1, n, rotary_dim) each, in the order in which heads are rotated."""
 
@@ -95,6 +97,30 @@ class MlpSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts: gated MLPs without biases, of which a router chooses some for each token."""
+
+    router: Tensor
+    """(experts, hidden)."""
+    gate_up: Tensor
+    """(experts, 2 * width, hidden): of each expert the rows of the gate, then those of up."""
+    down: Tensor
+    """(experts, hidden, width)."""
+    act: str
+    """A name in `ACTIVATIONS`."""
+    top_k: int
+    """Experts per token."""
+    is_normalized: bool
+    """Whether the weights of the chosen experts are their softmax; else their shares in the softmax of all."""
+    shared: MlpSpec | None = None
+    """An MLP that is computed for every token, and added."""
+    shared_gate: nn.Module | None = None
+    """Hidden -> 1: the sigmoid of this is a factor on `shared`."""
+    quantized: QuantizedExperts | None = None
+    """Quantized copies of `gate_up` and `down`."""
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """One transformer block."""
 
@@ -102,7 +128,7 @@ class BlockSpec:
     attention: AttentionSpec
     mlp_norm: NormSpec | None
     """None: the MLP gets the input of the attention if `parallel`, else the residual stream without a norm."""
-    mlp: MlpSpec
+    mlp: MlpSpec | ExpertsSpec
     attention_out_norm: NormSpec | None = None
     """Applied to the attention's output before it is added to the residual stream."""
     mlp_out_norm: NormSpec | None = None
@@ -129,11 +155,20 @@ class ModelSpec:
 
     @property
     def linear_layers(self) -> list[Any]:
-        """All layers that are a product with a weight matrix."""
+        """All layers that are a product with a weight matrix; routers and experts are not layers."""
         layers: list[Any] = [self.head]
         for block in self.blocks:
-            layers += [*block.attention.qkv_proj, block.attention.o_proj, *block.mlp.up_proj, block.mlp.down_proj]
+            layers += [*block.attention.qkv_proj, block.attention.o_proj]
+            mlp = block.mlp.shared if isinstance(block.mlp, ExpertsSpec) else block.mlp
+            layers += [] if mlp is None else [*mlp.up_proj, mlp.down_proj]
+            if isinstance(block.mlp, ExpertsSpec) and block.mlp.shared_gate is not None:
+                layers.append(block.mlp.shared_gate)
         return layers
+
+    @property
+    def experts(self) -> list[ExpertsSpec]:
+        """All mixtures of experts."""
+        return [block.mlp for block in self.blocks if isinstance(block.mlp, ExpertsSpec)]
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

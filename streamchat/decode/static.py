@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from streamchat.cache.positions.probe import rope_kinds
 from streamchat.decode.eager import Step, decode_step
+from streamchat.decode.experts import static_experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Attend, Backend, Op, capped_attention, layer_norm
 from streamchat.decode.spec import AttentionSpec, NormSpec
@@ -127,4 +128,4 @@ def attention(of: AttentionSpec) -> Attend:
     return attend
 
 
-STATIC = Backend(norm, attention)
+STATIC = Backend(norm, attention, static_experts)

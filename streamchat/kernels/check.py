@@ -29,13 +29,16 @@ from streamchat.kernels.operations import (
     SILU,
     SOFTCAP,
     Attention,
+    Experts,
     Matrix,
     Norm,
     Operation,
     attend,
+    compute_experts,
     declare,
     product,
     program,
+    route,
 )
 
 Array = NDArray[Any]
@@ -52,6 +55,7 @@ def main(path: str, number: int) -> None:
     _check_attention(kernels)
     _check_inputs(kernels)
     _check_activations(kernels)
+    _check_experts(kernels)
     _check_many_tasks(kernels)
     print(*_respond(kernels, *challenge(number)))
 
@@ -312,6 +316,62 @@ def _check_activations(kernels: Any) -> None:
         gate = Matrix(_address(diagonal), rows=width, bits=32)
         _run(kernels, [_identity(out, gate, x=x, function=function, softcap=softcap, gated=1)])
         _compare("a gate", out, expected * factors * x)
+
+
+def _check_experts(kernels: Any) -> None:
+    """Mixtures of experts, for one token and for so many that an expert has more than a block of them."""
+    for bits, kind in ((4, BFLOAT16), (8, BFLOAT16), (16, BFLOAT16), (16, FLOAT16), (32, FLOAT32)):
+        for count in (1, 5, 150):
+            _check_mixture(kernels, bits, kind, count, is_normalized=False, has_gate=False)
+    for is_normalized, has_gate in ((True, False), (True, True), (False, True)):
+        _check_mixture(kernels, 8, BFLOAT16, 5, is_normalized, has_gate)
+
+
+def _check_mixture(kernels: Any, bits: int, kind: int, count: int, is_normalized: bool, has_gate: bool) -> None:
+    """Five experts, two of which are chosen; the shared one exists if it has a gate."""
+    num, top_k, columns, width = 5, 2, 64, 96 if bits < 16 else 40
+    (up_data, up), (down_data, down) = (
+        random_matrix(bits, num * rows, size, kind) for rows, size in ((2 * width, columns), (columns, width))
+    )
+    up_stride, down_stride = (data.nbytes // num for data in (up_data, down_data))
+    x, weight, logits = _noise(count, columns), _noise(columns), 3 * _noise(count, num + 1)
+    shared = _noise(count, columns) if has_gate else None
+    normed, activated, out = _zeros(count, columns), _zeros(count * top_k, width), _zeros(count, columns)
+    shares, factors, chosen = _zeros(count, top_k), _zeros(count), np.zeros((count, top_k), dtype=np.int32)
+    gate = Matrix(_address(up_data), rows=width, bits=bits, format=kind)
+    experts = Experts(
+        gate,
+        Matrix(gate.data + up_stride // 2, rows=width, bits=bits, format=kind),
+        Matrix(_address(down_data), rows=columns, bits=bits, format=kind),
+        Norm(_address(weight), None, 1e-5, 0),
+        *(_address(each) for each in (x, logits, shared, normed, activated, out, shares, factors, chosen)),
+        columns=columns,
+        up_stride=up_stride,
+        down_stride=down_stride,
+        logits_stride=num + 1,
+        num_experts=num,
+        top_k=top_k,
+        count=count,
+        function=SILU,
+        is_normalized=is_normalized,
+        has_gate=has_gate,
+    )
+    _run(kernels, [route(experts), *compute_experts(experts)], threads=3)
+    best = np.argsort(-logits[:, :num], axis=1)[:, :top_k]
+    weights = np.exp(logits[:, :num])
+    meant = np.take_along_axis(weights, best, 1)
+    meant /= (meant if is_normalized else weights).sum(1, keepdims=True)
+    what = f"a mixture of experts of {bits} bits for {count} tokens"
+    assert (chosen == best).all(), f"{what} chose other experts"
+    _compare(f"a share in {what}", shares, meant)
+    inputs = _normed(x, weight)
+    expected = np.zeros((count, columns)) if shared is None else shared / (1 + np.exp(-logits[:, num:]))
+    gates, downs = up.reshape(num, 2, width, columns), down.reshape(num, columns, width)
+    for token, choice in itertools.product(range(count), range(top_k)):
+        expert = best[token, choice]
+        g, u = gates[expert] @ inputs[token]
+        expected[token] += meant[token, choice] * (downs[expert] @ (g / (1 + np.exp(-g)) * u))
+    _compare(what, out, expected)
 
 
 def _check_many_tasks(kernels: Any) -> None:

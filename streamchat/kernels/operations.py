@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
 from typing import Any, ClassVar
 
-PRODUCT, ATTEND, STORE = range(3)
+PRODUCT, ATTEND, STORE, ROUTE, EXPERTS_UP, EXPERTS_DOWN = range(6)
 NO_FUNCTION, SILU, GELU, GELU_TANH, RELU, RELU2, SOFTCAP = range(7)
 BFLOAT16, FLOAT16, FLOAT32 = range(3)
 MAX_HEAD_DIM = 256
@@ -70,8 +70,24 @@ class Product(ctypes.Structure):
     )
 
 
+class Experts(ctypes.Structure):
+    """Chooses experts for each token, and computes them."""
+
+    _fields_: ClassVar[Members] = _members(
+        (Matrix, "gate up down"),
+        (Norm, "norm"),
+        (c_void_p, "x logits shared normed activated out shares factors chosen"),
+        (c_long, "columns up_stride down_stride logits_stride"),
+        (c_int, "num_experts top_k count function is_normalized has_gate"),
+    )
+
+
 class _Any(ctypes.Union):
-    _fields_: ClassVar[Members] = [("product", Product), ("attention", ctypes.POINTER(Attention))]
+    _fields_: ClassVar[Members] = [
+        ("product", Product),
+        ("attention", ctypes.POINTER(Attention)),
+        ("experts", ctypes.POINTER(Experts)),
+    ]
 
 
 class Operation(ctypes.Structure):
@@ -92,8 +108,18 @@ def attend(attention: Attention) -> list[Operation]:
     return [Operation(_Any(attention=ctypes.pointer(attention)), kind) for kind in kinds]
 
 
+def route(experts: Experts) -> Operation:
+    """Return the operation that chooses experts; it refers to `experts`."""
+    return Operation(_Any(experts=ctypes.pointer(experts)), ROUTE)
+
+
+def compute_experts(experts: Experts) -> list[Operation]:
+    """Return the operations that compute the chosen experts; they refer to `experts`."""
+    return [Operation(_Any(experts=ctypes.pointer(experts)), kind) for kind in (EXPERTS_UP, EXPERTS_DOWN)]
+
+
 def program(operations: Sequence[Operation]) -> ctypes.Array[Operation]:
-    """Return the array that `run` takes. Keep the attentions alive, to which the operations refer."""
+    """Return the array that `run` takes. Keep alive what the operations refer to."""
     return (Operation * len(operations))(*operations)
 
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from streamchat.models.quantize.weight_storage import stored_tensors
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import quantized_layers
 
 # Entries of a configuration that do not affect the computation.
@@ -49,6 +50,8 @@ def model_fingerprint(model: Any) -> str:
         digest.update(f"{name} {layer.quantized.layout}".encode())
         if contents is None:
             digest.update(_bytes_of(layer.quantized.scales))
+    for name, experts in quantized_experts(model).items():
+        digest.update(f"{name} {[whole.layout for whole in experts.wholes]}".encode())
     return FINGERPRINT_PREFIX + digest.hexdigest()[:32]
 
 

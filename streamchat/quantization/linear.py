@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.weights import QuantizedWeight
 
 MAX_ROWS = 4
@@ -101,6 +102,7 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear | QuantizedC
 def quantized_bytes(model: nn.Module) -> int:
     """Return the memory of all quantized weights of `model` in bytes; shared storage counts once."""
     tensors = [t for layer in quantized_layers(model).values() for t in (layer.quantized.data, layer.quantized.scales)]
+    tensors += [t for each in quantized_experts(model).values() for w in each.wholes for t in (w.data, w.scales)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -116,7 +118,7 @@ def never_quantized(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _rows(model: nn.Module, max_rows: int) -> Iterator[None]:
-    layers = quantized_layers(model).values()
+    layers = [*quantized_layers(model).values(), *quantized_experts(model).values()]
     for layer in layers:
         layer.max_rows = max_rows
     try:

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
-from streamchat.cache.token_ids import as_input, counting_ids, input_device, position_ids, random_ids
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.token_ids import as_input, counting_ids, input_device, position_ids, random_ids, repeated_id
 from tests.support.models_help import tiny_llama
+from tests.support.tiny import fresh_model
 
 VOCABULARY = tiny_llama().config.vocab_size
 
@@ -48,6 +51,20 @@ def test_random_ids_of_a_tiny_vocabulary(size: int) -> None:
     model: Any = tiny_llama()
     model.config.vocab_size = size
     assert set(random_ids(model, 50, seed=0)[0].tolist()) == {size - 1}
+
+
+@pytest.mark.parametrize("size", [2, 5, 7])
+def test_the_positions_of_a_model_with_a_tiny_vocabulary_are_measured(size: int) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ids: dict[str, Any] = {"pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}
+    model = fresh_model(LlamaConfig(vocab_size=size, **sizes, **ids))
+    assert set(repeated_id(model, (1, 3), 7)[0].tolist()) == {size - 1}
+    assert fit_positions(model).method == "rotation"
 
 
 def test_positions_only_for_a_model_that_takes_them() -> None:

@@ -19,6 +19,7 @@ from streamchat.decode.install import install, install_captured, tokens_at_once
 from streamchat.decode.native_step import CompiledStep
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels, load_kernels
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import always_quantized
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import counted
@@ -34,7 +35,10 @@ COMPILED = (
     "gpt_neox",
     "qwen2",
     "qwen3",
+    "qwen2_moe",
+    "qwen3_moe",
     "mistral",
+    "mixtral",
     "mistral_window_16",
     "mistral_window_64",
     "ministral3",
@@ -57,10 +61,13 @@ COMPILED = (
     "falcon_new",
     "smollm3",
     "olmo",
+    "olmoe",
     "olmo2",
     "olmo3_window_16",
     "stablelm",
     "granite",
+    "granitemoe",
+    "granitemoe_shared",
     "exaone4_window_16",
     "ernie4_5",
     "helium",
@@ -120,6 +127,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm, biases": ("glm", {"attention_bias": True}),
     "arcee, biases": ("arcee", {"attention_bias": True, "mlp_bias": True}),
     "seed_oss, biases": ("seed_oss", {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}),
+    "mixtral, window": ("mixtral", {"sliding_window": 12}),
+    "mixtral, one expert per token": ("mixtral", {"num_experts_per_tok": 1}),
+    "mixtral, all experts": ("mixtral", {"num_experts_per_tok": 4}),
+    "qwen2_moe, normalized": ("qwen2_moe", {"norm_topk_prob": True}),
+    "qwen2_moe, a layer without experts": ("qwen2_moe", {"mlp_only_layers": [1]}),
+    "qwen3_moe, normalized": ("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen3_moe, three of seven experts": ("qwen3_moe", {"num_experts": 7, "num_experts_per_tok": 3}),
+    "olmoe, normalized": ("olmoe", {"norm_topk_prob": True}),
     "gptj, wide heads": ("gptj", {"n_head": 2, "rotary_dim": 16}),
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in AVAILABLE} | {
@@ -196,11 +211,13 @@ def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(c
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    exact, _ = _stream(family_model(name).to(dtype).float())
+    whole = family_model(name).to(dtype).float()
+    fit = choose_fit(whole)
+    exact, _ = _stream(whole, fit)
     model = family_model(name).to(dtype)
-    plain, _ = _stream(model)
+    plain, _ = _stream(model, fit)
     assert install(model, kernels)
-    found, _ = _stream(model)
+    found, _ = _stream(model, fit)
     assert _error(found, exact) < 1.5 * _error(plain, exact) + 1e-3
 
 
@@ -213,6 +230,8 @@ def test_quantized_weights_give_what_their_values_give(kernels: Kernels | None, 
     model = family_model(name)
     fit = choose_fit(model)
     replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
+    if name.startswith("granitemoe") and not quantized_experts(model):
+        pytest.skip("this version of transformers keeps Granite's experts in another form, which stays native")
     with always_quantized(model):
         expected, _ = _stream(model, fit)
     assert install(model, kernels)
@@ -224,7 +243,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).square().mean().sqrt() / expected.std()).item()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "falcon_alibi", "nanochat", "llama4", "gpt2", "bloom"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "falcon_alibi", "nanochat", "llama4", "gpt2", "bloom"])
 def test_what_no_description_covers_is_left_to_transformers(name: str) -> None:
     assert model_spec(build(name, FAMILIES[name].attentions[0])) is None
 

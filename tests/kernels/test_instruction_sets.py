@@ -17,7 +17,7 @@ import pytest
 
 from streamchat.kernels import build, check
 from streamchat.kernels.check import random_matrix
-from streamchat.kernels.operations import ATTEND, STORE, Attention
+from streamchat.kernels.operations import ATTEND, PRODUCT, STORE
 from tests.support.zig import find_zig
 
 X86 = ("x86-64", "x86-64-v2", "haswell", "skylake-avx512", "icelake-server")
@@ -132,13 +132,9 @@ class Emulated:
         return tokens * heads * spans * queries * (dim + 2)
 
     def run(self, operations: Any, count: int, threads: int) -> int:
-        kinds = [each for each in operations if each.kind in (ATTEND, STORE)]
-        kinds += [each for each in operations if each.kind not in (ATTEND, STORE) and each.each.product.attention]
-        pointers = [
-            each.each.attention if each.kind in (ATTEND, STORE) else each.each.product.attention for each in kinds
-        ]
+        pointers = [_refers_to(each) for each in operations]
         structures = {ctypes.addressof(operations): ctypes.sizeof(operations)}
-        structures |= {ctypes.addressof(each.contents): ctypes.sizeof(Attention) for each in pointers}
+        structures |= {ctypes.addressof(each.contents): ctypes.sizeof(each.contents) for each in pointers if each}
         data = {address: array.nbytes for address, array in self._arrays.items()}
         given = [struct.pack("<2q", len(structures) + len(data), len(structures))]
         for address, size in (*structures.items(), *data.items()):
@@ -151,6 +147,13 @@ class Emulated:
             at += size
         assert at == len(done.stdout)
         return 0
+
+
+def _refers_to(operation: Any) -> Any:
+    """Returns the pointer to a structure in an operation; it may be null."""
+    if operation.kind in (ATTEND, STORE):
+        return operation.each.attention
+    return operation.each.product.attention if operation.kind == PRODUCT else operation.each.experts
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from streamchat.cache.positions.fit import fit_positions
+from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.install import install, uninstall
 from streamchat.decode.native_step import MAX_PROGRAMS, CompiledStep, kernels_support
@@ -217,7 +219,24 @@ def convert(cache: Any, dtype: torch.dtype) -> None:
 
 
 @needs_kernels
-def test_a_cache_of_another_number_format_is_refused() -> None:
+def test_a_cache_in_float64_is_left_to_the_plain_forward() -> None:
+    model, ids = make("llama"), text(34)
+    cache, expected_cache = (
+        StreamingCache(model.config, fit_positions(model), cache_size=24, num_sink_tokens=4, dtype=torch.float64)
+        for _ in range(2)
+    )
+    expected = stream(model, expected_cache, ids, 10)
+    install(model, load_kernels("auto"))
+    assert isinstance(model.forward.step, CompiledStep)
+    seen = counted_calls(model)
+    torch.testing.assert_close(stream(model, cache, ids, 10), expected, rtol=0, atol=0)
+    assert seen == []
+    stream(model, cache_of(model, 24), ids[:, :11], 10)
+    assert seen == [1]
+
+
+@needs_kernels
+def test_buffers_of_another_number_format_are_refused() -> None:
     from streamchat.base.errors import CacheError
 
     model, ids = make("llama"), text(14)

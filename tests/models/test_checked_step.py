@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace as changed
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamchat.cache.positions.strategy import choose_fit
 from streamchat.decode import install as short
 from streamchat.decode.check import check_step
-from streamchat.decode.families.registry import model_spec
+from streamchat.decode.families.blocks import AROUND, Family, read_blocks
+from streamchat.decode.families.parts import Place
+from streamchat.decode.families.registry import READERS, model_spec
 from streamchat.decode.spec import ModelSpec
 from streamchat.kernels.library import load_kernels
 from streamchat.models import checked_step
@@ -21,7 +25,7 @@ from streamchat.models.fingerprint import set_contents_digest
 from streamchat.quantization.replace import groups, quantize_group, replace
 from tests.support.decode_models import KNOWN
 from tests.support.decode_models import make as make_known
-from tests.support.families import build
+from tests.support.families import FAMILIES, build
 
 
 @pytest.fixture(params=["auto", "torch"])
@@ -52,6 +56,25 @@ def test_a_right_step_of_quantized_weights_is_used(name: str, kind: Any, kernels
     assert has_short_path(model)
 
 
+MIXTURES = [name for name in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe") if FAMILIES[name].available]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_right_step_of_a_mixture_of_experts_is_used(name: str, dtype: torch.dtype, kernels: Any) -> None:
+    model = build(name).to(dtype)
+    choose_fit(model)  # its check is not confused by other experts either
+    set_contents_digest(model, f"{name} {dtype}")
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+
+
+def with_experts(spec: ModelSpec, **members: Any) -> ModelSpec:
+    """The same model with these members in all mixtures of experts."""
+    blocks = (changed(block, mlp=changed(block.mlp, **members)) for block in spec.blocks)
+    return changed(spec, blocks=tuple(blocks))
+
+
 def with_attention(spec: ModelSpec, **members: Any) -> ModelSpec:
     """The same model with these members in all attentions."""
     blocks = (changed(block, attention=changed(block.attention, **members)) for block in spec.blocks)
@@ -59,6 +82,9 @@ def with_attention(spec: ModelSpec, **members: Any) -> ModelSpec:
 
 
 WRONG: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
+    "weights of experts": ("qwen3_moe", lambda spec: with_experts(spec, is_normalized=True)),
+    "number of experts": ("mixtral", lambda spec: with_experts(spec, top_k=1)),
+    "no shared expert": ("qwen2_moe", lambda spec: with_experts(spec, shared=None, shared_gate=None)),
     "scale": ("llama", lambda spec: with_attention(spec, scale=1.3 * spec.blocks[0].attention.scale)),
     "halves instead of pairs": ("glm", lambda spec: with_attention(spec, interleaved=False)),
     "soft cap of the logits": ("gemma2_window_64", lambda spec: changed(spec, logit_softcap=1.0)),
@@ -85,6 +111,45 @@ def test_a_wrong_step_is_not_used(what: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(short, "model_spec", lambda model: right)
     assert install_checked(model, kernels, "native") == ()
     assert has_short_path(model)
+
+
+@pytest.mark.parametrize("family", ["mistral_window_64", "gemma3_window_64", "gemma2_window_64", "phi3_windowed"])
+def test_a_window_longer_than_the_text_of_the_check_is_seen(
+    family: str, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"sliding_window": 2047} if family == "phi3_windowed" else {}
+    name = family.removesuffix("_windowed")
+    model = build(name, FAMILIES[name].attentions[0], **changes)
+    set_contents_digest(model, family)
+    monkeypatch.setattr(Place, "window", None)
+    [note] = install_checked(model, kernels, "native")
+    assert "gives other logits" in note
+    monkeypatch.undo()
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+    assert changes.get("sliding_window", 64) == model.config.get_text_config().sliding_window
+
+
+@pytest.mark.parametrize("member", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_soft_caps_far_above_the_logits_are_seen(member: str, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("gemma2_window_64", "eager", attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+    set_contents_digest(model, member)
+    right = read_blocks
+
+    def forgetful(model: Any, **given: Any) -> ModelSpec:
+        spec = right(model, **given)
+        wrong = {"softcap": None} if member.startswith("attn") else {}
+        return changed(with_attention(spec, **wrong), logit_softcap=spec.logit_softcap if wrong else None)
+
+    monkeypatch.setitem(
+        READERS, "Gemma2ForCausalLM", functools.partial(forgetful, family=Family(AROUND, softcaps=True))
+    )
+    [note] = install_checked(model, kernels, "native")
+    assert "gives other logits" in note
+    monkeypatch.undo()
+    assert install_checked(model, kernels, "native") == ()
+    assert has_short_path(model)
+    assert (model.config.attn_logit_softcapping, model.config.final_logit_softcapping) == (50.0, 30.0)
 
 
 def test_a_step_that_raises_is_not_used(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,7 @@ PLAIN = {**HEADS, "intermediate_size": 96, "num_hidden_layers": 3, "max_position
 GROUPED = {**PLAIN, "num_key_value_heads": 2}
 OPENAI = {**IDS, "n_embd": 64, "n_layer": 3, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 WIDE_HEADS = {**GROUPED, "head_dim": 16}
+GRANITE = {"attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 2.0}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {
     **PLAIN,
@@ -163,6 +164,7 @@ ROTARY = [
         in_one_text=None,
     ),
     Family("mixtral", "MixtralConfig", {**GROUPED, "sliding_window": None, "num_local_experts": 4}),
+    Family("olmoe", "OlmoeConfig", {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
     Family("starcoder2", "Starcoder2Config", {**GROUPED, "sliding_window": None}),
     Family("phi", "PhiConfig", {**GROUPED, **rope(partial_rotary_factor=0.5)}),
     Family("phi3", "Phi3Config", GROUPED),
@@ -212,7 +214,13 @@ ROTARY = [
     Family(
         "granite",
         "GraniteConfig",
-        {**GROUPED, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+        {**GROUPED, **GRANITE},
+    ),
+    Family("granitemoe", "GraniteMoeConfig", {**GROUPED, **GRANITE, "num_local_experts": 4}),
+    Family(
+        "granitemoe_shared",
+        "GraniteMoeSharedConfig",
+        {**GROUPED, **GRANITE, "num_local_experts": 4, "shared_intermediate_size": 32},
     ),
     two_kinds("exaone4_window_16", "Exaone4Config", 16, sinks_seen=False),
     Family("ernie4_5", "Ernie4_5Config", WIDE_HEADS),

@@ -33,7 +33,7 @@ from streamchat.cache.positions.probe import (
     rotary_modules,
 )
 from streamchat.cache.positions.rotation import PROBE_POSITIONS, RotarySource, TensorRotation, difference
-from streamchat.cache.token_ids import counting_ids, input_device, position_ids
+from streamchat.cache.token_ids import counting_ids, input_device, position_ids, repeated_id
 
 # Largest rounding error, as a share of the tensor's maximum. Correct fits measure 6e-7, 1.3e-3, 1.2e-2; wrong ones
 # 0.29 and more.
@@ -90,7 +90,7 @@ def fit_positions(model: Any) -> PositionFit:
     device = input_device(model)
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     positions = torch.tensor(PROBE_POSITIONS, device=device)
-    ids = torch.full((len(positions), 1), TOKEN, device=device)
+    ids = repeated_id(model, (len(positions), 1), TOKEN)
     takes_positions = "position_ids" in parameter_names(model)
     with recorded_rotary_calls(model) as calls:
         cache, logits = plain_forward(model, ids, positions[:, None] if takes_positions else None)
@@ -162,7 +162,7 @@ def _index_error(model: Any, layers: list[LayerRotation]) -> float:
     Deeper layers are not compared: recurrent layers and learned softmax sinks make them differ legitimately.
     """
     with recorded_block_input(model) as inputs:
-        cache, _ = plain_forward(model, torch.full((1, INDEX_TOKENS), TOKEN, device=input_device(model)), None)
+        cache, _ = plain_forward(model, repeated_id(model, (1, INDEX_TOKENS), TOKEN), None)
     error = _deviation(inputs[0][0], inputs[0][0][:1]) if inputs else 0.0
     layer = cache.layers[0]
     if kind_of(layer) == "recurrent" or not isinstance(layer, DynamicLayer):

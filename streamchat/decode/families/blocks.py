@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamchat.decode.families.errors import UnsupportedPartError
+from streamchat.decode.families.experts import has_experts, read_experts
 from streamchat.decode.families.norms import norm_spec
 from streamchat.decode.families.parts import Place, embedding_scale, first_of, read_mlp, separate_attention
 from streamchat.decode.families.rotaries import read_rotaries
-from streamchat.decode.spec import AttentionSpec, BlockSpec, ModelSpec
+from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,19 @@ def _block(layer: Any, place: Place, family: Family, width: int) -> BlockSpec:
         input_norm=input_norm,
         attention=_attention(layer.self_attn, place, family),
         mlp_norm=mlp_norm,
-        mlp=read_mlp(layer.mlp),
+        mlp=_mlp(layer, place),
         attention_out_norm=attention_out,
         mlp_out_norm=mlp_out,
         parallel=parallel,
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
     )
+
+
+def _mlp(layer: Any, place: Place) -> MlpSpec | ExpertsSpec:
+    mlp = first_of(layer, "mlp", "block_sparse_moe")
+    if not has_experts(mlp):
+        return read_mlp(mlp)
+    return read_experts(mlp, place.config.num_experts_per_tok, getattr(layer, "shared_mlp", None))
 
 
 def _attention(attention: Any, place: Place, family: Family) -> AttentionSpec:

@@ -55,7 +55,11 @@ def first_of(module: Any, *names: str) -> Any:
 
 
 def separate_attention(attention: Any, place: Place, has_positions: bool = True) -> AttentionSpec:
-    """Read an attention whose queries, keys and values are separate layers, or rows of one layer in this order."""
+    """Read an attention whose queries, keys and values are separate layers, or rows of one layer in this order.
+
+    Raises:
+        UnsupportedPartError: It normalizes queries before it limits them (OLMoE).
+    """
     dim: int = attention.head_dim
     fused = getattr(attention, "qkv_proj", None)
     if fused is None:
@@ -64,6 +68,10 @@ def separate_attention(attention: Any, place: Place, has_positions: bool = True)
     else:
         layers = (fused,)
         heads, kv_heads = place.config.num_attention_heads, place.config.num_key_value_heads
+    clip = getattr(place.config, "clip_qkv", None)
+    q_norm = _head_norm(first_of(attention, "q_norm", "q_layernorm"), heads, dim)
+    if clip is not None and q_norm is not None:
+        raise UnsupportedPartError("queries are normalized before they are limited")
     return AttentionSpec(
         qkv_proj=layers,
         layout=separate(heads, kv_heads),
@@ -72,12 +80,12 @@ def separate_attention(attention: Any, place: Place, has_positions: bool = True)
         head_dim=dim,
         scale=float(getattr(attention, "scaling", dim**-0.5)),
         o_proj=first_of(attention, "o_proj", "dense", "out_proj"),
-        q_norm=_head_norm(first_of(attention, "q_norm", "q_layernorm"), heads, dim),
+        q_norm=q_norm,
         k_norm=_head_norm(first_of(attention, "k_norm", "k_layernorm"), kv_heads, dim),
         rotary=place.rotaries.index(place.layer_type) if has_positions else None,
         interleaved=place.rotaries.interleaved,
         window=place.window,
-        clip=getattr(place.config, "clip_qkv", None),
+        clip=clip,
     )
 
 
@@ -96,11 +104,13 @@ def read_mlp(mlp: Any) -> MlpSpec:
     Raises:
         UnsupportedPartError: Its layers have other names, or its activation is another function.
     """
-    act = activation_name(first_of(mlp, "act_fn", "activation_fn", "act"))
+    act = activation_name(first_of(mlp, "act_fn", "activation_fn", "act", "activation"))
     if not act:
         raise UnsupportedPartError("the activation is not supported")
     if hasattr(mlp, "gate_up_proj"):
         return MlpSpec((mlp.gate_up_proj,), act, mlp.down_proj, fused=True)
+    if hasattr(mlp, "input_linear"):
+        return MlpSpec((mlp.input_linear,), act, mlp.output_linear, fused=True)
     if all(hasattr(mlp, name) for name in _GATED):
         return MlpSpec((mlp.gate_proj, mlp.up_proj), act, mlp.down_proj)
     for up, down in _UNGATED:

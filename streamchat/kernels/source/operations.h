@@ -74,13 +74,33 @@ typedef struct {
     float added_scale, softcap;
 } Product;
 
+/* A mixture of experts. Each of `count` tokens is computed by `top_k` of `num_experts` gated MLPs, which a router chooses.
+ * ROUTE normalizes x to `normed`, both (count, columns), and chooses the experts with the largest logits. logits: (count,
+ * logits_stride), those of the experts first. shares: the softmax of all logits or, if `is_normalized`, of the chosen
+ * ones. chosen, shares: (count, top_k). If `has_gate`, factors (count) are the sigmoid of the logit after the experts'.
+ * EXPERTS_UP: activated = f(gate normed) * (up normed), (count * top_k, gate.rows), in the order of the experts.
+ * EXPERTS_DOWN: out = sum of share * (down activated), plus `shared`, unless that is NULL, times the factor, if
+ * `has_gate`. out, shared: (count, columns).
+ * gate, up, down: the matrices of the first expert; those of the next are `up_stride` (gate too) and `down_stride` bytes
+ * after them. They have no bias. function: as in Product. */
+typedef struct {
+    Matrix gate, up, down;
+    Norm norm;
+    const float *x, *logits, *shared;
+    float *normed, *activated, *out, *shares, *factors;
+    int32_t *chosen;
+    long columns, up_stride, down_stride, logits_stride;
+    int num_experts, top_k, count, function, is_normalized, has_gate;
+} Experts;
+
 /* STORE writes the keys and values of new tokens, ATTEND reads them. ATTEND also stores if there is one new token. */
-enum { PRODUCT, ATTEND, STORE };
+enum { PRODUCT, ATTEND, STORE, ROUTE, EXPERTS_UP, EXPERTS_DOWN };
 
 typedef struct {
     union {
         Product product;
         const Attention *attention;
+        const Experts *experts;
     };
     int kind;
 } Operation;
@@ -93,6 +113,14 @@ void attend_work(const Attention *a, int task, uint64_t tag, Member *member);
 long attend_memory(const Attention *a);
 int store_tasks(const Attention *a);
 void store_work(const Attention *a, int task);
+int route_tasks(const Experts *e, int threads);
+void route_work(const Experts *e, int task, int threads);
+int up_tasks(const Experts *e, int threads);
+void up_work(const Experts *e, int task, int threads, Member *member);
+long up_memory(const Experts *e);
+int down_tasks(const Experts *e, int threads);
+void down_work(const Experts *e, int task, int threads, Member *member);
+long down_memory(const Experts *e);
 
 /* Statistics of a row for its norm: out = (x - mean) * scale * weight + bias. */
 typedef struct {

@@ -1,18 +1,10 @@
 /* Products of a matrix with one vector or many. Each block of vectors reads every weight once, so fewer bits take less
  * time. */
+#include "products.h"
+
 #include "tiles.h"
 
-/* Maximum vectors of a task: they and their results are small enough for the caches. A multiple of all WIDE. */
-enum { MOST = 48 };
-
-/* The vectors that a task multiplies with, in the thread's own memory. */
-typedef struct {
-    const float *floats;   /* (count, columns) */
-    const int32_t *panels; /* rounded, of WIDE vectors each, the last of fewer; for quantized weights only */
-    int count;
-} Vectors;
-
-static int is_quantized(const Matrix *m) { return m->bits < 16; }
+int is_quantized(const Matrix *m) { return m->bits < 16; }
 
 static int needs_rounded(const Product *p) {
     int found = 0;
@@ -23,6 +15,8 @@ static int needs_rounded(const Product *p) {
 
 static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
 
+long rounded_size(long columns) { return panel_words(columns); }
+
 /* Memory for the sums, the vectors and the rounded vectors of a block. */
 long product_memory(const Product *p) {
     long count = p->count < MOST ? p->count : MOST, each = 2 * p->columns;
@@ -30,7 +24,7 @@ long product_memory(const Product *p) {
     return count * each;
 }
 
-static void fill_panels(const Vectors *x, long columns, int32_t *panels) {
+void fill_panels(const Vectors *x, long columns, int32_t *panels) {
     for (int n = 0; n < x->count; n += WIDE)
         round_panel(x->floats + n * columns, x->count - n < WIDE ? x->count - n : WIDE, columns,
                     panels + n * panel_words(columns));
@@ -92,8 +86,7 @@ INLINE float plain_row(const Matrix *m, long row, long columns, const float *x) 
     return bfloat16_row((const bfloat16 *)m->data + row * columns, x, columns);
 }
 
-/* Multiplies a tile of up to 16 rows with all vectors; to: (count, 16). */
-static void multiply_tile(const Matrix *m, long columns, long tile, const Vectors *x, float *to) {
+void multiply_tile(const Matrix *m, long columns, long tile, const Vectors *x, float *to) {
     long first = tile * TILE, last = first + TILE < m->rows ? first + TILE : m->rows;
     if (last - first < TILE)
         memset(to, 0, sizeof(float) * TILE * (size_t)x->count);
@@ -108,7 +101,7 @@ static void multiply_tile(const Matrix *m, long columns, long tile, const Vector
         add(to + n * TILE, m->bias + first, last - first);
 }
 
-static long tiles(const Matrix *m) { return (m->rows + TILE - 1) / TILE; }
+long tiles(const Matrix *m) { return (m->rows + TILE - 1) / TILE; }
 
 /* Tiles of results: with a gate, both matrices give one. */
 static long all_tiles(const Product *p) {

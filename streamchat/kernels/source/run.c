@@ -8,6 +8,12 @@ static int tasks(const void *data, long phase, int threads) {
         return product_tasks(&each->product, threads);
     case ATTEND:
         return attend_tasks(each->attention);
+    case ROUTE:
+        return route_tasks(each->experts, threads);
+    case EXPERTS_UP:
+        return up_tasks(each->experts, threads);
+    case EXPERTS_DOWN:
+        return down_tasks(each->experts, threads);
     default:
         return store_tasks(each->attention);
     }
@@ -22,6 +28,15 @@ static void work(const void *data, long phase, int task, int threads, uint64_t t
     case ATTEND:
         attend_work(each->attention, task, tag, member);
         break;
+    case ROUTE:
+        route_work(each->experts, task, threads);
+        break;
+    case EXPERTS_UP:
+        up_work(each->experts, task, threads, member);
+        break;
+    case EXPERTS_DOWN:
+        down_work(each->experts, task, threads, member);
+        break;
     default:
         store_work(each->attention, task);
     }
@@ -34,6 +49,10 @@ static long memory(const Operation *each) {
         return product_memory(&each->product);
     case ATTEND:
         return attend_memory(each->attention);
+    case EXPERTS_UP:
+        return up_memory(each->experts);
+    case EXPERTS_DOWN:
+        return down_memory(each->experts);
     default:
         return 0;
     }

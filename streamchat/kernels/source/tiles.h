@@ -2,10 +2,10 @@
 #ifndef STREAMCHAT_TILES_H
 #define STREAMCHAT_TILES_H
 
-#include "operations.h"
+#include "products.h"
 #include "round.h"
 
-enum { TILE = 16, MOST_WIDE = 8, CHAINS = 4, AHEAD = 8192 };
+enum { MOST_WIDE = 8, CHAINS = 4, AHEAD = 8192 };
 
 #if defined(__clang__)
 #define KEEP_LOOP _Pragma("clang loop unroll(disable)")

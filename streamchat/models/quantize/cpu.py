@@ -29,7 +29,7 @@ from streamchat.models.fingerprint import FINGERPRINT_PREFIX, model_fingerprint
 from streamchat.models.quantize.gpu import quantize_on_gpu
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.quantization.quality import AUTO_LIMIT, divergence
-from streamchat.quantization.replace import Choice, groups, layer_size, quantize_group, replace, restore
+from streamchat.quantization.replace import Choice, find_part, groups, layer_size, quantize_group, replace, restore
 from streamchat.quantization.weights import Kind, QuantizedWeight
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def use_weights(
 def _name_kinds(model: Any, wanted: Mapping[tuple[str, ...], Kind]) -> str:
     """Return the kinds of all layers but the output layer, in words; that of the output layer if there is no other."""
     output = model.get_output_embeddings()
-    kinds = {kind for group, kind in wanted.items() if model.get_submodule(group[0]) is not output}
+    kinds = {kind for group, kind in wanted.items() if find_part(model, group[0]) is not output}
     return " and ".join(sorted(kinds or set(wanted.values())))
 
 
@@ -194,7 +194,7 @@ def _read(
                     kind,
                     tensor(group, "data"),
                     tensor(group, "scales"),
-                    sum(layer_size(model.get_submodule(name))[0] for name in group),
+                    sum(layer_size(find_part(model, name))[0] for name in group),
                     kernels,
                 )
                 for group, kind in wanted.items()
