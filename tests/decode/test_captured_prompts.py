@@ -18,7 +18,7 @@ from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode import captured_steps
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.install import install_captured, record_used, uninstall
+from streamchat.decode.install import install_captured, record_used, tokens_at_once, uninstall
 from streamchat.decode.static_prompt import LENGTHS, prompt_step
 from streamchat.models.load import LoadedModel
 from tests.decode.test_family_steps import CASES, family_model
@@ -162,6 +162,12 @@ def test_other_prompts_are_left_to_the_plain_forward(why: str, monkeypatch: pyte
             assert logits.shape[1] == (count if why == "all logits" else 1)
             record_used(model, cache)
     assert fed == [count] * 3
+
+
+def test_drafts_are_not_for_steps_that_give_the_last_logits_only() -> None:
+    model = make("llama")
+    assert install_captured(model, RecordedGraphs().record)
+    assert tokens_at_once(model) == 1
 
 
 def test_a_conversation_is_bit_for_bit_the_same_whether_its_prompts_were_recorded_or_not() -> None:
