@@ -29,11 +29,11 @@ class CapturedSteps:
         if several is not None:
             steps += [CapturedStep(several, device, dtype, record, length) for length in LENGTHS]
         self._steps = steps
-        self.max_tokens = LENGTHS[-1] if several is not None else 1
-        """Maximum tokens per call."""
+        self.max_prompt = LENGTHS[-1] if several is not None else 1
+        """Maximum tokens per call, for the logits of the last one only."""
 
     def of(self, count: int) -> CapturedStep:
-        """Return the shortest step for `count` tokens, up to `max_tokens`."""
+        """Return the shortest step for `count` tokens, up to `max_prompt`."""
         return next(step for step in self._steps if count <= step.length)
 
     @property

@@ -126,7 +126,8 @@ class _ShortForward:
 
     def __init__(self, plain: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
         functools.update_wrapper(self, plain)
-        self._plain, self._serve, self._max_tokens = plain, serve, getattr(step, "max_tokens", 1)
+        self._plain, self._serve = plain, serve
+        self._max_tokens = max(getattr(step, "max_tokens", 1), getattr(step, "max_prompt", 1))
         self.step = step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,7 +159,7 @@ def is_compiled(model: Any) -> bool:
 
 
 def tokens_at_once(model: Any) -> int:
-    """Return the maximum number of tokens per forward on the short path of `model`; 0 without one."""
+    """Return the maximum number of tokens per forward for whose logits `model` has a short path; 0 without one."""
     step = getattr(model.forward, "step", None)
     return 0 if step is None else int(getattr(step, "max_tokens", 1))
 

@@ -18,7 +18,7 @@ from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.experts import static_experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.parts import Attend, Backend, capped_attention
-from streamchat.decode.spec import AttentionSpec, MlpSpec
+from streamchat.decode.spec import AttentionSpec
 from streamchat.decode.static import Buffers, Inputs, changes_with_length, norm
 
 LENGTHS = (16, 32, 64, 128)
@@ -42,11 +42,12 @@ class PromptLayer:
 
 
 def prompt_step(model: Any) -> Step | None:
-    """Return the step of `model` on `PromptLayer`s, for `bind_prompt`; None if the model is not supported."""
+    """Return the step of `model` on `PromptLayer`s, for `bind_prompt`; None if the model is not supported.
+
+    Mixtures of experts are not: their experts are chosen for one token.
+    """
     spec = None if changes_with_length(model) else model_spec(model)
-    if spec is None or any(type(block.mlp) is not MlpSpec for block in spec.blocks):
-        return None
-    return decode_step(spec, PROMPT)
+    return None if spec is None or spec.experts else decode_step(spec, PROMPT)
 
 
 def bind_prompt(step: Step, inputs: Inputs, buffers: Sequence[Buffers], dtype: torch.dtype) -> Callable[[], Tensor]:

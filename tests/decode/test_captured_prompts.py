@@ -17,7 +17,8 @@ from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode import captured_steps
-from streamchat.decode.install import install_captured, record_used, uninstall
+from streamchat.decode.families.registry import model_spec
+from streamchat.decode.install import install_captured, record_used, tokens_at_once, uninstall
 from streamchat.decode.static_prompt import LENGTHS, prompt_step
 from streamchat.models.load import LoadedModel
 from tests.decode.test_family_steps import CASES, family_model
@@ -65,8 +66,11 @@ def buffers(cache: StreamingCache) -> list[Tensor]:
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_of_every_family_are_those_of_the_plain_forward(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = family_model(case)
-    assert (prompt_step(model) is None) == (case in ("llama_dynamic", "phi3_longrope"))
-    if prompt_step(model) is None:
+    spec = model_spec(model)
+    assert spec is not None
+    supported = not spec.experts and case not in ("llama_dynamic", "phi3_longrope")
+    assert (prompt_step(model) is not None) == supported
+    if not supported:
         return
     fit = choose_fit(model)
     size = 64 if case == "ministral3" else 100  # its positions are limited
@@ -158,6 +162,12 @@ def test_other_prompts_are_left_to_the_plain_forward(why: str, monkeypatch: pyte
             assert logits.shape[1] == (count if why == "all logits" else 1)
             record_used(model, cache)
     assert fed == [count] * 3
+
+
+def test_drafts_are_not_for_steps_that_give_the_last_logits_only() -> None:
+    model = make("llama")
+    assert install_captured(model, RecordedGraphs().record)
+    assert tokens_at_once(model) == 1
 
 
 def test_a_conversation_is_bit_for_bit_the_same_whether_its_prompts_were_recorded_or_not() -> None:
