@@ -98,7 +98,8 @@ def _int4_bytes(codes: Array) -> Array:
     # (tile, row, group, quarter, nibble, half): four nibbles make a 16-bit word
     nibbles = codes.reshape(tiles, TILE, groups, 4, 4, 2)
     words = (nibbles << np.array([[0], [4], [8], [12]])).sum(4).transpose(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
-    return words.astype("<u2").view(np.uint8)
+    data: Array = words.astype("<u2").view(np.uint8)
+    return data
 
 
 def noise(*shape: int) -> Array:
