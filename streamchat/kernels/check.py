@@ -78,8 +78,8 @@ def _respond(kernels: Any, matrix: Array, vector: Array) -> list[int]:
 
 
 def _check_products(kernels: Any) -> None:
-    count, sizes = 61, (48, 23)  # two blocks of vectors, of full panels and others
-    for bits, kind in MATRICES:
+    counts, sizes = (61, 101), (48, 23)  # two blocks of vectors and four, of full panels and others
+    for (bits, kind), count in itertools.product(MATRICES, counts):
         columns = 512 if bits < 16 and kind >= SUPER_32 else 160
         x = noise(count, columns)
         made = [random_matrix(bits, rows, columns, kind) for rows in sizes]
@@ -91,7 +91,8 @@ def _check_products(kernels: Any) -> None:
         out = _zeros(count, sum(sizes))
         _run(kernels, [_product(*matrices, x=x, out=out, columns=columns)])
         meant = np.concatenate([weights for _, weights in made])
-        _compare(f"a product with weights of {bits} bits, format {kind}", out, x @ meant.T + np.concatenate(biases))
+        what = f"a product of {count} vectors, weights of {bits} bits, format {kind}"
+        _compare(what, out, x @ meant.T + np.concatenate(biases))
 
 
 def _check_rows(kernels: Any) -> None:

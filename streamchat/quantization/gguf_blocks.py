@@ -47,8 +47,10 @@ def tiles_of_gguf(
         kernels: The compiled kernels that will multiply; None if the weights will be dequantized only.
     """
     rows, columns = quant_shape_from_byte_shape(data.shape, kind)
-    name = SERVED[kind]
-    layout, read = LAYOUTS[name], _READERS[kind]
+    name, read = SERVED[kind], _READERS[kind]
+    if kind == Type.Q4_0 and _exceeds_float16(data):
+        name, read = "int8", _signed_q4_0
+    layout = LAYOUTS[name]
     made = torch.empty(-(-rows // TILE), columns // layout.columns, layout.unit_bytes, dtype=torch.uint8)
     step = max(1, CHUNK // columns // TILE) * TILE
     for first in range(0, rows, step):
@@ -85,6 +87,16 @@ def _q4_0(blocks: Tensor) -> Coded:
     return Coded(_nibbles(blocks[..., 2:]), [scale, scale * -8])
 
 
+def _signed_q4_0(blocks: Tensor) -> Coded:
+    return Coded(_nibbles(blocks[..., 2:]).view(torch.int8) - 8, [_half(blocks, 0)])
+
+
+def _exceeds_float16(data: NDArray[np.uint8]) -> bool:
+    """Return whether a minimum of a Q4_0 matrix, -8 times its scale, is too large for float16."""
+    scales = np.abs(data.reshape(-1, _block_bytes(Type.Q4_0))[:, :2].copy().view(np.float16))
+    return bool(np.any(np.isfinite(scales) & (scales > torch.finfo(torch.float16).max / 8)))
+
+
 def _q4_1(blocks: Tensor) -> Coded:
     return Coded(_nibbles(blocks[..., 4:]), [_half(blocks, 0), _half(blocks, 2)])
 
@@ -105,7 +117,7 @@ def _q8_0(blocks: Tensor) -> Coded:
 
 def _six_bit_scales(data: Tensor) -> list[Tensor]:
     """(rows, blocks, 12) -> scales and minimums of Q4_K and Q5_K, each (rows, 8 * blocks)."""
-    first, second, last = data.split(4, -1)
+    first, second, last = torch.split(data, 4, -1)
     scales = torch.cat([first & 63, last & 15 | first >> 6 << 4], -1)
     minimums = torch.cat([second & 63, last >> 4 | second >> 6 << 4], -1)
     return [scales.flatten(1), minimums.flatten(1)]
@@ -113,7 +125,7 @@ def _six_bit_scales(data: Tensor) -> list[Tensor]:
 
 def _halves_of_64(data: Tensor) -> Tensor:
     """(rows, blocks, 128) -> (rows, blocks, 8, 32): 32 bytes hold two groups."""
-    bytes_ = data.unflatten(-1, (4, 1, 32))
+    bytes_ = torch.unflatten(data, -1, (4, 1, 32))
     return torch.cat([bytes_ & 15, bytes_ >> 4], -2).flatten(-3, -2)
 
 
@@ -129,18 +141,18 @@ def _q5_k(blocks: Tensor) -> Coded:
 
 
 def _q6_k(blocks: Tensor) -> Coded:
-    low, high, scales, _ = blocks.split([128, 64, 16, 2], -1)
+    low, high, scales, _ = torch.split(blocks, [128, 64, 16, 2], -1)
     # of each half of the columns: 64 bytes of low bits, 32 of high bits
-    low = low.unflatten(-1, (2, 1, 2, 32))
+    low = torch.unflatten(low, -1, (2, 1, 2, 32))
     low = torch.cat([low & 15, low >> 4], -3).flatten(-3, -2)
-    high = high.unflatten(-1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
+    high = torch.unflatten(high, -1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
     codes = (low | high << 4).view(torch.int8) - 32
     return _by_16(codes.flatten(-3, -2), scales, _half(blocks, 208))
 
 
 def _q3_k(blocks: Tensor) -> Coded:
-    mask, low, packed, _ = blocks.split([32, 64, 12, 2], -1)
-    low = low.unflatten(-1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
+    mask, low, packed, _ = torch.split(blocks, [32, 64, 12, 2], -1)
+    low = torch.unflatten(low, -1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3
     high = mask[..., None, :] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
     codes = (low.flatten(-3, -2) | high << 2).view(torch.int8) - 4
     scales = _nibbles(packed[..., :8]) | torch.cat([packed[..., 8:] >> bits & 3 for bits in (0, 2, 4, 6)], -1) << 4
@@ -149,7 +161,7 @@ def _q3_k(blocks: Tensor) -> Coded:
 
 def _by_16(codes: Tensor, scales: Tensor, factor: Tensor) -> Coded:
     """(rows, blocks, 8, 32) int8 codes, and (rows, blocks, 16) signed scales of 16 columns each."""
-    pairs = scales.contiguous().view(torch.int8).unflatten(-1, (8, 2)).flatten(1, 2)
+    pairs = torch.unflatten(scales.contiguous().view(torch.int8), -1, (8, 2)).flatten(1, 2)
     return Coded(codes.flatten(1, 2), [pairs[..., 0], pairs[..., 1]], [factor, torch.zeros_like(factor)])
 
 

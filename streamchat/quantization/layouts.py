@@ -9,7 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from streamchat.kernels.operations import GROUP, SCALE, SCALE_MIN, SUPER_16, SUPER_32, SUPERBLOCK, TILE, unit_size
+from streamchat.kernels.operations import (
+    GROUP,
+    HEADER,
+    SCALE,
+    SCALE_MIN,
+    SUPER_16,
+    SUPER_32,
+    SUPERBLOCK,
+    TILE,
+    unit_size,
+)
 
 Kind = Literal["int8", "int4"]
 LayoutName = Literal["int8", "int8_min", "int8_k", "int8_k16", "int4", "int4_k"]
@@ -79,10 +89,10 @@ def weights_of(layout: Layout, data: Tensor) -> Tensor:
     """(n, units, bytes of a unit) uint8 -> (n, 16, columns) float32: the weights of `n` tiles, without the kernels."""
     count = len(data)
     factors = None
-    if layout.scales in (SUPER_32, SUPER_16):
-        head, data = data.split([data.shape[-1] % (64 * layout.bits + 32), 8 * (64 * layout.bits + 32)], -1)
+    if layout.scales >= SUPER_32:
+        head, data = torch.split(data, [HEADER, layout.unit_bytes - HEADER], -1)
         factors = _planes(head.contiguous().view(torch.float16)).float()
-        data = data.reshape(count, -1, 64 * layout.bits + 32)
+        data = data.reshape(count, factors.shape[1] * SUPERBLOCK, -1)
     codes = (_unpack_4_bits if layout.bits == 4 else _unpack_8_bits)(data[..., : 64 * layout.bits])
     rest = data[..., 64 * layout.bits :].contiguous()
     kinds = {SUPER_32: torch.uint8, SUPER_16: torch.int8}

@@ -92,6 +92,10 @@ class QuantizedWeight:
         Raises:
             IndexError: An id is out of range.
         """
+        if not len(ids):
+            return torch.empty(0, self.columns, dtype=dtype)
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
+            raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a matrix that has {self.rows}")
         return unpack.rows_at(self.tile_layout, self.data, ids, self.columns, dtype, self.kernels)
 
     def multiply(self, x: Tensor) -> Tensor:

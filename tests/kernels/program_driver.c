@@ -1,13 +1,22 @@
 /* Runs a program of operations on any processor, also an emulated one. Reads the number of regions of memory, and for
  * each its address in the other process, its size and its contents; the number of operations, which are in the first
  * region, and of threads. All numbers are int64. Addresses within regions are replaced by those of this process. Writes
- * all regions after the run. */
+ * all regions after the run.
+ * With 0 operations, it dequantizes rows: the first region has the arguments, then the matrix. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "operations.h"
 
 extern int run(const Operation *operations, long count, int threads);
+extern void dequantize(const Matrix *m, long columns, const int64_t *rows, long first, long count, int format, char *out);
+
+typedef struct {
+    int64_t columns, first, count, format;
+    const int64_t *rows;
+    char *out;
+    Matrix matrix;
+} Rows;
 
 typedef struct {
     uint64_t address, size;
@@ -49,11 +58,14 @@ int main(void) {
         read_bytes(regions[i].here, regions[i].size);
     }
     int64_t operations = read_number(), threads = read_number();
-    if ((uint64_t)operations * sizeof(Operation) != regions[0].size)
+    if ((operations ? (uint64_t)operations * sizeof(Operation) : sizeof(Rows)) != regions[0].size)
         return 3; /* the structures differ in size */
     for (int64_t i = 0; i < structures; i++)
         relocate(regions + i, regions, count);
-    if (run((const Operation *)regions[0].here, operations, (int)threads))
+    const Rows *r = (const Rows *)regions[0].here;
+    if (!operations)
+        dequantize(&r->matrix, r->columns, r->rows, r->first, r->count, (int)r->format, r->out);
+    else if (run((const Operation *)regions[0].here, operations, (int)threads))
         return 4;
     for (int64_t i = structures; i < count; i++)
         if (regions[i].size && fwrite(regions[i].here, 1, regions[i].size, stdout) != regions[i].size)

@@ -34,7 +34,7 @@ from streamchat.kernels.operations import (
     program,
 )
 from streamchat.quantization.codes import int4_codes, int8_codes
-from streamchat.quantization.weights import BITS, Kind, quantize
+from streamchat.quantization.weights import Kind, quantize
 from tests.support.kernels import FORMATS, needs_kernels, noise
 
 
@@ -44,8 +44,8 @@ def stands_for(weight: Tensor, kind: Kind) -> Tensor:
         codes, steps = int8_codes(weight)
         return (codes.double() * steps.double().unsqueeze(-1)).reshape(weight.shape)
     codes, scales = int4_codes(weight)
-    scale, zero = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
-    return ((codes - 8) * scale + zero).reshape(weight.shape)
+    scale, minimum = (part.double().unsqueeze(-1) for part in scales.unbind(-1))
+    return (codes * scale + minimum).reshape(weight.shape)
 
 
 @needs_kernels
@@ -102,7 +102,7 @@ def test_one_product_may_have_quantized_and_other_matrices_in_any_order(kind: Ki
         noise(5, 64, seed=3),
         noise(2, 64, seed=2),
     )
-    first = Matrix(quantized.data.data_ptr(), None, 32, BITS[kind])
+    first = quantized.matrix()
     second = Matrix(plain.data_ptr(), None, 5, 32)
     expected = torch.cat([quantized.multiply(x), x @ plain.T], dim=1)
     for matrices, order in (((first, second), range(37)), ((second, first), [*range(32, 37), *range(32)])):
@@ -366,6 +366,5 @@ def test_structures_and_constants_are_those_of_the_sources() -> None:
                 numbers[name.strip()] = int(value or at)
     numbers["MAX_HEAD_DIM"] = numbers["MAX_DIM"]
     constants = {name: value for name, value in vars(operations).items() if name.isupper() and isinstance(value, int)}
-    assert len(constants) == 17
-    assert {4: numbers["INT4_BLOCK"], 8: numbers["INT8_BLOCK"]} == operations.BLOCK_BYTES
+    assert len(constants) == 23
     assert constants.items() <= numbers.items()

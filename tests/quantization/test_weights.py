@@ -183,7 +183,8 @@ def q_step(weight: Tensor) -> Tensor:
 def test_rows_that_are_all_equal_or_zero_stay_what_they_are(kind: Kind) -> None:
     weight = torch.zeros(16, 64)
     weight[3], weight[4, 0] = 0.5, 2.0
-    torch.testing.assert_close(meant(quantize(weight, kind, compiled()), 64), weight, rtol=2**-7, atol=1e-6)
+    # in float16, 2 / 15 is off by 3e-5; the fit spreads the error of the largest weight over the group
+    torch.testing.assert_close(meant(quantize(weight, kind, compiled()), 64), weight, rtol=2**-7, atol=2**-15)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,27 +41,32 @@ INLINE void multiply_block(const float *x, long stride_i, long stride_k, const f
             store_floats(to + i * QUERIES_AT_ONCE + j * LANES, sums[i][j]);
 }
 
-/* The same for any number of rows and for `lanes` lanes, a multiple of LANES. */
+/* The same for rows from `i` on, `down` at a time, as long as that many are left; returns the next row. */
+INLINE int multiply_down(const float *x, long stride_i, long stride_k, const float *y, long length, int i, int rows,
+                         int down, int across, int adds, float *to) {
+    for (; i + down <= rows; i += down)
+        multiply_block(x + i * stride_i, stride_i, stride_k, y, length, down, across, adds, to + i * QUERIES_AT_ONCE);
+    return i;
+}
+
+/* The same for any number of rows. The last few are also computed at once where possible: a single one would wait for
+ * its own sums. */
+INLINE void multiply_across(const float *x, long stride_i, long stride_k, const float *y, long length, int rows,
+                            int across, int adds, float *to) {
+    int i = multiply_down(x, stride_i, stride_k, y, length, 0, rows, DOWN, across, adds, to);
+    i = multiply_down(x, stride_i, stride_k, y, length, i, rows, 4, across, adds, to);
+    i = multiply_down(x, stride_i, stride_k, y, length, i, rows, 2, across, adds, to);
+    multiply_down(x, stride_i, stride_k, y, length, i, rows, 1, across, adds, to);
+}
+
+/* The same for `lanes` lanes, a multiple of LANES. */
 INLINE void multiply_all(const float *x, long stride_i, long stride_k, const float *y, long length, int rows, int lanes,
                          int adds, float *to) {
-    for (int lane = 0; lane < lanes;) {
-        int pair = lanes - lane >= ACROSS * LANES, i = 0;
-        for (; i + DOWN <= rows; i += DOWN)
-            if (pair)
-                multiply_block(x + i * stride_i, stride_i, stride_k, y + lane, length, DOWN, ACROSS, adds,
-                               to + i * QUERIES_AT_ONCE + lane);
-            else
-                multiply_block(x + i * stride_i, stride_i, stride_k, y + lane, length, DOWN, 1, adds,
-                               to + i * QUERIES_AT_ONCE + lane);
-        for (; i < rows; i++)
-            if (pair)
-                multiply_block(x + i * stride_i, stride_i, stride_k, y + lane, length, 1, ACROSS, adds,
-                               to + i * QUERIES_AT_ONCE + lane);
-            else
-                multiply_block(x + i * stride_i, stride_i, stride_k, y + lane, length, 1, 1, adds,
-                               to + i * QUERIES_AT_ONCE + lane);
-        lane += (pair ? ACROSS : 1) * LANES;
-    }
+    int lane = 0;
+    for (; lane + ACROSS * LANES <= lanes; lane += ACROSS * LANES)
+        multiply_across(x, stride_i, stride_k, y + lane, length, rows, ACROSS, adds, to + lane);
+    for (; lane < lanes; lane += LANES)
+        multiply_across(x, stride_i, stride_k, y + lane, length, rows, 1, adds, to + lane);
 }
 
 /* State of a task: one lane per query. */

@@ -7,10 +7,11 @@
 
 #include "common.h"
 
-/* How much a product computes at once, so that its sums stay in registers. WIDE: vectors of a panel.
+/* How much a product computes at once, so that its sums stay in registers. ROWS:
+ * registers of rows; WIDE: vectors of a panel.
  * DOWN: rows of attention's products. */
 #if defined(__AVX512BW__)
-enum { LANES = 16, WIDE = 8, DOWN = 8 };
+enum { LANES = 16, ROWS = 1, WIDE = 8, DOWN = 8 };
 typedef __m512i Ints;
 typedef __m512 Floats;
 
@@ -37,7 +38,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm512_add_epi32(sum, _
 #endif
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-enum { LANES = 8, WIDE = 4, DOWN = 6 };
+enum { LANES = 8, ROWS = 2, WIDE = 6, DOWN = 6 };
 typedef __m256i Ints;
 typedef __m256 Floats;
 
@@ -68,7 +69,7 @@ INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _
 #endif
 
 #elif defined(NEON)
-enum { LANES = 4, WIDE = 4, DOWN = 8 };
+enum { LANES = 4, ROWS = 1, WIDE = 4, DOWN = 8 };
 typedef int32x4_t Ints;
 typedef float32x4_t Floats;
 
@@ -113,7 +114,7 @@ INLINE Sums add_sums(Sums a, Sums b) { return (Sums){vaddq_s32(a.low, b.low), va
 INLINE Ints lane_sums(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
 
 #else
-enum { LANES = 4, WIDE = 4, DOWN = 4 };
+enum { LANES = 4, ROWS = 1, WIDE = 4, DOWN = 4 };
 typedef int32_t Ints __attribute__((vector_size(16)));
 typedef float Floats __attribute__((vector_size(16)));
 typedef int16_t Halves __attribute__((vector_size(16)));
@@ -145,7 +146,7 @@ INLINE Floats floats_of_halves(const void *from) {
 }
 INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
-INLINE Floats load_floats(const float *from) { return floats_of_bits(load_ints(from)); }
+INLINE Floats load_floats(const float *from) { return (Floats)load_ints(from); }
 INLINE void store_floats(float *to, Floats x) { memcpy(to, &x, sizeof x); }
 INLINE float sum_of(Floats x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 INLINE Ints dot_pairs(Ints sum, Ints a, Ints b) {
@@ -163,6 +164,14 @@ INLINE Sums no_sums(void) { return all_ints(0); }
 INLINE Sums add_sums(Sums a, Sums b) { return add_ints(a, b); }
 INLINE Ints lane_sums(Sums sums) { return sums; }
 #endif
+
+/* Returns `sums`, but compilers cannot reorder additions across it: gcc would add in trees, and run out of registers. */
+INLINE Sums in_register(Sums sums) {
+#if defined(__AVX2__)
+    __asm__("" : "+x"(sums));
+#endif
+    return sums;
+}
 
 /* dot_pairs(sums, a, b): adds a[0] b[0] + a[1] b[1] of the 16-bit integers of each lane; lane_sums returns the sums.
  * add_product(sum, a, b) = sum + a * b. floats_of_halves(from) reads LANES numbers in float16, ints_of_bytes and

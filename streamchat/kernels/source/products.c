@@ -9,7 +9,7 @@ enum { MOST = 48 };
 typedef struct {
     const float *floats;   /* (count, columns) */
     const int32_t *panels; /* rounded, of WIDE vectors each, the last of fewer; for quantized weights only */
-    int count;
+    int first, count;      /* of all vectors of the product */
 } Vectors;
 
 static int is_quantized(const Matrix *m) { return m->bits < 16; }
@@ -21,7 +21,17 @@ static int needs_rounded(const Product *p) {
     return found;
 }
 
-static int blocks(const Product *p) { return (p->count + MOST - 1) / MOST; }
+/* Number of blocks of vectors: if there is more than one for each thread, all threads get as many. */
+static int blocks(const Product *p, int threads) {
+    int fewest = (p->count + MOST - 1) / MOST;
+    return fewest > threads ? (fewest + threads - 1) / threads * threads : fewest;
+}
+
+/* First vector of a block. All blocks have about the same number of whole panels. */
+static int block_start(const Product *p, int block, int threads) {
+    long panels = (p->count + WIDE - 1) / WIDE, start = panels * block / blocks(p, threads) * WIDE;
+    return start < p->count ? (int)start : p->count;
+}
 
 /* Memory for the sums, the vectors and the rounded vectors of a block. */
 long product_memory(const Product *p) {
@@ -38,13 +48,13 @@ static void fill_panels(const Vectors *x, long columns, int32_t *panels) {
 
 /* Returns the vectors of a block. Each thread computes all of them, which is quicker than waiting for others, unless it
  * still has them from its last task. */
-static Vectors vectors(const Product *p, int block, uint64_t tag, Member *member) {
-    int first = block * MOST, count = p->count - first < MOST ? p->count - first : MOST;
+static Vectors vectors(const Product *p, int block, int threads, uint64_t tag, Member *member) {
+    int first = block_start(p, block, threads), count = block_start(p, block + 1, threads) - first;
     long columns = p->columns;
     float *sums = member->memory, *floats = sums + count * columns, *panels = floats + count * columns;
     int is_plain = !p->attention && !p->added && !p->more && !p->norm.weight;
     int is_fresh = member->tag != tag || member->block != block + 1;
-    Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .count = count};
+    Vectors found = {.floats = is_plain ? p->x + first * columns : floats, .first = first, .count = count};
     found.panels = (const int32_t *)panels;
     if (is_fresh && !is_plain) {
         for (int n = 0; n < count; n++) {
@@ -121,24 +131,34 @@ static long all_tiles(const Product *p) {
 /* Number of ranges that the tiles are divided into for each block of vectors: few if there are many blocks, as each
  * thread prepares the vectors of its tasks again. */
 static int ranges(const Product *p, int threads) {
-    long most = threads > 1 ? (2L * threads + blocks(p) - 1) / blocks(p) : 1;
+    int n = blocks(p, threads);
+    long most = threads > 1 ? (2L * threads + n - 1) / n : 1;
     return (int)(all_tiles(p) < most ? all_tiles(p) : most);
 }
 
-int product_tasks(const Product *p, int threads) { return blocks(p) * ranges(p, threads); }
+int product_tasks(const Product *p, int threads) { return blocks(p, threads) * ranges(p, threads); }
 
-static void write_sums(const Product *p, int block, const Vectors *x, const Member *member) {
-    memcpy(p->sum + (long)block * MOST * p->columns, member->memory, sizeof(float) * (size_t)(x->count * p->columns));
+static void write_sums(const Product *p, const Vectors *x, const Member *member) {
+    memcpy(p->sum + x->first * p->columns, member->memory, sizeof(float) * (size_t)(x->count * p->columns));
+}
+
+/* Copies the first `rows` columns of results, (count, 16), to rows of `stride` floats. */
+static void write_results(const float *results, int count, long rows, float *to, long stride) {
+    for (int n = 0; n < count; n++, results += TILE, to += stride)
+        if (rows == TILE)
+            memcpy(to, results, sizeof(float) * TILE); /* of constant size: a few instructions, not a call */
+        else
+            memcpy(to, results, sizeof(float) * (size_t)rows);
 }
 
 void product_work(const Product *p, int task, int threads, uint64_t tag, Member *member) {
     int parts = ranges(p, threads), block = task / parts, part = task % parts;
     long stop = all_tiles(p) * (part + 1) / parts, row = 0, passed = 0;
     const Matrix *m = p->matrices;
-    Vectors x = vectors(p, block, tag, member);
+    Vectors x = vectors(p, block, threads, tag, member);
     float results[MOST * TILE], factors[MOST * TILE];
     if (p->sum && part == 0)
-        write_sums(p, block, &x, member);
+        write_sums(p, &x, member);
     for (long t = all_tiles(p) * part / parts; t < stop; t++) {
         for (; t - passed >= tiles(m); m++) {
             passed += tiles(m);
@@ -152,8 +172,6 @@ void product_work(const Product *p, int task, int threads, uint64_t tag, Member 
             for (int i = 0; i < x.count * TILE; i++)
                 results[i] *= factors[i];
         }
-        for (int n = 0; n < x.count; n++)
-            memcpy(p->out + ((long)block * MOST + n) * p->out_stride + row + first, results + n * TILE,
-                   sizeof(float) * (size_t)rows);
+        write_results(results, x.count, rows, p->out + x.first * p->out_stride + row + first, p->out_stride);
     }
 }

@@ -63,77 +63,116 @@ INLINE void add_pairs(Sums *sums, Ints codes, const int32_t *x, int count) {
         sums[n] = dot_pairs(sums[n], codes, all_ints(x[n]));
 }
 
-/* Adds the share of a part of a group to the totals of LANES rows, with the rounded x: scale * codes x + minimum * sum
- * x. x_scales: of the vectors, then the sums of their rounded elements. */
-INLINE void add_group(Floats *total, const Sums *sums, int bits, int scales, const uint8_t *tile, long group, int part,
-                      int row, const float *x_scales, int count) {
-    const uint8_t *at = block_of(bits, scales, tile, group) + codes_bytes(bits);
+/* Scales and minimums of LANES rows. */
+typedef struct {
+    Floats scale, minimum;
+} Scales;
+
+/* Returns those of a part of a group, without the factors of its superblock. */
+INLINE Scales scales_of(int bits, int scales, const uint8_t *block, int part, int row) {
+    const uint8_t *at = block + codes_bytes(bits);
+    if (scales == SUPER_32)
+        return (Scales){to_floats(ints_of_bytes(at + row)), to_floats(ints_of_bytes(at + TILE + row))};
+    if (scales == SUPER_16)
+        return (Scales){to_floats(ints_of_signed(at + TILE * part + row)), all_floats(0.0f)};
+    return (Scales){floats_of_halves(at + 2 * row),
+                    scales == SCALE_MIN ? floats_of_halves(at + 2 * (TILE + row)) : all_floats(0.0f)};
+}
+
+/* Returns the factors of the superblock of a group, if there is one; minimums are subtracted. */
+INLINE Scales factors_of(int bits, int scales, const uint8_t *tile, long group, int row) {
     const uint8_t *header = header_of(bits, scales, tile, group);
-    Floats scale, minimum = all_floats(0.0f);
-    if (scales == SUPER_32) {
-        scale = floats_of_halves(header + 2 * row) * to_floats(ints_of_bytes(at + row));
-        minimum -= floats_of_halves(header + 2 * (TILE + row)) * to_floats(ints_of_bytes(at + TILE + row));
-    } else if (scales == SUPER_16) {
-        scale = floats_of_halves(header + 2 * row) * to_floats(ints_of_signed(at + TILE * part + row));
-    } else {
-        scale = floats_of_halves(at + 2 * row);
-        if (scales == SCALE_MIN)
-            minimum = floats_of_halves(at + 2 * (TILE + row));
-    }
+    if (scales < SUPER_32)
+        return (Scales){all_floats(1.0f), all_floats(1.0f)};
+    return (Scales){floats_of_halves(header + 2 * row), -floats_of_halves(header + 2 * (TILE + row))};
+}
+
+/* Adds the share of a part of a group to the totals of LANES rows, with the rounded x: scale * codes x + minimum * sum
+ * x. factors: of the superblock, if there is one. x_scales: of the vectors, then the sums of their rounded elements. */
+INLINE void add_group(Floats *total, const Sums *sums, int bits, int scales, const uint8_t *block, Scales factors,
+                      int part, int row, const float *x_scales, int count) {
+    Scales own = scales_of(bits, scales, block, part, row);
+    if (scales >= SUPER_32)
+        own = (Scales){own.scale * factors.scale, own.minimum * factors.minimum};
     for (int n = 0; n < count; n++) {
-        total[n] = add_product(total[n], scale, to_floats(lane_sums(sums[n])) * all_floats(x_scales[n]));
+        total[n] = add_product(total[n], own.scale, to_floats(lane_sums(sums[n])) * all_floats(x_scales[n]));
         if (scales == SCALE_MIN || scales == SUPER_32)
-            total[n] = add_product(total[n], minimum, all_floats(x_scales[count + n]));
+            total[n] = add_product(total[n], own.minimum, all_floats(x_scales[count + n]));
     }
 }
 
-/* Multiplies LANES rows with a panel of `count` vectors. */
-INLINE void multiply_lanes(int bits, int scales, const uint8_t *tile, int row, const int32_t *x, int count,
-                           long groups, float *out) {
-    Floats total[MOST_WIDE];
-    for (int n = 0; n < count; n++)
-        total[n] = all_floats(0.0f);
+/* Multiplies ROWS registers of rows with a panel of `count` vectors: each word of a vector is loaded once for all. */
+INLINE void multiply_rows(int bits, int scales, const uint8_t *tile, int row, const int32_t *x, int count, long groups,
+                          float *out) {
+    Floats total[ROWS][MOST_WIDE];
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < count; n++)
+            total[r][n] = all_floats(0.0f);
     for (long g = 0; g < groups; g++, x += PANEL_WORDS * count) {
         const uint8_t *block = block_of(bits, scales, tile, g);
         for (int part = 0; part < parts_of(scales); part++) {
-            Sums sums[MOST_WIDE];
-            for (int n = 0; n < count; n++)
-                sums[n] = no_sums();
+            Sums sums[ROWS][MOST_WIDE];
+            for (int r = 0; r < ROWS; r++)
+                for (int n = 0; n < count; n++)
+                    sums[r][n] = no_sums();
             KEEP_LOOP
             for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
-                for (int j = 0; j < 4; j++)
-                    add_pairs(sums, unpack(bits, block, row, i, j), x + (4 * i + j) * count, count);
-            add_group(total, sums, bits, scales, tile, g, part, row, (const float *)(x + WORDS * count), count);
+                for (int j = 0; j < 4; j++) {
+                    Ints codes[ROWS];
+                    for (int r = 0; r < ROWS; r++)
+                        codes[r] = unpack(bits, block, row + r * LANES, i, j);
+                    for (int n = 0; n < count; n++) {
+                        Ints pair = all_ints(x[(4 * i + j) * count + n]);
+                        for (int r = 0; r < ROWS; r++)
+                            sums[r][n] = in_register(dot_pairs(sums[r][n], codes[r], pair));
+                    }
+                }
+            for (int r = 0; r < ROWS; r++)
+                add_group(total[r], sums[r], bits, scales, block, factors_of(bits, scales, tile, g, row + r * LANES),
+                          part, row + r * LANES, (const float *)(x + WORDS * count), count);
         }
     }
-    for (int n = 0; n < count; n++)
-        store_floats(out + n * TILE, total[n]);
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < count; n++)
+            store_floats(out + n * TILE + r * LANES, total[r][n]);
 }
 
-/* The product with one vector mostly waits for memory, so it reads the tile in order and prefetches. Several sums hide
- * the latency of additions. out: (16). */
+/* Adds the products of a group with one vector to the totals of 16 rows. Several sums hide the latency of additions. */
+INLINE void add_block(Floats *total, int bits, int scales, const uint8_t *block, const Scales *factors,
+                      const int32_t *x) {
+    for (int part = 0; part < parts_of(scales); part++) {
+        Sums sums[TILE / LANES][CHAINS];
+        for (int r = 0; r < TILE / LANES; r++)
+            for (int c = 0; c < CHAINS; c++)
+                sums[r][c] = no_sums();
+        for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
+            for (int r = 0; r < TILE / LANES; r++)
+                for (int j = 0; j < 4; j++)
+                    add_pairs(sums[r] + j % CHAINS, unpack(bits, block, LANES * r, i, j), x + 4 * i + j, 1);
+        for (int r = 0; r < TILE / LANES; r++) {
+            for (int c = 1; c < CHAINS; c++)
+                sums[r][0] = add_sums(sums[r][0], sums[r][c]);
+            add_group(total + r, sums[r], bits, scales, block, factors[r], part, LANES * r, (const float *)(x + WORDS),
+                      1);
+        }
+    }
+}
+
+/* The product with one vector mostly waits for memory, so it reads the tile in order and prefetches. out: (16). */
 INLINE void multiply_one(int bits, int scales, const uint8_t *tile, const int32_t *x, long groups, float *out) {
+    long each = scales >= SUPER_32 ? SUPERBLOCK : groups;
     Floats total[TILE / LANES];
     for (int r = 0; r < TILE / LANES; r++)
         total[r] = all_floats(0.0f);
-    for (long g = 0; g < groups; g++, x += PANEL_WORDS) {
-        const uint8_t *block = block_of(bits, scales, tile, g);
-        for (int line = 0; line < block_bytes(bits, scales); line += 64)
-            __builtin_prefetch(block + AHEAD + line);
-        for (int part = 0; part < parts_of(scales); part++) {
-            Sums sums[TILE / LANES][CHAINS];
-            for (int r = 0; r < TILE / LANES; r++)
-                for (int c = 0; c < CHAINS; c++)
-                    sums[r][c] = no_sums();
-            for (int i = 4 * part / parts_of(scales); i < 4 * (part + 1) / parts_of(scales); i++)
-                for (int r = 0; r < TILE / LANES; r++)
-                    for (int j = 0; j < 4; j++)
-                        add_pairs(sums[r] + j % CHAINS, unpack(bits, block, LANES * r, i, j), x + 4 * i + j, 1);
-            for (int r = 0; r < TILE / LANES; r++) {
-                for (int c = 1; c < CHAINS; c++)
-                    sums[r][0] = add_sums(sums[r][0], sums[r][c]);
-                add_group(total + r, sums[r], bits, scales, tile, g, part, LANES * r, (const float *)(x + WORDS), 1);
-            }
+    for (long first = 0; first < groups; first += each) {
+        const uint8_t *block = block_of(bits, scales, tile, first);
+        Scales factors[TILE / LANES];
+        for (int r = 0; r < TILE / LANES; r++)
+            factors[r] = factors_of(bits, scales, tile, first, LANES * r);
+        for (long g = 0; g < each; g++, block += block_bytes(bits, scales), x += PANEL_WORDS) {
+            for (int line = 0; line < block_bytes(bits, scales); line += 64)
+                __builtin_prefetch(block + AHEAD + line);
+            add_block(total, bits, scales, block, factors, x);
         }
     }
     for (int r = 0; r < TILE / LANES; r++)
@@ -143,8 +182,8 @@ INLINE void multiply_one(int bits, int scales, const uint8_t *tile, const int32_
 /* out: (count, 16). */
 INLINE void multiply_panel(int bits, int scales, const uint8_t *tile, const int32_t *x, int count, long groups,
                            float *out) {
-    for (int r = 0; r < TILE; r += LANES)
-        multiply_lanes(bits, scales, tile, r, x, count, groups, out + r);
+    for (int row = 0; row < TILE; row += ROWS * LANES)
+        multiply_rows(bits, scales, tile, row, x, count, groups, out + row);
 }
 
 /* A panel has up to WIDE vectors. */
@@ -163,13 +202,15 @@ INLINE void quantized_tile(int bits, int scales, const uint8_t *tile, const int3
     case 4:
         multiply_panel(bits, scales, tile, x, 4, groups, out);
         break;
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
     case 5:
         multiply_panel(bits, scales, tile, x, 5, groups, out);
         break;
     case 6:
         multiply_panel(bits, scales, tile, x, 6, groups, out);
         break;
+#endif
+#if defined(__AVX512BW__)
     case 7:
         multiply_panel(bits, scales, tile, x, 7, groups, out);
         break;
