@@ -1,4 +1,7 @@
-"""`streamchat bench --startup`: time from the command to the first paint, the ready model and the first token."""
+"""`streamchat bench --startup`: time from the command to first paint, ready model and first token, in parts.
+
+The time of `import torch` depends on the machine and on what else it does, so it is measured in the same rounds.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import argparse
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from streamchat.base import child_processes
@@ -24,18 +28,33 @@ from streamchat.telemetry import trace
 
 SIZE = (40, 140)
 TIMEOUT_S = 300.0
-PAINT, READY, TOKEN = "first paint", "model ready", "first token"
+PAINT, READY, TOKEN = trace.PAINT, trace.READY, trace.TOKEN
 QUIT = b"\x11"
-
+IMPORT_TORCH, PIPE = "import torch", "first token in a pipe"
 
 STAGES = {
     "python": "an empty Python",
     "--help": "streamchat --help",
     "a wrong flag": "a wrong flag",
+    IMPORT_TORCH: "python -c 'import torch'",
     PAINT: "first paint of the app",
     READY: "model ready",
     TOKEN: "first token of a reply to an immediate message",
+    PIPE: "first token of a reply in a pipe",
 }
+PARTS = {
+    PAINT: "Python, the app's own imports, first paint",
+    trace.TORCH: "import torch",
+    trace.TRANSFORMERS: "import transformers and the code of the model",
+    trace.MODULES: "other imports",
+    trace.TOKENIZER: "tokenizer",
+    trace.WEIGHTS: "weights",
+    trace.CHECKS: "kernels, quantized weights, checks",
+    READY: "positions, chat format, system block; ready",
+    trace.PREFILLED: "prefill of the first prompt, from the key press",
+    TOKEN: "first token",
+}
+"""Trace event -> what has happened since the event before it."""
 
 
 def run(args: argparse.Namespace, configuration: Configuration, progress: Progress) -> Page:
@@ -47,15 +66,34 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     given = {name: getattr(args, name, None) for name in SETTINGS}
     arguments = [f"{loader.flag_of(name)}={value}" for name, value in given.items() if value is not None]
     samples = measure(arguments, args.rounds, progress)
-    rows = [(STAGES[name], spread(values, 2)) for name, values in samples.items()]
-    table = Table("Startup", ("", "seconds"), rows, "Medians over rounds, with minimum and maximum.")
+    rows = [(STAGES[name], spread(samples[name], 2), spread(_ratios(samples, name), 2)) for name in STAGES]
+    note = "Medians over rounds, with minimum and maximum. Ratios are those of one round."
+    if sys.dont_write_bytecode:
+        note += (
+            " PYTHONDONTWRITEBYTECODE is set: if streamchat's modules were never compiled, each start compiles them."
+        )
+    parts = [(words, spread(samples[_part(name)], 3)) for name, words in PARTS.items()]
+    tables = [
+        Table("Startup", ("", "seconds", "/ import torch"), rows, note),
+        Table("Parts of a start of the app", ("", "seconds"), parts, "Each from the end of the one before it."),
+    ]
     lines = [f"streamchat {' '.join(arguments)}".rstrip(), machine_line()]
     data = {name: summary(values, "_s") for name, values in samples.items()} | machine()
-    return Page("bench-startup", "Startup", lines, [table], data=data)
+    data |= {f"{name} / {IMPORT_TORCH}": summary(_ratios(samples, name), "") for name in (PAINT, TOKEN, PIPE)}
+    return Page("bench-startup", "Startup", lines, tables, data=data)
+
+
+def _part(event: str) -> str:
+    """Return the name of the figure of the part that ends with `event`."""
+    return f"part: {event}"
+
+
+def _ratios(samples: Mapping[str, Sequence[float]], name: str) -> list[float]:
+    return [value / torch for value, torch in zip(samples[name], samples[IMPORT_TORCH], strict=True)]
 
 
 def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], None]) -> dict[str, list[float]]:
-    """Return the seconds of each stage in each round, after one round to warm up the disk cache.
+    """Return the seconds of each stage and each part in each round, after one round to warm up the disk cache.
 
     Args:
         arguments: Settings for the chat, as on the command line.
@@ -73,10 +111,34 @@ def measure(arguments: Sequence[str], rounds: int, progress: Callable[[str], Non
             "python": _wall(child_processes.python("-c", "pass"), 0),
             "--help": _wall(child_processes.streamchat(["--help"]), 0),
             "a wrong flag": _wall(child_processes.streamchat(["--no-such-flag"]), 2),
+            IMPORT_TORCH: _wall(child_processes.python("-c", "import torch"), 0),
             **_app(child_processes.streamchat(arguments)),
+            PIPE: _pipe(child_processes.streamchat([*arguments, "--max-new-tokens=1"])),
         }
 
     return sample_rounds(start_all, rounds, progress)
+
+
+def _pipe(command: Sequence[str]) -> float:
+    """Run a chat in a pipe with a waiting message; return the seconds to its first token."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "trace")
+        extra = {trace.VARIABLE: path, "STREAMCHAT_SAVE": "never"}
+        started = time.monotonic()
+        done = subprocess.run(
+            command,
+            input=b"Say hello.\n",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=child_processes.environment(**extra),
+            cwd=child_processes.FOLDER,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        moments = trace.read_events(path)
+    if TOKEN not in moments:
+        raise StreamchatError(f"the chat ended with exit code {done.returncode} before its first token")
+    return moments[TOKEN] - started
 
 
 def _wall(command: Sequence[str], code: int) -> float:
@@ -114,7 +176,9 @@ def _app(command: Sequence[str]) -> dict[str, float]:
             moments = _watch(process, ours, path, started)
         finally:
             _end(process, ours)
-    return {name: moments[name] - started for name in (PAINT, READY, TOKEN)}
+    seconds = {name: moments[name] - started for name in (PAINT, READY, TOKEN)}
+    before = [started, *(moments[name] for name in PARTS)]
+    return seconds | {_part(name): moments[name] - earlier for name, earlier in zip(PARTS, before, strict=False)}
 
 
 def _watch(process: subprocess.Popen[bytes], terminal: int, path: str, started: float) -> dict[str, float]:

@@ -46,13 +46,12 @@ DESCRIPTION = (
     "Benchmark on this machine with one loaded model. By default compares methods of handling a long "
     f"conversation: {summaries(METHODS.split(','))}. "
     "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
-    "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token. "
-    "--resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of the engine "
-    "and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. --busy: "
-    "time per token of streamchat and of llama.cpp (if llama-cpp-python is installed) while other programs compute. "
-    "--gpu: "
-    "tokens per second of the engine and of transformers' generate on one GPU, the limit set by the GPU's memory "
-    "bandwidth, and memory and time per token over a long stream."
+    "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token, in parts, "
+    "and compared with `import torch`. --resume: restoring a saved cache compared with prefilling its tokens. "
+    "--decode: time per token of the engine and of transformers' forward pass on a full cache on the CPU, with "
+    "quantized and with native weights. --busy: time per token of streamchat and of llama.cpp (if llama-cpp-python is "
+    "installed) while other programs compute. --gpu: tokens per second of the engine and of transformers' generate on "
+    "one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token over a long stream."
 )
 
 

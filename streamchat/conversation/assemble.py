@@ -12,6 +12,7 @@ from streamchat.config.loader import Configuration
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
+    from streamchat.conversation.template.chat_format import ChatFormat
     from streamchat.models.load import LoadedModel
 
 Load = Callable[[Configuration, Progress], "LoadedModel"]
@@ -71,7 +72,9 @@ def assemble(
         pinned_tokens=conversation.state().pinned,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
-        template_prompt=_template_prompt(loaded.tokenizer, settings.chat_format),
+        template_prompt=_template_prompt(
+            loaded.tokenizer, settings.chat_format, None if settings.system_prompt else chat_format
+        ),
     )
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
@@ -81,9 +84,15 @@ def assemble(
     return StartedConversation(conversation, info, tuple(notes))
 
 
-def _template_prompt(tokenizer: Any, wanted: str) -> str:
-    """Return the system block that the template writes without a system prompt; '' if it is only a control token."""
+def _template_prompt(tokenizer: Any, wanted: str, known: ChatFormat | None = None) -> str:
+    """Return the system block that the template writes without a system prompt; '' if it is only a control token.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        wanted: The setting `chat_format`.
+        known: The format without a system prompt, if it is known.
+    """
     from streamchat.conversation.template.format import choose_format
 
-    block = choose_format(tokenizer, wanted, "").system_block.strip()
+    block = (known or choose_format(tokenizer, wanted, "")).system_block.strip()
     return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block

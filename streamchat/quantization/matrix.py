@@ -120,7 +120,10 @@ def _embedding(ids: Tensor, weight: Any, *_: Any, **__: Any) -> Any:
     return weight.quantized.rows_at(ids.reshape(-1), weight.dtype).view(*ids.shape, -1)
 
 
+# `detach` is here, and not only in `__torch_dispatch__`, because torch imports torch.distributed.tensor before it calls
+# that one for the first time.
 _SERVED: dict[Callable[..., Any], Callable[..., Any]] = {
+    Tensor.detach: _like,
     functional.linear: _linear,
     torch.addmm: _addmm,
     functional.embedding: _embedding,

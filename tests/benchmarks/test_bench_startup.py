@@ -10,6 +10,7 @@ import pytest
 
 from streamchat.base.errors import ExitCode
 from streamchat.base.events import FinishReason, TurnFinished, TurnStats
+from streamchat.benchmarks import startup
 from streamchat.cli import main as cli
 from streamchat.telemetry import trace
 from tests.support.models_help import save, tiny_llama
@@ -52,10 +53,19 @@ def test_a_start_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["bench", "--startup", *arguments]) == ExitCode.OK
     text, last = capsys.readouterr().out.rstrip().rsplit("\n", 1)
     stages = ["python", "--help", "a wrong flag", "first paint", "model ready", "first token"]
+    stages += ["import torch", "first token in a pipe"]
     figures = {name: json.loads(last)[name]["median_s"] for name in stages}
     assert 0 < figures["python"] < figures["--help"]
     assert 0 < figures["first paint"] < figures["model ready"] < figures["first token"]
     assert "first paint of the app" in text
+    assert figures["first token in a pipe"] > 0
+    assert figures["import torch"] > 0
+    ratio = json.loads(last)["first token in a pipe / import torch"]["median"]
+    assert ratio == pytest.approx(figures["first token in a pipe"] / figures["import torch"], rel=0.01)
+    parts = [json.loads(last)[f"part: {name}"]["median_s"] for name in startup.PARTS]
+    assert all(part >= 0 for part in parts)
+    assert sum(parts) == pytest.approx(figures["first token"], rel=0.01)
+    assert "import transformers and the code of the model" in text
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import pytest
 from streamchat import __version__
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, StreamchatError, TurnError
 from streamchat.cli import main as cli
+from streamchat.cli import parser
 from streamchat.cli.front_ends import choose_front_end
 from streamchat.cli.output import output_folder
 from streamchat.config import loader
@@ -322,3 +323,13 @@ def test_a_folder_with_the_home_of_an_unknown_user_is_taken_as_written(
     monkeypatch.chdir(tmp_path)
     assert output_folder(argparse.Namespace(out="~nobody-of-this-name/run")) == Path("~nobody-of-this-name/run")
     assert (tmp_path / "~nobody-of-this-name" / "run").is_dir()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--plain"], ["--model", "x", "--debug"], ["--resume"], ["--resume", "abc"], ["--no-history", "--seed=3"]],
+)
+def test_a_chat_is_parsed_alike_without_the_commands(words: list[str]) -> None:
+    with_commands, _ = parser.build_parser()
+    assert parser.parse(words) == with_commands.parse_args(words)
+    assert parser.parse(words).command is None

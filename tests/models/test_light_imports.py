@@ -15,7 +15,9 @@ import pytest
 
 from streamchat.base import paths
 from streamchat.models.light import deferred, libraries, structure, watch
-from tests.support.models_help import save, tiny_llama, tiny_neox
+from tests.support.models_help import save, tiny_llama, tiny_neox, write_gguf
+from tools.random_gguf import Shape
+from tools.random_gguf import write as random_gguf
 
 HEAVY = {
     # torch's compiler, what it needs, and tensors over several machines
@@ -51,11 +53,20 @@ def python(program: str, *arguments: str, given: str = "") -> subprocess.Complet
     return done
 
 
-def loaded_by_chat(model: Path) -> set[str]:
+def loaded_by_chat(model: Path, dtype: str = "float32") -> set[str]:
     """Return the modules that a chat in a pipe has imported after its first reply."""
-    arguments = ["--model", str(model), "--dtype", "float32", "--cache-size", "64", "--max-new-tokens", "2"]
+    arguments = ["--model", str(model), "--dtype", dtype, "--cache-size", "64", "--max-new-tokens", "2"]
     done = python(CHAT, *arguments, given="hello\n")
     return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_a_chat_with_a_gguf_file_imports_nothing_heavy(tmp_path: Path) -> None:
+    """From the second start on: the first one converts the file."""
+    shape = Shape(128, 2, 4, 2, 256)
+    random_gguf(tmp_path / "random.gguf", shape, "Q4_1", write_gguf(tmp_path / "tokenizer.gguf"), name="random")
+    for _ in range(2):
+        modules = loaded_by_chat(tmp_path / "random.gguf", dtype="auto")
+    assert modules & HEAVY == set()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt-neox"])
@@ -64,6 +75,7 @@ def test_a_chat_imports_nothing_heavy(tmp_path: Path, kind: str) -> None:
     modules = loaded_by_chat(save(model, tmp_path / "model"))
     assert f"transformers.models.{kind.replace('-', '_')}.modeling_{kind.replace('-', '_')}" in modules
     assert modules & HEAVY == set()
+    assert not any(name.startswith("streamchat.commands.") for name in modules)
 
 
 # --- everything else still works -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import transformers
 from streamchat.base.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
 from streamchat.models import device as devices
 from streamchat.models import load
+from streamchat.models.light import skeleton
 from streamchat.models.load import load_model
 from tests.support.models_help import make_tokenizer, save, tiny_llama, tiny_neox
 
@@ -209,10 +210,16 @@ def test_base_model_without_output_layer(tmp_path: Path) -> None:
         load_model(str(folder), device="cpu", dtype="float32")
 
 
-def test_out_of_memory_while_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("mmap failed: Cannot allocate memory")],
+    ids=["torch", "Python", "system"],
+)
+def test_out_of_memory_while_loading(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def no_room(*_args: Any, **_kwargs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
+    monkeypatch.setattr(skeleton, "build_skeleton", no_room)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", no_room)
     with pytest.raises(ModelNotFoundError, match="does not fit into the memory of cpu"):
         load.load_model(str(folder), device="cpu", dtype="float32")

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from streamchat.base.errors import ConfigError
 from streamchat.replay import invariants, trend
@@ -173,6 +175,30 @@ def test_a_trend_is_robust_and_honest_about_noise() -> None:
     long = trend.trend([float(i) for i in range(5000)])
     assert long is not None
     assert long.change == pytest.approx(4999)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [30, 31, 200, 700])
+@pytest.mark.parametrize("rounded", [False, True], ids=["distinct", "tied"])
+def test_a_trend_is_that_of_scipy(seed: int, count: int, rounded: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, generator=generator) + torch.arange(count) * 0.01 * seed
+    y = (values.round() if rounded else values).double().tolist()
+    found = trend.trend(y)
+    assert found is not None
+    x = np.arange(count)
+    if count > trend.MAX_POINTS:
+        x = np.linspace(0, count - 1, trend.MAX_POINTS).round().astype(int)
+    expected = stats.theilslopes(np.asarray(y)[x], x, alpha=trend.CONFIDENCE)
+    assert (found.change, found.low, found.high) == pytest.approx(
+        tuple(each * (count - 1) for each in (expected.slope, expected.low_slope, expected.high_slope))
+    )
+
+
+def test_equal_values_have_no_trend() -> None:
+    found = trend.trend([2.0] * 40)
+    assert found is not None
+    assert (found.change, found.low, found.high, found.median) == (0, 0, 0, 2)
 
 
 def test_prompt_length_is_allowed_for() -> None:
