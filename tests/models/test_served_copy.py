@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from streamchat.base import paths
-from streamchat.decode.install import is_compiled
+from streamchat.decode.install import is_compiled, tokens_at_once
 from streamchat.models import fallback
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.folder import TILES
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.models.quantize.weight_storage import stored_bytes
 from streamchat.models.read import read_model
+from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.matrix import QuantizedMatrix
 from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
@@ -57,6 +58,8 @@ def test_later_starts_read_only_the_copy(tmp_path: Path, monkeypatch: pytest.Mon
     for each in (first, later):
         model: Any = each.model
         assert is_compiled(model)
+        assert tokens_at_once(model) == 256
+        assert isinstance(model.lm_head, QuantizedLinear)
         assert each.weights == "int8"
         assert isinstance(model.model.layers[1].mlp.up_proj.weight, QuantizedMatrix)
         assert not isinstance(model.model.embed_tokens.weight, QuantizedMatrix)
