@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,84 +13,21 @@ from torch import Tensor
 from streamchat.cache import checkpoint
 from streamchat.cache.arguments import cache_keyword
 from streamchat.cache.hook import StreamingHook
-from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode import captured_steps
-from streamchat.decode.families.registry import model_spec
 from streamchat.decode.install import install_captured, record_used, tokens_at_once, uninstall
 from streamchat.decode.static_prompt import LENGTHS, prompt_step
 from streamchat.models.load import LoadedModel
-from tests.decode.test_family_steps import CASES, family_model
+from tests.support.captured_prompts import assert_same, feed, recorded
 from tests.support.decode_models import cache_of, counted, make
 from tests.support.families import text
 from tests.support.real_engine import running, tiny_loaded
 from tests.support.recorded_graphs import RecordedGraphs
 
-SIZES = [5, 16, 2, 23, 40, 3, 16, 31, 1, 60]
-"""Each length but that of one token is used again after it was recorded."""
-
-
-def feed(model: Any, cache: StreamingCache, ids: Tensor) -> Tensor:
-    """Feed a prompt; (1, vocabulary) logits of its last token."""
-    with torch.inference_mode():
-        given = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1, cache_keyword(model): cache}
-        logits: Tensor = model(**given).logits[0]
-    return logits
-
-
-@contextmanager
-def recorded(model: Any, cache: StreamingCache) -> Iterator[RecordedGraphs]:
-    """`model` with captured steps, under the hook of `cache`."""
-    graphs = RecordedGraphs()
-    assert install_captured(model, graphs.record)
-    with StreamingHook(model, cache):
-        yield graphs
-
-
-def assert_same(ours: StreamingCache, theirs: StreamingCache) -> None:
-    assert ours.lengths == theirs.lengths
-    assert ours.ledger == theirs.ledger
-    assert ours.next_position == theirs.next_position
-    for mine, other in zip(ours.streaming_layers, theirs.streaming_layers, strict=True):
-        torch.testing.assert_close(mine.keys, other.keys, rtol=0, atol=1e-4)
-        torch.testing.assert_close(mine.values, other.values, rtol=0, atol=1e-4)
-
 
 def buffers(cache: StreamingCache) -> list[Tensor]:
     """Copies of the whole buffers."""
     return [tensor.clone() for layer in cache.streaming_layers for tensor in layer.buffers or ()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_prompts_of_every_family_are_those_of_the_plain_forward(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = family_model(case)
-    spec = model_spec(model)
-    assert spec is not None
-    supported = not spec.experts and case not in ("llama_dynamic", "phi3_longrope")
-    assert (prompt_step(model) is not None) == supported
-    if not supported:
-        return
-    fit = choose_fit(model)
-    size = 64 if case == "ministral3" else 100  # its positions are limited
-    prompts = torch.split(text(sum(SIZES)), SIZES, dim=1)
-    plain, cache = (make_cache(model, fit, cache_size=size, num_sink_tokens=4) for _ in range(2))
-    with StreamingHook(model, plain):
-        expected = [feed(model, plain, ids) for ids in prompts]
-    fed = counted(model, monkeypatch)
-    with recorded(model, cache) as graphs:
-        found = []
-        for ids in prompts:
-            found.append(feed(model, cache, ids))
-            record_used(model, cache)
-    assert model.forward.step.failed == ""
-    if size == 100:
-        assert fed == [5, 16, 23, 40, 1]  # the first allocates the buffers; those after it are the checks
-        assert graphs.recordings == 2  # of 16 and 32 tokens; 64 free slots are not left behind the other prompts
-    assert graphs.replays > 0
-    assert cache.compression_count > 0
-    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=1e-4)
-    assert_same(cache, plain)
 
 
 @pytest.mark.parametrize("count", [2, 15, 16, 17, 100, 128])

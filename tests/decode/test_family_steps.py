@@ -15,13 +15,15 @@ from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import choose_fit, make_cache
 from streamchat.cache.streaming import StreamingCache
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.install import install, install_captured, tokens_at_once
+from streamchat.decode.install import install, install_captured, record_used, tokens_at_once
 from streamchat.decode.native_step import CompiledStep
 from streamchat.decode.static import static_step
+from streamchat.decode.static_prompt import prompt_step
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import always_quantized
 from streamchat.quantization.replace import groups, quantize_group, replace
+from tests.support.captured_prompts import assert_same, feed, recorded
 from tests.support.decode_models import counted
 from tests.support.families import FAMILIES, build, text
 from tests.support.recorded_graphs import RecordedGraphs
@@ -144,13 +146,17 @@ SIZES = [20, *[1] * 30, 7, 3, 8, *[1] * 4]
 """A prompt, single tokens of which 18 evict, chunks that evict, single tokens."""
 
 
+PROMPTS = [5, 16, 2, 23, 40, 3, 16, 31, 1, 60]
+"""Each length but that of one token is used again after it was recorded."""
+
+
 @pytest.fixture(scope="module", params=["auto", "torch"])
 def kernels(request: pytest.FixtureRequest) -> Kernels | None:
     """The compiled kernels if there are any, and PyTorch's."""
     return load_kernels(request.param)
 
 
-def family_model(case: str) -> Any:
+def _model(case: str) -> Any:
     name, changes = CASES[case]
     return build(name, FAMILIES[name].attentions[0], **changes)
 
@@ -170,7 +176,7 @@ def _stream(model: Any, fit: PositionFit | None = None) -> tuple[Tensor, Streami
 def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
     kernels: Kernels | None, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = family_model(case)
+    model = _model(case)
     expected, expected_cache = _stream(model)
     plain = counted(model, monkeypatch)
     assert install(model, kernels)
@@ -192,7 +198,7 @@ def test_logits_and_cache_of_every_family_are_those_of_the_plain_forward(
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(case: str) -> None:
-    model, graphs = family_model(case), RecordedGraphs()
+    model, graphs = _model(case), RecordedGraphs()
     expected, _ = _stream(model)
     changing = static_step(model) is None
     assert changing == (case in ("llama_dynamic", "phi3_longrope"))
@@ -206,15 +212,49 @@ def test_a_recorded_step_of_every_family_gives_the_logits_of_the_plain_forward(c
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_prompts_of_every_family_are_those_of_the_plain_forward(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(case)
+    spec = model_spec(model)
+    assert spec is not None
+    supported = not spec.experts and case not in ("llama_dynamic", "phi3_longrope")
+    assert (prompt_step(model) is not None) == supported
+    if not supported:
+        return
+    fit = choose_fit(model)
+    size = 64 if case == "ministral3" else 100  # its positions are limited
+    prompts = torch.split(text(sum(PROMPTS)), PROMPTS, dim=1)
+    plain, cache = (make_cache(model, fit, cache_size=size, num_sink_tokens=4) for _ in range(2))
+    with StreamingHook(model, plain):
+        expected = [feed(model, plain, ids) for ids in prompts]
+    fed = counted(model, monkeypatch)
+    with recorded(model, cache) as graphs:
+        found = []
+        for ids in prompts:
+            found.append(feed(model, cache, ids))
+            record_used(model, cache)
+    assert model.forward.step.failed == ""
+    if size == 100:
+        assert fed == [5, 16, 23, 40, 1]  # the first allocates the buffers; those after it are the checks
+        assert graphs.recordings == 2  # of 16 and 32 tokens; 64 free slots are not left behind the other prompts
+    assert graphs.replays > 0
+    assert cache.compression_count > 0
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=1e-4)
+    assert_same(cache, plain)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
     kernels: Kernels | None, name: str, dtype: torch.dtype
 ) -> None:
-    whole = family_model(name).to(dtype).float()
+    whole = _model(name).to(dtype).float()
     fit = choose_fit(whole)
     exact, _ = _stream(whole, fit)
-    model = family_model(name).to(dtype)
+    model = _model(name).to(dtype)
     plain, _ = _stream(model, fit)
     assert install(model, kernels)
     found, _ = _stream(model, fit)
@@ -227,7 +267,7 @@ def test_sixteen_bits_differ_from_float32_no_more_than_the_plain_forward_does(
 def test_quantized_weights_give_what_their_values_give(kernels: Kernels | None, name: str, kind: Any) -> None:
     if kernels is None:
         pytest.skip("no compiled kernels")
-    model = family_model(name)
+    model = _model(name)
     fit = choose_fit(model)
     replace(model, {group: quantize_group(model, group, its, kernels) for group, its in groups(model, kind).items()})
     if name.startswith("granitemoe") and not quantized_experts(model):
