@@ -18,6 +18,7 @@ METHODS = "streamchat,dense,re-read,recompute,no-rerotation"
 MODES = {
     "ui": ("app", "measure the app"),
     "startup": ("startup", "measure startup, from the command to the first token"),
+    "memory": ("peak_memory", "measure the peak memory of a chat, and of llama.cpp if llama-cpp-python is installed"),
     "resume": ("resume", "measure resuming a full cache of --cache-size tokens"),
     "decode": ("decode_page", "measure the decode step on the CPU"),
     "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
@@ -40,20 +41,21 @@ COMPARISON_DEFAULTS: dict[str, object] = {
 REPLY_TOKENS = "128"
 
 HELP = (
-    "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup and "
-    "resuming"
+    "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup, "
+    "memory and resuming"
 )
 DESCRIPTION = (
     "Benchmark on this machine with one loaded model. By default compares methods of handling a long "
     f"conversation: {summaries(METHODS.split(','))}. "
     "--ui: delay from a key press to the screen while a reply streams (p50, p95), decode speed in the app and "
     "headless, and CPU time of drawing. --startup: time to first paint, loaded model and first token, in parts, "
-    "and compared with `import torch`. --resume: restoring a saved cache compared with prefilling its tokens. "
-    "--decode: time per token of the engine and of transformers' forward pass on a full cache on the CPU, with "
-    "quantized and with native weights. --speculative: tokens per second with and without speculation, on text that "
-    "repeats and on prose. --busy: time per token of streamchat and of llama.cpp (if llama-cpp-python is installed) "
-    "while other programs compute. --gpu: tokens per second of the engine and of transformers' generate on one GPU, "
-    "the limit set by the GPU's memory bandwidth, and memory and time per token over a long stream."
+    "and compared with `import torch`. --memory: peak memory of a chat, and of llama.cpp (if llama-cpp-python is "
+    "installed). --resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of "
+    "the engine and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
+    "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
+    "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second of the engine and "
+    "of transformers' generate on one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token "
+    "over a long stream."
 )
 
 
