@@ -348,7 +348,7 @@ def test_structures_and_constants_are_those_of_the_sources() -> None:
     types: dict[str, Any] = {"int": ctypes.c_int, "long": ctypes.c_long, "float": ctypes.c_float}
     structures = re.findall(r"typedef struct \{([^{}]*)\} (\w+);", header)
     structures = [each for each in structures if each[1] != "Moments"]  # never passed by Python
-    assert [name for _, name in structures] == ["Matrix", "Norm", "Attention", "Product"]
+    assert [name for _, name in structures] == ["Matrix", "Norm", "Attention", "Product", "Experts"]
     for body, name in structures:
         members: list[tuple[str, Any]] = []
         for declaration in body.strip().removesuffix(";").split(";"):
