@@ -228,7 +228,8 @@ def _layers_in(metadata: dict[str, str] | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"its entry {LAYERS_ENTRY!r} is not an object")
     for name, layer in found.items():
-        sizes = [layer.get(size) for size in ("rows", "columns")] if isinstance(layer, dict) else []
-        if not sizes or not all(type(size) is int and size > 0 for size in sizes) or type(layer.get("layout")) is not str:
+        entries = layer if isinstance(layer, dict) else {}
+        sizes = [entries.get(size) for size in ("rows", "columns")]
+        if not all(type(size) is int and size > 0 for size in sizes) or type(entries.get("layout")) is not str:
             raise ValueError(f"it does not say how {name} is stored")
     return found

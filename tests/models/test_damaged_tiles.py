@@ -73,7 +73,7 @@ def longer_units(header: dict[str, Any], layers: dict[str, Any]) -> None:
         (longer_units, "which are not 256 x 256 weights"),
         (says(layout="int8_k"), "which are not 256 x 256 weights"),
         (says(layout="int2"), "int2"),
-        (says(rows=10**30), "which are not 1000"),
+        (says(rows=272), "which are not 272 x 256"),
         (says(columns=512), "which are not 256 x 512"),
         (says(columns=260), "which are not 256 x 260"),
         (says(rows=-5), "how .* is stored"),
