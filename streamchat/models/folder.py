@@ -210,7 +210,7 @@ def tensor_shapes(path: Path) -> list[tuple[int, ...]]:
             ]
         if not shapes:
             raise ValueError("it contains no tensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ModelNotFoundError(f"{path} is damaged ({short(error)}); fetch the model again") from error
     return shapes
 
@@ -224,5 +224,12 @@ def tile_layers(path: Path) -> dict[str, Any]:
 
 
 def _layers_in(metadata: dict[str, str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((metadata or {}).get(LAYERS_ENTRY) or "{}")
+    found = json.loads((metadata or {}).get(LAYERS_ENTRY) or "{}")
+    if not isinstance(found, dict):
+        raise ValueError(f"its entry {LAYERS_ENTRY!r} is not an object")
+    for name, layer in found.items():
+        entries = layer if isinstance(layer, dict) else {}
+        sizes = [entries.get(size) for size in ("rows", "columns")]
+        if not all(type(size) is int and size > 0 for size in sizes) or type(entries.get("layout")) is not str:
+            raise ValueError(f"it does not say how {name} is stored")
     return found

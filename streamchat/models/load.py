@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from streamchat.kernels.library import Kernels
+    from streamchat.models.plan import LoadPlan
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,27 @@ def _load(
     check_start()
     source = resolve(name)
     progress("Starting torch", 0, 0, "")
+    import torch
+
     from streamchat.models.plan import make_plan
 
     trace.mark(trace.TORCH)
-    plan = make_plan(
-        source,
-        name,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        weights=weights,
-        kernels=kernels,
-        progress=progress,
-    )
+    with torch.inference_mode(False):  # if the caller is in it, its tensors would be of no use outside
+        plan = make_plan(
+            source,
+            name,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            weights=weights,
+            kernels=kernels,
+            progress=progress,
+        )
+        return _load_planned(plan, dtype, weights, kernels, progress)
+
+
+def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progress: Progress) -> LoadedModel:
+    """Load what `plan` says; the other arguments are those of `load_model`."""
     digest = _digest_of(plan.folder, plan.name, progress)
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize

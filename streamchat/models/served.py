@@ -46,6 +46,7 @@ def build_served(
                 _assign(model, name, tensor)
         model.tie_weights()
         _use_tiles(model, {name: tensor for name, tensor in found.items() if name in tied})
+        model.register_state_dict_post_hook(_dequantize)
         _set_generation_config(model, folder)
     return model, {"missing_keys": missing, "mismatched_keys": wrong}
 
@@ -135,11 +136,24 @@ def _use_tiles(model: Any, copies: Mapping[str, Tensor]) -> None:
         weight = copies.get(f"{name}.weight", getattr(layer, "weight", None))
         if not isinstance(weight, QuantizedMatrix) or isinstance(layer, nn.Embedding):
             continue
+        if weight.transposed is not (type(layer) is Conv1D):
+            raise ValueError(f"the tiles of {name} are those of another kind of layer")
         if type(layer) is Conv1D:
             model.set_submodule(name, QuantizedConv1D(layer, weight.quantized))
         elif is_linear(layer):
             linear: Any = layer
             model.set_submodule(name, QuantizedLinear(linear, weight.quantized))
+
+
+def _dequantize(model: Any, state: dict[str, Any], *_: Any) -> None:
+    """Replace codes in the state of a model, so that it can be saved; tied weights stay one tensor."""
+    plain: dict[int, Tensor] = {}
+    for name, weight in state.items():
+        if isinstance(weight, QuantizedMatrix):
+            key = id(weight.quantized)
+            if key not in plain:
+                plain[key] = weight.whole().contiguous()
+            state[name] = plain[key]
 
 
 def _set_generation_config(model: Any, folder: Path) -> None:

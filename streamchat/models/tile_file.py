@@ -16,7 +16,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from streamchat.kernels.operations import TILE
 from streamchat.models.folder import LAYERS_ENTRY
+from streamchat.quantization.layouts import LAYOUTS
 
 ALIGNMENT = 64
 """Bytes: the size of a cache line."""
@@ -113,7 +115,21 @@ def read_tiles(path: Path) -> tuple[dict[str, Tensor], dict[str, Coded]]:
     """
     with safe_open(path, framework="pt") as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, described(file.metadata())
+        coded = described(file.metadata())
+    for name, each in coded.items():
+        _check(name, tensors[name], each)
+    return tensors, coded
+
+
+def _check(name: str, tiles: Tensor, coded: Coded) -> None:
+    """Refuse tiles of another size than described: the kernels would read after their end."""
+    layout = {str(each): layout for each, layout in LAYOUTS.items()}[coded.layout]
+    shape = (-(-coded.rows // TILE), coded.columns // layout.columns, layout.unit_bytes)
+    if coded.columns % layout.columns or tuple(tiles.shape) != shape or tiles.dtype != torch.uint8:
+        raise ValueError(
+            f"{name} has tiles of {tuple(tiles.shape)} in {tiles.dtype}, which are not {coded.rows} x {coded.columns} "
+            f"weights in {coded.layout}"
+        )
 
 
 def described(metadata: Mapping[str, str]) -> dict[str, Coded]:

@@ -12,13 +12,15 @@ from torch.utils._pytree import tree_map
 
 from streamchat.quantization.weights import QuantizedWeight
 
+UNCHANGEABLE = "weights that are kept as codes only cannot be changed; load the model with weights='native'"
+
 
 class QuantizedMatrix(Tensor):
     """The weight of a linear layer, an embedding, or both.
 
     It has the shape, dtype, and device of the dequantized weight, but no memory of its own. `linear` multiplies by the
     codes, and `embedding` dequantizes the rows of its ids. Every other function gets the whole dequantized weight, for
-    as long as it runs. Cannot be changed.
+    as long as it runs. Cannot be changed. Pickled as the dequantized weight.
 
     Args:
         quantized: The codes.
@@ -55,6 +57,10 @@ class QuantizedMatrix(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedMatrix:
         return _like(self)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        plain: Any = self.whole()
+        return plain.__reduce_ex__(protocol)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"QuantizedMatrix({tuple(self.shape)}, {self.dtype}, {self.quantized.layout})"
 
@@ -82,9 +88,14 @@ class QuantizedMatrix(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run any other function on dequantized weights."""
+        """Run any other function on dequantized weights.
+
+        Raises:
+            TypeError: It would change one of them.
+        """
         if func is torch.ops.aten.detach.default:
             return _like(args[0])
+        _refuse_changes(func, args, kwargs or {})
         return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
 
 
@@ -96,12 +107,33 @@ def _like(matrix: QuantizedMatrix) -> QuantizedMatrix:
     return made
 
 
+def _refuse_changes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if not func._schema.is_mutable:
+        return
+    named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    for each in func._schema.arguments:
+        is_written = each.alias_info is not None and each.alias_info.is_write
+        if is_written and isinstance(named.get(each.name), QuantizedMatrix):
+            raise TypeError(UNCHANGEABLE)
+
+
+def _set_item(matrix: Any, *_: Any) -> Any:
+    if isinstance(matrix, QuantizedMatrix):
+        raise TypeError(UNCHANGEABLE)
+    return NotImplemented
+
+
 def _plain(value: Any) -> Any:
     return value.whole() if isinstance(value, QuantizedMatrix) else value
 
 
+def _takes_gradients(*tensors: Tensor | None) -> bool:
+    """Return whether autograd must record an operation on `tensors`; the kernels have no gradients."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
+
+
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    if not isinstance(weight, QuantizedMatrix) or weight.transposed or not x.numel():
+    if not isinstance(weight, QuantizedMatrix) or weight.transposed or not x.numel() or _takes_gradients(x, bias):
         return NotImplemented
     out = weight.quantized.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
@@ -110,20 +142,28 @@ def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
 def _addmm(bias: Tensor, x: Tensor, weight: Any, **more: Any) -> Any:
     if not isinstance(weight, QuantizedMatrix) or not weight.transposed or more or not x.numel():
         return NotImplemented
-    return weight.quantized.multiply(x) + bias
+    return NotImplemented if _takes_gradients(x, bias) else weight.quantized.multiply(x) + bias
 
 
 def _embedding(ids: Tensor, weight: Any, *_: Any, **__: Any) -> Any:
     # the other arguments matter in training only
-    if not isinstance(weight, QuantizedMatrix) or weight.transposed:
+    if not isinstance(weight, QuantizedMatrix) or weight.transposed or ids.dtype not in (torch.int64, torch.int32):
         return NotImplemented
     return weight.quantized.rows_at(ids.reshape(-1), weight.dtype).view(*ids.shape, -1)
+
+
+def _share_memory(matrix: QuantizedMatrix) -> QuantizedMatrix:
+    codes: Any = matrix.codes
+    codes.share_memory_()
+    return matrix
 
 
 # `detach` is here, and not only in `__torch_dispatch__`, because torch imports torch.distributed.tensor before it calls
 # that one for the first time.
 _SERVED: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.detach: _like,
+    Tensor.share_memory_: _share_memory,
+    Tensor.__setitem__: _set_item,
     functional.linear: _linear,
     torch.addmm: _addmm,
     functional.embedding: _embedding,

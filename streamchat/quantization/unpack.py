@@ -20,7 +20,8 @@ def dequantize(
     layout: Layout, data: Tensor, rows: int, columns: int, dtype: torch.dtype, kernels: Kernels | None
 ) -> Tensor:
     """Return the (rows, columns) weights of tiles; uses all threads."""
-    out = torch.empty(rows, columns, dtype=dtype)
+    with torch.inference_mode(False):  # the other threads are not in inference mode, and write to it
+        out = torch.empty(rows, columns, dtype=dtype)
     step = max(1, CHUNK // columns // TILE) * TILE
 
     def fill(first: int) -> None:

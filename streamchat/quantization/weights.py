@@ -99,7 +99,13 @@ class QuantizedWeight:
         return unpack.rows_at(self.tile_layout, self.data, ids, self.columns, dtype, self.kernels)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels round `x` to bfloat16."""
+        """(n, columns) -> (n, rows), in the dtype of `x`; PyTorch's kernels round `x` to bfloat16.
+
+        Raises:
+            ValueError: `x` has another number of columns; the kernels would read after its end.
+        """
+        if x.shape[-1] != self.columns:
+            raise ValueError(f"inputs of {x.shape[-1]} columns cannot be multiplied by weights of {self.columns}")
         if self.kernels is not None:
             return self._multiply_compiled(self.kernels, x)
         half = x if x.dtype == torch.bfloat16 else x.to(torch.bfloat16)
