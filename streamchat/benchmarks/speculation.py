@@ -12,7 +12,7 @@ import torch
 
 from streamchat.base import events as ev
 from streamchat.base.devices import device_type
-from streamchat.base.errors import ConfigError
+from streamchat.base.errors import ConfigError, StreamchatError
 from streamchat.base.formatting import plural
 from streamchat.base.progress import Progress
 from streamchat.benchmarks.decode import Clock
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     Raises:
         ConfigError: Another device is set, or the model has no short path for several tokens.
         ModelError: The model cannot be loaded, or cannot stream.
+        StreamchatError: A reply failed, or no reply has a token.
     """
     settings = configuration.settings
     if device_type(settings.device) not in ("auto", "cpu"):
@@ -137,6 +138,7 @@ class TimedChat:
         own = replace(configuration, settings=settings)
         self.conversation = assemble(own, loaded, self._hear, lambda *_: None).conversation
         self.conversation.speculator.clock = self._clock = clock
+        self.name = loaded.name
         self._decoding_since = 0.0
         self.tokens, self.seconds = 0, 0.0
         """Decoded in all replies."""
@@ -179,6 +181,9 @@ def measure(chats: Mapping[Speculation, TimedChat], text: str, temperature: floa
         text: A key of `TEXTS`.
         temperature: That of the sampling; other settings have their defaults.
         rounds: Number of conversations.
+
+    Raises:
+        StreamchatError: No reply has a token.
     """
     proposed = accepted = same = 0
     for chat in chats.values():
@@ -190,6 +195,9 @@ def measure(chats: Mapping[Speculation, TimedChat], text: str, temperature: floa
             same += len({chats[mode].reply(message) for mode in MODES[:: 1 if at % 2 else -1]}) == 1
         speculator = chats["auto"].conversation.speculator
         proposed, accepted = proposed + speculator.proposed, accepted + speculator.accepted
+    if not all(chat.tokens for chat in chats.values()):
+        name = chats["auto"].name
+        raise StreamchatError(f"{name} ended all replies to {text} before their first token; try another --model")
     plain, speculative = (chats[mode].tokens / max(chats[mode].seconds, 1e-9) for mode in MODES)
     return SpeculationFigures(
         text=text,

@@ -39,6 +39,8 @@ COMPARISON_DEFAULTS: dict[str, object] = {
 }
 """Defaults of the flags that only the comparison uses."""
 REPLY_TOKENS = "128"
+MAX_THREADS = 1024
+"""Maximum of `--threads`: no machine has so many cores, and torch would start them all."""
 
 HELP = (
     "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup, "
@@ -179,5 +181,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.cpu_time and args.profile:
         raise ConfigError("--cpu-time does not work with --profile; choose one")
     require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1)
+    if args.threads is not None and args.threads > MAX_THREADS:
+        raise ConfigError(f"--threads {args.threads} must be at most {MAX_THREADS}")
     if not args.limit > 0:  # nor NaN
         raise ConfigError(f"--limit {args.limit} must be above 0")

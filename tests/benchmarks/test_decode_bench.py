@@ -151,6 +151,8 @@ def test_threads_and_clock_are_those_of_the_flags(
         (["--decode", "--until", "5"], "--until needs --gpu"),
         (["--gpu", "--until", "0"], "--until 0 must be at least 1"),
         (["--decode", "--threads", "0"], "--threads 0 must be at least 1"),
+        (["--decode", "--threads", "1025"], "--threads 1025 must be at most 1024"),
+        (["--speculative", "--threads", "9" * 20], f"--threads {'9' * 20} must be at most 1024"),
         (["--decode", "--new-tokens", "1"], "--new-tokens 1 must be at least 2"),
         (["--decode", "--rounds", "0"], "--rounds 0 must be at least 1"),
         (["--decode", "--cpu-time"], "--cpu-time counts the time of one thread; add --threads 1"),

@@ -13,6 +13,7 @@ from streamchat.base.errors import ExitCode
 from streamchat.benchmarks import speculation
 from streamchat.cli import main as cli
 from streamchat.conversation.conversation import Conversation
+from streamchat.conversation.ends import EndWatch
 from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
 
@@ -61,6 +62,17 @@ def test_both_modes_get_the_same_messages_in_turn(
         assert each["same_replies"] == each["replies"] == 8
         assert each["speedup"] == pytest.approx(each["tps"] / each["plain_tps"])
         assert 0 <= each["accepted"] <= each["proposed"]
+
+
+@needs_kernels
+def test_replies_without_a_token_are_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EndWatch, "ended_by", lambda self, token: True)
+    assert bench(folder) == ExitCode.FAILURE
+    err = capsys.readouterr().err
+    assert "llama ended all replies to text that repeats before their first token; try another --model" in err
+    assert "unexpected" not in err
 
 
 def test_a_model_without_compiled_kernels_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from streamchat.conversation.assemble import assemble
 from streamchat.conversation.log import TokenLog
 from streamchat.conversation.speculation import ngrams
 from streamchat.conversation.speculation.acceptance import AcceptanceRates
-from streamchat.conversation.speculation.costs import OBSERVATIONS, RETRY, ForwardCosts
+from streamchat.conversation.speculation.costs import OBSERVATIONS, RETRY, SIZES, ForwardCosts
 from streamchat.conversation.speculation.ngrams import LENGTHS, LONGEST, Match, NgramIndex, continuation
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.models.load import load_model
@@ -317,3 +317,19 @@ def test_costs_are_medians_of_what_was_measured() -> None:
     for _ in range(OBSERVATIONS):
         costs.observe_rest(0.1)
     assert costs.speedup(4, 3.0) == pytest.approx(4 * 1.1 / (1.6 + 0.4))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 0.6])
+def test_no_size_costs_less_than_one_token(ratio: float) -> None:
+    """One token was measured on a busy machine, several ones after that."""
+    costs = ForwardCosts()
+    for _ in range(5):
+        costs.observe(1, 0.02)
+        costs.observe(4, 0.02 * ratio)
+    for _ in range(5):
+        costs.observe_rest(0.001)
+    found = [costs.cost(tokens) for tokens in SIZES]
+    assert found == sorted(found)
+    assert min(found) >= 1
+    assert all(1 / costs.cost(16) <= costs.speedup(tokens, 0.0) <= 1 for tokens in SIZES)
+    assert costs.speedup(8, 7.0) <= 8

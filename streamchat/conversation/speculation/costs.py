@@ -101,14 +101,18 @@ class ForwardCosts:
         return decoded * (1 + rest) / (self.cost(tokens) + decoded * rest)
 
     def _estimate(self, tokens: int) -> float:
-        """Return the measured cost, or else one that grows in proportion with that of the nearest measured size."""
+        """Return the measured cost, or else one that grows in proportion with that of the nearest measured size.
+
+        It is at least 1: a smaller ratio means that one token was measured on a busy machine, and in proportion to it a
+        larger size would cost less than nothing.
+        """
         if tokens == 1:
             return 1.0
         measured = [size for size, ratios in self._ratios.items() if len(ratios)]
         if not measured:
             return 1 + ASSUMED_COST * (tokens - 1)
         near = min(measured, key=lambda size: abs(size - tokens))
-        return 1 + (self._ratios[near].value - 1) * (tokens - 1) / (near - 1)
+        return max(1.0, 1 + (self._ratios[near].value - 1) * (tokens - 1) / (near - 1))
 
     def _forget_old(self) -> None:
         for size, ratios in self._ratios.items():
