@@ -86,7 +86,7 @@ def _load(
     check_start()
     source = resolve(name)
     progress("Starting torch", 0, 0, "")
-    from streamchat.models.plan import make_plan
+    from streamchat.models.plan import KERNELS_STAGE, make_plan
 
     trace.mark(trace.TORCH)
     plan = make_plan(
@@ -138,7 +138,7 @@ def _load(
     progress(f"Loading {done.name}", 0, 0, "")
     compiled = None
     if done.device == "cpu":
-        progress("Preparing kernels", 0, 0, "")
+        progress(KERNELS_STAGE, 0, 0, "")
         compiled = load_kernels(kernels)
     set_contents_digest(model, digest)
     used, weight_notes = use_weights(
