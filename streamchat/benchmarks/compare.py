@@ -24,6 +24,7 @@ from streamchat.config.loader import Configuration
 from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.load import LoadedModel, load_from_settings
 from streamchat.models.quiet import quiet
+from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.reports.page import Page
 from streamchat.verify.text import help_topic_ids
 
@@ -97,7 +98,14 @@ def _streams(
     """Return the streams to compare, and notes about those that cannot run here."""
     fit, sinks = choose_checked_fit(loaded.model), configuration.settings.num_sink_tokens
     methods = [make_method(kind, size, sinks) for kind in kinds]
-    streams: list[Stream] = [open_stream(method, loaded.model, fit, native_weights=True) for method in methods]
+    opened = [open_stream(method, loaded.model, fit, native_weights=True) for method in methods]
+    others = [at for at, stream in enumerate(opened) if not stream.has_chat_weights]
+    if others and any(isinstance(weight, QuantizedMatrix) for weight in loaded.model.parameters()):
+        native = load_from_settings(configuration.settings, progress, weights="native").model
+        native_fit = choose_checked_fit(native)
+        for at in others:
+            opened[at] = open_stream(methods[at], native, native_fit)
+    streams: list[Stream] = [*opened]
     for chat in streams:
         if isinstance(chat, Chat):
             chat.evict = configuration.settings.evict

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from streamchat.base import paths
 from streamchat.base.devices import ATTENTION_ON_GPUS
@@ -26,6 +26,9 @@ from streamchat.commands.doctor_versions import remedy, versions
 from streamchat.config import loader
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields
+
+if TYPE_CHECKING:
+    from streamchat.models.folder import Contents
 
 Rows = dict[str, Any]
 LABELS = {"face": "front end", "conversations": "sessions"}
@@ -288,11 +291,24 @@ def _chat(configuration: Configuration) -> Rows:
         # whether the kernels support the model shows when it is loaded
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
     if contents is not None:
-        rows["weights bytes"] = contents.bytes_as(devices.BYTES[dtype])
-        devices.check_memory(contents.parameters, dtype, device, source.name)
+        rows |= _weights(configuration, contents, device, dtype, source.name)
     if notes:
         rows["note"] = " ".join(notes)
     return rows
+
+
+def _weights(configuration: Configuration, contents: Contents, device: str, dtype: str, name: str) -> Rows:
+    """Return the size of the weights in memory and their precision; require enough memory."""
+    from streamchat.models import device as devices
+    from streamchat.models.plan import serves_tiles
+
+    settings = configuration.settings
+    compiled = device == "cpu" and not _no_kernels(configuration)
+    if compiled and contents.kinds and serves_tiles(contents, settings.weights, settings.dtype):
+        devices.check_served_memory(contents.file_bytes, name)
+        return {"weights bytes": contents.file_bytes, "precision": " and ".join(sorted(contents.kinds))}
+    devices.check_memory(contents.parameters, dtype, device, name)
+    return {"weights bytes": contents.bytes_as(devices.BYTES[dtype])}
 
 
 def _why(configuration: Configuration, name: str, automatic: str) -> str:

@@ -108,6 +108,8 @@ def _load(
 
 def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progress: Progress) -> LoadedModel:
     """Load what `plan` says; the other arguments are those of `load_model`."""
+    from streamchat.models.plan import KERNELS_STAGE
+
     digest = _digest_of(plan.folder, plan.name, progress)
     if weights == "auto" and dtype == "float32":
         weights = "native"  # float32 was requested: do not quantize
@@ -147,7 +149,7 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
     progress(f"Loading {done.name}", 0, 0, "")
     compiled = None
     if done.device == "cpu":
-        progress("Preparing kernels", 0, 0, "")
+        progress(KERNELS_STAGE, 0, 0, "")
         compiled = load_kernels(kernels)
     set_contents_digest(model, digest)
     used, weight_notes = use_weights(

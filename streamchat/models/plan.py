@@ -14,6 +14,9 @@ from streamchat.models.hub_cache import older_note
 from streamchat.models.resolve import Source, shadowing_note
 from streamchat.models.staging import read_manifest
 
+KERNELS_STAGE = "Preparing kernels (compiled once)"
+"""Stage of the progress while the kernels are loaded; the first start compiles them, which takes seconds."""
+
 
 @dataclass(frozen=True)
 class LoadPlan:
@@ -84,8 +87,8 @@ def make_plan(
         if is_spread(chosen_device):
             notes.append(f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
     serving = None
-    if chosen_device == "cpu" and _serves_tiles(contents, weights, dtype):
-        progress("Preparing kernels", 0, 0, "")
+    if chosen_device == "cpu" and serves_tiles(contents, weights, dtype):
+        progress(KERNELS_STAGE, 0, 0, "")
         serving = load_kernels(kernels)
     plan = LoadPlan(
         source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes), serving
@@ -96,8 +99,14 @@ def make_plan(
     return plan
 
 
-def _serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
-    """Return whether the weights that were asked for are the tiles of the folder. float32 means native weights."""
+def serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
+    """Return whether a chat on compiled kernels uses the tiles of the folder as they are.
+
+    Args:
+        contents: Of the folder; without tiles, the result is False.
+        weights: The setting. `auto` uses them, except in float32; `int8` and `int4` only if all tiles are of that kind.
+        dtype: The setting.
+    """
     if contents.kinds is None:
         return False
     return (weights == "auto" and dtype != "float32") or {weights} == contents.kinds

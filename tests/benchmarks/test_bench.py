@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType as Type
 
 from streamchat.base.errors import ExitCode
+from streamchat.base.progress import silent
+from streamchat.benchmarks import compare
 from streamchat.benchmarks.chat_text import make_turns
 from streamchat.benchmarks.compare_page import make_page
 from streamchat.benchmarks.methods import llama_cpp as peers
@@ -26,10 +30,16 @@ from streamchat.cache.positions.fit import fit_positions
 from streamchat.cache.positions.strategy import choose_fit
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cli import main as cli
+from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from streamchat.models.load import load_from_settings
 from streamchat.quantization.linear import MAX_ROWS, quantized_layers
+from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.replace import groups, quantize_group, replace
 from streamchat.reports.page import as_text
 from tests.support.fake_llama import FakeLlama
+from tests.support.gguf_models import FAMILIES, write_family
+from tests.support.kernels import needs_kernels
 from tests.support.real_engine import tiny_loaded
 from tests.support.tiny import random_ids, tiny_model
 from tests.support.toy_tokenizer import toy_tokenizer
@@ -142,6 +152,28 @@ def test_others_have_the_model_s_own_weights() -> None:
             method.close()
     assert len({(token, following) for _, _, token, following in written}) == 1
     assert {layer.max_rows for layer in quantized_layers(model).values()} == {MAX_ROWS}
+
+
+@needs_kernels
+def test_others_have_native_weights_if_the_model_has_only_codes(tmp_path: Path) -> None:
+    write_family(tmp_path / "a.gguf", FAMILIES["llama"], lambda name: Type.Q4_1)
+    settings = Settings(model=str(tmp_path / "a.gguf"), device="cpu", dtype="bfloat16")
+    loaded, configuration = load_from_settings(settings), Configuration(settings)
+    assert loaded.weights == "int4"
+    asked = argparse.Namespace(float32=False, peers=False)
+    streams, _ = compare._streams(
+        asked, configuration, loaded, BUDGET, ["streamchat", "dense", "no-rerotation"], silent
+    )
+    models = [stream.model for stream in streams if isinstance(stream, ModelStream)]
+    assert models[0] is loaded.model
+    assert models[1] is models[2]
+    assert not any(isinstance(weight, QuantizedMatrix) for weight in models[1].parameters())
+    for stream in streams:
+        with stream:
+            stream.start()
+            assert stream.prefill(IDS[:20]) >= 0
+    only_ours, _ = compare._streams(asked, configuration, loaded, BUDGET, ["streamchat"], silent)
+    assert len(only_ours) == 1
 
 
 def test_nothing_stays_on_the_model() -> None:

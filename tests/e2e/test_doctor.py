@@ -11,18 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Type
 
 from streamchat import __version__
 from streamchat.base import paths
 from streamchat.base.devices import ATTENTION_ON_GPUS
 from streamchat.base.errors import StoreError
+from streamchat.base.progress import silent
 from streamchat.cli import main as cli
 from streamchat.commands import doctor_versions
 from streamchat.kernels import build
 from streamchat.models import device as devices
+from streamchat.models.folder import inspect
+from streamchat.models.gguf.convert import converted_copy
 from streamchat.store.backup import back_up_daily
 from streamchat.store.lock import SessionLock
 from streamchat.store.store import Store
+from tests.support.gguf_models import FAMILIES, write_family
+from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
 from tests.support.program import run
 from tests.support.saved_sessions import a_session, a_turn
@@ -50,6 +56,23 @@ def test_what_is_here_and_what_would_be_used(tmp_path: Path, capsys: pytest.Capt
     assert (chat["device"], chat["dtype"]) == ("cpu (from --device)", "float32 (from --dtype)")
     assert chat["weights bytes"] == 4 * sum(p.numel() for p in tiny_llama().parameters())
     assert report["settings"]["model"] == f"{folder}  (from --model)"
+
+
+@needs_kernels
+def test_weights_that_stay_quantized_have_the_size_of_their_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_family(tmp_path / "a.gguf", FAMILIES["llama"], lambda name: Type.Q4_1)
+    folder = converted_copy(tmp_path / "a.gguf", progress=silent)
+    inside = inspect(folder)
+    for how, size, precision in (
+        (("--dtype", "bfloat16"), inside.file_bytes, "int4"),
+        (("--dtype", "bfloat16", "--kernels", "torch"), 2 * inside.parameters, None),
+        (("--dtype", "float32"), 4 * inside.parameters, None),
+    ):
+        code, report = told(capsys, "--model", str(folder), "--device", "cpu", *how)
+        chat = report["chat"]
+        assert (code, chat["weights bytes"], chat.get("precision")) == (0, size, precision)
 
 
 def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:

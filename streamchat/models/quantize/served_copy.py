@@ -1,7 +1,7 @@
-"""A copy of a model that needs no native weights: its quantized layers as tiles, and everything else as it is.
+"""Stores a copy of a model that needs no native weights: its quantized layers as tiles, all other tensors unchanged.
 
-It is made of a model whose quantized layers were accepted and that the compiled kernels run as a whole, and replaces
-its other quantized copy.
+The model must run on compiled kernels as a whole, and the loss of quality of its quantized layers must have been
+accepted. The copy replaces the stored quantized weights of `cpu`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from streamchat.models.plan import LoadPlan
 from streamchat.models.quantize.cpu import FORMAT, remove_copy
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.models.tile_file import Coded, TileWriter
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import QuantizedConv1D, quantized_layers
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def served_folder(plan: LoadPlan, digest: str, asked: str) -> Path:
 
     Args:
         plan: How the model is loaded.
-        digest: Of the files of its weights.
+        digest: Digest of the files with its weights.
         asked: The `weights` setting.
     """
     conditions = [digest, plan.contents.config, plan.dtype, asked, FORMAT, transformers.__version__]
@@ -48,7 +49,7 @@ def served_folder(plan: LoadPlan, digest: str, asked: str) -> Path:
 
 
 def is_complete(folder: Path, name: str, progress: Progress) -> bool:
-    """Return whether the copy is there, and is what was written."""
+    """Return whether the copy exists and is intact; delete a damaged one."""
     manifest = read_manifest(folder)
     if manifest is None:
         return False
@@ -68,12 +69,15 @@ def with_copy(plan: LoadPlan, folder: Path, kernels: str, progress: Progress) ->
 
 
 def can_be_served(model: Any) -> bool:
-    """Return whether the compiled kernels run the whole model on quantized weights, also for prompts."""
-    return is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS
+    """Return whether the compiled kernels run the whole model on quantized weights, also for prompts.
+
+    Mixtures of experts cannot be served: a copy would have the native weights of their experts only.
+    """
+    return is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS and not quantized_experts(model)
 
 
 def make_served_copy(model: Any, folder: Path, name: str, progress: Progress) -> bool:
-    """Write the copy of a model for which `can_be_served`; return whether that was possible."""
+    """Write the copy of a model that `can_be_served`; return whether this succeeded."""
 
     def build(target: Path) -> Mapping[str, Any]:
         _write(model, target)
