@@ -18,9 +18,9 @@ UNCHANGEABLE = "weights that are kept as codes only cannot be changed; load the 
 class QuantizedMatrix(Tensor):
     """The weight of a linear layer, an embedding, or both.
 
-    It has the shape, dtype, and device of the dequantized weight, but no memory of its own. `linear` multiplies by the
-    codes, and `embedding` dequantizes the rows of its ids. Every other function gets the whole dequantized weight, for
-    as long as it runs. Cannot be changed. Pickled as the dequantized weight.
+    It has the shape, dtype, and device of the dequantized weight, but no memory of its own. In 16 bits, `linear`
+    multiplies by the codes. `embedding` dequantizes the rows of its ids. Every other function gets the whole
+    dequantized weight, for as long as it runs. Cannot be changed. Pickled as the dequantized weight.
 
     Args:
         quantized: The codes.
@@ -133,16 +133,25 @@ def _takes_gradients(*tensors: Tensor | None) -> bool:
 
 
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    if not isinstance(weight, QuantizedMatrix) or weight.transposed or not x.numel() or _takes_gradients(x, bias):
+    if not isinstance(weight, QuantizedMatrix) or weight.transposed or _needs_whole(x, bias):
         return NotImplemented
     out = weight.quantized.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Any, **more: Any) -> Any:
-    if not isinstance(weight, QuantizedMatrix) or not weight.transposed or more or not x.numel():
+    if not isinstance(weight, QuantizedMatrix) or not weight.transposed or more or _needs_whole(x, bias):
         return NotImplemented
-    return NotImplemented if _takes_gradients(x, bias) else weight.quantized.multiply(x) + bias
+    return weight.quantized.multiply(x) + bias
+
+
+def _needs_whole(x: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a product needs the dequantized weight: for gradients, and in float32.
+
+    The kernels round `x` to 16 bits in groups, which the checks of float32 models would take for an error. Chats do not
+    come here: the short path runs their prompts, and `QuantizedLinear` runs a few tokens.
+    """
+    return not x.numel() or x.dtype == torch.float32 or _takes_gradients(x, bias)
 
 
 def _embedding(ids: Tensor, weight: Any, *_: Any, **__: Any) -> Any:

@@ -18,6 +18,8 @@ from streamchat.base.progress import silent
 from streamchat.cache.logits import logit_distance
 from streamchat.decode.install import is_compiled, tokens_at_once
 from streamchat.kernels.library import load_kernels, why_unavailable
+from streamchat.models import device as devices
+from streamchat.models.checked_fit import choose_checked_fit
 from streamchat.models.folder import TILES, inspect
 from streamchat.models.gguf import convert
 from streamchat.models.gguf.convert import converted_copy
@@ -28,7 +30,7 @@ from streamchat.models.served import build_native, build_served
 from streamchat.models.staging import models_dir, read_manifest
 from streamchat.models.tile_file import ALIGNMENT, Coded, TileWriter, read_tiles
 from streamchat.quantization.gguf_blocks import SERVED, tiles_of_gguf
-from streamchat.quantization.linear import quantized_layers
+from streamchat.quantization.linear import always_quantized, quantized_layers
 from streamchat.quantization.matrix import QuantizedMatrix
 from tests.support.gguf_models import FAMILIES, SIZES, TOKENS, Choose, write_family
 from tests.support.models_help import write_gguf
@@ -81,7 +83,8 @@ def some_ids(count: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
+    with always_quantized(model):
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
     return found
 
 
@@ -152,6 +155,21 @@ def test_a_chat_loads_no_native_weights_and_decodes_with_the_kernels(tmp_path: P
     assert loaded.tokenizer.encode("hel") == [TOKENS.index("hel")]
 
 
+@needs_kernels
+def test_a_float32_model_on_tiles_carries_its_positions_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on processors without bfloat16: with rounded products, the measurement of positions would find no rotation."""
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
+    write_family(tmp_path / "a.gguf", FAMILIES["llama"], everywhere(Type.Q8_0))
+    loaded = load_model(str(tmp_path / "a.gguf"), device="cpu", weights="auto")
+    model: Any = loaded.model
+    assert (loaded.dtype, loaded.weights, copies(model)) == ("float32", "int8", [])
+    fit = choose_checked_fit(model)
+    assert fit.method != "recompute"
+    assert fit.error < 1e-5
+
+
 def copies(model: Any) -> list[str]:
     """Names of quantized layers with a native weight beside the codes."""
     return [name for name, layer in quantized_layers(model).items() if not isinstance(layer.weight, QuantizedMatrix)]
@@ -202,11 +220,16 @@ def test_a_quantized_matrix_stands_for_its_weight_everywhere() -> None:
         torch.testing.assert_close(function(matrix), function(plain), rtol=1e-6, atol=1e-6)
     if kernels is not None:
         bias = torch.randn(40)
+        # float32 models are checked with limits that the kernels' rounding would exceed
         found = torch.nn.functional.linear(x, matrix, bias)
-        torch.testing.assert_close(found, torch.nn.functional.linear(x, plain, bias), rtol=1e-3, atol=1e-3)
-        flipped = QuantizedMatrix(matrix.quantized, torch.float32, transposed=True)
+        torch.testing.assert_close(found, torch.nn.functional.linear(x, plain, bias), rtol=1e-6, atol=1e-6)
+        short, half, half_bias = QuantizedMatrix(matrix.quantized, torch.bfloat16), x.bfloat16(), bias.bfloat16()
+        found = torch.nn.functional.linear(half, short, half_bias)
+        exact = torch.nn.functional.linear(half.float(), plain, half_bias.float())
+        torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)
+        flipped = QuantizedMatrix(matrix.quantized, torch.bfloat16, transposed=True)
         assert flipped.shape == (64, 40)
-        torch.testing.assert_close(torch.addmm(bias, x[0], flipped), found[0], rtol=0, atol=0)
+        torch.testing.assert_close(torch.addmm(half_bias, half[0], flipped), found[0], rtol=0, atol=0)
     parameter = torch.nn.Parameter(matrix, requires_grad=False)
     twin = copy.deepcopy(parameter)
     assert isinstance(twin, QuantizedMatrix)
