@@ -19,7 +19,7 @@ from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device
 from streamchat.models.fingerprint import model_fingerprint, set_contents_digest
 from streamchat.models.load import load_model
-from streamchat.models.quantize import cpu
+from streamchat.models.quantize import cpu, served_copy
 from streamchat.models.quantize.cpu import quantized_folder, use_weights
 from streamchat.quantization import quality
 from streamchat.quantization.codes import int8_codes, is_grouped
@@ -284,6 +284,13 @@ def logits(model: Any) -> Tensor:
         return torch.as_tensor(model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False).logits)
 
 
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for models that the kernels do not run as a whole: others are served from another copy (test_served_copy)."""
+    monkeypatch.setattr(served_copy, "can_be_served", lambda model: False)
+
+
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_weights_are_made_once_and_read_from_the_disk(
     folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
@@ -297,6 +304,7 @@ def test_packed_weights_are_made_once_and_read_from_the_disk(
     assert not torch.equal(logits(again.model), logits(loaded(folder, "native").model))
 
 
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("damage", ["bit", "short", "gone", "not safetensors", "manifest"])
 def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     first = loaded(folder, "int8")
@@ -318,6 +326,7 @@ def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog
     assert file.read_bytes() == whole
 
 
+@pytest.mark.usefixtures("packed")
 def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
     loaded(folder, "int8")
     kept = quantized_folder(loaded(folder, "native").model, "int8", compiled())
