@@ -11,6 +11,8 @@ FRAME_S = 1 / 15
 """Minimum seconds between two frames. A model slower than this has each of its tokens shown at once."""
 MAX_FRAME_S = 0.25
 """Maximum seconds between two frames, however expensive they are."""
+FAST_TPS, MAX_FAST_FRAME_S = 100.0, 1 / 3
+"""Tokens per second from which nobody reads along, and the maximum seconds between two frames then."""
 SHARE = 0.05
 """Share of one core that frames may use before there are fewer of them, while text comes faster than people read."""
 READING_TPS, READING_SHARE = 20.0, 0.1
@@ -50,7 +52,8 @@ class FramePace:
             self._cost += (spent - self._spent - self._cost) / 4
         self._spent, self._frame_at = spent, self._clock()
         share = READING_SHARE if tps is None or tps <= READING_TPS else SHARE
-        return min(MAX_FRAME_S, max(FRAME_S, self._cost / share))
+        most = MAX_FRAME_S if tps is None or tps < FAST_TPS else MAX_FAST_FRAME_S
+        return min(most, max(FRAME_S, self._cost / share))
 
     def wait(self) -> float:
         """Return the seconds until an urgent frame may be drawn; 0 if it may be drawn now."""

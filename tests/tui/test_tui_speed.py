@@ -12,9 +12,11 @@ from streamchat.base import events as ev
 from streamchat.config.settings import Settings
 from streamchat.tui.bridge import EventBridge
 from streamchat.tui.pace import (
+    FAST_TPS,
     FIGURES_S,
     FRAME_S,
     FULL_COLLECTIONS,
+    MAX_FAST_FRAME_S,
     MAX_FRAME_S,
     READING_SHARE,
     READING_TPS,
@@ -73,6 +75,15 @@ def test_text_at_reading_speed_gets_more_frames(tps: float | None) -> None:
     assert last == pytest.approx(0.008 / READING_SHARE, rel=0.01)
     assert last < 2 / READING_TPS
     assert frame(pace, clock, cpu, 0.008, READING_TPS + 1) == pytest.approx(0.008 / SHARE, rel=0.01)
+
+
+def test_text_that_nobody_can_follow_gets_fewer_frames() -> None:
+    clock, cpu = Clock(), Clock()
+    pace = FramePace(clock, cpu)
+    for _ in range(40):
+        last = frame(pace, clock, cpu, 0.5, FAST_TPS)
+    assert last == MAX_FAST_FRAME_S
+    assert frame(pace, clock, cpu, 0.5, FAST_TPS - 1) == MAX_FRAME_S
 
 
 def test_what_is_computed_between_replies_is_no_cost_of_a_frame() -> None:
