@@ -318,13 +318,14 @@ def test_damaged_packed_weights_are_made_again(folder: Path, damage: str, caplog
     assert file.read_bytes() == whole
 
 
-def test_copies_with_an_older_fingerprint_go_when_a_new_one_is_made(folder: Path) -> None:
+@pytest.mark.parametrize("lacks", ["fingerprint", "format"])
+def test_copies_of_an_older_version_go_when_a_new_one_is_made(folder: Path, lacks: str) -> None:
     loaded(folder, "int8")
     kept = quantized_folder(loaded(folder, "native").model, "int8", compiled())
     older = kept.with_name("0" * 32 + "-int8")
     kept.rename(older)
     manifest = json.loads((older / "streamchat.json").read_text(encoding="utf-8"))
-    del manifest["fingerprint"]
+    del manifest[lacks]
     (older / "streamchat.json").write_text(json.dumps(manifest), encoding="utf-8")
     older.with_suffix(".json").write_text("{}", encoding="utf-8")
     loaded(folder, "int4")

@@ -81,7 +81,7 @@ def make_served_copy(model: Any, folder: Path, name: str, progress: Progress) ->
         if model.generation_config is not None:
             model.generation_config.save_pretrained(str(target))
         digest = file_digest(target / TILES, name=name, progress=progress)
-        return {"name": name, "digest": digest, "fingerprint": model_fingerprint(model)}
+        return {"name": name, "digest": digest, "format": FORMAT, "fingerprint": model_fingerprint(model)}
 
     try:
         ensure(folder, build, what=name, progress=progress)
