@@ -17,8 +17,10 @@ from streamchat.models.folder import TILES
 from streamchat.models.load import LoadedModel, load_model
 from streamchat.models.quantize.weight_storage import stored_bytes
 from streamchat.models.read import read_model
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import QuantizedLinear
 from streamchat.quantization.matrix import QuantizedMatrix
+from tests.support.families import build
 from tests.support.kernels import needs_kernels
 from tests.support.models_help import save, tiny_llama
 
@@ -115,4 +117,13 @@ def test_without_disk_space_the_model_keeps_both_weights(tmp_path: Path, monkeyp
     monkeypatch.setattr("streamchat.models.quantize.served_copy.TileWriter", full)
     found = loaded(folder)
     assert (found.weights, found.quantized_bytes > 0) == ("int8", True)
+    assert not copies()
+
+
+def test_a_mixture_of_experts_keeps_its_quantized_experts(tmp_path: Path) -> None:
+    folder = save(build("mixtral"), tmp_path / "m")
+    for _ in range(2):
+        model: Any = loaded(folder).model
+        assert len(quantized_experts(model)) == 3
+        assert tokens_at_once(model) == 256
     assert not copies()

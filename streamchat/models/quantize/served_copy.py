@@ -30,6 +30,7 @@ from streamchat.models.plan import LoadPlan
 from streamchat.models.quantize.cpu import FORMAT, remove_copy
 from streamchat.models.staging import ensure, read_manifest
 from streamchat.models.tile_file import Coded, TileWriter
+from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import QuantizedConv1D, quantized_layers
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,12 @@ def with_copy(plan: LoadPlan, folder: Path, kernels: str, progress: Progress) ->
 
 
 def can_be_served(model: Any) -> bool:
-    """Return whether the compiled kernels run the whole model on quantized weights, also for prompts."""
-    return is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS
+    """Return whether the compiled kernels run the whole model on quantized weights, also for prompts.
+
+    Not for mixtures of experts: the copy would have no codes of the experts.
+    """
+    runs_whole = is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS
+    return runs_whole and not quantized_experts(model)
 
 
 def make_served_copy(model: Any, folder: Path, name: str, progress: Progress) -> bool:
