@@ -122,7 +122,7 @@ def _wrap(model: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], st
 
 
 class _ShortForward:
-    """The forward of a model that has a step; a deep copy of the model gets the plain forward of its own."""
+    """The forward of a model that has a step; a copy or pickle of the model gets the plain forward of its own."""
 
     def __init__(self, plain: Any, serve: Callable[[StreamingCache, dict[str, Any]], Any], step: Any) -> None:
         functools.update_wrapper(self, plain)
@@ -136,6 +136,13 @@ class _ShortForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._plain, memo)
+
+    def __reduce__(self) -> Any:
+        return _same, (self._plain,)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _output(cache: StreamingCache, logits: Tensor, count: int = 1) -> CausalLMOutputWithPast:

@@ -47,6 +47,9 @@ class Kernels:
     def __deepcopy__(self, memo: dict[int, Any]) -> Kernels:
         return self  # copies of a model share the library
 
+    def __reduce__(self) -> Any:
+        return load_kernels, ("auto",)  # addresses mean nothing in another process
+
 
 def load_kernels(setting: str) -> Kernels | None:
     """Return the compiled kernels, compiling them at first use.

@@ -59,6 +59,8 @@ class QuantizedMatrix(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         plain: Any = self.whole()
+        if isinstance(self, torch.nn.Parameter):
+            plain = torch.nn.Parameter(plain, requires_grad=False)
         return plain.__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,15 @@ def test_a_watched_module_that_fails_can_be_imported_again(pretend: Path) -> Non
     assert watch._watcher not in sys.meta_path
     watch.when_imported("slowlib", lambda module: seen.append("again"))
     assert seen == ["slowlib", "again"]
+
+
+def test_the_source_of_a_watched_module_can_be_found(pretend: Path) -> None:
+    watch.when_imported("slowlib", lambda module: None)
+    found = find_spec("slowlib")
+    assert found is not None
+    loader: Any = found.loader
+    assert loader.get_source("slowlib") == (pretend / "slowlib.py").read_text()
+    assert loader.is_package("slowlib") is False
 
 
 # --- the import structure ------------------------------------------------------------------------------------------

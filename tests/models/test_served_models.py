@@ -58,7 +58,16 @@ def test_it_is_saved_with_plain_weights(tmp_path: Path, family: str) -> None:
         name: tensor.shape for name, tensor in native.state_dict().items()
     }
     assert {type(tensor) for tensor in state.values()} == {torch.Tensor}
-    assert type(pickle.loads(pickle.dumps(a_matrix(model)))) is torch.Tensor
+    assert type(pickle.loads(pickle.dumps(a_matrix(model)))) is torch.nn.Parameter
+
+
+@pytest.mark.parametrize("weights", ["auto", "native"])
+def test_the_whole_model_can_be_pickled(tmp_path: Path, weights: str) -> None:
+    model = loaded(tmp_path, weights=weights)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert {type(weight) for weight in again.parameters()} == {torch.nn.Parameter}
+    assert (logits(again) - logits(model)).norm() < 0.05 * logits(model).norm()
 
 
 def test_codes_cannot_be_changed_without_notice(tmp_path: Path) -> None:

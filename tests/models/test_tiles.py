@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    modeling_gguf_pytorch_utils,
+)
 
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.base.progress import silent
@@ -271,6 +278,24 @@ def test_a_tile_file_is_not_left_behind_when_writing_fails(tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         converted_copy(tmp_path / "a.gguf", progress=cancel)
+    assert not list(models_dir().rglob(TILES))
+
+
+@pytest.mark.parametrize("at", ["tiles", "tokenizer"])
+def test_a_full_disk_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    write_family(tmp_path / "a.gguf", FAMILIES["llama"], mixed)
+
+    def full(*_: Any, **__: Any) -> None:
+        if at == "tokenizer":  # as the library raises it
+            raise Exception("No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if at == "tiles":
+        monkeypatch.setattr(TileWriter, "_write", full)
+    else:
+        monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    with pytest.raises(ModelNotFoundError, match=r"the disk is full\); make room"):
+        converted_copy(tmp_path / "a.gguf", progress=silent)
     assert not list(models_dir().rglob(TILES))
 
 

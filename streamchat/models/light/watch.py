@@ -38,6 +38,12 @@ class _Loader(importlib.abc.Loader):
     def __init__(self, own: Any) -> None:
         self._own = own
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the own loader can do: whoever only looks for the module may read its source."""
+        if name == "_own":  # before __init__, such as in a copy
+            raise AttributeError(name)
+        return getattr(self._own, name)
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._own.create_module(spec)
         return module

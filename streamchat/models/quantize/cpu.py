@@ -165,7 +165,7 @@ def _load_or_quantize(
             tensors[f"{'+'.join(group)}:scales"] = weight.scales
         save_file(tensors, folder / FILE)
         about = {"name": name, "weights": kinds, "digest": _digest(folder / FILE)}
-        return about | {"fingerprint": model_fingerprint(model)}
+        return about | {"format": FORMAT, "fingerprint": model_fingerprint(model)}
 
     need = sum(weight.nbytes for weight in made.values())
     try:
@@ -177,10 +177,13 @@ def _load_or_quantize(
 
 
 def _remove_unusable(folder: Path) -> None:
-    """Remove copies with a fingerprint of an older version, which no model matches."""
+    """Remove copies of older versions, with another format or kind of fingerprint, which no model uses."""
     for kept in folder.iterdir():
         manifest = read_manifest(kept)
-        if manifest is not None and not str(manifest.get("fingerprint", "")).startswith(FINGERPRINT_PREFIX):
+        if manifest is None:
+            continue
+        is_known = str(manifest.get("fingerprint", "")).startswith(FINGERPRINT_PREFIX)
+        if not is_known or manifest.get("format") != FORMAT:
             shutil.rmtree(kept, ignore_errors=True)
             with suppress(OSError):
                 _quality_file(kept).unlink(missing_ok=True)

@@ -71,9 +71,10 @@ def with_copy(plan: LoadPlan, folder: Path, kernels: str, progress: Progress) ->
 def can_be_served(model: Any) -> bool:
     """Return whether the compiled kernels run the whole model on quantized weights, also for prompts.
 
-    Mixtures of experts cannot be served: a copy would have the native weights of their experts only.
+    Not for mixtures of experts: the copy would have no codes of the experts.
     """
-    return is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS and not quantized_experts(model)
+    runs_whole = is_compiled(model) and tokens_at_once(model) >= QUANTIZED_TOKENS
+    return runs_whole and not quantized_experts(model)
 
 
 def make_served_copy(model: Any, folder: Path, name: str, progress: Progress) -> bool:
@@ -85,7 +86,7 @@ def make_served_copy(model: Any, folder: Path, name: str, progress: Progress) ->
         if model.generation_config is not None:
             model.generation_config.save_pretrained(str(target))
         digest = file_digest(target / TILES, name=name, progress=progress)
-        return {"name": name, "digest": digest, "fingerprint": model_fingerprint(model)}
+        return {"name": name, "digest": digest, "format": FORMAT, "fingerprint": model_fingerprint(model)}
 
     try:
         ensure(folder, build, what=name, progress=progress)
