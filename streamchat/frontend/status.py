@@ -97,7 +97,7 @@ class StatusBoard:
                     self.new_tokens -= new_tokens
             case ev.ConversationCleared():
                 self._reset_counts()
-                self.session = self.ttft_s = self.decode_tps = None
+                self.session = None
             case ev.SessionOpened(session=session):
                 self.session = session
             case ev.ConversationResumed():
@@ -117,3 +117,5 @@ class StatusBoard:
     def _reset_counts(self) -> None:
         self._turns.clear()
         self.turns = self.prompt_tokens = self.new_tokens = 0
+        self.proposed_tokens = self.accepted_tokens = 0
+        self.ttft_s = self.decode_tps = None

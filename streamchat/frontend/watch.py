@@ -195,5 +195,7 @@ class Watcher:
             "memory": None if board.memory is None else asdict(board.memory),
             "ttft_s": board.ttft_s,
             "decode_tps": board.decode_tps,
+            "proposed_tokens": board.proposed_tokens,
+            "accepted_tokens": board.accepted_tokens,
             "violations": self.violations,
         }

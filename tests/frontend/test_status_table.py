@@ -7,7 +7,7 @@ import pytest
 from streamchat.base import events as ev
 from streamchat.base.formatting import human_count, human_duration
 from streamchat.frontend.status import StatusBoard
-from streamchat.frontend.status_table import Row, rows_text, short_forms, status_rows, status_table
+from streamchat.frontend.status_table import UNKNOWN, Row, rows_text, short_forms, status_rows, status_table
 from streamchat.repl.toolbar import toolbar_text
 from tests.support.app_driver import driving
 from tests.support.desk import Desk
@@ -48,6 +48,19 @@ def test_a_session_and_its_uptime_have_rows() -> None:
         running.apply(event)
     running.clock = lambda: 3725.0 * 2
     assert status_table(running)["totals"][-2:] == [Row("uptime", "1 h 02 min"), Row("saved as", "abc")]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [ev.ConversationCleared(), ev.ConversationResumed("abc", "The sea", (), CACHE, INFO, "", 0.25)],
+    ids=lambda event: type(event).__name__,
+)
+def test_another_conversation_has_no_figures_of_the_last_one(event: ev.Event) -> None:
+    status = board()
+    status.apply(ev.StatusSampled(CACHE, ev.MemoryState(1), 0.1, 35.0, proposed_tokens=2000, accepted_tokens=1250))
+    status.apply(event)
+    speed = {row.label: row.value for row in status_table(status)["speed"]}
+    assert speed == dict.fromkeys(("tok/s", "first token"), UNKNOWN)
 
 
 def test_accepted_proposals_have_a_row_once_there_are_any() -> None:

@@ -79,6 +79,16 @@ def test_samples_survive_json() -> None:
     assert decode_sample(record) == (sample, engine._info())
 
 
+def test_json_has_the_figures_of_speculation() -> None:
+    with running(store=database_path(), cache_size=128) as chat:
+        chat.turn(TURNS[0])
+        watcher = Watcher(monitored_sessions()[0])
+        state = ScriptedEngine().cache.state()
+        watcher.board.apply(ev.StatusSampled(state, ev.MemoryState(5), proposed_tokens=9, accepted_tokens=4))
+        record = watcher.as_dict()
+    assert (record["proposed_tokens"], record["accepted_tokens"]) == (9, 4)
+
+
 def test_nothing_to_watch_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for argv, sentence in (([], "nothing to watch yet"), (["abc"], "no saved session has the id 'abc'")):
         assert cli.main(["monitor", *argv]) == 5
