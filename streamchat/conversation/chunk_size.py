@@ -58,7 +58,7 @@ class ChunkSize:
         return not self._settled and count == self.largest
 
     def note(self, seconds: float) -> None:
-        """Adjust to the seconds that a chunk of the largest size took. Of two, the faster counts: one may load kernels."""
+        """Adjust to the seconds that a chunk of the largest size took. Of two, the faster counts: one loads kernels."""
         self._times.append(seconds)
         if len(self._times) < 2:
             return

@@ -2,7 +2,7 @@
 
 `import transformers` reads all files of all its models (2,500 files, 45 MB) to learn which names they define, and
 `import transformers.models` does it again. The result depends only on these files. It is stored in the cache folder
-with the size and time of every file. If a file has changed, or the stored result is damaged, the files are read as usual.
+with the size and time of every file. If a file changed, or the stored result is damaged, the files are read as usual.
 """
 
 from __future__ import annotations
