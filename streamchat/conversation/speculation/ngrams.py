@@ -66,7 +66,7 @@ class NgramIndex:
         self._count = log.unchanged = count
 
     def find(self, log: TokenLog, token: int) -> Match | None:
-        """Return the longest known match of the newest tokens (the end of `log`, then `token`); its latest one."""
+        """Return the longest known match of the newest tokens (the end of `log`, then `token`), the latest one."""
         ids = log.ids
         newest = array("i", [token]) + ids[:-LONGEST:-1]
         for length, slot in reversed(list(self._hashes(newest[: LENGTHS[0]]))):
