@@ -1,14 +1,14 @@
-"""How many tokens of a prompt one forward processes.
+"""Number of tokens of a prompt per forward.
 
 On a CPU, 256: large enough to be fast, small enough to stop without a noticeable delay.
 
-On CUDA, 1,024: a forward has to launch hundreds of kernels whatever its length, and only a long one keeps the GPU busy
-meanwhile. On an H100, a model of 135M prefills 12,400 tokens/s in chunks of 256 and 46,000 to 54,000 in chunks of
-1,024; one of 8B 8,700 and 23,700 to 27,600. A chunk cannot be stopped, so it shall take at most `LONGEST_S`: a GPU that
-takes longer gets smaller ones.
+On CUDA, 1,024: a forward of any length launches hundreds of kernels, and only a long one keeps the GPU busy. On an
+H100, a model of 135M prefills 12,400 tokens/s in chunks of 256 and 46,000 to 54,000 in chunks of 1,024; one of 8B 8,700
+and 23,700 to 27,600. A chunk cannot be stopped, so it should take at most `LONGEST_S`: a slower GPU gets smaller ones.
 
 A prompt that is longer than the cache is fed in chunks of at most a quarter of the room in it, so that each chunk still
-attends to much of the text before it. On CUDA, a prompt that fits is not: nothing of it is evicted for its own chunks.
+attends to much of the text before it. On CUDA, a prompt that fits is fed in chunks of the full size:
+no chunk evicts tokens of the same prompt.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from streamchat.cache.streaming import StreamingCache
 PREFILL_CHUNK = 256
 CUDA_CHUNK = 1024
 SMALLEST = 128
-"""Chunks of this size are not halved: they are limited by kernel launches, which do not become fewer."""
+"""Chunks of this size are not halved: kernel launches determine their time, and smaller chunks need as many."""
 LONGEST_S = 0.05
-"""Seconds that a chunk on a GPU may take; a stop is felt after this time at the latest."""
+"""Seconds that a chunk on a GPU may take; a stop takes effect within this time."""
 WORTH_HALVING = 0.75
 """A smaller chunk must take at most this share of the time of one twice as large, or the larger one is used again."""
 
@@ -58,7 +58,7 @@ class ChunkSize:
         return not self._settled and count == self.largest
 
     def note(self, seconds: float) -> None:
-        """Adjust to the time that a chunk of the largest size took. The faster of two counts: kernels load in one."""
+        """Adjust to the seconds that a chunk of the largest size took. Of two, the faster counts: one loads kernels."""
         self._times.append(seconds)
         if len(self._times) < 2:
             return

@@ -35,7 +35,7 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
-    hooks on its inner modules do not run on the short path. A step keeps the weights that it was made of: after
+    hooks on its inner modules do not run on the short path. A step keeps the weights that it was built from: after
     replacing parameters, `uninstall` it and install it again.
 
     Args:

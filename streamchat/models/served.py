@@ -25,8 +25,8 @@ def build_served(
 ) -> tuple[Any, dict[str, Any]] | None:
     """Return the model of `folder` with its tiles as weights, and transformers' loading information.
 
-    Only tensors that are not tiles and have another dtype than `dtype` are copied into memory. None if some weights of
-    the model need another dtype.
+    Tensors are mapped from the file; only those that are not tiles and have another dtype than `dtype` are copied into
+    memory. Returns None if some weights of the model need another dtype than the others.
 
     Raises:
         ValueError, ImportError: The model has no such attention.
@@ -84,7 +84,7 @@ def build_native(
 
 
 def served_kinds(model: Any) -> str:
-    """Return the kinds of the layers of `model` that are served from tiles, in words; '' if there are none.
+    """Return the precisions of the layers of `model` that are tiles, such as 'int4 and int8'; '' if there are none.
 
     The output layer counts only if there is no other.
     """

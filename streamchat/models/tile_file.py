@@ -54,7 +54,7 @@ class Coded:
 
 
 class TileWriter:
-    """Writes the file; a context manager. Tensors of other sizes than multiples of 64 bytes are written at the end.
+    """Writes the file; a context manager. Tensors whose size is not a multiple of 64 bytes are written last.
 
     Args:
         path: The new file.
@@ -71,7 +71,7 @@ class TileWriter:
         self._later: dict[str, Tensor] = {}
 
     def add(self, name: str, tensor: Tensor, coded: Coded | None = None) -> None:
-        """Append a tensor; `coded` describes tiles."""
+        """Append a tensor; `coded` describes it if it is tiles."""
         if coded is not None:
             self._layers[name] = asdict(coded)
         if tensor.nbytes % ALIGNMENT:

@@ -39,16 +39,19 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int4_codes(weight: Tensor, largest: Iterable[int] = INT4_LARGEST) -> tuple[Tensor, Tensor]:
-    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) float16.
+    """Return codes (rows, columns / 32, 32) int32 from 0 to 15, and (rows, columns / 32, 2) float16 scale and minimum.
 
-    These are scale and minimum of a group, the least-squares fit to its codes: `w = scale * code + minimum`. `largest`
-    are codes to try for its largest weight.
+    Scale and minimum of a group are the least-squares fit to its codes: `w = scale * code + minimum`.
+
+    Args:
+        weight: (rows, columns), float32.
+        largest: Codes to try for the largest weight of a group.
     """
     return _fit_int4(weight, largest, torch.float16, 0)
 
 
 def centered_int4_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same for PyTorch's kernels, in bfloat16: `w = scale * (code - 8) + zero`."""
+    """Return the same for PyTorch's kernels: (rows, columns / 32, 2) bfloat16, `w = scale * (code - 8) + zero`."""
     return _fit_int4(weight, INT4_LARGEST, torch.bfloat16, 8)
 
 

@@ -62,7 +62,7 @@ LAYOUTS: dict[LayoutName, Layout] = {
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of some rows, with what scales them."""
+    """Codes of some rows, and their scales."""
 
     codes: Tensor
     """(rows, columns / 32, 32) uint8 or int8."""

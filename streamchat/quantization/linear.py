@@ -1,4 +1,7 @@
-"""Linear layers that use quantized weights for a few tokens, and the original weights for many."""
+"""Linear layers that use quantized weights for a few tokens, and the original weights for many.
+
+If the original weight is a `QuantizedMatrix`, they use its codes for any number of tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight of which only the codes are in memory, as a tensor that PyTorch's layers take."""
+"""A quantized weight as a tensor that PyTorch's layers accept; only its codes are in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles as numbers again: rows of an embedding, or a whole matrix."""
+"""Dequantizes tiles: rows of an embedding, or a whole matrix."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dequantize(
 def rows_at(
     layout: Layout, data: Tensor, ids: Tensor, columns: int, dtype: torch.dtype, kernels: Kernels | None
 ) -> Tensor:
-    """(n,) ids -> (n, columns): rows of the matrix of tiles, which must have them."""
+    """(n,) ids -> (n, columns): rows of the matrix of tiles. The ids are not checked."""
     count = len(ids)
     if kernels is not None and dtype in FORMATS:
         out, numbers = torch.empty(count, columns, dtype=dtype), ids.to(torch.int64).contiguous()

@@ -16,15 +16,14 @@ Chops = list[dict[int, Strip | None]]
 
 
 class SparseCompositor(Compositor):
-    """Asks a widget only for rows that change and that no widget before it covers.
+    """Renders of each widget only the rows that change and that no widget in front of it covers.
 
-    Textual asks each widget in the smallest rectangle around all changes for all of its rows. Where a figure in the
-    status panel changes together with the reply, that is the whole screen, and most rows belong to containers
-    behind the text.
+    Textual renders all rows of every widget in the smallest rectangle around all changes. If a figure in the status
+    panel changes together with the reply, that is the whole screen, and most rows belong to containers behind the text.
     """
 
     _wanted: Mapping[int, list[tuple[int, int]]] | None = None
-    """For each row, the changed (first, behind the last) columns; None for all."""
+    """For each row, spans of changed columns, [first, end); None for all."""
 
     def render_partial_update(self) -> ChopsUpdate | None:
         """Render the changed regions."""
@@ -53,7 +52,7 @@ class SparseCompositor(Compositor):
         return cast("Sequence[Mapping[int, Strip]]", chops)
 
     def _columns(self, y: int) -> set[int]:
-        """Return where the strips start that are wanted in row `y`."""
+        """Return the start columns of the strips of row `y` that change."""
         cuts = self.cuts[y]
         if self._wanted is None:
             return set(cuts[:-1])
@@ -86,13 +85,13 @@ class SparseCompositor(Compositor):
     # --- places ----------------------------------------------------------------------------------------------------
 
     def reflow(self, parent: Widget, size: Size) -> ReflowResult:
-        """Place all widgets. Textual would place them again for the next question where a widget is."""
+        """Place all widgets. Textual would place them again when the place of a widget is looked up next."""
         result = super().reflow(parent, size)
         self._full_map_invalidated = False
         return result
 
     def update_widgets(self, widgets: set[Widget]) -> None:
-        """Note what of `widgets` changed. Widgets out of view keep their places; Textual would place all again."""
+        """Update `widgets`. Their places are still known; Textual would place all widgets again."""
         known = not self._full_map_invalidated and widgets <= self._full_map.keys()
         super().update_widgets(widgets)
         if known:

@@ -1,4 +1,4 @@
-"""Measures what a forward of several tokens costs, in forwards of one token."""
+"""Measures the cost of a forward of several tokens, as a multiple of a forward of one token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 
 SIZES = (2, 3, 4, 6, 8, 12, 16)
-"""Tokens per forward that are used. Each needs a program of its own in the compiled kernels."""
+"""Numbers of tokens per forward to choose from. Each needs its own program of the compiled kernels."""
 ASSUMED_COST = 0.25
 """Cost per further token before anything was measured. The default model in int4 on two cores: 0.19."""
 OBSERVATIONS = 15

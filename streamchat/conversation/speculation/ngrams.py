@@ -51,7 +51,7 @@ class NgramIndex:
         self._tables = {length: array("i", [-1]) * slots for length in LENGTHS}
 
     def update(self, log: TokenLog) -> None:
-        """Index the tokens of `log` that were appended since the last call."""
+        """Index the tokens of `log` that are new since the last call; sets `log.unchanged`."""
         count = len(log)
         start = min(self._count, log.unchanged)
         if 2 * count > self._slots and self._slots < MOST_SLOTS:
@@ -66,7 +66,7 @@ class NgramIndex:
         self._count = log.unchanged = count
 
     def find(self, log: TokenLog, token: int) -> Match | None:
-        """Return the latest of the longest known occurrences of the end of `log` followed by `token`."""
+        """Return the longest known match of the newest tokens (the end of `log`, then `token`), the latest one."""
         ids = log.ids
         newest = array("i", [token]) + ids[:-LONGEST:-1]
         for length, slot in reversed(list(self._hashes(newest[: LENGTHS[0]]))):

@@ -24,7 +24,7 @@ SINGLE_EVERY = 64
 
 
 class Speculator:
-    """Feeds a token together with proposed ones, which the newest tokens had as their continuation before.
+    """Feeds a token together with proposed ones: what followed an earlier occurrence of the newest tokens.
 
     Whether and how many depends on the measured costs of forwards and on the rates of acceptance; both are updated with
     every token. The caller samples each token as usual, and stops at the first that was not proposed.
@@ -129,6 +129,6 @@ class Speculator:
         return count
 
     def _room(self) -> int:
-        """Return how many proposals fit without an eviction or a rebase, which must happen where they would without."""
+        """Return how many proposals fit before the next eviction or rebase: speculation must not move these."""
         cache = self._feeder.cache
         return min(cache.cache_size - cache.length, cache.position_limit - cache.next_position) - 1

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file in about a second, also with hundreds of thousands of tokens."""
+"""Reads the header of a GGUF file in about a second, even with a vocabulary of hundreds of thousands of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gguf import GGUFValueType
 from transformers import modeling_gguf_pytorch_utils
 
 LONG = 1_000
-"""Length of lists that are not part of a config."""
+"""Lists of at least this length, such as vocabularies, are not part of a config."""
 
 
 class Reader(gguf.GGUFReader):
@@ -90,6 +90,6 @@ _parse: Any = getattr(modeling_gguf_pytorch_utils, "_gguf_parse_value")  # noqa:
 
 
 def _parsed(value: Any, types: Any) -> Any:
-    """Return what transformers makes of a value, which takes a step per byte of a string."""
+    """Return a value as transformers parses it, but decode strings at once instead of byte by byte."""
     is_text = isinstance(types, list) and types[-1] == GGUFValueType.STRING
     return bytes(value).decode() if is_text else _parse(value, types)

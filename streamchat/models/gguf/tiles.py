@@ -52,7 +52,10 @@ class GgufWeights:
     """Types that are not served, whose weights were quantized again to int8."""
 
     def has_tiles(self) -> bool:
-        """Return whether quantized matrices stay quantized: there are some, and no experts, which are merged."""
+        """Return whether the file has quantized matrices that stay quantized.
+
+        They do not if there are quantized experts, whose tensors are merged.
+        """
         quantized = [tensor for tensor in self.tensors if tensor.tensor_type.name not in PLAIN]
         return any(self._is_matrix(tensor) for tensor in quantized) and all(len(t.shape) < 3 for t in quantized)
 
@@ -68,7 +71,7 @@ class GgufWeights:
         return 8 * max(sizes), sum(stored)
 
     def read(self, tensor: Any) -> Iterator[tuple[str, Tensor, Coded | None]]:
-        """Yield the parameter that `tensor` becomes: its name, its tiles or numbers, and what describes the tiles."""
+        """Yield the parameter that `tensor` becomes: its name, its tiles or numbers, and the description of tiles."""
         placed = self._place(tensor) if self._is_matrix(tensor) else None
         if placed is None:
             for name, weights in self.numbers(tensor).items():

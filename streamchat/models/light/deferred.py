@@ -3,8 +3,8 @@
 `import transformers.modeling_utils` runs statements such as `from torch.distributed.tensor import DTensor`, which take
 longer than all of transformers itself, for names that matter only in other programs. Inside `deferring`, such a
 statement gets a stand-in for each name. Whatever uses a stand-in (calls it, reads an attribute, subclasses it, ...)
-loads the real module. As soon as that module is loaded, by a stand-in or by anybody else, all stand-ins for its names
-are replaced by the real objects, in all modules of transformers. Until then no instance of its classes exists, so
+loads the real module. When that module is loaded, for whatever reason, the real objects replace all stand-ins for its
+names in all modules of transformers. Until then no instance of its classes exists, so
 `isinstance` needs no import.
 """
 
@@ -129,13 +129,13 @@ def _replace(stand_in: StandIn) -> None:
 def deferring(modules: frozenset[str], registries: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
     """Defer imports of names from `modules` inside this block, in modules of transformers and on this thread.
 
-    It replaces `__import__` and not a finder, because only `__import__` knows who imports what: for all other code,
-    and after the block, the same statement imports the real module.
+    This replaces `__import__` and adds no finder, because only `__import__` knows the importing module. For all other
+    code, and after the block, the same statement imports the real module.
 
     Args:
         modules: Full names. Those that are imported already are not deferred.
-        registries: Full name of an object -> modules that add themselves to it when they are imported. Its readers get
-            a stand-in, which loads these modules first.
+        registries: Full name of an object -> modules that add entries to it when they are imported. Other modules that
+            import the object get a stand-in, which loads these modules first.
     """
     own: Any = builtins.__import__
 

@@ -1,4 +1,4 @@
-"""Imports transformers, and the code of one model, quickly: without what a chat does not use.
+"""Imports transformers and the code of one model without the parts that a chat does not use, which saves time.
 
 A start spends most of its time on imports. Nothing here changes what transformers can do in this process: see
 `deferred`, `marks` and `structure`. If transformers is imported already, or if anything goes wrong, the usual imports

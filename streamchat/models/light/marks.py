@@ -40,7 +40,7 @@ def postponed_marks(package: str) -> Iterator[None]:
 
 
 class _Marks:
-    """What `torch._dynamo` means until it is imported: the decorators postpone, everything else imports it."""
+    """Replaces `torch._dynamo` until it is imported: decorators are postponed, other attributes import it."""
 
     def __init__(self, package: str) -> None:
         self._package = package
@@ -63,7 +63,7 @@ class _Marks:
     def disable(self, fn: Any = None, recursive: bool = True, **options: Any) -> Any:
         """Return `fn` in a wrapper that imports torch._dynamo when it is called.
 
-        It is the wrapper of torch's own functions, but private; without it, torch._dynamo is imported now.
+        Uses the wrapper of torch's own functions, which is private; if torch lacks it, imports torch._dynamo now.
         """
         if fn is None:  # `@disable(recursive=False)`
             return lambda function: self.disable(function, recursive, **options)

@@ -1,8 +1,8 @@
 """Builds and fills a model on the CPU without `from_pretrained`, for folders that hold exactly its weights.
 
 `from_pretrained` builds a model on the meta device. torch computes some operations there by Python functions, and the
-first call of one imports its compiler (torch._dynamo) and sympy, 0.5 s. On the CPU, weights that nobody initializes are
-memory that nobody touches, and constants such as rotary frequencies get their values at once.
+first call of one imports its compiler (torch._dynamo) and sympy, 0.5 s. On the CPU, weights
+that are not initialized take no physical memory, and constants such as rotary frequencies are computed at once.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def build_skeleton(config: PreTrainedConfig, dtype: torch.dtype, attention: str)
 def read_exactly(
     folder: Path, files: list[Path], config: PreTrainedConfig, dtype: torch.dtype, attention: str
 ) -> PreTrainedModel | None:
-    """Return the model in `folder`; None if only `from_pretrained` can read it, or say what is wrong with it.
+    """Return the model in `folder`, on the CPU; None if it needs `from_pretrained`.
 
-    That is so if its weights must be converted or completed.
+    It does if weights must be converted or are missing, or if reading fails: `from_pretrained` then says why.
 
     Args:
-        folder: With `generation_config.json`, if the model has one.
+        folder: The model folder; `generation_config.json` is optional.
         files: Its safetensors files.
         config: Its configuration.
         dtype: Of the weights.

@@ -1,8 +1,8 @@
-"""Remembers the import structure of transformers.
+"""Caches the import structure of transformers.
 
 `import transformers` reads all files of all its models (2,500 files, 45 MB) to learn which names they define, and
-`import transformers.models` does it again. The result depends only on these files. It is kept in the cache folder, with
-the size and time of every file. If one has changed, or what was kept is damaged, the files are read as usual.
+`import transformers.models` does it again. The result depends only on these files. It is stored in the cache folder
+with the size and time of every file. If a file changed, or the stored result is damaged, the files are read as usual.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Structure = dict[frozenset[str], dict[str, set[str]]]
 
 
 def remember_structure() -> None:
-    """Remember what transformers learns about its files when it is imported, or give it back to it."""
+    """Have the next import of transformers use the cached structure, or cache the one that it reads."""
     when_imported(MODULE, _wrap)
 
 
