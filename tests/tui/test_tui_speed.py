@@ -55,7 +55,9 @@ def frame(pace: FramePace, clock: Clock, cpu: Clock, cost: float, tps: float | N
 
 
 @pytest.mark.parametrize(
-    ("cost", "interval"), [(0.001, FRAME_S), (0.008, 0.008 / SHARE), (0.5, MAX_FAST_FRAME_S)], ids=["cheap", "dear", "most"]
+    ("cost", "interval"),
+    [(0.001, FRAME_S), (0.008, 0.008 / SHARE), (0.5, MAX_FAST_FRAME_S)],
+    ids=["cheap", "dear", "most"],
 )
 def test_expensive_frames_are_rare(cost: float, interval: float) -> None:
     clock, cpu = Clock(), Clock()
