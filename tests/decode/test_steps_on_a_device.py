@@ -1,4 +1,4 @@
-"""The static steps of every family on a simulated device: all tensors are on it, and the logits are those of the CPU."""
+"""The static steps of every family on a simulated device: all tensors are on it; the logits are those of the CPU."""
 
 from __future__ import annotations
 
