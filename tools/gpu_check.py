@@ -5,8 +5,8 @@ a time limit, and writes what each prints to FOLDER. The last lines are a summar
 without network, run `streamchat models fetch default` elsewhere and set STREAMCHAT_HOME.
 
 `--chat` is one of the measurements: a chat of many turns, whose messages have ever new lengths. It prints one JSON
-object: time to first token, speed of decoding, growth of host memory, prefill by chunk size, memory of the recorded
-steps.
+object: time to first token, speed of decoding, growth of host memory, prefill by chunk size, reserved memory. The bytes
+that each recorded step took are on stderr.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import random
 import statistics
 import subprocess
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=200, help="turns of the chat (default: 200)")
     args = parser.parse_args()
     if args.chat:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("streamchat.decode").setLevel(logging.INFO)
         print(json.dumps(measure_chat(load_model(args.model, device=args.device), args.turns)))
         return 0
     everything = steps(args.model, args.device, args.turns)

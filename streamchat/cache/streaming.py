@@ -267,6 +267,15 @@ class StreamingCache(DynamicCache):
             if layer.length > self.length:
                 layer.truncate(self.length)
 
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities in the buffers by 0.
+
+        A recorded step reads free slots, too: their weight is 0, but 0 times NaN is NaN.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self.streaming_layers:
+                layer.replace_not_finite()
+
     def crop_from(self, index: int) -> int:
         """Remove all tokens from log index `index` on, and forget that they were fed; returns how many were cached.
 

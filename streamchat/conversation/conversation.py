@@ -231,7 +231,7 @@ class Conversation:
             else:
                 outcome = generation.feed_reply(reply, encoded.reply)
         except BaseException as error:
-            self.undo()
+            self._undo_failed(error)
             if isinstance(error, Cancelled):
                 return TurnOutcome(number, "", "cancelled", len(prompt), rolled_back=True)
             if is_out_of_memory(error):
@@ -275,6 +275,15 @@ class Conversation:
         record_used(self.model, self.cache)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
+
+    def _undo_failed(self, error: BaseException) -> None:
+        """Undo the running turn; none of its values that are not finite stay in the cache's buffers."""
+        not_finite = isinstance(error, TurnError) and error.failure == "not_finite"
+        if not_finite:
+            self.cache.replace_not_finite()  # before tokens may be prefilled again
+        self.undo()
+        if not_finite:
+            self.cache.replace_not_finite()  # a restored copy may have tokens of the turn
 
     def _new_turn(self, text: str, reply: str | None) -> tuple[TurnRecord, EncodedTurn]:
         """Encode the next turn; return its record and its ids.

@@ -41,36 +41,54 @@ tensor with the result, which the next replay overwrites. It holds no reference 
 class CudaRecorder:
     """See `Record`: records CUDA graphs on `device`.
 
-    They share one memory pool: they never run at the same time, and each result is read before the next replay.
+    They share one memory pool: they never run at the same time, and each result is read before the next replay. All
+    warm-ups and recordings use one stream of `device`: libraries keep a workspace for every stream, and PyTorch's own
+    stream for recordings is on the device that it was first used for.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._stream: Any = None
         self._pool: Any = None
+        self._in_pool = weakref.WeakSet[Run]()
 
     def __call__(self, run: Run) -> Run:
         with torch.cuda.device(self.device):
-            before = torch.cuda.memory_reserved()
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            if self._stream is None:
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             current = torch.cuda.current_stream()
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     run()
-            current.wait_stream(side)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: allow memory queries from other threads during capture
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                result = run()
+            current.wait_stream(self._stream)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # as the recording does: the difference is what the recording takes
+            before = torch.cuda.memory_reserved()
+            replay = self._recorded(run)
             _log.info("a captured step took %d bytes of device memory", torch.cuda.memory_reserved() - before)
+        return replay
+
+    def _recorded(self, run: Run) -> Run:
+        if not self._in_pool:  # PyTorch refuses a pool whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # thread_local: allow memory queries from other threads during capture
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                result = run()
+        except BaseException:
+            # PyTorch leaves the current stream at that of the recording, and may take the pool for one in use
+            torch.cuda.set_stream(current)
+            self._in_pool = weakref.WeakSet()
+            raise
 
         def replay() -> Tensor:
             with torch.cuda.device(self.device):
                 graph.replay()
             return result
 
+        self._in_pool.add(replay)
         return replay
 
 

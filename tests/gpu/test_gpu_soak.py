@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
+from streamchat.base.errors import TurnError
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import assemble
@@ -76,3 +78,24 @@ def test_plans_that_are_kept_for_every_length_would_be_seen(tmp_path: Path) -> N
     leaked = iter(range(0, 10**9, LEAK))
     host, _ = growth(a_chat(tmp_path / "tiny", gpu), gpu, lambda: next(leaked))
     assert host.grows(bound(host))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_turn_whose_values_were_not_finite_does_not_harm_later_ones(
+    layer: int, tmp_path: Path, gpu: TestedGpu
+) -> None:
+    """The steps read free slots with a weight of 0, and 0 times NaN is NaN."""
+    chat = a_chat(tmp_path / "tiny", gpu)
+    for _ in range(3):
+        chat.run_turn("word " * 9, lambda: False)
+        chat.record_steps()
+    weight = chat.model.model.layers[layer].self_attn.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(TurnError, match="NaN"):
+        chat.run_turn("word " * 40, lambda: False)
+    with torch.no_grad():
+        weight.copy_(before)
+    assert chat.run_turn("word " * 9, lambda: False).finish_reason in ("stop", "length")
+    assert chat.model.forward.step.failed == ""

@@ -240,6 +240,11 @@ class StreamingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.base += count
         self._write_prefix(prefix)
 
+    def replace_not_finite(self) -> None:
+        """Replace NaN and infinities in the buffers by 0, also in free slots."""
+        for buffer in self._buffers or ():
+            buffer.nan_to_num_(0.0, 0.0, 0.0)
+
     def rebase(self) -> None:
         """Lower all positions so that they start at 0. O(length), needed once per thousands of tokens."""
         if not self.is_initialized or self.base == 0:

@@ -70,7 +70,7 @@ def read_blocks(model: Any, family: Family = Family()) -> ModelSpec:
         blocks=tuple(
             _block(layer, Place(config, index, rotaries), family, width) for index, layer in enumerate(body.layers)
         ),
-        norm=norm_spec(first_of(body, "norm", "final_layernorm"), width),
+        norm=norm_spec(first_of(body, "norm", "final_layernorm"), width, device=embedding.weight.device),
         head=model.get_output_embeddings(),
         dtype=model.dtype,
         embedding_scale=_embedding_scale(model, embedding, width),
@@ -82,8 +82,9 @@ def read_blocks(model: Any, family: Family = Family()) -> ModelSpec:
 def _block(layer: Any, place: Place, family: Family, width: int) -> BlockSpec:
     parallel = family.parallel(layer)
     names = replace(family.norms, mlp="") if parallel else family.norms
+    device = next(layer.parameters()).device
     input_norm, attention_out, mlp_norm, mlp_out = (
-        norm_spec(getattr(layer, name), width) if name else None
+        norm_spec(getattr(layer, name), width, device=device) if name else None
         for name in (names.input, names.attention_out, names.mlp, names.mlp_out)
     )
     return BlockSpec(

@@ -16,13 +16,14 @@ _DEFAULT_EPS = 1e-5
 """The constant of norms without weights (OLMo)."""
 
 
-def norm_spec(module: Any, width: int, whole: bool = False) -> NormSpec:
+def norm_spec(module: Any, width: int, whole: bool = False, device: torch.device | None = None) -> NormSpec:
     """Return what `module` computes for vectors of `width`.
 
     Args:
         module: A norm of transformers or PyTorch.
         width: Size of the vectors.
         whole: The norm covers all heads of a token together.
+        device: Where a norm without weights of its own is computed; None for the CPU.
 
     Raises:
         UnsupportedPartError: It is neither RMSNorm nor LayerNorm.
@@ -30,7 +31,7 @@ def norm_spec(module: Any, width: int, whole: bool = False) -> NormSpec:
     if isinstance(getattr(module, "norms", None), torch.nn.ModuleList):
         return _norm_per_head(module.norms, width)
     given = getattr(module, "weight", None)
-    like = torch.ones(width) if given is None else given.detach()
+    like = torch.ones(width, device=device) if given is None else given.detach()
     x = _probe(like)
     found = module(x).float()
     for spec in _candidates(module, like.float(), whole, weights=given is not None):

@@ -68,8 +68,8 @@ def separate_attention(attention: Any, place: Place, has_positions: bool = True)
     else:
         layers = (fused,)
         heads, kv_heads = place.config.num_attention_heads, place.config.num_key_value_heads
-    clip = getattr(place.config, "clip_qkv", None)
-    q_norm = _head_norm(first_of(attention, "q_norm", "q_layernorm"), heads, dim)
+    clip, device = getattr(place.config, "clip_qkv", None), next(attention.parameters()).device
+    q_norm = _head_norm(first_of(attention, "q_norm", "q_layernorm"), heads, dim, device)
     if clip is not None and q_norm is not None:
         raise UnsupportedPartError("queries are normalized before they are limited")
     return AttentionSpec(
@@ -81,7 +81,7 @@ def separate_attention(attention: Any, place: Place, has_positions: bool = True)
         scale=float(getattr(attention, "scaling", dim**-0.5)),
         o_proj=first_of(attention, "o_proj", "dense", "out_proj"),
         q_norm=q_norm,
-        k_norm=_head_norm(first_of(attention, "k_norm", "k_layernorm"), kv_heads, dim),
+        k_norm=_head_norm(first_of(attention, "k_norm", "k_layernorm"), kv_heads, dim, device),
         rotary=place.rotaries.index(place.layer_type) if has_positions else None,
         interleaved=place.rotaries.interleaved,
         window=place.window,
@@ -89,13 +89,13 @@ def separate_attention(attention: Any, place: Place, has_positions: bool = True)
     )
 
 
-def _head_norm(module: Any, heads: int, dim: int) -> NormSpec | None:
+def _head_norm(module: Any, heads: int, dim: int, device: torch.device) -> NormSpec | None:
     """Read a norm of queries or keys: of each head, or of all heads together."""
     if module is None:
         return None
     weight = getattr(module, "weight", None)
     whole = weight is not None and weight.ndim == 1 and weight.numel() != dim
-    return norm_spec(module, heads * dim if whole else dim, whole)
+    return norm_spec(module, heads * dim if whole else dim, whole, device)
 
 
 def read_mlp(mlp: Any) -> MlpSpec:
