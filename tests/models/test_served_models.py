@@ -103,7 +103,7 @@ def test_gradients_of_inputs_pass_through_codes(tmp_path: Path) -> None:
 def test_wrong_operands_are_refused_as_by_plain_weights(tmp_path: Path) -> None:
     weight = a_matrix(loaded(tmp_path))
     with pytest.raises(ValueError, match="inputs of 5 columns"):
-        torch.nn.functional.linear(torch.ones(2, 5), weight)
+        torch.nn.functional.linear(torch.ones(2, 5, dtype=torch.bfloat16), weight)
     with pytest.raises(RuntimeError, match="indices"):
         torch.nn.functional.embedding(torch.tensor([1.0]), weight)
     with pytest.raises(IndexError):
