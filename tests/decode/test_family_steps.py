@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from streamchat.cache.arguments import cache_keyword
@@ -27,60 +26,8 @@ from tests.support.captured_prompts import assert_same, feed, recorded
 from tests.support.decode_models import counted
 from tests.support.families import FAMILIES, build, text
 from tests.support.recorded_graphs import RecordedGraphs
+from tests.support.short_path_families import AVAILABLE
 
-COMPILED = (
-    "llama",
-    "llama_linear",
-    "llama_llama3",
-    "llama_dynamic",
-    "llama_yarn",
-    "gpt_neox",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mistral",
-    "mixtral",
-    "mistral_window_16",
-    "mistral_window_64",
-    "ministral3",
-    "starcoder2",
-    "phi",
-    "phi3",
-    "phi3_longrope",
-    "gemma",
-    "gemma2_window_16",
-    "gemma2_window_64",
-    "gemma3_window_16",
-    "gemma3_window_64",
-    "cohere",
-    "cohere2_window_16",
-    "cohere2_window_64",
-    "glm",
-    "glm4",
-    "gptj",
-    "falcon",
-    "falcon_new",
-    "smollm3",
-    "olmo",
-    "olmoe",
-    "olmo2",
-    "olmo3_window_16",
-    "stablelm",
-    "granite",
-    "granitemoe",
-    "granitemoe_shared",
-    "exaone4_window_16",
-    "ernie4_5",
-    "helium",
-    "seed_oss",
-    "arcee",
-    "nemotron",
-)
-"""Families that have a short path of compiled kernels; a family that loses it fails here."""
-# GPT-J has sdpa in newer versions of transformers only, and the short path needs it
-WITHOUT_SDPA = () if transformers.GPTJForCausalLM._supports_sdpa else ("gptj",)
-AVAILABLE = [name for name in COMPILED if FAMILIES[name].available and name not in WITHOUT_SDPA]
 SOME_WINDOWS = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, one norm": ("falcon_new", {"num_ln_in_parallel_attn": 1}),

@@ -12,8 +12,8 @@ from streamchat.decode.families import experts
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.static import Inputs, bind, static_step
 from streamchat.decode.static_prompt import bind_prompt, prompt_step
-from tests.decode.test_family_steps import AVAILABLE
 from tests.support.families import build, text
+from tests.support.short_path_families import AVAILABLE
 from tests.support.simulated_devices import FarTensor, simulated_devices
 
 SLOTS, LENGTH = 24, 4
