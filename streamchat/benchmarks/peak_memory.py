@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -87,25 +89,29 @@ def peak_megabytes(command: Sequence[str], given: bytes = b"") -> float:
     Raises:
         StreamchatError: It failed, or took too long.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=child_processes.environment(STREAMCHAT_SAVE="never"),
-        cwd=child_processes.FOLDER,
-    )
-    try:
-        assert process.stdin is not None
-        process.stdin.write(given)
-        process.stdin.close()
-        peak = _watch(process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-    if process.returncode:
-        raise StreamchatError(f"{' '.join(command[-2:])[-80:]} ended with exit code {process.returncode}")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=child_processes.environment(STREAMCHAT_SAVE="never"),
+            cwd=child_processes.FOLDER,
+        )
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # broken: it failed, and said why
+                pipe.write(given)
+            peak = _watch(process)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if process.returncode:
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()
+            why = said[-1].removeprefix("streamchat: ") if said else " ".join(command[-2:])[-80:]
+            raise StreamchatError(f"a measured process failed (exit code {process.returncode}): {why}")
     return peak / 1e6
 
 

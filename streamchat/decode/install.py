@@ -21,10 +21,10 @@ from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
-from streamchat.decode.native_program import FORMATS
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
+from streamchat.quantization.unpack import FORMATS
 
 # Arguments that a step honors or may ignore; a call with any other argument runs the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}

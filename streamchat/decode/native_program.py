@@ -15,9 +15,6 @@ from torch import Tensor
 from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, MlpSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
     GELU,
     GELU_TANH,
     QUERIES_AT_ONCE,
@@ -39,10 +36,9 @@ from streamchat.kernels.operations import (
     unit_size,
 )
 from streamchat.quantization.linear import QuantizedLinear, joined_bias, quantized_together
+from streamchat.quantization.unpack import FORMATS
 from streamchat.quantization.weights import QuantizedWeight
 
-FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
-"""Number formats of weights, keys and values."""
 FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
 """The activations that the kernels compute."""
 

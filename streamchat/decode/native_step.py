@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from streamchat.base.errors import CacheError
 from streamchat.cache.layers.layer import StreamingLayer
-from streamchat.decode.native_program import FORMATS, FUNCTIONS, Program, Workspace
+from streamchat.decode.native_program import FUNCTIONS, Program, Workspace
 from streamchat.decode.spec import BlockSpec, ExpertsSpec, MlpSpec, ModelSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import MAX_HEAD_DIM, TILE
 from streamchat.quantization.linear import QuantizedLinear, is_linear
+from streamchat.quantization.unpack import FORMATS
 
 QUANTIZED_TOKENS = 256
 """Maximum tokens per call with quantized weights: the size of a chunk of a prompt. The workspace grows with it. The

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from streamchat.kernels.library import Kernels
 from streamchat.models.folder import TILES
 from streamchat.models.light.skeleton import build_skeleton
-from streamchat.models.tile_file import Coded, read_tiles
+from streamchat.models.tile_file import StoredMatrix, read_tiles
 from streamchat.quantization.linear import QuantizedConv1D, QuantizedLinear, is_linear
 from streamchat.quantization.matrix import QuantizedMatrix
 from streamchat.quantization.weights import QuantizedWeight
@@ -99,18 +99,18 @@ def _config(folder: Path) -> Any:
     return library.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
-def _weight(tensor: Tensor, coded: Coded | None, dtype: torch.dtype, kernels: Kernels | None) -> Tensor:
+def _weight(tensor: Tensor, coded: StoredMatrix | None, dtype: torch.dtype, kernels: Kernels | None) -> Tensor:
     if coded is None:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
     return QuantizedMatrix(quantized(tensor, coded, kernels), dtype, coded.transposed)
 
 
-def _native(tensor: Tensor, coded: Coded | None, dtype: torch.dtype) -> Tensor:
+def _native(tensor: Tensor, coded: StoredMatrix | None, dtype: torch.dtype) -> Tensor:
     found = _weight(tensor, coded, dtype, None)
     return found.whole().contiguous() if isinstance(found, QuantizedMatrix) else found
 
 
-def quantized(tiles: Tensor, coded: Coded, kernels: Kernels | None) -> QuantizedWeight:
+def quantized(tiles: Tensor, coded: StoredMatrix, kernels: Kernels | None) -> QuantizedWeight:
     """Return the quantized matrix that `coded` describes."""
     layout: Any = coded.layout
     return QuantizedWeight(layout, tiles, torch.empty(0, dtype=torch.bfloat16), coded.rows, kernels)

@@ -38,7 +38,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class Coded:
+class StoredMatrix:
     """A quantized matrix of the file."""
 
     layout: str
@@ -70,7 +70,7 @@ class TileWriter:
         self._layers: dict[str, dict[str, Any]] = {}
         self._later: dict[str, Tensor] = {}
 
-    def add(self, name: str, tensor: Tensor, coded: Coded | None = None) -> None:
+    def add(self, name: str, tensor: Tensor, coded: StoredMatrix | None = None) -> None:
         """Append a tensor; `coded` describes it if it is tiles."""
         if coded is not None:
             self._layers[name] = asdict(coded)
@@ -107,7 +107,7 @@ class TileWriter:
         self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
 
 
-def read_tiles(path: Path) -> tuple[dict[str, Tensor], dict[str, Coded]]:
+def read_tiles(path: Path) -> tuple[dict[str, Tensor], dict[str, StoredMatrix]]:
     """Return all tensors of the file, mapped into memory, and the descriptions of those that are tiles.
 
     Raises:
@@ -121,7 +121,7 @@ def read_tiles(path: Path) -> tuple[dict[str, Tensor], dict[str, Coded]]:
     return tensors, coded
 
 
-def _check(name: str, tiles: Tensor, coded: Coded) -> None:
+def _check(name: str, tiles: Tensor, coded: StoredMatrix) -> None:
     """Refuse tiles of another size than described: the kernels would read after their end."""
     layout = {str(each): layout for each, layout in LAYOUTS.items()}[coded.layout]
     shape = (-(-coded.rows // TILE), coded.columns // layout.columns, layout.unit_bytes)
@@ -132,6 +132,6 @@ def _check(name: str, tiles: Tensor, coded: Coded) -> None:
         )
 
 
-def described(metadata: Mapping[str, str]) -> dict[str, Coded]:
+def described(metadata: Mapping[str, str]) -> dict[str, StoredMatrix]:
     """Return the quantized matrices that the header of a file describes."""
-    return {name: Coded(**each) for name, each in json.loads(metadata[LAYERS_ENTRY]).items()}
+    return {name: StoredMatrix(**each) for name, each in json.loads(metadata[LAYERS_ENTRY]).items()}

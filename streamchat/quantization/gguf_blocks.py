@@ -17,7 +17,8 @@ from torch import Tensor
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import TILE
 from streamchat.quantization.layouts import LAYOUTS, Coded, LayoutName, tiles
-from streamchat.quantization.weights import CHUNK, QuantizedWeight
+from streamchat.quantization.unpack import rows_together
+from streamchat.quantization.weights import QuantizedWeight
 
 SERVED: Mapping[Type, LayoutName] = {
     Type.Q4_0: "int4",
@@ -52,7 +53,7 @@ def tiles_of_gguf(
         name, read = "int8", _signed_q4_0
     layout = LAYOUTS[name]
     made = torch.empty(-(-rows // TILE), columns // layout.columns, layout.unit_bytes, dtype=torch.uint8)
-    step = max(1, CHUNK // columns // TILE) * TILE
+    step = rows_together(columns)
     for first in range(0, rows, step):
         part = data[first : first + step] if order is None else data[order[first : first + step]]
         blocks = torch.from_numpy(np.array(part)).view(len(part), -1, _block_bytes(kind))

@@ -12,8 +12,14 @@ from streamchat.kernels.operations import BFLOAT16, FLOAT16, FLOAT32, TILE, Matr
 from streamchat.quantization.layouts import Layout, weights_of
 
 FORMATS = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
-CHUNK = 1 << 20
-"""Weights that are dequantized together; their float32 copies fit the caches."""
+"""Number formats of the kernels."""
+WEIGHTS_TOGETHER = 1 << 20
+"""Weights that are converted together; their float32 copies fit the caches."""
+
+
+def rows_together(columns: int) -> int:
+    """Return how many rows of a matrix are converted together: whole tiles, of about `WEIGHTS_TOGETHER` weights."""
+    return max(1, WEIGHTS_TOGETHER // columns // TILE) * TILE
 
 
 def dequantize(
@@ -22,7 +28,7 @@ def dequantize(
     """Return the (rows, columns) weights of tiles; uses all threads."""
     with torch.inference_mode(False):  # the other threads are not in inference mode, and write to it
         out = torch.empty(rows, columns, dtype=dtype)
-    step = max(1, CHUNK // columns // TILE) * TILE
+    step = rows_together(columns)
 
     def fill(first: int) -> None:
         stop = min(first + step, rows)

@@ -22,8 +22,6 @@ from streamchat.quantization.layouts import Kind as Kind
 
 TILE_ROWS = 64
 """Rows of an int4 matrix that stay together in the layouts of all kernels, on any CPU."""
-CHUNK = 1 << 20
-"""Weights that are quantized together; their float32 copies fit the caches."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def quantize(weight: Tensor, kind: Kind, kernels: Kernels | None, *, tiled: bool
     if not can_quantize(kind, rows, columns):
         raise ValueError(f"a matrix of {rows} x {columns} cannot be quantized to {kind}")
     if kernels is not None or tiled:
-        chunks = torch.split(weight, max(1, CHUNK // columns // TILE) * TILE)
+        chunks = torch.split(weight, unpack.rows_together(columns))
         made = torch.cat([_tiles(chunk.float(), kind) for chunk in chunks])
         return QuantizedWeight(kind, made, torch.empty(0, dtype=torch.bfloat16), rows, kernels)
     weight = weight.float().contiguous()

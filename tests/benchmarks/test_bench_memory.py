@@ -32,6 +32,12 @@ def test_a_process_that_fails_or_hangs_ends_the_measurement(monkeypatch: pytest.
         peak_memory.peak_megabytes(child_processes.python("-c", "import time; time.sleep(60)"))
 
 
+def test_a_process_that_ends_before_it_reads_says_why() -> None:
+    code = "import sys; print('streamchat: the model is gone', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(StreamchatError, match=r"\(exit code 3\): the model is gone$"):
+        peak_memory.peak_megabytes(child_processes.python("-c", code), b"x" * 1_000_000)
+
+
 @pytest.mark.slow
 def test_a_chat_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(tiny_llama(max_position_embeddings=4096), tmp_path / "model")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamchat.kernels import build, check
+from streamchat.kernels import build, check, check_attention, check_experts, check_operations
 from streamchat.kernels.check_matrices import MATRICES, random_matrix
 from streamchat.kernels.operations import ATTEND, PRODUCT, STORE, SUPER_32, Matrix
 from tests.support.zig import find_zig
@@ -116,7 +116,8 @@ class Emulated:
     def __init__(self, command: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._command = command
         self._arrays: dict[int, Any] = {}
-        monkeypatch.setattr(check, "_address", self._address)
+        for module in (check, check_attention, check_experts, check_operations):
+            monkeypatch.setattr(module, "address", self._address)
         monkeypatch.setattr(check, "declare", lambda _: None)
 
     def _address(self, array: Any) -> int | None:

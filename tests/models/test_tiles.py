@@ -35,7 +35,7 @@ from streamchat.models.load import load_model
 from streamchat.models.quantize.weight_storage import stored_bytes, stored_tensors
 from streamchat.models.served import build_native, build_served
 from streamchat.models.staging import models_dir, read_manifest
-from streamchat.models.tile_file import ALIGNMENT, Coded, TileWriter, read_tiles
+from streamchat.models.tile_file import ALIGNMENT, StoredMatrix, TileWriter, read_tiles
 from streamchat.quantization.gguf_blocks import SERVED, tiles_of_gguf
 from streamchat.quantization.linear import always_quantized, quantized_layers
 from streamchat.quantization.matrix import QuantizedMatrix
@@ -257,9 +257,9 @@ def test_a_tile_file_is_aligned_mapped_and_read_by_safetensors(tmp_path: Path) -
     }
     with TileWriter(tmp_path / TILES, len(tensors)) as file:
         for name, tensor in tensors.items():
-            file.add(name, tensor, Coded("int8", 48, 64) if name == "a.weight" else None)
+            file.add(name, tensor, StoredMatrix("int8", 48, 64) if name == "a.weight" else None)
     found, coded = read_tiles(tmp_path / TILES)
-    assert coded == {"a.weight": Coded("int8", 48, 64)}
+    assert coded == {"a.weight": StoredMatrix("int8", 48, 64)}
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from streamchat.models.tile_file import Coded
+from streamchat.models.tile_file import StoredMatrix
 from streamchat.quantization.gguf_blocks import SERVED, tiles_of_gguf
 from streamchat.quantization.linear import is_linear
 from streamchat.quantization.weights import QuantizedWeight, can_quantize, quantize
@@ -70,7 +70,7 @@ class GgufWeights:
         ]
         return 8 * max(sizes), sum(stored)
 
-    def read(self, tensor: Any) -> Iterator[tuple[str, Tensor, Coded | None]]:
+    def read(self, tensor: Any) -> Iterator[tuple[str, Tensor, StoredMatrix | None]]:
         """Yield the parameter that `tensor` becomes: its name, its tiles or numbers, and the description of tiles."""
         placed = self._place(tensor) if self._is_matrix(tensor) else None
         if placed is None:
@@ -87,7 +87,7 @@ class GgufWeights:
             self.requantized.add(kind.name)
             weights = self.numbers(tensor)[placed.name]
             made = quantize_tiles(weights.T if placed.transposed else weights)
-        yield placed.name, made.data, Coded(made.layout, made.rows, made.columns, placed.transposed)
+        yield placed.name, made.data, StoredMatrix(made.layout, made.rows, made.columns, placed.transposed)
 
     def numbers(self, tensor: Any) -> dict[str, Tensor]:
         """Return the parameters that `tensor` becomes, in float32 or the 16-bit dtype of the file."""

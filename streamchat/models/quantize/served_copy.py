@@ -29,7 +29,7 @@ from streamchat.models.folder import TILES
 from streamchat.models.plan import LoadPlan
 from streamchat.models.quantize.cpu import FORMAT, remove_copy
 from streamchat.models.staging import ensure, read_manifest
-from streamchat.models.tile_file import Coded, TileWriter
+from streamchat.models.tile_file import StoredMatrix, TileWriter
 from streamchat.quantization.experts import quantized_experts
 from streamchat.quantization.linear import QuantizedConv1D, quantized_layers
 
@@ -106,6 +106,6 @@ def _write(model: Any, folder: Path) -> None:
             if layer is not None:
                 made = layer.quantized
                 is_transposed = isinstance(layer, QuantizedConv1D)
-                file.add(name, made.data, Coded(made.layout, made.rows, made.columns, is_transposed))
+                file.add(name, made.data, StoredMatrix(made.layout, made.rows, made.columns, is_transposed))
             elif name not in model.all_tied_weights_keys:
                 file.add(name, tensor)
