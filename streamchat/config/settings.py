@@ -124,8 +124,8 @@ class Settings:
     )
     weights: Weights = _MODEL.harmless(
         "auto",
-        "Weight precision for decoding: native, int8 or int4 (torchao on a GPU); auto quantizes on a CPU if measured "
-        "perplexity rises by at most 1 %",
+        "Weight precision for decoding: native, int8 or int4 (torchao on a GPU); on a CPU, auto keeps the codes of a "
+        "GGUF file and quantizes other weights if measured perplexity rises by at most 1 %",
         choices=get_args(Weights),
     )
     kernels: Kernels = _MODEL.harmless(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from streamchat.base import paths
-from streamchat.models.light import deferred, libraries, structure, watch
+from streamchat.models.light import deferred, import_hooks, libraries, structure
 from tests.support.models_help import save, tiny_llama, tiny_neox, write_gguf
 from tools.random_gguf import Shape
 from tools.random_gguf import write as random_gguf
@@ -243,7 +243,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in list(sys.modules):
         if name.partition(".")[0] in ("pretend", "slowlib", "outsider"):
             del sys.modules[name]
-    watch._watcher.callbacks.clear()
+    import_hooks._watcher.callbacks.clear()
 
 
 def light(*names: str, registries: Mapping[str, tuple[str, ...]] | None = None) -> list[Any]:
@@ -327,7 +327,7 @@ def test_a_registry_loads_what_fills_it() -> None:
 
 def test_a_watched_module_that_fails_can_be_imported_again(pretend: Path) -> None:
     seen: list[str] = []
-    watch.when_imported("slowlib", lambda module: seen.append(module.__name__))
+    import_hooks.when_imported("slowlib", lambda module: seen.append(module.__name__))
     good = (pretend / "slowlib.py").read_text()
     (pretend / "slowlib.py").write_text("raise ImportError('not yet')\n")
     with pytest.raises(ImportError, match="not yet"):
@@ -335,13 +335,13 @@ def test_a_watched_module_that_fails_can_be_imported_again(pretend: Path) -> Non
     (pretend / "slowlib.py").write_text(good + "# longer, so that no old bytecode is used\n")
     import_module("slowlib")
     assert seen == ["slowlib"]
-    assert watch._watcher not in sys.meta_path
-    watch.when_imported("slowlib", lambda module: seen.append("again"))
+    assert import_hooks._watcher not in sys.meta_path
+    import_hooks.when_imported("slowlib", lambda module: seen.append("again"))
     assert seen == ["slowlib", "again"]
 
 
 def test_the_source_of_a_watched_module_can_be_found(pretend: Path) -> None:
-    watch.when_imported("slowlib", lambda module: None)
+    import_hooks.when_imported("slowlib", lambda module: None)
     found = find_spec("slowlib")
     assert found is not None
     loader: Any = found.loader

@@ -20,7 +20,7 @@ from importlib.util import resolve_name
 from types import ModuleType
 from typing import Any
 
-from streamchat.models.light.watch import when_imported
+from streamchat.models.light.import_hooks import when_imported
 
 PACKAGE = "transformers"
 _state = threading.local()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from streamchat.models.light.watch import when_imported
+from streamchat.models.light.import_hooks import when_imported
 
 COMPILER = "torch._dynamo"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from streamchat.base import paths
 from streamchat.base.atomic_files import read_checked, save_checked
-from streamchat.models.light.watch import when_imported
+from streamchat.models.light.import_hooks import when_imported
 
 MODULE, FUNCTION = "transformers.utils.import_utils", "define_import_structure"
 Structure = dict[frozenset[str], dict[str, set[str]]]
