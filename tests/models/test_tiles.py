@@ -166,7 +166,7 @@ def test_a_chat_loads_no_native_weights_and_decodes_with_the_kernels(tmp_path: P
 def test_a_float32_model_on_tiles_carries_its_positions_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on processors without bfloat16: with rounded products, the measurement of positions would find no rotation."""
+    """As on processors without bfloat16: in large models rounded products would hide how positions are carried."""
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
     write_family(tmp_path / "a.gguf", FAMILIES["llama"], everywhere(Type.Q8_0))
     loaded = load_model(str(tmp_path / "a.gguf"), device="cpu", weights="auto")
@@ -175,6 +175,9 @@ def test_a_float32_model_on_tiles_carries_its_positions_exactly(
     fit = choose_checked_fit(model)
     assert fit.method != "recompute"
     assert fit.error < 1e-5
+    weight = model.model.layers[1].mlp.down_proj.weight
+    x = torch.randn(3, weight.shape[1])
+    assert torch.equal(torch.nn.functional.linear(x, weight), torch.nn.functional.linear(x, weight.clone()))
 
 
 def copies(model: Any) -> list[str]:
