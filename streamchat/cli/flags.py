@@ -77,3 +77,15 @@ def config_file_of(args: argparse.Namespace) -> Path | None:
     """Return the value of `--config`."""
     given = getattr(args, "config_file", None)
     return None if given is None else Path(given)
+
+
+def given_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the flags of settings in `args`, and `--config`, as another process can be given them."""
+    found = [] if (file := config_file_of(args)) is None else [f"--config={file.absolute()}"]
+    for name in setting_fields():
+        value, flag = getattr(args, name, None), loader.flag_of(name)
+        if isinstance(value, bool):
+            found.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None:
+            found.append(f"{flag}={value}")
+    return tuple(found)

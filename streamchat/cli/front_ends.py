@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any, Literal
 
-from streamchat.cli.serve import in_browser
+from streamchat.web.launch import in_browser
 
 FrontEnd = Literal["pipe", "prompt", "app"]
 

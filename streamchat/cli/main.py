@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from streamchat.base import ascii_text
 from streamchat.base.errors import OUT_OF_MEMORY, ExitCode, OutputError, SessionError, StreamchatError
 from streamchat.base.sanitize import one_line, printable
-from streamchat.cli import flags, parser, serve
+from streamchat.cli import flags, old_serve, parser
 from streamchat.cli.front_ends import FrontEnd, choose_front_end
 from streamchat.cli.stdout import drop_output, guarded_output
 from streamchat.frontend import file_access
+from streamchat.web.launch import FILES_REFUSED, in_browser
 
 if TYPE_CHECKING:
     from streamchat.base.events import Event
@@ -118,12 +119,11 @@ def _dispatch(argv: list[str]) -> int:
     if args.command is not None:
         return parser.command(args.command).run(args)
     if args.serve is not None:
-        flags.configuration_of(args)  # report errors here instead of in each tab
-        return serve.serve(serve.without_serve(argv), args.serve_host, args.serve, args.serve_url)
-    if not serve.in_browser(os.environ):
-        serve.refuse_without_serve(args.serve_host, args.serve_url, files=args.serve_files)
-    elif not args.serve_files:
-        file_access.refuse(serve.FILES_REFUSED)
+        return old_serve.run(args)
+    if not in_browser(os.environ):
+        old_serve.refuse_without_serve(args)
+    elif not args.tab_files:
+        file_access.refuse(FILES_REFUSED)
     configuration = flags.configuration_of(args, announce=False)
     return chat(configuration, args.resume)
 
@@ -221,7 +221,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
     session, agreed = None, ""
     if resume is not None:
         session, agreed = resolve_session(resume, configuration, may_ask=front_end != "pipe" and sys.stdin.isatty())
-    elif not serve.in_browser(os.environ):
+    elif not in_browser(os.environ):
         check_model(configuration.settings.model)
     stats = StatsLog(configuration.settings.stats_json) if configuration.settings.stats_json else None
     save = {"always": True, "never": False, "chats": front_end != "pipe"}[configuration.settings.save]
@@ -257,7 +257,7 @@ def chat(configuration: Configuration, resume: str | None = None) -> int:
             metrics.close()
         if stats is not None:
             stats.close()
-    if saved_as is not None and front_end != "pipe" and not serve.in_browser(os.environ):
+    if saved_as is not None and front_end != "pipe" and not in_browser(os.environ):
         if saving_works:
             print_message(f"saved as {saved_as}; resume it with: streamchat --resume {saved_as}")
         else:

@@ -16,11 +16,10 @@ from typing import Any, NoReturn, Protocol, cast
 from streamchat.base.errors import ConfigError
 from streamchat.base.formatting import parse_float, parse_int
 from streamchat.base.suggestions import did_you_mean
-from streamchat.cli import flags
+from streamchat.cli import flags, old_serve
 from streamchat.cli.flags import Subparsers
-from streamchat.cli.serve import add_server_flags
 
-COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
+COMMANDS = ("replay", "monitor", "web", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
 """Modules of `streamchat.commands`, each a `Command`, in help order."""
 
 
@@ -116,12 +115,8 @@ def build_parser(*, with_commands: bool = True) -> tuple[Parser, Subparsers[Pars
         help="resume a saved conversation (default: the last one); ID is an id of `streamchat sessions`, or the "
         "start of one",
     )
-    add_server_flags(parser)
-    parser.add_argument(
-        "--serve-files",
-        action="store_true",
-        help="let the browser access files of this machine: @file, /read, /export FILE, /model FOLDER",
-    )
+    old_serve.add_flags(parser)
+    parser.add_argument("--tab-files", action="store_true", help=argparse.SUPPRESS)  # given by `streamchat web` to tabs
     flags.add_setting_flags(parser)
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", prog="streamchat", parser_class=Parser

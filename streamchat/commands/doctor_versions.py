@@ -24,7 +24,7 @@ PACKAGES = (
 )
 OPTIONAL = {
     "matplotlib": "plots of reports",
-    "textual-serve": "--serve",
+    "textual-serve": "web",
     "torchao": "int8 and int4 weights on a GPU",
     "accelerate": "models sharded over several GPUs",
     "ray": "sweep --ray",

@@ -1,4 +1,4 @@
-"""Whether the user may access files on this machine. In a browser (`--serve`) this requires `--serve-files`."""
+"""Whether the user may access files on this machine. In a browser (`streamchat web`) this requires `--files`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.terminal import guarded_driver, guarded_terminal
 from streamchat.tui.themes import remember_theme, remembered_theme, unknown_theme, user_themes
+from streamchat.web.launch import SESSION_META, in_browser
 
 SWITCH_INTERVAL_S = 0.0001
 """Seconds after which a thread that waits for the GIL requests it from the other one."""
@@ -134,6 +136,10 @@ class StreamchatApp(App[int]):
         match event:
             case ev.ModelReady():
                 self.model_ready()
+            case ev.SessionOpened(session=session):
+                report_session(self._driver, session)
+            case ev.ConversationCleared():
+                report_session(self._driver, None)
             case ev.TurnStarted():
                 self._collections.delay()
             case ev.TurnFinished():
@@ -204,6 +210,12 @@ class StreamchatApp(App[int]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Entries of the command palette."""
         return palette_entries(self, self._chat)
+
+
+def report_session(driver: Driver | None, session: str | None) -> None:
+    """In a browser tab, tell the server the id of the saved session, so that the tab can resume it after a reload."""
+    if in_browser(os.environ) and (write := getattr(driver, "write_meta", None)) is not None:
+        write({"type": SESSION_META, "session": session})
 
 
 @contextmanager

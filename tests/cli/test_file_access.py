@@ -134,7 +134,7 @@ def test_an_export_is_downloaded(refused: Path) -> None:
     ("driver", "arguments", "allowed"),
     [
         ("textual.drivers.web_driver:WebDriver", [], False),
-        ("textual.drivers.web_driver:WebDriver", ["--serve-files"], True),
+        ("textual.drivers.web_driver:WebDriver", ["--tab-files"], True),
         ("", [], True),
     ],
 )

@@ -1,4 +1,4 @@
-"""`streamchat --serve` in a process of its own, spoken to as a browser does."""
+"""`streamchat web` in a process of its own, spoken to as a browser does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from streamchat.cli.serve import HOST
+from streamchat.web.launch import HOST
 
 aiohttp = pytest.importorskip("aiohttp")
 CONTROLS = re.compile(r"\x1b\[[^a-zA-Z]*[a-zA-Z]")
@@ -29,9 +29,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(*arguments: str, **environment: str) -> Iterator[str]:
-    """`streamchat --serve` in a process of its own; the address that it printed."""
+    """`streamchat web` in a process of its own; the address that it printed."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "streamchat", "--serve", str(port), *arguments]
+    command = [sys.executable, "-P", "-m", "streamchat", "web", "--port", str(port), *arguments]
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}, text=True
     )

@@ -1,24 +1,25 @@
-"""`--serve` answers its own page with its token, and nobody else: no other page, name, user or program."""
+"""`streamchat web` answers its own page with its token, and nobody else: no other page, name, user or program."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from streamchat.base.errors import ConfigError
 from streamchat.cli import main as cli
-from streamchat.cli.serve_gate import Gate, checked_url, host_name
+from streamchat.web.gate import Gate, checked_url, host_name
 
 pytest.importorskip("textual_serve")
 
 from aiohttp.test_utils import TestClient, TestServer
-from textual_serve import server as textual_server
 
-from streamchat.cli.serve_server import GuardedServer
+from streamchat.web import server as web_server
+from streamchat.web.launch import Served, tab_command
+from streamchat.web.server import WebServer
 
 PORT = 8000
 HERE = f"127.0.0.1:{PORT}"
@@ -30,8 +31,10 @@ started: list[str] = []
 class Tab:
     """In the place of a tab's process."""
 
-    def __init__(self, command: str, **_: Any) -> None:
-        self.command = command
+    has_drawn = True
+
+    def __init__(self, command: str, on_session: Callable[[str | None], None], **_: Any) -> None:
+        self.command, self.on_session = command, on_session
 
     async def start(self, width: int, height: int) -> None:
         started.append(self.command)
@@ -43,12 +46,12 @@ class Tab:
 @pytest.fixture(autouse=True)
 def _tabs(monkeypatch: pytest.MonkeyPatch) -> None:
     started.clear()
-    monkeypatch.setattr(textual_server, "AppService", Tab)
+    monkeypatch.setattr(web_server, "Tab", Tab)
 
 
 @contextlib.asynccontextmanager
 async def client_of(gate: Gate) -> AsyncIterator[TestClient[Any, Any]]:
-    app = await GuardedServer("the command", gate)._make_app()
+    app = await WebServer(Served(("--cache-size=64",)), gate)._make_app()
     async with TestClient(TestServer(app)) as client:
         yield client
 
@@ -87,7 +90,9 @@ async def test_the_address_opens_the_page_and_the_page_everything_else() -> None
         async with client.get("/?fontsize=20", headers=with_token(gate)) as answer:
             page = await answer.text()
             assert answer.headers["Referrer-Policy"] == "same-origin"
-            assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
         assert f'data-session-websocket-url="ws://{HERE}/ws"' in page
         assert f'src="http://{HERE}/static/js/textual.js"' in page
         assert 'data-font-size="20"' in page
@@ -96,7 +101,7 @@ async def test_the_address_opens_the_page_and_the_page_everything_else() -> None
         assert await status(client, "/download/0", with_token(gate)) == 404
         assert await status(client, "/ws", with_token(gate) | handshake()) == 101
         assert await status(client, "/ws", with_token(gate) | handshake(None)) == 101  # no browser
-    assert started == ["the command"] * 2
+    assert started == [tab_command(Served(("--cache-size=64",)), None)] * 2
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -230,7 +235,7 @@ def test_the_address_that_browsers_use_is_checked(capsys: pytest.CaptureFixture[
         "https://a:x",
         "https://a b",
     ):
-        with pytest.raises(ConfigError, match="--serve-url"):
+        with pytest.raises(ConfigError, match="--url"):
             checked_url(bad)
-    assert cli.main(["--serve", "--serve-url", "chat.example.org"]) == 2
-    assert "--serve-url chat.example.org: must be an address without a path" in capsys.readouterr().err
+    assert cli.main(["web", "--url", "chat.example.org"]) == 2
+    assert "--url chat.example.org: must be an address without a path" in capsys.readouterr().err

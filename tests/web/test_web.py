@@ -1,18 +1,20 @@
-"""`--serve`: the app through textual-serve, spoken to as a browser does."""
+"""`streamchat web`: the app through textual-serve, spoken to as a browser does."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from streamchat.cli import flags, old_serve, parser
 from streamchat.cli import main as cli
 from streamchat.cli.front_ends import choose_front_end
-from streamchat.cli.serve import HOST, without_serve
+from streamchat.web.launch import HOST, Served, tab_command
 from tests.support.models_help import save, tiny_llama
 from tests.support.served_page import served, talk
 
@@ -60,7 +62,7 @@ def test_who_has_the_page_uses_no_file_of_the_machine(tmp_path: Path, secret: Pa
 def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
     """Relative names are those of the folder where the server was started."""
     os.chdir(tmp_path)
-    with served(*model(tmp_path), "--serve-files") as address:
+    with served(*model(tmp_path), "--files") as address:
         asyncio.run(
             talk(
                 address,
@@ -73,17 +75,31 @@ def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
     assert "quetzal" in (tmp_path / "new.md").read_text()
 
 
-def test_what_each_tab_is_given() -> None:
-    for argv, rest in (
-        (["--serve"], []),
-        (["--serve", "9000", "--cache-size", "64"], ["--cache-size", "64"]),
-        (["--cache-size", "64", "--serve"], ["--cache-size", "64"]),
-        (["--serve=9000", "--serve-host", "0.0.0.0", "--plain"], ["--plain"]),
-        (["--serve", "--resume", "last"], ["--resume", "last"]),
-        (["--serve-url", "http://a", "--serve", "--serve-files"], ["--serve-files"]),
-        (["--serve-url=http://a", "--serve"], []),
-    ):
-        assert without_serve(argv) == rest
+@pytest.mark.parametrize(
+    ("argv", "rest"),
+    [
+        ([], ()),
+        (["--port", "9000", "--cache-size", "64"], ("--cache-size=64",)),
+        (["--host=0.0.0.0", "--theme", "a b", "--no-history"], ("--theme=a b", "--no-history")),
+        (["--url", "http://a", "--files", "--temperature=-1"], ("--temperature=-1",)),
+    ],
+)
+def test_what_each_tab_is_given(argv: list[str], rest: tuple[str, ...]) -> None:
+    args = parser.parse(["web", *argv])
+    given = flags.given_flags(args)
+    assert sorted(given) == sorted(rest)
+    again = parser.parse(given)
+    assert all(getattr(args, name) == getattr(again, name) for name in ("cache_size", "theme") if name in args)
+    tab = shlex.split(tab_command(Served(given, files=args.files), "abc123"))
+    assert ("--tab-files" in tab) == args.files
+    assert tab[-1] == "--resume=abc123"
+    assert set(given) <= set(tab)
+
+
+def test_a_configuration_file_is_found_from_the_folder_of_the_tab(tmp_path: Path) -> None:
+    os.chdir(tmp_path)
+    args = parser.parse(["web", "--config", "mine.toml"])
+    assert flags.given_flags(args) == (f"--config={tmp_path / 'mine.toml'}",)
 
 
 def test_what_cannot_be_served_is_one_sentence(
@@ -93,18 +109,36 @@ def test_what_cannot_be_served_is_one_sentence(
         taken.bind((HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert cli.main(["--serve", str(port)]) == 2
+        assert cli.main(["web", "--port", str(port)]) == 2
     assert "cannot be opened (Address already in use); choose another port" in capsys.readouterr().err
-    assert cli.main(["--serve", "0"]) == 2
-    assert "--serve 0: the port must be from 1 to 65535" in capsys.readouterr().err
+    assert cli.main(["web", "--port", "0"]) == 2
+    assert "--port 0: the port must be from 1 to 65535" in capsys.readouterr().err
+    assert cli.main(["web", "--cache-size", "many"]) == 2
+    assert "cache_size must be" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "streamchat.web.server", None)
+    assert cli.main(["web"]) == 2
+    assert "web needs textual-serve; install it with: pip install textual-serve" in capsys.readouterr().err
+
+
+def test_the_old_flags_say_the_command_and_do_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Served] = []
+
+    def serve(each: Served) -> int:
+        served.append(each)
+        return 0
+
+    monkeypatch.setattr(old_serve, "serve", serve)
+    assert cli.main(["--serve=9000", "--serve-host", "0.0.0.0", "--serve-files", "--cache-size", "64"]) == 0
+    assert served == [Served(("--cache-size=64",), "0.0.0.0", 9000, files=True)]
+    assert capsys.readouterr().err == (
+        "streamchat: --serve is now `streamchat web`; the next release removes the flag\n"
+    )
     for flag in (["--serve-host", "0.0.0.0"], ["--serve-url", "http://a"], ["--serve-files"]):
         assert cli.main(flag) == 2
-        assert f"{flag[0]} has no effect without --serve" in capsys.readouterr().err
-    assert cli.main(["--serve", "9000", "--cache-size", "many"]) == 2
-    assert "cache_size must be" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "streamchat.cli.serve_server", None)
-    assert cli.main(["--serve"]) == 2
-    assert "--serve needs textual-serve; install it with: pip install textual-serve" in capsys.readouterr().err
+        new = flag[0].replace("serve-", "")
+        assert f"{flag[0]} has no effect without --serve; use `streamchat web {new}`" in capsys.readouterr().err
 
 
 def test_a_tab_is_an_app_though_its_ends_are_pipes() -> None:

@@ -1,4 +1,4 @@
-"""Access control of `--serve`: requests need an expected host name, the origin of the page itself, and the token.
+"""Access control of `streamchat web`: requests need an expected host name, the origin of the page, and the token.
 
 The host name is checked because a hostile page can point its own name to this machine (DNS rebinding), the origin
 because any page can open a WebSocket to it, and the token because other users and programs can too.
@@ -50,7 +50,7 @@ class Gate:
         if len(hosts) != 1 or (name := host_name(hosts[0])) is None or not self._is_expected(name):
             return (
                 "unknown host name in the request; open the address that the server printed, or start it with "
-                "--serve-url and the address that you use"
+                "--url and the address that you use"
             )
         if origin is not None and origin.lower() not in (f"{kind}://{hosts[0].lower()}" for kind in ("http", "https")):
             return "the request comes from another page"
@@ -82,7 +82,7 @@ class Gate:
 
 
 def checked_url(text: str) -> str:
-    """Check the value of `--serve-url` and return it without a trailing slash.
+    """Check the value of `--url` and return it without a trailing slash.
 
     Raises:
         ConfigError: It is neither `http://NAME[:PORT]` nor `https://NAME[:PORT]`.
@@ -94,7 +94,7 @@ def checked_url(text: str) -> str:
         parts, port = urlsplit(""), None
     whole = parts.hostname and f"{parts.scheme}://{_bracketed(parts.hostname)}" + (f":{port}" if port else "")
     if parts.scheme not in ("http", "https") or text.lower().rstrip("/") != whole or host_name(parts.netloc) is None:
-        raise ConfigError(f"--serve-url {text}: must be an address without a path, such as https://chat.example.org")
+        raise ConfigError(f"--url {text}: must be an address without a path, such as https://chat.example.org")
     return text.lower().rstrip("/")
 
 

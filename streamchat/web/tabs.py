@@ -1,0 +1,122 @@
+"""The tabs of the browser: each runs the app in a process of its own, and finds its conversation again after a reload.
+
+A page keeps a key for its tab. The process reports the id of its saved session (`SESSION_META`), which is stored under
+that key, so that the next process of the tab can resume it, also after a restart of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from textual_serve.app_service import AppService
+
+from streamchat.base import paths
+from streamchat.base.atomic_files import read_json, save_result
+from streamchat.web.launch import SESSION_META
+
+KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+"""What a page may give as the key of its tab."""
+MAX_KNOWN = 256
+"""Tabs whose conversations are remembered; the oldest are forgotten."""
+
+
+class Tab(AppService):
+    """The process of a tab.
+
+    Args:
+        command: Shell command that runs the app.
+        on_session: Called with the id of the saved session, or None when the conversation has none (any more).
+        rest: Passed on to `AppService`.
+    """
+
+    def __init__(self, command: str, on_session: Callable[[str | None], None], **rest: Any) -> None:
+        super().__init__(command, **rest)
+        self._on_session = on_session
+        self.has_drawn = False
+        """Whether the app has started."""
+
+    async def run(self) -> None:
+        """Run the process, then close the connection of the page."""
+        await super().run()
+        await self.remote_close()
+
+    async def on_data(self, payload: bytes) -> None:
+        """Pass on what the app draws."""
+        self.has_drawn = True
+        await super().on_data(payload)
+
+    async def on_meta(self, data: bytes) -> None:
+        """Handle a message of the app to the server or the page."""
+        message = json.loads(data)
+        if message.get("type") == SESSION_META:
+            self._on_session(message["session"])
+        else:
+            await super().on_meta(data)
+
+
+@dataclass
+class _Use:
+    """A connection that uses a key."""
+
+    close: Callable[[], Awaitable[Any]]
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class KnownTabs:
+    """Which session each tab had; kept in a file.
+
+    Args:
+        file: Written when a tab's session changes.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        kept = read_json(file)
+        self._sessions = {key: each for key, each in kept.items() if KEY.fullmatch(key) and isinstance(each, str)}
+        self._uses: dict[str, _Use] = {}
+
+    def session(self, key: str) -> str | None:
+        """Return the session of a tab; None if it had none."""
+        return self._sessions.get(key)
+
+    def remember(self, key: str, session: str | None) -> None:
+        """Store the session of a tab; None forgets it."""
+        if not key or self._sessions.get(key) == session:
+            return
+        self._sessions.pop(key, None)
+        if session is not None:
+            self._sessions[key] = session
+        while len(self._sessions) > MAX_KNOWN:
+            del self._sessions[next(iter(self._sessions))]
+        paths.private_dir(self._file.parent)
+        save_result(self._file, dict(self._sessions), "the sessions of browser tabs")
+
+    @asynccontextmanager
+    async def use(self, key: str, close: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+        """Context manager: use `key` alone; another connection with the same key is closed first, and waited for.
+
+        A reload comes before the server has seen the old page go, and a copied tab has the key of its original.
+
+        Args:
+            key: '' shares nothing.
+            close: Closes the connection of the caller.
+        """
+        mine = _Use(close)
+        while key and (other := self._uses.get(key)) is not None:
+            await other.close()
+            await other.ended.wait()
+        if key:
+            self._uses[key] = mine
+        try:
+            yield
+        finally:
+            if key:
+                del self._uses[key]
+            mine.ended.set()
