@@ -7,7 +7,8 @@ import sys
 
 from streamchat.base.errors import ConfigError
 from streamchat.cli import flags
-from streamchat.web.launch import HOST, PORT, Served, serve
+from streamchat.web.launch import HOST, PORT, Served
+from streamchat.web.serve import serve
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

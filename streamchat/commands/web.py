@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from streamchat.cli import flags
-from streamchat.web.launch import HOST, PORT, Served, serve
+from streamchat.web.launch import HOST, PORT, Served
+from streamchat.web.serve import serve
 
 HELP = "serve the app to a browser"
 DESCRIPTION = (

@@ -1,17 +1,14 @@
-"""Starts the server of `streamchat web`, and the processes of its tabs. Needs textual-serve only to serve."""
+"""What the server of `streamchat web` and the processes of its tabs must agree on. Cheap to import."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streamchat.base import child_processes
-from streamchat.base.errors import ConfigError, ExitCode, reason_of
 
 HOST = "127.0.0.1"
 """This machine only by default: whoever opens the page can use the model and read the chats."""
@@ -44,30 +41,6 @@ class Served:
     """The session of the first tab that has none: 'last', or the start of an id."""
 
 
-def serve(served: Served) -> int:
-    """Serve until Ctrl+C and return the exit code.
-
-    Raises:
-        ConfigError: textual-serve is not installed, the port cannot be opened, or `url` is not a valid address.
-    """
-    from streamchat.web.gate import Gate, checked_url
-
-    try:
-        from streamchat.web.server import WebServer
-    except ImportError:
-        raise ConfigError("web needs textual-serve; install it with: pip install textual-serve") from None
-    if not 1 <= served.port <= 65535:
-        raise ConfigError(f"--port {served.port}: the port must be from 1 to 65535")
-    gate = Gate(served.host, served.port, checked_url(served.url) if served.url else "")
-    _check_port(served.host, served.port)
-    for address in gate.addresses():
-        print(f"streamchat: {address}/?token={gate.token}", file=sys.stderr)
-    print("streamchat: anyone with this address can use it; press Ctrl+C to stop", file=sys.stderr, flush=True)
-    with child_processes.safe_environment():
-        WebServer(served, gate).serve()
-    return ExitCode.OK
-
-
 def tab_command(served: Served, session: str | None) -> str:
     """Return the shell command of a tab: it starts in our own folder, then changes to the current one.
 
@@ -84,14 +57,3 @@ def tab_command(served: Served, session: str | None) -> str:
 def in_browser(environ: Mapping[str, str]) -> bool:
     """Whether this process is a browser tab."""
     return WEB_DRIVER in environ.get("TEXTUAL_DRIVER", "")
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"--port {port}: http://{host}:{port} cannot be opened ({reason_of(error)}); choose another port"
-            ) from error
