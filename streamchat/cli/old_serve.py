@@ -8,7 +8,6 @@ import sys
 from streamchat.base.errors import ConfigError
 from streamchat.cli import flags
 from streamchat.web.launch import HOST, PORT, Served
-from streamchat.web.serve import serve
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Say the new command, and run it."""
+    from streamchat.web.serve import serve  # deferred: no other start needs it
+
     flags.configuration_of(args)
     print("streamchat: --serve is now `streamchat web`; the next release removes the flag", file=sys.stderr)
     return serve(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from streamchat.cli import flags, old_serve, parser
+from streamchat.cli import flags, parser
 from streamchat.cli import main as cli
 from streamchat.cli.front_ends import choose_front_end
+from streamchat.web import serve as web_serve
 from streamchat.web.launch import HOST, Served, tab_command
 from tests.support.models_help import save, tiny_llama
 from tests.support.served_page import served, talk
@@ -129,7 +130,7 @@ def test_the_old_flags_say_the_command_and_do_the_same(
         served.append(each)
         return 0
 
-    monkeypatch.setattr(old_serve, "serve", serve)
+    monkeypatch.setattr(web_serve, "serve", serve)
     assert cli.main(["--serve=9000", "--serve-host", "0.0.0.0", "--serve-files", "--cache-size", "64"]) == 0
     assert served == [Served(("--cache-size=64",), "0.0.0.0", 9000, files=True)]
     assert capsys.readouterr().err == (
