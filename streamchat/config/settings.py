@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from streamchat.base.eviction_policies import DEFAULT_POLICY, POLICIES, RENAMED_POLICIES, describe_policies
+from streamchat.config.template_args import NONE
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
@@ -49,11 +50,17 @@ class Spec:
     metavar: str = ""
     live: bool = False
     """Whether `/set` may change it during a chat."""
+    is_table: bool = False
+    """The value is the text of a JSON object, and sources are merged by name; see `streamchat.config.template_args`."""
+    flag: str = ""
+    """The flag on the command line, if it is not the name of the setting."""
 
     def legal(self) -> str:
         """Describe the legal values, for messages and comments."""
         if self.choices:
             return "one of " + ", ".join(self.words)
+        if self.is_table:
+            return "a table of names and values"
         parts = []
         if self.minimum is not None:
             parts.append(f"{'above' if self.above_minimum else 'at least'} {_number(self.minimum)}")
@@ -213,6 +220,14 @@ class Settings:
         "Format of turns: the model's chat template, or plain 'User:' / 'Assistant:' lines; auto uses the template if "
         "the model has one",
         choices=get_args(Format),
+    )
+    template_args: str = _CHAT.harmless(
+        NONE,
+        "Arguments for the model's chat template, as in enable_thinking=false; values are JSON, else text",
+        metavar="NAME=VALUE",
+        flag="--template-arg",
+        is_table=True,
+        live=True,
     )
 
     save: Save = _SESSIONS.sensitive(

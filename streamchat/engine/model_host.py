@@ -14,7 +14,7 @@ from streamchat.base.progress import Progress
 from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Load, StartedConversation, assemble
+from streamchat.conversation.assemble import Load, StartedConversation, assemble, format_from_settings
 from streamchat.sessions.archive import Archive
 from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
 from streamchat.telemetry.memory import free_unused
@@ -148,15 +148,13 @@ class ModelHost:
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
         """Clear the conversation; its session stays saved."""
-        from streamchat.conversation.template.format import choose_format
-
         conversation, settings = self.active.conversation, self.settings
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
         before = conversation.encoder.format
         self._archive.flush_and_snapshot(self.started)
         try:
-            chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
+            chat_format = format_from_settings(conversation.tokenizer, settings)
             conversation.start_over(chat_format)
         except ConfigError as error:
             self._emit(ev.Notice(f"Nothing has changed: {error}", "error"))
@@ -179,10 +177,32 @@ class ModelHost:
         value = check_value(name, value, "/set")
         conversation = self.active.conversation
         change: dict[str, Any] = {name: value}
-        self.settings = conversation.settings = replace(self.settings, **change)
+        settings = replace(self.settings, **change)
+        if name == "template_args":
+            self._change_template(settings)
+        self.settings = conversation.settings = settings
         if name == "seed":
             conversation.reseed()
         self._emit(ev.SettingChanged(name, value))
+
+    def _change_template(self, settings: Settings) -> None:
+        """Write later turns with the template arguments of `settings`; a conversation without turns may start over.
+
+        Raises:
+            ConfigError: They cannot be used. Nothing has changed then.
+        """
+        conversation = self.active.conversation
+        before = conversation.encoder.format
+        chat_format = format_from_settings(conversation.tokenizer, settings, before.moment)
+        if chat_format.name != before.name:
+            raise ConfigError(f"the template arguments cannot be used: {chat_format.notes[0]}")
+        if conversation.change_format(chat_format):
+            conversation.settings = self.settings = settings
+            self._archive.start(self.active)
+            self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
+        for note in conversation.encoder.format.notes:
+            if note not in before.notes:
+                self._emit(ev.Notice(note))
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
         """Close the current session, which stays saved, and resume another one.

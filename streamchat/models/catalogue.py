@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from streamchat.base import suggestions
 
 DEFAULT = "default"
@@ -33,6 +35,19 @@ ALIASES: dict[str, str] = {
     "olmo2-1b": "allenai/OLMo-2-0425-1B-Instruct",
 }
 """Alias -> Hub id."""
+
+TEMPLATE_ARGS: dict[str, dict[str, Any]] = {
+    # These models reason for longer than a reply may be (`max_new_tokens`) unless they are told not to.
+    "Qwen/Qwen3-0.6B": {"enable_thinking": False},
+    "Qwen/Qwen3-1.7B": {"enable_thinking": False},
+}
+"""Hub id -> arguments that the model's chat template gets unless the user gives others."""
+
+
+def template_args(name: str) -> dict[str, Any]:
+    """Return the arguments that the chat template of the model `name`, an alias or a Hub id, gets by default."""
+    known = {hub_id.lower(): arguments for hub_id, arguments in TEMPLATE_ARGS.items()}
+    return dict(known.get((lookup(name) or name).lower(), {}))
 
 
 def lookup(name: str) -> str | None:
