@@ -119,13 +119,15 @@ class Marks:
         return (self.system, *self.users, *self.replies)
 
 
+def new_mark(length: int) -> str:
+    """Return a mark of `2 * length + 2` letters and digits."""
+    return f"q{secrets.token_hex(length)}q"
+
+
 def new_marks(length: int) -> Marks:
     """Return marks of `2 * length + 2` letters and digits for conversations of four turns."""
-
-    def mark() -> str:
-        return f"q{secrets.token_hex(length)}q"
-
-    return Marks(mark(), tuple(mark() for _ in range(4)), tuple(mark() for _ in range(4)))
+    users, replies = (tuple(new_mark(length) for _ in range(4)) for _ in range(2))
+    return Marks(new_mark(length), users, replies)
 
 
 def _answers(source: str, moment: datetime) -> dict[str, str]:
