@@ -99,9 +99,9 @@ def format_from_settings(tokenizer: Any, settings: Settings, moment: datetime | 
         ConfigError: 'template' was requested and the model has no usable template.
     """
     from streamchat.conversation.template.format import choose_format
-    from streamchat.models.catalogue import template_args
+    from streamchat.models.catalogue import template_args_of
 
-    given, defaults = from_text(settings.template_args), template_args(settings.model)
+    given, defaults = from_text(settings.template_args), template_args_of(settings.model)
     return choose_format(tokenizer, settings.chat_format, settings.system_prompt, given, defaults, moment)
 
 

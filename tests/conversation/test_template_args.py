@@ -147,10 +147,12 @@ def test_reasoning_is_read_as_the_new_arguments_open_it() -> None:
 
 
 def test_the_catalogue_has_arguments_for_some_models() -> None:
-    assert catalogue.template_args("qwen3-0.6b") == {"enable_thinking": False}
-    assert catalogue.template_args("qwen/QWEN3-1.7B") == {"enable_thinking": False}
-    assert catalogue.template_args("smollm2") == {}
-    assert all(name in catalogue.ALIASES.values() for name in catalogue.TEMPLATE_ARGS)
+    assert catalogue.template_args_of("qwen3-0.6b") == {"enable_thinking": False}
+    assert catalogue.template_args_of("qwen/QWEN3-1.7B") == {"enable_thinking": False}
+    assert catalogue.template_args_of("/models/Qwen3-0.6B-Q4_K_M.gguf") == {"enable_thinking": False}
+    assert catalogue.template_args_of("smollm2") == {}
+    known = {hub_id.rpartition("/")[2] for hub_id in catalogue.ALIASES.values()}
+    assert known >= set(catalogue.TEMPLATE_ARGS)
 
     def arguments(template: str, **settings: Any) -> dict[str, Any]:
         chosen = format_from_settings(toy.toy_tokenizer(template), Settings(model="qwen3-0.6b", **settings))
