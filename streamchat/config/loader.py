@@ -96,6 +96,12 @@ class Configuration:
         """Return the configuration with another origin of the setting `name`, which counts as given from now on."""
         return replace(self, origins={**self.origins, name: origin})
 
+    def without(self, name: str) -> Configuration:
+        """Return the configuration with the default of the setting `name`."""
+        origins = {key: origin for key, origin in self.origins.items() if key.partition(".")[0] != name}
+        default: dict[str, Any] = {name: default_of(name)}
+        return replace(self, settings=replace(self.settings, **default), origins=origins)
+
     def advised_by(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Configuration:
         """Return the configuration for a model: what the user did not give is the model's advice, or the default.
 
@@ -279,6 +285,14 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{origin}num_sink_tokens = {sinks} does not fit into cache_size = {budget}{other}; it must be from 0 to "
             f"{budget - 1}"
         )
+
+
+def check_file(file: Path, values: Mapping[str, Any]) -> None:
+    """Check all values of a file, on their own and together; raises ConfigError."""
+    given = effective_values(values, file)
+    origins = dict.fromkeys(given, str(file))
+    _refuse_two_budgets(given, origins)
+    _check_together(Settings(**given), origins)
 
 
 def effective_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:

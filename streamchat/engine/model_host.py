@@ -189,16 +189,30 @@ class ModelHost:
             ConfigError: The setting or the value is not allowed.
         """
         check_live(name)
-        value = check_value(name, value, "/set")
-        change: dict[str, Any] = {name: value}
-        settings = replace(self.settings, **change)
+        change: dict[str, Any] = {name: check_value(name, value, "/set")}
+        changed = replace(self._configuration, settings=replace(self.settings, **change))
+        self._change(name, changed.with_origin(name, "/set"))
+
+    def reset_option(self, name: str) -> None:
+        """Set a live setting to its default, or to what the model's makers advise.
+
+        Raises:
+            ConfigError: The setting cannot change during a chat.
+        """
+        check_live(name)
+        assert self._loaded is not None
+        advice = self._loaded.advice
+        self._change(name, self._configuration.without(name).advised_by(advice.values, advice.origins))
+
+    def _change(self, name: str, configuration: Configuration) -> None:
+        """Use `configuration`, which differs in the setting `name` only."""
         if name == "template_args":
-            self._change_template(settings)
-        self._use(settings)
-        self._configuration = self._configuration.with_origin(name, "/set")
+            self._change_template(configuration.settings)
+        self._use(configuration.settings)
+        self._configuration = configuration
         if name == "seed":
             self.active.conversation.reseed()
-        self._emit(ev.SettingChanged(name, value))
+        self._emit(ev.SettingChanged(name, getattr(configuration.settings, name)))
 
     def _change_template(self, settings: Settings) -> None:
         """Write later turns with the template arguments of `settings`; a conversation without turns may start over.

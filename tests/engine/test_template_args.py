@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamchat.base import events as ev
-from streamchat.base.requests import Clear, OpenSession, SetOption, Undo
+from streamchat.base.requests import Clear, OpenSession, ResetOption, SetOption, Undo
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.models.sampling import SamplingAdvice
 from streamchat.sessions.settings import resumed_configuration
 from streamchat.store.store import Store
 from tests.support import toy_tokenizer as toy
@@ -157,3 +159,22 @@ def test_undo_and_another_session_go_on_with_the_arguments(tmp_path: Path) -> No
         chat.engine.send(OpenSession(session))
         chat.wait(ev.ConversationResumed)
         assert chat.engine.settings.template_args == OFF
+
+
+def test_a_reset_brings_back_the_default_or_the_advice_of_the_model() -> None:
+    advice = SamplingAdvice({"temperature": 0.2}, {"temperature": "the catalogue"})
+    with running(lambda *_: replace(load(), advice=advice), max_new_tokens=8, template_args=OFF) as chat:
+        chat.wait(ev.ModelReady)
+        for name, value in (("temperature", 0.9), ("top_k", 5)):
+            chat.engine.send(SetOption(name, value))
+            chat.engine.send(ResetOption(name))
+        chat.engine.send(ResetOption("template_args"))
+        chat.engine.send(ResetOption("cache_size"))
+        chat.wait(ev.SettingChanged, 5)
+        chat.turn("one")
+        assert "cache_size cannot change during a chat" in chat.of(ev.Notice)[-1].text
+        assert [(e.name, e.value) for e in chat.of(ev.SettingChanged)] == [
+            ("temperature", 0.9), ("temperature", 0.2), ("top_k", 5), ("top_k", 0), ("template_args", "{}"),
+        ]  # fmt: skip
+        assert (chat.engine.origin("temperature"), chat.engine.origin("top_k")) == ("the catalogue", "the default")
+        assert CLOSED not in fed_text(chat)

@@ -24,7 +24,7 @@ from typing import Any, assert_never
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
-from streamchat.config.settings import Settings
+from streamchat.config.settings import Settings, default_of
 from tests.support.scripted_cache import ScriptedCache
 
 HEADER_TOKENS = 4
@@ -170,6 +170,11 @@ class ScriptedEngine:
             case rq.SetOption(name, value):
                 changed: dict[str, Any] = {name: value}
                 self._settings = replace(self._settings, **changed)
+                self.origins[name] = "/set"
+            case rq.ResetOption(name):
+                default: dict[str, Any] = {name: default_of(name)}
+                self._settings = replace(self._settings, **default)
+                self.origins.pop(name, None)
             case rq.Submit() | rq.Retry() | rq.Edit() | rq.Quote():
                 with self._lock:
                     self._pending += 1
@@ -196,6 +201,8 @@ class ScriptedEngine:
                 self._do_clear()
             case rq.SetOption(name, value):
                 self.emit(ev.SettingChanged(name, value))
+            case rq.ResetOption(name):
+                self.emit(ev.SettingChanged(name, default_of(name)))
             case rq.Pin(turn):
                 self._do_pin(turn, True)
             case rq.Unpin(turn):
