@@ -81,7 +81,7 @@ class SettingsTable:
     def best_match(self, words: str) -> str:
         """Return the setting whose name fits `words` best; '' if they are in no name."""
         wanted = "_".join(words.lower().replace("-", "_").split())
-        return min((name for name in setting_fields() if wanted in name), key=len, default="")
+        return min((name for name in setting_fields() if wanted and wanted in name), key=len, default="")
 
     def row(self, name: str) -> SettingRow:
         """Return one setting."""

@@ -91,7 +91,7 @@ class SettingsScreen(ModalScreen[None]):
             self._rows.append(row)
             listed.add_option(Option(_line(row)))
         listed.display = bool(rows)
-        names = [row.name if row else "" for row in self._rows]
+        names = [row and row.name for row in self._rows]
         wanted = select or (selected.name if selected is not None else "")
         listed.highlighted = names.index(wanted if wanted in names else rows[0].name) if rows else None
         self._show_selected()
