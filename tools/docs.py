@@ -2,8 +2,8 @@
 
     python -m tools.docs --write
 
-docs/configuration.md comes from the settings, docs/commands.md from the parser of every command. A test says when they
-differ.
+docs/configuration.md comes from the settings, docs/commands.md from the parser of every command, and so does the man
+page. A test says when they differ.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from streamchat.config import keymap
 from streamchat.config.loader import flag_of
 from streamchat.config.settings import default_of, setting_fields, spec_of
 from streamchat.frontend.slash.commands import default_registry
+from tools.man_page import man_page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 NOTE = "*Made by `python -m tools.docs --write`; changes here are overwritten.*"
 
 
@@ -218,17 +220,22 @@ def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, 120, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
 
 
-PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+PAGES = {
+    "docs/configuration.md": configuration_page,
+    "docs/commands.md": commands_page,
+    "man/streamchat.1": man_page,
+}
+"""Path in the repository -> what makes the file."""
 
 
 def main(argv: list[str]) -> int:
     """Write the pages, or say which differ."""
     texts = {name: page() for name, page in PAGES.items()}
-    differ = [name for name, text in texts.items() if not _is(DOCS / name, text)]
+    differ = [name for name, text in texts.items() if not _is(ROOT / name, text)]
     for name in differ:
         print(name, "is written" if "--write" in argv else "differs; run: python -m tools.docs --write")
         if "--write" in argv:
-            (DOCS / name).write_text(texts[name], encoding="utf-8")
+            (ROOT / name).write_text(texts[name], encoding="utf-8")
     return 0 if "--write" in argv else len(differ)
 
 
