@@ -41,7 +41,7 @@ def script(shell: str, program: str = "streamchat") -> str:
     """Return the script that a shell reads to complete `program`."""
     from argcomplete.shell_integration import shellcode
 
-    return shellcode([program], shell=shell)
+    return shellcode([program], True, shell)
 
 
 def _completer(action: argparse.Action) -> Completer | None:

@@ -25,7 +25,7 @@ from tests.support.scripted_engine import ScriptedEngine
 async def opened(words: str = "", size: tuple[int, int] = (80, 24), **settings: Any) -> AsyncIterator[Driver]:
     """The app with the settings screen open, filtered by `words`."""
     async with driving(ScriptedEngine(settings=Settings(**settings)), size=size) as driver:
-        await driver.pilot.press("f2")
+        await driver.pilot.press("f4")
         await driver.until(lambda: driver.shows(SettingsScreen))
         await typed(driver, words)
         yield driver
@@ -111,7 +111,7 @@ async def test_escape_cancels_the_edit_then_closes() -> None:
         await driver.pilot.press("escape")
         assert driver.shows(SettingsScreen)
         assert driver.sent(SetOption) == []
-        await driver.pilot.press("f2")
+        await driver.pilot.press("f4")
         assert driver.shows(ChatScreen)
         assert driver.prompt.has_focus
 
@@ -147,7 +147,7 @@ async def test_a_setting_that_needs_a_load_waits_for_the_next_start() -> None:
         assert driver.engine.sent == []
         assert said(driver) == "cache_size = 2048 is for the next start: ctrl+s writes it to config.toml"
         assert "1024 → 2048" in driver.screen_text
-        await driver.pilot.press("escape", "f2")  # it is kept while the screen is closed
+        await driver.pilot.press("escape", "f4")  # it is kept while the screen is closed
         await typed(driver, "cache_size")
         assert "1024 → 2048" in driver.screen_text
         await driver.pilot.press("ctrl+s")

@@ -82,7 +82,7 @@ async def settings_screen(driver: Driver) -> None:
     """A wrong value in the line of a setting."""
     await driver.ask("hello")
     driver.engine.origins["temperature"] = "the catalogue"
-    await driver.pilot.press("f2", *"temp", "enter", "x")
+    await driver.pilot.press("f4", *"temp", "enter", "x")
     driver.app.screen.query_one("#value", Input).cursor_blink = False
     await driver.pilot.pause(0.1)
 
