@@ -178,3 +178,16 @@ def test_a_reset_brings_back_the_default_or_the_advice_of_the_model() -> None:
         ]  # fmt: skip
         assert (chat.engine.origin("temperature"), chat.engine.origin("top_k")) == ("the catalogue", "the default")
         assert CLOSED not in fed_text(chat)
+
+
+def test_a_first_turn_after_a_kept_start_is_the_templates_own_behind_it() -> None:
+    with running(load_at_the_start, audit=True, max_new_tokens=8) as chat:
+        chat.turn("one")
+        switch(chat, OFF)
+        chat.engine.send(Undo())
+        chat.wait(ev.TurnUndone)
+        chat.turn("again")
+        assert fed_text(chat).startswith("<|im_start|>system\nMode: /think\n")
+        assert CLOSED in fed_text(chat)
+        audited = [event.turn for event in chat.of(ev.CacheAudited) if event.after == "turn"]
+        assert [turn.difference for turn in audited if turn] == [""] * 2
