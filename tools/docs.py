@@ -79,6 +79,7 @@ def configuration_page() -> str:
             ]
         default = default_of(name)
         shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
+        shown += " or the model's" if spec.by_model else ""
         live = " Can be changed in a chat with `/set`." if spec.live else ""
         legal = "true or false" if isinstance(default, bool) else spec.legal()
         lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")

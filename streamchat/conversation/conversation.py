@@ -17,6 +17,7 @@ from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.config.settings import Settings
 from streamchat.conversation.cache_view import cache_view
+from streamchat.conversation.dry import dry_penalty
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
 from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
@@ -25,7 +26,7 @@ from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
 from streamchat.conversation.pins import require_window, set_pin
 from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
-from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
+from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampler, new_generator
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
@@ -227,7 +228,7 @@ class Conversation:
             self.speed = generation.speed
             logits = generation.prefill(prompt, None if reply is None else len(encoded.reply))
             if reply is None:
-                outcome = generation.generate(logits, self.sampler(self.settings, self._device, self._generator))
+                outcome = generation.generate(logits, self._new_sampler())
             else:
                 outcome = generation.feed_reply(reply, encoded.reply)
         except BaseException as error:
@@ -275,6 +276,10 @@ class Conversation:
         record_used(self.model, self.cache)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
+
+    def _new_sampler(self) -> TokenSampler:
+        dry = dry_penalty(self.settings, self.log, self.cache.cache_size, self.encoder.control_ids, self.tokenizer)
+        return self.sampler(self.settings, self._device, self._generator, dry)
 
     def _undo_failed(self, error: BaseException) -> None:
         """Undo the running turn; none of its values that are not finite stay in the cache's buffers."""

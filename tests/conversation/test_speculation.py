@@ -337,6 +337,16 @@ def test_models_without_a_short_path_for_several_tokens_do_not_speculate(family:
 
 
 @needs_kernels
+def test_replies_with_dry_are_those_without_speculation() -> None:
+    """The penalties of each token follow from the accepted ones, not from proposals."""
+    plain, fast = both(model_of("llama"), repetition_penalty=1.0, dry_multiplier=1.0, dry_sequence_breakers="")
+    assert fast.replies == plain.replies
+    assert fast.chat.speculator.proposed > fast.chat.speculator.accepted
+    undamped, _ = both(model_of("llama"), repetition_penalty=1.0)
+    assert undamped.replies != plain.replies
+
+
+@needs_kernels
 def test_the_setting_turns_it_off_from_the_next_turn_on() -> None:
     talk = talk_on(model_of("llama"), "auto", repetition_penalty=1.0)
     talk.say(MESSAGES[0])
