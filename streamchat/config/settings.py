@@ -19,6 +19,7 @@ Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
 Speculation = Literal["auto", "off"]
+LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
 Save = Literal["chats", "always", "never"]
 
@@ -228,8 +229,16 @@ class Settings:
     )
     dry_sequence_breakers: str = _GENERATION.harmless(
         '\\n : " *',
-        "Texts that no DRY sequence crosses, separated by spaces; \\n, \\t and \\s are a line end, a tab and a space",
+        "Texts that no DRY sequence crosses, separated by spaces; \\n, \\t and \\s are a line end, a tab and a space; "
+        "or none",
         metavar="TEXTS",
+        live=True,
+    )
+    loop_guard: LoopGuard = _GENERATION.harmless(
+        "auto",
+        "Stop a reply that repeats the same tokens without end; auto does so for models with less than 3 billion "
+        "weights",
+        choices=get_args(LoopGuard),
         live=True,
     )
     max_new_tokens: int = _GENERATION.harmless(512, "Maximum tokens per reply", minimum=1, metavar="TOKENS", live=True)

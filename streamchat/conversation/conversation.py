@@ -23,6 +23,7 @@ from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.generation import Cancelled, Generation, TurnOutcome, close_reply, require_room
 from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
+from streamchat.conversation.loops import LoopWatch, is_guarded
 from streamchat.conversation.pins import require_window, set_pin
 from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
@@ -85,6 +86,7 @@ class Conversation:
         )
         self.feeder = Feeder(model, self.cache, self.log)
         self._device = self.feeder.device
+        self._parameters = sum(weights.numel() for weights in model.parameters())
         self.speculator = Speculator(self.feeder)
         self.rollback = Rollback(self.cache, self.log, self.feeder)
         self.cache.options.before_evict = self.rollback.before_evict
@@ -221,6 +223,7 @@ class Conversation:
                 cancelled,
                 started,
                 self.speculator if self.settings.speculation == "auto" and self.speculator.is_supported else None,
+                LoopWatch() if is_guarded(self.settings.loop_guard, self._parameters) else None,
             )
             self._text = generation.text
             self.rollback.start_turn(turn, before)

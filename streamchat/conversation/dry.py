@@ -159,7 +159,12 @@ class DryPenalty:
 
 
 def parse_breakers(text: str) -> tuple[str, ...]:
-    """Return the sequence breakers of the setting: separated by spaces, with \\n, \\t, \\s (a space) and \\\\."""
+    """Return the sequence breakers of the setting: separated by spaces, with \\n, \\t, \\s (a space) and \\\\.
+
+    The word `none` is an empty list, as in llama.cpp: `/set` needs a value.
+    """
+    if text.strip() == "none":
+        return ()
     return tuple(dict.fromkeys(_unescaped(each) for each in text.split()))
 
 
