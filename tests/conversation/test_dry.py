@@ -149,10 +149,11 @@ class Unending(Sampler):
         return super().__call__(logits.clone().index_fill_(0, control, -1e9), recent)
 
 
-def chat_of(cache_size: int = 96, **settings: Any) -> tuple[Conversation, list[ev.Event]]:
+def chat_of(cache_size: int = 96, max_new_tokens: int = 60, **settings: Any) -> tuple[Conversation, list[ev.Event]]:
     tokenizer, events = toy_tokenizer(CHATML), list[ev.Event]()
     model = tiny_model("llama", vocab_size=VOCABULARY)
-    chosen = Settings(**({"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 60} | settings))
+    plain: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0, "loop_guard": "off"}
+    chosen = Settings(**(plain | settings), max_new_tokens=max_new_tokens)
     fit = choose_fit(model, verdict=Verdict(absolute_limit=None))
     chat_format = choose_format(tokenizer, "auto", "")
     return Conversation(model, tokenizer, fit, chat_format, chosen, cache_size, events.append, Unending), events

@@ -69,7 +69,7 @@ def test_small_models_are_guarded_by_default(setting: LoopGuard, parameters: int
 
 
 def test_a_reply_that_loops_ends_and_the_conversation_goes_on() -> None:
-    chat = make_chat(cache_size=96, max_new_tokens=400)
+    chat = make_chat(cache_size=96, max_new_tokens=400, loop_guard="auto")
     start, cycle = [30, 31, 32], [40, 41, 42, 43, 44, 45, 46, 47]
     outcome = chat.say("tell me", start + cycle * 60)
     assert (outcome.finish_reason, outcome.new_tokens) == ("loop", len(start) + TOKENS)
@@ -88,13 +88,13 @@ def test_without_the_guard_it_runs_to_the_limit() -> None:
 
 
 def test_each_reply_is_watched_by_itself() -> None:
-    chat = make_chat(max_new_tokens=TOKENS - 1)
+    chat = make_chat(max_new_tokens=TOKENS - 1, loop_guard="on")
     for _ in range(3):
         assert chat.say("again", [40] * TOKENS).finish_reason == "length"
 
 
 def test_a_looping_reply_is_undone_as_any_other() -> None:
-    chat = make_chat(max_new_tokens=400)
+    chat = make_chat(max_new_tokens=400, loop_guard="on")
     chat.say("first", "One.")
     before = list(chat.conversation.log.ids)
     assert chat.say("second", [40] * 300).finish_reason == "loop"

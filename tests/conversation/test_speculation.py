@@ -89,7 +89,7 @@ class Talk:
 
 def talk_on(model: Any, mode: str, cache_size: int = 256, template: str | None = CHATML, **settings: Any) -> Talk:
     tokenizer = toy_tokenizer(template)
-    chosen: Any = {"temperature": 0.0, "seed": 3, "max_new_tokens": 60} | settings
+    chosen: Any = {"temperature": 0.0, "seed": 3, "max_new_tokens": 60, "loop_guard": "off"} | settings
     own = Settings(speculation=mode, cache_size=cache_size, **chosen)  # type: ignore[arg-type]
     talk: Talk
     chat_format = choose_format(tokenizer, "auto", own.system_prompt)
