@@ -145,8 +145,8 @@ def _sampling_section() -> list[str]:
         *_paragraph(
             "- **DRY** makes only tokens less likely that would continue a sequence that occurred before, and more so "
             "the longer it is: `/set dry_multiplier 0.8` turns it on. If the newest n tokens occurred before, the "
-            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. The "
-            "`dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
+            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. "
+            "The `dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
             "sequence breaker or a control token, control tokens have no penalty, and no more than the latest "
             "`cache_size` tokens are looked at."
         ),
