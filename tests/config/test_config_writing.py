@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from streamchat.base.errors import ConfigError
-from streamchat.config.loader import load
+from streamchat.config.loader import check_value, load
 from streamchat.config.render import render_toml
 from streamchat.config.settings import default_of, setting_fields, spec_of
 from streamchat.config.writing import write_settings
@@ -122,13 +122,20 @@ def other_value(name: str) -> Any:
     default, spec = default_of(name), spec_of(name)
     if spec.is_table:
         return '{"a": 1}'
-    if spec.choices:
-        return next(choice for choice in spec.choices if choice != default)
     if isinstance(default, bool):
         return not default
     if isinstance(default, str):
-        return 'a "quoted" text\nin two lines'
-    return type(default)(0.5 if isinstance(default, float) else 17)
+        return next((choice for choice in spec.choices if choice != default), 'a "quoted" text\nin two lines')
+    near = [0.5, default + 1, default - 1]
+    return next(value for value in map(type(default), near) if value != default and is_legal(name, value))
+
+
+def is_legal(name: str, value: Any) -> bool:
+    try:
+        check_value(name, value, "")
+    except ConfigError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", [*setting_fields()])
