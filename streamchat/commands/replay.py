@@ -91,7 +91,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
             *(name for name in setting_fields() if name.startswith("dry_")),
             "loop_guard",
-            *("system_prompt", "chat_format", "snapshot_turns", "metrics_port", "metrics_host"),
+            *("system_prompt", "chat_format", "template_args", "snapshot_turns", "metrics_port", "metrics_host"),
         ),
     )
 
