@@ -16,7 +16,8 @@ from streamchat.base import events as ev
 from streamchat.base.formatting import human_bytes, plural
 from streamchat.cache.eviction.policy import merged_runs
 from streamchat.config.settings import LoopGuard
-from streamchat.conversation.loops import REPEATS, is_guarded
+from streamchat.conversation.loops import is_guarded
+from streamchat.replay.repetition import is_endless, repeated_end
 from streamchat.replay.trend import Trend, trend
 
 WINDOW = 400
@@ -26,6 +27,17 @@ MEMORY_WINDOW = 200
 MEMORY_LEAST = 50
 """Turns over which memory is checked, at least: a run of 160 turns must show a growth of a few MB per turn."""
 MEMORY_WARM_UP = 100
+"""First turns whose memory is not checked, because libraries cache what they compile for each prompt length."""
+TREND_EVERY = 25
+MEMORY_GROWTH = 0.05
+"""Allowed growth of process or device memory over the window, as a share, ..."""
+MEMORY_GROWTH_BYTES = 32_000_000
+"""... or in bytes, whichever is larger."""
+OVERHEAD_TOKENS = 16
+"""Approximate fixed cost of a forward, in tokens of prefill."""
+STALL_TIMES, STALL_S = 10, 2.0
+"""A turn is slow if it takes more than `STALL_TIMES` times the usual time, and `STALL_S` more seconds."""
+WARM_UP = 100
 """First turns whose memory is not checked, because libraries cache what they compile for each prompt length."""
 TREND_EVERY = 25
 MEMORY_GROWTH = 0.05
@@ -274,12 +286,12 @@ class Inspector:
     def _check_loop(self, event: ev.TurnFinished) -> None:
         """Count the replies that repeat themselves, by their words and not by what the guard saw."""
         words, times = repeated_end(event.reply)
-        was_stopped = event.finish_reason == "loop"
+        is_loop, was_stopped = is_endless(words, times), event.finish_reason == "loop"
         invariant = self.invariants["loops"]
         if self._is_guarded:
-            missed = not was_stopped and times >= LOOP_TIMES and words * times >= LOOP_WORDS
-            self._check("loops", not missed, f"the reply ends with the same {plural(words, 'word')} {times} times")
-        invariant.counted += was_stopped or (times >= REPEATS and words * times >= LOOP_WORDS)
+            detail = f"the reply ends with the same {plural(words, 'word')} {times} times"
+            self._check("loops", was_stopped or not is_loop, detail)
+        invariant.counted += was_stopped or is_loop
         invariant.last = f"{plural(invariant.counted, 'reply', 'replies')} repeated themselves up to turn {self._turn}"
 
     def _check_storage(self, audit: ev.CacheAudited) -> None:
@@ -313,22 +325,6 @@ def _gaps(runs: Sequence[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
     if at < stop:
         out.append((at, stop))
     return out
-
-
-def repeated_end(text: str) -> tuple[int, int]:
-    """Return the number of words that `text` repeats at its end, and how often they occur; (0, 0) if it does not.
-
-    Of several possible cycles, this is the one that fills most of the text; at most `LOOP_CYCLE` words.
-    """
-    words, best = text.split(), (0, 0)
-    for period in range(1, min(LOOP_CYCLE, len(words) // 2) + 1):
-        length = period
-        while length < len(words) and words[-1 - length] == words[-1 - length + period]:
-            length += 1
-        times = length // period
-        if times > 1 and times * period > best[0] * best[1]:
-            best = period, times
-    return best
 
 
 def _without_length(figures: list[tuple[int, float]]) -> list[float]:
