@@ -44,7 +44,9 @@ def configuration_page() -> str:
             "first, except with values that equal the default (sampling settings override always). `streamchat "
             "config` prints the settings in use and "
             "their origins, `streamchat config --path` prints the path of the file that takes precedence, and "
-            "`streamchat config --default` prints a complete file to start from."
+            "`streamchat config --default` prints a complete file to start from. In the app, F4 opens "
+            "[all settings](settings.svg): type to filter, Enter edits, Ctrl+R resets, and Ctrl+S writes the selected "
+            "setting to the file of `--config`, else to the user's, where comments and order stay."
         ),
         "",
         "## Settings from the current folder",

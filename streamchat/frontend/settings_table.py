@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
 from streamchat.base.jsonlines import json_line
+from streamchat.base.requests import SetOption
 from streamchat.config import loader
 from streamchat.config.files import LOCAL
 from streamchat.config.loader import SESSION_ORIGIN, Configuration
@@ -34,7 +36,9 @@ class SettingRow:
     origin: str
     """Where it came from."""
     wanted: str | None = None
-    """A value for the next start, if the user gave one that cannot be used now."""
+    """A value that the user gave and that is not used yet: for the next turn, or for the next start."""
+    note: str = ""
+    """When that value will be used."""
 
     @property
     def live(self) -> bool:
@@ -61,7 +65,7 @@ class SettingRow:
 
 
 class SettingsTable:
-    """The settings of a chat, with the values that wait for the next start.
+    """The settings of a chat, with the values that wait for the engine or for the next start.
 
     Args:
         engine: Has the settings in use.
@@ -71,6 +75,10 @@ class SettingsTable:
     def __init__(self, engine: ChatEngine, configuration: Configuration) -> None:
         self._engine, self._configuration = engine, configuration
         self._wanted: dict[str, Any] = {}
+        self._waiting: set[str] = set()
+        """Those of `_wanted` that the engine was asked to use."""
+        self._written: set[str] = set()
+        """Those of `_wanted` that are in the configuration file."""
 
     def rows(self, words: str = "") -> list[SettingRow]:
         """Return the settings in which all of `words` occur, in the order of the configuration file."""
@@ -88,7 +96,12 @@ class SettingsTable:
         spec = spec_of(name)
         wanted = shown_value(self._wanted[name]) if name in self._wanted else None
         value = shown_value(getattr(self._engine.settings, name))
-        return SettingRow(name, spec.section, spec.help, value, self._engine.origin(name), wanted)
+        return SettingRow(name, spec.section, spec.help, value, self._engine.origin(name), wanted, self._note(name))
+
+    def _note(self, name: str) -> str:
+        if name in self._waiting:
+            return "with the next turn"
+        return "next start" if name in self._written else "next start, not written yet"
 
     def check(self, name: str, text: str) -> Any:
         """Return the value that `text` stands for. Raises ConfigError with a sentence without an origin."""
@@ -99,9 +112,34 @@ class SettingsTable:
 
     def want(self, name: str, value: Any) -> None:
         """Remember a value for the next start; the value in use needs none."""
-        self._wanted.pop(name, None)
+        self.used(name)
         if value != getattr(self._engine.settings, name):
             self._wanted[name] = value
+
+    def ask(self, name: str, value: Any) -> None:
+        """Ask the engine to use a value; it may be busy, so the value waits for `used`."""
+        self.used(name)
+        self._wanted[name] = value
+        self._waiting.add(name)
+        self._engine.send(SetOption(name, value))
+
+    def used(self, name: str) -> None:
+        """Forget the value that waited: the setting has changed."""
+        self._wanted.pop(name, None)
+        self._waiting.discard(name)
+        self._written.discard(name)
+
+    def waits_for_start(self, name: str) -> bool:
+        """Whether a value waits for the next start."""
+        return name in self._wanted and name not in self._waiting
+
+    def follow(self, event: ev.Event) -> None:
+        """Forget values that waited for the engine once it uses them, or refuses one."""
+        if isinstance(event, ev.SettingChanged):
+            self.used(event.name)
+        elif isinstance(event, ev.Notice) and event.level != "info":
+            for name in list(self._waiting):
+                self.used(name)
 
     def write(self, name: str) -> str:
         """Write a setting into the user's configuration file; return a sentence about it.
@@ -118,6 +156,7 @@ class SettingsTable:
         else:
             keep = False
         write_settings(file, {name: value if keep else None})
+        self._written.add(name)
         written = f"{name} = {json_line(value)} is written to" if keep else f"{name} has its default, and is not set in"
         return f"{written} {file}{self._overriding(name)}"
 

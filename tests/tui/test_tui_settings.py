@@ -18,7 +18,7 @@ from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.screens.settings import SettingsScreen
 from streamchat.tui.widgets.text import Verbatim
 from tests.support.app_driver import Driver, driving
-from tests.support.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import Reply, ScriptedEngine
 
 
 @asynccontextmanager
@@ -152,6 +152,9 @@ async def test_a_setting_that_needs_a_load_waits_for_the_next_start() -> None:
         assert "1024 → 2048" in driver.screen_text
         await driver.pilot.press("ctrl+s")
         assert said(driver) == f"cache_size = 2048 is written to {loader.user_file()}"
+        row = screen_of(driver).selected
+        assert row is not None
+        assert (row.wanted, row.note) == ("2048", "next start")
         assert loader.load(environ={}).settings.cache_size == 2048
         await driver.pilot.press("ctrl+r", "ctrl+s")
         assert "has its default" in said(driver)
@@ -196,3 +199,39 @@ async def test_the_command_opens_the_screen_with_words() -> None:
         row = screen_of(driver).selected
         assert row is not None
         assert row.name == "top_p"
+
+
+async def test_a_value_that_the_engine_does_not_use_yet_is_the_one_that_is_written() -> None:
+    """During a reply the engine answers later; Ctrl+S right after Enter must not write the old value."""
+    engine = ScriptedEngine([Reply("one two three", hold_after=1)])
+    async with driving(engine, size=(80, 24)) as driver:
+        await driver.begin("Hello")
+        engine.send = lambda request: engine.sent.append(request)  # type: ignore[method-assign]
+        await driver.pilot.press("f4")
+        await driver.until(lambda: driver.shows(SettingsScreen))
+        await typed(driver, "temperature")
+        await driver.pilot.press("enter")
+        await retype(driver, "0.5")
+        await driver.pilot.press("enter")
+        row = screen_of(driver).selected
+        assert row is not None
+        assert (row.value, row.wanted, row.note) == ("0.7", "0.5", "with the next turn")
+        await driver.pilot.press("ctrl+s")
+        assert said(driver).startswith("temperature = 0.5 is written")
+        engine.emit(ev.SettingChanged("temperature", 0.5))
+        await driver.until(lambda: "→" not in driver.screen_text)
+        engine.release()
+
+
+async def test_after_a_failure_settings_are_for_the_next_start() -> None:
+    async with driving(ScriptedEngine(), size=(80, 24)) as driver:
+        driver.engine.fail("no memory")
+        await driver.until(lambda: driver.app.failure is not None)
+        await driver.pilot.press("f4")
+        await driver.until(lambda: driver.shows(SettingsScreen))
+        await typed(driver, "temperature")
+        await driver.pilot.press("enter")
+        await retype(driver, "0.5")
+        await driver.pilot.press("enter")
+        assert driver.engine.sent == []
+        assert said(driver) == "temperature = 0.5 is for the next start: ctrl+s writes it to config.toml"

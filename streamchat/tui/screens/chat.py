@@ -136,6 +136,7 @@ class ChatScreen(CommandScreen):
 
     async def _follow_up(self, event: ev.Event) -> None:
         """Update queue, input and the settings screen for an event."""
+        self.state.settings.follow(event)
         if isinstance(self.app.screen, SettingsScreen):
             self.app.screen.show_event(event)
         match event:

@@ -109,7 +109,9 @@ class CommandScreen(SendingScreen):
     def action_settings(self, words: str = "") -> None:
         """Show and change all settings."""
         if self.is_active and not self.state.watching:
-            self.app.push_screen(SettingsScreen(self.state.engine, self.state.settings, words))
+            engine, table = self.state.engine, self.state.settings
+            screen = SettingsScreen(engine, table, lambda: self._outbox.phase is not Phase.FAILED, words)
+            self.app.push_screen(screen)
 
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""

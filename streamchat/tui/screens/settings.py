@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -16,7 +17,7 @@ from textual.widgets.option_list import Option
 
 from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError
-from streamchat.base.requests import ResetOption, SetOption
+from streamchat.base.requests import ResetOption
 from streamchat.base.sanitize import one_line
 from streamchat.config.settings import default_of, setting_fields
 from streamchat.engine.protocol import ChatEngine
@@ -34,6 +35,7 @@ class SettingsScreen(ModalScreen[None]):
     Args:
         engine: Changes the settings that are live.
         table: The settings; keeps values for the next start while the screen is closed.
+        can_change: Whether the engine can change settings; if it has failed, they are for the next start.
         words: Initial filter.
     """
 
@@ -48,9 +50,11 @@ class SettingsScreen(ModalScreen[None]):
         bind("settings.write", "write", priority=True),
     ]
 
-    def __init__(self, engine: ChatEngine, table: SettingsTable, words: str = "") -> None:
+    def __init__(
+        self, engine: ChatEngine, table: SettingsTable, can_change: Callable[[], bool], words: str = ""
+    ) -> None:
         super().__init__()
-        self._engine, self._table, self._words = engine, table, words
+        self._engine, self._table, self._can_change, self._words = engine, table, can_change, words
         self._rows: list[SettingRow | None] = []
         """The rows of the list; None for the heading of a section."""
         self._edited = ""
@@ -133,10 +137,12 @@ class SettingsScreen(ModalScreen[None]):
 
     def show_event(self, event: ev.Event) -> None:
         """Show that a setting has changed, or why not."""
-        if isinstance(event, ev.SettingChanged):
+        if isinstance(event, ev.SettingChanged) and not self._edited:
+            self._say("")
             self.refresh_rows()
         elif isinstance(event, ev.Notice) and not self._edited:
             self._say(event.text, error=event.level != "info")
+            self.refresh_rows()
 
     # --- filter and selection -------------------------------------------------------------------------------------
 
@@ -219,8 +225,8 @@ class SettingsScreen(ModalScreen[None]):
         name, value = self._edited, self._checked()
         if value is None:
             return
-        if self._table.row(name).live:
-            self._engine.send(SetOption(name, value))
+        if self._table.row(name).live and self._can_change():
+            self._table.ask(name, value)
         else:
             self._table.want(name, value)
         self._end_edit()
@@ -228,7 +234,7 @@ class SettingsScreen(ModalScreen[None]):
 
     def _say_next(self, name: str) -> None:
         row = self._table.row(name)
-        if row.wanted is not None:
+        if row.wanted is not None and self._table.waits_for_start(name):
             write = hint(self.app, "settings.write").lower()
             self._say(f"{name} = {row.wanted} is for the next start: {write} writes it to config.toml")
 
@@ -251,7 +257,8 @@ class SettingsScreen(ModalScreen[None]):
         row = self.selected
         if row is None or self._edited:
             return
-        if row.live:
+        if row.live and self._can_change():
+            self._table.used(row.name)
             self._engine.send(ResetOption(row.name))
         else:
             self._table.want(row.name, default_of(row.name))
@@ -264,9 +271,12 @@ class SettingsScreen(ModalScreen[None]):
         if row is None or self._edited:
             return
         try:
-            self._say(self._table.write(row.name))
+            text = self._table.write(row.name)
         except ConfigError as error:
             self._say(str(error), error=True)
+        else:
+            self.refresh_rows()
+            self._say(text)
 
 
 def _line(row: SettingRow) -> Text:
@@ -276,7 +286,7 @@ def _line(row: SettingRow) -> Text:
     value = one_line(row.value if row.wanted is None else f"{row.value} → {row.wanted}") or "empty"
     shown = value if len(value) < VALUE_WIDTH else f"{value[: VALUE_WIDTH - 2]}…"
     drawn.append(shown.ljust(VALUE_WIDTH), style="bold" if row.wanted is not None else "")
-    drawn.append(one_line("next start, not written yet" if row.wanted is not None else row.origin), style="dim")
+    drawn.append(one_line(row.origin if row.wanted is None else row.note), style="dim")
     return drawn
 
 
