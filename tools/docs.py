@@ -2,8 +2,8 @@
 
     python -m tools.docs --write
 
-docs/configuration.md comes from the settings, docs/commands.md from the parser of every command. A test says when they
-differ.
+docs/configuration.md comes from the settings, docs/commands.md from the parser of every command, and so does the man
+page. A test says when they differ.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any
 from streamchat.cli import parser
 from streamchat.config import keymap
 from streamchat.config.loader import flag_of
-from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.config.settings import default_of, setting_fields, settings_by_model, spec_of
+from streamchat.conversation.loops import LONGEST, REPEATS, TOKENS
 from streamchat.frontend.slash.commands import default_registry
+from streamchat.models.catalogue import SAMPLING
+from tools.man_page import man_page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 NOTE = "*Made by `python -m tools.docs --write`; changes here are overwritten.*"
 
 
@@ -37,9 +41,12 @@ def configuration_page() -> str:
             "overrides a variable, and a variable overrides the files. With `--config FILE` (or `STREAMCHAT_CONFIG`), "
             "only that file is read. Without it, streamchat reads the user's `config.toml`, and then "
             "`./config.toml` in the current folder if that has a `[streamchat]` table. The second overrides the "
-            "first, except with values that equal the default. `streamchat config` prints the settings in use and "
+            "first, except with values that equal the default (sampling settings override always). `streamchat "
+            "config` prints the settings in use and "
             "their origins, `streamchat config --path` prints the path of the file that takes precedence, and "
-            "`streamchat config --default` prints a complete file to start from."
+            "`streamchat config --default` prints a complete file to start from. In the app, F4 opens "
+            "[all settings](settings.svg): type to filter, Enter edits, Ctrl+R resets, and Ctrl+S writes the selected "
+            "setting to the file of `--config`, else to the user's, where comments and order stay."
         ),
         "",
         "## Settings from the current folder",
@@ -79,9 +86,11 @@ def configuration_page() -> str:
             ]
         default = default_of(name)
         shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
+        shown += " or the model's" if spec.by_model else ""
         live = " Can be changed in a chat with `/set`." if spec.live else ""
         legal = "true or false" if isinstance(default, bool) else spec.legal()
         lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
+    lines += _sampling_section()
     lines += ["", "## [keys]", "", 'Key names, separated by commas: `chat.stop = "escape, ctrl+g"`.', ""]
     lines += ["| action | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keymap.KEYS]
@@ -95,6 +104,61 @@ def configuration_page() -> str:
         "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sampling_section() -> list[str]:
+    """Where sampling settings come from, and what works against repetition."""
+    *others, last = (f"`{name}`" for name in settings_by_model())
+    names = f"{', '.join(others)}, or {last}"
+    lines = [
+        "",
+        "## Sampling",
+        "",
+        *_paragraph(
+            f"If you give no value for {names}, the model's makers decide: first `generation_config.json` in the "
+            "model's folder (or `general.sampling.*` in the metadata of a GGUF file), then the catalogue below, then "
+            "the default above. A value in a file, a variable, a flag, or `/set` always wins, even if it equals the "
+            "default. `/set` and `streamchat config` name the source of each value. `/model` looks up the values for "
+            "the new model, except those that you gave. A resumed session keeps the values that it was run with, and a "
+            "notice says so if a new chat would use others."
+        ),
+        "",
+        "| model | " + " | ".join(f"`{name}`" for name in settings_by_model()) + " |",
+        "| --- |" + " --- |" * len(settings_by_model()),
+    ]
+    for name, values in SAMPLING.items():
+        cells = " | ".join(f"{values[setting]:g}" if setting in values else "" for setting in settings_by_model())
+        lines.append(f"| {name} | {cells} |")
+    return [
+        *lines,
+        "",
+        *_paragraph(
+            "The values are those of the makers' model cards and generation_config files. Copies under the same name "
+            "(a folder, a GGUF file with a quantization at the end of its name) count as the same model. "
+            "[Right answers by setting](measuring.md#which-sampling-settings-answer-best) has measurements."
+        ),
+        "",
+        "Three settings work against repetition:",
+        "",
+        *_paragraph(
+            "- **`repetition_penalty`** makes every token of the last 64 less likely, whether it repeats a sequence or "
+            "not."
+        ),
+        *_paragraph(
+            "- **DRY** makes only tokens less likely that would continue a sequence that occurred before, and more so "
+            "the longer it is: `/set dry_multiplier 0.8` turns it on. If the newest n tokens occurred before, the "
+            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. "
+            "The `dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
+            "sequence breaker or a control token, control tokens have no penalty, and no more than the latest "
+            "`cache_size` tokens are looked at."
+        ),
+        *_paragraph(
+            f"- **`loop_guard`** stops a reply that repeats the same cycle of up to {LONGEST} tokens, at least "
+            f"{REPEATS} times and for at least {TOKENS} tokens. The line of figures then says so, and the finish "
+            "reason is `loop`. By default, it guards models with less than 3 billion weights "
+            "([measurements](measuring.md#how-often-the-loop-guard-acts))."
+        ),
+    ]
 
 
 def commands_page() -> str:
@@ -218,17 +282,22 @@ def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, 120, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
 
 
-PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+PAGES = {
+    "docs/configuration.md": configuration_page,
+    "docs/commands.md": commands_page,
+    "man/streamchat.1": man_page,
+}
+"""Path in the repository -> what makes the file."""
 
 
 def main(argv: list[str]) -> int:
     """Write the pages, or say which differ."""
     texts = {name: page() for name, page in PAGES.items()}
-    differ = [name for name, text in texts.items() if not _is(DOCS / name, text)]
+    differ = [name for name, text in texts.items() if not _is(ROOT / name, text)]
     for name in differ:
         print(name, "is written" if "--write" in argv else "differs; run: python -m tools.docs --write")
         if "--write" in argv:
-            (DOCS / name).write_text(texts[name], encoding="utf-8")
+            (ROOT / name).write_text(texts[name], encoding="utf-8")
     return 0 if "--write" in argv else len(differ)
 
 

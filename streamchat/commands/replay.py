@@ -24,6 +24,7 @@ from streamchat.base.sanitize import one_line, printable
 from streamchat.base.signals import on_signals
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
+from streamchat.config.settings import setting_fields
 from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import FORMATS, Script, read_scripts
 
@@ -88,7 +89,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             *("model", "device", "dtype", "weights", "kernels", "attention", "cache_size", "compression_ratio"),
             *("num_sink_tokens", "evict"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
-            *("system_prompt", "chat_format", "snapshot_turns", "metrics_port", "metrics_host"),
+            *(name for name in setting_fields() if name.startswith("dry_")),
+            "loop_guard",
+            *("system_prompt", "chat_format", "template_args", "snapshot_turns", "metrics_port", "metrics_host"),
         ),
     )
 
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
         about["settings"] = asdict(configuration.settings)
+        about["given"] = sorted(configuration.origins)
         try:
             write_json(folder.about, about, durable=True, indent=1)
         except OSError as error:
@@ -258,12 +262,13 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     from dataclasses import replace
 
     from streamchat.config.loader import check_value
-    from streamchat.config.settings import setting_fields
+    from streamchat.config.settings import spec_of
 
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
         known = {name: about[name] for name in SAVED_ARGUMENTS}
+        given = set(about.get("given", settings))  # earlier versions did not store it
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None
     if args.files:
@@ -272,7 +277,11 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
         if name not in ("duration", "max_turns") or getattr(args, name) is None:
             setattr(args, name, value)
     origin = str(folder.about)
-    values = {name: check_value(name, settings[name], origin) for name in setting_fields() if name in settings}
+    values = {
+        name: check_value(name, settings[name], origin)
+        for name in setting_fields()
+        if name in settings and (name in given or not spec_of(name).by_model)  # else the model advises it again
+    }
     return replace(
         configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, origin)
     )

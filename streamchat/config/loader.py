@@ -1,4 +1,4 @@
-"""Load the settings: flag > environment (`STREAMCHAT_*`) > configuration files > default.
+"""Load the settings: flag > environment (`STREAMCHAT_*`) > configuration files > the model's advice > default.
 
 The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without it, `config.toml` in the user's
 configuration folder is read, then `./config.toml` if it has a `[streamchat]` table; the latter overrides the former,
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from streamchat.config.files import (
     read_file,
     short_value,
 )
-from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config.settings import Settings, default_of, setting_fields, settings_by_model, spec_of
+from streamchat.config.template_args import checked, from_text, merged, parse_arguments, to_text
 
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with this prefix that are not settings.
@@ -67,13 +68,16 @@ class Configuration:
 
     settings: Settings = field(default_factory=Settings)
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Setting name -> origin, for messages: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
+    """Setting name -> origin, for messages: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file. The parts of a table have
+    their own: `template_args.enable_thinking`."""
     file: Path | None = None
     """The configuration file that was read; of two, the one that takes precedence."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Changes by `[keys]` of the files: key id (`streamchat.config.keymap`) -> key names."""
     local: LocalUse | None = None
     """How `./config.toml` is used; None without a streamchat configuration there."""
+    advice_origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting name -> origin of a value that the model's makers advise, and the user did not give."""
 
     @property
     def local_notice(self) -> str:
@@ -86,7 +90,34 @@ class Configuration:
 
     def origin(self, name: str) -> str:
         """Return where the setting `name` came from, for messages."""
-        return self.origins.get(name, "the default")
+        return self.origins.get(name) or self.advice_origins.get(name, "the default")
+
+    def with_origin(self, name: str, origin: str) -> Configuration:
+        """Return the configuration with another origin of the setting `name`, which counts as given from now on."""
+        return replace(self, origins={**self.origins, name: origin})
+
+    def without(self, name: str) -> Configuration:
+        """Return the configuration with the default of the setting `name`."""
+        origins = {key: origin for key, origin in self.origins.items() if key.partition(".")[0] != name}
+        default: dict[str, Any] = {name: default_of(name)}
+        return replace(self, settings=replace(self.settings, **default), origins=origins)
+
+    def advised_by(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Configuration:
+        """Return the configuration for a model: what the user did not give is the model's advice, or the default.
+
+        Args:
+            values: Setting name -> legal value that the model's makers advise.
+            origins: Setting name -> where the advice came from, for each of `values`.
+        """
+        free = [name for name in settings_by_model() if self._is_free(name)]
+        chosen = {name: values.get(name, default_of(name)) for name in free}
+        advised = {name: origins[name] for name in free if name in values}
+        return replace(self, settings=replace(self.settings, **chosen), advice_origins=advised)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether nobody chose the value: it is the default or a model's advice. Programs may set it without origin."""
+        is_default = name in self.advice_origins or getattr(self.settings, name) == default_of(name)
+        return is_default and not self.is_explicit(name)
 
 
 def load(
@@ -110,14 +141,17 @@ def load(
     origins: dict[str, str] = {}
 
     def apply(given: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-        checked = {name: check_value(name, value, sources[name]) for name, value in given.items()}
-        _refuse_two_budgets(checked, sources)
+        checked_values = {name: check_value(name, value, sources[name]) for name, value in given.items()}
+        _refuse_two_budgets(checked_values, sources)
         # Both settings mean the same budget, so a later source replaces the other one as well.
         for name, other in (("cache_size", "compression_ratio"), ("compression_ratio", "cache_size")):
-            if checked.get(name):
+            if checked_values.get(name):
                 values.pop(other, None)
                 origins.pop(other, None)
-        for name, value in checked.items():
+        for name in [name for name in checked_values if spec_of(name).is_table]:
+            origins.update({f"{name}.{each}": sources[name] for each in from_text(checked_values[name])})
+            checked_values[name] = merged(values.get(name, default_of(name)), checked_values[name])
+        for name, value in checked_values.items():
             values[name], origins[name] = value, sources[name]
 
     files: list[Path] = []
@@ -129,7 +163,7 @@ def load(
         content = read_file(own)
         files.append(own)
         changed_keys = dict(content.keys)
-        given = non_default_values(content.values, own)
+        given = effective_values(content.values, own)
         apply(given, dict.fromkeys(given, str(own)))
     use, content = _use_local(local)
     if local is not None and not local.problem:
@@ -156,12 +190,14 @@ def load(
 
 def flag_of(name: str) -> str:
     """Return the command line flag of a setting: `cache_size` -> `--cache-size`."""
-    return "--" + name.replace("_", "-")
+    return spec_of(name).flag or "--" + name.replace("_", "-")
 
 
 def parse_text(name: str, text: str, source: str) -> Any:
     """Convert text (environment, `/set`) to the type of the setting `name`; raises ConfigError."""
     default = default_of(name)
+    if spec_of(name).is_table:
+        return _table_text(name, text, source)
     try:
         if isinstance(default, bool):
             return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False,
@@ -189,6 +225,8 @@ def check_value(name: str, value: Any, source: str) -> Any:
     A choice that was renamed is returned under today's name.
     """
     default, spec = default_of(name), spec_of(name)
+    if spec.is_table:
+        return _table_text(name, value, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
@@ -207,6 +245,18 @@ def check_value(name: str, value: Any, source: str) -> Any:
         if not (above and below):
             raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     return value
+
+
+def _table_text(name: str, value: Any, source: str) -> str:
+    """Return the text of a table that a file, a flag, a variable or `/set` gives; raises ConfigError."""
+    try:
+        if isinstance(value, str):
+            return to_text(parse_arguments(value))
+        if isinstance(value, Mapping):
+            return to_text(checked(value))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {name}: {error}") from None
+    raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -237,10 +287,18 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         )
 
 
-def non_default_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Check the values of a file and return those that differ from the defaults."""
+def check_file(file: Path, values: Mapping[str, Any]) -> None:
+    """Check all values of a file, on their own and together; raises ConfigError."""
+    given = effective_values(values, file)
+    origins = dict.fromkeys(given, str(file))
+    _refuse_two_budgets(given, origins)
+    _check_together(Settings(**given), origins)
+
+
+def effective_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Check the values of a file; return those that differ from the defaults, and those that a model may replace."""
     checked = {name: check_value(name, value, str(file)) for name, value in values.items()}
-    return {name: value for name, value in checked.items() if value != default_of(name)}
+    return {name: value for name, value in checked.items() if value != default_of(name) or spec_of(name).by_model}
 
 
 def _local_file() -> LocalFile | None:
@@ -258,7 +316,7 @@ def _use_local(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
     if local is None or local.problem:
         return (None if local is None else LocalUse(local)), FileContent(LOCAL)
     content = parse(LOCAL, local.data)
-    given = non_default_values(content.values, LOCAL)
+    given = effective_values(content.values, LOCAL)
     need = [name for name in given if spec_of(name).needs_trust] + (["keys"] if content.keys else [])
     ignored = () if local.is_trusted else tuple(need)
     used = {name: value for name, value in given.items() if name not in ignored}
@@ -298,4 +356,4 @@ def _describe_type(name: str) -> str:
         return f"a whole number, {spec.legal()}"
     if isinstance(default, float):
         return f"a number, {spec.legal()}"
-    return spec.legal() if spec.choices else "text"
+    return spec.legal() if spec.choices or spec.is_table else "text"

@@ -11,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from streamchat.base.eviction_policies import DEFAULT_POLICY, POLICIES, RENAMED_POLICIES, describe_policies
+from streamchat.config.template_args import NONE
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
@@ -19,6 +20,7 @@ Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
 Speculation = Literal["auto", "off"]
+LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
 Save = Literal["chats", "always", "never"]
 
@@ -49,11 +51,19 @@ class Spec:
     metavar: str = ""
     live: bool = False
     """Whether `/set` may change it during a chat."""
+    is_table: bool = False
+    """The value is the text of a JSON object, and sources are merged by name; see `streamchat.config.template_args`."""
+    flag: str = ""
+    """The flag on the command line, if it is not the name of the setting."""
+    by_model: bool = False
+    """Whether a value that the model's makers advise replaces the default."""
 
     def legal(self) -> str:
         """Describe the legal values, for messages and comments."""
         if self.choices:
             return "one of " + ", ".join(self.words)
+        if self.is_table:
+            return "a table of names and values"
         parts = []
         if self.minimum is not None:
             parts.append(f"{'above' if self.above_minimum else 'at least'} {_number(self.minimum)}")
@@ -168,7 +178,12 @@ class Settings:
     )
 
     temperature: float = _GENERATION.harmless(
-        0.7, "Sampling temperature; 0 always picks the most likely token", minimum=0.0, maximum=10.0, live=True
+        0.7,
+        "Sampling temperature; 0 always picks the most likely token",
+        minimum=0.0,
+        maximum=10.0,
+        live=True,
+        by_model=True,
     )
     top_p: float = _GENERATION.harmless(
         0.9,
@@ -177,17 +192,61 @@ class Settings:
         above_minimum=True,
         maximum=1.0,
         live=True,
+        by_model=True,
     )
-    top_k: int = _GENERATION.harmless(0, "Sample from the k most likely tokens; 0 = off", minimum=0, live=True)
+    top_k: int = _GENERATION.harmless(
+        0, "Sample from the k most likely tokens; 0 = off", minimum=0, live=True, by_model=True
+    )
     min_p: float = _GENERATION.harmless(
         0.0,
         "Drop tokens less likely than this fraction of the most likely one; 0 = off",
         minimum=0.0,
         maximum=1.0,
         live=True,
+        by_model=True,
     )
     repetition_penalty: float = _GENERATION.harmless(
-        1.1, "Penalty for tokens seen in the last 64; 1 = off", minimum=0.0, above_minimum=True, maximum=10.0, live=True
+        1.1,
+        "Penalty for tokens seen in the last 64; 1 = off",
+        minimum=0.0,
+        above_minimum=True,
+        maximum=10.0,
+        live=True,
+        by_model=True,
+    )
+    dry_multiplier: float = _GENERATION.harmless(
+        0.0,
+        "DRY penalty for tokens that continue a repeated sequence; 0 = off, 0.8 is usual",
+        minimum=0.0,
+        maximum=100.0,
+        live=True,
+    )
+    dry_base: float = _GENERATION.harmless(
+        1.75,
+        "Growth of the DRY penalty per repeated token beyond dry_allowed_length",
+        minimum=1.0,
+        maximum=100.0,
+        live=True,
+    )
+    dry_allowed_length: int = _GENERATION.harmless(
+        2, "Repeated tokens from which the next one has a DRY penalty", minimum=1, live=True
+    )
+    dry_penalty_last_n: int = _GENERATION.harmless(
+        -1, "Latest tokens in which DRY looks for sequences; -1 = cache_size, 0 = off", minimum=-1, live=True
+    )
+    dry_sequence_breakers: str = _GENERATION.harmless(
+        '\\n : " *',
+        "Texts that no DRY sequence crosses, separated by spaces; \\n, \\t and \\s are a line end, a tab and a space; "
+        "or none",
+        metavar="TEXTS",
+        live=True,
+    )
+    loop_guard: LoopGuard = _GENERATION.harmless(
+        "auto",
+        "Stop a reply that repeats the same tokens without end; auto does so for models with less than 3 billion "
+        "weights",
+        choices=get_args(LoopGuard),
+        live=True,
     )
     max_new_tokens: int = _GENERATION.harmless(512, "Maximum tokens per reply", minimum=1, metavar="TOKENS", live=True)
     seed: int = _GENERATION.harmless(
@@ -213,6 +272,14 @@ class Settings:
         "Format of turns: the model's chat template, or plain 'User:' / 'Assistant:' lines; auto uses the template if "
         "the model has one",
         choices=get_args(Format),
+    )
+    template_args: str = _CHAT.harmless(
+        NONE,
+        "Arguments for the model's chat template, as in enable_thinking=false; values are JSON, else text",
+        metavar="NAME=VALUE",
+        flag="--template-arg",
+        is_table=True,
+        live=True,
     )
 
     save: Save = _SESSIONS.sensitive(
@@ -261,8 +328,13 @@ def spec_of(name: str) -> Spec:
     return spec
 
 
+def settings_by_model() -> list[str]:
+    """Return the names of the settings whose default a model may replace."""
+    return [name for name in setting_fields() if spec_of(name).by_model]
+
+
 def default_of(name: str) -> Any:
-    """Return the default of the setting `name`."""
+    """Return the default of the setting `name`, without a model's advice."""
     default = setting_fields()[name].default
     assert default is not MISSING
     return default

@@ -14,9 +14,15 @@ from streamchat.base.progress import Progress
 from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Load, StartedConversation, assemble
+from streamchat.conversation.assemble import Load, StartedConversation, assemble, format_from_settings
 from streamchat.sessions.archive import Archive
-from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
+from streamchat.sessions.settings import (
+    foreign_model,
+    foreign_model_notice,
+    resumed_configuration,
+    sampling_notices,
+    without_session_sampling,
+)
 from streamchat.telemetry.memory import free_unused
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -44,14 +50,23 @@ class ModelHost:
         emit: Callable[[ev.Event], None],
         progress: Progress,
     ) -> None:
-        self._configuration, self._load, self._archive = configuration, load, archive
+        self._given = self._configuration = configuration
+        self._load, self._archive = load, archive
         self._emit, self._progress = emit, progress
         self._loaded: LoadedModel | None = None
-        self.settings = configuration.settings
         self.started: StartedConversation | None = None
         """The active conversation; None until the first model is loaded."""
         self.pin_next = False
         """Whether to pin the next turn, because it replaces a pinned one."""
+
+    @property
+    def settings(self) -> Settings:
+        """The current settings."""
+        return self._configuration.settings
+
+    def origin(self, name: str) -> str:
+        """Return where the value of a setting came from."""
+        return self._configuration.origin(name)
 
     @property
     def active(self) -> StartedConversation:
@@ -103,6 +118,7 @@ class ModelHost:
         same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
         previous = None if self.started is None else self.started.conversation
         loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)
+        configuration = configuration.advised_by(loaded.advice.values, loaded.advice.origins)
         if same and previous is not None:
             previous.close()  # only one hook per model
         try:
@@ -111,8 +127,7 @@ class ModelHost:
             if same and previous is not None:
                 previous.reopen()
             raise
-        self._loaded, self.started = loaded, assembled
-        self._configuration, self.settings = configuration, configuration.settings
+        self._loaded, self.started, self._configuration = loaded, assembled, configuration
         self.pin_next = False
         if not same:
             self._archive.release_model()
@@ -129,11 +144,11 @@ class ModelHost:
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""
-        settings = replace(self.settings, model=name)
-        origins = {**self._configuration.origins, "model": "/model"}
+        base = without_session_sampling(self._configuration, self._given)
+        settings = replace(base.settings, model=name)
         self._archive.flush_and_snapshot(self.started)
         try:
-            self._prepare(replace(self._configuration, settings=settings, origins=origins))
+            self._prepare(replace(base, settings=settings, origins={**base.origins, "model": "/model"}))
         except StreamchatError as error:
             _log.warning("switching to %r failed", name, exc_info=True)
             self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
@@ -148,20 +163,18 @@ class ModelHost:
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
         """Clear the conversation; its session stays saved."""
-        from streamchat.conversation.template.format import choose_format
-
         conversation, settings = self.active.conversation, self.settings
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
         before = conversation.encoder.format
         self._archive.flush_and_snapshot(self.started)
         try:
-            chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
+            chat_format = format_from_settings(conversation.tokenizer, settings)
             conversation.start_over(chat_format)
         except ConfigError as error:
             self._emit(ev.Notice(f"Nothing has changed: {error}", "error"))
             return
-        self.settings = conversation.settings = settings
+        self._use(settings)
         self.pin_next = False
         self._archive.start(self.active)
         self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
@@ -176,13 +189,54 @@ class ModelHost:
             ConfigError: The setting or the value is not allowed.
         """
         check_live(name)
-        value = check_value(name, value, "/set")
-        conversation = self.active.conversation
-        change: dict[str, Any] = {name: value}
-        self.settings = conversation.settings = replace(self.settings, **change)
+        change: dict[str, Any] = {name: check_value(name, value, "/set")}
+        changed = replace(self._configuration, settings=replace(self.settings, **change))
+        self._change(name, changed.with_origin(name, "/set"))
+
+    def reset_option(self, name: str) -> None:
+        """Set a live setting to its default, or to what the model's makers advise.
+
+        Raises:
+            ConfigError: The setting cannot change during a chat.
+        """
+        check_live(name)
+        assert self._loaded is not None
+        advice = self._loaded.advice
+        self._change(name, self._configuration.without(name).advised_by(advice.values, advice.origins))
+
+    def _change(self, name: str, configuration: Configuration) -> None:
+        """Use `configuration`, which differs in the setting `name` only."""
+        if name == "template_args":
+            self._change_template(configuration.settings)
+        self._use(configuration.settings)
+        self._configuration = configuration
         if name == "seed":
-            conversation.reseed()
-        self._emit(ev.SettingChanged(name, value))
+            self.active.conversation.reseed()
+        self._emit(ev.SettingChanged(name, getattr(configuration.settings, name)))
+
+    def _change_template(self, settings: Settings) -> None:
+        """Write later turns with the template arguments of `settings`; a conversation without turns may start over.
+
+        Raises:
+            ConfigError: They cannot be used. Nothing has changed then.
+        """
+        conversation = self.active.conversation
+        before = conversation.encoder.format
+        chat_format = format_from_settings(conversation.tokenizer, settings, before.moment)
+        if chat_format.name != before.name:
+            raise ConfigError(f"the template arguments cannot be used: {chat_format.notes[0]}")
+        if conversation.change_format(chat_format):
+            self._use(settings)
+            self._archive.start(self.active)
+            self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
+        for note in conversation.encoder.format.notes:
+            if note not in before.notes:
+                self._emit(ev.Notice(note))
+
+    def _use(self, settings: Settings) -> None:
+        """Use other settings in the active conversation."""
+        self._configuration = replace(self._configuration, settings=settings)
+        self.active.conversation.settings = settings
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
         """Close the current session, which stays saved, and resume another one.
@@ -233,6 +287,9 @@ class ModelHost:
         except BaseException:
             claimed.lock.release()
             raise
+        assert self._loaded is not None
+        new_chat = self._given.advised_by(self._loaded.advice.values, self._loaded.advice.origins)
+        sentences += sampling_notices(self._configuration, new_chat)
         for text in sentences:
             self._emit(ev.Notice(text))
 

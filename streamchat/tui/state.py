@@ -6,6 +6,7 @@ from streamchat.base.requests import Submit
 from streamchat.config.loader import Configuration
 from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend.outbox import Outbox
+from streamchat.frontend.settings_table import SettingsTable
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.status import StatusBoard
@@ -25,4 +26,5 @@ class ChatState:
         self.context = SlashContext(engine, self.board)
         self.outbox = Outbox(lambda text: engine.send(Submit(text)))
         self.registry = default_registry()
+        self.settings = SettingsTable(engine, configuration)
         self.history = PromptHistory.open(configuration.settings.history)

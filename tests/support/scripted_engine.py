@@ -24,7 +24,7 @@ from typing import Any, assert_never
 
 from streamchat.base import events as ev
 from streamchat.base import requests as rq
-from streamchat.config.settings import Settings
+from streamchat.config.settings import Settings, default_of
 from tests.support.scripted_cache import ScriptedCache
 
 HEADER_TOKENS = 4
@@ -92,6 +92,8 @@ class ScriptedEngine:
         self._sample_s = sample_s
         self._told_speed = speed
 
+        self.origins: dict[str, str] = {}
+        """What `origin` says about the settings that are not defaults."""
         self.sent: list[rq.Request] = []
         """Every request of the front end, in order."""
         self.events: list[ev.Event] = []
@@ -127,6 +129,10 @@ class ScriptedEngine:
     def settings(self) -> Settings:
         """The settings in force."""
         return self._settings
+
+    def origin(self, name: str) -> str:
+        """Where the value of a setting came from."""
+        return self.origins.get(name, "the default")
 
     @property
     def busy(self) -> bool:
@@ -164,6 +170,11 @@ class ScriptedEngine:
             case rq.SetOption(name, value):
                 changed: dict[str, Any] = {name: value}
                 self._settings = replace(self._settings, **changed)
+                self.origins[name] = "/set"
+            case rq.ResetOption(name):
+                default: dict[str, Any] = {name: default_of(name)}
+                self._settings = replace(self._settings, **default)
+                self.origins.pop(name, None)
             case rq.Submit() | rq.Retry() | rq.Edit() | rq.Quote():
                 with self._lock:
                     self._pending += 1
@@ -190,6 +201,8 @@ class ScriptedEngine:
                 self._do_clear()
             case rq.SetOption(name, value):
                 self.emit(ev.SettingChanged(name, value))
+            case rq.ResetOption(name):
+                self.emit(ev.SettingChanged(name, default_of(name)))
             case rq.Pin(turn):
                 self._do_pin(turn, True)
             case rq.Unpin(turn):

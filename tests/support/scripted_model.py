@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from streamchat.base import events as ev
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import format_from_settings
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.generation import TurnOutcome
-from streamchat.conversation.template.format import choose_format
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -86,7 +86,8 @@ def make_chat(
         names = [eos] if isinstance(eos, str) else list(eos)
         tokenizer.eos_token = names[0]
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(names)
-    chosen = Settings(cache_size=cache_size, **settings)
+    unguarded: Any = {"loop_guard": "off"}  # scripts may repeat as they like
+    chosen = Settings(cache_size=cache_size, **(unguarded | settings))
     events: list[ev.Event] = []
     script: list[int] = []
     fed: list[list[int]] = []
@@ -107,7 +108,7 @@ def make_chat(
         model,
         tokenizer,
         choose_fit(model, verdict=Verdict(absolute_limit=None)),
-        choose_format(tokenizer, "auto", chosen.system_prompt),
+        format_from_settings(tokenizer, chosen),
         chosen,
         cache_size,
         events.append,

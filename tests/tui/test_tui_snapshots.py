@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import textual
+from textual.widgets import Input
 
 import tests
 from streamchat.base.requests import Pin
@@ -77,6 +78,15 @@ async def help_screen(driver: Driver) -> None:
     await driver.pilot.pause(0.1)
 
 
+async def settings_screen(driver: Driver) -> None:
+    """A wrong value in the line of a setting."""
+    await driver.ask("hello")
+    driver.engine.origins["temperature"] = "the catalogue"
+    await driver.pilot.press("f4", *"temp", "enter", "x")
+    driver.app.screen.query_one("#value", Input).cursor_blink = False
+    await driver.pilot.pause(0.1)
+
+
 async def commands(driver: Driver) -> None:
     await driver.ask("hello")
     await driver.pilot.press("slash")
@@ -99,6 +109,7 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     reading_back,
     in_the_map,
     help_screen,
+    settings_screen,
     commands,
     queued,
 ]

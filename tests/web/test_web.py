@@ -82,6 +82,7 @@ def test_files_can_be_allowed(tmp_path: Path, secret: Path) -> None:
         ([], ()),
         (["--port", "9000", "--cache-size", "64"], ("--cache-size=64",)),
         (["--host=0.0.0.0", "--theme", "a b", "--no-history"], ("--theme=a b", "--no-history")),
+        (["--template-arg", "a=1", "--template-arg=b=x y"], ("--template-arg=a=1", "--template-arg=b=x y")),
         (["--url", "http://a", "--files", "--temperature=-1"], ("--temperature=-1",)),
     ],
 )

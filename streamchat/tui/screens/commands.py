@@ -15,6 +15,7 @@ from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.screens.sending import SendingScreen
+from streamchat.tui.screens.settings import SettingsScreen
 from streamchat.tui.widgets.lines import CommandOutput
 from streamchat.tui.widgets.prompt import Prompt
 
@@ -104,6 +105,13 @@ class CommandScreen(SendingScreen):
 
         if not self.state.watching:
             self.app.push_screen(SessionsScreen(words, self.state.board.session), resume)
+
+    def action_settings(self, words: str = "") -> None:
+        """Show and change all settings."""
+        if self.is_active and not self.state.watching:
+            engine, table = self.state.engine, self.state.settings
+            screen = SettingsScreen(engine, table, lambda: self._outbox.phase is not Phase.FAILED, words)
+            self.app.push_screen(screen)
 
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
