@@ -121,11 +121,9 @@ def launches(shape: Shape, capability: tuple[int, int], dtype: torch.dtype) -> I
 
     spec = spec_of(shape, dtype)
     program = FusedProgram(spec, sizes_for(capability))
-    found: list[Any] = []
-    for launch in program.launches:
-        launch.run = lambda launch=launch, **changing: found.append((launch, changing))
     buffer = torch.empty(1, shape.kv_heads, SLOTS, shape.head_dim, dtype=dtype, device="meta")
-    program.run(Inputs(torch.device("meta")), [(buffer, buffer)])
+    logits = torch.empty(shape.vocabulary, device="meta")
+    found = list(program.calls(Inputs(torch.device("meta")), [(buffer, buffer)], logits))
     mlp = ("gate, up" if not shape.is_neox else "up", "down")
     for (launch, changing), what in zip(found, ("embed", "qkv", "attention", "output", *mlp, "head"), strict=True):
         launch.arguments |= changing

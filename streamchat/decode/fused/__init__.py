@@ -1,1 +1,1 @@
-"""A decode step of fused Triton kernels, for CUDA. Importing `kernels` needs Triton; nothing else here does so early."""
+"""A decode step of fused Triton kernels, for CUDA; only `kernels` and `program` import Triton."""

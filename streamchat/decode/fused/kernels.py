@@ -21,8 +21,11 @@ from streamchat.decode.fused.kernel_parts import (
 
 
 @triton.jit
-def embed(ids, table, out, columns, stride, scale, BLOCK: tl.constexpr):
+def embed(ids, table, out, columns, stride, scale, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Write the embedding of the id, times `scale`, as float32."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids).to(tl.int64) * stride
     x = tl.load(table + row + c, mask=c < columns, other=0.0).to(tl.float32)
@@ -71,13 +74,16 @@ def multiply(
     HAS_OTHER: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Compute ROWS results: sum, norm, product, bias, activation, gate, residual; see `streamchat.decode.operations`.
 
     The matrices are (rows, columns), `stride` elements from row to row. The second and third begin `second` and
     `third` elements after the first. With a gate, the second has the same rows, which are multiplied with those of the
     first. The first program writes the sum.
+
+    The next block of weights is requested before the current one is used, and the first one before anything else:
+    weights do not depend on the kernel before. With OVERLAP, it may still run then.
     """
     block = tl.program_id(0)
     is_first_program = block == 0
@@ -101,7 +107,16 @@ def multiply(
         count = rows
     row = block * ROWS + tl.arange(0, ROWS)
     is_row = row < count
-    data = weight + offset + row.to(tl.int64)[:, None] * stride
+    column = tl.arange(0, BLOCK)[None, :]
+    data = weight + offset + row.to(tl.int64)[:, None] * stride + column
+    first_mask = is_row[:, None] & (column < columns)
+    w = tl.load(data, mask=first_mask, other=0.0)
+    v = w
+    if GATED:
+        v = tl.load(data + second, mask=first_mask, other=0.0)
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
     added_mean = 0.0
     added_factor = 0.0
@@ -132,11 +147,15 @@ def multiply(
     products = tl.zeros((ROWS, BLOCK), tl.float32)
     gates = tl.zeros((ROWS, BLOCK), tl.float32)
     row_squares = tl.zeros((BLOCK,), tl.float32)
-    for k in tl.range(0, columns, BLOCK, num_stages=STAGES):
+    for k in range(0, columns, BLOCK):
+        next_mask = is_row[:, None] & (k + BLOCK + column < columns)
+        data += BLOCK
+        next_w = tl.load(data, mask=next_mask, other=0.0)
+        next_v = next_w
+        if GATED:
+            next_v = tl.load(data + second, mask=next_mask, other=0.0)
         c = k + tl.arange(0, BLOCK)
         is_column = c < columns
-        mask = is_row[:, None] & is_column[None, :]
-        w = tl.load(data + c[None, :], mask=mask, other=0.0)
         part = summed(
             x, added, more, added_weight, added_bias, added_mean, added_factor, added_scale, c, is_column,
             HAS_ADDED, HAS_MORE, ADDED_NORM, HAS_ADDED_BIAS,
@@ -151,8 +170,9 @@ def multiply(
             part = normalized(part, norm_weight, norm_bias, c, is_column, mean, factor, HAS_NORM_BIAS)
         products += w.to(tl.float32) * part[None, :]
         if GATED:
-            v = tl.load(data + second + c[None, :], mask=mask, other=0.0)
             gates += v.to(tl.float32) * part[None, :]
+        w = next_w
+        v = next_v
     if NORM == RMS_NORM:
         factor = 1.0 / tl.sqrt(tl.sum(row_squares, 0) / columns + eps)
     y = tl.sum(products, 1)
@@ -198,6 +218,7 @@ def attend(
     clip,
     query_eps,
     key_eps,
+    splits,
     COPIES: tl.constexpr,
     GROUP: tl.constexpr,
     PADDED_GROUP: tl.constexpr,
@@ -215,22 +236,25 @@ def attend(
     HAS_SOFTCAP: tl.constexpr,
     OPERAND: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Attention of one new token for the queries of one key head, over one part of the live slots.
 
     Program (head, 0) also appends the new key and value, and attends to them from registers: no other program reads
     the new slot. The program that is done last joins the parts of its head. The live slots are divided among as many
-    of the SPLITS programs as have at least BLOCK slots to read; the others do nothing.
+    of the `splits` programs as have at least BLOCK slots to read; the others do nothing.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head, split = tl.program_id(0), tl.program_id(1)
     new = tl.load(new_slot).to(tl.int32)
     low = tl.load(first_slot).to(tl.int32)
     if HAS_WINDOW:
         low = tl.maximum(low, new - window + 1)
     length = new - low
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK), 1) * BLOCK
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK), 1) * BLOCK
     active = tl.maximum(tl.cdiv(length, chunk), 1)
     if split >= active:
         return
@@ -306,7 +330,7 @@ def attend(
         return
     # (head, split): results, then the largest score and the sum of each query
     size: tl.constexpr = PADDED_GROUP * (PADDED_DIM + 2)
-    mine = partial + (head * SPLITS + split) * size
+    mine = partial + (head * splits + split) * size
     tl.store(mine + cells, result, mask=result_mask)
     tl.store(mine + PADDED_GROUP * PADDED_DIM + row, best, mask=row < GROUP)
     tl.store(mine + PADDED_GROUP * (PADDED_DIM + 1) + row, total, mask=row < GROUP)
@@ -318,7 +342,7 @@ def attend(
     total = tl.zeros((PADDED_GROUP,), tl.float32)
     result = tl.zeros((PADDED_GROUP, PADDED_DIM), tl.float32)
     for i in range(active):
-        part = partial + (head * SPLITS + i) * size
+        part = partial + (head * splits + i) * size
         # .cg: from the second-level cache, which all programs share
         larger_part = tl.load(part + PADDED_GROUP * PADDED_DIM + row, mask=row < GROUP, other=0.0, cache_modifier=".cg")
         total_part = tl.load(

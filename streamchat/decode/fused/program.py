@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,15 @@ class Launch:
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, **changing: Any) -> None:
         """Launch it."""
         self.kernel[self.grid](**self.arguments, **changing, **self.options)
+
+    def compile(self, **changing: Any) -> None:
+        """Compile it, or find it in Triton's cache."""
+        self.kernel.warmup(**self.arguments, **changing, **self.options, grid=self.grid)
 
 
 class FusedProgram:
@@ -52,7 +56,8 @@ class FusedProgram:
         self._model, self._sizes = model, sizes
         self._operand = operand or model.dtype
         self._table: Any = model.embedding.weight
-        self._device: torch.device = self._table.device
+        device: Any = self._table.device
+        self._device: torch.device = device
         self._rows: dict[Row, Tensor] = {}
         self._partials: dict[int, Tensor] = {}
         self.launches: list[Launch] = []
@@ -71,23 +76,42 @@ class FusedProgram:
     def run(self, inputs: Inputs, buffers: Sequence[Buffers]) -> Tensor:
         """Compute one token: write a slot of each of `buffers`, return (1, 1, vocabulary) float32 logits."""
         logits = torch.empty(self.vocabulary, dtype=torch.float32, device=self._device)
-        like = self._row(hidden_row(self._model))[None]
-        angles = [tuple(each.reshape(-1) for each in rotary(like, inputs.positions)) for rotary in self._model.rotaries]
-        first, *rest, last = self.launches
-        first.run(ids=inputs.ids)
-        attentions = iter(zip(self.attentions, buffers, strict=True))
-        for launch in rest:
-            if launch.kernel is kernels.attend:
-                (of, _), (keys, values) = next(attentions)
-                self._run_attention(launch, of, keys, values, angles, inputs)
-            else:
-                launch.run()
-        last.run(out=logits)
+        for launch, changing in self.calls(inputs, buffers, logits):
+            launch.run(**changing)
         return logits.view(1, 1, -1)
 
-    def _run_attention(
-        self, launch: Launch, of: AttentionSpec, keys: Tensor, values: Tensor, angles: Sequence[Any], inputs: Inputs
-    ) -> None:
+    def compile(self) -> None:
+        """Compile all kernels; takes about a second for each that is not in Triton's cache."""
+        for launch, changing in self.calls(Inputs(self._device), self._some_buffers(), torch.empty(0)):
+            launch.compile(**changing)
+
+    def calls(
+        self, inputs: Inputs, buffers: Sequence[Buffers], logits: Tensor
+    ) -> Iterator[tuple[Launch, dict[str, Any]]]:
+        """Yield the launches in order, each with the arguments that change from run to run."""
+        like = self._row(hidden_row(self._model))[None]
+        angles = [tuple(each.reshape(-1) for each in rotary(like, inputs.positions)) for rotary in self._model.rotaries]
+        changing: dict[int, dict[str, Any]] = {
+            id(self.launches[0]): {"ids": inputs.ids},
+            id(self.launches[-1]): {"out": logits},
+        }
+        for (of, launch), pair in zip(self.attentions, buffers, strict=True):
+            changing[id(launch)] = self._attention_arguments(launch, of, pair, angles, inputs)
+        for launch in self.launches:
+            yield launch, changing.get(id(launch), {})
+
+    def _some_buffers(self) -> list[Buffers]:
+        """Return buffers that the compiler takes for those of a cache."""
+        found: list[Buffers] = []
+        for of, _ in self.attentions:
+            buffer = torch.empty(1, of.num_kv_heads, 16, of.head_dim, dtype=self._model.dtype, device=self._device)
+            found.append((buffer, buffer))
+        return found
+
+    def _attention_arguments(
+        self, launch: Launch, of: AttentionSpec, pair: Buffers, angles: Sequence[Any], inputs: Inputs
+    ) -> dict[str, Any]:
+        keys, values = pair
         heads, slots = keys.shape[1:3]
         splits = self._sizes.splits(heads, slots)
         if keys.stride() != values.stride() or keys.stride(3) != 1 or keys.stride(2) != of.head_dim:
@@ -98,19 +122,19 @@ class FusedProgram:
         if size not in self._partials:
             self._partials[size] = torch.empty(size, dtype=torch.float32, device=self._device)
         launch.grid = heads, splits
-        launch.run(
-            keys=keys,
-            values=values,
-            cos=cos,
-            sin=sin,
-            first_slot=inputs.start,
-            new_slot=inputs.slot,
-            partial=self._partials[size],
-            arrivals=self._arrivals,
-            head_stride=keys.stride(1),
-            ROTARY=0 if of.rotary is None else cos.shape[0],
-            SPLITS=splits,
-        )
+        return {
+            "keys": keys,
+            "values": values,
+            "cos": cos,
+            "sin": sin,
+            "first_slot": inputs.start,
+            "new_slot": inputs.slot,
+            "partial": self._partials[size],
+            "arrivals": self._arrivals,
+            "head_stride": keys.stride(1),
+            "splits": splits,
+            "ROTARY": 0 if of.rotary is None else cos.shape[0],
+        }
 
     def _embed(self) -> None:
         row = hidden_row(self._model)
@@ -122,7 +146,7 @@ class FusedProgram:
             "scale": self._model.embedding_scale,
             "BLOCK": EMBED_BLOCK,
         }
-        self.launches.append(Launch(kernels.embed, (-(-row.width // EMBED_BLOCK),), arguments))
+        self._append(kernels.embed, (-(-row.width // EMBED_BLOCK),), arguments, 4)
 
     def _product(self, of: operations.Product, residual: Residual | None) -> None:
         if isinstance(of.given, operations.Attend):
@@ -167,13 +191,19 @@ class FusedProgram:
             "HAS_OTHER": residual is not None and residual.other is not None,
             "ROWS": block_rows,
             "BLOCK": block,
-            "STAGES": self._sizes.product_stages,
         }
         arguments |= _norm("norm", given.norm, x, "HAS_NORM_BIAS", "NORM", "eps")
         arguments |= _norm("added", given.added_norm, x, "HAS_ADDED_BIAS", "ADDED_NORM", "added_eps")
         if not of.is_head:
             arguments["out"] = self._row(residual.out if residual else of.out)
-        self.launches.append(Launch(kernels.multiply, (count,), arguments, {"num_warps": self._sizes.product_warps}))
+        self._append(kernels.multiply, (count,), arguments, self._sizes.product_warps)
+
+    def _append(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int) -> Launch:
+        overlap = self._sizes.overlap
+        options = {"num_warps": warps} | ({"launch_pdl": True} if overlap else {})
+        launch = Launch(kernel, grid, arguments | {"OVERLAP": overlap}, options)
+        self.launches.append(launch)
+        return launch
 
     def _attend(self, operation: operations.Attend) -> None:
         of, layout = operation.of, operation.of.layout
@@ -212,8 +242,7 @@ class FusedProgram:
         }
         arguments |= _norm("query", of.q_norm, qkv, "HAS_QUERY_BIAS", "QUERY_NORM", "query_eps")
         arguments |= _norm("key", of.k_norm, qkv, "HAS_KEY_BIAS", "KEY_NORM", "key_eps")
-        launch = Launch(kernels.attend, (), arguments, {"num_warps": self._sizes.attention_warps})
-        self.launches.append(launch)
+        launch = self._append(kernels.attend, (), arguments, self._sizes.attention_warps)
         self.attentions.append((of, launch))
 
     def _attended(self, of: AttentionSpec) -> Row:

@@ -22,14 +22,14 @@ class Sizes:
     max_block: int = 2048
     """Columns that a program reads at once."""
     product_warps: int = 4
-    product_stages: int = 1
-    """Stages of the software pipeline; 1 leaves the order of loads to the compiler."""
     attention_block: int = 32
     """Slots that a program of attention reads at once."""
     attention_warps: int = 4
     attention_stages: int = 2
     max_splits: int = 64
     """Parts of the live slots that are attended to in parallel."""
+    overlap: bool = False
+    """Start a kernel while the one before it ends; compute capability 9.0. Not tried on a GPU yet."""
 
     def product(self, rows: int, columns: int, matrices: int = 1) -> tuple[int, int]:
         """Return rows and columns of the block of a product; `matrices` are read at the same time."""

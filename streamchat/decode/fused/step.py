@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -55,13 +56,13 @@ def supports(model: ModelSpec) -> bool:
 
 
 def _supports(block: BlockSpec) -> bool:
-    of = block.attention
+    of, qkv = block.attention, list[Any](block.attention.qkv_proj)
     if isinstance(block.mlp, ExpertsSpec) or of.num_heads % of.num_kv_heads or of.head_dim > MAX_HEAD_DIM:
         return False
-    if len(of.qkv_proj) > 3 or len({layer.weight.stride(0) for layer in of.qkv_proj}) > 1 or not _can_norm(of):
+    if len(qkv) > 3 or len({layer.weight.stride(0) for layer in qkv}) > 1 or not _can_norm(of):
         return False
-    up = block.mlp.up_proj
-    if block.mlp.fused and len(up[0].weight) % 2:
+    up: Any = block.mlp.up_proj[0]
+    if block.mlp.fused and len(up.weight) % 2:
         return False
     return not (block.parallel and (block.attention_out_norm or block.mlp_out_norm))
 
@@ -97,12 +98,20 @@ class FusedStep:
                 self._program = FusedProgram(self._model, self._sizes, operand)
         return self._program
 
+    def compile(self) -> None:
+        """Compile the kernels, or find them in Triton's cache."""
+        with self._on_device(), torch.inference_mode(False), torch.no_grad():
+            self.program.compile()
+
     def run(self, inputs: Inputs, buffers: Sequence[Buffers]) -> Tensor:
         """Compute one token: write a slot of each of `buffers`, return (1, 1, vocabulary) float32 logits."""
-        on_device = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
-        with on_device:
+        with self._on_device():
             logits: Tensor = self.program.run(inputs, buffers)
         return logits
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Context manager: kernels are launched on the current device, which need not be that of the model."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
 
 
 def bind_fused(step: Any, inputs: Inputs, buffers: Sequence[Buffers], _: torch.dtype) -> Callable[[], Tensor]:
