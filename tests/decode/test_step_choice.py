@@ -104,7 +104,7 @@ def test_whatever_fails_is_logged_once_and_the_recorded_step_goes_on(
 def test_missing_triton_is_a_warning_only_for_who_asked_for_it(
     decode: Decode, level: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     model = make("llama")
     with caplog.at_level(logging.INFO):
         assert install_captured(model, RecordedGraphs().record, decode)
@@ -115,7 +115,7 @@ def test_missing_triton_is_a_warning_only_for_who_asked_for_it(
 
 
 def test_devices_without_the_needed_arithmetic_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setattr(fused, "is_interpreted", lambda: False)
     assert fused.unavailable(torch.device("cpu")) == "they are for CUDA, not for cpu"
     cuda = torch.device("cuda")
