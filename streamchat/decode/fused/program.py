@@ -70,7 +70,7 @@ class FusedProgram:
             else:
                 assert isinstance(operation, operations.Attend)
                 self._attend(operation)
-        heads = max(block.attention.num_kv_heads for block in model.blocks)
+        heads = max((block.attention.num_kv_heads for block in model.blocks), default=1)
         self._arrivals = torch.zeros(heads, dtype=torch.int32, device=self._device)
         self.vocabulary = operations.result_width([model.head])
 
@@ -219,6 +219,7 @@ class FusedProgram:
         dim, group = of.head_dim, of.num_heads // of.num_kv_heads
         qkv = self._row(operation.qkv)
         operand = _triton_type(self._operand)
+        block, warps = self._sizes.attention(self._model.dtype.itemsize)
         arguments: dict[str, Any] = {
             "qkv": qkv,
             "out": self._row(self._attended(of)),
@@ -246,12 +247,12 @@ class FusedProgram:
             "HAS_WINDOW": of.window is not None,
             "HAS_SOFTCAP": of.softcap is not None,
             "OPERAND": operand,
-            "BLOCK": self._sizes.attention_block,
+            "BLOCK": block,
             "STAGES": self._sizes.attention_stages,
         }
         arguments |= _norm("query", of.q_norm, qkv, "HAS_QUERY_BIAS", "QUERY_NORM", "query_eps")
         arguments |= _norm("key", of.k_norm, qkv, "HAS_KEY_BIAS", "KEY_NORM", "key_eps")
-        launch = self._append(kernels.attend, (), arguments, self._sizes.attention_warps)
+        launch = self._append(kernels.attend, (), arguments, warps)
         self.attentions.append((of, launch))
 
     def _attended(self, of: AttentionSpec) -> Row:

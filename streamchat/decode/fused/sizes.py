@@ -45,6 +45,15 @@ class Sizes:
         """Return the groups of 32 columns that a product with tiles reads at once."""
         return min(power_of_two(count), max(1, self.tile_groups * 4 // bits))
 
+    def attention(self, element_bytes: int) -> tuple[int, int]:
+        """Return the slots that a program of attention reads at once, and its warps, for keys of that many bytes.
+
+        float32 is multiplied without tensor cores, from registers: a quarter of them for each thread.
+        """
+        if element_bytes > 2:
+            return min(16, self.attention_block), 2 * self.attention_warps
+        return self.attention_block, self.attention_warps
+
     def splits(self, num_kv_heads: int, slots: int) -> int:
         """Return the parts of an attention over at most that many slots."""
         parts = 1
