@@ -26,6 +26,8 @@ MODES = {
     "gpu": ("gpu", "measure one GPU, with native weights"),
 }
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
+_DESTS = {"decode": "decode_mode"}
+"""Modes with the name of a setting -> their attribute of the arguments."""
 BUSY_LOOPS = "0,2,4,6"
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
@@ -70,7 +72,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if name == "busy":
             what.add_argument(f"--{name}", nargs="?", const=BUSY_LOOPS, metavar="N,...", help=text)
         else:
-            what.add_argument(f"--{name}", action="store_true", help=text)
+            what.add_argument(f"--{name}", action="store_true", dest=_DESTS.get(name, name), help=text)
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
@@ -158,16 +160,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _mode(args: argparse.Namespace) -> str:
     """Return the name of the mode in `MODES`; '' is the comparison."""
-    return next((name for name in MODES if getattr(args, name) not in (None, False)), "")
+    return next((name for name in MODES if getattr(args, _DESTS.get(name, name)) not in (None, False)), "")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check numbers, and that flags of one mode are not given for another; raises ConfigError."""
     for name in ("profile", "flat"):
-        if getattr(args, name) not in (None, False) and not args.decode:
+        if getattr(args, name) not in (None, False) and not args.decode_mode:
             raise ConfigError(f"--{name} needs --decode")
     for name in ("threads", "cpu_time"):
-        if getattr(args, name) not in (None, False) and not (args.decode or args.speculative):
+        if getattr(args, name) not in (None, False) and not (args.decode_mode or args.speculative):
             raise ConfigError(f"--{name.replace('_', '-')} needs --decode or --speculative")
     if args.until is not None and not args.gpu:
         raise ConfigError("--until needs --gpu")

@@ -29,6 +29,7 @@ from streamchat.conversation.sampling import Sampler, SamplerFactory, new_genera
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
+from streamchat.decode.report import step_failure
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
@@ -273,6 +274,11 @@ class Conversation:
     def record_steps(self) -> None:
         """Record the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
         record_used(self.model, self.cache)
+
+    @property
+    def decode_failure(self) -> str:
+        """Why the recorded step was given up, so that transformers computes new tokens; '' if it was not."""
+        return step_failure(self.model)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 

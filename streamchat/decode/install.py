@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -17,6 +18,7 @@ from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
+from streamchat.config.settings import Decode
 from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
@@ -24,14 +26,17 @@ from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_program import FORMATS
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.static import static_step
+from streamchat.decode.steps import fused_obstacle
 from streamchat.kernels.library import Kernels
+
+_log = logging.getLogger(__name__)
 
 # Arguments that a step honors or may ignore; a call with any other argument runs the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
-def install(model: Any, kernels: Kernels | None) -> bool:
+def install(model: Any, kernels: Kernels | None, decode: Decode = "auto") -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
@@ -41,13 +46,19 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     Args:
         model: A causal LM in eval mode; its `forward` is replaced.
         kernels: Compiled kernels for a CPU, if they support the whole model; None for PyTorch's.
+        decode: The setting. `fused` allows what `auto` allows. `graph` is PyTorch's operations, which a CPU does not
+            record; `plain` is no short path.
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
     if device.type == "cuda":
         model.forward = without_plans(model.forward)
-        return not spread and install_captured(model, CudaRecorder(device))
-    return device.type == "cpu" and not spread and _install_short(model, kernels)
+        if decode == "fused":
+            _log.warning("decode = fused is not available: %s", fused_obstacle())
+        return decode != "plain" and not spread and install_captured(model, CudaRecorder(device))
+    if device.type != "cpu" or decode == "plain":
+        return False
+    return not spread and _install_short(model, None if decode == "graph" else kernels)
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:

@@ -47,6 +47,7 @@ class StatusSampler:
             busy=self._jobs.running,
             proposed_tokens=conversation.speculator.proposed,
             accepted_tokens=conversation.speculator.accepted,
+            decode_failure=conversation.decode_failure,
         )
         self._archive.record_status(sample, info)
         self._publish(sample)

@@ -44,6 +44,8 @@ class StatusBoard:
     proposed_tokens: int = 0
     """Tokens proposed by speculation."""
     accepted_tokens: int = 0
+    decode_failure: str = ""
+    """Why the decode step was given up since the model was loaded."""
     turns: int = 0
     """Turns in the conversation."""
     prompt_tokens: int = 0
@@ -69,12 +71,13 @@ class StatusBoard:
         """Update the figures for `event`."""
         match event:
             case ev.ModelReady(info=info):
-                self.info = info
+                self.info, self.decode_failure = info, ""
                 self._ready_at = self.clock() if self._ready_at is None else self._ready_at
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
                 self.ttft_s, self.decode_tps = event.ttft_s, event.decode_tps
                 self.proposed_tokens, self.accepted_tokens = event.proposed_tokens, event.accepted_tokens
+                self.decode_failure = event.decode_failure
                 self.lengths.add(event.cache.length)
                 if event.busy and event.decode_tps is not None:
                     self.speeds.add(event.decode_tps)

@@ -114,3 +114,5 @@ class StatusSampled(Event):
     """Tokens proposed by speculation in this conversation."""
     accepted_tokens: int = 0
     """Proposed tokens that became part of replies."""
+    decode_failure: str = ""
+    """Why the decode step was given up since the model was loaded, so that transformers computes new tokens."""
