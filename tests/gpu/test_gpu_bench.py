@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from streamchat.benchmarks.gpu.page import tables_of
 from streamchat.benchmarks.gpu.supervisor import Results, Supervisor
 from streamchat.benchmarks.gpu.worker import BROKEN, Bench, Job, is_device_error
 from streamchat.cli import main as cli
+from streamchat.decode.install import install_captured
 from tests.support.models_help import save, tiny_llama
 from tests.support.stand_in_program import WORKER, install_here, tiny_config
 
@@ -152,7 +154,7 @@ def test_names_have_the_order_of_the_table() -> None:
 @pytest.fixture
 def standing_in(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in shapes.SHAPES:
-        monkeypatch.setitem(shapes.SHAPES, name, (f"tiny {name}", lambda name=name: tiny_config(name)))
+        monkeypatch.setitem(shapes.SHAPES, name, (f"tiny {name}", functools.partial(tiny_config, name)))
     monkeypatch.setattr(measure, "install", install_here)
     monkeypatch.setattr(worker, "COPIED", 1 << 16)
 
@@ -195,17 +197,14 @@ def test_a_step_that_is_given_up_while_it_runs_is_no_figure(standing_in: None, m
     def broken(run: Any) -> Any:
         raise RuntimeError("out of graphs")
 
-    monkeypatch.setattr(measure, "install", lambda model, kernels, decode: measure_install(model, broken, decode))
+    def install_broken(model: Any, kernels: Any, decode: str) -> bool:
+        return install_captured(model, broken)
+
+    monkeypatch.setattr(measure, "install", install_broken)
     _, lines = run(job(GRAPH))
     [row] = [line["row"] for line in lines if "row" in line]
     assert row["error"] == "given up while it ran: RuntimeError: out of graphs"
     assert row["tps"] is None
-
-
-def measure_install(model: Any, record: Any, decode: str) -> bool:
-    from streamchat.decode.install import install_captured
-
-    return install_captured(model, record)
 
 
 def test_after_the_time_no_case_is_started(standing_in: None) -> None:
@@ -326,7 +325,7 @@ def test_a_copy_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def event(name: str, device: Any, microseconds: int = 10, is_user_annotation: bool = False) -> FunctionEvent:
-    return FunctionEvent(
+    return FunctionEvent(  # type: ignore[no-untyped-call]
         0, name, 0, 0, microseconds, device_type=device, is_user_annotation=is_user_annotation, use_device="cuda"
     )
 

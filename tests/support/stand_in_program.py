@@ -5,6 +5,7 @@ A CPU with recorded operations, in the command and in the process that measures;
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -55,7 +56,7 @@ def _break(fault: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run the command, or its worker."""
     for name in shapes.SHAPES:
-        shapes.SHAPES[name] = (f"tiny {name}", lambda name=name: tiny_config(name))  # type: ignore[misc]
+        shapes.SHAPES[name] = (f"tiny {name}", functools.partial(tiny_config, name))
     setattr(measure, "install", install_here)  # noqa: B010 - for mypy
     setattr(worker, "COPIED", 1 << 20)  # noqa: B010
     if arguments[0] == "--worker":

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace, configuration: Configuration, progress: Progre
     job = Job(asdict(named), device, cases, 0, sizes, args.time_limit, tokens=tokens, flat_shape=shapes[0])
     file = rows_file(args.out)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if args.out is None:
+            paths.private_dir(file.parent)
         supervisor = Supervisor(job, child_processes.python(*WORKER), file, lambda name: progress(f"Measuring {name}"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({reason_of(error)})") from None
