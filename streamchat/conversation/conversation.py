@@ -29,7 +29,8 @@ from streamchat.conversation.sampling import Sampler, SamplerFactory, new_genera
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
-from streamchat.decode.report import step_failure
+from streamchat.decode.report import recorded_step
+from streamchat.decode.steps import StepReport
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
@@ -276,9 +277,9 @@ class Conversation:
         record_used(self.model, self.cache)
 
     @property
-    def decode_failure(self) -> str:
-        """Why the recorded step was given up, so that transformers computes new tokens; '' if it was not."""
-        return step_failure(self.model)
+    def recorded_step(self) -> StepReport | None:
+        """The recorded step that computes new tokens now, or what replaced it; None for a model without one."""
+        return recorded_step(self.model)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 

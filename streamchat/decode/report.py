@@ -6,11 +6,10 @@ from typing import Any
 
 from streamchat.cache.token_ids import input_device
 from streamchat.config.settings import Decode
-from streamchat.decode import steps
 from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.native_step import CompiledStep
-from streamchat.decode.steps import COMPILED, GRAPH, NOT_SUPPORTED, OPERATIONS, PLAIN, StepReport
+from streamchat.decode.steps import COMPILED, FUSED, GRAPH, NOT_SUPPORTED, OPERATIONS, PLAIN, StepReport
 
 
 def step_report(model: Any, decode: Decode = "auto", no_kernels: str = "") -> StepReport:
@@ -25,18 +24,26 @@ def step_report(model: Any, decode: Decode = "auto", no_kernels: str = "") -> St
     if isinstance(step, CompiledStep):
         return StepReport(COMPILED)
     if isinstance(step, CapturedSteps):
-        failed = step_failure(model)
-        slower = chosen if decode == "graph" else steps.fused_obstacle()
-        return StepReport(PLAIN, failed) if failed else StepReport(GRAPH, slower)
+        return _captured(step)
     if step is not None:
         return StepReport(OPERATIONS, chosen if decode == "graph" else no_kernels or NOT_SUPPORTED)
     return StepReport(PLAIN, chosen if decode == "plain" else _why_no_step(model))
 
 
-def step_failure(model: Any) -> str:
-    """Return why the step for one token was given up while it ran; '' if it was not."""
+def recorded_step(model: Any) -> StepReport | None:
+    """Return the recorded step that computes new tokens now, or what replaced it; None for a model without one.
+
+    Only such steps may be given up after the model was loaded.
+    """
     step = getattr(model.forward, "step", None)
-    return step.of(1).failed if isinstance(step, CapturedSteps) else ""
+    return _captured(step) if isinstance(step, CapturedSteps) else None
+
+
+def _captured(step: CapturedSteps) -> StepReport:
+    if step.is_fused:
+        return StepReport(FUSED)
+    failed = step.of(1).failed
+    return StepReport(PLAIN, failed) if failed else StepReport(GRAPH, step.why_not_fused)
 
 
 def _why_no_step(model: Any) -> str:

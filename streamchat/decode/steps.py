@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 
 from streamchat.base.devices import device_type, is_spread
@@ -43,7 +44,7 @@ class StepReport:
 
 def fused_obstacle() -> str:
     """Return why no model on a GPU has fused kernels here; '' if models may have them."""
-    return "this version has no fused kernels for a GPU"
+    return "" if importlib.util.find_spec("triton") is not None else "Triton is not installed"
 
 
 def expected_step(device: str, decode: Decode, no_kernels: str = "") -> StepReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streamchat.base import events as ev
 
@@ -44,8 +44,6 @@ class StatusBoard:
     proposed_tokens: int = 0
     """Tokens proposed by speculation."""
     accepted_tokens: int = 0
-    decode_failure: str = ""
-    """Why the decode step was given up since the model was loaded."""
     turns: int = 0
     """Turns in the conversation."""
     prompt_tokens: int = 0
@@ -71,13 +69,15 @@ class StatusBoard:
         """Update the figures for `event`."""
         match event:
             case ev.ModelReady(info=info):
-                self.info, self.decode_failure = info, ""
+                self.info = info
                 self._ready_at = self.clock() if self._ready_at is None else self._ready_at
             case ev.StatusSampled():
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
                 self.ttft_s, self.decode_tps = event.ttft_s, event.decode_tps
                 self.proposed_tokens, self.accepted_tokens = event.proposed_tokens, event.accepted_tokens
-                self.decode_failure = event.decode_failure
+                if event.decode_step and self.info is not None:
+                    step, reason = event.decode_step, event.decode_reason
+                    self.info = replace(self.info, decode_step=step, decode_reason=reason)
                 self.lengths.add(event.cache.length)
                 if event.busy and event.decode_tps is not None:
                     self.speeds.add(event.decode_tps)

@@ -53,7 +53,7 @@ def status_table(board: StatusBoard, prefill: ev.PrefillProgress | None = None) 
             Row("prompt tokens", f"{board.prompt_tokens:,}"),
             Row("generated tokens", f"{board.new_tokens:,}"),
         ],
-        "model": _model_rows(info, board.decode_failure) if info is not None else [],
+        "model": _model_rows(info) if info is not None else [],
     }
     if cache.tokens_evicted:  # before the first eviction this is less than the allocation
         table["evicted"].append(Row("without eviction", human_bytes(cache.full_kv_bytes)))
@@ -139,8 +139,8 @@ def _memory_short(memory: ev.MemoryState | None) -> str:
     return process if memory.allocated_bytes is None else f"VRAM {human_bytes(memory.allocated_bytes)}, {process}"
 
 
-def _model_rows(info: ev.ModelInfo, decode_failure: str) -> list[Row]:
-    step, reason = ("transformers", decode_failure) if decode_failure else (info.decode_step, info.decode_reason)
+def _model_rows(info: ev.ModelInfo) -> list[Row]:
+    step, reason = info.decode_step, info.decode_reason
     return [
         Row("device", one_line(info.device)),
         Row("dtype", info.precision),

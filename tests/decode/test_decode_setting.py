@@ -18,11 +18,10 @@ from streamchat.config.loader import Configuration
 from streamchat.config.settings import Decode, Settings
 from streamchat.conversation.assemble import assemble
 from streamchat.decode import install as decode_install
-from streamchat.decode import steps as step_names
 from streamchat.decode.check import StepCheck
 from streamchat.decode.install import install, install_captured
 from streamchat.decode.report import step_report
-from streamchat.decode.steps import COMPILED, GRAPH, OPERATIONS, PLAIN, expected_step
+from streamchat.decode.steps import COMPILED, FUSED, GRAPH, OPERATIONS, PLAIN, expected_step
 from streamchat.frontend.presenter import present
 from streamchat.frontend.status import StatusBoard
 from streamchat.frontend.status_table import status_table
@@ -100,9 +99,9 @@ def test_a_step_that_fails_its_check_is_not_reported(folder: Path, monkeypatch: 
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Have the parameters of a model say that they are on CUDA, and record operations instead of graphs."""
 
-    def on_the_cpu(model: Any, record: Any) -> bool:
+    def on_the_cpu(model: Any, record: Any, decode: Decode) -> bool:
         del model.parameters
-        return install_captured(model, RecordedGraphs().record)
+        return install_captured(model, RecordedGraphs().record, decode)
 
     def pretend(model: Any) -> None:
         device = torch.device("cuda", 0)
@@ -126,40 +125,58 @@ def test_the_setting_chooses_the_step_of_a_gpu(
         assert install(model, None, decode=decode) is (expected != PLAIN)
     assert step_report(model, decode).name == expected
     assert hasattr(model.forward, "without_plans")  # also the plain forward keeps no plan for every length
-    logged = [line for line in caplog.messages if "decode = fused is not available" in line]
+    logged = [line for line in caplog.messages if "decoding without fused kernels" in line]
     assert len(logged) == (decode == "fused")
 
 
 def test_the_reason_on_a_gpu_is_the_setting_or_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make("llama")
-    install_captured(model, RecordedGraphs().record)
-    monkeypatch.setattr(step_names, "fused_obstacle", lambda: "Triton is not installed")
-    assert step_report(model, "graph").text == f"{GRAPH}: decode = graph"
-    assert step_report(model).text == f"{GRAPH}: Triton is not installed"
+    monkeypatch.setattr(decode_install, "unavailable", lambda device: "Triton is not installed")
+    found: dict[Decode, str] = {}
+    for decode in ("graph", "auto"):
+        model = make("llama")
+        install_captured(model, RecordedGraphs().record, decode)
+        found[decode] = step_report(model, decode).text
+    assert found == {"graph": f"{GRAPH}: decode = graph", "auto": f"{GRAPH}: Triton is not installed"}
 
 
-def test_a_step_that_is_given_up_during_a_chat_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class BrokenKernels:
+    """Fused kernels that compile and cannot be launched."""
+
+    def compile(self) -> None:
+        pass
+
+    def run(self, inputs: Any, buffers: Any) -> Any:
+        raise RuntimeError("out of shared memory")
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_a_step_that_is_given_up_during_a_chat_is_shown(
+    records: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load_model(str(folder), device="cpu", dtype="float32", decode="plain")
 
     def fail(run: Any) -> Any:
         raise RuntimeError("out of graphs")
 
-    install_captured(loaded.model, fail)
+    monkeypatch.setattr(decode_install, "unavailable", lambda device: "")
+    monkeypatch.setattr(decode_install, "fused_step", lambda model, device: BrokenKernels())
+    install_captured(loaded.model, RecordedGraphs().record if records else fail)
     loaded = replace(loaded, step=step_report(loaded.model))
     settings = Settings(temperature=0, cache_size=64, max_new_tokens=20)
     with torch.inference_mode():
         made = assemble(Configuration(settings, {"cache_size": "test"}), loaded, lambda _: None, lambda *_: None)
     chat, board = made.conversation, StatusBoard()
     board.apply(ev.ModelReady(made.info, 1.0))
-    assert step_of(board).startswith(GRAPH)
-    assert chat.decode_failure == ""
+    assert step_of(board) == FUSED
     for turn in range(4):
         chat.run_turn(f"hello {turn}", lambda: False)
-    assert chat.decode_failure == "RuntimeError: out of graphs"
-    board.apply(ev.StatusSampled(chat.state(), ev.MemoryState(1), decode_failure=chat.decode_failure))
-    assert step_of(board) == f"{PLAIN}: RuntimeError: out of graphs"
-    board.apply(ev.ModelReady(made.info, 1.0))
-    assert step_of(board).startswith(GRAPH)  # another model
+    step = chat.recorded_step
+    assert step is not None
+    board.apply(ev.StatusSampled(chat.state(), ev.MemoryState(1), decode_step=step.name, decode_reason=step.reason))
+    expected = f"{GRAPH}: RuntimeError: out of shared memory" if records else f"{PLAIN}: RuntimeError: out of graphs"
+    assert step_of(board) == expected
+    board.apply(ev.StatusSampled(chat.state(), ev.MemoryState(1)))
+    assert step_of(board) == expected
 
 
 def step_of(board: StatusBoard) -> str:

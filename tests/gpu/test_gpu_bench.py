@@ -198,7 +198,7 @@ def test_a_step_that_is_given_up_while_it_runs_is_no_figure(standing_in: None, m
         raise RuntimeError("out of graphs")
 
     def install_broken(model: Any, kernels: Any, decode: str) -> bool:
-        return install_captured(model, broken)
+        return install_captured(model, broken, "graph")
 
     monkeypatch.setattr(measure, "install", install_broken)
     _, lines = run(job(GRAPH))

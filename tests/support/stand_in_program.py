@@ -40,7 +40,8 @@ def install_here(model: Any, kernels: Any, decode: str) -> bool:
     kind, _, fault = os.environ.get(FAULT, "").partition("=")
     if kind == decode:
         _break(fault)
-    return decode != "plain" and install_captured(model, RecordedGraphs().record)
+    setting: Any = decode
+    return install_captured(model, RecordedGraphs().record, setting)
 
 
 def _break(fault: str) -> None:

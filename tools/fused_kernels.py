@@ -1,0 +1,197 @@
+"""Compiles the fused kernels of a decode step, and prints what they use: `python -m tools.fused_kernels`.
+
+Needs Triton (`pip install triton`, on Linux), but no GPU: the kernels are compiled for compute capability 8.0 and 9.0,
+at the shapes of 135M, 410M, 1.7B and 8B models. Each line has the registers of a thread, the bytes that it spills to
+memory, and the shared memory of a program. Exits with 1 if a kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamchat.decode.fused.step import sizes_for
+from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec, separate
+from streamchat.decode.static import Inputs
+
+CAPABILITIES = ((8, 0), (9, 0))
+SLOTS = 2560
+"""Slots of a cache with a budget of 2,048 tokens."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    is_neox: bool = False
+
+
+SHAPES = {
+    "135M": Shape(576, 1536, 9, 3, 64, 49152),
+    "410M": Shape(1024, 4096, 16, 16, 64, 50304, is_neox=True),
+    "1.7B": Shape(2048, 8192, 32, 32, 64, 49152),
+    "8B": Shape(4096, 14336, 32, 8, 128, 128256),
+}
+
+
+def main() -> int:
+    """Compile and print; return 1 if a kernel spills."""
+    parser = argparse.ArgumentParser(prog="tools.fused_kernels", description="Compile the fused kernels for GPUs.")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="models (default: all)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the model")
+    args = parser.parse_args()
+    print("| GPU | model | kernel | programs | rows x columns | registers | spilled bytes | shared bytes |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    spilled = 0
+    for capability in CAPABILITIES:
+        for name in args.shapes:
+            for launch, what in launches(SHAPES[name], capability, getattr(torch, args.dtype)):
+                used = compile_launch(launch, capability)
+                spilled += used.spilled
+                sizes = block_of(launch)
+                print(
+                    f"| sm_{capability[0]}{capability[1]} | {name} | {what} | {used.programs} | {sizes} | "
+                    f"{used.registers} | {used.spilled} | {used.shared} |",
+                    flush=True,
+                )
+    return 1 if spilled else 0
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a compiled kernel uses."""
+
+    programs: int
+    registers: int
+    spilled: int
+    """Bytes per thread."""
+    shared: int
+    """Bytes per program."""
+
+
+def spec_of(shape: Shape, dtype: torch.dtype) -> ModelSpec:
+    """Return a model of one layer, without memory."""
+
+    def linear(columns: int, rows: int) -> nn.Linear:
+        return nn.Linear(columns, rows, bias=shape.is_neox, dtype=dtype, device="meta")
+
+    def norm() -> NormSpec:
+        weight = torch.empty(shape.hidden, device="meta")
+        return NormSpec(weight, weight if shape.is_neox else None, 1e-5, shape.is_neox)
+
+    def rotary(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        width = shape.head_dim // 4 if shape.is_neox else shape.head_dim
+        return x.new_empty(1, 1, width), x.new_empty(1, 1, width)
+
+    heads, kv_heads, dim, hidden = shape.heads, shape.kv_heads, shape.head_dim, shape.hidden
+    if shape.is_neox:
+        qkv: tuple[nn.Module, ...] = (linear(hidden, 3 * heads * dim),)
+        mlp = MlpSpec((linear(hidden, shape.intermediate),), "gelu", linear(shape.intermediate, hidden))
+    else:
+        qkv = tuple(linear(hidden, count * dim) for count in (heads, kv_heads, kv_heads))
+        up = (linear(hidden, shape.intermediate), linear(hidden, shape.intermediate))
+        mlp = MlpSpec(up, "silu", linear(shape.intermediate, hidden))
+    layout = BY_HEAD if shape.is_neox else separate(heads, kv_heads)
+    attention = AttentionSpec(qkv, layout, heads, kv_heads, dim, dim**-0.5, linear(heads * dim, hidden))
+    block = BlockSpec(norm(), attention, norm(), mlp, parallel=shape.is_neox)
+    embedding = nn.Embedding(shape.vocabulary, hidden, dtype=dtype, device="meta")
+    head = nn.Linear(hidden, shape.vocabulary, bias=False, dtype=dtype, device="meta")
+    return ModelSpec(embedding, (rotary,), (block,), norm(), head, dtype)
+
+
+def launches(shape: Shape, capability: tuple[int, int], dtype: torch.dtype) -> Iterator[tuple[Any, str]]:
+    """Yield the launches of a model of one layer, with all arguments, and a name for each."""
+    from streamchat.decode.fused.program import FusedProgram
+
+    spec = spec_of(shape, dtype)
+    program = FusedProgram(spec, sizes_for(capability))
+    buffer = torch.empty(1, shape.kv_heads, SLOTS, shape.head_dim, dtype=dtype, device="meta")
+    logits = torch.empty(shape.vocabulary, device="meta")
+    found = list(program.calls(Inputs(torch.device("meta")), [(buffer, buffer)], logits))
+    mlp = ("gate, up" if not shape.is_neox else "up", "down")
+    for (launch, changing), what in zip(found, ("embed", "qkv", "attention", "output", *mlp, "head"), strict=True):
+        launch.arguments |= changing
+        yield launch, what
+
+
+def block_of(launch: Any) -> str:
+    """Return the size of the block that a program reads at once."""
+    arguments = launch.arguments
+    rows = arguments.get("ROWS") or (arguments.get("BLOCK") if "DIM" in arguments else 1)
+    columns = arguments["DIM"] if "DIM" in arguments else arguments["BLOCK"]
+    return f"{rows} x {columns}"
+
+
+def compile_launch(launch: Any, capability: tuple[int, int]) -> Used:
+    """Compile the kernel of a launch with its arguments."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = launch.kernel
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is True or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name] = type_of(value)
+            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[index,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    compiled = triton.compile(source, target=target, options=launch.options)
+    registers, spilled = resources(compiled.asm["cubin"])
+    programs = 1
+    for count in launch.grid:
+        programs *= count
+    return Used(programs, registers, spilled, compiled.metadata.shared)
+
+
+def type_of(value: Any) -> str:
+    """Return Triton's name of the type of an argument."""
+    if isinstance(value, Tensor):
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+        return "*" + (names | {torch.int32: "i32", torch.uint8: "u8"})[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Return registers, and spilled bytes, per thread of a compiled kernel."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        printed = subprocess.run(
+            [program, "--dump-resource-usage", file.name], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+).*? LOCAL:(\d+)", printed)
+    if found is None:
+        raise ValueError(f"cuobjdump printed no registers: {printed}")
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
