@@ -23,9 +23,13 @@ class CapturedSteps:
         one: `static_step(model)`.
         record: Records the steps.
         fused: `fused_step(model)`, which is used for one token until it fails.
+        no_fused: Why there is none.
     """
 
-    def __init__(self, model: Any, one: Step, record: Record, fused: FusedStep | None = None) -> None:
+    def __init__(
+        self, model: Any, one: Step, record: Record, fused: FusedStep | None = None, no_fused: str = ""
+    ) -> None:
+        self._no_fused = no_fused
         device, dtype, several = input_device(model), model.dtype, prompt_step(model)
         self._for_one = [CapturedStep(one, device, dtype, record)]
         if fused is not None:
@@ -46,6 +50,11 @@ class CapturedSteps:
     def is_fused(self) -> bool:
         """Whether fused kernels decode."""
         return self.of(1) is not self._for_one[-1]
+
+    @property
+    def why_not_fused(self) -> str:
+        """Why fused kernels do not decode; '' if they do."""
+        return "" if self.is_fused else self._no_fused or self._for_one[0].failed
 
     @property
     def failed(self) -> str:

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
+from streamchat.config.settings import Decode
 from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
@@ -35,12 +36,6 @@ HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
-Decode = Literal["auto", "fused", "graph", "plain"]
-"""How new tokens are computed on a GPU: by fused kernels, by a recorded step of torch operations, or by the forward of
-transformers. Whatever a model, a device or an error rules out is followed by the next. `auto` is the same as `fused`,
-without a warning if there are no fused kernels."""
-
-
 def install(model: Any, kernels: Kernels | None, decode: Decode = "auto") -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
@@ -51,14 +46,18 @@ def install(model: Any, kernels: Kernels | None, decode: Decode = "auto") -> boo
     Args:
         model: A causal LM in eval mode; its `forward` is replaced.
         kernels: Compiled kernels for a CPU, if they support the whole model; None for PyTorch's.
-        decode: The kind of step on CUDA; `plain` is also for a CPU.
+        decode: The setting. Whatever a model, a device or an error rules out is followed by the next: `fused` kernels
+            (on a CPU: the compiled ones), the `graph` of PyTorch's operations (on a CPU: not recorded), `plain`. `auto`
+            is the same as `fused`, without a warning if there are no fused kernels.
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
     if device.type == "cuda":
         model.forward = without_plans(model.forward)
         return not spread and install_captured(model, CudaRecorder(device), decode)
-    return device.type == "cpu" and not spread and decode != "plain" and _install_short(model, kernels)
+    if device.type != "cpu" or decode == "plain":
+        return False
+    return not spread and _install_short(model, None if decode == "graph" else kernels)
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:
@@ -99,8 +98,8 @@ def install_captured(model: Any, record: Record, decode: Decode = "auto") -> boo
     step = None if decode == "plain" else static_step(model)
     if step is None:
         return False
-    fused = None if decode == "graph" else _compiled_fused_step(model, decode == "fused")
-    captured, plain = CapturedSteps(model, step, record, fused), model.forward
+    fused, reason = (None, "decode = graph") if decode == "graph" else _compiled_fused_step(model, decode == "fused")
+    captured, plain = CapturedSteps(model, step, record, fused, reason), model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         count = kwargs["input_ids"].shape[1]
@@ -120,21 +119,21 @@ def install_captured(model: Any, record: Record, decode: Decode = "auto") -> boo
     return True
 
 
-def _compiled_fused_step(model: Any, is_wanted: bool) -> FusedStep | None:
-    """Return the fused step of `model`, compiled; None if there is none, which is logged."""
+def _compiled_fused_step(model: Any, is_wanted: bool) -> tuple[FusedStep | None, str]:
+    """Return the fused step of `model`, compiled; or None and why there is none, which is logged."""
     device = input_device(model)
     reason = unavailable(device)
     try:
         step = None if reason else fused_step(model, device)
         if step is not None:
             step.compile()
-            return step
+            return step, ""
         reason = reason or "they do not compute every part of this model"
         level = logging.WARNING if is_wanted else logging.INFO
     except Exception as error:  # whatever a compiler raises, there are other steps
         reason, level = f"{type(error).__name__}: {error}", logging.WARNING
     _log.log(level, "decoding without fused kernels: %s", reason)
-    return None
+    return None, reason
 
 
 def uses_fused_kernels(model: Any) -> bool:

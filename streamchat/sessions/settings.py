@@ -12,7 +12,7 @@ from streamchat.config.loader import SESSION_ORIGIN, Configuration, check_value
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.store.records import SessionInfo
 
-OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
+OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "decode", "attention"})
 """Settings that belong to the machine, not to the session."""
 SECTIONS = frozenset({"model", "cache", "generation", "chat"})
 _ONE_CHOICE = {"cache_size": "compression_ratio", "compression_ratio": "cache_size"}

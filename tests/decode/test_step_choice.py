@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamchat.config.settings import Decode
 from streamchat.decode import install as decode_install
 from streamchat.decode.fused import step as fused
-from streamchat.decode.install import Decode, install, install_captured, uninstall, uses_fused_kernels
+from streamchat.decode.install import install, install_captured, uninstall, uses_fused_kernels
 from streamchat.decode.static import Buffers, Inputs, bind, static_step
 from tests.support.decode_models import cache_of, make, stream
 from tests.support.families import text
