@@ -41,6 +41,7 @@ TYPES = {
     torch.uint8: "u8",
 }
 """Triton's names."""
+META = torch.device("meta")
 SLOTS = 2560
 """Slots of a cache with a budget of 2,048 tokens."""
 
@@ -56,14 +57,15 @@ class Shape:
     head_dim: int
     vocabulary: int
     is_neox: bool = False
+    layers: int = 30
 
 
 SHAPES = {
     "135M": Shape(576, 1536, 9, 3, 64, 49152),
-    "410M": Shape(1024, 4096, 16, 16, 64, 50304, is_neox=True),
-    "1.7B": Shape(2048, 8192, 32, 32, 64, 49152),
-    "270M": Shape(640, 2048, 4, 1, 256, 262144),
-    "8B": Shape(4096, 14336, 32, 8, 128, 128256),
+    "410M": Shape(1024, 4096, 16, 16, 64, 50304, is_neox=True, layers=24),
+    "1.7B": Shape(2048, 8192, 32, 32, 64, 49152, layers=24),
+    "270M": Shape(640, 2048, 4, 1, 256, 262144, layers=18),
+    "8B": Shape(4096, 14336, 32, 8, 128, 128256, layers=32),
 }
 
 
@@ -107,42 +109,51 @@ class Used:
     """Bytes per program."""
 
 
-def spec_of(shape: Shape, dtype: torch.dtype, weights: str) -> ModelSpec:
-    """Return a model of one layer, without memory."""
+def spec_of(shape: Shape, dtype: torch.dtype, weights: str, device: torch.device = META, layers: int = 1) -> ModelSpec:
+    """Return a model of some layers, without memory, or with random weights on another device."""
 
     def linear(columns: int, rows: int, is_head: bool = False) -> nn.Linear:
-        plain = nn.Linear(columns, rows, bias=shape.is_neox and not is_head, dtype=dtype, device="meta")
+        bias = shape.is_neox and not is_head
         if weights == "native":
+            plain = nn.Linear(columns, rows, bias=bias, dtype=dtype, device=device).requires_grad_(False)
+            if device != META:
+                plain.weight.normal_(std=0.5 * columns**-0.5)
             return plain
+        plain = nn.Linear(columns, rows, bias=bias, dtype=dtype, device=META)
+        if bias:
+            plain.bias = nn.Parameter(torch.zeros(rows, dtype=dtype, device=device), requires_grad=False)
         name: LayoutName = "int8" if is_head or weights == "int8" else "int4"
         layout = LAYOUTS[name]
-        data = torch.empty(
-            -(-rows // TILE), columns // layout.columns, layout.unit_bytes, dtype=torch.uint8, device="meta"
-        )
+        shape_of_data = -(-rows // TILE), columns // layout.columns, layout.unit_bytes
+        # bytes so small that the scales among them are finite
+        data = torch.randint(0, 4, shape_of_data, dtype=torch.uint8, device=device)
         return QuantizedLinear(plain, QuantizedWeight(name, data, torch.empty(0), rows, None))
 
     def norm() -> NormSpec:
-        weight = torch.empty(shape.hidden, device="meta")
-        return NormSpec(weight, weight if shape.is_neox else None, 1e-5, shape.is_neox)
+        weight = torch.ones(shape.hidden, device=device)
+        return NormSpec(weight, torch.zeros_like(weight) if shape.is_neox else None, 1e-5, shape.is_neox)
 
     def rotary(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         width = shape.head_dim // 4 if shape.is_neox else shape.head_dim
-        return x.new_empty(1, 1, width), x.new_empty(1, 1, width)
+        return x.new_ones(1, 1, width), x.new_zeros(1, 1, width)
 
     heads, kv_heads, dim, hidden = shape.heads, shape.kv_heads, shape.head_dim, shape.hidden
-    if shape.is_neox:
-        qkv: tuple[nn.Module, ...] = (linear(hidden, 3 * heads * dim),)
-        mlp = MlpSpec((linear(hidden, shape.intermediate),), "gelu", linear(shape.intermediate, hidden))
-    else:
-        qkv = tuple(linear(hidden, count * dim) for count in (heads, kv_heads, kv_heads))
-        up = (linear(hidden, shape.intermediate), linear(hidden, shape.intermediate))
-        mlp = MlpSpec(up, "silu", linear(shape.intermediate, hidden))
-    layout = BY_HEAD if shape.is_neox else separate(heads, kv_heads)
-    attention = AttentionSpec(qkv, layout, heads, kv_heads, dim, dim**-0.5, linear(heads * dim, hidden))
-    block = BlockSpec(norm(), attention, norm(), mlp, parallel=shape.is_neox)
-    embedding = nn.Embedding(shape.vocabulary, hidden, dtype=dtype, device="meta")
-    head = linear(hidden, shape.vocabulary, is_head=True)
-    return ModelSpec(embedding, (rotary,), (block,), norm(), head, dtype)
+
+    def block() -> BlockSpec:
+        if shape.is_neox:
+            qkv: tuple[nn.Module, ...] = (linear(hidden, 3 * heads * dim),)
+            mlp = MlpSpec((linear(hidden, shape.intermediate),), "gelu", linear(shape.intermediate, hidden))
+        else:
+            qkv = tuple(linear(hidden, count * dim) for count in (heads, kv_heads, kv_heads))
+            up = (linear(hidden, shape.intermediate), linear(hidden, shape.intermediate))
+            mlp = MlpSpec(up, "silu", linear(shape.intermediate, hidden))
+        layout = BY_HEAD if shape.is_neox else separate(heads, kv_heads)
+        attention = AttentionSpec(qkv, layout, heads, kv_heads, dim, dim**-0.5, linear(heads * dim, hidden))
+        return BlockSpec(norm(), attention, norm(), mlp, parallel=shape.is_neox)
+
+    blocks = tuple(block() for _ in range(layers))
+    embedding = nn.Embedding(shape.vocabulary, hidden, dtype=dtype, device=device).requires_grad_(False)
+    return ModelSpec(embedding, (rotary,), blocks, norm(), linear(hidden, shape.vocabulary, is_head=True), dtype)
 
 
 def launches(spec: ModelSpec, sizes: Sizes) -> Iterator[tuple[Any, str]]:
@@ -150,9 +161,9 @@ def launches(spec: ModelSpec, sizes: Sizes) -> Iterator[tuple[Any, str]]:
     from streamchat.decode.fused.program import FusedProgram
 
     program, attention = FusedProgram(spec, sizes), spec.blocks[0].attention
-    buffer = torch.empty(1, attention.num_kv_heads, SLOTS, attention.head_dim, dtype=spec.dtype, device="meta")
-    logits = torch.empty(program.vocabulary, device="meta")
-    found = list(program.calls(Inputs(torch.device("meta")), [(buffer, buffer)], logits))
+    buffer = torch.empty(1, attention.num_kv_heads, SLOTS, attention.head_dim, dtype=spec.dtype, device=META)
+    logits = torch.empty(program.vocabulary, device=META)
+    found = list(program.calls(Inputs(META), [(buffer, buffer)], logits))
     names = ("embed", "qkv", "attention", "output", "up", "down", "head")
     for (launch, changing), what in zip(found, names, strict=True):
         launch.arguments |= changing
