@@ -17,18 +17,17 @@ from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import FusedStep, fused_step, sizes_of
 from streamchat.decode.install import install_captured, uses_fused_kernels
-from streamchat.decode.spec import ModelSpec, NormSpec
 from streamchat.decode.static import Buffers, Inputs, bind, static_step
-from streamchat.kernels.operations import SCALE_MIN, SUPER_32
-from streamchat.quantization.layouts import LAYOUTS, Coded, LayoutName, tiles
-from streamchat.quantization.linear import QuantizedLinear, quantized_layers
+from streamchat.quantization.layouts import LAYOUTS, LayoutName
+from streamchat.quantization.linear import quantized_layers
 from streamchat.quantization.replace import groups
 from streamchat.quantization.replace import replace as replace_layers
-from streamchat.quantization.weights import Kind, QuantizedWeight, quantize
+from streamchat.quantization.weights import Kind, quantize
 from tests.support.decode_models import GROUPED, cache_of, counted, make, stream
 from tests.support.families import build, text
 from tests.support.interpreter import needs_interpreter, patch_once
 from tests.support.recorded_launches import RecordedLaunches
+from tests.support.tile_products import product_with_tiles
 from tests.support.tiny import fresh_model
 
 pytestmark = needs_interpreter
@@ -139,8 +138,8 @@ def test_live_slots_are_divided_and_joined(live: int) -> None:
         for mine, other in zip(ours, theirs, strict=True):
             other[:, :, start : start + live - 1].normal_()
             mine[:, :, start : start + live - 1] = other[:, :, start : start + live - 1]
-    for _ in range(2):  # the arrivals are counted from 0 again
-        found, expected = both.token(5, 90, start, start + live - 1)
+    for token in (5, 9):  # the arrivals are counted from 0 again
+        found, expected = both.token(token, 90, start, start + live - 1)
         assert logit_distance(found, expected) < 1e-5
 
 
@@ -234,32 +233,5 @@ def test_quantized_weights_in_tiles(kind: Kind, family: str) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_product_with_tiles_of_every_layout(name: LayoutName) -> None:
-    """Random codes and scales in a layer whose last tile is padded, after a norm."""
-    layout, rows, columns = LAYOUTS[name], 40, 256
-    random = torch.Generator().manual_seed(2)
-
-    def numbers(low: int, high: int, dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=random).to(dtype)
-
-    def halves(*shape: int) -> Tensor:
-        return (0.02 * torch.randn(shape, generator=random)).half()
-
-    codes = (
-        numbers(0, 16, torch.uint8, rows, 8, 32) if layout.bits == 4 else numbers(-128, 128, torch.int8, rows, 8, 32)
-    )
-    if layout.scales >= SUPER_32:
-        limits = (0, 64, torch.uint8) if layout.scales == SUPER_32 else (-128, 128, torch.int8)
-        coded = Coded(codes, [numbers(*limits, rows, 8) for _ in range(2)], [halves(rows, 1), halves(rows, 1)])
-    else:
-        coded = Coded(codes, [halves(rows, 8) for _ in range(1 + (layout.scales == SCALE_MIN))])
-    weight = QuantizedWeight(name, tiles(layout, coded), torch.empty(0), rows, None)
-    layer = QuantizedLinear(torch.nn.Linear(columns, rows, bias=False), weight)
-    norm = NormSpec(torch.rand(columns, generator=random), None, 1e-5, False)
-    embedding = torch.nn.Embedding(9, columns).requires_grad_(False)
-    spec = ModelSpec(embedding, (), (), norm, layer, torch.float32)
-    inputs = Inputs(CPU)
-    inputs.fill(torch.tensor([[4]]), torch.zeros(1, 1, dtype=torch.long), 0, 0)
-    found = FusedStep(spec, CPU).run(inputs, [])[0, 0]
-    x = torch.nn.functional.rms_norm(embedding.weight[4], (columns,), norm.weight, norm.eps)
-    expected = weight.dequantize(torch.float32) @ x
+    found, expected = product_with_tiles(name, CPU, torch.float32)
     assert logit_distance(found, expected) < 1e-6
