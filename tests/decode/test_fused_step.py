@@ -25,6 +25,7 @@ from streamchat.quantization.replace import replace as replace_layers
 from streamchat.quantization.weights import Kind, quantize
 from tests.support.decode_models import GROUPED, cache_of, counted, make, stream
 from tests.support.families import build, text
+from tests.support.fused_families import FUSED, build_fused
 from tests.support.interpreter import needs_interpreter, patch_once
 from tests.support.recorded_launches import RecordedLaunches
 from tests.support.tile_products import product_with_tiles
@@ -33,30 +34,6 @@ from tests.support.tiny import fresh_model
 pytestmark = needs_interpreter
 CPU = torch.device("cpu")
 SLOTS = 24
-# what the kernels must be able to do, one family for each
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "grouped heads": ("llama", {}),
-    "partial rotary, parallel, two norms": ("gpt_neox", {}),
-    "one after the other": ("gpt_neox", {"use_parallel_residual": False}),
-    "biases of some layers": ("qwen2", {}),
-    "norms of heads": ("qwen3", {}),
-    "window": ("mistral_window_16", {"sliding_window": 5}),
-    "parallel, one norm": ("phi", {}),
-    "norms of heads, LayerNorm with biases": ("phi", {"qk_layernorm": True}),
-    "layers of several parts": ("phi3", {}),
-    "scaled embeddings, tanh": ("gemma", {}),
-    "soft caps": ("gemma2_window_16", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}),
-    "norms of outputs, two rotaries": ("gemma3_window_16", {"sliding_window": 5}),
-    "scaled logits, no rotary in some layers": ("cohere2_window_16", {"sliding_window": 5, "logit_scale": 0.25}),
-    "neighbors as pairs": ("glm", {}),
-    "copied keys": ("falcon_new", {}),
-    "one key head": ("falcon", {}),
-    "clipped": ("olmo", {"clip_qkv": 0.8}),
-    "norm of all heads together": ("olmo2", {}),
-    "weights of each head": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
-    "scaled residuals": ("granite", {}),
-    "squared ReLU": ("nemotron", {}),
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,11 +83,9 @@ class Both:
                 assert mine[:, :, count:].isnan().all()
 
 
-@pytest.mark.parametrize("what", FAMILIES)
+@pytest.mark.parametrize("what", FUSED)
 def test_logits_and_cached_tensors_are_those_of_the_static_step(what: str) -> None:
-    name, changes = FAMILIES[what]
-    model = build(name, "eager" if "gemma2" in name else "sdpa", **changes)
-    Both(model).feed(7 if "sliding_window" in changes else 3)
+    Both(build_fused(what)).feed(7 if "sliding_window" in FUSED[what][1] else 3)
 
 
 def odd_model(**changes: Any) -> Any:
