@@ -192,11 +192,13 @@ def compile_launch(launch: Any, capability: tuple[int, int]) -> Used:
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for index, parameter in enumerate(kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is True or (isinstance(value, int) and value == 1):
+        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or is_one:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         else:
             signature[parameter.name] = type_of(value)
-            if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            is_multiple = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            if isinstance(value, Tensor) or is_multiple:
                 attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)

@@ -69,3 +69,10 @@ def test_every_layout_of_tiles_compiles(name: LayoutName) -> None:
     norm = NormSpec(torch.empty(columns, device=META), None, 1e-5, False)
     embedding = nn.Embedding(9, columns, dtype=torch.bfloat16, device=META)
     assert compile_all(ModelSpec(embedding, (), (), norm, layer, torch.bfloat16), [], META) == 2
+
+
+def test_what_is_compiled_at_load_serves_caches_of_any_size() -> None:
+    """A number that is 1 or a multiple of 16 would make Triton compile again, during a chat."""
+    from streamchat.decode.fused.kernels import attend
+
+    assert [each.name for each in attend.params if each.do_not_specialize] == ["splits"]

@@ -15,6 +15,8 @@ from streamchat.decode import install as decode_install
 from streamchat.decode.fused import step as fused
 from streamchat.decode.install import install, install_captured, uninstall, uses_fused_kernels
 from streamchat.decode.static import Buffers, Inputs, bind, static_step
+from streamchat.quantization.matrix import QuantizedMatrix
+from streamchat.quantization.weights import quantize
 from tests.support.decode_models import cache_of, make, stream
 from tests.support.families import text
 from tests.support.recorded_graphs import RecordedGraphs
@@ -126,3 +128,14 @@ def test_devices_without_the_needed_arithmetic_are_named(monkeypatch: pytest.Mon
     assert fused.unavailable(cuda) == ""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert fused.unavailable(cuda) == "they are for CUDA, not for ROCm"
+
+
+def test_weights_that_are_no_matrix_in_memory_are_left_to_their_layers() -> None:
+    """torchao, for example, gives a plain linear layer a weight of codes."""
+    model = make("llama")
+    assert fused.fused_step(model, torch.device("cpu")) is not None
+    layer = model.model.layers[1].mlp.down_proj
+    codes = quantize(layer.weight, "int8", None, tiled=True)
+    layer.weight = torch.nn.Parameter(QuantizedMatrix(codes, torch.float32), requires_grad=False)
+    assert type(layer) is torch.nn.Linear
+    assert fused.fused_step(model, torch.device("cpu")) is None

@@ -83,7 +83,8 @@ class FusedProgram:
 
     def compile(self) -> None:
         """Compile all kernels; takes about a second for each that is not in Triton's cache."""
-        for launch, changing in self.calls(Inputs(self._device), self._some_buffers(), torch.empty(0)):
+        logits = torch.empty(self.vocabulary, dtype=torch.float32, device=self._device)
+        for launch, changing in self.calls(Inputs(self._device), self._some_buffers(), logits):
             launch.compile(**changing)
 
     def calls(
@@ -144,7 +145,7 @@ class FusedProgram:
             "out": self._row(row),
             "columns": row.width,
             "stride": self._table.stride(0),
-            "scale": self._model.embedding_scale,
+            "scale": float(self._model.embedding_scale),
             "BLOCK": EMBED_BLOCK,
         }
         self._append(kernels.embed, (-(-row.width // EMBED_BLOCK),), arguments, 4)
@@ -173,9 +174,9 @@ class FusedProgram:
             "rows": rows[0],
             "second_rows": rows[1],
             "third_rows": rows[2],
-            "added_scale": given.added_scale,
-            "softcap": of.softcap or 1.0,
-            "residual_scale": residual.scale if residual else 1.0,
+            "added_scale": float(given.added_scale),
+            "softcap": float(of.softcap or 1.0),
+            "residual_scale": float(residual.scale) if residual else 1.0,
             "MATRICES": 1 if of.gated else len(weights.rows),
             "HAS_ADDED": given.added is not None,
             "HAS_MORE": given.more is not None,
@@ -233,9 +234,9 @@ class FusedProgram:
             "query_norm_stride": _norm_stride(of.q_norm, dim),
             "key_norm_stride": _norm_stride(of.k_norm, dim),
             "window": of.window or 0,
-            "scale": of.scale,
-            "softcap": of.softcap or 1.0,
-            "clip": of.clip or 0.0,
+            "scale": float(of.scale),
+            "softcap": float(of.softcap or 1.0),
+            "clip": float(of.clip or 0.0),
             "COPIES": layout.copies,
             "GROUP": group,
             "PADDED_GROUP": max(16, power_of_two(group)),  # the least rows of a product on tensor cores
@@ -277,7 +278,7 @@ def _norm(name: str, norm: NormSpec | None, unused: Tensor, has_bias: str, kind:
         f"{name}_bias": unused if bias is None else bias,
         has_bias: bias is not None,
         kind: 0 if norm is None else 2 if norm.is_layer_norm else 1,
-        eps: 0.0 if norm is None else norm.eps,
+        eps: 0.0 if norm is None else float(norm.eps),
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import MULTIPROCESSORS, Sizes
-from streamchat.decode.fused.weights import can_read
+from streamchat.decode.fused.weights import can_read, is_plain
 from streamchat.decode.operations import Product, lower
 from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, ModelSpec
 from streamchat.decode.static import Buffers, Inputs, changes_with_length
@@ -46,7 +46,7 @@ def unavailable(device: torch.device) -> str:
 def supports(model: ModelSpec) -> bool:
     """Return whether the fused kernels compute every part of `model`."""
     table: Any = model.embedding.weight
-    if type(table) not in (Tensor, torch.nn.Parameter) or table.stride(-1) != 1:
+    if not is_plain(table) or table.stride(-1) != 1:
         return False
     if (model.logit_scale != 1 and model.head.bias is not None) or not all(map(_supports, model.blocks)):
         return False
