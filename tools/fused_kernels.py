@@ -1,7 +1,7 @@
 """Compiles the fused kernels of a decode step, and prints what they use: `python -m tools.fused_kernels`.
 
 Needs Triton (`pip install triton`, on Linux), but no GPU: the kernels are compiled for compute capability 8.0 and 9.0,
-at the shapes of 135M, 410M, 1.7B and 8B models. Each line has the registers of a thread, the bytes that it spills to
+at the shapes of models of 135M to 8B parameters. Each line has the registers of a thread, the bytes that it spills to
 memory, and the shared memory of a program. Exits with 1 if a kernel spills.
 """
 
@@ -13,18 +13,34 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from streamchat.decode.fused.sizes import Sizes
 from streamchat.decode.fused.step import sizes_for
 from streamchat.decode.spec import BY_HEAD, AttentionSpec, BlockSpec, MlpSpec, ModelSpec, NormSpec, separate
 from streamchat.decode.static import Inputs
+from streamchat.kernels.operations import GROUP, TILE
+from streamchat.quantization.layouts import LAYOUTS, LayoutName
+from streamchat.quantization.linear import QuantizedLinear
+from streamchat.quantization.weights import QuantizedWeight
 
 CAPABILITIES = ((8, 0), (9, 0))
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
+"""Triton's names."""
 SLOTS = 2560
 """Slots of a cache with a budget of 2,048 tokens."""
 
@@ -46,6 +62,7 @@ SHAPES = {
     "135M": Shape(576, 1536, 9, 3, 64, 49152),
     "410M": Shape(1024, 4096, 16, 16, 64, 50304, is_neox=True),
     "1.7B": Shape(2048, 8192, 32, 32, 64, 49152),
+    "270M": Shape(640, 2048, 4, 1, 256, 262144),
     "8B": Shape(4096, 14336, 32, 8, 128, 128256),
 }
 
@@ -54,6 +71,8 @@ def main() -> int:
     """Compile and print; return 1 if a kernel spills."""
     parser = argparse.ArgumentParser(prog="tools.fused_kernels", description="Compile the fused kernels for GPUs.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="models (default: all)")
+    parser.add_argument("--weights", choices=("native", "int8", "int4"), default="native", help="(default: native)")
+    parser.add_argument("--overlap", action="store_true", help="kernels that start while the one before them ends")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the model")
     args = parser.parse_args()
     print("| GPU | model | kernel | programs | rows x columns | registers | spilled bytes | shared bytes |")
@@ -61,7 +80,10 @@ def main() -> int:
     spilled = 0
     for capability in CAPABILITIES:
         for name in args.shapes:
-            for launch, what in launches(SHAPES[name], capability, getattr(torch, args.dtype)):
+            if args.overlap and capability < (9, 0):
+                continue
+            spec = spec_of(SHAPES[name], getattr(torch, args.dtype), args.weights)
+            for launch, what in launches(spec, replace(sizes_for(capability), overlap=args.overlap)):
                 used = compile_launch(launch, capability)
                 spilled += used.spilled
                 sizes = block_of(launch)
@@ -85,11 +107,19 @@ class Used:
     """Bytes per program."""
 
 
-def spec_of(shape: Shape, dtype: torch.dtype) -> ModelSpec:
+def spec_of(shape: Shape, dtype: torch.dtype, weights: str) -> ModelSpec:
     """Return a model of one layer, without memory."""
 
-    def linear(columns: int, rows: int) -> nn.Linear:
-        return nn.Linear(columns, rows, bias=shape.is_neox, dtype=dtype, device="meta")
+    def linear(columns: int, rows: int, is_head: bool = False) -> nn.Linear:
+        plain = nn.Linear(columns, rows, bias=shape.is_neox and not is_head, dtype=dtype, device="meta")
+        if weights == "native":
+            return plain
+        name: LayoutName = "int8" if is_head or weights == "int8" else "int4"
+        layout = LAYOUTS[name]
+        data = torch.empty(
+            -(-rows // TILE), columns // layout.columns, layout.unit_bytes, dtype=torch.uint8, device="meta"
+        )
+        return QuantizedLinear(plain, QuantizedWeight(name, data, torch.empty(0), rows, None))
 
     def norm() -> NormSpec:
         weight = torch.empty(shape.hidden, device="meta")
@@ -111,21 +141,20 @@ def spec_of(shape: Shape, dtype: torch.dtype) -> ModelSpec:
     attention = AttentionSpec(qkv, layout, heads, kv_heads, dim, dim**-0.5, linear(heads * dim, hidden))
     block = BlockSpec(norm(), attention, norm(), mlp, parallel=shape.is_neox)
     embedding = nn.Embedding(shape.vocabulary, hidden, dtype=dtype, device="meta")
-    head = nn.Linear(hidden, shape.vocabulary, bias=False, dtype=dtype, device="meta")
+    head = linear(hidden, shape.vocabulary, is_head=True)
     return ModelSpec(embedding, (rotary,), (block,), norm(), head, dtype)
 
 
-def launches(shape: Shape, capability: tuple[int, int], dtype: torch.dtype) -> Iterator[tuple[Any, str]]:
+def launches(spec: ModelSpec, sizes: Sizes) -> Iterator[tuple[Any, str]]:
     """Yield the launches of a model of one layer, with all arguments, and a name for each."""
     from streamchat.decode.fused.program import FusedProgram
 
-    spec = spec_of(shape, dtype)
-    program = FusedProgram(spec, sizes_for(capability))
-    buffer = torch.empty(1, shape.kv_heads, SLOTS, shape.head_dim, dtype=dtype, device="meta")
-    logits = torch.empty(shape.vocabulary, device="meta")
+    program, attention = FusedProgram(spec, sizes), spec.blocks[0].attention
+    buffer = torch.empty(1, attention.num_kv_heads, SLOTS, attention.head_dim, dtype=spec.dtype, device="meta")
+    logits = torch.empty(program.vocabulary, device="meta")
     found = list(program.calls(Inputs(torch.device("meta")), [(buffer, buffer)], logits))
-    mlp = ("gate, up" if not shape.is_neox else "up", "down")
-    for (launch, changing), what in zip(found, ("embed", "qkv", "attention", "output", *mlp, "head"), strict=True):
+    names = ("embed", "qkv", "attention", "output", "up", "down", "head")
+    for (launch, changing), what in zip(found, names, strict=True):
         launch.arguments |= changing
         yield launch, what
 
@@ -133,6 +162,8 @@ def launches(shape: Shape, capability: tuple[int, int], dtype: torch.dtype) -> I
 def block_of(launch: Any) -> str:
     """Return the size of the block that a program reads at once."""
     arguments = launch.arguments
+    if "GROUPS" in arguments:
+        return f"{TILE} x {GROUP * arguments['GROUPS']}"
     rows = arguments.get("ROWS") or (arguments.get("BLOCK") if "DIM" in arguments else 1)
     columns = arguments["DIM"] if "DIM" in arguments else arguments["BLOCK"]
     return f"{rows} x {columns}"
@@ -170,7 +201,9 @@ def type_of(value: Any) -> str:
     """Return Triton's name of the type of an argument."""
     if isinstance(value, Tensor):
         names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
-        return "*" + (names | {torch.int32: "i32", torch.uint8: "u8"})[value.dtype]
+        return (
+            "*" + (names | {torch.int32: "i32", torch.int16: "i16", torch.uint8: "u8", torch.int8: "i8"})[value.dtype]
+        )
     if isinstance(value, float):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64"

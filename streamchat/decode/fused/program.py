@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from streamchat.decode import operations
-from streamchat.decode.fused import kernels
+from streamchat.decode.fused import kernels, tile_kernels
 from streamchat.decode.fused.residuals import Residual, with_residuals
 from streamchat.decode.fused.sizes import Sizes, power_of_two
+from streamchat.decode.fused.weights import NativeWeights, TileWeights, read_weights
 from streamchat.decode.operations import Row, hidden_row, lower
 from streamchat.decode.spec import AttentionSpec, ModelSpec, NormSpec
 from streamchat.decode.static import Buffers, Inputs
-from streamchat.kernels.operations import GELU, GELU_TANH, NO_FUNCTION, RELU, RELU2, SILU, SOFTCAP
+from streamchat.kernels.operations import GELU, GELU_TANH, GROUP, NO_FUNCTION, RELU, RELU2, SILU, SOFTCAP, TILE
 
 FUNCTIONS = {"": NO_FUNCTION, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
 ROUNDED = ("activated", "attended")
@@ -69,7 +70,7 @@ class FusedProgram:
             else:
                 assert isinstance(operation, operations.Attend)
                 self._attend(operation)
-        heads = max(block.attention.num_kv_heads for block in model.blocks)
+        heads = max((block.attention.num_kv_heads for block in model.blocks), default=1)
         self._arrivals = torch.zeros(heads, dtype=torch.int32, device=self._device)
         self.vocabulary = operations.result_width([model.head])
 
@@ -153,34 +154,29 @@ class FusedProgram:
             given = operations.Input(self._attended(of.given.of))
         else:
             given = of.given
-        weights = _weights(of.layers, of.gated)
-        rows = [len(each) for each in weights] + [0, 0]
-        programs_rows = rows[0] if of.gated else sum(rows)
-        block_rows, block = self._sizes.product(programs_rows, given.x.width, 2 if of.gated else 1)
-        count = -(-rows[0] // block_rows) if of.gated else sum(-(-each // block_rows) for each in rows)
-        offsets = [(each.data_ptr() - weights[0].data_ptr()) // each.element_size() for each in weights] + [0, 0]
-        bias = _joined_bias(of.layers)
+        weights = read_weights(of.layers, of.gated)
+        rows = [*weights.rows, 0, 0]
+        bias = _joined_bias(of.layers, self._device)
         x = self._row(given.x)
         arguments: dict[str, Any] = {
             "x": x,
             "added": self._row(given.added, x),
             "more": self._row(given.more, x),
             "sum_out": self._row(given.sum, x),
-            "weight": weights[0],
             "bias": x if bias is None else bias,
             "residual": self._row(residual.x if residual else None, x),
             "other": self._row(residual.other if residual else None, x),
             "columns": given.x.width,
-            "stride": weights[0].stride(0),
-            "second": offsets[1],
-            "third": offsets[2],
+            "stride": weights.stride,
+            "second": weights.offsets[0],
+            "third": weights.offsets[1],
             "rows": rows[0],
             "second_rows": rows[1],
             "third_rows": rows[2],
             "added_scale": given.added_scale,
             "softcap": of.softcap or 1.0,
             "residual_scale": residual.scale if residual else 1.0,
-            "MATRICES": 1 if of.gated else len(weights),
+            "MATRICES": 1 if of.gated else len(weights.rows),
             "HAS_ADDED": given.added is not None,
             "HAS_MORE": given.more is not None,
             "HAS_SUM": given.sum is not None,
@@ -189,14 +185,27 @@ class FusedProgram:
             "GATED": of.gated,
             "RESIDUAL": residual is not None,
             "HAS_OTHER": residual is not None and residual.other is not None,
-            "ROWS": block_rows,
-            "BLOCK": block,
         }
         arguments |= _norm("norm", given.norm, x, "HAS_NORM_BIAS", "NORM", "eps")
         arguments |= _norm("added", given.added_norm, x, "HAS_ADDED_BIAS", "ADDED_NORM", "added_eps")
         if not of.is_head:
             arguments["out"] = self._row(residual.out if residual else of.out)
-        self._append(kernels.multiply, (count,), arguments, self._sizes.product_warps)
+        self._append_product(weights, arguments)
+
+    def _append_product(self, weights: NativeWeights | TileWeights, arguments: dict[str, Any]) -> None:
+        is_gated, columns = arguments["GATED"], arguments["columns"]
+        if isinstance(weights, TileWeights):
+            kernel, block_rows = tile_kernels.multiply_tiles, TILE
+            groups = self._sizes.groups(weights.layout.bits, columns // GROUP)
+            arguments |= weights.arguments | {"GROUPS": groups}
+        else:
+            kernel = kernels.multiply
+            all_rows = weights.rows[0] if is_gated else sum(weights.rows)
+            block_rows, block = self._sizes.product(all_rows, columns, 2 if is_gated else 1)
+            arguments |= {"weight": weights.first, "ROWS": block_rows, "BLOCK": block}
+        programs = [-(-rows // block_rows) for rows in weights.rows]
+        count = programs[0] if is_gated else sum(programs)
+        self._append(kernel, (count,), arguments, self._sizes.product_warps)
 
     def _append(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int) -> Launch:
         overlap = self._sizes.overlap
@@ -210,6 +219,7 @@ class FusedProgram:
         dim, group = of.head_dim, of.num_heads // of.num_kv_heads
         qkv = self._row(operation.qkv)
         operand = _triton_type(self._operand)
+        block, warps = self._sizes.attention(self._model.dtype.itemsize)
         arguments: dict[str, Any] = {
             "qkv": qkv,
             "out": self._row(self._attended(of)),
@@ -237,12 +247,12 @@ class FusedProgram:
             "HAS_WINDOW": of.window is not None,
             "HAS_SOFTCAP": of.softcap is not None,
             "OPERAND": operand,
-            "BLOCK": self._sizes.attention_block,
+            "BLOCK": block,
             "STAGES": self._sizes.attention_stages,
         }
         arguments |= _norm("query", of.q_norm, qkv, "HAS_QUERY_BIAS", "QUERY_NORM", "query_eps")
         arguments |= _norm("key", of.k_norm, qkv, "HAS_KEY_BIAS", "KEY_NORM", "key_eps")
-        launch = self._append(kernels.attend, (), arguments, self._sizes.attention_warps)
+        launch = self._append(kernels.attend, (), arguments, warps)
         self.attentions.append((of, launch))
 
     def _attended(self, of: AttentionSpec) -> Row:
@@ -276,19 +286,11 @@ def _norm_stride(norm: NormSpec | None, head_dim: int) -> int:
     return 0 if norm is None or norm.weight.shape == (head_dim,) else head_dim
 
 
-def _weights(layers: Sequence[Any], gated: bool) -> list[Tensor]:
-    """Return the matrices of a product; two of the same size with a gate."""
-    found = [layer.weight.detach() for layer in layers]
-    if gated and len(found) == 1:
-        return list(found[0].chunk(2))
-    return found
-
-
-def _joined_bias(layers: Sequence[Any]) -> Tensor | None:
+def _joined_bias(layers: Sequence[Any], device: torch.device) -> Tensor | None:
     """Return the biases of `layers`, (sum of rows,) float32; None if no layer has one."""
     if all(layer.bias is None for layer in layers):
         return None
-    parts = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    parts = [torch.zeros(each.out_features, device=device) if each.bias is None else each.bias for each in layers]
     return torch.cat([part.detach().float() for part in parts])
 
 

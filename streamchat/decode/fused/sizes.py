@@ -21,6 +21,8 @@ class Sizes:
     """Weights that a program reads at once."""
     max_block: int = 2048
     """Columns that a program reads at once."""
+    tile_groups: int = 16
+    """Groups of 32 columns that a program reads at once of 4-bit weights in tiles; half as many of 8-bit ones."""
     product_warps: int = 4
     attention_block: int = 32
     """Slots that a program of attention reads at once."""
@@ -38,6 +40,19 @@ class Sizes:
             count //= 2
         most = max(16, self.tile // count // matrices)
         return count, min(power_of_two(columns), most, self.max_block)
+
+    def groups(self, bits: int, count: int) -> int:
+        """Return the groups of 32 columns that a product with tiles reads at once."""
+        return min(power_of_two(count), max(1, self.tile_groups * 4 // bits))
+
+    def attention(self, element_bytes: int) -> tuple[int, int]:
+        """Return the slots that a program of attention reads at once, and its warps, for keys of that many bytes.
+
+        float32 is multiplied without tensor cores, from registers: a quarter of them for each thread.
+        """
+        if element_bytes > 2:
+            return min(16, self.attention_block), 2 * self.attention_warps
+        return self.attention_block, self.attention_warps
 
     def splits(self, num_kv_heads: int, slots: int) -> int:
         """Return the parts of an attention over at most that many slots."""

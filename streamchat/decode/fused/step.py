@@ -14,11 +14,11 @@ from torch import Tensor
 
 from streamchat.decode.families.registry import model_spec
 from streamchat.decode.fused.sizes import MULTIPROCESSORS, Sizes
+from streamchat.decode.fused.weights import can_read
+from streamchat.decode.operations import Product, lower
 from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, ModelSpec
 from streamchat.decode.static import Buffers, Inputs, changes_with_length
-from streamchat.quantization.linear import is_linear
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which GPUs have bfloat16 arithmetic."""
@@ -45,24 +45,20 @@ def unavailable(device: torch.device) -> str:
 
 def supports(model: ModelSpec) -> bool:
     """Return whether the fused kernels compute every part of `model`."""
-    layers = model.linear_layers
-    is_plain = all(is_linear(layer) and layer.weight.stride(-1) == 1 for layer in layers)
-    if not is_plain or {layer.weight.dtype for layer in layers} != {model.dtype} or model.dtype not in DTYPES:
-        return False
     table: Any = model.embedding.weight
     if type(table) not in (Tensor, torch.nn.Parameter) or table.stride(-1) != 1:
         return False
-    return not (model.logit_scale != 1 and model.head.bias is not None) and all(map(_supports, model.blocks))
+    if (model.logit_scale != 1 and model.head.bias is not None) or not all(map(_supports, model.blocks)):
+        return False
+    products = [each for each in lower(model) if isinstance(each, Product)]
+    return all(can_read(each.layers, each.gated, model.dtype) for each in products)
 
 
 def _supports(block: BlockSpec) -> bool:
-    of, qkv = block.attention, list[Any](block.attention.qkv_proj)
+    of = block.attention
     if isinstance(block.mlp, ExpertsSpec) or of.num_heads % of.num_kv_heads or of.head_dim > MAX_HEAD_DIM:
         return False
-    if len(qkv) > 3 or len({layer.weight.stride(0) for layer in qkv}) > 1 or not _can_norm(of):
-        return False
-    up: Any = block.mlp.up_proj[0]
-    if block.mlp.fused and len(up.weight) % 2:
+    if not _can_norm(of):
         return False
     return not (block.parallel and (block.attention_out_norm or block.mlp_out_norm))
 
