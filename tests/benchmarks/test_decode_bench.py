@@ -155,7 +155,7 @@ def test_threads_and_clock_are_those_of_the_flags(
         (["--decode", "--rounds", "0"], "--rounds 0 must be at least 1"),
         (["--decode", "--cpu-time"], "--cpu-time counts the time of one thread; add --threads 1"),
         (["--decode", "--cpu-time", "--threads", "1", "--profile"], "--cpu-time does not work with --profile"),
-        (["--decode", "--profile", "--flat", "5000"], "--flat: not allowed with argument --profile"),
+        (["--decode", "--profile", "--flat", "5000"], "--flat/--tokens: not allowed with argument --profile"),
         (["--decode", "--gpu"], "--gpu: not allowed with argument --decode"),
         (["--decode", "--device", "cuda"], "--decode measures the CPU and device = cuda; add --device cpu"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor
 from streamchat.config.settings import Decode
 from streamchat.decode import install as decode_install
 from streamchat.decode.fused import step as fused
+from streamchat.decode.fused.step import fused_step
 from streamchat.decode.install import install, install_captured, uninstall, uses_fused_kernels
 from streamchat.decode.static import Buffers, Inputs, bind, static_step
 from tests.support.decode_models import cache_of, make, stream
@@ -126,3 +127,16 @@ def test_devices_without_the_needed_arithmetic_are_named(monkeypatch: pytest.Mon
     assert fused.unavailable(cuda) == ""
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert fused.unavailable(cuda) == "they are for CUDA, not for ROCm"
+
+
+class Packed(Tensor):
+    """Stands for a weight of torchao, whose numbers are in other tensors."""
+
+
+def test_weights_of_another_library_are_not_read_as_numbers() -> None:
+    model = make("llama")
+    assert fused_step(model, torch.device("cpu")) is not None
+    layer = model.model.layers[1].mlp.down_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Packed), requires_grad=False)
+    assert layer.weight.dtype == model.dtype
+    assert fused_step(model, torch.device("cpu")) is None

@@ -64,7 +64,7 @@ def can_read(layers: Sequence[Any], gated: bool, dtype: torch.dtype) -> bool:
     if gated and len(layers) == 1 and layers[0].out_features % (2 * TILE if all(tiled) else 2):
         return False
     if not any(tiled):
-        plain = all(is_linear(layer) and layer.weight.dtype == dtype for layer in layers)
+        plain = all(is_linear(layer) and _is_plain(layer.weight, dtype) for layer in layers)
         strides = {layer.weight.stride() for layer in layers} if plain else set()
         return len(layers) <= MAX_MATRICES and dtype in DTYPES and len(strides) == 1 and strides.pop()[1] == 1
     if not all(tiled):
@@ -72,6 +72,11 @@ def can_read(layers: Sequence[Any], gated: bool, dtype: torch.dtype) -> bool:
     parts = _parts(layers, gated)
     is_same = len({part.layout for part in parts}) == 1 and all(part.tiled for part in parts)
     return is_same and len(parts) <= MAX_MATRICES and all(part.data.is_contiguous() for part in parts)
+
+
+def _is_plain(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a weight has memory of its own; torchao's quantized ones say another dtype than they store."""
+    return type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype == dtype
 
 
 def read_weights(layers: Sequence[Any], gated: bool) -> NativeWeights | TileWeights:
