@@ -84,7 +84,7 @@ class EndlessReply:
     ) -> None:
         model = loaded.model
         self._clock = clock
-        self.model, self.short_path, self._kernels = model, short_path, loaded.kernels
+        self.model, self.short_path, self._kernels, self._decode = model, short_path, loaded.kernels, loaded.decode
         options, fit = EvictionOptions(evict, block=EVICTION_BLOCK), choose_checked_fit(model)
         self.cache = make_cache(model, fit, cache_size=cache_size, num_sink_tokens=num_sink_tokens, options=options)
         self._hook = StreamingHook(model, self.cache)
@@ -109,7 +109,7 @@ class EndlessReply:
         times = []
         uninstall(self.model)
         if self.short_path:
-            install(self.model, self._kernels)
+            install(self.model, self._kernels, self._decode)
         with self._hook:
             for _ in range(count):
                 started = self._clock()

@@ -7,8 +7,9 @@ import argparse
 from importlib import import_module
 
 from streamchat.base.errors import ConfigError, ExitCode
+from streamchat.benchmarks.gpu.cases import KINDS, MODEL, SHAPES
 from streamchat.benchmarks.loading import SETTINGS
-from streamchat.benchmarks.methods.registry import KINDS
+from streamchat.benchmarks.methods.registry import KINDS as METHOD_KINDS
 from streamchat.cli import flags
 from streamchat.cli.loading import loading_line
 from streamchat.cli.output import add_output_flags, output_folder, print_page
@@ -23,10 +24,12 @@ MODES = {
     "decode": ("decode_page", "measure the decode step on the CPU"),
     "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
-    "gpu": ("gpu", "measure one GPU, with native weights"),
+    "gpu": ("gpu.command", "measure one GPU: models of several sizes, each with several decode steps"),
     "questions": ("questions", "count right answers to 40 simple questions, by sampling settings"),
 }
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
+_DESTS = {"decode": "decode_mode"}
+"""Modes with the name of a setting -> their attribute of the arguments."""
 BUSY_LOOPS = "0,2,4,6"
 COMPARISON = "compare"
 """The module that runs without any of these flags."""
@@ -41,6 +44,11 @@ COMPARISON_DEFAULTS: dict[str, object] = {
 """Defaults of the flags that only the comparison uses."""
 REPLY_TOKENS = "128"
 SEEDS = 2
+TIME_LIMIT_S = 240
+"""Default of `--time-limit`."""
+GPU_FLAGS = ("shapes", "kinds", "time_limit")
+MIN_FLAT = 100
+"""Minimum of `--flat` with `--gpu`: ten tokens per tenth."""
 MAX_THREADS = 1024
 """Maximum of `--threads`: no machine has so many cores, and torch would start them all."""
 
@@ -57,9 +65,10 @@ DESCRIPTION = (
     "installed). --resume: restoring a saved cache compared with prefilling its tokens. --decode: time per token of "
     "the engine and of transformers' forward pass on a full cache on the CPU, with quantized and with native weights. "
     "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
-    "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second of the engine and "
-    "of transformers' generate on one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token "
-    "over a long stream. --questions: right answers to 40 simple questions for each --sampling."
+    "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second, share of the "
+    "measured memory bandwidth, kernels per token and time to the first token of several models on one GPU, with each "
+    "decode step and with transformers' generate (growing cache, and compiled static cache). --questions: right "
+    "answers to 40 simple questions for each --sampling."
 )
 
 
@@ -72,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if name == "busy":
             what.add_argument(f"--{name}", nargs="?", const=BUSY_LOOPS, metavar="N,...", help=text)
         else:
-            what.add_argument(f"--{name}", action="store_true", help=text)
+            what.add_argument(f"--{name}", action="store_true", dest=_DESTS.get(name, name), help=text)
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
@@ -86,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_comparison_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--peers", action="store_true", help="also llama.cpp, if llama-cpp-python is installed")
     group.add_argument("--float32", action="store_true", help="also dense in float32, with a second copy of the model")
-    add_methods_flag(group, METHODS, "any", KINDS)
+    add_methods_flag(group, METHODS, "any", METHOD_KINDS)
     group.add_argument(
         "--workloads",
         default=COMPARISON_DEFAULTS["workloads"],
@@ -117,9 +126,10 @@ def _add_step_flags(group: argparse._ArgumentGroup) -> None:
     kind.add_argument("--profile", action="store_true", help="with --decode: time per token by kind of operation")
     kind.add_argument(
         "--flat",
+        "--tokens",
         type=int,
         metavar="TOKENS",
-        help="with --decode: decode one reply of this length and compare its last tokens with early ones",
+        help="with --decode or --gpu: decode one reply of this length and compare its last tokens with early ones",
     )
     group.add_argument(
         "--threads",
@@ -133,10 +143,21 @@ def _add_step_flags(group: argparse._ArgumentGroup) -> None:
         help="with --threads 1: count CPU time instead of elapsed time, for a busy machine",
     )
     group.add_argument(
-        "--until",
-        type=int,
-        metavar="TOKENS",
-        help="with --gpu: length of the stream over which memory is read (default: 100000)",
+        "--shapes",
+        metavar="LIST",
+        help=f"with --gpu: models to measure, of {', '.join(SHAPES)} (default: all); all but {MODEL} have random "
+        "weights",
+    )
+    group.add_argument(
+        "--kinds",
+        metavar="LIST",
+        help=f"with --gpu: steps to measure, of {', '.join(KINDS)} (default: all)",
+    )
+    group.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help=f"with --gpu: time after which no further row is measured (default: {TIME_LIMIT_S})",
     )
 
 
@@ -174,22 +195,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _mode(args: argparse.Namespace) -> str:
     """Return the name of the mode in `MODES`; '' is the comparison."""
-    return next((name for name in MODES if getattr(args, name) not in (None, False)), "")
+    return next((name for name in MODES if getattr(args, _DESTS.get(name, name)) not in (None, False)), "")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Check numbers, and that flags of one mode are not given for another; raises ConfigError."""
-    for name in ("profile", "flat"):
-        if getattr(args, name) not in (None, False) and not args.decode:
-            raise ConfigError(f"--{name} needs --decode")
+    if args.profile and not args.decode_mode:
+        raise ConfigError("--profile needs --decode")
+    if args.flat is not None and not (args.decode_mode or args.gpu):
+        raise ConfigError("--flat needs --decode or --gpu")
     for name in ("threads", "cpu_time"):
-        if getattr(args, name) not in (None, False) and not (args.decode or args.speculative):
+        if getattr(args, name) not in (None, False) and not (args.decode_mode or args.speculative):
             raise ConfigError(f"--{name.replace('_', '-')} needs --decode or --speculative")
-    if args.until is not None and not args.gpu:
-        raise ConfigError("--until needs --gpu")
     for name, default in (("sampling", None), ("seeds", SEEDS)):
         if getattr(args, name) != default and not args.questions:
             raise ConfigError(f"--{name} needs --questions")
+    _check_gpu_flags(args)
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:
         raise ConfigError("--max-new-tokens needs --ui; --new-tokens is the number for the other measurements")
     mode = _mode(args)
@@ -199,8 +220,22 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--cpu-time counts the time of one thread; add --threads 1")
     if args.cpu_time and args.profile:
         raise ConfigError("--cpu-time does not work with --profile; choose one")
-    require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1, seeds=1)
+    require_at_least(args, rounds=1, new_tokens=2, threads=1, seeds=1)
     if args.threads is not None and args.threads > MAX_THREADS:
         raise ConfigError(f"--threads {args.threads} must be at most {MAX_THREADS}")
     if not args.limit > 0:  # nor NaN
         raise ConfigError(f"--limit {args.limit} must be above 0")
+
+
+def _check_gpu_flags(args: argparse.Namespace) -> None:
+    """Check the flags of `--gpu`, and set the default of `--time-limit`; raises ConfigError."""
+    if not args.gpu:
+        for name in GPU_FLAGS:
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} needs --gpu")
+    elif args.flat is not None and args.flat < MIN_FLAT:
+        raise ConfigError(f"--flat {args.flat} must be at least {MIN_FLAT}")
+    if args.time_limit is None:
+        args.time_limit = TIME_LIMIT_S
+    if not args.time_limit > 0:  # nor NaN
+        raise ConfigError(f"--time-limit {args.time_limit:g} must be above 0")

@@ -53,7 +53,7 @@ class Report:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "cache_size", "plain"))
+    flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "decode", "cache_size", "plain"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -267,6 +267,7 @@ def _path_and_size(path: Path) -> dict[str, Any]:
 
 def _chat(configuration: Configuration) -> Rows:
     """Describe what `streamchat` would use now, and why."""
+    from streamchat.decode.steps import COMPILED, expected_step
     from streamchat.models import device as devices
     from streamchat.models.folder import inspect
     from streamchat.models.resolve import resolve
@@ -288,9 +289,11 @@ def _chat(configuration: Configuration) -> Rows:
         "dtype": f"{dtype} ({_why(configuration, 'dtype', 'safe and fast on this device')})",
         "cache": f"{plural(settings.cache_size, 'token')} ({configuration.origin('cache_size')})",
     }
+    step = expected_step(device, settings.decode, _no_kernels(configuration) if device == "cpu" else "")
+    rows["decode step"] = f"{step.text} ({_why(configuration, 'decode', 'the fastest that supports the model')})"
     if device == "cpu":
-        cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=not _no_kernels(configuration))
-        # whether the kernels support the model shows when it is loaded
+        cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=step.name == COMPILED)
+        # whether the kernels support the model is known when it is loaded
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
     if contents is not None:
         rows |= _weights(configuration, contents, device, dtype, source.name)

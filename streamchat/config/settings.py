@@ -16,6 +16,7 @@ from streamchat.config.template_args import NONE
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
 Kernels = Literal["auto", "torch"]
+Decode = Literal["auto", "fused", "graph", "plain"]
 Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
@@ -143,6 +144,12 @@ class Settings:
         "CPU decode kernels: auto compiles kernels once (Linux or macOS, gcc or clang), else uses PyTorch's; "
         "torch always uses PyTorch's",
         choices=get_args(Kernels),
+    )
+    decode: Decode = _MODEL.harmless(
+        "auto",
+        "Step for new tokens: auto (the fastest for the model), fused kernels (on a CPU: the compiled ones), graph "
+        "(recorded PyTorch operations; on a CPU not recorded), or plain (transformers); if it is missing, the next one",
+        choices=get_args(Decode),
     )
     attention: Attention = _MODEL.harmless(
         "sdpa", "Attention implementation in transformers", choices=get_args(Attention)

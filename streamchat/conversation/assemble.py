@@ -67,6 +67,8 @@ def assemble(
         parameters=sum(p.numel() for p in loaded.model.parameters()),
         weights=loaded.weights,
         cache_dtype=loaded.cache_dtype,
+        decode_step=loaded.step.name if loaded.step is not None else "",
+        decode_reason=loaded.step.reason if loaded.step is not None else "",
         weight_bytes=stored_bytes(loaded.model) + loaded.quantized_bytes,
         context_length=context or 0,
         cache_size=cache_size,

@@ -31,6 +31,8 @@ from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampl
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
+from streamchat.decode.report import recorded_step
+from streamchat.decode.steps import StepReport
 
 # Token-level eviction inside a long reply works in blocks, which divides its cost.
 EVICTION_BLOCK = 32
@@ -294,6 +296,11 @@ class Conversation:
     def record_steps(self) -> None:
         """Record the steps for short prompts that the latest turn used, on a GPU. Takes a while: call between turns."""
         record_used(self.model, self.cache)
+
+    @property
+    def recorded_step(self) -> StepReport | None:
+        """The recorded step that computes new tokens now, or what replaced it; None for a model without one."""
+        return recorded_step(self.model)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
 

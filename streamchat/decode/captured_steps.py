@@ -11,6 +11,7 @@ from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.token_ids import input_device
 from streamchat.decode.cuda_graph import CapturedStep, Record
 from streamchat.decode.eager import Step
+from streamchat.decode.fused.step import FusedStep, bind_fused
 from streamchat.decode.static_prompt import LENGTHS, prompt_step
 
 
@@ -21,28 +22,47 @@ class CapturedSteps:
         model: The model of the steps.
         one: `static_step(model)`.
         record: Records the steps.
+        fused: `fused_step(model)`, which is used for one token until it fails.
+        no_fused: Why there is none.
     """
 
-    def __init__(self, model: Any, one: Step, record: Record) -> None:
+    def __init__(
+        self, model: Any, one: Step, record: Record, fused: FusedStep | None = None, no_fused: str = ""
+    ) -> None:
+        self._no_fused = no_fused
         device, dtype, several = input_device(model), model.dtype, prompt_step(model)
-        steps = [CapturedStep(one, device, dtype, record)]
-        if several is not None:
-            steps += [CapturedStep(several, device, dtype, record, length) for length in LENGTHS]
-        self._steps = steps
-        self.max_prompt = LENGTHS[-1] if several is not None else 1
+        self._for_one = [CapturedStep(one, device, dtype, record)]
+        if fused is not None:
+            first = CapturedStep(fused, device, dtype, record, bind=bind_fused, name="fused kernels")
+            self._for_one.insert(0, first)
+        lengths = () if several is None else LENGTHS
+        self._for_prompts = [CapturedStep(several, device, dtype, record, length) for length in lengths]
+        self.max_prompt = max((1, *lengths))
         """Maximum tokens per call, for the logits of the last one only."""
 
     def of(self, count: int) -> CapturedStep:
-        """Return the shortest step for `count` tokens, up to `max_prompt`."""
-        return next(step for step in self._steps if count <= step.length)
+        """Return the shortest step for `count` tokens, up to `max_prompt`; for one token, the first that works."""
+        if count > 1:
+            return next(step for step in self._for_prompts if count <= step.length)
+        return next((step for step in self._for_one if not step.failed), self._for_one[-1])
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether fused kernels decode."""
+        return self.of(1) is not self._for_one[-1]
+
+    @property
+    def why_not_fused(self) -> str:
+        """Why fused kernels do not decode; '' if they do."""
+        return "" if self.is_fused else self._no_fused or self._for_one[0].failed
 
     @property
     def failed(self) -> str:
         """Why steps are disabled, one line per step; '' while all work."""
-        return "\n".join(step.failed for step in self._steps if step.failed)
+        return "\n".join(step.failed for step in (*self._for_one, *self._for_prompts) if step.failed)
 
     @torch.inference_mode()
     def record_used(self, layers: Sequence[StreamingLayer]) -> None:
         """Record the prompt steps that have served `layers` and are not recorded yet."""
-        for step in self._steps[1:]:
+        for step in self._for_prompts:
             step.record_used(layers)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.logits import logit_distance
-from streamchat.decode.eager import Step
-from streamchat.decode.static import Buffers, Inputs, bind
+from streamchat.decode.static import Buffers, Inputs
+from streamchat.decode.static import bind as bind_one
 from streamchat.decode.static_prompt import bind_prompt
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ transformers (default model, 74 tokens), 0.4 and more for a position that is alw
 
 Run = Callable[[], Tensor]
 """Computes (1, 1, vocabulary) logits."""
+Bind = Callable[[Any, Inputs, Sequence[Buffers], torch.dtype], Run]
+"""Binds a step to its inputs and the buffers of a cache; see `streamchat.decode.static.bind`."""
 Record = Callable[[Run], Run]
 """Records the device work of a run. Returns a function that repeats that work on the same addresses and returns the
 tensor with the result, which the next replay overwrites. It holds no reference to the run."""
@@ -101,18 +103,29 @@ class CapturedStep:
     step. Any failure is logged once and disables the step: from then on every call returns None.
 
     Args:
-        step: `static_step(model)`, or `prompt_step(model)` for a `length` above 1.
+        step: What `bind` takes: `static_step(model)`, or `prompt_step(model)` for a `length` above 1.
         device: Where the model is.
         dtype: The model's.
         record: Records the step.
         length: Tokens of the step; it serves up to as many.
+        bind: Binds the step to buffers; None for that of `length`.
+        name: What the step is called in the log.
     """
 
-    def __init__(self, step: Step, device: torch.device, dtype: torch.dtype, record: Record, length: int = 1) -> None:
+    def __init__(
+        self,
+        step: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        record: Record,
+        length: int = 1,
+        bind: Bind | None = None,
+        name: str = "a captured step",
+    ) -> None:
         self._step, self._dtype, self._record = step, dtype, record
-        self.length = length
+        self.length, self.name = length, name
         self._inputs = Inputs(device, length)
-        self._bind = bind if length == 1 else bind_prompt
+        self._bind = bind or (bind_one if length == 1 else bind_prompt)
         # weak: a deleted cache must free its memory
         self._seen: list[weakref.ref[Tensor]] = []
         self._tokens = 0
@@ -239,7 +252,7 @@ class CapturedStep:
     def _give_up(self, reason: str) -> None:
         self.failed, self._replay, self._pending_check = reason, None, None
         what = "decoding" if self.length == 1 else f"prompts of up to {self.length} tokens are computed"
-        _log.warning("%s without a captured step: %s", what, reason)
+        _log.warning("%s without %s: %s", what, self.name, reason)
 
 
 def _buffers(layers: Sequence[StreamingLayer]) -> list[Buffers] | None:

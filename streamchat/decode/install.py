@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -17,21 +18,25 @@ from streamchat.cache.attention_backends import without_plans
 from streamchat.cache.layers.layer import StreamingLayer
 from streamchat.cache.streaming import StreamingCache
 from streamchat.cache.token_ids import input_device
+from streamchat.config.settings import Decode
 from streamchat.decode.captured_steps import CapturedSteps
 from streamchat.decode.cuda_graph import CudaRecorder, Record
 from streamchat.decode.eager import Step, decode_step
 from streamchat.decode.families.registry import model_spec
+from streamchat.decode.fused.step import FusedStep, fused_step, unavailable
 from streamchat.decode.native_step import CompiledStep, kernels_support
 from streamchat.decode.static import static_step
 from streamchat.kernels.library import Kernels
 from streamchat.quantization.unpack import FORMATS
+
+_log = logging.getLogger(__name__)
 
 # Arguments that a step honors or may ignore; a call with any other argument runs the plain forward.
 HARMLESS = {"input_ids", "position_ids", "use_cache", "logits_to_keep", "return_dict", *CACHE_NAMES}
 _CACHE_FIELD = next(name for name in CACHE_NAMES if name in {f.name for f in fields(CausalLMOutputWithPast)})
 
 
-def install(model: Any, kernels: Kernels | None) -> bool:
+def install(model: Any, kernels: Kernels | None, decode: Decode = "auto") -> bool:
     """Give `model` a short path for one new token or a few on a `StreamingCache`; returns whether it has one.
 
     A shorter forward on a CPU, a captured one on one CUDA device, none elsewhere. Hooks on the model itself still run;
@@ -41,13 +46,18 @@ def install(model: Any, kernels: Kernels | None) -> bool:
     Args:
         model: A causal LM in eval mode; its `forward` is replaced.
         kernels: Compiled kernels for a CPU, if they support the whole model; None for PyTorch's.
+        decode: The setting. Whatever a model, a device or an error rules out is followed by the next: `fused` kernels
+            (on a CPU: the compiled ones), the `graph` of PyTorch's operations (on a CPU: not recorded), `plain`. `auto`
+            is the same as `fused`, without a warning if there are no fused kernels.
     """
     device = input_device(model)
     spread = any(weights.device != device for weights in model.parameters())
     if device.type == "cuda":
         model.forward = without_plans(model.forward)
-        return not spread and install_captured(model, CudaRecorder(device))
-    return device.type == "cpu" and not spread and _install_short(model, kernels)
+        return not spread and install_captured(model, CudaRecorder(device), decode)
+    if device.type != "cpu" or decode == "plain":
+        return False
+    return not spread and _install_short(model, None if decode == "graph" else kernels)
 
 
 def _install_short(model: Any, kernels: Kernels | None) -> bool:
@@ -79,16 +89,17 @@ def _cpu_step(model: Any, kernels: Kernels | None) -> Step | CompiledStep | None
     return CompiledStep(spec, kernels) if kernels is not None and kernels_support(spec) else decode_step(spec)
 
 
-def install_captured(model: Any, record: Record) -> bool:
+def install_captured(model: Any, record: Record, decode: Decode = "auto") -> bool:
     """Have `record` record the steps of `model` when it decodes; returns whether the model has recordable steps.
 
     Plain forwards run without attention kernels that keep a plan for every length, also without such a step.
     """
     model.forward = without_plans(model.forward)
-    step = static_step(model)
+    step = None if decode == "plain" else static_step(model)
     if step is None:
         return False
-    captured, plain = CapturedSteps(model, step, record), model.forward
+    fused, reason = (None, "decode = graph") if decode == "graph" else _compiled_fused_step(model, decode == "fused")
+    captured, plain = CapturedSteps(model, step, record, fused, reason), model.forward
 
     def serve(cache: StreamingCache, kwargs: dict[str, Any]) -> Any:
         count = kwargs["input_ids"].shape[1]
@@ -106,6 +117,29 @@ def install_captured(model: Any, record: Record) -> bool:
 
     _wrap(model, serve, captured)
     return True
+
+
+def _compiled_fused_step(model: Any, is_wanted: bool) -> tuple[FusedStep | None, str]:
+    """Return the fused step of `model`, compiled; or None and why there is none, which is logged."""
+    device = input_device(model)
+    reason = unavailable(device)
+    try:
+        step = None if reason else fused_step(model, device)
+        if step is not None:
+            step.compile()
+            return step, ""
+        reason = reason or "they do not compute every part of this model"
+        level = logging.WARNING if is_wanted else logging.INFO
+    except Exception as error:  # whatever a compiler raises, there are other steps
+        reason, level = f"{type(error).__name__}: {error}", logging.WARNING
+    _log.log(level, "decoding without fused kernels: %s", reason)
+    return None, reason
+
+
+def uses_fused_kernels(model: Any) -> bool:
+    """Return whether fused kernels decode for `model`."""
+    step = getattr(model.forward, "step", None)
+    return isinstance(step, CapturedSteps) and step.is_fused
 
 
 def record_used(model: Any, cache: StreamingCache) -> None:

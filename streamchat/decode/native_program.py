@@ -6,17 +6,19 @@ Weights and cache are in the model's dtypes; everything between them is float32.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamchat.decode.spec import AttentionSpec, BlockSpec, ExpertsSpec, MlpSpec, ModelSpec, NormSpec
+from streamchat.decode import operations
+from streamchat.decode.operations import Row, hidden_row, lower, result_width
+from streamchat.decode.spec import AttentionSpec, ExpertsSpec, ModelSpec, NormSpec
 from streamchat.kernels.library import Kernels
 from streamchat.kernels.operations import (
     GELU,
     GELU_TANH,
+    NO_FUNCTION,
     QUERIES_AT_ONCE,
     RELU,
     RELU2,
@@ -41,16 +43,6 @@ from streamchat.quantization.weights import QuantizedWeight
 
 FUNCTIONS = {"silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
 """The activations that the kernels compute."""
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """Outputs that are not yet added to the residual stream."""
-
-    outputs: tuple[Tensor, ...] = ()
-    norm: NormSpec | None = None
-    """The norm of the first output."""
-    scale: float = 1.0
 
 
 class Workspace:
@@ -96,30 +88,18 @@ class Program:
         self._model, self._tokens, self._threads, self._workspace = model, tokens, threads, workspace
         self._weights: list[Tensor] = []
         """Keeps the tensors alive that the operations point to."""
-        self._mixtures: list[Experts] = []
-        """Keeps the structures alive that the operations point to."""
+        self._mixtures: dict[int, Experts] = {}
+        """Keeps the structures alive that the operations point to; by the identity of the mixture."""
         self._operations: list[Operation] = []
-        table: Any = model.embedding.weight
-        width: int = table.shape[1]
-        self.hidden = self._buffer("hidden", width)
+        self.hidden = self._rows(hidden_row(model))
         """(tokens, hidden): the embeddings."""
         self.angles = [self._angles(index) for index in range(len(model.rotaries))]
         """Cosines and sines for each of the model's rotaries, (tokens, rotary_dim) each."""
         self.attentions: list[Attention] = []
         """Per layer; the caller sets `keys`, `values`, `format`, `head_stride_bytes` and `cached`."""
-        self._attn_out, self._mlp_out = (self._buffer(name, width) for name in ("attn_out", "mlp_out"))
-        self._sums, self._next_sums = self.hidden, self._buffer("next_hidden", width)
-        # The residual stream: each sum is written next to the one before it, which is still being read.
-        pending = _Pending()
-        for block in model.blocks:
-            pending = self._block(block, pending)
-        head = self._normed_input(
-            _scaled(model.norm, model.logit_scale), pending, slice(-1, None) if last_only else slice(None)
-        )
-        if model.logit_softcap is not None:
-            head |= {"function": SOFTCAP, "softcap": model.logit_softcap}
-        self._logits_shape = 1 if last_only else tokens, _rows((model.head,))
-        self._append_product((model.head,), **head, count=self._logits_shape[0])
+        self._logits_shape = 1 if last_only else tokens, result_width([model.head])
+        for operation in lower(model):
+            self._append(operation)
         self.operations = program(self._operations)
 
     def new_logits(self) -> Tensor:
@@ -130,63 +110,45 @@ class Program:
 
     def _angles(self, index: int) -> tuple[Tensor, Tensor]:
         cos, _ = self._model.rotaries[index](self.hidden, torch.zeros(1, 1, dtype=torch.long))
-        return self._buffer(f"cos {index}", cos.shape[-1]), self._buffer(f"sin {index}", cos.shape[-1])
+        cos_row, sin_row = (Row(f"{name} {index}", cos.shape[-1]) for name in ("cos", "sin"))
+        return self._rows(cos_row), self._rows(sin_row)
 
-    def _block(self, block: BlockSpec, pending: _Pending) -> _Pending:
-        """Append the operations of a block."""
-        qkv = self._product("qkv", block.attention.qkv_proj, **self._normed_input(block.input_norm, pending))
-        attention = self._attention(block.attention, qkv)
-        self._product("attn_out", (block.attention.o_proj,), attention=ctypes.pointer(attention))
-        if block.parallel:
-            self._mlp(block.mlp, self._normed_input(block.mlp_norm or block.input_norm, _Pending()))
-            return _Pending((self._attn_out, self._mlp_out), scale=block.residual_scale)
-        attended = _Pending((self._attn_out,), block.attention_out_norm, block.residual_scale)
-        self._mlp(block.mlp, self._normed_input(block.mlp_norm, attended))
-        return _Pending((self._mlp_out,), block.mlp_out_norm, block.residual_scale)
+    def _append(self, operation: operations.Operation) -> None:
+        match operation:
+            case operations.Product():
+                self._append_product(operation)
+            case operations.Attend():
+                self._append_attention(operation.of, self._rows(operation.qkv))
+            case operations.Route():
+                mixture = self._experts(operation.mixture)
+                self._mixtures[id(operation.mixture)] = mixture
+                self._operations.append(route(mixture))
+            case operations.ComputeExperts():
+                self._operations += compute_experts(self._mixtures[id(operation.mixture)])
 
-    def _mlp(self, mlp: MlpSpec | ExpertsSpec, given: dict[str, Any], out: str = "mlp_out") -> Tensor:
-        """Append an MLP that reads `given`; returns its output, in the buffer `out`."""
-        if isinstance(mlp, ExpertsSpec):
-            return self._experts(mlp, given)
-        gated = mlp.fused or len(mlp.up_proj) == 2
-        activated = self._product("activated", mlp.up_proj, **given, function=FUNCTIONS[mlp.act], gated=gated)
-        return self._product(out, (mlp.down_proj,), x=activated.data_ptr())
-
-    def _experts(self, of: ExpertsSpec, given: dict[str, Any]) -> Tensor:
-        """Append a mixture of experts that reads `given`; returns its output."""
+    def _experts(self, mixture: operations.Mixture) -> Experts:
+        """Return a mixture of experts for the kernels."""
+        of = mixture.of
         (num, hidden), width = of.router.shape, of.down.shape[-1]
-        matrices = [self._native(of.router)]
-        matrices += [] if of.shared_gate is None else [self._layer(of.shared_gate)]
-        logits = self._buffer("router", sum(matrix.rows for matrix in matrices))
-        normed, shares = self._buffer("normed", hidden), self._buffer("shares", of.top_k)
-        self._operations.append(
-            product(
-                *matrices,
-                columns=hidden,
-                out=logits.data_ptr(),
-                out_stride=logits.shape[1],
-                count=self._tokens,
-                **given,
-            )
-        )
         (gate, up_stride), (down, down_stride) = self._stacked(of, width)
-        experts = Experts(
+        return Experts(
             gate,
             Matrix(gate.data + up_stride // 2, None, width, gate.bits, gate.format),
             down,
-            given["norm"],
-            x=given.get("sum") or given["x"],
-            logits=logits.data_ptr(),
-            normed=normed.data_ptr(),
+            self._norm(mixture.norm),
+            x=self._rows(mixture.x).data_ptr(),
+            logits=self._rows(mixture.logits).data_ptr(),
+            shared=None if mixture.shared is None else self._rows(mixture.shared).data_ptr(),
+            normed=self._rows(mixture.normed).data_ptr(),
             activated=self._buffer("experts", of.top_k * width).data_ptr(),
-            out=self._mlp_out.data_ptr(),
-            shares=shares.data_ptr(),
+            out=self._rows(mixture.out).data_ptr(),
+            shares=self._buffer("shares", of.top_k).data_ptr(),
             factors=self._buffer("factors", 1).data_ptr(),
             chosen=self._buffer("chosen", of.top_k).data_ptr(),  # 32-bit integers
             columns=hidden,
             up_stride=up_stride,
             down_stride=down_stride,
-            logits_stride=logits.shape[1],
+            logits_stride=mixture.logits.width,
             num_experts=num,
             top_k=of.top_k,
             count=self._tokens,
@@ -194,12 +156,6 @@ class Program:
             is_normalized=of.is_normalized,
             has_gate=of.shared_gate is not None,
         )
-        self._mixtures.append(experts)
-        self._operations.append(route(experts))
-        if of.shared is not None:
-            experts.shared = self._mlp(of.shared, {"x": normed.data_ptr()}, "shared").data_ptr()
-        self._operations += compute_experts(experts)
-        return self._mlp_out
 
     def _stacked(self, of: ExpertsSpec, width: int) -> tuple[tuple[Matrix, int], tuple[Matrix, int]]:
         """Return gate and up, and down, of the first expert, each with the bytes from expert to expert."""
@@ -222,18 +178,23 @@ class Program:
         bits = 8 * weight.element_size()
         return Matrix(weight.data_ptr(), self._address(bias), len(weight), bits, FORMATS[weight.dtype])
 
-    def _normed_input(self, norm: NormSpec | None, pending: _Pending, rows: slice = slice(None)) -> dict[str, Any]:
-        """Return the members of a product for the normalized residual stream, after adding `pending` to it."""
-        first, second = ([each[rows].data_ptr() for each in pending.outputs] + [None, None])[:2]
-        given: dict[str, Any] = {"x": self._sums[rows].data_ptr(), "added": first, "more": second}
-        given["norm"] = self._norm(norm)
-        given |= {"added_norm": self._norm(pending.norm), "added_scale": pending.scale}
-        if pending.outputs and rows == slice(None):
-            self._sums, self._next_sums = self._next_sums, self._sums
-            given["sum"] = self._sums.data_ptr()
-        return given
+    def _input(self, given: operations.Input, rows: slice) -> dict[str, Any]:
+        """Return the members of a product for its input."""
 
-    def _attention(self, of: AttentionSpec, qkv: Tensor) -> Attention:
+        def address(row: Row | None) -> int | None:
+            return None if row is None else self._rows(row)[rows].data_ptr()
+
+        return {
+            "x": address(given.x),
+            "added": address(given.added),
+            "more": address(given.more),
+            "sum": address(given.sum),
+            "norm": self._norm(given.norm),
+            "added_norm": self._norm(given.added_norm),
+            "added_scale": given.added_scale,
+        }
+
+    def _append_attention(self, of: AttentionSpec, qkv: Tensor) -> None:
         """Append the attention of all tokens; `qkv` is (tokens, heads * head_dim)."""
         layout, dim, heads = of.layout, of.head_dim, qkv[0].view(-1, of.head_dim)
         cos, sin = (None, None) if of.rotary is None else self.angles[of.rotary]
@@ -268,7 +229,6 @@ class Program:
         )
         self._operations += attend(attention)
         self.attentions.append(attention)
-        return attention
 
     def _norm(self, norm: NormSpec | None) -> Norm:
         if norm is None:
@@ -277,26 +237,25 @@ class Program:
         bias = None if norm.bias is None else norm.bias.data_ptr()
         return Norm(norm.weight.data_ptr(), bias, norm.eps, int(norm.is_layer_norm))
 
-    def _product(self, name: str, layers: tuple[Any, ...], **members: Any) -> Tensor:
-        """Append the product of an input, with one row per token, with `layers`.
-
-        Args:
-            name: Names the buffer for the results.
-            layers: Linear layers that share their input.
-            members: Members of the operation that describe its input and activation.
-
-        Returns:
-            The results, concatenated or, with a gate, multiplied: (tokens, rows of all or of one).
-        """
-        out = self._buffer(name, _rows(layers, **members))
-        self._append_product(layers, out=out.data_ptr(), count=self._tokens, **members)
-        return out
-
-    def _append_product(self, layers: tuple[Any, ...], **members: Any) -> None:
-        """Append the product of an input with `layers`; see `_product`."""
-        matrices = self._matrices(layers, bool(members.get("gated")))
-        stride = _rows(layers, **members)
-        self._operations.append(product(*matrices, columns=layers[0].in_features, out_stride=stride, **members))
+    def _append_product(self, of: operations.Product) -> None:
+        """Append the product of an input, with one row per token, with the weights of some layers."""
+        rows = slice(-self._logits_shape[0], None) if of.is_head else slice(None)
+        members: dict[str, Any] = {"function": FUNCTIONS[of.function] if of.function else NO_FUNCTION}
+        if isinstance(of.given, operations.Attend):
+            members["attention"] = ctypes.pointer(self.attentions[of.given.layer])
+            columns = of.given.of.num_heads * of.given.of.head_dim
+        else:
+            members |= self._input(of.given, rows)
+            columns = of.given.x.width
+        if of.softcap is not None:
+            members |= {"function": SOFTCAP, "softcap": of.softcap}
+        if not of.is_head:  # those get memory for each run
+            members["out"] = self._rows(of.out).data_ptr()
+        count = self._logits_shape[0] if of.is_head else self._tokens
+        matrices = self._matrices(of.layers, of.gated)
+        self._operations.append(
+            product(*matrices, columns=columns, out_stride=of.out.width, count=count, gated=of.gated, **members)
+        )
 
     def _matrices(self, layers: tuple[Any, ...], gated: bool) -> list[Matrix]:
         if gated and len(layers) == 1:
@@ -307,6 +266,8 @@ class Program:
         return [self._layer(layer) for layer in layers]
 
     def _layer(self, layer: Any) -> Matrix:
+        if isinstance(layer, Tensor):
+            return self._native(layer)
         bias = joined_bias((layer,), torch.float32)
         if isinstance(layer, QuantizedLinear):
             return self._quantized(layer.quantized, bias)
@@ -337,21 +298,11 @@ class Program:
         self._weights.append(bias)
         return bias.data_ptr()
 
+    def _rows(self, row: Row) -> Tensor:
+        return self._buffer(row.name, row.width)
+
     def _buffer(self, name: str, width: int) -> Tensor:
         return self._workspace.buffer(name, self._tokens, width)
-
-
-def _scaled(norm: NormSpec, scale: float) -> NormSpec:
-    """Return the norm followed by a factor."""
-    if scale == 1.0:
-        return norm
-    return replace(norm, weight=norm.weight * scale, bias=None if norm.bias is None else norm.bias * scale)
-
-
-def _rows(layers: tuple[Any, ...], gated: bool = False, **_: Any) -> int:
-    """Return the width of the results of a product: concatenated, or multiplied if there is a gate."""
-    rows: int = sum(layer.out_features for layer in layers)
-    return rows // 2 if gated else rows
 
 
 def _spans(tokens: int, heads: int, groups: int, threads: int) -> int:

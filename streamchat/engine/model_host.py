@@ -296,5 +296,5 @@ class ModelHost:
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Return whether both settings load the same weights in the same way."""
-    names = ("model", "device", "dtype", "weights", "kernels", "attention")
+    names = ("model", "device", "dtype", "weights", "kernels", "decode", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -38,7 +38,7 @@ class StatusSampler:
         if self._host.started is None:
             return
         conversation, info = self._host.started.conversation, self._host.started.info
-        self._last = time.perf_counter()
+        self._last, step = time.perf_counter(), conversation.recorded_step
         sample = ev.StatusSampled(
             cache=conversation.state(),
             memory=memory_state(info.device),
@@ -47,6 +47,8 @@ class StatusSampler:
             busy=self._jobs.running,
             proposed_tokens=conversation.speculator.proposed,
             accepted_tokens=conversation.speculator.accepted,
+            decode_step=step.name if step is not None else "",
+            decode_reason=step.reason if step is not None else "",
         )
         self._archive.record_status(sample, info)
         self._publish(sample)

@@ -34,11 +34,15 @@ def loading_text(event: ev.ModelLoading) -> str:
 
 
 def model_facts(event: ev.ModelReady) -> str:
-    """`SmolLM2-135M-Instruct · 134.5 M weights (269 MB in memory) · bfloat16 on cpu · ready in 2.1 s`."""
+    """`SmolLM2-135M-Instruct · 134.5 M weights (269 MB in memory) · bfloat16 on cpu · ready in 2.1 s`.
+
+    The decode step is named if there is a faster one.
+    """
     info = event.info
     weights = f"{human_count(info.parameters)} weights ({human_bytes(info.weight_bytes)} in memory)"
     place = f"{info.precision} on {one_line(info.device)}"
-    return " · ".join([one_line(info.name), weights, place, f"ready in {human_seconds(event.load_s)}"])
+    step = [one_line(f"{info.decode_step}: {info.decode_reason}")] if info.decode_reason else []
+    return " · ".join([one_line(info.name), weights, place, *step, f"ready in {human_seconds(event.load_s)}"])
 
 
 def cache_capacity(info: ev.ModelInfo) -> str:

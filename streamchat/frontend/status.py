@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from streamchat.base import events as ev
 
@@ -75,6 +75,9 @@ class StatusBoard:
                 self.cache, self.memory, self.busy = event.cache, event.memory, event.busy
                 self.ttft_s, self.decode_tps = event.ttft_s, event.decode_tps
                 self.proposed_tokens, self.accepted_tokens = event.proposed_tokens, event.accepted_tokens
+                if event.decode_step and self.info is not None:
+                    step, reason = event.decode_step, event.decode_reason
+                    self.info = replace(self.info, decode_step=step, decode_reason=reason)
                 self.lengths.add(event.cache.length)
                 if event.busy and event.decode_tps is not None:
                     self.speeds.add(event.decode_tps)

@@ -140,9 +140,11 @@ def _memory_short(memory: ev.MemoryState | None) -> str:
 
 
 def _model_rows(info: ev.ModelInfo) -> list[Row]:
+    step, reason = info.decode_step, info.decode_reason
     return [
         Row("device", one_line(info.device)),
         Row("dtype", info.precision),
         Row("weights in memory", f"{human_count(info.parameters)}, {human_bytes(info.weight_bytes)}"),
+        *([Row("decode step", one_line(f"{step}: {reason}" if reason else step))] if step else []),
         Row("trained context", f"{info.context_length:,}" if info.context_length else "n/a"),
     ]

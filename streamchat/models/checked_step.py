@@ -13,6 +13,7 @@ import transformers
 from streamchat.base import paths
 from streamchat.base.atomic_files import read_json, save_result
 from streamchat.base.errors import describe_unexpected
+from streamchat.config.settings import Decode
 from streamchat.decode.check import check_step
 from streamchat.decode.install import install, is_compiled, uninstall
 from streamchat.kernels.build import library_path
@@ -23,7 +24,7 @@ from streamchat.models.fingerprint import model_fingerprint
 _log = logging.getLogger(__name__)
 
 
-def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[str, ...]:
+def install_checked(model: Any, kernels: Kernels | None, weights: str, decode: Decode = "auto") -> tuple[str, ...]:
     """Install the short path of `model`, unless its logits differ from those of the model's own forward pass.
 
     On a GPU, the captured step has its own check.
@@ -32,12 +33,13 @@ def install_checked(model: Any, kernels: Kernels | None, weights: str) -> tuple[
         model: A causal LM in eval mode; its `forward` may be replaced.
         kernels: Compiled kernels for a CPU; None for PyTorch's.
         weights: What the weights are: `native`, `int8`, `int4` or `int4 and int8`.
+        decode: The setting.
 
     Returns:
         Notes for the user.
     """
     try:
-        if not install(model, kernels) or any(weight.device.type != "cpu" for weight in model.parameters()):
+        if not install(model, kernels, decode) or any(weight.device.type != "cpu" for weight in model.parameters()):
             return ()
         file = _verdict_file(model, weights)
         if read_json(file).get("passed") is True:

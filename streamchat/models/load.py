@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamchat.base.progress import Progress as Progress
 from streamchat.base.progress import silent
-from streamchat.config.settings import Settings
+from streamchat.config.settings import Decode, Settings
 from streamchat.models.contents import folder_digest
 from streamchat.models.folder import weight_files
 from streamchat.models.light.libraries import collections_paused, import_libraries
@@ -21,6 +21,7 @@ from streamchat.telemetry import trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from streamchat.decode.steps import StepReport
     from streamchat.kernels.library import Kernels
     from streamchat.models.plan import LoadPlan
 
@@ -50,6 +51,10 @@ class LoadedModel:
     """The dtype of cached keys and values."""
     advice: SamplingAdvice = field(default_factory=SamplingAdvice)
     """The sampling settings that its makers advise."""
+    decode: Decode = "auto"
+    """The setting that it was loaded with."""
+    step: StepReport | None = None
+    """The step that computes new tokens."""
 
 
 def load_model(
@@ -60,6 +65,7 @@ def load_model(
     attention: str = "sdpa",
     weights: str = "native",
     kernels: str = "auto",
+    decode: Decode = "auto",
     progress: Progress = silent,
 ) -> LoadedModel:
     """Load the model that `name` means; fetch or convert it first if needed. Prints nothing.
@@ -71,6 +77,7 @@ def load_model(
         attention: `sdpa` or `eager`; a model without sdpa gets eager, with a note.
         weights: `auto`, `native`, `int8` or `int4`, see `use_weights`.
         kernels: `auto`: compiled kernels on a CPU if there is a compiler; `torch`: PyTorch's kernels.
+        decode: `auto`, `fused`, `graph` or `plain`: the step for new tokens, see `install`.
         progress: Called with the stage; may raise to cancel.
 
     Raises:
@@ -80,11 +87,18 @@ def load_model(
             possible here.
     """
     with collections_paused():
-        return _load(name, device, dtype, attention, weights, kernels, progress)
+        return _load(name, device, dtype, attention, weights, kernels, decode, progress)
 
 
 def _load(
-    name: str, device: str, dtype: str, attention: str, weights: str, kernels: str, progress: Progress
+    name: str,
+    device: str,
+    dtype: str,
+    attention: str,
+    weights: str,
+    kernels: str,
+    decode: Decode,
+    progress: Progress,
 ) -> LoadedModel:
     """Implements `load_model`."""
     check_start()
@@ -106,10 +120,12 @@ def _load(
             kernels=kernels,
             progress=progress,
         )
-        return _load_planned(plan, dtype, weights, kernels, progress)
+        return _load_planned(plan, dtype, weights, kernels, decode, progress)
 
 
-def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progress: Progress) -> LoadedModel:
+def _load_planned(
+    plan: LoadPlan, dtype: str, weights: str, kernels: str, decode: Decode, progress: Progress
+) -> LoadedModel:
     """Load what `plan` says; the other arguments are those of `load_model`."""
     from streamchat.models.plan import KERNELS_STAGE
 
@@ -124,7 +140,8 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
 
         from streamchat.cache.dtype import set_cache_dtype
         from streamchat.decode.install import is_compiled
-        from streamchat.kernels.library import load_kernels
+        from streamchat.decode.report import step_report
+        from streamchat.kernels.library import load_kernels, why_unavailable
         from streamchat.models.checked_step import install_checked
         from streamchat.models.device import choose_cache_dtype
         from streamchat.models.fallback import load_weights
@@ -158,16 +175,18 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
     used, weight_notes = use_weights(
         model, tokenizer, weights, device=done.device, name=done.name, kernels=kernels, progress=progress
     )
-    step_notes = install_checked(model, compiled, used)
+    step_notes = install_checked(model, compiled, used, decode)
     is_new = copy is not None and done.tiles is None and done.dtype == plan.dtype and can_be_served(model)
     if copy is not None and is_new and make_served_copy(model, copy, done.name, progress):
         del model  # from now on without native weights, as in later starts
         model, done = load_weights(replace(done, kernels=compiled, tiles=copy))
         set_contents_digest(model, digest)
-        step_notes = install_checked(model, compiled, used)
+        step_notes = install_checked(model, compiled, used, decode)
     trace.mark(trace.CHECKS)
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))
+    step = step_report(model, decode, why_unavailable(kernels) if done.device == "cpu" and compiled is None else "")
+    step_notes = step_notes or tuple(filter(None, [step.note(decode)]))
     progress(f"Loading {done.name}", 0, 0, "")
     advice = sampling_advice(plan.source, plan.folder)
     return LoadedModel(
@@ -183,6 +202,8 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
         compiled,
         cache_dtype,
         advice,
+        decode,
+        step,
     )
 
 
@@ -196,6 +217,7 @@ def load_from_settings(settings: Settings, progress: Progress = silent, **change
         attention=chosen.attention,
         weights=chosen.weights,
         kernels=chosen.kernels,
+        decode=chosen.decode,
         progress=progress,
     )
 

@@ -11,12 +11,15 @@ import torch
 
 from streamchat.base.progress import silent
 from streamchat.cache import checkpoint
+from streamchat.cache.logits import logit_distance
 from streamchat.decode.cuda_graph import STEADY
-from streamchat.decode.install import uninstall
+from streamchat.decode.install import uninstall, uses_fused_kernels
 from streamchat.models.quantize.gpu import quantize_on_gpu
+from streamchat.quantization.layouts import LAYOUTS, LayoutName
 from tests.support.decode_models import KNOWN, cache_of, counted, make, stream
 from tests.support.families import text
 from tests.support.gpus import TestedGpu, allocated
+from tests.support.tile_products import product_with_tiles
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -31,6 +34,8 @@ def test_logits_and_cache_are_those_of_the_plain_forward(
     with caplog.at_level(logging.WARNING):
         found = stream(model, cache, ids, 40)
     assert "captured step" not in caplog.text
+    assert "fused kernels" not in caplog.text
+    assert uses_fused_kernels(model) == gpu.is_real  # the stand-in has no Triton
     assert seen == [40, 1]
     assert cache.compression_count > 50
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
@@ -113,3 +118,12 @@ def test_quantised_weights_are_replayed_too(kind: Any, gpu: TestedGpu, caplog: p
     uninstall(model)
     assert "captured step" not in caplog.text
     assert (found - expected).square().mean().sqrt() < 0.1 * expected.std()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, and torch finds none here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fused_kernels_multiply_with_tiles(name: LayoutName, dtype: torch.dtype) -> None:
+    found, expected = product_with_tiles(name, torch.device("cuda"), dtype)
+    assert logit_distance(found, expected) < 1e-5

@@ -23,13 +23,14 @@ class RecordedGraphs:
     def __init__(self) -> None:
         self.recordings = 0
         self.replays = 0
+        self._recorder: _Recorder | None = None
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See `streamchat.decode.cuda_graph.Record`."""
-        recorder = _Recorder()
+        recorder = self._recorder = _Recorder()
         with recorder:
             result = run()
-        self.recordings += 1
+        self.recordings, self._recorder = self.recordings + 1, None
 
         def replay() -> Tensor:
             self.replays += 1
@@ -42,6 +43,12 @@ class RecordedGraphs:
             return result
 
         return replay
+
+    def note(self, operation: Callable[[], tuple[()]]) -> None:
+        """Run something that is no operation of torch, and record it if a run is recorded."""
+        operation()
+        if self._recorder is not None:
+            self._recorder.operations.append((operation, (), {}, []))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -114,3 +114,7 @@ class StatusSampled(Event):
     """Tokens proposed by speculation in this conversation."""
     accepted_tokens: int = 0
     """Proposed tokens that became part of replies."""
+    decode_step: str = ""
+    """What computes new tokens now, if that may change after the model is loaded; else '', see `ModelInfo`."""
+    decode_reason: str = ""
+    """Why a faster step does not run."""

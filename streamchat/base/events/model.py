@@ -49,6 +49,11 @@ class ModelInfo:
     """Weights for decoding: 'native', or quantized to 'int8' or 'int4'."""
     cache_dtype: str = ""
     """Dtype of cached keys and values; '' for that of the model."""
+    decode_step: str = ""
+    """What computes new tokens: 'compiled kernels', 'PyTorch operations', 'fused kernels', 'recorded graph' or
+    'transformers'; '' in events of earlier versions."""
+    decode_reason: str = ""
+    """Why a faster step does not run; '' if there is none."""
 
     template_reads: tuple[str, ...] = ()
     """The arguments that the chat template reads besides the messages."""

@@ -15,6 +15,7 @@ from streamchat.benchmarks.methods.stream import ModelStream
 from streamchat.cache.eviction.options import Eviction, EvictionOptions
 from streamchat.cache.hook import StreamingHook
 from streamchat.cache.positions.strategy import make_cache
+from streamchat.cache.streaming import StreamingCache
 from streamchat.conversation.conversation import EVICTION_BLOCK
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import TokenLog
@@ -51,6 +52,11 @@ class RollingWindow(ModelStream):
 
     def decode_step(self, token: int) -> int:
         return one_thread.argmax(self._feeder.forward([token]))
+
+    @property
+    def streaming(self) -> StreamingCache:
+        """The cache of the stream."""
+        return self._streaming
 
     @property
     def token_bytes(self) -> int:

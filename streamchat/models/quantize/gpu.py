@@ -38,12 +38,32 @@ def quantize_on_gpu(model: Any, tokenizer: Any, kind: Kind, *, name: str, progre
         ConfigError: torchao is not installed, or has no int4 kernels for the model; or torchao fails here, which leaves
             the model unusable.
     """
-    if importlib.util.find_spec("torchao") is None:
-        raise ConfigError(f"weights = {kind!r} on a GPU needs torchao; pip install torchao, or choose weights = native")
-    if kind == "int4":
-        _require_int4(model)
+    _require_torchao(model, kind)
     before = predictions(model, tokenizer)
     progress(f"Quantizing {name} to {kind}", 0, 0, "")
+    replace_linear_layers(model, kind)
+    try:
+        with quiet():
+            after = predictions(model, tokenizer)
+    except Exception as error:  # kernels may fail only when they run
+        raise _unusable(kind, error) from error
+    nats = divergence_from(before, after)
+    _log.info("%s with %s weights: KL divergence %.5f nats/token", name, kind, nats)
+    if nats <= AUTO_LIMIT:
+        return ()
+    return (
+        f"{name} loses quality with {kind} weights: KL divergence {nats:.3f} nats/token ({AUTO_LIMIT:.3f} is 1 % of "
+        "perplexity); choose weights = native to avoid it",
+    )
+
+
+def replace_linear_layers(model: Any, kind: Kind) -> None:
+    """Quantize all linear layers of `model` except the output layer; changed in place.
+
+    Raises:
+        ConfigError: As `quantize_on_gpu`.
+    """
+    _require_torchao(model, kind)
     output = model.get_output_embeddings()
 
     def is_quantizable(module: nn.Module, _: str) -> bool:
@@ -57,19 +77,20 @@ def quantize_on_gpu(model: Any, tokenizer: Any, kind: Kind, *, name: str, progre
             from torchao.quantization import quantize_
 
             quantize_(model, _config(kind), filter_fn=is_quantizable)
-            after = predictions(model, tokenizer)
     except Exception as error:  # no kernel, unsupported dtype, out of memory: each has its own error type
-        raise ConfigError(
-            f"weights = {kind!r} cannot be used: torchao reported {short(error)}; choose weights = native"
-        ) from error
-    nats = divergence_from(before, after)
-    _log.info("%s with %s weights: KL divergence %.5f nats/token", name, kind, nats)
-    if nats <= AUTO_LIMIT:
-        return ()
-    return (
-        f"{name} loses quality with {kind} weights: KL divergence {nats:.3f} nats/token ({AUTO_LIMIT:.3f} is 1 % of "
-        "perplexity); choose weights = native to avoid it",
-    )
+        raise _unusable(kind, error) from error
+
+
+def _unusable(kind: Kind, error: Exception) -> ConfigError:
+    return ConfigError(f"weights = {kind!r} cannot be used: torchao reported {short(error)}; choose weights = native")
+
+
+def _require_torchao(model: Any, kind: Kind) -> None:
+    """Raise ConfigError if torchao is not installed, or has no kernels for `kind` here."""
+    if importlib.util.find_spec("torchao") is None:
+        raise ConfigError(f"weights = {kind!r} on a GPU needs torchao; pip install torchao, or choose weights = native")
+    if kind == "int4":
+        _require_int4(model)
 
 
 def _require_int4(model: Any) -> None:

@@ -1,0 +1,1 @@
+"""`streamchat bench --gpu`: speed of one GPU, a row per model, weights and step."""

@@ -1,0 +1,1 @@
+"""A decode step of fused Triton kernels, for CUDA; only `kernels` and `program` import Triton."""
