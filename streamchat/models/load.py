@@ -170,7 +170,7 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
         model,
         tokenizer,
         done.name,
-        done.source.repo_id or done.source.location,
+        done.source.origin,
         done.device,
         done.dtype,
         (*done.dtype_notes, *done.notes, *weight_notes, *step_notes),

@@ -79,7 +79,8 @@ def make_plan(
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, dtype_notes = devices.choose_dtype(dtype, chosen_device)
-    folder = _local_folder(source, asked, progress)
+    source = _fetched(source, asked, progress)
+    folder = _local_folder(source, progress)
     notes = [*filter(None, [shadowing_note(asked, source)]), *_source_notes(source, folder)]
     contents = inspect(folder)
     if device == "auto" and chosen_device == "cuda":
@@ -112,8 +113,17 @@ def serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
     return (weights == "auto" and dtype != "float32") or {weights} == contents.kinds
 
 
-def _local_folder(source: Source, asked: str, progress: Progress) -> Path:
-    """Return the local folder in transformers' format; fetch or convert the model if needed."""
+def _fetched(source: Source, asked: str, progress: Progress) -> Source:
+    """Return the local source of a Hub model; fetch it if needed. Other sources are unchanged."""
+    if source.kind != "hub":
+        return source
+    from streamchat.models.hub import fetch_from_hub
+
+    return fetch_from_hub(source, asked, progress=progress)
+
+
+def _local_folder(source: Source, progress: Progress) -> Path:
+    """Return the local folder in transformers' format; fetch the default model, or convert a file, if needed."""
     if source.kind == "bundled":
         from streamchat.models.bundled.default import ensure_default_model
 
@@ -122,10 +132,6 @@ def _local_folder(source: Source, asked: str, progress: Progress) -> Path:
         from streamchat.models.gguf.convert import converted_copy
 
         return converted_copy(Path(source.location), progress=progress)
-    if source.kind == "hub":
-        from streamchat.models.hub import fetch_from_hub
-
-        return fetch_from_hub(source.location, asked, progress=progress)
     return Path(source.location)
 
 

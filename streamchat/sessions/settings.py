@@ -52,7 +52,7 @@ def portable_model_name(model: str) -> str:
 
     with suppress(ModelNotFoundError, OSError, ValueError):
         source = resolve(model)
-        if source.kind in ("folder", "gguf"):
+        if source.kind in ("folder", "gguf") and not source.repo_id:
             return source.location
     return model
 
