@@ -53,7 +53,7 @@ class Report:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    flags.add_setting_flags(parser, ("model", "device", "dtype", "kernels", "cache_size", "plain"))
+    flags.add_setting_flags(parser, ("model", "adapter", "device", "dtype", "kernels", "cache_size", "plain"))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -85,8 +85,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_setting_flags(
         parser,
         (
-            *("model", "device", "dtype", "weights", "kernels", "attention", "cache_size", "compression_ratio"),
-            *("num_sink_tokens", "evict"),
+            *("model", "adapter", "device", "dtype", "weights", "kernels", "attention"),
+            *("cache_size", "compression_ratio", "num_sink_tokens", "evict"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
             *("system_prompt", "chat_format", "snapshot_turns", "metrics_port", "metrics_host"),
         ),

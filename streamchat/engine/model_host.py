@@ -129,8 +129,9 @@ class ModelHost:
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""
-        settings = replace(self.settings, model=name)
-        origins = {**self._configuration.origins, "model": "/model"}
+        # an adapter belongs to the model that it was trained on
+        settings = replace(self.settings, model=name, adapter="")
+        origins = {**self._configuration.origins, "model": "/model", "adapter": "/model"}
         self._archive.flush_and_snapshot(self.started)
         try:
             self._prepare(replace(self._configuration, settings=settings, origins=origins))
@@ -239,5 +240,5 @@ class ModelHost:
 
 def _same_model(one: Settings, other: Settings) -> bool:
     """Return whether both settings load the same weights in the same way."""
-    names = ("model", "device", "dtype", "weights", "kernels", "attention")
+    names = ("model", "adapter", "device", "dtype", "weights", "kernels", "attention")
     return all(getattr(one, name) == getattr(other, name) for name in names)

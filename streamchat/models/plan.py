@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamchat.base.devices import is_spread
+from streamchat.base.errors import ConfigError
 from streamchat.base.progress import Progress
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device as devices
+from streamchat.models.adapters import Adapter, name_with, require_peft
 from streamchat.models.folder import Contents, inspect
 from streamchat.models.hub_cache import older_note
 from streamchat.models.resolve import Source, shadowing_note
@@ -37,11 +39,20 @@ class LoadPlan:
     """The compiled kernels that serve tiles; None for native weights."""
     tiles: Path | None = None
     """The folder with the tiles of the weights, and their config; None if there are no tiles."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters of the model."""
+    merged: bool = False
+    """Whether the tiles already contain the adapters."""
 
     @property
     def name(self) -> str:
-        """Display name of the model."""
-        return self.source.name
+        """Display name of the model with its adapters."""
+        return name_with(self.source.name, self.adapters)
+
+    @property
+    def to_merge(self) -> tuple[Adapter, ...]:
+        """The adapters that must be merged into the weights after they are read."""
+        return () if self.merged else self.adapters
 
     def check_memory(self) -> None:
         """Require enough free memory on the device.
@@ -70,11 +81,14 @@ def make_plan(
     progress: Progress,
     weights: str = "native",
     kernels: str = "auto",
+    adapters: tuple[Adapter, ...] = (),
 ) -> LoadPlan:
     """Return the plan for `source`, which the user called `asked`; fetch or convert it first if needed.
 
     See `load_model`.
     """
+    if adapters:
+        require_peft()
     # check the device before fetching anything
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
@@ -87,12 +101,24 @@ def make_plan(
         chosen_device = devices.device_with_room(contents.parameters, chosen_dtype, source.name)
         if is_spread(chosen_device):
             notes.append(f"{source.name} fits on no single GPU, so it is spread over {chosen_device}")
+    if adapters and is_spread(chosen_device):
+        raise ConfigError(f"--adapter cannot be used with a model spread over {chosen_device}; choose one device")
     serving = None
-    if chosen_device == "cpu" and serves_tiles(contents, weights, dtype):
+    # adapters are merged into native weights, so tiles are dequantized for them
+    if chosen_device == "cpu" and not adapters and serves_tiles(contents, weights, dtype):
         progress(KERNELS_STAGE, 0, 0, "")
         serving = load_kernels(kernels)
     plan = LoadPlan(
-        source, folder, contents, chosen_device, chosen_dtype, attention, dtype_notes, tuple(notes), serving
+        source,
+        folder,
+        contents,
+        chosen_device,
+        chosen_dtype,
+        attention,
+        dtype_notes,
+        tuple(notes),
+        serving,
+        adapters=adapters,
     )
     if contents.kinds is not None:
         plan = replace(plan, tiles=folder)

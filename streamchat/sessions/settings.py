@@ -25,6 +25,8 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     """
     flags = {name for name, place in configuration.origins.items() if place.startswith("-")}
     flags |= {other for name, other in _ONE_CHOICE.items() if name in flags}
+    if "model" in flags:
+        flags.add("adapter")  # that of the session belongs to its own model
     place = f"{SESSION_ORIGIN}{info.id}"
     others = OF_THE_MACHINE | flags
     values = {
@@ -32,6 +34,8 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
         for name, value in valid_settings(info.settings, place).items()
         if spec_of(name).section in SECTIONS and name not in others
     }
+    if "model" in values and "adapter" not in flags:
+        values.setdefault("adapter", "")  # saved before the setting existed
     origins = {**configuration.origins, **dict.fromkeys(values, place)}
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
 

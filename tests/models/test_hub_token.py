@@ -34,7 +34,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHu
 
 def refusal() -> str:
     with pytest.raises(ModelNotFoundError) as caught:
-        load_model(NAME, device="cpu")
+        load_model(NAME, device="cpu", kernels="torch")
     assert TOKEN not in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -45,13 +45,13 @@ def test_the_token_of_the_environment_is_sent(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, f" {TOKEN}\n")
-    assert load_model(NAME, device="cpu").name == "gated"
+    assert load_model(NAME, device="cpu", kernels="torch").name == "gated"
     assert set(fake_hub.tokens) == {TOKEN}
 
 
 def test_the_token_file_of_hf_auth_login_is_sent(fake_hub: FakeHub) -> None:
     Path(constants.HF_TOKEN_PATH).write_text(f"{TOKEN}\n")
-    assert load_model(NAME, device="cpu").name == "gated"
+    assert load_model(NAME, device="cpu", kernels="torch").name == "gated"
     assert set(fake_hub.tokens) == {TOKEN}
 
 

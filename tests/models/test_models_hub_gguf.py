@@ -121,7 +121,7 @@ def test_a_tag_is_fetched_converted_and_then_found_locally(
     )
     capfd.readouterr()
     seen: list[tuple[str, int, int, str]] = []
-    loaded = load_model("a/tiny-GGUF:q8_0", device="cpu", progress=lambda *step: seen.append(step))
+    loaded = load_model("a/tiny-GGUF:q8_0", device="cpu", kernels="torch", progress=lambda *step: seen.append(step))
     assert (loaded.name, loaded.source) == ("tiny-Q8_0", "a/tiny-GGUF/tiny-Q8_0.gguf")
     assert loaded.model.config.rope_parameters["rope_theta"] == 20000.0
     assert set(fake_hub.fetched) == {"tiny-Q8_0.gguf"}
@@ -134,21 +134,21 @@ def test_a_tag_is_fetched_converted_and_then_found_locally(
     for name in ("a/tiny-GGUF:Q8_0", "a/tiny-GGUF/tiny-Q8_0.gguf", "a/tiny-GGUF"):
         found = resolve(name)
         assert (found.kind, found.available, found.origin) == ("gguf", True, "a/tiny-GGUF/tiny-Q8_0.gguf")
-        assert load_model(name, device="cpu").name == "tiny-Q8_0"
+        assert load_model(name, device="cpu", kernels="torch").name == "tiny-Q8_0"
         assert portable_model_name(name) == name  # a session names it so on every machine
         assert not is_local(name)
     assert [each.file for each in cached_ggufs()] == ["tiny-Q8_0.gguf"]
 
 
 def test_repository_of_gguf_files_alone(fake_hub: FakeHub, quantized: Path) -> None:
-    assert load_model("a/tiny-GGUF", device="cpu").name == "tiny-Q4_K_M"
+    assert load_model("a/tiny-GGUF", device="cpu", kernels="torch").name == "tiny-Q4_K_M"
     assert set(fake_hub.fetched) == {"tiny-Q4_K_M.gguf"}
 
 
 def test_one_file_in_a_folder_of_the_repository(fake_hub: FakeHub, quantized: Path) -> None:
     shutil.move(quantized / "tiny-Q8_0.gguf", quantized / "Q6_K" / "whole-Q8_0.gguf")
     name = "a/tiny-GGUF/Q6_K/whole-Q8_0.gguf"
-    assert load_model(name, device="cpu").source == name
+    assert load_model(name, device="cpu", kernels="torch").source == name
     assert resolve(name).available
 
 
@@ -165,7 +165,7 @@ def test_a_mirror_of_the_cache_needs_no_hub(quantized: Path, tmp_path: Path, mon
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("new")
     assert resolve("b/other-GGUF:q4_k_m").location == str(repository / "snapshots" / "new" / "x.Q4_K_M.gguf")
-    assert load_model("b/other-GGUF:Q4_K_M", device="cpu").name == "x.Q4_K_M"
+    assert load_model("b/other-GGUF:Q4_K_M", device="cpu", kernels="torch").name == "x.Q4_K_M"
     assert refusal("b/other-GGUF:Q5_K_M").endswith("or the default model (--model default)")
     assert [(each.repo_id, each.file) for each in cached_ggufs()] == [("b/other-GGUF", "x.Q4_K_M.gguf")]
 
@@ -188,14 +188,14 @@ def test_a_cancelled_fetch_leaves_nothing_that_looks_complete(fake_hub: FakeHub,
             raise CancelledError
 
     with pytest.raises(CancelledError):
-        load_model("a/tiny-GGUF:Q8_0", device="cpu", progress=cancel)
+        load_model("a/tiny-GGUF:Q8_0", device="cpu", kernels="torch", progress=cancel)
     assert resolve("a/tiny-GGUF:Q8_0").kind == "hub"
     assert cached_ggufs() == []
 
 
 def refusal(name: str) -> str:
     with pytest.raises((ModelNotFoundError, UnsupportedModelError)) as caught:
-        load_model(name, device="cpu")
+        load_model(name, device="cpu", kernels="torch")
     assert caught.value.exit_code == ExitCode.MODEL
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -267,7 +267,7 @@ def test_models_command(fake_hub: FakeHub, quantized: Path, capsys: pytest.Captu
         return capsys.readouterr().out
 
     assert "a GGUF file on the Hub, not fetched yet" in run("a/tiny-GGUF:Q8_0")
-    load_model("a/tiny-GGUF:Q8_0", device="cpu")
+    load_model("a/tiny-GGUF:Q8_0", device="cpu", kernels="torch")
     text = run()
     assert "GGUF files in the local Hub cache" in text
     assert "  a/tiny-GGUF/tiny-Q8_0.gguf " in text
