@@ -43,7 +43,8 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
                 help=f"{text} (default: {'yes' if default else 'no'})",
             )
             continue
-        shown = f" (default: {default})" if default != "" else ""
+        advised = "the model's, else " if spec.by_model else ""
+        shown = f" (default: {advised}{default})" if default != "" else ""
         add(
             loader.flag_of(name),
             dest=name,

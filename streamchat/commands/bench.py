@@ -1,5 +1,5 @@
 """`streamchat bench`: measure speed against other methods, decoding (also on a busy machine and on a GPU), the app,
-startup and resuming."""
+startup, resuming, and right answers by sampling settings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ MODES = {
     "speculative": ("speculation", "measure decoding with and without speculation on the CPU"),
     "busy": ("busy", "measure decoding while N busy loops run, for each N (default: 0,2,4,6)"),
     "gpu": ("gpu", "measure one GPU, with native weights"),
+    "questions": ("questions", "count right answers to 40 simple questions, by sampling settings"),
 }
 """Flag -> module of `streamchat.benchmarks` with `run(args, configuration, progress) -> Page`, and help."""
 BUSY_LOOPS = "0,2,4,6"
@@ -39,12 +40,13 @@ COMPARISON_DEFAULTS: dict[str, object] = {
 }
 """Defaults of the flags that only the comparison uses."""
 REPLY_TOKENS = "128"
+SEEDS = 2
 MAX_THREADS = 1024
 """Maximum of `--threads`: no machine has so many cores, and torch would start them all."""
 
 HELP = (
     "measure speed and memory against other methods, the decode step, a busy machine, a GPU, the app, startup, "
-    "memory and resuming"
+    "memory, resuming, and right answers by sampling settings"
 )
 DESCRIPTION = (
     "Benchmark on this machine with one loaded model. By default compares methods of handling a long "
@@ -57,7 +59,7 @@ DESCRIPTION = (
     "--speculative: tokens per second with and without speculation, on text that repeats and on prose. --busy: time "
     "per token of streamchat and of llama.cpp while other programs compute. --gpu: tokens per second of the engine and "
     "of transformers' generate on one GPU, the limit set by the GPU's memory bandwidth, and memory and time per token "
-    "over a long stream."
+    "over a long stream. --questions: right answers to 40 simple questions for each --sampling."
 )
 
 
@@ -74,6 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds, after one warm-up round (default: 5)")
     _add_comparison_flags(parser.add_argument_group("comparison"))
     _add_step_flags(parser.add_argument_group("decode step and GPU"))
+    _add_question_flags(parser.add_argument_group("questions"))
     own.add_argument(
         "--max-new-tokens", default=REPLY_TOKENS, metavar="TOKENS", help="tokens per reply with --ui (default: 128)"
     )
@@ -137,6 +140,19 @@ def _add_step_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_question_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sampling",
+        action="append",
+        metavar="NAME=VALUE,...",
+        help="with --questions: settings to measure, such as temperature=0.2,top_p=0.9; what is not named is off; may "
+        "be repeated (default: eight choices around temperature 0.7, 0.2 and 0)",
+    )
+    group.add_argument(
+        "--seeds", type=int, metavar="N", default=SEEDS, help=f"with --questions: number of seeds (default: {SEEDS})"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code.
 
@@ -171,6 +187,9 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} needs --decode or --speculative")
     if args.until is not None and not args.gpu:
         raise ConfigError("--until needs --gpu")
+    for name, default in (("sampling", None), ("seeds", SEEDS)):
+        if getattr(args, name) != default and not args.questions:
+            raise ConfigError(f"--{name} needs --questions")
     if args.max_new_tokens != REPLY_TOKENS and not args.ui:
         raise ConfigError("--max-new-tokens needs --ui; --new-tokens is the number for the other measurements")
     mode = _mode(args)
@@ -180,7 +199,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--cpu-time counts the time of one thread; add --threads 1")
     if args.cpu_time and args.profile:
         raise ConfigError("--cpu-time does not work with --profile; choose one")
-    require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1)
+    require_at_least(args, rounds=1, new_tokens=2, threads=1, until=1, seeds=1)
     if args.threads is not None and args.threads > MAX_THREADS:
         raise ConfigError(f"--threads {args.threads} must be at most {MAX_THREADS}")
     if not args.limit > 0:  # nor NaN

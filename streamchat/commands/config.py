@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.default:
         print(render_toml(), end="")
     else:
-        print(render_toml(flags.configuration_of(args, announce=False)), end="")
+        from streamchat.models.sampling import advised
+
+        print(render_toml(advised(flags.configuration_of(args, announce=False))), end="")
     return 0
 
 
@@ -67,7 +69,7 @@ def _trust(folder: Path) -> None:
     if not local.data:
         raise ConfigError(f"{local.path} {local.problem}; it cannot be trusted")
     content = parse(local.path, local.data)
-    given = loader.non_default_values(content.values, local.path)
+    given = loader.effective_values(content.values, local.path)
     trust.trust(local.path, local.data)
     print(one_line(f"{local.path} is trusted until it changes; `streamchat config --untrust` stops trusting it"))
     for name, value in given.items():

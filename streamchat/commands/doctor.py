@@ -82,7 +82,9 @@ def examine(args: argparse.Namespace) -> Report:
     def settings(report: Report) -> Rows:
         nonlocal configuration
         configuration = flags.configuration_of(args, announce=False)
-        return _settings(configuration)
+        from streamchat.models.sampling import advised
+
+        return _settings(advised(configuration))
 
     section("versions", lambda report: versions(report.problems))
     section("settings", settings)

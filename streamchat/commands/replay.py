@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         about = {name: getattr(args, name) for name in SAVED_ARGUMENTS}
         about["files"] = [str(paths.user_path(file).resolve()) for file in args.files]
         about["settings"] = asdict(configuration.settings)
+        about["given"] = sorted(configuration.origins)
         try:
             write_json(folder.about, about, durable=True, indent=1)
         except OSError as error:
@@ -258,12 +259,13 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     from dataclasses import replace
 
     from streamchat.config.loader import check_value
-    from streamchat.config.settings import setting_fields
+    from streamchat.config.settings import setting_fields, spec_of
 
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))
         settings = about.pop("settings")
         known = {name: about[name] for name in SAVED_ARGUMENTS}
+        given = set(about.get("given", settings))  # earlier versions did not store it
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"--resume-run {folder.path}: no resumable run found there") from None
     if args.files:
@@ -272,7 +274,11 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
         if name not in ("duration", "max_turns") or getattr(args, name) is None:
             setattr(args, name, value)
     origin = str(folder.about)
-    values = {name: check_value(name, settings[name], origin) for name in setting_fields() if name in settings}
+    values = {
+        name: check_value(name, settings[name], origin)
+        for name in setting_fields()
+        if name in settings and (name in given or not spec_of(name).by_model)  # else the model advises it again
+    }
     return replace(
         configuration, settings=replace(configuration.settings, **values), origins=dict.fromkeys(values, origin)
     )

@@ -1,4 +1,4 @@
-"""Load the settings: flag > environment (`STREAMCHAT_*`) > configuration files > default.
+"""Load the settings: flag > environment (`STREAMCHAT_*`) > configuration files > the model's advice > default.
 
 The configuration file is `--config FILE` (or `STREAMCHAT_CONFIG`). Without it, `config.toml` in the user's
 configuration folder is read, then `./config.toml` if it has a `[streamchat]` table; the latter overrides the former,
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from streamchat.config.files import (
     read_file,
     short_value,
 )
-from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config.settings import Settings, default_of, setting_fields, settings_by_model, spec_of
 
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with this prefix that are not settings.
@@ -74,6 +74,8 @@ class Configuration:
     """Changes by `[keys]` of the files: key id (`streamchat.config.keymap`) -> key names."""
     local: LocalUse | None = None
     """How `./config.toml` is used; None without a streamchat configuration there."""
+    advice_origins: Mapping[str, str] = field(default_factory=dict)
+    """Setting name -> origin of a value that the model's makers advise, and the user did not give."""
 
     @property
     def local_notice(self) -> str:
@@ -86,7 +88,28 @@ class Configuration:
 
     def origin(self, name: str) -> str:
         """Return where the setting `name` came from, for messages."""
-        return self.origins.get(name, "the default")
+        return self.origins.get(name) or self.advice_origins.get(name, "the default")
+
+    def with_origin(self, name: str, origin: str) -> Configuration:
+        """Return the configuration with another origin of the setting `name`, which counts as given from now on."""
+        return replace(self, origins={**self.origins, name: origin})
+
+    def advised_by(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Configuration:
+        """Return the configuration for a model: what the user did not give is the model's advice, or the default.
+
+        Args:
+            values: Setting name -> legal value that the model's makers advise.
+            origins: Setting name -> where the advice came from, for each of `values`.
+        """
+        free = [name for name in settings_by_model() if self._is_free(name)]
+        chosen = {name: values.get(name, default_of(name)) for name in free}
+        advised = {name: origins[name] for name in free if name in values}
+        return replace(self, settings=replace(self.settings, **chosen), advice_origins=advised)
+
+    def _is_free(self, name: str) -> bool:
+        """Whether nobody chose the value: it is the default or a model's advice. Programs may set it without origin."""
+        is_default = name in self.advice_origins or getattr(self.settings, name) == default_of(name)
+        return is_default and not self.is_explicit(name)
 
 
 def load(
@@ -129,7 +152,7 @@ def load(
         content = read_file(own)
         files.append(own)
         changed_keys = dict(content.keys)
-        given = non_default_values(content.values, own)
+        given = effective_values(content.values, own)
         apply(given, dict.fromkeys(given, str(own)))
     use, content = _use_local(local)
     if local is not None and not local.problem:
@@ -237,10 +260,10 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         )
 
 
-def non_default_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Check the values of a file and return those that differ from the defaults."""
+def effective_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Check the values of a file; return those that differ from the defaults, and those that a model may replace."""
     checked = {name: check_value(name, value, str(file)) for name, value in values.items()}
-    return {name: value for name, value in checked.items() if value != default_of(name)}
+    return {name: value for name, value in checked.items() if value != default_of(name) or spec_of(name).by_model}
 
 
 def _local_file() -> LocalFile | None:
@@ -258,7 +281,7 @@ def _use_local(local: LocalFile | None) -> tuple[LocalUse | None, FileContent]:
     if local is None or local.problem:
         return (None if local is None else LocalUse(local)), FileContent(LOCAL)
     content = parse(LOCAL, local.data)
-    given = non_default_values(content.values, LOCAL)
+    given = effective_values(content.values, LOCAL)
     need = [name for name in given if spec_of(name).needs_trust] + (["keys"] if content.keys else [])
     ignored = () if local.is_trusted else tuple(need)
     used = {name: value for name, value in given.items() if name not in ignored}

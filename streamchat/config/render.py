@@ -9,7 +9,7 @@ from streamchat.base.jsonlines import json_line
 from streamchat.config import keymap
 from streamchat.config.files import CONFIG_VERSION
 from streamchat.config.loader import Configuration
-from streamchat.config.settings import setting_fields, spec_of
+from streamchat.config.settings import default_of, setting_fields, spec_of
 
 
 def render_toml(configuration: Configuration | None = None) -> str:
@@ -39,9 +39,13 @@ def render_toml(configuration: Configuration | None = None) -> str:
             lines += ["", f"[{section}]"]
         legal = "" if spec.legal() == "any value" else f" ({spec.legal()})"
         lines += _wrap_comment(f"{spec.help}{legal}.")
-        if given.is_explicit(name):
+        if spec.by_model:
+            lines += _wrap_comment(f"Without this line: what the model's makers advise, else {default_of(name)}.")
+        if given.is_explicit(name) or name in given.advice_origins:
             lines.append(f"# from {_safe(given.origin(name))}")
-        lines.append(f"{name} = {_toml_value(getattr(given.settings, name))}")
+        # as a comment, so that a copy of the file does not set it for other models
+        mark = "# " if spec.by_model and not given.is_explicit(name) else ""
+        lines.append(f"{mark}{name} = {_toml_value(getattr(given.settings, name))}")
     about = (
         "Keys of the full-screen app; separate several keys with commas. The prompt (--plain) shares prompt.send, "
         "prompt.newline, prompt.edit and chat.interrupt."

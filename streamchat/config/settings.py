@@ -52,6 +52,8 @@ class Spec:
     """Separator of several values in the text; the flag can then be repeated. '' if there is only one value."""
     live: bool = False
     """Whether `/set` may change it during a chat."""
+    by_model: bool = False
+    """Whether a value that the model's makers advise replaces the default."""
 
     def legal(self) -> str:
         """Describe the legal values, for messages and comments."""
@@ -178,7 +180,12 @@ class Settings:
     )
 
     temperature: float = _GENERATION.harmless(
-        0.7, "Sampling temperature; 0 always picks the most likely token", minimum=0.0, maximum=10.0, live=True
+        0.7,
+        "Sampling temperature; 0 always picks the most likely token",
+        minimum=0.0,
+        maximum=10.0,
+        live=True,
+        by_model=True,
     )
     top_p: float = _GENERATION.harmless(
         0.9,
@@ -187,17 +194,27 @@ class Settings:
         above_minimum=True,
         maximum=1.0,
         live=True,
+        by_model=True,
     )
-    top_k: int = _GENERATION.harmless(0, "Sample from the k most likely tokens; 0 = off", minimum=0, live=True)
+    top_k: int = _GENERATION.harmless(
+        0, "Sample from the k most likely tokens; 0 = off", minimum=0, live=True, by_model=True
+    )
     min_p: float = _GENERATION.harmless(
         0.0,
         "Drop tokens less likely than this fraction of the most likely one; 0 = off",
         minimum=0.0,
         maximum=1.0,
         live=True,
+        by_model=True,
     )
     repetition_penalty: float = _GENERATION.harmless(
-        1.1, "Penalty for tokens seen in the last 64; 1 = off", minimum=0.0, above_minimum=True, maximum=10.0, live=True
+        1.1,
+        "Penalty for tokens seen in the last 64; 1 = off",
+        minimum=0.0,
+        above_minimum=True,
+        maximum=10.0,
+        live=True,
+        by_model=True,
     )
     max_new_tokens: int = _GENERATION.harmless(512, "Maximum tokens per reply", minimum=1, metavar="TOKENS", live=True)
     seed: int = _GENERATION.harmless(
@@ -271,8 +288,13 @@ def spec_of(name: str) -> Spec:
     return spec
 
 
+def settings_by_model() -> list[str]:
+    """Return the names of the settings whose default a model may replace."""
+    return [name for name in setting_fields() if spec_of(name).by_model]
+
+
 def default_of(name: str) -> Any:
-    """Return the default of the setting `name`."""
+    """Return the default of the setting `name`, without a model's advice."""
     default = setting_fields()[name].default
     assert default is not MISSING
     return default

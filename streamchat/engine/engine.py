@@ -69,6 +69,10 @@ class Engine:
         """The current settings."""
         return self._owner.host.settings
 
+    def origin(self, name: str) -> str:
+        """Return where the value of a setting came from: a flag, a file, the model, `/set`, for messages."""
+        return self._owner.host.origin(name)
+
     @property
     def busy(self) -> bool:
         """Whether a turn is running or queued."""

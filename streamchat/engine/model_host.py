@@ -16,7 +16,13 @@ from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
 from streamchat.conversation.assemble import Load, StartedConversation, assemble
 from streamchat.sessions.archive import Archive
-from streamchat.sessions.settings import foreign_model, foreign_model_notice, resumed_configuration
+from streamchat.sessions.settings import (
+    foreign_model,
+    foreign_model_notice,
+    resumed_configuration,
+    sampling_notices,
+    without_session_sampling,
+)
 from streamchat.telemetry.memory import free_unused
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
@@ -44,14 +50,23 @@ class ModelHost:
         emit: Callable[[ev.Event], None],
         progress: Progress,
     ) -> None:
-        self._configuration, self._load, self._archive = configuration, load, archive
+        self._given = self._configuration = configuration
+        self._load, self._archive = load, archive
         self._emit, self._progress = emit, progress
         self._loaded: LoadedModel | None = None
-        self.settings = configuration.settings
         self.started: StartedConversation | None = None
         """The active conversation; None until the first model is loaded."""
         self.pin_next = False
         """Whether to pin the next turn, because it replaces a pinned one."""
+
+    @property
+    def settings(self) -> Settings:
+        """The current settings."""
+        return self._configuration.settings
+
+    def origin(self, name: str) -> str:
+        """Return where the value of a setting came from."""
+        return self._configuration.origin(name)
 
     @property
     def active(self) -> StartedConversation:
@@ -103,6 +118,7 @@ class ModelHost:
         same = reuse and self._loaded is not None and _same_model(configuration.settings, self.settings)
         previous = None if self.started is None else self.started.conversation
         loaded = self._loaded if same and self._loaded is not None else self._load(configuration, self._progress)
+        configuration = configuration.advised_by(loaded.advice.values, loaded.advice.origins)
         if same and previous is not None:
             previous.close()  # only one hook per model
         try:
@@ -111,8 +127,7 @@ class ModelHost:
             if same and previous is not None:
                 previous.reopen()
             raise
-        self._loaded, self.started = loaded, assembled
-        self._configuration, self.settings = configuration, configuration.settings
+        self._loaded, self.started, self._configuration = loaded, assembled, configuration
         self.pin_next = False
         if not same:
             self._archive.release_model()
@@ -129,12 +144,13 @@ class ModelHost:
 
     def switch_model(self, name: str) -> None:
         """Load another model and start over with it; keep the old one if that fails."""
+        base = without_session_sampling(self._configuration, self._given)
         # an adapter belongs to the model that it was trained on
-        settings = replace(self.settings, model=name, adapter="")
-        origins = {**self._configuration.origins, "model": "/model", "adapter": "/model"}
+        settings = replace(base.settings, model=name, adapter="")
+        origins = {**base.origins, "model": "/model", "adapter": "/model"}
         self._archive.flush_and_snapshot(self.started)
         try:
-            self._prepare(replace(self._configuration, settings=settings, origins=origins))
+            self._prepare(replace(base, settings=settings, origins=origins))
         except StreamchatError as error:
             _log.warning("switching to %r failed", name, exc_info=True)
             self._emit(ev.Notice(f"{error}; keeping the current model", "error"))
@@ -162,7 +178,7 @@ class ModelHost:
         except ConfigError as error:
             self._emit(ev.Notice(f"Nothing has changed: {error}", "error"))
             return
-        self.settings = conversation.settings = settings
+        self._use(settings)
         self.pin_next = False
         self._archive.start(self.active)
         self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
@@ -178,12 +194,17 @@ class ModelHost:
         """
         check_live(name)
         value = check_value(name, value, "/set")
-        conversation = self.active.conversation
         change: dict[str, Any] = {name: value}
-        self.settings = conversation.settings = replace(self.settings, **change)
+        self._use(replace(self.settings, **change))
+        self._configuration = self._configuration.with_origin(name, "/set")
         if name == "seed":
-            conversation.reseed()
+            self.active.conversation.reseed()
         self._emit(ev.SettingChanged(name, value))
+
+    def _use(self, settings: Settings) -> None:
+        """Use other settings in the active conversation."""
+        self._configuration = replace(self._configuration, settings=settings)
+        self.active.conversation.settings = settings
 
     def open_session(self, session: str, agreed_model: str = "") -> None:
         """Close the current session, which stays saved, and resume another one.
@@ -234,6 +255,9 @@ class ModelHost:
         except BaseException:
             claimed.lock.release()
             raise
+        assert self._loaded is not None
+        new_chat = self._given.advised_by(self._loaded.advice.values, self._loaded.advice.origins)
+        sentences += sampling_notices(self._configuration, new_chat)
         for text in sentences:
             self._emit(ev.Notice(text))
 

@@ -21,6 +21,10 @@ class ChatEngine(Protocol):
         """The current settings, including changes by `SetOption`."""
         ...
 
+    def origin(self, name: str) -> str:
+        """Return where the value of a setting came from: a flag, a file, the model, `/set`, for messages."""
+        ...
+
     @property
     def busy(self) -> bool:
         """Whether a `TurnRequest` is running or queued."""

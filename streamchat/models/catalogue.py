@@ -1,6 +1,9 @@
-"""Short names for models, for `--model`."""
+"""Known models: their short names for `--model`, and the sampling settings that their makers advise."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 from streamchat.base import suggestions
 
@@ -33,6 +36,42 @@ ALIASES: dict[str, str] = {
     "olmo2-1b": "allenai/OLMo-2-0425-1B-Instruct",
 }
 """Alias -> Hub id."""
+
+_SMOLLM2 = {"temperature": 0.2, "top_p": 0.9}
+_QWEN25 = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
+_QWEN3 = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+_LLAMA32 = {"temperature": 0.6, "top_p": 0.9}
+_GEMMA3 = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+
+SAMPLING: Mapping[str, Mapping[str, float | int]] = {
+    # the example of the model cards
+    "SmolLM2-135M-Instruct": _SMOLLM2,
+    "SmolLM2-360M-Instruct": _SMOLLM2,
+    "SmolLM2-1.7B-Instruct": _SMOLLM2,
+    # generation_config.json
+    "Qwen2.5-0.5B-Instruct": _QWEN25,
+    "Qwen2.5-1.5B-Instruct": _QWEN25,
+    # "Best Practices" in the model cards, for thinking mode; generation_config.json has the same
+    "Qwen3-0.6B": _QWEN3,
+    "Qwen3-1.7B": _QWEN3,
+    # generation_config.json
+    "Llama-3.2-1B-Instruct": _LLAMA32,
+    "Llama-3.2-3B-Instruct": _LLAMA32,
+    # top_k and top_p as in generation_config.json, which lists no temperature: transformers' is then 1
+    "gemma-3-1b-it": _GEMMA3,
+    # the example of the model card
+    "TinyLlama-1.1B-Chat-v1.0": {"temperature": 0.7, "top_p": 0.95, "top_k": 50},
+}
+"""Name of a model -> what its makers advise, for copies without a generation_config that says it."""
+_QUANTIZATION = re.compile(r"[-._](i?q\d\w*|tq\d\w*|[bf]+(16|32)|fp16|mxfp4\w*)$", re.IGNORECASE)
+"""End of the name of a GGUF file: `-Q4_K_M`, `.f16`."""
+_BY_LOWER_NAME = {name.lower(): values for name, values in SAMPLING.items()}
+
+
+def sampling_of(name: str) -> Mapping[str, float | int]:
+    """Return the advice for a Hub id, or a file or folder with the name of a known model; empty if it is not known."""
+    plain = _QUANTIZATION.sub("", name.rpartition("/")[2].removesuffix("-GGUF"))
+    return _BY_LOWER_NAME.get(plain.lower(), {})
 
 
 def lookup(name: str) -> str | None:

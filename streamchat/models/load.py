@@ -16,6 +16,7 @@ from streamchat.models.light.libraries import collections_paused, import_librari
 from streamchat.models.limits import check_start
 from streamchat.models.quiet import quiet
 from streamchat.models.resolve import resolve
+from streamchat.models.sampling import SamplingAdvice, sampling_advice
 from streamchat.telemetry import trace
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class LoadedModel:
     """The compiled kernels that it decodes with on a CPU; None for PyTorch's."""
     cache_dtype: str = ""
     """The dtype of cached keys and values."""
+    advice: SamplingAdvice = field(default_factory=SamplingAdvice)
+    """The sampling settings that its makers advise."""
 
 
 def load_model(
@@ -170,6 +173,7 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
     cache_dtype = choose_cache_dtype(dtype, done.dtype, done.device, is_compiled(model))
     set_cache_dtype(model, getattr(torch, cache_dtype))
     progress(f"Loading {done.name}", 0, 0, "")
+    advice = sampling_advice(plan.source, plan.folder)
     return LoadedModel(
         model,
         tokenizer,
@@ -177,11 +181,12 @@ def _load_planned(plan: LoadPlan, dtype: str, weights: str, kernels: str, progre
         done.source.origin,
         done.device,
         done.dtype,
-        (*done.dtype_notes, *done.notes, *weight_notes, *step_notes),
+        (*done.dtype_notes, *done.notes, *weight_notes, *step_notes, *advice.notes),
         used,
         quantized_bytes(model),
         compiled,
         cache_dtype,
+        advice,
     )
 
 

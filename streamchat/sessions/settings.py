@@ -9,7 +9,7 @@ from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.config.loader import SESSION_ORIGIN, Configuration, check_value
-from streamchat.config.settings import setting_fields, spec_of
+from streamchat.config.settings import setting_fields, settings_by_model, spec_of
 from streamchat.store.records import SessionInfo
 
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
@@ -38,6 +38,36 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
         values.setdefault("adapter", "")  # saved before the setting existed
     origins = {**configuration.origins, **dict.fromkeys(values, place)}
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
+
+
+def without_session_sampling(configuration: Configuration, given: Configuration) -> Configuration:
+    """Return the configuration without the sampling settings of a resumed session, for another model.
+
+    They are those `given` at the start again; what that did not give is free for the advice of the model.
+    """
+    of_session = {
+        name for name in settings_by_model() if configuration.origins.get(name, "").startswith(SESSION_ORIGIN)
+    }
+    values = {name: getattr(given.settings, name) for name in of_session}
+    origins = {name: origin for name, origin in configuration.origins.items() if name not in of_session}
+    origins |= {name: given.origins[name] for name in of_session if name in given.origins}
+    return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
+
+
+def sampling_notices(resumed: Configuration, new_chat: Configuration) -> list[str]:
+    """Return a notice if a resumed session samples otherwise than a new chat with its model would."""
+    names = [
+        name
+        for name in settings_by_model()
+        if resumed.origins.get(name, "").startswith(SESSION_ORIGIN)
+        and getattr(resumed.settings, name) != getattr(new_chat.settings, name)
+    ]
+    if not names:
+        return []
+    kept, usual = (
+        ", ".join(f"{name} {getattr(each.settings, name):g}" for name in names) for each in (resumed, new_chat)
+    )
+    return [f"This session keeps the sampling settings that it was run with: {kept}; a new chat would use {usual}."]
 
 
 def valid_settings(given: Mapping[str, Any], place: str) -> dict[str, Any]:

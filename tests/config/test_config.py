@@ -16,7 +16,7 @@ from streamchat.base.errors import ConfigError, ExitCode
 from streamchat.base.eviction_policies import POLICIES, RENAMED_POLICIES
 from streamchat.config import loader
 from streamchat.config.render import render_toml
-from streamchat.config.settings import Settings, default_of, setting_fields, spec_of
+from streamchat.config.settings import Settings, default_of, setting_fields, settings_by_model, spec_of
 
 HEAD = "[streamchat]\nconfig_version = 1\n"
 
@@ -59,12 +59,54 @@ def test_the_documented_file_changes_nothing() -> None:
 
 
 def test_every_setting_is_in_the_documented_file_with_its_default() -> None:
-    tables = tomllib.loads(render_toml())
+    text = render_toml()
+    for name in settings_by_model():  # comments: a line would overrule the model
+        assert f"\n# {name} = " in text
+        text = text.replace(f"\n# {name} = ", f"\n{name} = ")
+    tables = tomllib.loads(text)
     assert {(section, name) for section, table in tables.items() if section != "streamchat" for name in table} == {
         (spec_of(name).section, name) for name in setting_fields()
     }
     for name in setting_fields():
         assert tables[spec_of(name).section][name] == default_of(name)
+
+
+# --- what a model advises ---------------------------------------------------------------------------------------
+
+ADVICE = {"temperature": 0.2, "top_p": 0.95, "top_k": 20}
+ADVICE_ORIGINS = dict.fromkeys(ADVICE, "the catalogue")
+
+
+@pytest.mark.parametrize("how", ["flag", "variable", "file", "file with the default"])
+def test_what_the_user_gave_wins_over_the_model_and_the_rest_is_its_advice(how: str) -> None:
+    value = default_of("temperature") if how == "file with the default" else 0.5
+    loaded = load(
+        {"temperature": value} if how == "flag" else None,
+        {"STREAMCHAT_TEMPERATURE": "0.5"} if how == "variable" else None,
+        f"[generation]\ntemperature = {value}\n" if how.startswith("file") else None,
+    )
+    advised = loaded.advised_by(ADVICE, ADVICE_ORIGINS)
+    assert (advised.settings.temperature, advised.settings.top_p, advised.settings.top_k) == (value, 0.95, 20)
+    assert advised.settings.min_p == default_of("min_p")
+    assert advised.origin("temperature") == loaded.origin("temperature") != "the default"
+    assert (advised.origin("top_p"), advised.origin("min_p")) == ("the catalogue", "the default")
+    assert not advised.is_explicit("top_p")
+
+
+def test_the_advice_for_another_model_replaces_the_earlier_one() -> None:
+    first = load({"top_k": 5}).advised_by(ADVICE, ADVICE_ORIGINS)
+    second = first.advised_by({"top_k": 64, "min_p": 0.1}, {"top_k": "its file", "min_p": "its file"})
+    assert (second.settings.top_k, second.settings.min_p) == (5, 0.1)
+    assert second.settings.temperature == default_of("temperature")
+    assert (second.origin("min_p"), second.origin("temperature")) == ("its file", "the default")
+
+
+def test_a_copy_of_the_printed_file_pins_no_advice() -> None:
+    printed = render_toml(load().advised_by(ADVICE, ADVICE_ORIGINS))
+    assert "# from the catalogue\n# temperature = 0.2\n" in printed
+    assert loader.load(config_file=write(printed, "copy.toml"), environ={}).settings == Settings()
+    given = render_toml(load({"temperature": 0.4}).advised_by(ADVICE, ADVICE_ORIGINS))
+    assert "# from --temperature\ntemperature = 0.4\n" in given
 
 
 # --- precedence -----------------------------------------------------------------------------------------------

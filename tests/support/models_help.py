@@ -163,6 +163,9 @@ def write_gguf(path: Path, *, arch: str = "llama", pre: str | None = "smollm", d
     writer.add_eos_token_id(2)
     writer.add_eot_token_id(0)
     writer.add_chat_template(TEMPLATE)
+    for key, value in extra.get("metadata", {}).items():
+        kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.INT32, float: gguf.GGUFValueType.FLOAT32}
+        writer.add_key_value(key, value, kinds[type(value)])
     if "rope_scaling" in extra:
         writer.add_string(f"{arch}.rope.scaling.type", extra["rope_scaling"])
     if "rope_freqs" in extra:

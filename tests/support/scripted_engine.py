@@ -92,6 +92,8 @@ class ScriptedEngine:
         self._sample_s = sample_s
         self._told_speed = speed
 
+        self.origins: dict[str, str] = {}
+        """What `origin` says about the settings that are not defaults."""
         self.sent: list[rq.Request] = []
         """Every request of the front end, in order."""
         self.events: list[ev.Event] = []
@@ -127,6 +129,10 @@ class ScriptedEngine:
     def settings(self) -> Settings:
         """The settings in force."""
         return self._settings
+
+    def origin(self, name: str) -> str:
+        """Where the value of a setting came from."""
+        return self.origins.get(name, "the default")
 
     @property
     def busy(self) -> bool:

@@ -17,10 +17,14 @@ def _set(context: SlashContext, argument: str) -> SlashResult:
     name, value = name.strip().lower().replace("-", "_"), value.strip()
     settings = context.engine.settings
     if not name:
-        rows = [f"{key} = {getattr(settings, key)}  ({spec_of(key).legal()})" for key in _live_settings()]
+        rows = [
+            f"{key} = {getattr(settings, key)}  ({spec_of(key).legal()}; source: {context.engine.origin(key)})"
+            for key in _live_settings()
+        ]
         return SlashResult("\n".join(rows))
     if not value and name in setting_fields():
-        return SlashResult(f"{name} = {getattr(settings, name)}  ({spec_of(name).help}; {spec_of(name).legal()})")
+        about = f"{spec_of(name).help}; {spec_of(name).legal()}; source: {context.engine.origin(name)}"
+        return SlashResult(f"{name} = {getattr(settings, name)}  ({about})")
     loader.check_live(name)
     checked = loader.check_value(name, loader.parse_text(name, value, "/set"), "/set")
     context.engine.send(SetOption(name, checked))
