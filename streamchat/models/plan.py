@@ -11,6 +11,7 @@ from streamchat.base.progress import Progress
 from streamchat.kernels.library import Kernels, load_kernels
 from streamchat.models import device as devices
 from streamchat.models.adapters import Adapter, name_with, require_peft
+from streamchat.models.fetch import fetch_source
 from streamchat.models.folder import Contents, inspect
 from streamchat.models.hub_cache import older_note
 from streamchat.models.resolve import Source, shadowing_note
@@ -93,7 +94,7 @@ def make_plan(
     devices.limit_threads()
     chosen_device = devices.choose_device(device)
     chosen_dtype, dtype_notes = devices.choose_dtype(dtype, chosen_device)
-    source = _fetched(source, asked, progress)
+    source = fetch_source(source, asked, progress)
     folder = _local_folder(source, progress)
     notes = [*filter(None, [shadowing_note(asked, source)]), *_source_notes(source, folder)]
     contents = inspect(folder)
@@ -139,21 +140,8 @@ def serves_tiles(contents: Contents, weights: str, dtype: str) -> bool:
     return (weights == "auto" and dtype != "float32") or {weights} == contents.kinds
 
 
-def _fetched(source: Source, asked: str, progress: Progress) -> Source:
-    """Return the local source of a Hub model; fetch it if needed. Other sources are unchanged."""
-    if source.kind != "hub":
-        return source
-    from streamchat.models.hub import fetch_from_hub
-
-    return fetch_from_hub(source, asked, progress=progress)
-
-
 def _local_folder(source: Source, progress: Progress) -> Path:
-    """Return the local folder in transformers' format; fetch the default model, or convert a file, if needed."""
-    if source.kind == "bundled":
-        from streamchat.models.bundled.default import ensure_default_model
-
-        return ensure_default_model(progress)
+    """Return the local folder in transformers' format; convert a GGUF file if needed."""
     if source.kind == "gguf":
         from streamchat.models.gguf.convert import converted_copy
 

@@ -64,6 +64,7 @@ class ChatScreen(CommandScreen):
             with Vertical(id="main"):
                 yield self.conversation
                 yield self.queue_panel
+                yield self.fetch_line
                 yield self._composer
             yield StatusPanel(id="sidebar")
         yield StatusLine(id="status-line")
@@ -135,7 +136,12 @@ class ChatScreen(CommandScreen):
 
     async def _follow_up(self, event: ev.Event) -> None:
         """Update queue and input for an event."""
+        self.state.switch.apply(event)
         match event:
+            case ev.ModelFetching():
+                self.show_switch()
+            case ev.ModelFetched():
+                self.load_fetched()
             case ev.PrefillProgress(done=done, total=total):
                 self._reading = event if done < total else None
             case ev.ModelLoading():
@@ -162,6 +168,7 @@ class ChatScreen(CommandScreen):
                 self._reading = None
                 self._outbox.failed()
                 self.show_queue()
+                self.show_switch()
             case _:
                 pass
 
@@ -202,11 +209,18 @@ class ChatScreen(CommandScreen):
         return self.can_stop if action == "stop" else True
 
     async def action_stop(self) -> None:
-        """End the edit of a queued message, if any; else stop the reply and hold the queued messages."""
+        """End the edit of a queued message; else stop the reply and hold the queued messages; else cancel the fetch."""
         if self._outbox.edited is not None:
             await self.end_edit()
+        elif self.state.switch.is_active and not self.has_work:
+            self.cancel_fetch()
         else:
             self.stop_reply()
+
+    def cancel_fetch(self) -> None:
+        """Cancel the fetch of a model."""
+        self.state.switch.cancel()
+        self.show_switch()
 
     def stop_reply(self) -> None:
         """Stop the reply and hold the queued messages."""

@@ -12,8 +12,10 @@ from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.outbox import Phase
 from streamchat.frontend.slash.registry import SlashCommand, SlashResult, parse
 from streamchat.frontend.slash.session_commands import turn_done
+from streamchat.models.choices import ModelChoice
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
 from streamchat.tui.screens.help import HelpScreen
+from streamchat.tui.screens.models import ModelsScreen
 from streamchat.tui.screens.sending import SendingScreen
 from streamchat.tui.widgets.lines import CommandOutput
 from streamchat.tui.widgets.prompt import Prompt
@@ -104,6 +106,17 @@ class CommandScreen(SendingScreen):
 
         if not self.state.watching:
             self.app.push_screen(SessionsScreen(words, self.state.board.session), resume)
+
+    def action_models(self, words: str = "") -> None:
+        """Choose a model to load; one that must be fetched is fetched while the chat continues."""
+
+        def load(choice: ModelChoice | None) -> None:
+            if choice is not None:
+                self.run_slash(f"/model {choice.name}")
+
+        if not self.state.watching:
+            info = self.state.board.info
+            self.app.push_screen(ModelsScreen(lambda: self.state.find_models(info), words), load)
 
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
