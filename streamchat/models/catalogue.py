@@ -59,6 +59,7 @@ FACTS: Mapping[str, ModelFacts] = {
         f"pythia-{size}{kind}": _facts(millions, 2048)
         for size, millions in zip(_PYTHIA_SIZES, _PYTHIA_MILLIONS, strict=True)
         for kind in ("", "-deduped")
+        if f"pythia-{size}{kind}" in _PYTHIA
     },
     "smollm2-360m": _facts(361.8, 8192),
     "smollm2-1.7b": _facts(1711, 8192),

@@ -153,8 +153,9 @@ def _local(width: int) -> list[ModelChoice]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield the visible entries of `folder` and of its subfolders, sorted. Does not follow links to folders."""
     with suppress(OSError):
-        entries = sorted(islice(os.scandir(folder), MAX_ENTRIES), key=lambda entry: entry.name)
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            some = sorted(islice(entries, MAX_ENTRIES), key=lambda entry: entry.name)
+        visible = [entry for entry in some if not entry.name.startswith(".")]
         for entry in visible:
             yield Path(entry.path)
         if folder == Path("."):

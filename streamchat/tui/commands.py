@@ -74,7 +74,7 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
                 chat.state.switch.fetch(argument)
         except ModelError as error:
             return SlashResult(f"{error}; keeping the current model", error=True)
-        chat.show_switch()
+        chat.show_keys()
         return SlashResult()
 
     def starts_over(argument: str) -> bool:

@@ -139,7 +139,7 @@ class ChatScreen(CommandScreen):
         self.state.switch.apply(event)
         match event:
             case ev.ModelFetching():
-                self.show_switch()
+                self.show_keys()
             case ev.ModelFetched():
                 self.load_fetched()
             case ev.PrefillProgress(done=done, total=total):
@@ -168,7 +168,6 @@ class ChatScreen(CommandScreen):
                 self._reading = None
                 self._outbox.failed()
                 self.show_queue()
-                self.show_switch()
             case _:
                 pass
 
@@ -220,7 +219,7 @@ class ChatScreen(CommandScreen):
     def cancel_fetch(self) -> None:
         """Cancel the fetch of a model."""
         self.state.switch.cancel()
-        self.show_switch()
+        self.show_keys()
 
     def stop_reply(self) -> None:
         """Stop the reply and hold the queued messages."""

@@ -81,6 +81,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     def __init__(self, words: str = "", here: str | None = None) -> None:
         super().__init__()
         self._words, self._here = words, here
+        self._searched = words
+        """The words of the list that is shown."""
         self._rows: list[Any] = []
         """The objects behind the rows of the list."""
 
@@ -136,7 +138,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
 
     def search(self) -> None:
         """Update the list."""
-        rows, problem = self.find(self.words)
+        self._searched = self.words
+        rows, problem = self.find(self._searched)
         listed = self.query_one(OptionList)
         listed.clear_options()
         listed.add_options([Option(row) for row in rows])
@@ -162,6 +165,8 @@ class FinderScreen(ModalScreen[Chosen | None], Generic[Chosen]):
     @on(Input.Submitted)
     def _accepted(self, message: OptionList.OptionSelected | Input.Submitted) -> None:
         message.stop()
+        if self.words != self._searched:  # Enter came within the pause after the last letter
+            self.search()
         self.accept()
 
     def accept(self) -> None:

@@ -72,11 +72,6 @@ class SendingScreen(ReadingScreen):
         if self.state.switch.is_due and self._outbox.phase is Phase.IDLE:
             self.state.switch.load_fetched()
             self._outbox.loading()
-        self.show_switch()
-
-    def show_switch(self) -> None:
-        """Show the model that is being fetched, and the key that cancels it."""
-        self.fetch_line.show_switch(self.state.switch)
         self.show_keys()
 
     async def advance(self) -> None:
@@ -109,8 +104,13 @@ class SendingScreen(ReadingScreen):
         self.show_keys()
 
     def show_keys(self) -> None:
-        """Show the keys that work now. The footer is redrawn only if they changed: that costs as much as a frame."""
+        """Show the keys that work now, and the model that is being fetched.
+
+        The footer is redrawn only if they changed: that costs as much as a frame.
+        """
         self._composer.show_hint()
+        can_cancel = not self.has_work and self._outbox.edited is None
+        self.fetch_line.show_switch(self.state.switch, can_cancel=can_cancel)
         state = (self._outbox.phase, self.can_stop)
         if state != self._keys_shown:
             self._keys_shown = state

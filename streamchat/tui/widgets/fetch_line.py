@@ -14,7 +14,8 @@ class FetchLine(Verbatim):
         super().__init__("", id="fetch")
         self.display = False
 
-    def show_switch(self, switch: ModelSwitch) -> None:
-        """Show what `switch` does."""
+    def show_switch(self, switch: ModelSwitch, *, can_cancel: bool) -> None:
+        """Show what `switch` does, and the key that cancels it if that key has nothing else to do."""
         self.display = switch.is_active
-        self.show(f"{switch.text} · {hint(self.app, 'chat.stop')} cancels" if switch.is_active else "")
+        key = f" · {hint(self.app, 'chat.stop')} cancels" if can_cancel else ""
+        self.show(f"{switch.text}{key}" if switch.is_active else "")
