@@ -6,6 +6,8 @@ import logging
 import queue
 import threading
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from huggingface_hub import utils
 from streamchat.base import events as ev
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.progress import Progress
-from streamchat.base.requests import CancelFetch, FetchModel, Submit
-from streamchat.engine.fetcher import Fetcher
+from streamchat.base.requests import CancelFetch, FetchModel, Submit, SwitchModel
+from streamchat.conversation.assemble import load_from_settings as load_configured
+from streamchat.engine.fetcher import Fetcher, fetch_model
 from streamchat.models.quiet import quiet
+from tests.support.fake_hub import FakeHub, serve_hub
+from tests.support.models_help import save, tiny_llama, tiny_neox
 from tests.support.real_engine import running
 
 
@@ -111,3 +116,31 @@ def test_two_threads_in_quiet_blocks_restore_everything() -> None:
     second.__exit__(None, None, None)
     after = logging.getLogger("huggingface_hub").level, hub.are_progress_bars_disabled(), list(warnings.filters)
     assert after == before
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    yield from serve_hub(monkeypatch)
+
+
+def test_a_model_of_the_hub_is_fetched_and_then_loaded(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.repositories["a/next"] = save(tiny_neox(), tmp_path / "next")
+    first = str(save(tiny_llama(), tmp_path / "first"))
+    settings: dict[str, Any] = {"model": first, "device": "cpu", "kernels": "torch"}
+    with running(load_configured, **settings) as chat:
+        chat.wait(ev.ModelReady)
+        chat.engine.send(FetchModel("a/nothing"))
+        assert chat.wait(ev.ModelFetched).error.startswith("There is no model a/nothing on 127.0.0.1")
+        chat.engine.send(FetchModel("a/next"))
+        assert chat.wait(ev.ModelFetched, 2) == ev.ModelFetched("a/next")
+        fake_hub.close()  # loading fetches nothing
+        chat.engine.send(SwitchModel("a/next"))
+        assert chat.wait(ev.ModelReady, 2).info.name == "next"
+        chat.engine.send(FetchModel("a/next"))  # nothing to do
+        assert chat.wait(ev.ModelFetched, 3) == ev.ModelFetched("a/next")
+
+
+def test_a_name_that_is_no_name() -> None:
+    recorded = Recorded()
+    Fetcher(fetch_model, recorded.events.put).start("./nothing")
+    assert "There is no folder" in recorded.end().error

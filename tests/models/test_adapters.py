@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from streamchat.base import events as ev
 from streamchat.base.errors import ConfigError, ExitCode, ModelNotFoundError, UnsupportedModelError
 from streamchat.base.paths import cache_dir
 from streamchat.cli import main as cli
+from streamchat.config.loader import Configuration
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import load_from_settings as load_configured
 from streamchat.models import adapters as module
 from streamchat.models.adapters import find_adapters, portable_setting
 from streamchat.models.fingerprint import model_fingerprint
 from streamchat.models.load import LoadedModel, load_from_settings, load_model
+from streamchat.sessions.settings import resumed_configuration
+from streamchat.sessions.transcripts.imported import read_sessions
+from streamchat.store.records import SessionInfo
+from streamchat.store.store import Store
 from tests.support.adapters import LAYERS, add_by_definition, random_matrices, write_adapter
 from tests.support.models_help import save, tiny_llama, tiny_neox, write_gguf
+from tests.support.real_engine import Watched, running
 
 pytest.importorskip("peft")
 IDS = torch.tensor([[5, 17, 42, 99, 3, 250, 7, 7]])
@@ -200,3 +210,53 @@ def test_setting_and_flag(base: Path, lora: Path, capsys: pytest.CaptureFixture[
     assert f'adapter = "one{os.pathsep}two"' in capsys.readouterr().out
     assert portable_setting(f"one{os.pathsep} two ") == f"{Path.cwd() / 'one'}{os.pathsep}{Path.cwd() / 'two'}"
     assert find_adapters(" ") == ()
+
+
+# --- saved conversations ----------------------------------------------------------------------------------------
+
+
+def resumed(saved: dict[str, Any], given: Settings, **origins: str) -> str:
+    """The adapter that a session with the settings `saved` continues with."""
+    info = SessionInfo("abc", "", 0.0, 0.0, "m", "m", "float32", "f", "t", saved)
+    return resumed_configuration(Configuration(given, origins), info).settings.adapter
+
+
+def test_a_session_continues_with_its_adapter_and_not_with_another_one() -> None:
+    with_adapter = {"model": "base", "adapter": "/mine"}
+    assert resumed(with_adapter, Settings()) == "/mine"
+    assert resumed({"model": "base"}, Settings(adapter="/other")) == ""  # saved before the setting existed
+    assert resumed(with_adapter, Settings(adapter="/other"), adapter="--adapter") == "/other"
+    assert resumed(with_adapter, Settings(model="another"), model="--model") == ""
+
+
+def test_an_imported_file_brings_no_adapter() -> None:
+    text = json.dumps({"messages": [{"role": "user", "content": "hi"}], "settings": {"adapter": "/x", "top_p": 0.5}})
+    Path("chat.json").write_text(text)
+    [session] = read_sessions(Path("chat.json"))
+    assert "adapter" not in session.settings
+
+
+def test_a_snapshot_of_one_adapter_is_not_used_by_another(
+    base: Path, lora: Path, tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    """Also not if the other one is in the same folder."""
+    database = tmp_path / "data" / "streamchat.db"
+
+    def start(session: str | None = None) -> Watched:
+        asked: dict[str, Any] = {"model": str(base), "adapter": str(lora), "device": "cpu", "kernels": "torch"}
+        with running(load_configured, store=database, session=session, **asked) as chat:
+            chat.wait(ev.ModelReady)
+            if session is None:
+                chat.turn("hello")
+        return chat
+
+    start()
+    with Store(database) as store:
+        session = store.find("last")
+    assert (session.model_name, session.settings["adapter"]) == ("base + lora", str(lora))
+    assert start(session.id).of(ev.ConversationResumed)[0].prefilled == 0
+    shutil.rmtree(lora)
+    write_adapter(lora, {name: tensor * 2 for name, tensor in tensors.items()})
+    again = start(session.id)
+    assert again.of(ev.ConversationResumed)[0].prefilled > 0
+    assert any("saved with another model" in notice.text for notice in again.of(ev.Notice))
