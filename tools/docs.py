@@ -17,8 +17,10 @@ from typing import Any
 from streamchat.cli import parser
 from streamchat.config import keymap
 from streamchat.config.loader import flag_of
-from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.config.settings import default_of, setting_fields, settings_by_model, spec_of
+from streamchat.conversation.loops import LONGEST, REPEATS, TOKENS
 from streamchat.frontend.slash.commands import default_registry
+from streamchat.models.catalogue import SAMPLING
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "*Made by `python -m tools.docs --write`; changes here are overwritten.*"
@@ -37,7 +39,8 @@ def configuration_page() -> str:
             "overrides a variable, and a variable overrides the files. With `--config FILE` (or `STREAMCHAT_CONFIG`), "
             "only that file is read. Without it, streamchat reads the user's `config.toml`, and then "
             "`./config.toml` in the current folder if that has a `[streamchat]` table. The second overrides the "
-            "first, except with values that equal the default. `streamchat config` prints the settings in use and "
+            "first, except with values that equal the default (sampling settings override always). `streamchat "
+            "config` prints the settings in use and "
             "their origins, `streamchat config --path` prints the path of the file that takes precedence, and "
             "`streamchat config --default` prints a complete file to start from."
         ),
@@ -79,9 +82,11 @@ def configuration_page() -> str:
             ]
         default = default_of(name)
         shown = str(default).lower() if isinstance(default, bool) else f"`{default}`" if default != "" else "empty"
+        shown += " or the model's" if spec.by_model else ""
         live = " Can be changed in a chat with `/set`." if spec.live else ""
         legal = "true or false" if isinstance(default, bool) else spec.legal()
         lines.append(f"| `{name}` | {shown} | {legal} | {_cell(spec.help)}.{live} |")
+    lines += _sampling_section()
     lines += ["", "## [keys]", "", 'Key names, separated by commas: `chat.stop = "escape, ctrl+g"`.', ""]
     lines += ["| action | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{key.id}` | `{key.keys}` | {_cell(key.help)} |" for key in keymap.KEYS]
@@ -95,6 +100,61 @@ def configuration_page() -> str:
         "| `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` | as for all Hugging Face programs |",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sampling_section() -> list[str]:
+    """Where sampling settings come from, and what works against repetition."""
+    *others, last = (f"`{name}`" for name in settings_by_model())
+    names = f"{', '.join(others)}, or {last}"
+    lines = [
+        "",
+        "## Sampling",
+        "",
+        *_paragraph(
+            f"If you give no value for {names}, the model's makers decide: first `generation_config.json` in the "
+            "model's folder (or `general.sampling.*` in the metadata of a GGUF file), then the catalogue below, then "
+            "the default above. A value in a file, a variable, a flag, or `/set` always wins, even if it equals the "
+            "default. `/set` and `streamchat config` name the source of each value. `/model` looks up the values for "
+            "the new model, except those that you gave. A resumed session keeps the values that it was run with, and a "
+            "notice says so if a new chat would use others."
+        ),
+        "",
+        "| model | " + " | ".join(f"`{name}`" for name in settings_by_model()) + " |",
+        "| --- |" + " --- |" * len(settings_by_model()),
+    ]
+    for name, values in SAMPLING.items():
+        cells = " | ".join(f"{values[setting]:g}" if setting in values else "" for setting in settings_by_model())
+        lines.append(f"| {name} | {cells} |")
+    return [
+        *lines,
+        "",
+        *_paragraph(
+            "The values are those of the makers' model cards and generation_config files. Copies under the same name "
+            "(a folder, a GGUF file with a quantization at the end of its name) count as the same model. "
+            "[Right answers by setting](measuring.md#which-sampling-settings-answer-best) has measurements."
+        ),
+        "",
+        "Three settings work against repetition:",
+        "",
+        *_paragraph(
+            "- **`repetition_penalty`** makes every token of the last 64 less likely, whether it repeats a sequence or "
+            "not."
+        ),
+        *_paragraph(
+            "- **DRY** makes only tokens less likely that would continue a sequence that occurred before, and more so "
+            "the longer it is: `/set dry_multiplier 0.8` turns it on. If the newest n tokens occurred before, the "
+            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. The "
+            "`dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
+            "sequence breaker or a control token, control tokens have no penalty, and no more than the latest "
+            "`cache_size` tokens are looked at."
+        ),
+        *_paragraph(
+            f"- **`loop_guard`** stops a reply that repeats the same cycle of up to {LONGEST} tokens, at least "
+            f"{REPEATS} times and for at least {TOKENS} tokens. The line of figures then says so, and the finish "
+            "reason is `loop`. By default, it guards models with less than 3 billion weights "
+            "([measurements](measuring.md#how-often-the-loop-guard-acts))."
+        ),
+    ]
 
 
 def commands_page() -> str:

@@ -1,15 +1,19 @@
-"""Measures sampling of one token on one thread: `python -m tools.sampling_speed`.
+"""Measures sampling of one token, and DRY, on one thread: `python -m tools.sampling_speed`.
 
 Prints microseconds per token, the fastest of several calls in processor time.
 """
 
 from __future__ import annotations
 
+import random
+from array import array
 from functools import partial
 
 import torch
 
 from streamchat.config.settings import Settings
+from streamchat.conversation.dry import DryPenalty
+from streamchat.conversation.log import TokenLog
 from streamchat.conversation.sampling import REPETITION_WINDOW, Sampler, new_generator
 from tools.product_speed import least_time
 
@@ -20,6 +24,10 @@ SETTINGS = {
     "default settings": Settings(),
     "no filters": Settings(top_k=0, top_p=1.0, min_p=0.0),
 }
+DRY_SPANS = (1_024, 32_768)
+"""Latest tokens in which DRY looks for repeated sequences."""
+TEXTS = {"few repeats": 5_000, "one token": 1}
+"""Text of DRY -> number of different tokens in it."""
 SPREAD = 3.0
 """Standard deviation of the random logits."""
 
@@ -37,6 +45,24 @@ def main() -> None:
             sample = Sampler(settings, device, new_generator(0, device))
             times.append(1e6 * least_time(partial(sample, logits, recent)))
         print(f"{size:10,}", *(f"{microseconds:17.0f}" for microseconds in times), flush=True)
+    print("DRY, microseconds per token added to the text")
+    for span in DRY_SPANS:
+        for name, tokens in TEXTS.items():
+            print(f"{span:10,} {name:>17} {1e6 * _dry_time(span, tokens):6.0f}", flush=True)
+
+
+def _dry_time(span: int, tokens: int) -> float:
+    """Return the seconds that DRY takes for each new token of a text of random tokens."""
+    chance = random.Random(0)
+    log = TokenLog(array("i", [chance.randrange(tokens) for _ in range(2 * span)]))
+    dry = DryPenalty(Settings(dry_multiplier=0.8), log, span, (), str)
+
+    def add_token() -> None:
+        log.append([chance.randrange(tokens)])
+        dry.penalties()
+
+    add_token()
+    return least_time(add_token)
 
 
 if __name__ == "__main__":

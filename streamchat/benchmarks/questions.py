@@ -27,6 +27,8 @@ from streamchat.reports.page import Page, Table
 
 REPLY_TOKENS = 128
 """Maximum tokens per answer."""
+EXCERPT = 120
+"""Letters of a wrong reply that are kept."""
 OFF: Mapping[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Values of sampling settings that a row does not name."""
 DEFAULT_ROWS = (
@@ -62,8 +64,8 @@ class QuestionFigures:
     settings: dict[str, Any]
     right: list[int]
     """Right answers, one number per seed."""
-    wrong: dict[str, list[str]]
-    """Question -> its wrong replies."""
+    wrong: dict[str, str]
+    """Question -> the start of its first wrong reply."""
     cut: int
     """Answers that did not end by themselves."""
     mean_tokens: float
@@ -123,7 +125,7 @@ def ask_all(
         seeds: Number of seeds.
         progress: Called with progress messages.
     """
-    started, right, wrong, tokens, cut = time.perf_counter(), list[int](), dict[str, list[str]](), list[int](), 0
+    started, right, wrong, tokens, cut = time.perf_counter(), list[int](), dict[str, str](), list[int](), 0
     for seed in range(seeds if row["temperature"] else 1):
         right.append(0)
         for number, question in enumerate(questions()):
@@ -132,7 +134,7 @@ def ask_all(
             if question.is_answered_by(outcome.reply):
                 right[-1] += 1
             else:
-                wrong.setdefault(question.question, []).append(outcome.reply)
+                wrong.setdefault(question.question, outcome.reply[:EXCERPT])
             tokens.append(outcome.new_tokens)
             cut += outcome.finish_reason != "stop"
     seconds = time.perf_counter() - started

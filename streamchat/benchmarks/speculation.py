@@ -134,7 +134,7 @@ class TimedChat:
     """
 
     def __init__(self, configuration: Configuration, loaded: LoadedModel, mode: Speculation, clock: Clock) -> None:
-        settings = replace(configuration.settings, speculation=mode, max_new_tokens=REPLY_TOKENS)
+        settings = replace(configuration.settings, speculation=mode, max_new_tokens=REPLY_TOKENS, loop_guard="off")
         own = replace(configuration, settings=settings)
         self.conversation = assemble(own, loaded, self._hear, lambda *_: None).conversation
         self.conversation.speculator.clock = self._clock = clock

@@ -24,6 +24,7 @@ from streamchat.base.sanitize import one_line, printable
 from streamchat.base.signals import on_signals
 from streamchat.cli import flags
 from streamchat.config.loader import Configuration
+from streamchat.config.settings import setting_fields
 from streamchat.replay.durations import parse_duration
 from streamchat.replay.script import FORMATS, Script, read_scripts
 
@@ -88,6 +89,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             *("model", "adapter", "device", "dtype", "weights", "kernels", "attention"),
             *("cache_size", "compression_ratio", "num_sink_tokens", "evict"),
             *("on_full", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed"),
+            *(name for name in setting_fields() if name.startswith("dry_")),
+            "loop_guard",
             *("system_prompt", "chat_format", "snapshot_turns", "metrics_port", "metrics_host"),
         ),
     )
@@ -259,7 +262,7 @@ def _resume_arguments(args: argparse.Namespace, folder: RunFolder, configuration
     from dataclasses import replace
 
     from streamchat.config.loader import check_value
-    from streamchat.config.settings import setting_fields, spec_of
+    from streamchat.config.settings import spec_of
 
     try:
         about = json.loads(folder.about.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ Attention = Literal["sdpa", "eager"]
 Format = Literal["auto", "template", "plain"]
 OnFull = Literal["evict", "stop"]
 Speculation = Literal["auto", "off"]
+LoopGuard = Literal["auto", "on", "off"]
 Thinking = Literal["collapse", "show", "hide"]
 Save = Literal["chats", "always", "never"]
 
@@ -215,6 +216,40 @@ class Settings:
         maximum=10.0,
         live=True,
         by_model=True,
+    )
+    dry_multiplier: float = _GENERATION.harmless(
+        0.0,
+        "DRY penalty for tokens that continue a repeated sequence; 0 = off, 0.8 is usual",
+        minimum=0.0,
+        maximum=100.0,
+        live=True,
+    )
+    dry_base: float = _GENERATION.harmless(
+        1.75,
+        "Growth of the DRY penalty per repeated token beyond dry_allowed_length",
+        minimum=1.0,
+        maximum=100.0,
+        live=True,
+    )
+    dry_allowed_length: int = _GENERATION.harmless(
+        2, "Repeated tokens from which the next one has a DRY penalty", minimum=1, live=True
+    )
+    dry_penalty_last_n: int = _GENERATION.harmless(
+        -1, "Latest tokens in which DRY looks for sequences; -1 = cache_size, 0 = off", minimum=-1, live=True
+    )
+    dry_sequence_breakers: str = _GENERATION.harmless(
+        '\\n : " *',
+        "Texts that no DRY sequence crosses, separated by spaces; \\n, \\t and \\s are a line end, a tab and a space; "
+        "or none",
+        metavar="TEXTS",
+        live=True,
+    )
+    loop_guard: LoopGuard = _GENERATION.harmless(
+        "auto",
+        "Stop a reply that repeats the same tokens without end; auto does so for models with less than 3 billion "
+        "weights",
+        choices=get_args(LoopGuard),
+        live=True,
     )
     max_new_tokens: int = _GENERATION.harmless(512, "Maximum tokens per reply", minimum=1, metavar="TOKENS", live=True)
     seed: int = _GENERATION.harmless(

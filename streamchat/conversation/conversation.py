@@ -17,15 +17,17 @@ from streamchat.cache.positions.fit import PositionFit
 from streamchat.cache.positions.strategy import make_cache
 from streamchat.config.settings import Settings
 from streamchat.conversation.cache_view import cache_view
+from streamchat.conversation.dry import dry_penalty
 from streamchat.conversation.encoding import ChatEncoder, EncodedTurn
 from streamchat.conversation.eviction_events import clean_cut, eviction_event
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.generation import Cancelled, Generation, TurnOutcome, close_reply, require_room
 from streamchat.conversation.log import Speed, TokenLog, TurnRecord, TurnStart
+from streamchat.conversation.loops import LoopWatch, is_guarded
 from streamchat.conversation.pins import require_window, set_pin
 from streamchat.conversation.reply import ReplyText, learn_reply_format
 from streamchat.conversation.rollback import REACH, Rollback, UndoResult, is_out_of_memory, release_memory
-from streamchat.conversation.sampling import Sampler, SamplerFactory, new_generator
+from streamchat.conversation.sampling import Sampler, SamplerFactory, TokenSampler, new_generator
 from streamchat.conversation.speculation.speculator import Speculator
 from streamchat.conversation.template.chat_format import ChatFormat
 from streamchat.decode.install import record_used
@@ -84,6 +86,7 @@ class Conversation:
         )
         self.feeder = Feeder(model, self.cache, self.log)
         self._device = self.feeder.device
+        self._parameters = sum(weights.numel() for weights in model.parameters())
         self.speculator = Speculator(self.feeder)
         self.rollback = Rollback(self.cache, self.log, self.feeder)
         self.cache.options.before_evict = self.rollback.before_evict
@@ -220,6 +223,7 @@ class Conversation:
                 cancelled,
                 started,
                 self.speculator if self.settings.speculation == "auto" and self.speculator.is_supported else None,
+                LoopWatch() if is_guarded(self.settings.loop_guard, self._parameters) else None,
             )
             self._text = generation.text
             self.rollback.start_turn(turn, before)
@@ -227,7 +231,7 @@ class Conversation:
             self.speed = generation.speed
             logits = generation.prefill(prompt, None if reply is None else len(encoded.reply))
             if reply is None:
-                outcome = generation.generate(logits, self.sampler(self.settings, self._device, self._generator))
+                outcome = generation.generate(logits, self._new_sampler())
             else:
                 outcome = generation.feed_reply(reply, encoded.reply)
         except BaseException as error:
@@ -275,6 +279,10 @@ class Conversation:
         record_used(self.model, self.cache)
 
     # --- inside a turn ----------------------------------------------------------------------------------------
+
+    def _new_sampler(self) -> TokenSampler:
+        dry = dry_penalty(self.settings, self.log, self.cache.cache_size, self.encoder.control_ids, self.tokenizer)
+        return self.sampler(self.settings, self._device, self._generator, dry)
 
     def _undo_failed(self, error: BaseException) -> None:
         """Undo the running turn; none of its values that are not finite stay in the cache's buffers."""

@@ -17,6 +17,7 @@ from streamchat.config.settings import Settings
 from streamchat.conversation.encoding import ChatEncoder
 from streamchat.conversation.feeder import Feeder
 from streamchat.conversation.log import Speed, TurnRecord
+from streamchat.conversation.loops import LoopWatch
 from streamchat.conversation.reply import ReplyText
 from streamchat.conversation.sampling import REPETITION_WINDOW, TokenSampler
 from streamchat.conversation.speculation.speculator import Speculator
@@ -55,6 +56,7 @@ class Generation:
         cancelled: Called before each forward; returns whether to stop.
         started: `time.perf_counter()` when the turn started.
         speculator: Proposes tokens; None to decode one token per forward.
+        loops: Sees the reply repeat itself; None to let it.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Generation:
         cancelled: Callable[[], bool],
         started: float,
         speculator: Speculator | None = None,
+        loops: LoopWatch | None = None,
     ) -> None:
         self._feeder, self._encoder, self._turn, self.text = feeder, encoder, turn, text
-        self._speculator = speculator
+        self._speculator, self._loops = speculator, loops
         self._settings, self._emit, self._cancelled = settings, emit, cancelled
         self._started, self._first_at = started, started
         self.speed = Speed()
@@ -144,8 +147,8 @@ class Generation:
                 return ids, "cancelled"
             if ids:
                 rows, proposals = self._forward(ids[-1], limit - len(ids))
-            if self._accept(rows, proposals, ids, sampler):
-                return ids, "stop"
+            if reason := self._accept(rows, proposals, ids, sampler):
+                return ids, reason
         return ids, "length"
 
     def _forward(self, token: int, left: int) -> tuple[Tensor, list[int]]:
@@ -154,8 +157,10 @@ class Generation:
             return self._feeder.forward([token])[None], []
         return self._speculator.forward(token, left - 1, self._encoder.control_ids)
 
-    def _accept(self, rows: Tensor, proposals: Sequence[int], ids: list[int], sampler: TokenSampler) -> bool:
-        """Sample and show tokens, up to the first that was not proposed; return whether the reply ended.
+    def _accept(
+        self, rows: Tensor, proposals: Sequence[int], ids: list[int], sampler: TokenSampler
+    ) -> ev.FinishReason | None:
+        """Sample and show tokens, up to the first that was not proposed; return why the reply ended, if it did.
 
         Nothing is emitted before the cache is rid of rejected proposals.
 
@@ -165,17 +170,19 @@ class Generation:
             ids: The reply; sampled tokens are appended.
             sampler: Samples the tokens.
         """
-        sampled, shown, is_over = list[int](), "", False
+        sampled, shown = list[int](), ""
+        reason: ev.FinishReason | None = None
         for row, proposal in zip(rows, [*proposals, None], strict=True):
             token = sampler(_require_finite(row), self._recent())
             self._measure(len(ids))
             sampled.append(token)
-            is_over = self.text.ended_by(token)
-            if not is_over:
-                ids.append(token)
-                shown += self.text.push(token)
-                is_over = self.text.stopped
-            if is_over or token != proposal:
+            if self.text.ended_by(token):
+                reason = "stop"
+                break
+            ids.append(token)
+            shown += self.text.push(token)
+            reason = self._end_with(token)
+            if reason or token != proposal:
                 break
             self._feeder.accept(token)
         if proposals:
@@ -183,7 +190,14 @@ class Generation:
         if self._speculator is not None:
             self._speculator.learn(sampled)
         self._show(shown)
-        return is_over
+        return reason
+
+    def _end_with(self, token: int) -> ev.FinishReason | None:
+        """Return why the reply ends with `token`, its newest one; None if it does not."""
+        is_loop = self._loops is not None and self._loops.is_loop_with(token)
+        if self.text.stopped:
+            return "stop"
+        return "loop" if is_loop else None
 
     def _limit(self) -> int:
         """Return the maximum number of tokens of the reply."""

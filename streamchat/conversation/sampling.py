@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamchat.config.settings import Settings
+from streamchat.conversation.dry import DryPenalty
 from streamchat.decode import one_thread
 
 # llama.cpp's default: a longer window penalizes words that every text needs.
@@ -19,22 +20,27 @@ FIRST_CANDIDATES = 64
 
 TokenSampler = Callable[[Tensor, Sequence[int]], int]
 """(logits (vocab_size,), ids of the last `REPETITION_WINDOW` tokens without control tokens) -> the next token id."""
-SamplerFactory = Callable[[Settings, torch.device, torch.Generator], TokenSampler]
-"""(current settings, device of the logits, random generator shared by all turns) -> the sampler of one reply."""
+SamplerFactory = Callable[[Settings, torch.device, torch.Generator, DryPenalty | None], TokenSampler]
+"""(current settings, device of the logits, random generator shared by all turns, DRY penalties if they are on) -> the
+sampler of one reply."""
 
 
 class Sampler:
-    """Repetition penalty, temperature, top-k, top-p and min-p, with the meaning and in the order of transformers'
-    logits processors. Greedy at temperature 0.
+    """Repetition penalty, DRY, temperature, top-k, top-p and min-p. Greedy at temperature 0.
+
+    All but DRY have the meaning and the order of transformers' logits processors.
 
     Args:
         settings: The current generation settings.
         device: Device of the logits.
         generator: Random generator, shared by all turns. One number is drawn per token.
+        dry: The DRY penalties of the reply; None if they are off.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, generator: torch.Generator) -> None:
-        self._settings, self._generator, self._device = settings, generator, device
+    def __init__(
+        self, settings: Settings, device: torch.device, generator: torch.Generator, dry: DryPenalty | None = None
+    ) -> None:
+        self._settings, self._generator, self._device, self._dry = settings, generator, device, dry
         self._greedy = settings.temperature == 0
         self._penalty = settings.repetition_penalty
         self._filters = bool(settings.top_k or settings.top_p < 1.0 or settings.min_p)
@@ -48,6 +54,9 @@ class Sampler:
             ids = torch.tensor(recent, dtype=torch.long, device=self._device)
             seen = scores[ids]
             scores[ids] = torch.where(seen < 0, seen * self._penalty, seen / self._penalty)
+        if self._dry is not None and (amounts := self._dry.penalties()):
+            ids = torch.tensor(list(amounts), dtype=torch.long, device=self._device)
+            scores[ids] -= torch.tensor(list(amounts.values()), dtype=scores.dtype, device=self._device)
         if self._greedy:
             return one_thread.argmax(scores)
         one_thread.divide(scores, self._settings.temperature)

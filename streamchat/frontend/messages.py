@@ -108,6 +108,8 @@ def turn_figures(turn: ev.TurnFinished | ev.SavedTurn) -> str:
         reason = "stopped"
     elif turn.finish_reason == "length":
         reason = "stopped at the limit (/set max_new_tokens)"
+    elif turn.finish_reason == "loop":
+        reason = "stopped: it repeated itself (/set loop_guard)"
     elif not turn.reply:
         reason = "empty reply"
     figures = figures_line(stats.new_tokens, stats.decode_tps, stats.ttft_s)

@@ -77,8 +77,8 @@ def _finished(event: ev.TurnFinished) -> Line:
 
 
 def was_cut(reason: ev.FinishReason) -> bool:
-    """Whether a reply was cut off: stopped, or at the token limit."""
-    return reason in ("length", "cancelled")
+    """Whether a reply was cut off: stopped, in a loop, or at the token limit."""
+    return reason in ("length", "loop", "cancelled")
 
 
 def merge_evictions(first: ev.TokensEvicted | None, second: ev.TokensEvicted) -> ev.TokensEvicted:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamchat.base import events as ev
-from streamchat.base.formatting import human_bytes
+from streamchat.base.formatting import human_bytes, plural
 from streamchat.cache.eviction.policy import merged_runs
+from streamchat.config.settings import LoopGuard
+from streamchat.conversation.loops import REPEATS, is_guarded
 from streamchat.replay.trend import Trend, trend
 
 WINDOW = 400
@@ -34,6 +36,9 @@ OVERHEAD_TOKENS = 16
 """Approximate fixed cost of a forward, in tokens of prefill."""
 STALL_TIMES, STALL_S = 10, 2.0
 """A turn is slow if it takes more than `STALL_TIMES` times the usual time, and `STALL_S` more seconds."""
+LOOP_CYCLE, LOOP_TIMES, LOOP_WORDS = 48, 10, 160
+"""A reply is an endless repetition if at most `LOOP_CYCLE` words occur `LOOP_TIMES` times at its end and fill
+`LOOP_WORDS` words: more than the guard needs, which counts tokens."""
 WARM_UP = 10
 """First turns of a process whose times are not checked."""
 
@@ -60,7 +65,9 @@ class Invariant:
     first: str = ""
     """Detail of the first violation."""
     last: str = ""
-    """Latest figure, for trends."""
+    """Latest figure, for trends and counts."""
+    counted: int = 0
+    """Turns that it counts without judging them."""
 
     @property
     def holds(self) -> bool:
@@ -88,6 +95,7 @@ def all_invariants(drift: float) -> dict[str, Invariant]:
         ("turn-time", f"No turn took {STALL_TIMES} times the usual time for its tokens, and {STALL_S:g} s more."),
         ("first-token-time", f"Time to first token, adjusted for prompt length, does not grow by more than {share}."),
         ("decode-time", f"Time per token with a full cache does not grow by more than {share}."),
+        ("loops", "The loop guard, if it is on, stops every reply that repeats the same words without end."),
     )
     return {name: Invariant(name, what) for name, what in every}
 
@@ -99,10 +107,12 @@ class Inspector:
     Args:
         drift: Allowed growth of times over the window, as a share.
         report: Called with each violation when it is found.
+        loop_guard: The setting.
     """
 
     drift: float
     report: Callable[[Violation], None]
+    loop_guard: LoopGuard = "off"
     invariants: dict[str, Invariant] = field(default_factory=dict)
     audit: ev.CacheAudited | None = None
     """The latest audit."""
@@ -121,6 +131,8 @@ class Inspector:
     """Seconds per token, with a cache that has evicted."""
     _all_decode: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _drifting: set[str] = field(default_factory=set)
+    _is_guarded: bool = False
+    """Whether replies of the loaded model are stopped when they loop."""
 
     def __post_init__(self) -> None:
         self.invariants = all_invariants(self.drift)
@@ -132,7 +144,7 @@ class Inspector:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the verdicts so far, for `resume`."""
-        fields = ("checked", "violations", "first", "last")
+        fields = ("checked", "violations", "first", "last", "counted")
         return {name: {key: getattr(each, key) for key in fields} for name, each in self.invariants.items()}
 
     def resume(self, state: dict[str, dict[str, Any]], turns: int) -> None:
@@ -146,6 +158,8 @@ class Inspector:
     def observe(self, event: ev.Event) -> None:
         """Track evictions; check the layers after each eviction, and everything after each turn."""
         match event:
+            case ev.ModelReady(info=info):
+                self._is_guarded = is_guarded(self.loop_guard, info.parameters)
             case ev.ConversationCleared():
                 self.evicted = []
             case ev.TokensEvicted(runs=runs):
@@ -176,6 +190,8 @@ class Inspector:
             self._check_storage(self.audit)
             if not event.rolled_back:
                 self._check_ids(self.audit)
+        if stats.new_tokens:
+            self._check_loop(event)
         if self._process_turns > MEMORY_WARM_UP:
             self._rss.append(stats.rss_bytes)
             if stats.vram_bytes is not None:
@@ -255,6 +271,17 @@ class Inspector:
             slow = took > STALL_TIMES * usual and took > usual + STALL_S
             self._check("turn-time", not slow, f"it took {took:.1f} s; the usual time for its tokens is {usual:.2f} s")
 
+    def _check_loop(self, event: ev.TurnFinished) -> None:
+        """Count the replies that repeat themselves, by their words and not by what the guard saw."""
+        words, times = repeated_end(event.reply)
+        was_stopped = event.finish_reason == "loop"
+        invariant = self.invariants["loops"]
+        if self._is_guarded:
+            missed = not was_stopped and times >= LOOP_TIMES and words * times >= LOOP_WORDS
+            self._check("loops", not missed, f"the reply ends with the same {plural(words, 'word')} {times} times")
+        invariant.counted += was_stopped or (times >= REPEATS and words * times >= LOOP_WORDS)
+        invariant.last = f"{plural(invariant.counted, 'reply', 'replies')} repeated themselves up to turn {self._turn}"
+
     def _check_storage(self, audit: ev.CacheAudited) -> None:
         now = (audit.cache_id, audit.kv_bytes)
         if self._storage is None or self._storage[0] != now[0]:
@@ -286,6 +313,22 @@ def _gaps(runs: Sequence[tuple[int, int]], stop: int) -> list[tuple[int, int]]:
     if at < stop:
         out.append((at, stop))
     return out
+
+
+def repeated_end(text: str) -> tuple[int, int]:
+    """Return the number of words that `text` repeats at its end, and how often they occur; (0, 0) if it does not.
+
+    Of several possible cycles, this is the one that fills most of the text; at most `LOOP_CYCLE` words.
+    """
+    words, best = text.split(), (0, 0)
+    for period in range(1, min(LOOP_CYCLE, len(words) // 2) + 1):
+        length = period
+        while length < len(words) and words[-1 - length] == words[-1 - length + period]:
+            length += 1
+        times = length // period
+        if times > 1 and times * period > best[0] * best[1]:
+            best = period, times
+    return best
 
 
 def _without_length(figures: list[tuple[int, float]]) -> list[float]:

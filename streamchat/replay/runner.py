@@ -80,7 +80,7 @@ class Runner:
         rows, folder = plan.rows, plan.folder
         session = rows[-1]["session"] if rows else ""
         engine = Engine(plan.configuration, open_store=lambda: Store(folder.store), session=session or None, audit=True)
-        self._inspector = Inspector(plan.drift, self._report_violation)
+        self._inspector = Inspector(plan.drift, self._report_violation, plan.configuration.settings.loop_guard)
         self._inspector.resume(folder.read_state(), len(rows))
         turns = steps(plan.script, fresh=plan.fresh, teacher_forced=plan.teacher_forced, repeat=plan.repeat)
         stop = None if plan.max_turns is None else min(plan.max_turns, sys.maxsize)

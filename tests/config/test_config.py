@@ -83,7 +83,7 @@ def test_what_the_user_gave_wins_over_the_model_and_the_rest_is_its_advice(how: 
     loaded = load(
         {"temperature": value} if how == "flag" else None,
         {"STREAMCHAT_TEMPERATURE": "0.5"} if how == "variable" else None,
-        f"[generation]\ntemperature = {value}\n" if how.startswith("file") else None,
+        f"[generation]\ntemperature = {value}\n" if how.startswith("file") else "",
     )
     advised = loaded.advised_by(ADVICE, ADVICE_ORIGINS)
     assert (advised.settings.temperature, advised.settings.top_p, advised.settings.top_k) == (value, 0.95, 20)

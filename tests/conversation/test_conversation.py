@@ -364,7 +364,7 @@ def test_the_sampler_is_an_argument_and_sees_recent_text_without_control_tokens(
         Watching,
     )
     again.run_turn("ab", lambda: False)
-    assert seen[0] == (again.settings, torch.device("cpu"), again._generator)
+    assert seen[0] == (again.settings, torch.device("cpu"), again._generator, None)
     text = chat.tokenizer.decode(seen[1])
     assert "ab" in text
     assert "<|im_" not in text

@@ -89,7 +89,7 @@ class Talk:
 
 def talk_on(model: Any, mode: str, cache_size: int = 256, template: str | None = CHATML, **settings: Any) -> Talk:
     tokenizer = toy_tokenizer(template)
-    chosen: Any = {"temperature": 0.0, "seed": 3, "max_new_tokens": 60} | settings
+    chosen: Any = {"temperature": 0.0, "seed": 3, "max_new_tokens": 60, "loop_guard": "off"} | settings
     own = Settings(speculation=mode, cache_size=cache_size, **chosen)  # type: ignore[arg-type]
     talk: Talk
     chat_format = choose_format(tokenizer, "auto", own.system_prompt)
@@ -334,6 +334,16 @@ def test_models_without_a_short_path_for_several_tokens_do_not_speculate(family:
         talk.say(message)
     assert not talk.chat.speculator.is_supported
     assert talk.chat.speculator.proposed == 0
+
+
+@needs_kernels
+def test_replies_with_dry_are_those_without_speculation() -> None:
+    """The penalties of each token follow from the accepted ones, not from proposals."""
+    plain, fast = both(model_of("llama"), repetition_penalty=1.0, dry_multiplier=1.0, dry_sequence_breakers="")
+    assert fast.replies == plain.replies
+    assert fast.chat.speculator.proposed > fast.chat.speculator.accepted
+    undamped, _ = both(model_of("llama"), repetition_penalty=1.0)
+    assert undamped.replies != plain.replies
 
 
 @needs_kernels

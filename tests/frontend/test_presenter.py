@@ -139,6 +139,12 @@ def test_the_model_is_described_once() -> None:
             "cut",
             "stopped at the limit (/set max_new_tokens) · 12 tokens · 35.1 tok/s · first token 45 ms · cache 300/1,024",
         ),
+        (
+            finished("loop"),
+            "cut",
+            "stopped: it repeated itself (/set loop_guard) · 12 tokens · 35.1 tok/s · first token 45 ms · "
+            "cache 300/1,024",
+        ),
     ],
 )
 def test_figures_of_a_turn(turn: ev.TurnFinished, kind: str, text: str) -> None:

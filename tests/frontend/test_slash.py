@@ -90,6 +90,11 @@ def test_answers() -> None:
     assert desk.say("/system").text == "system prompt: Be kind."
     assert desk.say("/set temperature").text.startswith("temperature = 0.7  (Sampling temperature")
     assert "min_p = 0.0" in desk.say("/set").text
+    desk.engine.origins = {"temperature": "the catalogue"}
+    assert desk.say("/set temperature").text.endswith("; source: the catalogue)")
+    rows = desk.say("/set").text.splitlines()
+    assert next(row for row in rows if row.startswith("temperature")).endswith("; source: the catalogue)")
+    assert next(row for row in rows if row.startswith("min_p")).endswith("; source: the default)")
     assert desk.say("/model").text == "default is loading"
     assert "cached  " in desk.say("/stats").text
     assert desk.say("/quit").quit

@@ -500,6 +500,55 @@ def test_host_memory_that_grows_on_a_gpu_is_seen_within_160_turns(per_turn: int,
     assert inspector.invariants["device-memory"].checked > 0
 
 
+LOOP = "and the sea, " * 100
+
+
+@pytest.mark.parametrize(
+    ("guard", "parameters", "reply", "reason", "violated"),
+    [
+        ("auto", 1, LOOP, "loop", []),
+        ("auto", 1, LOOP, "length", ["loops"]),
+        ("on", 10**12, LOOP, "stop", ["loops"]),
+        ("auto", 10**12, LOOP, "length", None),
+        ("off", 1, LOOP, "length", None),
+        ("on", 1, " ".join(f"{n}, and the sea," for n in range(100)), "length", []),
+        ("on", 1, "ha " * 100, "stop", []),
+    ],
+)
+def test_replies_that_loop_are_counted_and_must_be_stopped_by_the_guard(
+    guard: Any, parameters: int, reply: str, reason: Any, violated: list[str] | None
+) -> None:
+    """`violated` is None if there is no guard to judge."""
+    told: list[invariants.Violation] = []
+    inspector = invariants.Inspector(0.25, told.append, guard)
+    with real_engine.running() as chat:
+        ready = chat.wait(ev.ModelReady)
+    inspector.observe(replace(ready, info=replace(ready.info, parameters=parameters)))
+    stats = ev.TurnStats(1, 30, 300, 900, 1024, 5, 900, 0.1, 200.0, 1, 1, None, reason)
+    inspector.observe(ev.TurnFinished(stats, reason, reply, "text"))
+    inspector.observe(ev.TurnFinished(replace(stats, finish_reason="stop"), "stop", "A plain reply.", "text"))
+    loops = inspector.invariants["loops"]
+    assert [each.name for each in told] == (violated or [])
+    assert loops.checked == (0 if violated is None else 2)
+    assert loops.counted == (reply == LOOP)
+    assert loops.last == ("1 reply" if reply == LOOP else "0 replies") + " repeated themselves up to turn 2"
+    if told:
+        assert told[0].detail == "the reply ends with the same 3 words 100 times"
+    later = invariants.Inspector(0.25, told.append, guard)
+    later.resume(inspector.state(), 2)
+    assert later.invariants["loops"].counted == loops.counted
+
+
+def test_a_run_without_the_guard_says_how_often_the_model_loops(
+    tiny: None, replay: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invariants, "repeated_end", lambda text: (3, 60))
+    ran = replay(TURNS[:3], "--loop-guard", "off")
+    assert ran.code == 0
+    assert ran.state("loops") == "not checked"
+    assert "3 replies repeated themselves up to turn 3" in ran.out
+
+
 # --- recorded runs ----------------------------------------------------------------------------------------------
 
 

@@ -139,6 +139,7 @@ class RandomChat:
             on_full=self.plan.on_full,
             system_prompt=self.plan.system,
             max_new_tokens=400,
+            loop_guard="off",
             seed=1,
             snapshot_turns=3,
         )

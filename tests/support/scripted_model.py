@@ -86,7 +86,8 @@ def make_chat(
         names = [eos] if isinstance(eos, str) else list(eos)
         tokenizer.eos_token = names[0]
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(names)
-    chosen = Settings(cache_size=cache_size, **settings)
+    unguarded: Any = {"loop_guard": "off"}  # scripts may repeat as they like
+    chosen = Settings(cache_size=cache_size, **(unguarded | settings))
     events: list[ev.Event] = []
     script: list[int] = []
     fed: list[list[int]] = []

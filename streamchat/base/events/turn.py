@@ -9,8 +9,9 @@ from streamchat.base.errors import TurnFailure
 from streamchat.base.events.cache import CacheState
 from streamchat.base.events.event import Event
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-"""`stop`: end token or stop string; `length`: max_new_tokens; `cancelled`: the user; `error`: rolled back."""
+FinishReason = Literal["stop", "length", "loop", "cancelled", "error"]
+"""`stop`: end token or stop string; `length`: max_new_tokens; `loop`: the reply repeated itself; `cancelled`: the user;
+`error`: rolled back."""
 
 
 @dataclass(frozen=True)
