@@ -292,6 +292,10 @@ def _chat(configuration: Configuration) -> Rows:
         cached = devices.choose_cache_dtype(settings.dtype, dtype, device, compiled=not _no_kernels(configuration))
         # whether the kernels support the model shows when it is loaded
         rows["cached keys"] = cached if cached == dtype else f"{cached} if compiled kernels decode, else {dtype}"
+    if settings.adapter:
+        from streamchat.models.adapters import find_adapters
+
+        rows["adapter"] = ", ".join(str(adapter.folder) for adapter in find_adapters(settings.adapter))
     if contents is not None:
         rows |= _weights(configuration, contents, device, dtype, source.name)
     if notes:

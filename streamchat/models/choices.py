@@ -78,7 +78,8 @@ def model_choices(*, dtype: str = "float32", local_files: bool = True) -> list[M
 
 def _default() -> ModelChoice:
     facts, folder, is_here = catalogue.FACTS[catalogue.DEFAULT], default_model_dir(), is_default_model_here()
-    size = COPY_BYTES if is_here else WHEEL.size
+    manifest = read_manifest(folder)
+    size = sum(manifest["files"].values()) if manifest else WHEEL.size
     memory = int(COPY_BYTES * HEADROOM)
     return ModelChoice(catalogue.DEFAULT, NAME, "bundled", str(folder), is_here, size, memory, facts.context_length)
 

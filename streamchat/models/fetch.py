@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from streamchat.base.progress import Progress
-from streamchat.models.resolve import Source, resolve
+
+if TYPE_CHECKING:  # imported when it is needed: the app imports this module at its start
+    from streamchat.models.resolve import Source
 
 
 def must_be_fetched(name: str) -> bool:
@@ -12,6 +16,8 @@ def must_be_fetched(name: str) -> bool:
     Raises:
         ModelNotFoundError: `name` is not a valid name.
     """
+    from streamchat.models.resolve import resolve
+
     return not resolve(name).available
 
 
@@ -25,6 +31,8 @@ def fetch_model(name: str, progress: Progress) -> None:
     Raises:
         ModelNotFoundError, UnsupportedModelError: It does not exist, cannot be fetched, or is of another kind.
     """
+    from streamchat.models.resolve import resolve
+
     source = resolve(name)
     if not source.available:
         fetch_source(source, name, progress)

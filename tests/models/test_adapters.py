@@ -210,6 +210,10 @@ def test_setting_and_flag(base: Path, lora: Path, capsys: pytest.CaptureFixture[
     assert f'adapter = "one{os.pathsep}two"' in capsys.readouterr().out
     assert portable_setting(f"one{os.pathsep} two ") == f"{Path.cwd() / 'one'}{os.pathsep}{Path.cwd() / 'two'}"
     assert find_adapters(" ") == ()
+    assert cli.main(["--model", str(base), "--adapter", "none"]) == ExitCode.MODEL
+    assert "There is no adapter folder" in capsys.readouterr().err
+    assert cli.main(["doctor", "--model", str(base), "--adapter", str(lora), "--kernels", "torch"]) == 0
+    assert str(lora) in capsys.readouterr().out
 
 
 # --- saved conversations ----------------------------------------------------------------------------------------

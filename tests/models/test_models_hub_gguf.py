@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from streamchat.base.errors import ExitCode, ModelError, ModelNotFoundError, UnsupportedModelError
+from streamchat.benchmarks.loading import gguf_file
 from streamchat.commands import models as command
+from streamchat.config.loader import Configuration
 from streamchat.models.hub_cache import cached_ggufs, hub_cache_dir
 from streamchat.models.hub_gguf import GgufName, choose_file, matches, parse_gguf_name
 from streamchat.models.load import load_model
@@ -128,6 +130,7 @@ def test_a_tag_is_fetched_converted_and_then_found_locally(
     size = (quantized / "tiny-Q8_0.gguf").stat().st_size
     assert ("Fetching a/tiny-GGUF", size, size, "bytes") in seen
     assert capfd.readouterr() == ("", "")
+    assert gguf_file(Configuration(), loaded) == Path(resolve("a/tiny-GGUF:q8_0").location)  # for llama.cpp
     # the local copy is enough from now on, by each of its names; it has the cache's layout
     fake_hub.close()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

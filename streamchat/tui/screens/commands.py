@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from textual import on
 
@@ -12,13 +13,14 @@ from streamchat.frontend.messages import QUOTE_REPLY, quote_prompt
 from streamchat.frontend.outbox import Phase
 from streamchat.frontend.slash.registry import SlashCommand, SlashResult, parse
 from streamchat.frontend.slash.session_commands import turn_done
-from streamchat.models.choices import ModelChoice
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
 from streamchat.tui.screens.help import HelpScreen
-from streamchat.tui.screens.models import ModelsScreen
 from streamchat.tui.screens.sending import SendingScreen
 from streamchat.tui.widgets.lines import CommandOutput
 from streamchat.tui.widgets.prompt import Prompt
+
+if TYPE_CHECKING:
+    from streamchat.models.choices import ModelChoice
 
 
 class CommandScreen(SendingScreen):
@@ -109,6 +111,8 @@ class CommandScreen(SendingScreen):
 
     def action_models(self, words: str = "") -> None:
         """Choose a model to load; one that must be fetched is fetched while the chat continues."""
+
+        from streamchat.tui.screens.models import ModelsScreen  # not at the start of the app
 
         def load(choice: ModelChoice | None) -> None:
             if choice is not None:
