@@ -2,8 +2,8 @@
 
     python -m tools.docs --write
 
-docs/configuration.md comes from the settings, docs/commands.md from the parser of every command. A test says when they
-differ.
+docs/configuration.md comes from the settings, docs/commands.md from the parser of every command, and so does the man
+page. A test says when they differ.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from streamchat.config.settings import default_of, setting_fields, settings_by_m
 from streamchat.conversation.loops import LONGEST, REPEATS, TOKENS
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.models.catalogue import SAMPLING
+from tools.man_page import man_page
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 NOTE = "*Made by `python -m tools.docs --write`; changes here are overwritten.*"
 
 
@@ -143,8 +145,8 @@ def _sampling_section() -> list[str]:
         *_paragraph(
             "- **DRY** makes only tokens less likely that would continue a sequence that occurred before, and more so "
             "the longer it is: `/set dry_multiplier 0.8` turns it on. If the newest n tokens occurred before, the "
-            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. The "
-            "`dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
+            "token that followed them loses `dry_multiplier * dry_base ** (n - dry_allowed_length)` from its logit. "
+            "The `dry_` settings have the names and the meaning of llama.cpp and koboldcpp. No sequence crosses a "
             "sequence breaker or a control token, control tokens have no penalty, and no more than the latest "
             "`cache_size` tokens are looked at."
         ),
@@ -278,17 +280,22 @@ def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, 120, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)
 
 
-PAGES = {"configuration.md": configuration_page, "commands.md": commands_page}
+PAGES = {
+    "docs/configuration.md": configuration_page,
+    "docs/commands.md": commands_page,
+    "man/streamchat.1": man_page,
+}
+"""Path in the repository -> what makes the file."""
 
 
 def main(argv: list[str]) -> int:
     """Write the pages, or say which differ."""
     texts = {name: page() for name, page in PAGES.items()}
-    differ = [name for name, text in texts.items() if not _is(DOCS / name, text)]
+    differ = [name for name, text in texts.items() if not _is(ROOT / name, text)]
     for name in differ:
         print(name, "is written" if "--write" in argv else "differs; run: python -m tools.docs --write")
         if "--write" in argv:
-            (DOCS / name).write_text(texts[name], encoding="utf-8")
+            (ROOT / name).write_text(texts[name], encoding="utf-8")
     return 0 if "--write" in argv else len(differ)
 
 

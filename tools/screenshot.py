@@ -1,6 +1,7 @@
 """The README's picture: the app with the real default model, a short conversation over some evictions.
 
 python -m tools.screenshot docs/screenshot.svg
+python -m tools.screenshot --settings docs/settings.svg
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ QUESTIONS = (
 PINNED = 1
 
 
-async def take(path: Path, columns: int, rows: int, theme: str) -> None:
-    """Talk, then export the screen."""
+async def take(path: Path, columns: int, rows: int, theme: str, *, with_settings: bool) -> None:
+    """Talk, open the settings if asked for, then export the screen."""
     settings = Settings(cache_size=224, max_new_tokens=120, temperature=0.0, theme=theme)
     engine = Engine(Configuration(settings, {}, None))
     async with driving(engine, size=(columns, rows)) as driver:
@@ -36,6 +37,8 @@ async def take(path: Path, columns: int, rows: int, theme: str) -> None:
             await driver.answered(number, 120)
             if number == PINNED:
                 driver.app.state.engine.send(Pin(PINNED))
+        if with_settings:
+            await driver.pilot.press("f4", *"temp", "enter")
         await driver.pilot.pause(0.5)
         path.write_text(driver.app.export_screenshot(title="streamchat"), encoding="utf-8")
 
@@ -47,8 +50,9 @@ def main() -> int:
     parser.add_argument("--columns", type=int, default=130)
     parser.add_argument("--rows", type=int, default=38)
     parser.add_argument("--theme", default="textual-dark")
+    parser.add_argument("--settings", action="store_true", help="with the settings screen")
     args = parser.parse_args()
-    asyncio.run(take(args.file, args.columns, args.rows, args.theme))
+    asyncio.run(take(args.file, args.columns, args.rows, args.theme, with_settings=args.settings))
     return 0
 
 

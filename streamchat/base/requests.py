@@ -84,6 +84,13 @@ class SetOption:
 
 
 @dataclass(frozen=True)
+class ResetOption:
+    """Set a live setting to its default, or to what the model's makers advise; events as for `SetOption`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Pin:
     """Pin a turn in the cache: `TurnPinned`, or a `Notice` with the reason why not."""
 
@@ -154,6 +161,7 @@ Request = (
     | Clear
     | SetSystemPrompt
     | SetOption
+    | ResetOption
     | Pin
     | Unpin
     | SwitchModel

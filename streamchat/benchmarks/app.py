@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from textual import events
 
@@ -98,6 +98,8 @@ def measure_ui(configuration: Configuration, load: Load, rounds: int, progress: 
     Raises:
         StreamchatError: A reply failed, or was too short to measure.
     """
+    # a reply that ended early would be shorter than the others
+    configuration = replace(configuration, settings=replace(configuration.settings, loop_guard="off"))
     delays: list[list[float]] = []
     tokens = 0
 

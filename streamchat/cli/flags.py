@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from streamchat.base.errors import ConfigError
 from streamchat.base.sanitize import one_line
 from streamchat.config import loader
 from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.config.template_args import parse_argument
 
 Subparsers = argparse._SubParsersAction  # the type has no public name
 
@@ -41,6 +43,17 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Iterable[str] | No
                 action=argparse.BooleanOptionalAction,
                 default=argparse.SUPPRESS,
                 help=f"{text} (default: {'yes' if default else 'no'})",
+            )
+            continue
+        if spec.is_table:
+            about = f"{text}; can be repeated"
+            add(
+                loader.flag_of(name),
+                dest=name,
+                action="append",
+                metavar=spec.metavar,
+                default=argparse.SUPPRESS,
+                help=about,
             )
             continue
         advised = "the model's, else " if spec.by_model else ""
@@ -76,11 +89,21 @@ def configuration_of(args: argparse.Namespace, *, announce: bool = True) -> load
     flags: dict[str, Any] = {}
     for name in setting_fields():
         given = getattr(args, name, None)
+        if isinstance(given, list):
+            given = _table(given, loader.flag_of(name))
         flags[name] = loader.parse_text(name, given, loader.flag_of(name)) if isinstance(given, str) else given
     configuration = loader.load(flags, config_file=config_file_of(args))
     if announce and configuration.local_notice and sys.stderr is not None:
         print(f"streamchat: {one_line(configuration.local_notice)}", file=sys.stderr, flush=True)
     return configuration
+
+
+def _table(given: list[str], flag: str) -> dict[str, Any]:
+    """Return the table of a flag that was given several times; raises ConfigError."""
+    try:
+        return dict(parse_argument(each) for each in given)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def config_file_of(args: argparse.Namespace) -> Path | None:

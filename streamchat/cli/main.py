@@ -112,6 +112,10 @@ def _show_traceback() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow what was typed
+        from streamchat.cli import completion
+
+        completion.answer()
     if "--debug" in argv:  # first, so that it covers every failure
         os.environ["STREAMCHAT_DEBUG"] = "1"
     args = parser.parse(argv)

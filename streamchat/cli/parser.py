@@ -20,7 +20,19 @@ from streamchat.cli import flags
 from streamchat.cli.flags import Subparsers
 from streamchat.cli.serve import add_server_flags
 
-COMMANDS = ("replay", "monitor", "sessions", "verify", "ppl", "sweep", "bench", "models", "doctor", "config")
+COMMANDS = (
+    "replay",
+    "monitor",
+    "sessions",
+    "verify",
+    "ppl",
+    "sweep",
+    "bench",
+    "models",
+    "doctor",
+    "config",
+    "completion",
+)
 """Modules of `streamchat.commands`, each a `Command`, in help order."""
 
 
@@ -51,9 +63,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError with argparse's message, reworded."""
-        if wrong := re.match(r"argument \S+: invalid choice: (.*?) \(choose from (.*)\)", message):
-            word, choices = wrong[1].strip("'\""), re.findall(r"[\w-]+", wrong[2])
-            message = f"{word} is not a command{did_you_mean(word, choices) or '; choose from ' + ', '.join(choices)}"
+        if wrong := re.match(r"argument (\S+): invalid choice: (.*?) \(choose from (.*)\)", message):
+            word, choices = wrong[2].strip("'\""), re.findall(r"[\w-]+", wrong[3])
+            kind = "a command" if wrong[1] in ("COMMAND", "ACTION") else f"valid for {wrong[1]}"
+            message = f"{word} is not {kind}{did_you_mean(word, choices) or '; choose from ' + ', '.join(choices)}"
             if self.prog == "streamchat" and not did_you_mean(word, choices):
                 message += ", or give none to start a chat"
         elif stray := re.match(r"unrecognized arguments: (.*)", message):

@@ -65,6 +65,7 @@ KEYS = (
     Key("chat.models", "ctrl+n", "Models", "choose another model: the list shows size, context, and what fits"),
     Key("chat.thoughts", "ctrl+o", "Thoughts", "expand or collapse the reasoning of replies"),
     Key("chat.sidebar", "ctrl+b", "Panel", "show or hide the status panel"),
+    Key("chat.settings", "f4", "Settings", "show and change all settings"),
     Key("app.help", "f1", "Help", "show keys and commands"),
     Key("app.palette", "ctrl+p", "Palette", "open the command palette"),
     Key("app.quit", "ctrl+q", "Quit", "quit, at any time"),
@@ -81,6 +82,13 @@ KEYS = (
     Key("finder.page_up", "pageup", "Page up", "select a row one page up"),
     Key("finder.page_down", "pagedown", "Page down", "select a row one page down"),
     Key("finder.keep", "ctrl+k", "Pin", "quote the result and pin it"),
+    Key("settings.close", "escape,f4", "Close", "return to the chat; or cancel the edit of a setting"),
+    Key("settings.up", "up", "Up", "select the setting above; in an edit, the previous choice"),
+    Key("settings.down", "down", "Down", "select the setting below; in an edit, the next choice"),
+    Key("settings.page_up", "pageup", "Page up", "select a setting one page up"),
+    Key("settings.page_down", "pagedown", "Page down", "select a setting one page down"),
+    Key("settings.reset", "ctrl+r", "Reset", "set the setting to its default"),
+    Key("settings.write", "ctrl+s", "Write", "write the setting to config.toml"),
     Key("help.close", "escape,f1,q,enter", "Close", "return to the chat"),
 )
 BY_ID = {key.id: key for key in KEYS}

@@ -28,6 +28,7 @@ from streamchat.config.files import (
     short_value,
 )
 from streamchat.config.settings import Settings, default_of, setting_fields, settings_by_model, spec_of
+from streamchat.config.template_args import checked, from_text, merged, parse_arguments, to_text
 
 ENV_PREFIX = "STREAMCHAT_"
 # Environment variables with this prefix that are not settings.
@@ -67,7 +68,8 @@ class Configuration:
 
     settings: Settings = field(default_factory=Settings)
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Setting name -> origin, for messages: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file."""
+    """Setting name -> origin, for messages: `--cache-size`, `STREAMCHAT_CACHE_SIZE`, a file. The parts of a table have
+    their own: `template_args.enable_thinking`."""
     file: Path | None = None
     """The configuration file that was read; of two, the one that takes precedence."""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +95,12 @@ class Configuration:
     def with_origin(self, name: str, origin: str) -> Configuration:
         """Return the configuration with another origin of the setting `name`, which counts as given from now on."""
         return replace(self, origins={**self.origins, name: origin})
+
+    def without(self, name: str) -> Configuration:
+        """Return the configuration with the default of the setting `name`."""
+        origins = {key: origin for key, origin in self.origins.items() if key.partition(".")[0] != name}
+        default: dict[str, Any] = {name: default_of(name)}
+        return replace(self, settings=replace(self.settings, **default), origins=origins)
 
     def advised_by(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Configuration:
         """Return the configuration for a model: what the user did not give is the model's advice, or the default.
@@ -133,14 +141,17 @@ def load(
     origins: dict[str, str] = {}
 
     def apply(given: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-        checked = {name: check_value(name, value, sources[name]) for name, value in given.items()}
-        _refuse_two_budgets(checked, sources)
+        checked_values = {name: check_value(name, value, sources[name]) for name, value in given.items()}
+        _refuse_two_budgets(checked_values, sources)
         # Both settings mean the same budget, so a later source replaces the other one as well.
         for name, other in (("cache_size", "compression_ratio"), ("compression_ratio", "cache_size")):
-            if checked.get(name):
+            if checked_values.get(name):
                 values.pop(other, None)
                 origins.pop(other, None)
-        for name, value in checked.items():
+        for name in [name for name in checked_values if spec_of(name).is_table]:
+            origins.update({f"{name}.{each}": sources[name] for each in from_text(checked_values[name])})
+            checked_values[name] = merged(values.get(name, default_of(name)), checked_values[name])
+        for name, value in checked_values.items():
             values[name], origins[name] = value, sources[name]
 
     files: list[Path] = []
@@ -179,12 +190,14 @@ def load(
 
 def flag_of(name: str) -> str:
     """Return the command line flag of a setting: `cache_size` -> `--cache-size`."""
-    return "--" + name.replace("_", "-")
+    return spec_of(name).flag or "--" + name.replace("_", "-")
 
 
 def parse_text(name: str, text: str, source: str) -> Any:
     """Convert text (environment, `/set`) to the type of the setting `name`; raises ConfigError."""
     default = default_of(name)
+    if spec_of(name).is_table:
+        return _table_text(name, text, source)
     try:
         if isinstance(default, bool):
             return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False,
@@ -212,6 +225,8 @@ def check_value(name: str, value: Any, source: str) -> Any:
     A choice that was renamed is returned under today's name.
     """
     default, spec = default_of(name), spec_of(name)
+    if spec.is_table:
+        return _table_text(name, value, source)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):
@@ -230,6 +245,18 @@ def check_value(name: str, value: Any, source: str) -> Any:
         if not (above and below):
             raise ConfigError(f"{source}: {name} = {short_value(value)} is not valid; it must be {spec.legal()}")
     return value
+
+
+def _table_text(name: str, value: Any, source: str) -> str:
+    """Return the text of a table that a file, a flag, a variable or `/set` gives; raises ConfigError."""
+    try:
+        if isinstance(value, str):
+            return to_text(parse_arguments(value))
+        if isinstance(value, Mapping):
+            return to_text(checked(value))
+    except ValueError as error:
+        raise ConfigError(f"{source}: {name}: {error}") from None
+    raise ConfigError(f"{source}: {name} must be {_describe_type(name)}, not {short_value(value)}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -258,6 +285,14 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{origin}num_sink_tokens = {sinks} does not fit into cache_size = {budget}{other}; it must be from 0 to "
             f"{budget - 1}"
         )
+
+
+def check_file(file: Path, values: Mapping[str, Any]) -> None:
+    """Check all values of a file, on their own and together; raises ConfigError."""
+    given = effective_values(values, file)
+    origins = dict.fromkeys(given, str(file))
+    _refuse_two_budgets(given, origins)
+    _check_together(Settings(**given), origins)
 
 
 def effective_values(values: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -321,4 +356,4 @@ def _describe_type(name: str) -> str:
         return f"a whole number, {spec.legal()}"
     if isinstance(default, float):
         return f"a number, {spec.legal()}"
-    return spec.legal() if spec.choices else "text"
+    return spec.legal() if spec.choices or spec.is_table else "text"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from streamchat.base.jsonlines import json_line
@@ -10,6 +13,7 @@ from streamchat.config import keymap
 from streamchat.config.files import CONFIG_VERSION
 from streamchat.config.loader import Configuration
 from streamchat.config.settings import default_of, setting_fields, spec_of
+from streamchat.config.template_args import from_text
 
 
 def render_toml(configuration: Configuration | None = None) -> str:
@@ -45,7 +49,8 @@ def render_toml(configuration: Configuration | None = None) -> str:
             lines.append(f"# from {_safe(given.origin(name))}")
         # as a comment, so that a copy of the file does not set it for other models
         mark = "# " if spec.by_model and not given.is_explicit(name) else ""
-        lines.append(f"{mark}{name} = {_toml_value(getattr(given.settings, name))}")
+        value = getattr(given.settings, name)
+        lines.append(f"{mark}{name} = {_toml_table(value) if spec.is_table else _toml_value(value)}")
     about = (
         "Keys of the full-screen app; separate several keys with commas. The prompt (--plain) shares prompt.send, "
         "prompt.newline, prompt.edit and chat.interrupt."
@@ -68,5 +73,20 @@ def _wrap_comment(text: str) -> list[str]:
 
 
 def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{json_line(name)} = {_toml_value(each)}' for name, each in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
     # JSON strings, numbers and booleans are valid TOML if non-ASCII letters are not escaped.
     return json_line(value)
+
+
+def _toml_table(value: str) -> str:
+    """Return the text of a JSON object as an inline table, or as a string if TOML has no such values: null."""
+    table = from_text(value)
+    inner = ", ".join(f"{name} = {_toml_value(each)}" for name, each in table.items())
+    text = f"{{ {inner} }}" if inner else "{}"
+    with suppress(ValueError):
+        if tomllib.loads(f"table = {text}")["table"] == table:
+            return text
+    return _toml_value(value)

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from streamchat.base.eviction_policies import DEFAULT_POLICY, POLICIES, RENAMED_POLICIES, describe_policies
+from streamchat.config.template_args import NONE
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["auto", "native", "int8", "int4"]
@@ -53,6 +54,10 @@ class Spec:
     """Separator of several values in the text; the flag can then be repeated. '' if there is only one value."""
     live: bool = False
     """Whether `/set` may change it during a chat."""
+    is_table: bool = False
+    """The value is the text of a JSON object, and sources are merged by name; see `streamchat.config.template_args`."""
+    flag: str = ""
+    """The flag on the command line, if it is not the name of the setting."""
     by_model: bool = False
     """Whether a value that the model's makers advise replaces the default."""
 
@@ -60,6 +65,8 @@ class Spec:
         """Describe the legal values, for messages and comments."""
         if self.choices:
             return "one of " + ", ".join(self.words)
+        if self.is_table:
+            return "a table of names and values"
         parts = []
         if self.minimum is not None:
             parts.append(f"{'above' if self.above_minimum else 'at least'} {_number(self.minimum)}")
@@ -275,6 +282,14 @@ class Settings:
         "Format of turns: the model's chat template, or plain 'User:' / 'Assistant:' lines; auto uses the template if "
         "the model has one",
         choices=get_args(Format),
+    )
+    template_args: str = _CHAT.harmless(
+        NONE,
+        "Arguments for the model's chat template, as in enable_thinking=false; values are JSON, else text",
+        metavar="NAME=VALUE",
+        flag="--template-arg",
+        is_table=True,
+        live=True,
     )
 
     save: Save = _SESSIONS.sensitive(

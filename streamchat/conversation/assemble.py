@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from streamchat.base import events as ev
 from streamchat.base.progress import Progress
 from streamchat.config.loader import Configuration
+from streamchat.config.settings import Settings
+from streamchat.config.template_args import from_text, to_text
 
 if TYPE_CHECKING:  # torch is imported on the engine's thread only
     from streamchat.conversation.conversation import Conversation
@@ -46,14 +49,13 @@ def assemble(
     from streamchat.cache.context import context_length
     from streamchat.conversation.budget import resolve_cache_size
     from streamchat.conversation.conversation import Conversation
-    from streamchat.conversation.template.format import choose_format
     from streamchat.models.checked_fit import choose_checked_fit
     from streamchat.models.quantize.weight_storage import stored_bytes
 
     settings = configuration.settings
     context = context_length(loaded.model.config)
     cache_size, note = resolve_cache_size(configuration, context)
-    chat_format = choose_format(loaded.tokenizer, settings.chat_format, settings.system_prompt)
+    chat_format = format_from_settings(loaded.tokenizer, settings)
     progress("Checking positions")
     fit = choose_checked_fit(loaded.model)
     conversation = Conversation(loaded.model, loaded.tokenizer, fit, chat_format, settings, cache_size, emit)
@@ -72,9 +74,10 @@ def assemble(
         pinned_tokens=conversation.state().pinned,
         attention=str(loaded.model.config._attn_implementation),
         chat_format=chat_format.name,
-        template_prompt=_template_prompt(
-            loaded.tokenizer, settings.chat_format, None if settings.system_prompt else chat_format
-        ),
+        template_prompt=_template_prompt(loaded.tokenizer, settings, None if settings.system_prompt else chat_format),
+        template_reads=chat_format.takes.names,
+        template_defaults=to_text(chat_format.takes.defaults),
+        thinks=chat_format.takes.thinks,
     )
     notes = [*loaded.notes, *([note] if note else []), *chat_format.notes]
     if fit.method == "recompute":
@@ -84,15 +87,31 @@ def assemble(
     return StartedConversation(conversation, info, tuple(notes))
 
 
-def _template_prompt(tokenizer: Any, wanted: str, known: ChatFormat | None = None) -> str:
+def format_from_settings(tokenizer: Any, settings: Settings, moment: datetime | None = None) -> ChatFormat:
+    """Return the format of turns that the settings ask for.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        settings: The settings; the catalogue adds the template arguments of their model.
+        moment: The time that the template's clock shows; now by default.
+
+    Raises:
+        ConfigError: 'template' was requested and the model has no usable template.
+    """
+    from streamchat.conversation.template.format import choose_format
+    from streamchat.models.catalogue import template_args_of
+
+    given, defaults = from_text(settings.template_args), template_args_of(settings.model)
+    return choose_format(tokenizer, settings.chat_format, settings.system_prompt, given, defaults, moment)
+
+
+def _template_prompt(tokenizer: Any, settings: Settings, known: ChatFormat | None = None) -> str:
     """Return the system block that the template writes without a system prompt; '' if it is only a control token.
 
     Args:
         tokenizer: The model's tokenizer.
-        wanted: The setting `chat_format`.
+        settings: The settings.
         known: The format without a system prompt, if it is known.
     """
-    from streamchat.conversation.template.format import choose_format
-
-    block = (known or choose_format(tokenizer, wanted, "")).system_block.strip()
+    block = (known or format_from_settings(tokenizer, replace(settings, system_prompt=""))).system_block.strip()
     return "" if block in getattr(tokenizer, "all_special_tokens", ()) else block

@@ -137,6 +137,23 @@ class Conversation:
             self.feeder.feed(block)
             self.cache.pin(0, len(block))
 
+    def change_format(self, chat_format: ChatFormat) -> bool:
+        """Write later turns in another format; what was fed stays as it is.
+
+        Returns:
+            Whether the start of the conversation had to change as well: it has no turns yet, and started over.
+
+        Raises:
+            ConfigError: The new start does not fit. Nothing has changed then.
+        """
+        later = chat_format.after(self.encoder.format)
+        if "start-kept" in later.fallbacks and not self.log.turns:
+            self.start_over(chat_format)
+            return True
+        self.encoder = ChatEncoder(self.tokenizer, later)
+        self._reply_format = learn_reply_format(self.model, self.tokenizer, self.encoder)
+        return False
+
     def set_pin(self, number: int, pinned: bool) -> int:
         """Pin or unpin a turn; return the number of its cached tokens. See `pins.set_pin`."""
         return set_pin(self.cache, self.log, number, pinned)

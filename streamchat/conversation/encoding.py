@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,20 @@ class TextEncoder:
         self._control = control_tokens(tokenizer, _source(tokenizer) if written is None else written)
         self._safe = SafeText(tokenizer, self._control)
         self.control_ids = frozenset(self._control)
+
+    @property
+    def control_names(self) -> frozenset[str]:
+        """The names of the control tokens."""
+        return frozenset(self._control.values())
+
+    @property
+    def reasoning_names(self) -> frozenset[str]:
+        """The names of those that mark reasoning."""
+        return frozenset(name for name in self._control.values() if _REASONING.search(name))
+
+    def rendered(self, text: str, letters: Sequence[Span]) -> list[int]:
+        """Encode a text of the template, in which names of control tokens are ordinary letters inside `letters`."""
+        return _ids(self._safe.encode(text, letters))
 
     def text(self, text: str) -> list[int]:
         """Encode plain text on its own, without control tokens."""

@@ -14,7 +14,7 @@ from streamchat.base.progress import Progress
 from streamchat.base.requests import SettingValue
 from streamchat.config.loader import Configuration, check_live, check_value
 from streamchat.config.settings import Settings
-from streamchat.conversation.assemble import Load, StartedConversation, assemble
+from streamchat.conversation.assemble import Load, StartedConversation, assemble, format_from_settings
 from streamchat.sessions.archive import Archive
 from streamchat.sessions.settings import (
     foreign_model,
@@ -165,15 +165,13 @@ class ModelHost:
 
     def start_over(self, *, system_prompt: str | None = None) -> None:
         """Clear the conversation; its session stays saved."""
-        from streamchat.conversation.template.format import choose_format
-
         conversation, settings = self.active.conversation, self.settings
         if system_prompt is not None:
             settings = replace(settings, system_prompt=system_prompt)
         before = conversation.encoder.format
         self._archive.flush_and_snapshot(self.started)
         try:
-            chat_format = choose_format(conversation.tokenizer, settings.chat_format, settings.system_prompt)
+            chat_format = format_from_settings(conversation.tokenizer, settings)
             conversation.start_over(chat_format)
         except ConfigError as error:
             self._emit(ev.Notice(f"Nothing has changed: {error}", "error"))
@@ -193,13 +191,49 @@ class ModelHost:
             ConfigError: The setting or the value is not allowed.
         """
         check_live(name)
-        value = check_value(name, value, "/set")
-        change: dict[str, Any] = {name: value}
-        self._use(replace(self.settings, **change))
-        self._configuration = self._configuration.with_origin(name, "/set")
+        change: dict[str, Any] = {name: check_value(name, value, "/set")}
+        changed = replace(self._configuration, settings=replace(self.settings, **change))
+        self._change(name, changed.with_origin(name, "/set"))
+
+    def reset_option(self, name: str) -> None:
+        """Set a live setting to its default, or to what the model's makers advise.
+
+        Raises:
+            ConfigError: The setting cannot change during a chat.
+        """
+        check_live(name)
+        assert self._loaded is not None
+        advice = self._loaded.advice
+        self._change(name, self._configuration.without(name).advised_by(advice.values, advice.origins))
+
+    def _change(self, name: str, configuration: Configuration) -> None:
+        """Use `configuration`, which differs in the setting `name` only."""
+        if name == "template_args":
+            self._change_template(configuration.settings)
+        self._use(configuration.settings)
+        self._configuration = configuration
         if name == "seed":
             self.active.conversation.reseed()
-        self._emit(ev.SettingChanged(name, value))
+        self._emit(ev.SettingChanged(name, getattr(configuration.settings, name)))
+
+    def _change_template(self, settings: Settings) -> None:
+        """Write later turns with the template arguments of `settings`; a conversation without turns may start over.
+
+        Raises:
+            ConfigError: They cannot be used. Nothing has changed then.
+        """
+        conversation = self.active.conversation
+        before = conversation.encoder.format
+        chat_format = format_from_settings(conversation.tokenizer, settings, before.moment)
+        if chat_format.name != before.name:
+            raise ConfigError(f"the template arguments cannot be used: {chat_format.notes[0]}")
+        if conversation.change_format(chat_format):
+            self._use(settings)
+            self._archive.start(self.active)
+            self._emit(ev.ConversationCleared(settings.system_prompt, conversation.state().pinned))
+        for note in conversation.encoder.format.notes:
+            if note not in before.notes:
+                self._emit(ev.Notice(note))
 
     def _use(self, settings: Settings) -> None:
         """Use other settings in the active conversation."""

@@ -90,6 +90,8 @@ class Owner:
                 self.host.start_over(system_prompt=encodable(text))
             case rq.SetOption(name, value):
                 self.host.set_option(name, value)
+            case rq.ResetOption(name):
+                self.host.reset_option(name)
             case rq.SwitchModel(name):
                 self.host.switch_model(name)
             case rq.OpenSession(session, agreed_model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from streamchat.base import suggestions
 
@@ -102,15 +103,31 @@ SAMPLING: Mapping[str, Mapping[str, float | int]] = {
     "TinyLlama-1.1B-Chat-v1.0": {"temperature": 0.7, "top_p": 0.95, "top_k": 50},
 }
 """Name of a model -> what its makers advise, for copies without a generation_config that says it."""
+TEMPLATE_ARGS: Mapping[str, Mapping[str, Any]] = {
+    # These models reason for longer than a reply may be (`max_new_tokens`) unless they are told not to.
+    "Qwen3-0.6B": {"enable_thinking": False},
+    "Qwen3-1.7B": {"enable_thinking": False},
+}
+"""Name of a model -> arguments that its chat template gets unless the user gives others."""
 _QUANTIZATION = re.compile(r"[-._](i?q\d\w*|tq\d\w*|[bf]+(16|32)|fp16|mxfp4\w*)$", re.IGNORECASE)
 """End of the name of a GGUF file: `-Q4_K_M`, `.f16`."""
 _BY_LOWER_NAME = {name.lower(): values for name, values in SAMPLING.items()}
+_ARGS_BY_LOWER_NAME = {name.lower(): values for name, values in TEMPLATE_ARGS.items()}
 
 
 def sampling_of(name: str) -> Mapping[str, float | int]:
     """Return the advice for a Hub id, or a file or folder with the name of a known model; empty if it is not known."""
-    plain = _QUANTIZATION.sub("", name.rpartition("/")[2].removesuffix("-GGUF"))
-    return _BY_LOWER_NAME.get(plain.lower(), {})
+    return _BY_LOWER_NAME.get(_plain(name), {})
+
+
+def template_args_of(name: str) -> Mapping[str, Any]:
+    """Return the arguments that the chat template of a model gets by default; `name` as for `--model`."""
+    return _ARGS_BY_LOWER_NAME.get(_plain((lookup(name) or name).removesuffix(".gguf")), {})
+
+
+def _plain(name: str) -> str:
+    """Return the name of a model in lower case without owner, folders and quantization."""
+    return _QUANTIZATION.sub("", name.rpartition("/")[2].removesuffix("-GGUF")).lower()
 
 
 def lookup(name: str) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from streamchat.base.errors import ConfigError, ModelNotFoundError
 from streamchat.config.loader import SESSION_ORIGIN, Configuration, check_value
-from streamchat.config.settings import setting_fields, settings_by_model, spec_of
+from streamchat.config.settings import default_of, setting_fields, settings_by_model, spec_of
+from streamchat.config.template_args import from_text, merged, to_text
 from streamchat.store.records import SessionInfo
 
 OF_THE_MACHINE = frozenset({"device", "dtype", "weights", "kernels", "attention"})
@@ -37,6 +38,11 @@ def resumed_configuration(configuration: Configuration, info: SessionInfo) -> Co
     if "model" in values and "adapter" not in flags:
         values.setdefault("adapter", "")  # saved before the setting existed
     origins = {**configuration.origins, **dict.fromkeys(values, place)}
+    for name in [name for name in flags if name in setting_fields() and spec_of(name).is_table]:
+        given = from_text(getattr(configuration.settings, name))
+        parts = {part: value for part, value in given.items() if f"{name}.{part}" in flags}
+        saved = valid_settings(info.settings, place).get(name, default_of(name))
+        values[name] = merged(saved, to_text(parts))
     return replace(configuration, settings=replace(configuration.settings, **values), origins=origins)
 
 

@@ -86,6 +86,10 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
         chat.action_recall(argument)
         return SlashResult()
 
+    def settings(context: SlashContext, argument: str) -> SlashResult:
+        chat.action_settings(argument)
+        return SlashResult()
+
     def export(context: SlashContext, argument: str) -> SlashResult:
         path, text, turns, lost = SessionCommands().exported(context, argument)
         app.deliver_text(StringIO(text), save_filename=path.name)
@@ -101,6 +105,7 @@ def add_app_commands(app: App[Any], chat: CommandScreen) -> None:
         )
     )
     registry.add(replace(MODEL, run=model, starts_over=starts_over, help="choose a model and start over with it"))
+    registry.add(SlashCommand("settings", "[WORDS]", "show and change all settings", settings))
     registry.add(queue_command(chat.state.outbox))
     registry.add(SlashCommand("theme", "[NAME]", "show or change the color theme", theme, (), complete_theme))
     registry.add(SlashCommand("copy", "[code]", "copy the last reply, or its last code block", copy, (), complete_copy))

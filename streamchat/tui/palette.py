@@ -11,7 +11,9 @@ from streamchat.tui.bindings import hint
 from streamchat.tui.screens.chat import ChatScreen
 from streamchat.tui.widgets.section import Section
 
-UNDER_ANOTHER_NAME = {"clear", "copy", "help", "model", "queue", "quit", "recall", "sessions", "sidebar", "theme"}
+UNDER_ANOTHER_NAME = {
+    *("clear", "copy", "help", "model", "queue", "quit", "recall", "sessions", "settings", "sidebar", "theme"),
+}
 """Slash commands that the palette already offers."""
 
 
@@ -46,6 +48,7 @@ def _conversation_entries(app: App[Any], chat: ChatScreen) -> Iterable[SystemCom
     yield SystemCommand("Models", "Choose another model", chat.action_models)
     if chat.state.switch.is_active:
         yield SystemCommand("Cancel the fetch", chat.state.switch.text, chat.cancel_fetch)
+    yield SystemCommand("Settings", "Show and change all settings", chat.action_settings)
     yield SystemCommand("Editor", "Write the message in $EDITOR", chat.action_edit)
     for command in chat.state.registry:
         # commands that need no argument and have no entry yet

@@ -8,6 +8,7 @@ from streamchat.engine.protocol import ChatEngine
 from streamchat.frontend.model_list import find_models
 from streamchat.frontend.model_switch import ModelSwitch
 from streamchat.frontend.outbox import Outbox
+from streamchat.frontend.settings_table import SettingsTable
 from streamchat.frontend.slash.commands import default_registry
 from streamchat.frontend.slash.registry import SlashContext
 from streamchat.frontend.status import StatusBoard
@@ -30,4 +31,5 @@ class ChatState:
         self.find_models = find_models
         """Lists the models to choose from; replaceable for tests."""
         self.registry = default_registry()
+        self.settings = SettingsTable(engine, configuration)
         self.history = PromptHistory.open(configuration.settings.history)

@@ -146,8 +146,8 @@ def test_too_many_sinks_do_not_blame_a_system_prompt() -> None:
 
 
 def test_the_template_s_own_prompt_is_shown() -> None:
-    assert "Be kind." in _template_prompt(toy.toy_tokenizer(toy.CHATML), "auto")
-    assert _template_prompt(toy.toy_tokenizer(toy.INSIDE), "auto") == ""
+    assert "Be kind." in _template_prompt(toy.toy_tokenizer(toy.CHATML), Settings())
+    assert _template_prompt(toy.toy_tokenizer(toy.INSIDE), Settings()) == ""
     engine = ScriptedEngine(info={"template_prompt": "<|im_start|>system\nYou are toy."})
     context = SlashContext(engine, StatusBoard())
     context.board.apply(ev.ModelReady(engine._info(), 0.0))

@@ -115,7 +115,7 @@ def test_reading_files() -> None:
 def test_completion() -> None:
     desk = Desk()
     assert "/pin" in desk.offered("/p")
-    assert desk.offered("/set temp") == ["/set temperature"]
+    assert desk.offered("/set tempe") == ["/set temperature"]
     assert desk.offered("/set thinking ") == [f"/set thinking {mode}" for mode in ("collapse", "show", "hide")]
     assert desk.offered("/set thinking h") == ["/set thinking hide"]
     assert desk.offered("/set temperature ") == desk.offered("/set cache_size ") == desk.offered("/set x ") == []

@@ -26,7 +26,7 @@ from streamchat.base import events as ev
 from streamchat.base import requests as rq
 from streamchat.base.errors import ModelNotFoundError
 from streamchat.base.progress import Progress
-from streamchat.config.settings import Settings
+from streamchat.config.settings import Settings, default_of
 from streamchat.engine.fetcher import Fetcher
 from tests.support.scripted_cache import ScriptedCache
 
@@ -184,6 +184,11 @@ class ScriptedEngine:
             case rq.SetOption(name, value):
                 changed: dict[str, Any] = {name: value}
                 self._settings = replace(self._settings, **changed)
+                self.origins[name] = "/set"
+            case rq.ResetOption(name):
+                default: dict[str, Any] = {name: default_of(name)}
+                self._settings = replace(self._settings, **default)
+                self.origins.pop(name, None)
             case rq.Submit() | rq.Retry() | rq.Edit() | rq.Quote():
                 with self._lock:
                     self._pending += 1
@@ -210,6 +215,8 @@ class ScriptedEngine:
                 self._do_clear()
             case rq.SetOption(name, value):
                 self.emit(ev.SettingChanged(name, value))
+            case rq.ResetOption(name):
+                self.emit(ev.SettingChanged(name, default_of(name)))
             case rq.Pin(turn):
                 self._do_pin(turn, True)
             case rq.Unpin(turn):

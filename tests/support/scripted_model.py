@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from streamchat.base import events as ev
 from streamchat.cache.positions.strategy import Verdict, choose_fit
 from streamchat.config.settings import Settings
+from streamchat.conversation.assemble import format_from_settings
 from streamchat.conversation.conversation import Conversation
 from streamchat.conversation.generation import TurnOutcome
-from streamchat.conversation.template.format import choose_format
 from tests.support.tiny import tiny_model
 from tests.support.toy_tokenizer import CHATML, VOCABULARY, toy_tokenizer
 
@@ -108,7 +108,7 @@ def make_chat(
         model,
         tokenizer,
         choose_fit(model, verdict=Verdict(absolute_limit=None)),
-        choose_format(tokenizer, "auto", chosen.system_prompt),
+        format_from_settings(tokenizer, chosen),
         chosen,
         cache_size,
         events.append,

@@ -96,6 +96,29 @@ BRACKETS = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }} [/{{ m.role }}]\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+# as Qwen3: a switch that closes the reasoning in the generation prompt
+SWITCHED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# as SmolLM3: the switch is also written into the system prompt
+SWITCHED_AT_THE_START = (
+    "{% set mode = '/think' if enable_thinking | default(true) else '/no_think' %}"
+    "{% if messages[0].role == 'system' %}{% set given = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set given = '' %}{% set rest = messages %}{% endif %}"
+    "<|im_start|>system\nMode: {{ mode }}\n{{ given }}<|im_end|>\n"
+    "{% for m in rest %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if mode == '/no_think' %}<think>\n\n</think>\n{% endif %}{% endif %}"
+)
+# as DeepSeek V3.1: the switch has a default of its own, and each reply opens with the end of the reasoning
+SWITCHED_OFF = (
+    "{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}</think>{{ m.content.split('</think>')[-1] }}<|im_end|>"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|><|im_start|>assistant\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
+)
 RAISES = "{{ raise_exception('no chat today') }}"
 DROPS = "{% if add_generation_prompt %}{{ messages[-1]['content'] }}{% endif %}"
 

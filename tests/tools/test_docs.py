@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tools.docs import DOCS, PAGES
-
-ROOT = DOCS.parent
+from tools.docs import DOCS, PAGES, ROOT
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_generated_pages_are_those_of_the_program(name: str) -> None:
-    written = (DOCS / name).read_text(encoding="utf-8")
-    assert written == PAGES[name](), f"docs/{name} differs from the program; run: python -m tools.docs --write"
+    written = (ROOT / name).read_text(encoding="utf-8")
+    assert written == PAGES[name](), f"{name} differs from the program; run: python -m tools.docs --write"
 
 
 def test_every_command_has_its_section() -> None:
-    page = PAGES["commands.md"]()
+    page = PAGES["docs/commands.md"]()
     for name in ("streamchat replay", "streamchat sessions import", "streamchat doctor"):
         assert re.search(rf"^#+ {name}$", page, re.MULTILINE)
+
+
+def test_the_man_page_is_installed_and_reads_well() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    assert wheel["wheel"]["shared-data"] == {"man/streamchat.1": "share/man/man1/streamchat.1"}
+    assert "man" in wheel["sdist"]["include"]
+    groff = shutil.which("groff")
+    if groff is None:
+        pytest.skip("groff is not installed")
+    command = [groff, "-man", "-ww", "-Tutf8", "-P-cbou", str(ROOT / "man" / "streamchat.1")]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert done.stderr == b""
+    text = done.stdout.decode()
+    for part in ("--template-arg NAME=VALUE", "streamchat sessions export", "/think [on|off]", "EXIT STATUS"):
+        assert part in text, part
 
 
 def test_every_test_named_in_the_docs_exists() -> None:

@@ -79,6 +79,15 @@ async def help_screen(driver: Driver) -> None:
     await driver.pilot.pause(0.1)
 
 
+async def settings_screen(driver: Driver) -> None:
+    """A wrong value in the line of a setting."""
+    await driver.ask("hello")
+    driver.engine.origins["temperature"] = "the catalogue"
+    await driver.pilot.press("f4", *"temp", "enter", "x")
+    driver.app.screen.query_one("#value", Input).cursor_blink = False
+    await driver.pilot.pause(0.1)
+
+
 async def commands(driver: Driver) -> None:
     await driver.ask("hello")
     await driver.pilot.press("slash")
@@ -113,6 +122,7 @@ SCENES: list[Callable[[Driver], Awaitable[None]]] = [
     reading_back,
     in_the_map,
     help_screen,
+    settings_screen,
     commands,
     models,
     queued,

@@ -76,6 +76,13 @@ class ModelInfo:
     cache_dtype: str = ""
     """Dtype of cached keys and values; '' for that of the model."""
 
+    template_reads: tuple[str, ...] = ()
+    """The arguments that the chat template reads besides the messages."""
+    template_defaults: str = "{}"
+    """Values that the catalogue has for some of them, as a JSON object."""
+    thinks: bool = False
+    """Whether the template asks for reasoning if its switch is not given."""
+
     @property
     def precision(self) -> str:
         """Dtype, weights and cache, for display: 'bfloat16', 'float32, int4 weights, bfloat16 cache'."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
+from streamchat.conversation.template.arguments import Arguments, TemplateArguments
 from streamchat.conversation.template.contents import Contents
 from streamchat.conversation.template.rendering import MARK, UnusableTemplateError
 
-Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens"]
+Fallback = Literal["system-folded", "system-first", "newest-turn", "clock", "replies-kept", "tokens", "start-kept"]
 """A deviation from the chat template.
 
 system-folded: The template does not accept a system prompt; here the prompt is put before the first message.
@@ -19,6 +20,7 @@ newest-turn: The template writes earlier turns differently; here each turn keeps
 clock: The template writes the time into every turn; here each turn keeps its own time.
 replies-kept: The template rewrites earlier replies, for example without reasoning; here they stay as generated.
 tokens: The whole text is tokenized differently than turn by turn.
+start-kept: The arguments of the template have changed, and it would write the start of the conversation differently.
 """
 NOTES: dict[Fallback, str] = {
     "system-folded": (
@@ -36,6 +38,10 @@ NOTES: dict[Fallback, str] = {
     "tokens": (
         "This model's tokenizer splits some texts differently in a whole conversation than turn by turn: a few tokens "
         "differ from the chat template's."
+    ),
+    "start-kept": (
+        "This model's chat template also writes its arguments at the start of the conversation: that stays as it is "
+        "until /clear."
     ),
 }
 FIXED_TIME = datetime(2000, 1, 1)
@@ -78,6 +84,10 @@ class ChatFormat:
     """The time that the template's clock shows."""
     source: str = ""
     """The source of the chat template."""
+    arguments: Arguments = field(default_factory=dict, hash=False)
+    """The values that the template gets besides the messages."""
+    takes: TemplateArguments = field(default_factory=TemplateArguments, compare=False, repr=False)
+    """The arguments that it reads."""
     contents: Contents | None = field(default=None, compare=False, repr=False)
     renew: Callable[[], ChatFormat] | None = field(default=None, compare=False, repr=False)
     """Returns the format for the current time, if the template writes the time into every turn."""
@@ -96,13 +106,32 @@ class ChatFormat:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What the ids of saved turns depend on; independent of the time."""
+        """What the ids of saved turns depend on; independent of the time and of the template's arguments."""
         return self.fixed_identity or self.parts
 
     @property
     def parts(self) -> tuple[object, ...]:
         """The current texts around messages and replies."""
         return (self.first_user_open, self.user_open, self.generation, self.assistant_close, self.strips)
+
+    def after(self, earlier: ChatFormat) -> ChatFormat:
+        """Return the format for later turns of a conversation that started in the format `earlier`.
+
+        What was fed stays: the start, and the close of the newest reply.
+        """
+        start: dict[str, Any] = {
+            name: getattr(earlier, name) for name in ("system_open", "system_prompt", "system_close", "first_user_open")
+        }
+        changed = any(getattr(self, name) != value for name, value in start.items())
+        more: tuple[Fallback, ...] = ("start-kept",) if changed else ()
+        renew = self.renew
+        return replace(
+            self,
+            **start,
+            fallbacks=(*self.fallbacks, *more),
+            notes=(*self.notes, *(NOTES[each] for each in more)),
+            renew=None if renew is None else lambda: renew().after(earlier),
+        )
 
     def message(self, text: str, first: bool = False) -> str:
         """Return a message as the format writes it."""

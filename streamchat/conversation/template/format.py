@@ -8,11 +8,21 @@ those that do not are reported at the start (`chat_format.Fallback`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from streamchat.base.errors import ConfigError
+from streamchat.conversation.template.arguments import (
+    NO_ARGUMENTS,
+    Arguments,
+    TemplateArguments,
+    ignored_sentence,
+    read_names,
+    switch_of,
+    unread_sentence,
+)
 from streamchat.conversation.template.chat_format import FIXED_TIME, NOTES, ChatFormat, Fallback
 from streamchat.conversation.template.contents import Contents, Frame
 from streamchat.conversation.template.cutting import Parts, conversation, first_system, measure, natural_close, split
@@ -23,31 +33,48 @@ __all__ = ["ChatFormat", "choose_format", "plain_format", "template_format"]
 _OTHER_TIME = datetime(2011, 12, 13, 14, 15, 16, 171819)
 
 
-def choose_format(tokenizer: Any, wanted: str, system_prompt: str) -> ChatFormat:
+def choose_format(
+    tokenizer: Any,
+    wanted: str,
+    system_prompt: str,
+    arguments: Arguments = NO_ARGUMENTS,
+    defaults: Arguments = NO_ARGUMENTS,
+    moment: datetime | None = None,
+) -> ChatFormat:
     """Return the format for a model.
 
     Args:
         tokenizer: The model's tokenizer, with or without a chat template.
         wanted: 'auto', 'template' or 'plain'.
         system_prompt: '' for the template's default.
+        arguments: Arguments for the template that the user gave.
+        defaults: Arguments that the template gets if it reads them and `arguments` has no others.
+        moment: The time that the template's clock shows; now by default.
 
     Raises:
         ConfigError: 'template' was requested and the model has no usable template.
     """
+    ignored = ignored_sentence(arguments)
     if wanted == "plain":
-        return plain_format(tokenizer, system_prompt)
+        return _noted(plain_format(tokenizer, system_prompt), ignored)
     if not getattr(tokenizer, "chat_template", None):
         if wanted == "template":
             raise ConfigError("this model has no chat template; use --chat-format plain or auto")
         note = "This model has no chat template: turns are written as plain 'User:' and 'Assistant:' lines."
-        return replace(plain_format(tokenizer, system_prompt), notes=(note,))
+        return _noted(plain_format(tokenizer, system_prompt), note, ignored)
     try:
-        return _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt)
+        chosen = template_format(tokenizer, system_prompt, moment, arguments, defaults)
+        return _noted(_with_check(tokenizer, chosen, system_prompt), unread_sentence(arguments, chosen.takes.names))
     except UnusableTemplateError as error:
         if wanted == "template":
             raise ConfigError(f"the model's chat template cannot be used: {error}; use --chat-format plain") from None
         note = f"The model's chat template cannot be used ({error}): turns are written as plain 'User:' lines."
-        return replace(plain_format(tokenizer, system_prompt), notes=(note,))
+        return _noted(plain_format(tokenizer, system_prompt), note, ignored)
+
+
+def _noted(chosen: ChatFormat, *notes: str) -> ChatFormat:
+    """Return `chosen` with more notices; '' is none."""
+    return replace(chosen, notes=(*chosen.notes, *filter(None, notes)))
 
 
 def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
@@ -67,33 +94,70 @@ def plain_format(tokenizer: Any, system_prompt: str) -> ChatFormat:
     )
 
 
-def template_format(tokenizer: Any, system_prompt: str, moment: datetime | None = None) -> ChatFormat:
+def template_format(
+    tokenizer: Any,
+    system_prompt: str,
+    moment: datetime | None = None,
+    arguments: Arguments = NO_ARGUMENTS,
+    defaults: Arguments = NO_ARGUMENTS,
+) -> ChatFormat:
     """Return the format of the tokenizer's chat template.
 
     Args:
         tokenizer: A tokenizer with a chat template.
         system_prompt: '' for the template's default.
         moment: The time that the template's clock shows; now by default.
+        arguments: Arguments for the template.
+        defaults: Arguments that the template gets if it reads them and `arguments` has no others.
 
     Raises:
         UnusableTemplateError: The template raises, or does not write texts unchanged and in order.
     """
     moment = moment or datetime.now()
-    render = Renderer(tokenizer, moment)
-    chosen = replace(_format_at(tokenizer, render, system_prompt), moment=moment, source=render.source)
+    takes = _takes(tokenizer, defaults)
+    arguments = {**takes.defaults, **arguments}
+
+    def at(moment: datetime, arguments: Arguments = arguments) -> ChatFormat:
+        return _format_at(tokenizer, Renderer(tokenizer, moment, arguments), system_prompt)
+
+    def without_arguments(moment: datetime) -> tuple[object, ...]:
+        with suppress(UnusableTemplateError):  # it needs an argument
+            return at(moment, NO_ARGUMENTS).parts
+        return at(moment).parts
+
+    render = Renderer(tokenizer, moment, arguments)
+    chosen = replace(at(moment), moment=moment, source=render.source, arguments=arguments, takes=takes)
+    if arguments:
+        chosen = replace(chosen, fixed_identity=without_arguments(moment))
     if not render.has_clock:
         return chosen
-    fixed = _format_at(tokenizer, Renderer(tokenizer, FIXED_TIME), system_prompt)
-    later = _format_at(tokenizer, Renderer(tokenizer, _OTHER_TIME), system_prompt)
+    fixed, later = at(FIXED_TIME), at(_OTHER_TIME)
     if fixed.parts == later.parts and fixed.reply_open == later.reply_open:
-        return chosen  # only the start of a conversation contains the time
+        return chosen  # the time is only at the start
     return replace(
         chosen,
         fallbacks=(*chosen.fallbacks, "clock"),
         notes=(*chosen.notes, NOTES["clock"]),
-        fixed_identity=fixed.parts,
-        renew=lambda: _with_check(tokenizer, template_format(tokenizer, system_prompt), system_prompt),
+        fixed_identity=without_arguments(FIXED_TIME) if arguments else fixed.parts,
+        renew=lambda: _with_check(
+            tokenizer, template_format(tokenizer, system_prompt, None, arguments, defaults), system_prompt
+        ),
     )
+
+
+def _takes(tokenizer: Any, defaults: Arguments) -> TemplateArguments:
+    """Return what the tokenizer's template takes besides the messages."""
+    render = Renderer(tokenizer, FIXED_TIME)
+    names = read_names(render.source)
+    takes = TemplateArguments(names, {name: value for name, value in defaults.items() if name in names})
+    switch = switch_of(names)
+    if not switch:
+        return takes
+    prompt = conversation([new_marks(6).users[0]])
+    with suppress(UnusableTemplateError):
+        on = Renderer(tokenizer, FIXED_TIME, {switch: True})(prompt, generation=True)
+        takes = replace(takes, thinks=on == render(prompt, generation=True))
+    return takes
 
 
 def _format_at(tokenizer: Any, render: Renderer, system_prompt: str) -> ChatFormat:

@@ -24,7 +24,7 @@ class Reference:
 
     Args:
         tokenizer: The model's tokenizer.
-        format: The format in use. Only its name, moment and fallbacks are used.
+        format: The format in use. Only its name, moment, arguments and fallbacks are used.
         system_prompt: The system prompt setting; '' for none.
     """
 
@@ -33,7 +33,7 @@ class Reference:
         self.format = format
         self._system_prompt = system_prompt
         self.fallbacks = format.fallbacks
-        self._render = Renderer(tokenizer, format.moment) if format.name == "template" else None
+        self._render = Renderer(tokenizer, format.moment, format.arguments) if format.name == "template" else None
 
     def ids(self, history: Sequence[Exchange], message: str) -> list[int]:
         """Return the ids of a conversation up to the start of the reply to `message`."""

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from streamchat.base.errors import first_line
+from streamchat.conversation.template.arguments import NO_ARGUMENTS, Arguments
 from streamchat.conversation.template.bounded import LimitError, run_bounded
 
-Message = dict[str, str]
+Message = dict[str, Any]
 MOST_CHARACTERS, MOST_TIMES = 1_000_000, 20
 """Limits on rendered text: characters that a template may add, and how often it may repeat its messages."""
 _BEYOND = "_streamchat_template_beyond_limit"
@@ -37,33 +38,38 @@ class Renderer:
     Args:
         tokenizer: A tokenizer with `apply_chat_template`.
         moment: The time that the template's clock shows.
+        arguments: Values that the template reads besides the messages.
     """
 
-    def __init__(self, tokenizer: Any, moment: datetime) -> None:
+    def __init__(self, tokenizer: Any, moment: datetime, arguments: Arguments = NO_ARGUMENTS) -> None:
         self._tokenizer = tokenizer
         try:
             self.source = str(tokenizer.get_chat_template())
         except Exception as error:  # several templates without a default
             raise UnusableTemplateError(first_line(error)) from None
         self.has_clock = _CLOCK in self.source
-        self._options: dict[str, Any] = {}
+        self._options: dict[str, Any] = dict(arguments)
         if self.has_clock:
             # Jinja drops a newline after a block
             newline = "\n" if self.source.startswith("\n") else ""
             self._options["chat_template"] = _FIXED_CLOCK + newline + self.source
             self._options["streamchat_moment"] = _answers(self.source, moment)
 
-    def __call__(self, messages: Sequence[Message], *, generation: bool = False) -> str:
+    def __call__(
+        self, messages: Sequence[Message], *, generation: bool = False, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """Return the text of a conversation.
 
         Args:
-            messages: Messages with `role` and `content`.
+            messages: Messages with `role` and `content`. The template gets them as they are, with all keys.
             generation: Whether to open the next reply at the end.
+            tools: Descriptions of tools, which the template gets as they are.
 
         Raises:
             UnusableTemplateError: The template raises.
         """
-        return render(self._tokenizer, messages, add_generation_prompt=generation, **self._options)
+        options = {**self._options, "tools": list(tools)} if tools else self._options
+        return render(self._tokenizer, messages, add_generation_prompt=generation, **options)
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
@@ -82,7 +88,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any
     except Exception as error:  # a template may raise anything
         raise UnusableTemplateError(f"it raises: {first_line(error)}") from None
     else:
-        longest = MOST_CHARACTERS + MOST_TIMES * sum(len(str(message)) for message in messages)
+        given = [*messages, *options.get("tools", ())]
+        longest = MOST_CHARACTERS + MOST_TIMES * sum(len(str(each)) for each in given)
         if len(text) <= longest:
             return text
         reason = f"it writes {len(text):,} characters for {len(messages)} messages"
@@ -112,13 +119,15 @@ class Marks:
         return (self.system, *self.users, *self.replies)
 
 
+def new_mark(length: int) -> str:
+    """Return a mark of `2 * length + 2` letters and digits."""
+    return f"q{secrets.token_hex(length)}q"
+
+
 def new_marks(length: int) -> Marks:
     """Return marks of `2 * length + 2` letters and digits for conversations of four turns."""
-
-    def mark() -> str:
-        return f"q{secrets.token_hex(length)}q"
-
-    return Marks(mark(), tuple(mark() for _ in range(4)), tuple(mark() for _ in range(4)))
+    users, replies = (tuple(new_mark(length) for _ in range(4)) for _ in range(2))
+    return Marks(new_mark(length), users, replies)
 
 
 def _answers(source: str, moment: datetime) -> dict[str, str]:

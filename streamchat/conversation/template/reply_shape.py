@@ -120,7 +120,7 @@ class _Learner:
         """Return what the template writes after a user message; '' if it raises."""
         messages = [{"role": "user", "content": USER}, *more]
         try:
-            text = render(self._tokenizer, messages, **options)
+            text = render(self._tokenizer, messages, **options, **self._encoder.format.arguments)
         except UnusableTemplateError:
             return ""
         return text.partition(USER)[2]

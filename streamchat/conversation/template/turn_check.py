@@ -45,7 +45,7 @@ def turn_difference(reference: Reference, tokenizer: Any, control_ids: Collectio
     else:
         ids, tail = reference.ids(history, turn.message), 0
         fed, least = list(turn.ids[: turn.prompt_end]), 0
-    whole = not turn.history and "clock" not in reference.fallbacks
+    whole = not turn.history and not {"clock", "start-kept"}.intersection(reference.fallbacks)
     behind = ids if whole else reference.behind_opening(history, ids)
     named = has_control(turn.message)
     as_text = named or (turn.given and has_control(turn.reply))

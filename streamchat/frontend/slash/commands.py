@@ -10,13 +10,14 @@ from streamchat.frontend.slash.registry import SlashCommand, SlashContext, Slash
 from streamchat.frontend.slash.session_commands import SessionCommands
 from streamchat.frontend.slash.settings import SET
 from streamchat.frontend.slash.stats import STATS
+from streamchat.frontend.slash.think import THINK
 from streamchat.frontend.status_table import Row, rows_text
 
 
 def default_registry() -> SlashRegistry:
     """A registry with the commands that every front end has, in the order of `/help`."""
     registry = SlashRegistry()
-    for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, STATS):
+    for command in (_help_of(registry), CLEAR, SYSTEM, MODEL, PIN, UNPIN, READ, SET, THINK, STATS):
         registry.add(command)
     SessionCommands().add_to(registry)
     registry.add(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from streamchat.base.requests import SetOption
 from streamchat.config import loader
 from streamchat.config.settings import setting_fields, spec_of
 from streamchat.frontend.slash.registry import SlashCommand, SlashContext, SlashResult
+
+_NAME_VALUE = re.compile(r"\s*([^\s=]*)\s*=?(.*)", re.DOTALL)
 
 
 def _live_settings() -> list[str]:
@@ -13,8 +17,9 @@ def _live_settings() -> list[str]:
 
 
 def _set(context: SlashContext, argument: str) -> SlashResult:
-    name, _, value = argument.replace("=", " ", 1).partition(" ")
-    name, value = name.strip().lower().replace("-", "_"), value.strip()
+    given = _NAME_VALUE.match(argument)
+    assert given is not None  # it matches every text
+    name, value = given[1].lower().replace("-", "_"), given[2].strip()
     settings = context.engine.settings
     if not name:
         rows = [

@@ -26,6 +26,7 @@ from streamchat.tui.drawing import SparseCompositor
 from streamchat.tui.pace import FramePace
 from streamchat.tui.screens.commands import CommandScreen
 from streamchat.tui.screens.keys import CHAT_KEYS
+from streamchat.tui.screens.settings import SettingsScreen
 from streamchat.tui.state import ChatState
 from streamchat.tui.transcript import FinishedTurn
 from streamchat.tui.widgets.context_map import ContextMap
@@ -135,8 +136,10 @@ class ChatScreen(CommandScreen):
         self._show_figures()
 
     async def _follow_up(self, event: ev.Event) -> None:
-        """Update queue and input for an event."""
+        """Update queue, input and the settings screen for an event."""
         self.state.switch.apply(event)
+        if isinstance(self.app.screen, SettingsScreen):
+            self.app.screen.show_event(event)
         match event:
             case ev.ModelFetching():
                 self.show_keys()

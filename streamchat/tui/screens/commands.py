@@ -16,6 +16,7 @@ from streamchat.frontend.slash.session_commands import turn_done
 from streamchat.tui.screens.finder import RecallChoice, RecallScreen, SessionsScreen
 from streamchat.tui.screens.help import HelpScreen
 from streamchat.tui.screens.sending import SendingScreen
+from streamchat.tui.screens.settings import SettingsScreen
 from streamchat.tui.widgets.lines import CommandOutput
 from streamchat.tui.widgets.prompt import Prompt
 
@@ -121,6 +122,11 @@ class CommandScreen(SendingScreen):
         if not self.state.watching:
             info = self.state.board.info
             self.app.push_screen(ModelsScreen(lambda: self.state.find_models(info), words), load)
+
+    def action_settings(self, words: str = "") -> None:
+        """Show and change all settings."""
+        if self.is_active and not self.state.watching:
+            self.app.push_screen(SettingsScreen(self.state.engine, self.state.settings, words))
 
     def action_recall(self, words: str = "") -> None:
         """Search all messages and quote one to the model."""
