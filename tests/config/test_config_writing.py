@@ -128,7 +128,9 @@ def other_value(name: str) -> Any:
         return not default
     if isinstance(default, str):
         return 'a "quoted" text\nin two lines'
-    return type(default)(0.5 if isinstance(default, float) else 17)
+    if isinstance(default, float):
+        return max(0.5, float(spec.minimum or 0))
+    return type(default)(17)
 
 
 @pytest.mark.parametrize("name", [*setting_fields()])
